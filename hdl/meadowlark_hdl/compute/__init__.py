@@ -1,0 +1,1 @@
+"""Arithmetic: lanes, softmax, vector unit."""

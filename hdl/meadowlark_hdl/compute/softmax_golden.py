@@ -1,0 +1,36 @@
+"""Golden model of the softmax unit: base 2, exact maximum, unnormalised, one division a row."""
+import numpy as np
+
+from ..config import Config
+from ..fixed import exp2_neg, recip, rshift, saturate
+
+MASKED = -(1 << Config.SCORE_BITS - 1)
+
+
+def scores(acc, shift):
+    """Dot products -> scores: ``sat18(round(acc / 2**shift))``, 10 fractional bits, log2 units.
+
+    log2(e)/sqrt(d) and the key scale are folded into the requantisation of the queries.
+    """
+    return saturate(rshift(acc, shift), Config.SCORE_BITS)
+
+
+def probabilities(s):
+    """s[..., keys] with MASKED where hidden -> (p u1.15 [..., keys], sum of p [...]).
+
+    The maximum of a row is exact (taken while the scores are written), so no p exceeds 1 and the
+    largest is exactly 32768. A masked score gives p = 0.
+    """
+    s = np.asarray(s, np.int64)
+    p = np.where(s == MASKED, 0, exp2_neg(s.max(axis=-1, keepdims=True) - s))
+    return p, p.sum(axis=-1)
+
+
+def output_scale(total, mant, shift):
+    """Sum of p -> (mantissa u16, shift) that requantises sum(p * v) to int16 out.
+
+    mant * 2**-shift = value scale / output scale; mant in 2**15..2**16-1.
+    Source of the deferred division: FlashDecoding++, arXiv:2311.01282, section 3.
+    """
+    t, k = recip(total)
+    return np.minimum(rshift(t * mant, 16), 65535), k + shift

@@ -1,0 +1,111 @@
+"""The one set of parameters a core is built from."""
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+
+def _pow2(n: int) -> bool:
+    return n > 0 and n & (n - 1) == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Size of every array and memory of a core; validates itself.
+
+    A core serves each model that fits in its envelope (see :mod:`meadowlark.compiler`), so nothing
+    here belongs to one model.
+
+    Parameters
+    ----------
+    W : int, power of two, 4..32
+        Weights a beat and multipliers a lane. A *chunk* of memory is W bytes.
+    P : int, 4..32
+        Token lanes.
+    bus_bytes : int, power of two, at most W
+        Width of the memory bus.
+    act_words : int
+        Depth of a lane's activation memory, in words of W int16.
+    residual_values : int, multiple of 4
+        int32 values of the residual, over all resident tokens.
+    score_depth : int, power of two
+        Scores a lane can hold.
+    rope_pairs : int
+        (cos, sin) pairs held on the chip, over all resident tokens.
+    tile_beats : int, power of two
+        Beats in each half of the double tile buffer.
+    tile_rows : int, even
+        Rows (row scales) in each half of the tile buffer.
+    fifo_words : int, power of two
+        Run-ahead FIFO of the Reader, in bus words.
+    prog_depth : int, power of two
+        Instructions in the program memory.
+    context : int, power of two
+        Tokens the token memory and the counters can hold.
+    burst_words : int, power of two
+        Longest memory burst, in bus words.
+    topk : int
+        Length of the sampler's sorted list.
+    dsp : str
+        "generic" (inferred products, for simulation) or "ecp5" (MULT18X18D instances).
+    """
+    W: int
+    P: int
+    bus_bytes: int
+    act_words: int = 512
+    residual_values: int = 16384
+    score_depth: int = 1024
+    rope_pairs: int = 2048
+    tile_beats: int = 512
+    tile_rows: int = 64
+    fifo_words: int = 1024
+    prog_depth: int = 2048
+    context: int = 1024
+    burst_words: int = 128
+    topk: int = 32
+    dsp: str = "generic"
+
+    def __post_init__(self) -> None:
+        def need(ok: bool, what: str) -> None:
+            if not ok:
+                raise ValueError(what)
+        need(_pow2(self.W) and 4 <= self.W <= 32, f"W must be 4, 8, 16 or 32, not {self.W!r}")
+        need(4 <= self.P <= 32, f"P must be in 4..32, not {self.P!r}")
+        need(_pow2(self.bus_bytes) and self.bus_bytes <= self.W,
+             f"bus_bytes must be a power of two of at most W={self.W}, not {self.bus_bytes!r}")
+        for name in ("score_depth", "tile_beats", "fifo_words", "prog_depth", "context",
+                     "burst_words"):
+            need(_pow2(getattr(self, name)), f"{name} must be a power of two, "
+                 f"not {getattr(self, name)!r}")
+        need(self.burst_words <= self.fifo_words // 2,
+             f"burst_words must be at most half of fifo_words, not {self.burst_words!r}")
+        need(self.residual_values % 4 == 0,
+             f"residual_values must be a multiple of 4, not {self.residual_values!r}")
+        need(self.tile_rows % 2 == 0 and 2 <= self.tile_rows <= 128,
+             f"tile_rows must be even and in 2..128, not {self.tile_rows!r}")
+        need(self.context <= 4096, f"context must be at most 4096, not {self.context!r}")
+        need(1 <= self.topk <= 32, f"topk must be in 1..32, not {self.topk!r}")
+        need(self.dsp in ("generic", "ecp5"), f"dsp must be generic or ecp5, not {self.dsp!r}")
+
+    # Widths that follow from the numerics (docs/numerics.md); facts live here once.
+    W_BITS = 18         # a weight in a beat
+    X_BITS = 16         # an activation
+    ACC_BITS = 45       # 18 + 16 + log2(2048)
+    PV_BITS = 36        # int8 value x 16-bit probability x 4096 keys
+    SCORE_BITS = 18     # 10 fractional bits
+    RESID_BITS = 27     # residual, saturating (stored in 32)
+    SUMSQ_BITS = 64
+    LOGIT_BITS = 32     # 12 fractional bits
+    TOKEN_BITS = 18
+    NORM_WIDTH = 4      # residual values a cycle in NORM
+    ACC_SLOTS = 16      # depth of the broadcast accumulators, in slices of W
+
+    @property
+    def bus_per_chunk(self) -> int:
+        """Bus words in a chunk of W bytes."""
+        return self.W // self.bus_bytes
+
+    def replace(self, **changes) -> Config:
+        return replace(self, **changes)
+
+    def as_dict(self) -> dict:
+        return asdict(self)

@@ -1,0 +1,90 @@
+"""Fixed-point helpers of the golden models: one rounding mode (half up), saturation, tables."""
+from __future__ import annotations
+
+import numpy as np
+
+
+def rshift(x, s):
+    """``floor(x / 2**s + 1/2)`` for s >= 0; ``x << -s`` for s < 0. int64 in, int64 out."""
+    x, s = np.asarray(x, np.int64), np.asarray(s, np.int64)
+    up = np.maximum(-s, 0)
+    down = np.minimum(np.maximum(s, 0), 63)
+    half = np.where(down > 0, np.int64(1) << np.maximum(down - 1, 0), 0)
+    # (x >> down) + carry, so that x + half cannot overflow int64
+    carry = np.where(down > 0, ((x & ((np.int64(1) << down) - 1)) >= half) & (down > 0), False)
+    return np.where(s < 0, x << up, (x >> down) + carry)
+
+
+def saturate(x, bits: int):
+    """Clamp to a signed range."""
+    return np.clip(x, -(1 << bits - 1), (1 << bits - 1) - 1)
+
+
+def floor_log2(x) -> np.ndarray:
+    """floor(log2(x)) of positive integers up to 2**64 - 1, exactly."""
+    x = np.asarray(x, np.uint64)
+    k = np.zeros(x.shape, np.int64)
+    for s in (32, 16, 8, 4, 2, 1):
+        big = (x >> np.uint64(s)) > 0
+        k += np.where(big, s, 0)
+        x = np.where(big, x >> np.uint64(s), x)
+    return k
+
+
+#: 2**-(i/256), 15 fractional bits.
+EXP2_TABLE = np.round(2.0**15 * 2.0 ** (-np.arange(256) / 256)).astype(np.int64)
+#: 65536/(1 + i/256), i = 0..256.
+RECIP_TABLE = np.round(65536 / (1 + np.arange(257) / 256)).astype(np.int64)
+#: 65536/sqrt(m): i < 128: m = 1 + i/128; i >= 128: m = 2 + (i - 128)/64; entry 256 is m = 4.
+RSQRT_TABLE = np.round(65536 / np.sqrt(np.concatenate(
+    [1 + np.arange(128) / 128, 2 + np.arange(129) / 64]))).astype(np.int64)
+#: sigmoid(i/16), 15 fractional bits, i = 0..256.
+SIGMOID_TABLE = np.round(32768 / (1 + np.exp(-np.arange(257) / 16))).astype(np.int64)
+
+
+def _interpolate(table, i, rem, bits):
+    """table[i] + (table[i+1] - table[i]) * rem / 2**bits, rounded half up."""
+    return table[i] + rshift((table[i + 1] - table[i]) * rem, bits)
+
+
+def recip(d):
+    """1/d for integers 1..2**32-1.
+
+    Returns (t, k), ``1/d = t * 2**-(16 + k)``, t in 2**15..2**16, relative error < 2**-14.
+    k is floor(log2 d); the 8 bits below the leading one index the table, the next 10 interpolate
+    (zeros shifted in where d has fewer).
+    """
+    d = np.asarray(d, np.int64)
+    k = floor_log2(d)
+    f = (d << (32 - k)) & ((1 << 32) - 1)          # fraction, 32 bits
+    return _interpolate(RECIP_TABLE, f >> 24, (f >> 14) & 1023, 10), k
+
+
+def rsqrt(s):
+    """1/sqrt(s) for integers 1..2**64-1 (uint64).
+
+    Returns (t, j), ``1/sqrt(s) = t * 2**-(16 + j)``, t in 2**15..2**16, relative error < 2**-14.
+    k = floor(log2 s) = 2*j + odd; 7 bits below the leading one index the half table, the next 10
+    interpolate.
+    """
+    s = np.asarray(s, np.uint64)
+    k = floor_log2(s)
+    m = s << (63 - k).astype(np.uint64)            # leading one at bit 63
+    i = ((m >> np.uint64(56)) & np.uint64(127)).astype(np.int64) + 128 * (k & 1)
+    rem = ((m >> np.uint64(46)) & np.uint64(1023)).astype(np.int64)
+    return _interpolate(RSQRT_TABLE, i, rem, 10), k >> 1
+
+
+def exp2_neg(x):
+    """2**-(x/1024) for integers 0..2**18: u1.15, 0..32768; error < 0.14 % + half an LSB."""
+    x8 = (np.asarray(x, np.int64) + 2) >> 2
+    return rshift(EXP2_TABLE[x8 & 255], np.minimum(x8 >> 8, 40))
+
+
+def sigmoid(g):
+    """sigmoid(g/2048) of an 18-bit integer: u1.15, 0..32768; absolute error < 2**-13."""
+    g = np.asarray(g, np.int64)
+    a = np.minimum(np.abs(g), 32767)
+    pos = _interpolate(SIGMOID_TABLE, a >> 7, a & 127, 7)
+    pos = np.where(np.abs(g) >= 32768, 32768, pos)
+    return np.where(g < 0, 32768 - pos, pos)

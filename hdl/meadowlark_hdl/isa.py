@@ -1,0 +1,131 @@
+"""The instruction set and the model registers: pure data, imported by gateware, compiler and docs.
+
+An instruction is one operator of the model with the stream of tiles it consumes. The fetch unit
+walks a list, turns the memory fields into tile jobs for the Reader (run-ahead) and queues the
+whole instruction for the engine, which executes strictly in order.
+"""
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+
+class Op(IntEnum):
+    END = 0     #: end of the list; with ``last`` set only if more prompt passes follow
+    EMBED = 1   #: embedding rows of the pass's tokens -> residual
+    ROPE = 2    #: (cos, sin) rows of the pass's positions -> RoPE memory
+    NORM = 3    #: RMSNorm of the residual -> activation memory
+    LINEAR = 4  #: weight rows x activations -> epilogue
+    STORE = 5   #: activation memory (int8 values) -> KV cache
+    QK = 6      #: cached keys x queries -> scores (stay in the lanes)
+    SV = 7      #: softmax(scores) x cached values -> activation memory
+
+
+class Src(IntEnum):
+    NONE = 0
+    STREAM = 1  #: next tiles of the weight stream (pointer advances by itself)
+    TABLE = 2   #: one tile a token of the pass, row pos0.. of a table at ``addr``
+    TOKEN = 3   #: one tile a token of the pass, row token-id of a table at ``addr``
+    KV = 4      #: rows 0..ctx-1 at ``addr`` (waits until all earlier STOREs have completed)
+
+
+class Epi(IntEnum):
+    ACT16 = 0   #: saturate to int16, write to activation memory
+    ACT8 = 1    #: saturate to int8, write to activation memory
+    ROPE16 = 2  #: rotate row pairs (2i, 2i+1), >> shift, saturate to int16
+    ROPE8 = 3   #: rotate row pairs, >> shift, saturate to int8
+    SWIGLU = 4  #: silu(row 2i) * (row 2i+1) >> shift, saturate to int16, element i
+    RESID = 5   #: add to the residual, collect the sum of squares
+    LOGIT = 6   #: to the sampler; last token of the pass only
+
+
+class Mode(IntEnum):
+    """How the decoder turns chunks into beats."""
+    INT8 = 0    #: one chunk a beat
+    INT16 = 1   #: two chunks a beat, little endian
+
+
+class Header(IntEnum):
+    """Row header at the start of a tile, padded with zeros to whole chunks."""
+    NONE = 0
+    SCALE = 1   #: 4 bytes a row: mantissa u16, shift u8, zero
+    BIAS = 2    #: 8 bytes a row: mantissa u16, shift u8, zero, bias int32
+
+
+class Field(NamedTuple):
+    name: str
+    bits: int
+    doc: str
+
+
+#: Fields from bit 0 up; all unsigned.
+FIELDS = (
+    Field("op", 4, "operator (Op)"),
+    Field("src", 3, "where its tiles come from (Src)"),
+    Field("mode", 3, "decoder mode (Mode)"),
+    Field("header", 2, "row header (Header)"),
+    Field("epi", 4, "epilogue of LINEAR (Epi)"),
+    Field("last", 1, "NORM, LINEAR: only the block of the pass's last token. END: conditional"),
+    Field("heads", 1, "lanes are query heads (decode attention), not tokens"),
+    Field("lanes", 6, "heads=1: number of lanes in use"),
+    Field("addr", 27, "memory address in chunks (TABLE, TOKEN, KV, STORE)"),
+    Field("tiles", 15, "STREAM: number of tiles"),
+    Field("rows", 8, "rows of a tile (QK, SV: keys of a full tile)"),
+    Field("last_rows", 8, "rows of the last tile"),
+    Field("row_beats", 11, "beats a row: ceil(K/W); STORE: chunks a token"),
+    Field("chunks", 12, "chunks of a tile, header included (TABLE, TOKEN: row stride as well)"),
+    Field("last_chunks", 12, "chunks of the last tile"),
+    Field("x", 12, "input: word address in the activation memory, within a block"),
+    Field("y", 15, "output: element address in the activation memory, within a block"),
+    Field("shift", 6, "NORM, ROPE, SWIGLU, QK: right shift; SV: shift of mant"),
+    Field("mant", 16, "SV: 16-bit mantissa of v scale / output scale, in 2**15..2**16-1"),
+)
+INSTRUCTION_BITS = 168      #: stored as 21 bytes, little endian
+INSTRUCTION_BYTES = INSTRUCTION_BITS // 8
+assert sum(f.bits for f in FIELDS) <= INSTRUCTION_BITS
+
+
+class Instruction(dict):
+    """Field name -> value; absent fields are 0."""
+
+    def __init__(self, op: Op, **fields: int) -> None:
+        super().__init__({f.name: 0 for f in FIELDS})
+        for name, value in {"op": op, **fields}.items():
+            bits = next((f.bits for f in FIELDS if f.name == name), None)
+            if bits is None:
+                raise ValueError(f"no instruction field named {name!r}")
+            if not 0 <= int(value) < 1 << bits:
+                raise ValueError(f"instruction field {name} holds {bits} bits, not {value!r}")
+            self[name] = int(value)
+
+
+def encode(instruction: Instruction) -> bytes:
+    """Instruction -> 21 bytes."""
+    word = at = 0
+    for f in FIELDS:
+        word |= instruction[f.name] << at
+        at += f.bits
+    return word.to_bytes(INSTRUCTION_BYTES, "little")
+
+
+def decode(raw: bytes) -> Instruction:
+    """21 bytes -> Instruction."""
+    word, out = int.from_bytes(raw, "little"), {}
+    for f in FIELDS:
+        out[f.name] = word & (1 << f.bits) - 1
+        word >>= f.bits
+    return Instruction(**out)
+
+
+#: Registers that hold for a model: written once after its image is loaded.
+MODEL_REGS = (
+    Field("prefill_pc", 16, "first instruction of the prefill list"),
+    Field("decode_pc", 16, "first instruction of the decode list"),
+    Field("stream_addr", 27, "first chunk of the weight stream"),
+    Field("block_words", 13, "activation words a resident block of P tokens takes in each lane"),
+    Field("blocks", 6, "most resident blocks R"),
+    Field("hidden", 13, "values of the residual a token, padded to a multiple of W"),
+    Field("head_log2", 3, "log2 of the padded head dimension"),
+    Field("eps", 48, "hidden * epsilon in squared residual units"),
+    Field("vocab", 18, "rows of the head"),
+)

@@ -1,0 +1,1 @@
+"""External memory: port, reader, store unit."""

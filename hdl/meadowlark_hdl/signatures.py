@@ -1,0 +1,156 @@
+"""Interfaces between the blocks, from the point of view of the one that initiates.
+
+Streams are :class:`amaranth.lib.stream.Signature`. Everything between the engine's issue stage and
+the activation memory is a rigid pipeline: it moves every cycle and nothing in it can stall, so the
+issue stage starts a row only when all it will produce can be taken.
+"""
+from __future__ import annotations
+
+from amaranth.hdl import signed, unsigned
+from amaranth.lib import data, stream
+from amaranth.lib.wiring import In, Out, Signature
+
+from .config import Config
+from .isa import FIELDS, INSTRUCTION_BITS, MODEL_REGS
+
+#: An instruction as the engine sees it; same bit order as :func:`isa.encode`.
+InstructionLayout = data.StructLayout({f.name: f.bits for f in FIELDS})
+#: Registers constant while a model runs.
+ModelLayout = data.StructLayout({f.name: f.bits for f in MODEL_REGS})
+assert InstructionLayout.size <= INSTRUCTION_BITS
+
+
+class PassLayout(data.StructLayout):
+    """What is constant during one pass over the model.
+
+    pos0: position of the first token. n: tokens, 1..blocks*P. nb: blocks of P tokens,
+    ceil(n / P). ctx: pos0 + n. final: the pass ends the prompt, or is a decode pass.
+    """
+
+    def __init__(self) -> None:
+        super().__init__({"pos0": 13, "n": 13, "nb": 6, "ctx": 13, "final": 1})
+
+
+def ReadCommand(config: Config) -> data.StructLayout:
+    """addr in bus words, len - 1 in bus words."""
+    return data.StructLayout({"addr": 32, "len": range(config.burst_words)})
+
+
+class MemoryPort(Signature):
+    """External memory, seen by the core.
+
+    r_cmd / r_data: each command returns len + 1 bus words, in order. w_cmd / w_data: one strobe a
+    byte; w_done is high for one cycle for each write command whose data is in memory: a read
+    issued later returns it. Reads and writes are otherwise unordered.
+    """
+
+    def __init__(self, config: Config) -> None:
+        bits = config.bus_bytes * 8
+        super().__init__({
+            "r_cmd": Out(stream.Signature(ReadCommand(config))),
+            "r_data": In(stream.Signature(bits)),
+            "w_cmd": Out(stream.Signature(ReadCommand(config))),
+            "w_data": Out(stream.Signature(data.StructLayout(
+                {"data": bits, "strb": config.bus_bytes}))),
+            "w_done": In(1),
+            "ready": In(1),
+        })
+
+
+def TileJob(config: Config) -> data.StructLayout:
+    """One tile to read: addr in chunks, chunks in all (1..4095), and how to decode it.
+
+    rows: row headers in the tile. beats: beats of payload.
+    """
+    return data.StructLayout({"addr": 27, "chunks": 12, "mode": 3, "header": 2, "rows": 8,
+                              "beats": range(config.tile_beats + 1)})
+
+
+def TileTag(config: Config) -> data.StructLayout:
+    """The part of a TileJob that the decoder needs."""
+    return data.StructLayout({"mode": 3, "header": 2, "rows": 8,
+                              "beats": range(config.tile_beats + 1)})
+
+
+def RowScale() -> data.StructLayout:
+    """Requantisation of a row (see requant_golden)."""
+    return data.StructLayout({"mant": 16, "shift": 6, "bias": signed(32)})
+
+
+def Beat(config: Config) -> data.ArrayLayout:
+    """W signed weights."""
+    return data.ArrayLayout(signed(Config.W_BITS), config.W)
+
+
+def DecoderItem(config: Config) -> data.StructLayout:
+    """Decoder -> tile buffer. is_scale: ``scale`` is the next row's header, else ``beat`` is the
+    next beat. last: last item of the tile (always a beat)."""
+    return data.StructLayout({"is_scale": 1, "last": 1, "scale": RowScale(),
+                              "beat": Beat(config)})
+
+
+class TileRead(Signature):
+    """Engine -> tile buffer.
+
+    available: the front tile is complete. beat_addr / scale_addr are within the front tile and
+    may change every cycle; the data is valid 2 cycles later (RAM, then its register). release:
+    one cycle, gives the front tile back; the next one, if complete, is available 1 cycle later.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__({
+            "available": In(1),
+            "beat_addr": Out(range(config.tile_beats)),
+            "beat": In(Beat(config)),
+            "scale_addr": Out(range(config.tile_rows)),
+            "scale": In(RowScale()),
+            "release": Out(1),
+        })
+
+
+def Result(config: Config) -> data.StructLayout:
+    """One result of the array, engine -> vector unit, at most one a cycle, never stalled.
+
+    A row of results is P consecutive cycles, lane 0 first. row: index of the output row in the
+    instruction (LINEAR, EMBED), or of the output element (drain of SV). block: resident block.
+    kind: 0 LINEAR or EMBED row, requantised by ``scale``; 1 a lane's sum of probabilities
+    (becomes that lane's output scale); 2 SV drain, requantised by that lane's output scale.
+    """
+    return data.StructLayout({
+        "acc": signed(Config.ACC_BITS), "lane": range(config.P), "row": 18, "block": 6,
+        "kind": 2, "scale": RowScale()})
+
+
+class ResultPort(Signature):
+    def __init__(self, config: Config) -> None:
+        super().__init__({"valid": Out(1), "payload": Out(Result(config))})
+
+
+class ActWrite(Signature):
+    """Vector unit -> activation memories; one word of one lane a cycle, never stalled.
+
+    data[i % 4] goes to element i of the word where mask[i] is set. Takes effect at most P + 2
+    cycles later (the write travels from lane to lane).
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__({
+            "valid": Out(1), "lane": Out(range(config.P)),
+            "addr": Out(range(config.act_words)), "mask": Out(config.W),
+            "data": Out(data.ArrayLayout(signed(Config.X_BITS), 4))})
+
+
+class RopeWrite(Signature):
+    """Engine -> RoPE memory: pair ``addr`` = token_slot * head_dim/2 + i."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__({"valid": Out(1), "addr": Out(range(config.rope_pairs)),
+                          "cos": Out(signed(16)), "sin": Out(signed(16))})
+
+
+class LogitPort(Signature):
+    """Vector unit -> sampler: one logit of the head, in row order, never stalled."""
+
+    def __init__(self) -> None:
+        super().__init__({"valid": Out(1), "row": Out(18),
+                          "value": Out(signed(Config.LOGIT_BITS))})

@@ -1,0 +1,1 @@
+"""Weight stream: decoder and tile buffer."""

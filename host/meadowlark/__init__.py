@@ -1,0 +1,1 @@
+"""What runs on the computer: model readers, compiler, driver, targets, commands."""
