@@ -154,3 +154,52 @@ class LogitPort(Signature):
     def __init__(self) -> None:
         super().__init__({"valid": Out(1), "row": Out(18),
                           "value": Out(signed(Config.LOGIT_BITS))})
+
+
+STOP_IDS = 8
+
+
+def RunLayout() -> data.StructLayout:
+    """A run: what the host asks for. Constant from start to done.
+
+    start_pos: position of the first prompt token (below it the KV cache is kept). prompt: tokens
+    waiting in token memory at start_pos.. (1..). max_new: tokens to generate, 0..: 0 only fills
+    the cache. inv_t_mant .. seed: sampler_golden.Sampling. stop_count stop ids are compared with
+    each generated token; a stop token is sent, then the run ends.
+    """
+    return data.StructLayout({
+        "start_pos": 13, "prompt": 13, "max_new": 13, "inv_t_mant": 16, "inv_t_shift": 5,
+        "top_k": 6, "top_p": 16, "seed": 32, "stop_count": 4,
+        "stop_ids": data.ArrayLayout(Config.TOKEN_BITS, STOP_IDS)})
+
+
+def TokenEvent() -> data.StructLayout:
+    """Sequencer -> link: one generated token. crc: CRC-32 of the logits it was drawn from.
+    reason: 0 the run goes on; 1 stop id; 2 max_new reached; 3 context full; 4 aborted or error
+    (token, crc then hold nothing); 5 cache filled (max_new = 0, no token)."""
+    return data.StructLayout({"token": Config.TOKEN_BITS, "crc": 32, "reason": 3})
+
+
+class SequencerPort(Signature):
+    """Link -> sequencer.
+
+    start: one cycle, taken only while not busy. abort: one cycle, any time; busy falls when the
+    core is ready for another run and an event with reason 4 has been sent. token_*: write port of
+    the token memory (address = position), while not busy. error: 0 none, else see
+    :mod:`meadowlark_hdl.link.registers`; error_pc: instruction at fault; both hold until start.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__({
+            "run": Out(RunLayout()), "model": Out(ModelLayout), "start": Out(1), "abort": Out(1),
+            "busy": In(1), "events": In(stream.Signature(TokenEvent())),
+            "token_en": Out(1), "token_addr": Out(range(config.context)),
+            "token_data": Out(Config.TOKEN_BITS),
+            "prog_en": Out(1), "prog_addr": Out(range(config.prog_depth)),
+            "prog_data": Out(unsigned(INSTRUCTION_BITS)),
+            "error": In(8), "error_pc": In(16)})
+
+
+def FetchedInstruction() -> data.StructLayout:
+    """Fetch -> issue: the instruction and where it stood."""
+    return data.StructLayout({"instr": InstructionLayout, "pc": 16})
