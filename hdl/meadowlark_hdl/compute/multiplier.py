@@ -1,0 +1,55 @@
+"""The one multiplier: 18 x 18 signed, three registers deep, a MULT18X18D on an ECP5."""
+from amaranth import ClockSignal, Instance, Module, Signal, signed
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+
+class Multiplier(wiring.Component):
+    """``p = a * b``.
+
+    Timing: 3 cycles (input, pipeline and output register), one product a cycle, never stalls;
+    without reset, so the first 3 products after power-up mean nothing.
+
+    Parameters
+    ----------
+    dsp : str
+        "generic": registers and ``*``. "ecp5": one MULT18X18D with all its registers in use
+        (an inferred product leaves them out and costs 3.9 ns).
+
+    Members
+    -------
+    a, b : In(signed(18))
+    p : Out(signed(36))
+    """
+
+    LATENCY = 3
+
+    def __init__(self, *, dsp: str = "generic"):
+        if dsp not in ("generic", "ecp5"):
+            raise ValueError(f"dsp must be generic or ecp5, not {dsp!r}")
+        self.dsp = dsp
+        super().__init__({"a": In(signed(18)), "b": In(signed(18)), "p": Out(signed(36))})
+
+    def elaborate(self, platform):
+        m = Module()
+        if self.dsp == "generic":
+            a = Signal(signed(18), reset_less=True)
+            b = Signal(signed(18), reset_less=True)
+            pipe = Signal(signed(36), reset_less=True)
+            m.d.sync += [a.eq(self.a), b.eq(self.b), pipe.eq(a * b), self.p.eq(pipe)]
+            return m
+        registers = {f"p_REG_{r}_{what}": value for r in (
+            "INPUTA", "INPUTB", "PIPELINE", "OUTPUT")
+            for what, value in (("CLK", "CLK0"), ("CE", "CE0"), ("RST", "RST0"))}
+        pins = {}
+        for i in range(18):
+            pins |= {f"i_A{i}": self.a[i], f"i_B{i}": self.b[i], f"i_C{i}": 0}
+        for i in range(36):
+            pins[f"o_P{i}"] = self.p[i]
+        m.submodules.dsp = Instance(
+            "MULT18X18D", p_REG_INPUTC_CLK="NONE", **registers,
+            p_GSR="DISABLED", p_RESETMODE="SYNC", p_SOURCEB_MODE="B_SHIFT",
+            i_CLK0=ClockSignal(), i_CLK1=0, i_CLK2=0, i_CLK3=0,
+            i_CE0=1, i_CE1=1, i_CE2=1, i_CE3=1, i_RST0=0, i_RST1=0, i_RST2=0, i_RST3=0,
+            i_SIGNEDA=1, i_SIGNEDB=1, i_SOURCEA=0, i_SOURCEB=0, **pins)
+        return m
