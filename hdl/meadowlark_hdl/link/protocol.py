@@ -1,0 +1,255 @@
+"""The host link as pure data: frames, commands, registers, errors.
+
+The gateware, the host's driver, its model of a board and the tables of ``docs/link.md`` are all made
+from what stands here; nothing in this module needs Amaranth.
+"""
+from __future__ import annotations
+
+import json
+from enum import IntEnum
+from typing import NamedTuple
+from zlib import crc32
+
+from ..config import Config
+from ..isa import FIELDS, INSTRUCTION_BYTES, MODEL_REGS, Field
+
+#: Changes with the frame format, a command or a register.
+VERSION = 1
+
+# --- frames ---------------------------------------------------------------------------------------
+#: First byte of a frame.
+SYNC = 0xA5
+#: sync, type, sequence number, length (2 bytes, little endian).
+HEADER_BYTES = 5
+#: CRC-32 (ISO-HDLC, the one of zlib) over everything between sync and itself, little endian.
+CRC_BYTES = 4
+#: Longest payload.
+MAX_PAYLOAD = 256
+#: Longest frame.
+MAX_FRAME = HEADER_BYTES + MAX_PAYLOAD + CRC_BYTES
+#: Zero bytes that bring a receiver which has lost its place back to looking for a frame: whatever
+#: it believes to be in, that many bytes end it, and zero is not ``SYNC``.
+FLUSH_BYTES = MAX_FRAME
+#: Frame buffers in the board; one is always free to receive into.
+SLOTS = 8
+#: Frames the host may have sent without having their answers. The slot left over takes a
+#: ``CREDIT``, which has no answer.
+CREDITS = SLOTS - 2
+#: Set in the type of a frame that answers a command.
+ANSWER = 0x80
+
+
+class Command(IntEnum):
+    """Frame types, host to board; the answer has ``ANSWER`` added and the same sequence number."""
+    READ = 0x01             #: read registers
+    WRITE = 0x02            #: write registers
+    READ_MEMORY = 0x03      #: read memory through the host window
+    WRITE_MEMORY = 0x04     #: write memory through the host window; answered when it is in memory
+    CRC_MEMORY = 0x05       #: CRC-32 of a stretch of memory, computed on the chip
+    WRITE_PROGRAM = 0x06    #: write instructions
+    WRITE_TOKENS = 0x07     #: write token memory
+    START = 0x08            #: start the run that the run registers describe
+    ABORT = 0x09            #: end the run; its last event follows
+    CREDIT = 0x0A           #: acknowledge token events; has no answer
+
+
+#: Frame type, board to host, unasked: one token event.
+TOKEN = 0x40
+
+
+class CommandInfo(NamedTuple):
+    """Payload of a command and of its answer, for people; all numbers little endian."""
+    payload: str
+    answer: str
+
+
+COMMANDS = {
+    Command.READ: CommandInfo("address u32, count u32", "count x u32"),
+    Command.WRITE: CommandInfo("address u32, values u32 ...", ""),
+    Command.READ_MEMORY: CommandInfo("address u32, length u32", "length bytes"),
+    Command.WRITE_MEMORY: CommandInfo("address u32, bytes", ""),
+    Command.CRC_MEMORY: CommandInfo("address u32, length u32", "CRC-32 u32"),
+    Command.WRITE_PROGRAM: CommandInfo(
+        f"index u32, instructions of {INSTRUCTION_BYTES} bytes", ""),
+    Command.WRITE_TOKENS: CommandInfo("position u32, tokens u32 ...", ""),
+    Command.START: CommandInfo("run u16, 0 u16", ""),
+    Command.ABORT: CommandInfo("run u16, 0 u16", ""),
+    Command.CREDIT: CommandInfo("run u16, next index u16", "(none)"),
+}
+
+
+class Result(IntEnum):
+    """First byte of every answer."""
+    OK = 0              #: done
+    BAD_COMMAND = 1     #: no such command
+    BAD_LENGTH = 2      #: length does not fit the command, the bus or a burst
+    BAD_ADDRESS = 3     #: no such register, or it cannot be written
+    BUSY = 4            #: not while a run is under way
+    NOT_READY = 5       #: the memory is not ready
+
+
+#: Token events the board keeps until the host has acknowledged them.
+EVENT_RING = 64
+#: Payload of a TOKEN frame: run u16, index u16, token u32, crc u32, reason u8.
+EVENT_FORMAT = "<HHIIB"
+EVENT_BYTES = 13
+
+
+class Reason(IntEnum):
+    """Why a run ended, in its last token event."""
+    RUNNING = 0     #: it goes on
+    STOP = 1        #: the token is one of the stop ids
+    MAX_NEW = 2     #: max_new tokens are out
+    CONTEXT = 3     #: the context is full
+    ABORTED = 4     #: aborted, or an error: see the error register; the event holds no token
+    FILLED = 5      #: max_new was 0: the cache is filled; the event holds no token
+
+
+class Error(IntEnum):
+    """Contents of the error register; holds until the next start."""
+    NONE = 0
+    BAD_RUN = 1         #: run registers contradict each other or the context
+    BAD_INSTRUCTION = 2 #: an instruction that the core does not know
+    PROGRAM_END = 3     #: a list ran past the end of the program memory
+    BAD_TOKEN = 4       #: a token id outside the vocabulary
+    BAD_TILE = 5        #: a tile larger than the tile buffer, or empty
+    WATCHDOG = 6        #: nothing moved for too long
+    MEMORY = 7          #: the memory stopped being ready during a run
+
+
+#: What the host says for each error, and what to do about it.
+ERROR_SENTENCES = {
+    Error.BAD_RUN: "the board refused the run because the prompt, its start and the context do not "
+                   "fit each other; shorten the prompt or start a new conversation",
+    Error.BAD_INSTRUCTION: "the board met an instruction it does not know; compile the model again "
+                           "with the version of Meadowlark that the bitstream was built with",
+    Error.PROGRAM_END: "the program ran past its end; load the image again",
+    Error.BAD_TOKEN: "the prompt holds a token that is not in the model's vocabulary; use the "
+                     "tokenizer of the loaded image",
+    Error.BAD_TILE: "the image holds a tile that does not fit the board; compile the model for "
+                    "this board",
+    Error.WATCHDOG: "the board stopped moving and gave the run up; load the image again, and if it "
+                    "happens again, lower the clock or report it with the counters",
+    Error.MEMORY: "the board's memory dropped out during the run; check its supply, then reset the "
+                  "board and load the image again",
+}
+
+# --- registers ------------------------------------------------------------------------------------
+
+
+class Register(NamedTuple):
+    """A register. address: of its first 32-bit word. width: bits, 1..64; above 32 it takes two
+    words, low word first. access: "const" (fixed when the core is built), "live" (changes by
+    itself), "rw", or "w" (writing acts; reads as what was written)."""
+    name: str
+    address: int
+    width: int
+    access: str
+    doc: str
+
+    @property
+    def words(self) -> int:
+        """32-bit words the register takes."""
+        return (self.width + 31) // 32
+
+
+#: Registers of a run (RunLayout in signatures), in the order of its fields.
+STOP_IDS = 8
+RUN_REGS = (
+    Field("start_pos", 13, "position of the first token of the prompt"),
+    Field("prompt", 13, "tokens of the prompt, in token memory from start_pos"),
+    Field("max_new", 13, "tokens to generate; 0 only fills the cache"),
+    Field("inv_t_mant", 16, "log2(e) / temperature = mant * 2**-shift; 0: greedy"),
+    Field("inv_t_shift", 5, "see inv_t_mant"),
+    Field("top_k", 6, "largest logits to draw from; 0: all"),
+    Field("top_p", 16, "nucleus in 1/65536; 0: off"),
+    Field("seed", 32, "seed of the draws"),
+    Field("stop_count", 4, "stop ids in use"),
+    *(Field(f"stop_id_{i}", Config.TOKEN_BITS, "a token that ends the run") for i in
+      range(STOP_IDS)),
+)
+
+#: Facts of the core (Config fields) in the register file.
+CONFIG_REGS = (
+    Field("W", 6, "weights a beat"),
+    Field("P", 6, "token lanes"),
+    Field("bus_bytes", 6, "bytes of a memory bus word"),
+    Field("act_words", 16, "activation words a lane"),
+    Field("residual_values", 32, "values of the residual"),
+    Field("score_depth", 16, "scores a lane"),
+    Field("rope_pairs", 16, "RoPE pairs"),
+    Field("tile_beats", 16, "beats of a tile"),
+    Field("tile_rows", 8, "rows of a tile"),
+    Field("fifo_words", 32, "bus words of run-ahead"),
+    Field("prog_depth", 17, "instructions"),
+    Field("context", 13, "positions"),
+    Field("burst_words", 16, "bus words of a burst; a memory frame is at most one"),
+    Field("topk", 6, "longest top_k"),
+    Field("dsp", 1, "0 generic, 1 ecp5"),
+)
+DSP_NAMES = ("generic", "ecp5")
+NAME_BYTES = 16
+
+#: Words below this are constants, then come the live ones, then those that can be written.
+LIVE_BASE, CONTROL_BASE, RUN_BASE = 0x20, 0x28, 0x30
+#: Words of the register file; all of it fits one block RAM.
+REGISTER_WORDS = 128
+#: Counter i reads as the words COUNTER_BASE + 2*i (low 32 bits) and + 1 (the rest, taken at the
+#: moment the low word was read).
+COUNTER_BASE = 0x100
+COUNTER_BITS = 40
+MAX_COUNTERS = 64
+
+MAGIC = int.from_bytes(b"LARK", "little")
+#: Written to ``reset`` to reset the core.
+RESET_MAGIC = 0x52455354
+#: Names the instruction set, so that an image for another one is refused.
+ISA_CRC = crc32(json.dumps([(f.name, f.bits) for f in (*FIELDS, *MODEL_REGS)]).encode())
+
+
+def _table() -> tuple[Register, ...]:
+    out: list[Register] = []
+
+    def group(base: int, end: int, access: str, fields) -> None:
+        at = base
+        for f in fields:
+            out.append(Register(f.name, at, f.bits, access, f.doc))
+            at += out[-1].words
+        if at > end:
+            raise ValueError(f"registers end at {at:#x}, beyond {end:#x}")
+
+    group(0, LIVE_BASE, "const", (
+        Field("magic", 32, 'the bytes "LARK"'),
+        Field("version", 16, "version of this protocol"),
+        Field("isa", 32, "CRC-32 that names the instruction set"),
+        *CONFIG_REGS,
+        Field("clock_khz", 32, "core clock"),
+        Field("memory_kib", 32, "size of the memory"),
+        Field("counters", 8, "number of performance counters"),
+        *(Field(f"name_{i}", 32, "name of the board, ASCII, padded with zeros")
+          for i in range(NAME_BYTES // 4)),
+    ))
+    group(LIVE_BASE, CONTROL_BASE, "live", (
+        Field("status", 2, "bit 0: a run is under way; bit 1: the memory is ready"),
+        Field("error", 8, "why the last run failed (Error)"),
+        Field("error_pc", 16, "instruction at fault"),
+        Field("run", 16, "number of the last run that was started"),
+        Field("events", 16, "token events of that run so far"),
+        Field("frames_bad", 16, "frames with a wrong CRC or length, modulo 65536"),
+        Field("frames_dropped", 16, "good frames that found no free buffer, modulo 65536"),
+    ))
+    group(CONTROL_BASE, RUN_BASE, "rw", (
+        Field("resend_cycles", 32, "cycles without an acknowledgement until events are re-sent"),
+    ))
+    out.append(Register("reset", out[-1].address + 1, 32, "w",
+                        f"{RESET_MAGIC:#x} resets the core; the link stays"))
+    group(RUN_BASE, 0x50, "rw", MODEL_REGS)
+    group(0x50, REGISTER_WORDS, "rw", RUN_REGS)
+    return tuple(out)
+
+
+#: Every register, by address.
+REGISTERS = _table()
+#: Name -> Register.
+BY_NAME = {r.name: r for r in REGISTERS}
+STATUS_BUSY, STATUS_READY = 1, 2
