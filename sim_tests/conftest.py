@@ -1,0 +1,33 @@
+"""Options and fixtures of all tests: one seed, and the simulators that are there."""
+import os
+import random
+import shutil
+import warnings
+
+import pytest
+from amaranth.hdl import UnusedElaboratable
+
+# For components that only die when the interpreter does, after pytest's own filters.
+warnings.simplefilter("ignore", UnusedElaboratable)
+
+SEED = int(os.environ.get("SEED") or random.randrange(2**32))
+ICARUS = bool(shutil.which("iverilog") and shutil.which("vvp"))
+SIMULATORS = ["verilator", *(["icarus"] if ICARUS else [])]
+
+
+def pytest_report_header():
+    yield f"seed: {SEED} (repeat with SEED={SEED})"
+    if not ICARUS:
+        yield "Icarus Verilog not found (Debian package iverilog): benches run on Verilator only"
+
+
+@pytest.fixture
+def seed():
+    """The one seed of this run; ``SEED=`` sets it."""
+    return SEED
+
+
+@pytest.fixture(params=SIMULATORS)
+def sim(request):
+    """Each simulator that is installed, for ``simulate(..., sim=sim)``."""
+    return request.param
