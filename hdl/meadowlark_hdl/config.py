@@ -33,7 +33,7 @@ class Config:
         (cos, sin) pairs held on the chip, over all resident tokens.
     tile_beats : int, power of two
         Beats in each half of the double tile buffer.
-    tile_rows : int, even
+    tile_rows : int, power of two, 2..128
         Rows (row scales) in each half of the tile buffer.
     fifo_words : int, power of two
         Run-ahead FIFO of the Reader, in bus words.
@@ -80,8 +80,9 @@ class Config:
              f"burst_words must be at most half of fifo_words, not {self.burst_words!r}")
         need(self.residual_values % 4 == 0,
              f"residual_values must be a multiple of 4, not {self.residual_values!r}")
-        need(self.tile_rows % 2 == 0 and 2 <= self.tile_rows <= 128,
-             f"tile_rows must be even and in 2..128, not {self.tile_rows!r}")
+        need(_pow2(self.tile_rows) and 2 <= self.tile_rows <= 128,
+             f"tile_rows must be a power of two in 2..128, not {self.tile_rows!r}")
+        need(self.W < 32 or self.P >= 5, f"P must be at least 5 with W=32, not {self.P!r}")
         need(self.context <= 4096, f"context must be at most 4096, not {self.context!r}")
         need(1 <= self.topk <= 32, f"topk must be in 1..32, not {self.topk!r}")
         need(self.dsp in ("generic", "ecp5"), f"dsp must be generic or ecp5, not {self.dsp!r}")

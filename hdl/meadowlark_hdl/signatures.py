@@ -92,19 +92,20 @@ def DecoderItem(config: Config) -> data.StructLayout:
 class TileRead(Signature):
     """Engine -> tile buffer.
 
-    available: the front tile is complete. beat_addr / scale_addr are within the front tile and
-    may change every cycle; the data is valid 2 cycles later (RAM, then its register). release:
-    one cycle, gives the front tile back; the next one, if complete, is available 1 cycle later.
+    available: one bit a half, high from the cycle after its tile is complete until it is released;
+    tiles fill the halves in turn, half 0 first after reset. beat_addr = {half, beat} and scale_addr =
+    {half, row} (half is the top bit) may change every cycle; the data is valid 2 cycles later
+    (RAM, then its register). release: one bit a half, high for one cycle gives the half back.
     """
 
     def __init__(self, config: Config) -> None:
         super().__init__({
-            "available": In(1),
-            "beat_addr": Out(range(config.tile_beats)),
+            "available": In(2),
+            "beat_addr": Out(range(2 * config.tile_beats)),
             "beat": In(Beat(config)),
-            "scale_addr": Out(range(config.tile_rows)),
+            "scale_addr": Out(range(2 * config.tile_rows)),
             "scale": In(RowScale()),
-            "release": Out(1),
+            "release": Out(2),
         })
 
 

@@ -1,0 +1,427 @@
+"""Issue: executes instructions, one at a time, as a beat of control a cycle."""
+from amaranth import Cat, Module, Mux, Signal, signed
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+from ..config import Config
+from ..isa import Op
+from ..signatures import (Beat, FetchedInstruction, InstructionLayout, ModelLayout, PassLayout,
+                          ResultPort, RopeWrite, TileRead)
+from .lane import result_cycle
+from .tiling_engine import EngineControl, or_levels
+
+
+class Issue(wiring.Component):
+    """Turns instructions into the array's control and the serial operands of the vector unit.
+
+    An instruction starts when every result of the one before has been written (its pipelines are a
+    few tens of cycles; the memory side runs ahead meanwhile). Within an instruction rows follow
+    each other without a gap, except that rows with results start at least P cycles apart.
+    docs/architecture.md, "Instructions", says what each one does.
+
+    Timing: control, scale_addr, result and rope are registers. LINEAR: blocks * rows *
+    max(row_beats, P) cycles a tile plus 2. QK, SV: keys * row_beats plus 4 for each block of a tile;
+    drain of a block: SUM_GAP + P + head_dim * P. EMBED: hidden + 5 a token. ROPE: head_dim/2 + 5 a
+    token. STORE: row_beats a token while the store FIFO has room.
+
+    Parameters
+    ----------
+    config : Config
+    sum_gap : int
+        Cycles from the start of a kind-1 row to that of the first kind-2 row.
+
+    Members
+    -------
+    instr : In(stream of FetchedInstruction)
+    pass_ : In(PassLayout), model : In(ModelLayout)   Constant while an instruction runs.
+    control : Out(EngineControl)
+    tile : Out(TileRead)
+    engine_beat_addr, engine_release : In   The array's side of the tile buffer.
+    engine_result : In(ResultPort), result : Out(ResultPort)   Joined, one cycle later.
+    rope : Out(RopeWrite)
+    norm_start : Out(1), norm_done : In(1), gamma_addr : In, gamma : Out(Beat), vector_busy : In(1)
+    current : Out(InstructionLayout)        The instruction in execution, for the vector unit.
+    store_cmd : Out(stream of {addr, chunks}); store_room : In
+    pass_end : Out(1)                       One cycle: END executed, everything before it written.
+    retired : Out(1)                        One cycle an instruction.
+    pc : Out(16)                            Of the instruction in execution.
+    bad_op : Out(1)                         High while an instruction with an unknown op stands.
+    array_active, wait_tile, wait_vector, wait_store : Out(1)   For the counters.
+    """
+
+    def __init__(self, config: Config, *, sum_gap: int):
+        self.config, self.sum_gap = config, sum_gap
+        if sum_gap < 1:
+            raise ValueError(f"sum_gap must be at least 1, not {sum_gap!r}")
+        beat_addr = range(2 * config.tile_beats)
+        super().__init__({
+            "instr": In(stream.Signature(FetchedInstruction())),
+            "pass_": In(PassLayout()), "model": In(ModelLayout),
+            "control": Out(EngineControl(config)),
+            "tile": Out(TileRead(config)),
+            "engine_beat_addr": In(beat_addr), "engine_release": In(2),
+            "engine_result": In(ResultPort(config)), "result": Out(ResultPort(config)),
+            "rope": Out(RopeWrite(config)),
+            "norm_start": Out(1), "norm_done": In(1),
+            "gamma_addr": In(range(config.tile_beats)), "gamma": Out(Beat(config)),
+            "vector_busy": In(1),
+            "current": Out(InstructionLayout),
+            "store_cmd": Out(stream.Signature(data.StructLayout({"addr": 27, "chunks": 12}))),
+            "store_room": In(7),
+            "pass_end": Out(1), "retired": Out(1), "pc": Out(16), "bad_op": Out(1),
+            "array_active": Out(1), "wait_tile": Out(1), "wait_vector": Out(1),
+            "wait_store": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config, P, W = self.config, self.config.P, self.config.W
+        log2_w = ceil_log2(W)
+        instr, pass_, model = self.current, self.pass_, self.model
+        c = self.control
+        lane = c.lane
+
+        # Every control bit is 0 unless this cycle sets it; addresses may be anything then.
+        m.d.sync += [c.eq(0), lane.shift.eq(instr.shift), self.norm_start.eq(0),
+                     self.rope.valid.eq(0), self.pass_end.eq(0), self.retired.eq(0)]
+
+        half = Signal()                     # of the tile at the front
+        tiles_left = Signal(15)             # after this one
+        row = Signal(8)                     # within the tile; keys in QK and SV
+        rows = Signal(8)                    # of the tile (keys for this block)
+        row_no = Signal(18)                 # within the instruction
+        tile_row_no = Signal(18)            # row_no of the tile's first row
+        beat = Signal(11)
+        addr = Signal(range(config.tile_beats))     # within the tile
+        block = Signal(6)
+        first_block = Signal(6)
+        x_block = Signal(13)                # activation address of word x of the block
+        x_first = Signal(13)                # the same of the first block
+        x_addr = Signal(13)
+        timer = Signal(range(max(P, self.sum_gap) + 1))     # cycles until a row may start
+        token = Signal(13)
+        token_lane = Signal(range(P))
+        settle = Signal(6)
+        last_beat = Signal()
+        m.d.comb += last_beat.eq(beat == instr.row_beats - 1)
+        with m.If(timer != 0):
+            m.d.sync += timer.eq(timer - 1)
+
+        # Attention
+        tile_base = Signal(13)              # position of the tile's first key
+        tile_keys = Signal(13)
+        keys_left = Signal(14)              # keys from the tile's first one on
+        position = Signal(14)               # of lane 0's token of the block: pos0 + block * P
+        limit = Signal(14)                  # keys the block sees
+        unseen = Signal(signed(15))         # limit - tile_base
+        score_block = Signal(range(2 * config.score_depth))     # block * ctx
+        score_addr = Signal(range(2 * config.score_depth))
+        age = Signal(signed(15))            # key position - position
+        key = Signal(13)
+        slot = Signal(5)                    # accumulator slice 0 of the block
+        single = Signal()                   # all keys are in one tile
+        element = Signal(10)                # of the drain
+        slot_addr = Signal(4)
+
+        # The joined result: the array's, or a serial element.
+        element_valid = Signal()
+        element_row = Signal(18)
+        shift_reg = Signal(Beat(config))
+        serial = Signal(range(W + 1))       # elements still in shift_reg
+        out = self.result
+        m.d.sync += [out.valid.eq(self.engine_result.valid | element_valid),
+                     out.payload.eq(self.engine_result.payload)]
+        with m.If(element_valid):
+            m.d.sync += [out.payload.acc.eq(shift_reg[0]), out.payload.lane.eq(token_lane),
+                         out.payload.row.eq(element_row), out.payload.block.eq(block),
+                         out.payload.kind.eq(0), out.payload.scale.eq(self.tile.scale)]
+
+        direct = Signal()                   # this block reads the tile itself
+        direct_addr = Signal(range(config.tile_beats))
+        norming = Signal()
+        release = Signal(2)
+        scale_addr = Signal(range(2 * config.tile_rows))
+        m.d.sync += release.eq(0)
+        m.d.comb += [
+            self.tile.beat_addr.eq(Mux(norming, Cat(self.gamma_addr, half),
+                                   Mux(direct, Cat(direct_addr, half), self.engine_beat_addr))),
+            self.tile.scale_addr.eq(scale_addr), self.gamma.eq(self.tile.beat),
+            self.tile.release.eq(self.engine_release | release)]
+        front = Signal()
+        m.d.comb += front.eq(Mux(half, self.tile.available[1], self.tile.available[0]))
+
+        def release_by_control():
+            """Give the front tile back once the array has read the beats presented so far."""
+            return [c.release.eq(Mux(half, 2, 1)), half.eq(~half)]
+
+        def release_now():
+            return [release.eq(Mux(half, 2, 1)), half.eq(~half)]
+
+        def row_start(row_beats_are_short=True):
+            return timer.eq(P - 1)
+
+        flight = result_cycle(config) + or_levels(config) + P + 3     # issue -> last result taken
+        scored = 18 + ceil_log2(W)                                    # issue -> score readable
+
+        def finish(cycles):
+            m.d.sync += settle.eq(cycles)
+            m.next = "SETTLE"
+
+        m.d.comb += [self.instr.ready.eq(0), self.bad_op.eq(0)]
+        scale_row = Cat(row[:ceil_log2(config.tile_rows)], half)
+
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.comb += self.instr.ready.eq(1)
+                m.d.sync += [
+                    instr.eq(self.instr.payload.instr), self.pc.eq(self.instr.payload.pc),
+                    tiles_left.eq(self.instr.payload.instr.tiles),
+                    token.eq(0), token_lane.eq(0), block.eq(0), tile_base.eq(0),
+                    row_no.eq(0), tile_row_no.eq(0), element_row.eq(0),
+                    x_first.eq(self.instr.payload.instr.x)]
+                with m.If(self.instr.valid):
+                    m.next = "START"
+
+            with m.State("START"):
+                m.d.sync += [first_block.eq(0), keys_left.eq(pass_.ctx),
+                             single.eq(pass_.ctx <= instr.rows)]
+                with m.Switch(instr.op):
+                    with m.Case(Op.END):
+                        m.d.sync += self.pass_end.eq(1)
+                        finish(0)
+                    with m.Case(Op.EMBED, Op.ROPE):
+                        m.next = "TOKEN_TILE"
+                    with m.Case(Op.NORM):
+                        m.next = "NORM"
+                    with m.Case(Op.LINEAR):
+                        m.next = "SEEK"
+                    with m.Case(Op.QK, Op.SV):
+                        m.next = "KEY_TILE"
+                    with m.Case(Op.STORE):
+                        m.next = "STORE"
+                    with m.Default():
+                        m.d.comb += self.bad_op.eq(1)   # stands until the watchdog or a flush
+
+            # -- EMBED, ROPE: elements of a tile, one (or one pair) a cycle -----------------------
+            with m.State("TOKEN_TILE"):
+                m.d.comb += [direct.eq(1), self.wait_tile.eq(~front)]
+                m.d.sync += [direct_addr.eq(0), beat.eq(0), settle.eq(2),
+                             scale_addr.eq(Cat(Signal(range(config.tile_rows)), half)),
+                             element_row.eq(0)]
+                with m.If(front):
+                    m.next = "TOKEN_READ"
+            with m.State("TOKEN_READ"):                 # the address stands; data 2 cycles later
+                m.d.comb += direct.eq(1)
+                m.d.sync += settle.eq(settle - 1)
+                with m.If(settle == 0):
+                    m.d.sync += [shift_reg.eq(self.tile.beat), direct_addr.eq(1),
+                                 serial.eq(Mux(instr.op == Op.ROPE, W // 2, W) - 1)]
+                    m.next = "TOKEN_SERIAL"
+            with m.State("TOKEN_SERIAL"):
+                m.d.comb += direct.eq(1)
+                m.d.sync += serial.eq(serial - 1)
+                with m.If(instr.op == Op.ROPE):
+                    m.d.sync += [self.rope.valid.eq(1), self.rope.cos.eq(shift_reg[0]),
+                                 self.rope.sin.eq(shift_reg[1]), self.rope.addr.eq(row_no),
+                                 row_no.eq(row_no + 1)]
+                    for i in range(W - 2):
+                        m.d.sync += shift_reg[i].eq(shift_reg[i + 2])
+                with m.Else():
+                    m.d.comb += element_valid.eq(1)
+                    m.d.sync += element_row.eq(element_row + 1)
+                    for i in range(W - 1):
+                        m.d.sync += shift_reg[i].eq(shift_reg[i + 1])
+                with m.If(serial == 0):
+                    m.d.sync += beat.eq(beat + 1)
+                    with m.If(last_beat):
+                        m.d.sync += release_now()
+                        m.next = "TOKEN_NEXT"
+                    with m.Else():
+                        # W >= 4: the next beat was addressed W/2 or more cycles ago, of which
+                        # two are needed; with W = 4 and pairs it is exactly two.
+                        m.d.sync += [shift_reg.eq(self.tile.beat),
+                                     direct_addr.eq(direct_addr + 1),
+                                     serial.eq(Mux(instr.op == Op.ROPE, W // 2, W) - 1)]
+            with m.State("TOKEN_NEXT"):
+                m.d.sync += [token.eq(token + 1), token_lane.eq(token_lane + 1)]
+                with m.If(token_lane == P - 1):
+                    m.d.sync += [token_lane.eq(0), block.eq(block + 1)]
+                m.next = "TOKEN_TILE"
+                with m.If(token == pass_.n - 1):
+                    finish(6)
+
+            # -- NORM: the vector unit reads the gammas -------------------------------------------
+            with m.State("NORM"):
+                m.d.comb += self.wait_tile.eq(~front)
+                with m.If(front):
+                    m.d.sync += self.norm_start.eq(1)
+                    m.next = "NORM_WAIT"
+            with m.State("NORM_WAIT"):
+                m.d.comb += [norming.eq(1), self.wait_vector.eq(1)]
+                with m.If(self.norm_done):
+                    m.d.sync += release_now()
+                    finish(2)
+
+            # -- LINEAR ---------------------------------------------------------------------------
+            with m.State("SEEK"):                       # only the block of the last token
+                m.d.sync += [x_block.eq(x_first), block.eq(first_block)]
+                with m.If(instr.last & (first_block != pass_.nb - 1)):
+                    m.d.sync += [first_block.eq(first_block + 1),
+                                 x_first.eq(x_first + model.block_words)]
+                with m.Else():
+                    m.next = "TILE"
+            with m.State("TILE"):
+                m.d.comb += self.wait_tile.eq(~front)
+                m.d.sync += [rows.eq(Mux(tiles_left == 1, instr.last_rows, instr.rows)),
+                             tiles_left.eq(tiles_left - front), row.eq(0), beat.eq(0), addr.eq(0),
+                             row_no.eq(tile_row_no), block.eq(first_block),
+                             x_block.eq(x_first), x_addr.eq(x_first)]
+                with m.If(front):
+                    m.next = "ROWS"
+            with m.State("ROWS"):
+                with m.If((beat != 0) | (timer == 0)):
+                    m.d.comb += self.array_active.eq(1)
+                    with m.If(beat == 0):
+                        m.d.sync += timer.eq(P - 1)
+                    m.d.sync += [
+                        c.beat_addr.eq(Cat(addr, half)), lane.x_addr.eq(x_addr),
+                        lane.dot_first.eq(beat == 0), lane.res_en.eq(last_beat),
+                        lane.res_kind.eq(0), c.row.eq(row_no), c.block.eq(block),
+                        scale_addr.eq(scale_row),
+                        addr.eq(addr + 1), beat.eq(beat + 1), x_addr.eq(x_addr + 1)]
+                    with m.If(last_beat):
+                        m.d.sync += [beat.eq(0), x_addr.eq(x_block), row.eq(row + 1),
+                                     row_no.eq(row_no + 1)]
+                        with m.If(row == rows - 1):
+                            m.d.sync += [row.eq(0), addr.eq(0), row_no.eq(tile_row_no),
+                                         block.eq(block + 1),
+                                         x_block.eq(x_block + model.block_words),
+                                         x_addr.eq(x_block + model.block_words)]
+                            with m.If(block == pass_.nb - 1):
+                                m.d.sync += [release_by_control(),
+                                             tile_row_no.eq(row_no + 1)]
+                                m.next = "TILE"
+                                with m.If(tiles_left == 0):
+                                    finish(flight)
+                with m.Else():
+                    m.d.comb += self.wait_vector.eq(1)
+
+            # -- QK, SV ---------------------------------------------------------------------------
+            with m.State("KEY_TILE"):
+                m.d.comb += self.wait_tile.eq(~front)
+                m.d.sync += [tile_keys.eq(Mux(keys_left < instr.rows, keys_left, instr.rows)),
+                             block.eq(0), x_block.eq(x_first), position.eq(pass_.pos0),
+                             score_block.eq(0), slot.eq(0)]
+                with m.If(front):
+                    m.next = "BLOCK"
+            with m.State("BLOCK"):
+                reach = Signal(14)
+                m.d.comb += reach.eq(position + P)
+                m.d.sync += limit.eq(Mux(instr.heads | (reach > pass_.ctx), pass_.ctx, reach))
+                m.next = "BLOCK_KEYS"
+            with m.State("BLOCK_KEYS"):
+                m.d.sync += [unseen.eq(limit - tile_base), age.eq(tile_base - position),
+                             score_addr.eq(score_block + tile_base), key.eq(tile_base),
+                             addr.eq(0), row.eq(0), beat.eq(0), x_addr.eq(x_block),
+                             slot_addr.eq(slot)]
+                m.next = "BLOCK_COUNT"
+            with m.State("BLOCK_COUNT"):
+                m.d.sync += rows.eq(Mux(unseen < tile_keys, unseen, tile_keys))
+                m.next = "KEYS"
+                with m.If(unseen <= 0):
+                    m.next = "BLOCK_NEXT"
+            with m.State("KEYS"):
+                m.d.comb += self.array_active.eq(1)
+                m.d.sync += [
+                    c.beat_addr.eq(Cat(addr, half)), lane.x_addr.eq(x_addr),
+                    lane.dot_first.eq(beat == 0),
+                    lane.sc_addr.eq(score_addr), lane.sc_block.eq(block),
+                    lane.sc_first.eq(key == 0),
+                    lane.sc_age.eq(Mux(instr.heads | (age < 0), -1, age)),
+                    lane.s_addr.eq(score_addr), lane.m_block.eq(block),
+                    lane.sum_block.eq(block), lane.sum_first.eq(key == 0),
+                    lane.acc_addr.eq(slot_addr), lane.acc_first.eq(key == 0),
+                    addr.eq(addr + 1), beat.eq(beat + 1), x_addr.eq(x_addr + 1),
+                    slot_addr.eq(slot_addr + 1)]
+                with m.If(instr.op == Op.QK):
+                    m.d.sync += lane.sc_en.eq(last_beat)
+                with m.Else():
+                    m.d.sync += [lane.sel_p.eq(1), lane.acc_en.eq(1), lane.sum_en.eq(beat == 0)]
+                with m.If(last_beat):
+                    m.d.sync += [beat.eq(0), x_addr.eq(x_block), slot_addr.eq(slot),
+                                 score_addr.eq(score_addr + 1), key.eq(key + 1),
+                                 age.eq(age + 1), row.eq(row + 1)]
+                    with m.If(row == rows - 1):
+                        m.next = "BLOCK_NEXT"
+                        with m.If((instr.op == Op.SV) & (unseen <= tile_keys)):
+                            m.next = "DRAIN_SUM"        # the block has seen its last key
+            with m.State("DRAIN_SUM"):
+                with m.If(timer == 0):
+                    m.d.sync += [lane.sum_read.eq(1), lane.sum_block.eq(block),
+                                 lane.res_en.eq(1), lane.res_kind.eq(1), c.row.eq(0),
+                                 c.block.eq(block), timer.eq(self.sum_gap - 1),
+                                 element.eq(0), beat.eq(0), slot_addr.eq(slot)]
+                    m.next = "DRAIN"
+            with m.State("DRAIN"):
+                m.d.comb += self.wait_vector.eq(timer != 0)
+                with m.If(timer == 0):
+                    m.d.sync += [lane.dr_en.eq(1), lane.dr_sel.eq(element),
+                                 lane.acc_addr.eq(slot_addr), lane.res_en.eq(1),
+                                 lane.res_kind.eq(2), c.row.eq(element), c.block.eq(block),
+                                 timer.eq(P - 1), element.eq(element + 1)]
+                    with m.If(element[:log2_w].all()):
+                        m.d.sync += [slot_addr.eq(slot_addr + 1), beat.eq(beat + 1)]
+                        with m.If(last_beat):
+                            m.next = "BLOCK_NEXT"
+            with m.State("BLOCK_NEXT"):
+                m.d.sync += [block.eq(block + 1), x_block.eq(x_block + model.block_words),
+                             position.eq(position + P), score_block.eq(score_block + pass_.ctx),
+                             slot.eq(Mux(single, 0, slot + instr.row_beats))]
+                m.next = "BLOCK"
+                with m.If(block == pass_.nb - 1):
+                    m.d.sync += [release_by_control(), tile_base.eq(tile_base + instr.rows),
+                                 keys_left.eq(keys_left - tile_keys)]
+                    m.next = "KEY_TILE"
+                    with m.If(keys_left == tile_keys):
+                        finish(flight)
+                        with m.If(instr.op == Op.QK):
+                            finish(scored)
+
+            # -- STORE: words of all tokens, token after token ------------------------------------
+            with m.State("STORE"):
+                m.d.comb += [self.store_cmd.valid.eq(1), self.wait_store.eq(1)]
+                # row_beats = head_dim / W is a power of two
+                log2_words = Signal(3)
+                m.d.comb += log2_words.eq(model.head_log2 - log2_w)
+                m.d.comb += [
+                    self.store_cmd.payload.addr.eq(instr.addr + (pass_.pos0 << log2_words)),
+                    self.store_cmd.payload.chunks.eq(pass_.n << log2_words)]
+                m.d.sync += [x_block.eq(instr.x), x_addr.eq(instr.x), beat.eq(0)]
+                with m.If(self.store_cmd.ready):
+                    m.next = "STORE_WORDS"
+            with m.State("STORE_WORDS"):
+                with m.If(self.store_room[2:].any()):   # one may be on its way to the count
+                    m.d.sync += [lane.st_en.eq(1), lane.st_lane.eq(token_lane),
+                                 lane.x_addr.eq(x_addr),
+                                 x_addr.eq(x_addr + 1), beat.eq(beat + 1)]
+                    with m.If(last_beat):
+                        m.d.sync += [x_addr.eq(x_block), beat.eq(0), token.eq(token + 1),
+                                     token_lane.eq(token_lane + 1)]
+                        with m.If(token_lane == P - 1):
+                            m.d.sync += [token_lane.eq(0),
+                                         x_block.eq(x_block + model.block_words),
+                                         x_addr.eq(x_block + model.block_words)]
+                        with m.If(token == pass_.n - 1):
+                            finish(0)
+                with m.Else():
+                    m.d.comb += self.wait_store.eq(1)
+
+            with m.State("SETTLE"):
+                m.d.comb += self.wait_vector.eq(1)
+                with m.If(settle != 0):
+                    m.d.sync += settle.eq(settle - 1)
+                with m.Elif(~self.vector_busy):
+                    m.d.sync += self.retired.eq(1)
+                    m.next = "IDLE"
+        return m

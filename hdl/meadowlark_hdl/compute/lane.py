@@ -1,0 +1,188 @@
+"""A lane of the array: one activation memory, W multipliers, dot and broadcast accumulators."""
+from amaranth import Array, Cat, Module, Mux, Signal, signed
+from amaranth.lib import data, memory, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+from ..config import Config
+from ..signatures import ActWrite, Beat
+from .multiplier import Multiplier
+from .softmax import SoftmaxUnit
+
+
+def lane_schedule(config: Config) -> dict[str, tuple[object, int]]:
+    """Control fields of a lane: name -> (shape, cycle).
+
+    The cycle is when the field stands in lane 0's register, counted from the cycle in which the
+    issue stage presents it; lane k sees everything k cycles later. Beats stand there in cycle
+    :func:`beat_cycle`.
+    """
+    tree = ceil_log2(config.W)
+    block = range(Config.ACC_SLOTS)
+    return {
+        "shift": (6, 1),                             # constant during an instruction
+        "s_addr": (range(config.score_depth), 1),    # score to read
+        "m_block": (block, 2),
+        "x_addr": (range(config.act_words), 8),      # activation word to read
+        "sel_p": (1, 9),                             # multiply by the probability instead
+        "sum_en": (1, 9), "sum_first": (1, 9), "sum_read": (1, 9), "sum_block": (block, 9),
+        "st_en": (1, 10), "st_lane": (range(config.P), 10),
+        "dot_first": (1, 13 + tree),
+        "acc_en": (1, 14), "acc_first": (1, 14), "acc_addr": (block, 14),
+        "dr_en": (1, 14), "dr_sel": (range(config.W), 14),
+        "res_en": (1, 14 + tree), "res_kind": (2, 14 + tree),
+        "sc_en": (1, 17 + tree), "sc_addr": (range(config.score_depth), 17 + tree),
+        "sc_age": (signed(7), 17 + tree),            # key - position of lane 0: hidden if > lane
+        "sc_first": (1, 17 + tree), "sc_block": (block, 17 + tree),
+    }
+
+
+BEAT_CYCLE = 10         #: cycle in which the beat stands in lane 0's register
+
+
+def result_cycle(config: Config) -> int:
+    """Cycle in which lane 0 presents a row's result."""
+    return 15 + ceil_log2(config.W)
+
+
+STORE_CYCLE = 11        #: cycle in which lane 0 presents a stored word
+
+
+def LaneControl(config: Config) -> data.StructLayout:
+    """The control fields that travel from lane to lane."""
+    return data.StructLayout({name: shape for name, (shape, _) in lane_schedule(config).items()})
+
+
+class Lane(wiring.Component):
+    """One token lane.
+
+    Dot mode (LINEAR, QK): ``acc = sum(beat * x)`` over the beats of a row by an adder tree.
+    Broadcast mode (SV): W accumulators a slice take ``beat * p``, p a probability of this lane's
+    SoftmaxUnit; 16 slices in LUTRAM. Source: parallel and broadcasting PEs of MEADOW,
+    arXiv:2503.11663, section IV, on the same multipliers.
+    Golden: :mod:`.tiling_engine_golden`.
+    Timing: rigid, a beat a cycle; a field of ``c`` acts in the cycle that :func:`lane_schedule`
+    gives, and leaves on ``c_out``, like beat and act write, one cycle after it came.
+
+    Parameters
+    ----------
+    config : Config
+    index : int
+        Number of the lane, 0..P-1.
+
+    Members
+    -------
+    c, c_out : LaneControl        Control chain.
+    beat, beat_out : Beat         Weight chain.
+    act, act_out : ActWrite       Write chain of the activation memories.
+    result : Out(signed(45))      0 except in the cycle of a result: lanes are OR-ed together.
+    stored : Out(8 * W), stored_valid : Out(1)   Low bytes of a word, 0 when not valid.
+    """
+
+    def __init__(self, config: Config, *, index: int):
+        self.config, self.index = config, index
+        if index not in range(config.P):
+            raise ValueError(f"index must be in 0..{config.P - 1}, not {index!r}")
+        super().__init__({
+            "c": In(LaneControl(config)), "c_out": Out(LaneControl(config)),
+            "beat": In(Beat(config)), "beat_out": Out(Beat(config)),
+            "act": In(ActWrite(config)), "act_out": Out(ActWrite(config)),
+            "result": Out(signed(Config.ACC_BITS)),
+            "stored": Out(8 * config.W), "stored_valid": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config, W = self.config, self.config.W
+
+        def reg(shape, name):
+            return Signal(shape, reset_less=True, name=name)
+
+        c = reg(LaneControl(config), "c_reg")
+        beat = reg(Beat(config), "beat_reg")
+        m.d.sync += [c.eq(self.c), beat.eq(self.beat)]
+        m.d.comb += [self.c_out.eq(c), self.beat_out.eq(beat)]
+
+        # Activation memory: written from the chain, one lane at a time.
+        act = reg(data.StructLayout({"valid": 1, "lane": range(config.P), "mask": W,
+                                     "addr": range(config.act_words),
+                                     "data": data.ArrayLayout(signed(Config.X_BITS), 4)}), "act_reg")
+        for name in ("valid", "lane", "mask", "addr", "data"):
+            m.d.sync += act[name].eq(getattr(self.act, name))
+            m.d.comb += getattr(self.act_out, name).eq(act[name])
+        m.submodules.acts = acts = memory.Memory(
+            shape=data.ArrayLayout(signed(Config.X_BITS), W), depth=config.act_words, init=[])
+        wr, rd = acts.write_port(granularity=1), acts.read_port()
+        m.d.comb += [rd.addr.eq(c.x_addr), wr.addr.eq(act.addr),
+                     wr.en.eq(Mux(act.valid & (act.lane == self.index), act.mask, 0))]
+        for i in range(W):
+            m.d.comb += wr.data[i].eq(act.data[i % 4])
+
+        m.submodules.softmax = softmax = SoftmaxUnit(config)
+
+        # One operand register: the activation, or the probability for all W.
+        x = [reg(signed(18), f"x{i}") for i in range(W)]
+        for i in range(W):
+            m.d.sync += x[i].eq(Mux(c.sel_p, softmax.p, rd.data[i]))
+        products = []
+        for i in range(W):
+            m.submodules[f"mul{i}"] = mul = Multiplier(dsp=config.dsp)
+            m.d.comb += [mul.a.eq(x[i]), mul.b.eq(beat[i])]
+            products.append(mul.p)
+
+        # Dot: adder tree, a register a level, then the accumulator.
+        level, terms, width = 0, products, 36
+        while len(terms) > 1:
+            width += 1
+            sums = [reg(signed(width), f"sum{level}_{i}") for i in range(len(terms) // 2)]
+            for i, s in enumerate(sums):
+                m.d.sync += s.eq(terms[2 * i] + terms[2 * i + 1])
+            level, terms = level + 1, sums
+        acc = reg(signed(Config.ACC_BITS), "acc")
+        m.d.sync += acc.eq(Mux(c.dot_first, 0, acc) + terms[0])
+
+        # Broadcast: read, add, write in one cycle; the LUTRAM shows the new value in the next.
+        drained = reg(signed(Config.PV_BITS), "drained")
+        columns = []
+        for i in range(W):
+            product = reg(signed(Config.PV_BITS), f"product{i}")
+            m.d.sync += product.eq(products[i])
+            m.submodules[f"pv{i}"] = pv = memory.Memory(
+                shape=signed(Config.PV_BITS), depth=Config.ACC_SLOTS, init=[])
+            pv_wr, pv_rd = pv.write_port(), pv.read_port(domain="comb")
+            m.d.comb += [pv_rd.addr.eq(c.acc_addr), pv_wr.addr.eq(c.acc_addr),
+                         pv_wr.en.eq(c.acc_en),
+                         pv_wr.data.eq(Mux(c.acc_first, 0, pv_rd.data) + product)]
+            columns.append(pv_rd.data)
+        with m.If(c.dr_en):
+            m.d.sync += drained.eq(Array(columns)[c.dr_sel])
+
+        m.d.comb += [
+            softmax.acc.eq(acc), softmax.shift.eq(c.shift),
+            softmax.w_en.eq(c.sc_en), softmax.w_addr.eq(c.sc_addr),
+            softmax.w_first.eq(c.sc_first), softmax.w_block.eq(c.sc_block),
+            softmax.w_masked.eq(c.sc_age > self.index),
+            softmax.r_addr.eq(c.s_addr), softmax.r_block.eq(c.m_block),
+            softmax.sum_en.eq(c.sum_en), softmax.sum_first.eq(c.sum_first),
+            softmax.sum_read.eq(c.sum_read), softmax.sum_block.eq(c.sum_block),
+        ]
+
+        result = reg(signed(Config.ACC_BITS), "result_reg")
+        m.d.sync += result.eq(0)
+        with m.If(c.res_en):
+            with m.Switch(c.res_kind):
+                with m.Case(0):
+                    m.d.sync += result.eq(acc)
+                with m.Case(1):
+                    m.d.sync += result.eq(softmax.total)
+                with m.Default():
+                    m.d.sync += result.eq(drained)
+        m.d.comb += self.result.eq(result)
+
+        chosen = Signal()
+        m.d.comb += chosen.eq(c.st_en & (c.st_lane == self.index))
+        low = Cat(x[i][:8] for i in range(W))
+        stored, valid = reg(8 * W, "stored_reg"), reg(1, "stored_valid_reg")
+        m.d.sync += [stored.eq(Mux(chosen, low, 0)), valid.eq(chosen)]
+        m.d.comb += [self.stored.eq(stored), self.stored_valid.eq(valid)]
+        return m

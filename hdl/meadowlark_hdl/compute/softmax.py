@@ -1,0 +1,141 @@
+"""SoftmaxUnit: scores in, probabilities out, for one lane; nothing of it leaves the lane."""
+from amaranth import Module, Mux, Signal, signed
+from amaranth.lib import memory, wiring
+from amaranth.lib.wiring import In, Out
+
+from ..config import Config
+from ..fixed import EXP2_TABLE
+from .softmax_golden import MASKED
+
+
+class SoftmaxUnit(wiring.Component):
+    """Score memory, running maximum, 2^x and sum of a lane.
+
+    Write side (QK): a dot product becomes a score ``sat18(round(acc / 2**shift))``, is stored and
+    takes part in the maximum of its block. Read side (SV): a score becomes the probability
+    ``2**(score - maximum)``, u1.15, and is added to the sum of its block.
+
+    Source: deferred normalisation and one shared maximum as in FlashDecoding++, arXiv:2311.01282,
+    section 3; here the maximum is exact, because the row stays on the chip.
+    Golden: :mod:`.softmax_golden`, bit-exact.
+    Timing: rigid, one score and one probability a cycle. acc in cycle 0 meets its ``w_*`` in cycle
+    3 (``WRITE_LATENCY``) and can be read from cycle 4 on. r_addr in cycle 0 meets r_block in
+    cycle 1 and gives p in cycle 8 (``READ_LATENCY``), where its ``sum_*`` are due.
+
+    Parameters
+    ----------
+    config : Config
+
+    Members
+    -------
+    acc : In(signed(45))          Dot product.
+    shift : In(6)                 Constant while scores are in flight.
+    w_en, w_masked, w_first : In(1)  Store; store MASKED instead; first key of the block.
+    w_addr : In(range(score_depth)); w_block : In(range(16))
+    r_addr : In(range(score_depth)); r_block : In(range(16))
+    p : Out(16)                   0..32768.
+    sum_en, sum_first : In(1)     Add p to the block's sum; start it anew.
+    sum_read : In(1)              Copy the block's sum to ``total`` (a cycle later), instead.
+    sum_block : In(range(16))
+    total : Out(28)               At most 4096 * 32768 = 2**27.
+    """
+
+    WRITE_LATENCY = 3
+    READ_LATENCY = 8
+
+    def __init__(self, config: Config):
+        self.config = config
+        block = range(Config.ACC_SLOTS)
+        super().__init__({
+            "acc": In(signed(Config.ACC_BITS)), "shift": In(6),
+            "w_en": In(1), "w_masked": In(1), "w_first": In(1),
+            "w_addr": In(range(config.score_depth)), "w_block": In(block),
+            "r_addr": In(range(config.score_depth)), "r_block": In(block),
+            "p": Out(16),
+            "sum_en": In(1), "sum_first": In(1), "sum_read": In(1), "sum_block": In(block),
+            "total": Out(28),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        bits = Config.SCORE_BITS
+
+        def reg(shape, name):
+            return Signal(shape, reset_less=True, name=name)
+
+        # acc / 2**shift in three steps: by eights, by ones with the rounding bit kept, round.
+        # One bit below the binary point is kept, hence acc << 1.
+        coarse = reg(signed(Config.ACC_BITS + 1), "coarse")
+        fine_by = Signal(3, reset_less=True)
+        widened = Signal(signed(Config.ACC_BITS + 1))
+        m.d.comb += widened.eq(self.acc << 1)
+        with m.Switch(self.shift[3:]):
+            for i in range(8):
+                with m.Case(i):
+                    m.d.sync += coarse.eq(widened >> 8 * i)
+        m.d.sync += fine_by.eq(self.shift[:3])
+        fine = reg(signed(bits + 2), "fine")            # score with one more bit each side
+        shifted = Signal(signed(Config.ACC_BITS + 1))
+        m.d.comb += shifted.eq(coarse >> fine_by)
+        over = Signal(reset_less=True)
+        top = shifted[bits:]                            # all equal if the value fits 1 + bits
+        m.d.sync += [fine.eq(shifted[:bits + 2]), over.eq(top.any() & ~top.all())]
+        negative = Signal(reset_less=True)
+        m.d.sync += negative.eq(shifted[-1])
+        score = reg(signed(bits), "score")
+        rounded = Signal(signed(bits + 2))              # (fine + 1) >> 1 may be 2**17: clamp
+        m.d.comb += rounded.eq((fine + 1) >> 1)
+        lo, hi = -(1 << bits - 1), (1 << bits - 1) - 1
+        m.d.sync += score.eq(rounded)
+        with m.If(over):
+            m.d.sync += score.eq(Mux(negative, lo, hi))
+        with m.Elif((rounded[bits - 1] != rounded[bits])):
+            m.d.sync += score.eq(hi)                    # only rounding up can leave the range
+
+        m.submodules.scores = scores = memory.Memory(
+            shape=signed(bits), depth=self.config.score_depth, init=[])
+        wr, rd = scores.write_port(), scores.read_port()
+        stored = Signal(signed(bits))
+        m.d.comb += [stored.eq(Mux(self.w_masked, MASKED, score)),
+                     wr.en.eq(self.w_en), wr.addr.eq(self.w_addr), wr.data.eq(stored),
+                     rd.addr.eq(self.r_addr)]
+
+        m.submodules.maxima = maxima = memory.Memory(
+            shape=signed(bits), depth=Config.ACC_SLOTS, init=[])
+        max_wr, max_rd = maxima.write_port(), maxima.read_port(domain="comb")
+        m.d.comb += [max_rd.addr.eq(Mux(self.w_en, self.w_block, self.r_block)),
+                     max_wr.addr.eq(self.w_block),
+                     max_wr.en.eq(self.w_en & (self.w_first | (stored > max_rd.data))),
+                     max_wr.data.eq(stored)]
+
+        # 2**(score - maximum)
+        s = reg(signed(bits), "s")
+        peak = reg(signed(bits), "peak")
+        m.d.sync += [s.eq(rd.data), peak.eq(max_rd.data)]                       # cycle 2
+        x = reg(bits + 1, "x")
+        hidden = Signal(6, reset_less=True)             # masked, from cycle 3 to cycle 7
+        m.d.sync += [x.eq(peak - s), hidden.eq(hidden << 1 | (s == MASKED))]    # cycle 3
+        x8 = reg(bits - 1, "x8")
+        m.d.sync += x8.eq((x + 2) >> 2)                                         # cycle 4
+        m.submodules.exp2 = exp2 = memory.Memory(shape=16, depth=256, init=EXP2_TABLE.tolist())
+        table = exp2.read_port()
+        m.d.comb += table.addr.eq(x8[:8])                                       # out in cycle 5
+        whole = [reg(5, f"whole{i}") for i in range(2)]
+        m.d.sync += [whole[0].eq(Mux(x8[8:] > 17, 17, x8[8:])), whole[1].eq(whole[0])]
+        t = reg(16, "t")
+        m.d.sync += t.eq(table.data)                                            # cycle 6
+        halves = reg(17, "halves")
+        m.d.sync += halves.eq((t << 1) >> whole[1])                             # cycle 7
+        with m.If(hidden[4]):
+            m.d.sync += self.p.eq(0)
+        with m.Else():
+            m.d.sync += self.p.eq((halves + 1) >> 1)                            # cycle 8
+
+        m.submodules.sums = sums = memory.Memory(shape=28, depth=Config.ACC_SLOTS, init=[])
+        sum_wr, sum_rd = sums.write_port(), sums.read_port(domain="comb")
+        m.d.comb += [sum_rd.addr.eq(self.sum_block), sum_wr.addr.eq(self.sum_block),
+                     sum_wr.en.eq(self.sum_en),
+                     sum_wr.data.eq(Mux(self.sum_first, 0, sum_rd.data) + self.p)]
+        with m.If(self.sum_read):
+            m.d.sync += self.total.eq(sum_rd.data)
+        return m

@@ -1,0 +1,163 @@
+"""TilingEngine: P lanes in a chain, fed with one beat a cycle."""
+from amaranth import Cat, Module, Signal, signed
+from amaranth.lib import data, fifo, memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+from ..config import Config
+from ..signatures import ActWrite, Beat, ResultPort, RowScale
+from .lane import BEAT_CYCLE, STORE_CYCLE, Lane, LaneControl, lane_schedule, result_cycle
+
+
+def EngineControl(config: Config) -> data.StructLayout:
+    """What the issue stage presents each cycle.
+
+    lane: the lanes' fields. beat_addr: tile-buffer address of the beat ({half, beat}).
+    release: the two halves of the tile buffer to give back after this beat. row, block: of a
+    result (lane.res_en).
+    """
+    return data.StructLayout({
+        "lane": LaneControl(config),
+        "beat_addr": range(2 * config.tile_beats), "release": 2,
+        "row": 18, "block": 6})
+
+
+def or_levels(config: Config) -> int:
+    """Register levels of the tree that gathers the lanes' results, four at a time."""
+    return -(-ceil_log2(config.P) // 2)
+
+
+class TilingEngine(wiring.Component):
+    """P token lanes x W multipliers, token-parallel and head-sequential.
+
+    Queries, scores and probabilities of a head stay in the lanes; only attention output leaves.
+    A beat enters lane 0 and is handed from lane to lane, one a cycle: no wide fan-out, and the
+    lanes' results leave one a cycle in lane order, gathered by an OR tree.
+
+    Source: MEADOW, arXiv:2503.11663, sections III and IV (TPHS, parallel and broadcasting PEs).
+    Golden: :mod:`.tiling_engine_golden`, :mod:`.softmax_golden`.
+    Timing: rigid. Control in cycle 0 reads its beat in cycle 7, lane k's result leaves in cycle
+    ``RESULT_CYCLE + k``. Rows with results start at least P cycles apart; others back to back.
+
+    Parameters
+    ----------
+    config : Config
+
+    Members
+    -------
+    control : In(EngineControl)
+    beat_addr : Out, beat : In(Beat)    Tile buffer, data 2 cycles after the address.
+    release : Out(2)                    One cycle a half.
+    scale : In(RowScale)                Row scale of the row whose result control (res_en) was
+                                        presented 2 cycles ago.
+    result : Out(ResultPort)
+    act : In(ActWrite)                  From the vector unit; lane k's memory is written k + 1
+                                        cycles later.
+    store : Out(stream of unsigned(8 * W))  Stored words, token after token.
+    store_room : Out(range)             Words that may still be issued for the store FIFO.
+    """
+
+    STORE_DEPTH = 64
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.RESULT_CYCLE = result_cycle(config) + or_levels(config)
+        super().__init__({
+            "control": In(EngineControl(config)),
+            "beat_addr": Out(range(2 * config.tile_beats)), "beat": In(Beat(config)),
+            "release": Out(2), "scale": In(RowScale()),
+            "result": Out(ResultPort(config)), "act": In(ActWrite(config)),
+            "store": Out(stream.Signature(8 * config.W)),
+            "store_room": Out(range(self.STORE_DEPTH + 1)),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config, P, W = self.config, self.config.P, self.config.W
+
+        delays: dict[str, list] = {}
+
+        def delayed(name, signal, cycles):
+            """``signal`` as it was ``cycles`` ago; shared line a name."""
+            line = delays.setdefault(name, [signal])
+            while len(line) <= cycles:
+                tap = Signal.like(signal, reset_less=True, name=f"{name}_d{len(line)}")
+                m.d.sync += tap.eq(line[-1])
+                line.append(tap)
+            return line[cycles]
+
+        control = self.control
+        # Into lane 0: the field stands in its register in cycle n, so it arrives in cycle n - 1.
+        chain = Signal(LaneControl(config))
+        for name, (_, cycle) in lane_schedule(config).items():
+            m.d.comb += chain[name].eq(delayed(name, control.lane[name], cycle - 1))
+        # Address in cycle BEAT_CYCLE - 3, RAM, its register, lane 0's register.
+        at = BEAT_CYCLE - 3
+        m.d.comb += [self.beat_addr.eq(delayed("beat_addr", control.beat_addr, at)),
+                     self.release.eq(delayed("release", control.release, at + 1))]
+
+        beat, act = self.beat, self.act
+        results, words, flags = [], [], []
+        for k in range(P):
+            m.submodules[f"lane{k}"] = lane = Lane(config, index=k)
+            m.d.comb += [lane.c.eq(chain), lane.beat.eq(beat)]
+            for name in ("valid", "lane", "addr", "mask", "data"):
+                m.d.comb += getattr(lane.act, name).eq(getattr(act, name))
+            chain, beat, act = lane.c_out, lane.beat_out, lane.act_out
+            results.append(lane.result)
+            words.append(lane.stored)
+            flags.append(lane.stored_valid)
+
+        def gather(terms, name):
+            """OR of the lanes, a register for each level of four."""
+            level = 0
+            while len(terms) > 1:
+                merged = []
+                for i in range(0, len(terms), 4):
+                    r = Signal(len(terms[0]), reset_less=True, name=f"{name}{level}_{i // 4}")
+                    value = terms[i]
+                    for t in terms[i + 1:i + 4]:
+                        value = value | t
+                    m.d.sync += r.eq(value)
+                    merged.append(r)
+                terms, level = merged, level + 1
+            return terms[0]
+
+        # Rows in flight wait here for their results: written 2 cycles after issue with the scale
+        # just read, taken when lane 0's result leaves. Rows are P >= 4 cycles apart and take at
+        # most 15 + 5 + 3 cycles, so 16 entries never fill.
+        row_layout = data.StructLayout({"row": 18, "block": 6, "kind": 2, "scale": RowScale()})
+        m.submodules.rows = rows = memory.Memory(shape=row_layout, depth=16, init=[])
+        wr, rd = rows.write_port(), rows.read_port(domain="comb")
+        wp, rp = Signal(4), Signal(4)
+        m.d.comb += [wr.addr.eq(wp), rd.addr.eq(rp),
+                     wr.en.eq(delayed("res_en", control.lane.res_en, 2)),
+                     wr.data.row.eq(delayed("row", control.row, 2)),
+                     wr.data.block.eq(delayed("block", control.block, 2)),
+                     wr.data.kind.eq(delayed("res_kind", control.lane.res_kind, 2)),
+                     wr.data.scale.eq(self.scale)]
+        with m.If(wr.en):
+            m.d.sync += wp.eq(wp + 1)
+        head = delayed("res_en", control.lane.res_en, self.RESULT_CYCLE - 1)
+        out = self.result.payload
+        gathered = gather(results, "result")
+        m.d.comb += out.acc.eq(gathered.as_signed())
+        with m.If(head):
+            m.d.sync += [rp.eq(rp + 1), out.row.eq(rd.data.row), out.block.eq(rd.data.block),
+                         out.kind.eq(rd.data.kind), out.scale.eq(rd.data.scale),
+                         out.lane.eq(0), self.result.valid.eq(1)]
+        with m.Elif(out.lane == P - 1):
+            m.d.sync += self.result.valid.eq(0)
+        with m.Else():
+            m.d.sync += out.lane.eq(out.lane + 1)
+
+        m.submodules.stored = stored = fifo.SyncFIFOBuffered(width=8 * W, depth=self.STORE_DEPTH)
+        m.d.comb += [stored.w_data.eq(gather(words, "stored")),
+                     stored.w_en.eq(gather(flags, "stored_valid")),
+                     self.store.payload.eq(stored.r_data), self.store.valid.eq(stored.r_rdy),
+                     stored.r_en.eq(self.store.ready)]
+        taken = self.store.valid & self.store.ready
+        room = Signal(range(self.STORE_DEPTH + 1), init=self.STORE_DEPTH)
+        m.d.sync += room.eq(room - control.lane.st_en + taken)
+        m.d.comb += self.store_room.eq(room)
+        return m
