@@ -1,8 +1,8 @@
 """Shared bench: build a component, run cocotb tests on it, drive and drain its streams.
 
-Seen from pytest there is one function, :func:`simulate`. Seen from a cocotb test there are coroutines
-(:func:`start`, :func:`send`, :func:`recv`), :func:`cycles`, and :func:`pack` / :func:`unpack` for
-payloads that are structures. See docs/testing.md.
+Seen from pytest there is one function, :func:`simulate`. Seen from a cocotb test there are
+coroutines (:func:`start`, :func:`send`, :func:`recv`), :func:`cycles`, and :func:`pack` /
+:func:`unpack` for payloads that are structures. See docs/testing.md.
 """
 from __future__ import annotations
 
@@ -147,8 +147,9 @@ def _digest(*parts) -> str:
 
 
 def _command(command: list[str], cwd: Path, **env: str) -> None:
-    done = subprocess.run(command, cwd=cwd, env=os.environ | env, text=True, stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(command, cwd=cwd, env=os.environ | env, text=True,
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\nfailed with status {done.returncode}:\n"
                            f"{done.stdout[-4000:]}")
