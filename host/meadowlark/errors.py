@@ -1,0 +1,10 @@
+"""The one exception whose text is meant for the person at the keyboard."""
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something the user can put right.
+
+    The message is one sentence that names what is wrong, with the value, and says what to do. The
+    commands print it without a traceback and end with a status other than 0.
+    """

@@ -1,0 +1,547 @@
+"""Read a Llama-type checkpoint, and run it in float32."""
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import tokenizers
+
+from .errors import UserError
+
+#: Where the packaged model and texts are.
+DATA = Path(__file__).parent / "data"
+#: Names that :func:`load_model` knows, and their folders.
+PACKAGED = {"stories": DATA / "stories"}
+#: Most stop ids a run can have; a test holds it equal to ``meadowlark_hdl.signatures.STOP_IDS``,
+#: which cannot be imported here because it needs Amaranth.
+MAX_STOP_IDS = 8
+
+
+# ---- Tokenizer
+
+class TextStream:
+    """Token ids in, text out, a complete character at a time.
+
+    A character of UTF-8 can be split over tokens, and some decoders treat the first token of a
+    text specially (they drop its leading space); so each piece is the difference of two decodings
+    that begin at the same earlier token.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, after: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._ids = [int(i) for i in after][-8:]
+        self._given = len(self._ids)    # ids[:given] have been returned as text
+
+    def push(self, token: int) -> str:
+        """Take one token; return the text that is now certain (often "")."""
+        self._ids.append(int(token))
+        return self._take(final=False)
+
+    def flush(self) -> str:
+        """End of the text: return what was held back (an incomplete character as U+FFFD)."""
+        return self._take(final=True)
+
+    def _take(self, *, final: bool) -> str:
+        before = self._tokenizer.decode(self._ids[:self._given])
+        text = self._tokenizer.decode(self._ids)
+        held = len(self._ids) - self._given
+        # An incomplete character has at most 3 bytes: 4 tokens later it cannot become one.
+        if not final and text.endswith("\ufffd") and held < 4:
+            return ""
+        piece = text[len(before):]
+        if piece:                       # the last piece is all that the next one needs
+            self._ids, self._given = self._ids[self._given:], held
+        else:
+            self._given = len(self._ids)
+        return piece
+
+
+class Tokenizer:
+    """The tokenizer.json of a model.
+
+    Parameters
+    ----------
+    source : bytes
+        Contents of tokenizer.json; kept in :attr:`json`.
+    name : str
+        Where it came from, for messages.
+
+    Raises
+    ------
+    UserError
+        The bytes are not a tokenizer.
+    """
+
+    def __init__(self, source: bytes, name: str = "tokenizer.json") -> None:
+        self.json = bytes(source)
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(self.json.decode())
+        except Exception as e:           # tokenizers raises a bare Exception
+            raise UserError(f"{name} is not a tokenizer ({e}); get the file again from where the "
+                            "model came from.") from e
+        self._tokenizer.no_truncation()  # a stored limit would silently cut prompts
+        self._tokenizer.no_padding()
+
+    @property
+    def size(self) -> int:
+        """Number of ids, the added tokens included."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str) -> list[int]:
+        """Text -> ids, with the special tokens (often a bos) that tokenizer.json asks for."""
+        return list(self._tokenizer.encode(text).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids -> text, without special tokens; bytes that are not UTF-8 become U+FFFD."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def stream(self, after: Sequence[int] = ()) -> TextStream:
+        """A decoder for tokens that come one by one, after the given ones (the prompt)."""
+        return TextStream(self, after)
+
+
+# ---- Checkpoint
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """Float32 weights of a layer; matrices are [rows (outputs), columns (inputs)].
+
+    norm1, norm2: [hidden]. q: [heads*head_dim, hidden]. k, v: [kv_heads*head_dim, hidden].
+    o: [hidden, heads*head_dim]. gate, up: [ffn, hidden]. down: [hidden, ffn]. The biases have one
+    value a row, or are None. Rotated rows are in the order of the checkpoint (half-split).
+    """
+    norm1: np.ndarray
+    q: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+    o: np.ndarray
+    norm2: np.ndarray
+    gate: np.ndarray
+    up: np.ndarray
+    down: np.ndarray
+    q_bias: np.ndarray | None = None
+    k_bias: np.ndarray | None = None
+    v_bias: np.ndarray | None = None
+    o_bias: np.ndarray | None = None
+    gate_bias: np.ndarray | None = None
+    up_bias: np.ndarray | None = None
+    down_bias: np.ndarray | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A checkpoint in float32.
+
+    embedding, head: [vocab, hidden] (the same array when tied). final_norm: [hidden]. context:
+    most positions the model was made for. bos_id: None if it has none. eos_id: the first stop id,
+    or None. stop_ids: at most 8. parameters: number of weights in the file, tied ones once.
+    """
+    name: str
+    hidden: int
+    layers: tuple[Layer, ...]
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    vocab: int
+    context: int
+    rms_eps: float
+    rope_theta: float
+    embedding: np.ndarray
+    final_norm: np.ndarray
+    head: np.ndarray
+    tied: bool
+    tokenizer: Tokenizer
+    bos_id: int | None
+    stop_ids: tuple[int, ...]
+    parameters: int
+
+    @property
+    def eos_id(self) -> int | None:
+        """The id that ends a text in training, or None."""
+        return self.stop_ids[0] if self.stop_ids else None
+
+    def text_tokens(self, text: str) -> list[int]:
+        """A whole text as it was in training: bos (if any), its ids, eos (if any)."""
+        ids = self.tokenizer.encode(text)
+        if self.bos_id is not None and ids[:1] != [self.bos_id]:
+            ids = [self.bos_id, *ids]
+        if self.eos_id is not None and ids[-1:] != [self.eos_id]:
+            ids = [*ids, self.eos_id]
+        return ids
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; a model folder needs config.json, tokenizer.json and "
+                        "model.safetensors.") from None
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path} cannot be read ({e}); get the file again.") from e
+    if not isinstance(value, dict):
+        raise UserError(f"{path} does not hold a JSON object; get the file again.")
+    return value
+
+
+class _Config:
+    """config.json with checked look-ups; every complaint names the file, the key and the value."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "config.json"
+        self.values = _read_json(self.path)
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        """A positive whole number."""
+        value = self.values.get(key)
+        if value is None:
+            value = default
+        if value is None:
+            raise UserError(f"{self.path} lacks {key}; get the file again.")
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"{self.path}: {key} must be a positive whole number, not {value!r}; "
+                            "get the file again.")
+        return value
+
+    def number(self, value: object, key: str) -> float:
+        """A positive finite number."""
+        if isinstance(value, bool) or not isinstance(value, (int, float)) \
+                or not isfinite(value) or value <= 0:
+            raise UserError(f"{self.path}: {key} must be a positive number, not {value!r}; "
+                            "get the file again.")
+        return float(value)
+
+    def flag(self, key: str) -> bool:
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise UserError(f"{self.path}: {key} must be true or false, not {value!r}; "
+                            "get the file again.")
+        return bool(value)
+
+    def ids(self, value: object, key: str, vocab: int) -> list[int]:
+        """None, an id or a list of ids, all below vocab."""
+        given = [] if value is None else value if isinstance(value, list) else [value]
+        for i in given:
+            if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < vocab:
+                raise UserError(f"{self.path.parent}: {key} must be a token id below {vocab}, not "
+                                f"{i!r}; correct config.json or generation_config.json.")
+        return given
+
+    def refuse_unknown_shapes(self) -> None:
+        """Raise for what this code would silently compute wrongly."""
+        v = self.values
+        kind = v.get("model_type")
+        names = v.get("architectures") or ["LlamaForCausalLM"]
+        if kind != "llama" or names != ["LlamaForCausalLM"]:
+            raise UserError(f"{self.path}: architecture {kind!r} {names!r} is not supported; use a "
+                            "checkpoint of type llama (LlamaForCausalLM).")
+        act = v.get("hidden_act", "silu")
+        if act not in ("silu", "swish"):
+            raise UserError(f"{self.path}: activation hidden_act {act!r} is not supported; use a "
+                            "checkpoint with silu.")
+        if v.get("quantization_config"):
+            raise UserError(f"{self.path}: the checkpoint is already quantised "
+                            "(quantization_config); use the float16, bfloat16 or float32 one.")
+        if v.get("partial_rotary_factor", 1) != 1:
+            raise UserError(f"{self.path}: partial_rotary_factor {v['partial_rotary_factor']!r} is "
+                            "not supported; use a checkpoint that rotates whole heads.")
+        for key in ("rope_scaling", "rope_parameters"):
+            rope = v.get(key) or {}
+            scaling = rope.get("rope_type", rope.get("type", "default"))
+            if scaling != "default":
+                raise UserError(f"{self.path}: RoPE scaling {scaling!r} ({key}) is not supported; "
+                                "use a checkpoint without RoPE scaling.")
+
+    def rope_theta(self) -> float:
+        """From either place; 10000 if neither has it, as the original model."""
+        for place in (self.values, self.values.get("rope_parameters") or {}):
+            if place.get("rope_theta") is not None:
+                return self.number(place["rope_theta"], "rope_theta")
+        return 10000.0
+
+
+def _tensor_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint: one, or the shards its index names."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists():
+        return [single]
+    if not index.exists():
+        raise UserError(f"{folder} has neither model.safetensors nor model.safetensors.index.json; "
+                        "get the checkpoint in safetensors format.")
+    names = _read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise UserError(f"{index} has no weight_map; get the file again.")
+    files = sorted(set(map(str, names.values())))
+    for name in files:
+        if Path(name).name != name:
+            raise UserError(f"{index} names the file {name!r} outside its folder; get the "
+                            "checkpoint again from a source you trust.")
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} is missing although {index.name} names it; get the "
+                            "shard and put it there.")
+    return [folder / name for name in files]
+
+
+def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """All floating tensors of a file as float32; others (old buffers) are left out."""
+    try:
+        found = safetensors.deserialize(path.read_bytes())
+    except OSError as e:
+        raise UserError(f"{path} cannot be read ({e}); check the file.") from e
+    except Exception as e:               # SafetensorError: truncated, damaged or foreign
+        raise UserError(f"{path} is damaged or not a safetensors file ({e}); "
+                        "get it again.") from e
+    out = {}
+    for name, entry in found:
+        dtype, raw = entry["dtype"], entry["data"]
+        if dtype == "BF16":              # the upper half of a float32
+            value = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+        elif dtype in ("F16", "F32"):
+            value = np.frombuffer(raw, "<f2" if dtype == "F16" else "<f4").astype(np.float32)
+        else:
+            value = None                 # refused below, by name, if the model needs it
+        out[name] = dtype if value is None else value.reshape(entry["shape"])
+    return out
+
+
+class _Tensors:
+    """The tensors of a checkpoint, taken by name and shape."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.found: dict[str, np.ndarray] = {}
+        for path in _tensor_files(folder):
+            self.found.update(_read_tensors(path))
+        self.taken = 0
+
+    def take(self, name: str, *shape: int) -> np.ndarray:
+        if name not in self.found:
+            raise UserError(f"{self.folder} has no tensor {name}; use a complete checkpoint whose "
+                            "config.json belongs to it.")
+        value = self.found[name]
+        if isinstance(value, str):
+            raise UserError(f"{self.folder}: tensor {name} has type {value}, which is not "
+                            "supported; use a float16, bfloat16 or float32 checkpoint.")
+        if value.shape != shape:
+            raise UserError(f"{self.folder}: tensor {name} has shape {list(value.shape)} where "
+                            f"config.json implies {list(shape)}; use the files of one checkpoint.")
+        if not np.isfinite(value).all():
+            raise UserError(f"{self.folder}: tensor {name} holds values that are not finite; "
+                            "get the checkpoint again.")
+        self.taken += value.size
+        return value
+
+
+def load_model(path_or_name: str | Path) -> Model:
+    """Read a model.
+
+    Parameters
+    ----------
+    path_or_name : str or Path
+        "stories" (the packaged model), or a Hugging Face folder with config.json, tokenizer.json
+        and model.safetensors or its shards. Supported: LlamaForCausalLM in float32, float16 or
+        bfloat16; grouped queries; RoPE without scaling; RMSNorm; SwiGLU with silu; tied or own
+        head; biases (attention_bias, mlp_bias).
+
+    Raises
+    ------
+    UserError
+        Anything missing, damaged, contradictory or not supported, by name.
+    """
+    folder = PACKAGED.get(str(path_or_name), Path(path_or_name))
+    if not folder.is_dir():
+        raise UserError(f"there is no model folder {str(path_or_name)!r}; give a Hugging Face "
+                        f"folder or one of: {', '.join(PACKAGED)}.")
+    config = _Config(folder)
+    config.refuse_unknown_shapes()
+    hidden, heads = config.whole("hidden_size"), config.whole("num_attention_heads")
+    kv_heads = config.whole("num_key_value_heads", heads)
+    head_dim = config.whole("head_dim", hidden // heads or None)
+    ffn, vocab = config.whole("intermediate_size"), config.whole("vocab_size")
+    if heads % kv_heads:
+        raise UserError(f"{config.path}: num_attention_heads {heads} is not a multiple of "
+                        f"num_key_value_heads {kv_heads}; get the file again.")
+    if config.values.get("head_dim") is None and hidden % heads:
+        raise UserError(f"{config.path}: hidden_size {hidden} is not a multiple of "
+                        f"num_attention_heads {heads} and head_dim is not given; "
+                        "get the file again.")
+    if head_dim % 2:
+        raise UserError(f"{config.path}: head_dim {head_dim} is odd, so RoPE has no pairs; "
+                        "get the file again.")
+
+    generation = folder / "generation_config.json"
+    other = _read_json(generation) if generation.exists() else {}
+    stops = []
+    for values in (other, config.values):
+        stops += config.ids(values.get("eos_token_id"), "eos_token_id", vocab)
+    stops = list(dict.fromkeys(stops))
+    if len(stops) > MAX_STOP_IDS:
+        raise UserError(f"{folder} names {len(stops)} stop ids and a run can have {MAX_STOP_IDS}; "
+                        "shorten eos_token_id in generation_config.json.")
+    bos = config.ids(config.values.get("bos_token_id", other.get("bos_token_id")),
+                     "bos_token_id", vocab)
+    source = folder / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer(source.read_bytes(), str(source))
+    except OSError as e:
+        raise UserError(f"{source} cannot be read ({e.strerror}); get the file from where the "
+                        "model came from.") from e
+    if tokenizer.size > vocab:
+        raise UserError(f"{source} has {tokenizer.size} ids and config.json a vocab_size of only "
+                        f"{vocab}; use the files of one checkpoint.")
+
+    tensors = _Tensors(folder)
+    attention_bias, mlp_bias = config.flag("attention_bias"), config.flag("mlp_bias")
+
+    def linear(name: str, rows: int, columns: int, bias: bool):
+        weight = tensors.take(f"{name}.weight", rows, columns)
+        return weight, tensors.take(f"{name}.bias", rows) if bias else None
+
+    def layer(i: int) -> Layer:
+        at = f"model.layers.{i}"
+        out = {"norm1": tensors.take(f"{at}.input_layernorm.weight", hidden),
+               "norm2": tensors.take(f"{at}.post_attention_layernorm.weight", hidden)}
+        wide, narrow = heads * head_dim, kv_heads * head_dim
+        for key, rows, columns in (("q", wide, hidden), ("k", narrow, hidden),
+                                   ("v", narrow, hidden), ("o", hidden, wide)):
+            out[key], out[f"{key}_bias"] = linear(f"{at}.self_attn.{key}_proj", rows, columns,
+                                                  attention_bias)
+        for key, rows, columns in (("gate", ffn, hidden), ("up", ffn, hidden),
+                                   ("down", hidden, ffn)):
+            out[key], out[f"{key}_bias"] = linear(f"{at}.mlp.{key}_proj", rows, columns, mlp_bias)
+        return Layer(**out)
+
+    tied = config.flag("tie_word_embeddings")
+    embedding = tensors.take("model.embed_tokens.weight", vocab, hidden)
+    layers = tuple(layer(i) for i in range(config.whole("num_hidden_layers")))
+    final_norm = tensors.take("model.norm.weight", hidden)
+    head = embedding if tied else tensors.take("lm_head.weight", vocab, hidden)
+    name = str(path_or_name) if str(path_or_name) in PACKAGED else folder.resolve().name
+    return Model(
+        name=name, hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads,
+        head_dim=head_dim, ffn=ffn, vocab=vocab, embedding=embedding, final_norm=final_norm,
+        context=config.whole("max_position_embeddings", 2048), head=head, tied=tied,
+        rms_eps=config.number(config.values.get("rms_norm_eps", 1e-6), "rms_norm_eps"),
+        rope_theta=config.rope_theta(), tokenizer=tokenizer, bos_id=bos[0] if bos else None,
+        stop_ids=tuple(stops), parameters=tensors.taken)
+
+
+# ---- Float32 forward
+
+def rope_angles(head_dim: int, theta: float, positions: Iterable[int]) -> np.ndarray:
+    """float64[positions, head_dim/2]: angle of pair i is position * theta**(-2i/head_dim)."""
+    rate = float(theta) ** (-np.arange(0, head_dim, 2) / head_dim)
+    return np.asarray(list(positions), np.float64)[:, None] * rate
+
+
+#: Called with (node, layer or -1, array) as a forward pass goes.
+Observer = Callable[[str, int, np.ndarray], None]
+
+
+class FloatModel:
+    """Float32 reference of a :class:`Model`: one sequence at a time, no cache.
+
+    Parameters
+    ----------
+    model : Model
+        Its arrays are used, not copied.
+    """
+
+    #: Queries handled at once; bounds the memory of the scores.
+    QUERIES = 256
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def forward(self, tokens: Sequence[int], observe: Observer | None = None) -> np.ndarray:
+        """Logits of a sequence that starts at position 0.
+
+        Parameters
+        ----------
+        tokens : sequence of n ids, 1 <= n <= context
+        observe : callable, optional
+            Gets each node: "residual" (after the embedding with layer -1, then after each half of
+            a layer), "x1", "x2", "final" (norm outputs), "q", "k" ([n, heads, head_dim] before
+            rotation), "q_rot", "k_rot", "v", "attention" ([n, heads, head_dim]), "gate", "up",
+            "h" (input of the down rows), "logits".
+
+        Returns
+        -------
+        float32[n, vocab]
+        """
+        m = self.model
+        tokens = np.asarray(tokens, np.int64)
+        n = len(tokens)
+        if not 1 <= n <= m.context:
+            raise ValueError(f"a sequence must have 1..{m.context} tokens, not {n}")
+        see = observe or (lambda *_: None)
+        angles = rope_angles(m.head_dim, m.rope_theta, range(n))
+        cos, sin = (f(angles).astype(np.float32)[:, None] for f in (np.cos, np.sin))
+        r = m.embedding[tokens]
+        see("residual", -1, r)
+        for i, w in enumerate(m.layers):
+            x = self._norm(r, w.norm1)
+            see("x1", i, x)
+            q = self._linear(x, w.q, w.q_bias).reshape(n, m.heads, m.head_dim)
+            k, v = (self._linear(x, a, b).reshape(n, m.kv_heads, m.head_dim)
+                    for a, b in ((w.k, w.k_bias), (w.v, w.v_bias)))
+            see("q", i, q)
+            see("k", i, k)
+            see("v", i, v)
+            q, k = self._rotate(q, cos, sin), self._rotate(k, cos, sin)
+            see("q_rot", i, q)
+            see("k_rot", i, k)
+            a = self._attention(q, k, v)
+            see("attention", i, a)
+            r = r + self._linear(a.reshape(n, -1), w.o, w.o_bias)
+            see("residual", i, r)
+            x = self._norm(r, w.norm2)
+            see("x2", i, x)
+            gate = self._linear(x, w.gate, w.gate_bias)
+            up = self._linear(x, w.up, w.up_bias)
+            see("gate", i, gate)
+            see("up", i, up)
+            # exp(-88) is the smallest that float32 holds; silu is 0 to its precision long before
+            h = gate / (1 + np.exp(-np.maximum(gate, -80))) * up
+            see("h", i, h)
+            r = r + self._linear(h, w.down, w.down_bias)
+            see("residual", i, r)
+        x = self._norm(r, m.final_norm)
+        see("final", -1, x)
+        logits = x @ m.head.T
+        see("logits", -1, logits)
+        return logits
+
+    def _norm(self, r: np.ndarray, gamma: np.ndarray) -> np.ndarray:
+        mean = np.mean(r.astype(np.float64) ** 2, axis=-1, keepdims=True)
+        return (r / np.sqrt(mean + self.model.rms_eps)).astype(np.float32) * gamma
+
+    @staticmethod
+    def _linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        y = x @ weight.T
+        return y if bias is None else y + bias
+
+    @staticmethod
+    def _rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+        a, b = np.split(x, 2, axis=-1)
+        return np.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+
+    def _attention(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Causal attention; q [n, heads, d], k and v [n, kv_heads, d] -> [n, heads, d]."""
+        n, heads, d = q.shape
+        group = heads // k.shape[1]
+        out = np.empty_like(q)
+        for start in range(0, n, self.QUERIES):
+            stop = min(n, start + self.QUERIES)
+            hidden = np.arange(stop) > np.arange(start, stop)[:, None]
+            for h in range(heads):
+                s = q[start:stop, h] @ k[:stop, h // group].T / np.float32(np.sqrt(d))
+                s[hidden] = -np.inf
+                p = np.exp(s - s.max(axis=-1, keepdims=True))
+                out[start:stop, h] = p @ v[:stop, h // group] / p.sum(axis=-1, keepdims=True)
+        return out
