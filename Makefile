@@ -1,0 +1,61 @@
+# Every target sets up what it needs; `make` lists them.
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-synth story test lint bench fmax mutate docs clean
+.DELETE_ON_ERROR:
+
+# The first Python that is new enough, or else python3, about which the set-up then complains.
+PYTHON ?= $(or $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; do \
+    $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; \
+    done), python3)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -e
+
+help: ## list the targets
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | \
+	    while IFS='|' read -r name text; do printf '%-20s %s\n' "$$name" "$$text"; done
+
+setup: .venv/.setup ## make or complete .venv: all that simulation needs
+
+setup-synth: .venv/.synth ## add synthesis, place and route for ECP5
+
+story: setup ## let the chip, simulated from its RTL, tell a story
+	@$(BIN)/meadowlark generate "Once upon a time"
+
+test: setup ## run all tests; SEED=n repeats a run, ARGS="-k name" picks tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.dev ## ruff and pyright
+	@$(BIN)/ruff check
+	@$(BIN)/pyright --warnings
+
+bench: setup ## cycles, memory and MAC utilisation from the RTL's counters
+	@$(BIN)/meadowlark bench $(ARGS)
+
+fmax: .venv/.synth ## place and route the core for an ECP5-85F; ARGS="--write" stores docs/fmax.md
+	@$(BIN)/python scripts/fmax.py $(ARGS)
+
+mutate: setup ## break the gateware in many small ways and see the tests notice
+	@$(BIN)/python scripts/mutate.py $(ARGS)
+
+docs: setup ## write the tables in docs/ that come from code
+	@$(BIN)/python scripts/docs.py
+
+clean: ## remove everything that was built, except .venv
+	rm -rf build .pytest_cache .ruff_cache
+	find hdl host boards sim_tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp for each set of packages; pyproject.toml is the only thing that can change them. A .venv
+# that does not run, or was left without pip, is made anew.
+.venv/.setup: pyproject.toml
+	@extras=$$($(PYTHON) scripts/check_setup.py) && \
+	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then $(PYTHON) -m venv --clear .venv; fi && \
+	echo "setup: installing Python packages into .venv" && $(PIP) ".$$extras"
+	@touch $@
+
+.venv/.dev: .venv/.setup
+	@echo "setup: adding ruff and pyright" && $(PIP) ".[dev]"
+	@touch $@
+
+.venv/.synth: .venv/.setup
+	@echo "setup: adding synthesis" && $(PIP) ".[synth]"
+	@touch $@
