@@ -4,6 +4,7 @@ import random
 import shutil
 import warnings
 
+import meadowlark  # noqa: F401  (before NumPy: sets the number of its threads)
 import pytest
 from amaranth.hdl import UnusedElaboratable
 

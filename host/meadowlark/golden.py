@@ -22,6 +22,8 @@ from meadowlark_hdl.fixed import saturate
 from .errors import UserError
 from .quantise import QuantLayer, QuantLinear, QuantModel, QuantNorm
 
+#: Format of the gate in swiglu_golden, which saturates to it by itself: here it is only counted.
+GATE_BITS = 18
 #: Called with (node, layer or -1, int array) as a forward pass goes.
 Tracer = Callable[[str, int, np.ndarray], None]
 
@@ -190,8 +192,10 @@ class GoldenModel:
             a = self._attention(q, layer, i, pos0)
             r = self._add(r, self._linear(a, layer.o), i)
             x = self._norm(r, layer.norm2, "x2", i)
-            g = self._linear(x, layer.gate_up)
-            h = self._at_limit(swiglu(g[:, 0::2], g[:, 1::2], layer.swiglu_shift), "h")
+            y = self._linear(x, layer.gate_up)
+            gate = self._saturate(y[:, 0::2], GATE_BITS, "gate")
+            up = self._saturate(y[:, 1::2], 16, "up")
+            h = self._at_limit(swiglu(gate, up, layer.swiglu_shift), "h")
             self._trace("h", i, h)
             r = self._add(r, self._linear(h, layer.down), i)
         return r

@@ -107,7 +107,7 @@ class Tokenizer:
 
 # ---- Checkpoint
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Layer:
     """Float32 weights of a layer; matrices are [rows (outputs), columns (inputs)].
 
@@ -133,7 +133,7 @@ class Layer:
     down_bias: np.ndarray | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Model:
     """A checkpoint in float32.
 

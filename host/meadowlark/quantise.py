@@ -32,7 +32,7 @@ INT16, INT8 = (1 << 15) - 1, (1 << 7) - 1
 MAX_CONTEXT = 4096
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class QuantLinear:
     """Rows of a linear layer with their requantisation.
 
@@ -45,14 +45,14 @@ class QuantLinear:
     bias: np.ndarray | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class QuantNorm:
     """An RMSNorm. gamma: int16[hidden], gamma * sqrt(hidden) / output scale * 2**(shift - 16)."""
     gamma: np.ndarray
     shift: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class QuantLayer:
     """A layer; D = head_pad, H heads, G KV heads.
 
@@ -79,7 +79,7 @@ class QuantLayer:
     swiglu_shift: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class QuantModel:
     """An integer model; the golden decoder and the compiler need nothing else.
 

@@ -1,0 +1,141 @@
+"""Llama-type Hugging Face folders with random weights, small enough for simulation."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+BOS, EOS = 0, 1
+
+
+def _byte_alphabet() -> list[str]:
+    """The character that stands for each byte in a byte-level tokenizer, printable ASCII first,
+    so that a short vocabulary still covers English text."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    shown = {b: chr(b) for b in printable}
+    shown.update({b: chr(256 + i) for i, b in enumerate(sorted(set(range(256)) - set(printable)))})
+    order = [32, *range(97, 123), *range(65, 91), 46, 44, 10, *range(33, 127), *range(256)]
+    return [shown[b] for b in dict.fromkeys(order)]
+
+
+def tokenizer_json(vocab: int) -> dict:
+    """A byte-level tokenizer with <|bos|> 0 (put before each text), <|eos|> 1 and bytes after."""
+    symbols = ["<|bos|>", "<|eos|>", *_byte_alphabet()][:vocab]
+    special = [{"id": i, "content": symbols[i], "single_word": False, "lstrip": False,
+                "rstrip": False, "normalized": False, "special": True} for i in (BOS, EOS)]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+                  "use_regex": False}
+    return {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": special,
+        "normalizer": None, "pre_tokenizer": byte_level, "decoder": byte_level,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<|bos|>", "type_id": 0}},
+                       {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}},
+                     {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<|bos|>": {"id": "<|bos|>", "ids": [BOS], "tokens": ["<|bos|>"]}}},
+        "model": {"type": "BPE", "dropout": None, "unk_token": None,
+                  "continuing_subword_prefix": None, "end_of_word_suffix": None,
+                  "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+                  "vocab": {s: i for i, s in enumerate(symbols)}, "merges": []}}
+
+
+def random_tensors(*, seed: int, hidden: int, layers: int, heads: int, kv_heads: int,
+                   head_dim: int, ffn: int, vocab: int, tied: bool = True,
+                   attention_bias: bool = False, mlp_bias: bool = False) -> dict[str, np.ndarray]:
+    """Tensor name -> float32 array.
+
+    Rows have a variance of 1/inputs, so activations stay near 1; what goes to the residual is
+    smaller by the root of the number of layers, so it does not grow; queries and keys are larger,
+    so that attention is not flat; a few rows of each matrix are ten times smaller or zero.
+    """
+    rng = np.random.default_rng(seed)
+
+    def matrix(rows: int, columns: int, gain: float = 1.0) -> np.ndarray:
+        w = rng.normal(size=(rows, columns)) * gain / np.sqrt(columns)
+        w[rng.random(rows) < 0.05] *= 0.1
+        w[rng.random(rows) < 0.01] = 0
+        return w.astype(np.float32)
+
+    def vector(n: int, mean: float, spread: float) -> np.ndarray:
+        return rng.normal(mean, spread, n).astype(np.float32)
+
+    out = {"model.embed_tokens.weight": matrix(vocab, hidden, np.sqrt(hidden)),
+           "model.norm.weight": vector(hidden, 1.0, 0.2)}
+    if tied:        # logits come from these rows too: not too sure of themselves
+        out["model.norm.weight"] *= 2 / np.sqrt(hidden)
+    else:
+        out["lm_head.weight"] = matrix(vocab, hidden, 2.0)
+    quiet = 1 / np.sqrt(2 * layers)
+    for i in range(layers):
+        at = f"model.layers.{i}"
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            out[f"{at}.{name}.weight"] = vector(hidden, 1.0, 0.2)
+        for group, biased, shapes in (
+                ("self_attn", attention_bias, {
+                    "q": (heads * head_dim, hidden, 1.5), "k": (kv_heads * head_dim, hidden, 1.5),
+                    "v": (kv_heads * head_dim, hidden, 1.0),
+                    "o": (hidden, heads * head_dim, quiet)}),
+                ("mlp", mlp_bias, {"gate": (ffn, hidden, 1.5), "up": (ffn, hidden, 1.0),
+                                   "down": (hidden, ffn, quiet)})):
+            for name, (rows, columns, gain) in shapes.items():
+                out[f"{at}.{group}.{name}_proj.weight"] = matrix(rows, columns, gain)
+                if biased:
+                    out[f"{at}.{group}.{name}_proj.bias"] = vector(rows, 0.0, 0.3 * gain)
+    return out
+
+
+def random_model(folder: str | Path, *, seed: int, hidden: int = 32, layers: int = 2,
+                 heads: int = 4, kv_heads: int = 2, head_dim: int | None = None, ffn: int = 64,
+                 vocab: int = 128, context: int = 128, tied: bool = True,
+                 attention_bias: bool = False, mlp_bias: bool = False,
+                 rope_theta: float = 10000.0, **config: object) -> Path:
+    """Write a checkpoint that :func:`meadowlark.model.load_model` reads.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Made if need be; files in it are replaced.
+    seed : int
+        The same seed and shape give the same weights.
+    head_dim : int, optional
+        hidden / heads by default, and then absent from config.json.
+    vocab : int, 64 at least
+        Ids 0 and 1 are bos and eos, then come single bytes (all of them from 258 on; more ids
+        have no text).
+    config : more entries of config.json, or other values for those made here.
+
+    Returns
+    -------
+    Path of the folder.
+    """
+    if vocab < 64:
+        raise ValueError(f"vocab must be at least 64 to cover letters, not {vocab!r}")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = random_tensors(
+        seed=seed, hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads,
+        head_dim=head_dim or hidden // heads, ffn=ffn, vocab=vocab, tied=tied,
+        attention_bias=attention_bias, mlp_bias=mlp_bias)
+    save_file(tensors, folder / "model.safetensors")
+    values = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+        "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads, "intermediate_size": ffn, "vocab_size": vocab,
+        "max_position_embeddings": context, "rms_norm_eps": 1e-5, "rope_theta": rope_theta,
+        "tie_word_embeddings": tied, "attention_bias": attention_bias, "mlp_bias": mlp_bias,
+        "bos_token_id": BOS, "eos_token_id": EOS, "torch_dtype": "float32"}
+    if head_dim is not None:
+        values["head_dim"] = head_dim
+    (folder / "config.json").write_text(json.dumps({**values, **config}))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(vocab)))
+    return folder
+
+
+def random_texts(model, *, seed: int, sequences: int = 8, length: int = 48) -> list[list[int]]:
+    """Token sequences that begin with bos and are otherwise drawn evenly: for calibration."""
+    rng = np.random.default_rng(seed)
+    return [[BOS, *rng.integers(2, model.vocab, length - 1).tolist()] for _ in range(sequences)]
