@@ -1,0 +1,135 @@
+"""SoftmaxUnit equals its golden model: scores, maxima, probabilities, sums, and their cycles."""
+import random
+
+import cocotb
+import numpy as np
+import pytest
+from cocotb.triggers import ReadOnly, RisingEdge
+
+from bench import simulate, start
+from meadowlark_hdl.compute.softmax import SoftmaxUnit
+from meadowlark_hdl.compute.softmax_golden import MASKED, output_scale, probabilities, scores
+from meadowlark_hdl.config import Config
+
+CONFIG = Config(W=8, P=4, bus_bytes=2, score_depth=64)
+
+
+async def play(dut, schedule, length):
+    """Set inputs by cycle: schedule[cycle] = {name: value}; enables fall back to 0. Yields p."""
+    seen = []
+    for n in range(length):
+        values = dict.fromkeys(("w_en", "sum_en", "sum_read"), 0) | schedule.get(n, {})
+        for name, value in values.items():
+            getattr(dut, name).value = int(value)
+        await ReadOnly()
+        seen.append((dut.p.value, dut.total.value))    # unknown until first written
+        await RisingEdge(dut.clk)
+    return seen
+
+
+def put(schedule, cycle, **values):
+    schedule.setdefault(cycle, {}).update(values)
+
+
+async def block(dut, acc, shift, masked, *, base, number, gap):
+    """Write a row of scores (one every ``gap`` cycles), read it back as probabilities."""
+    schedule: dict = {}
+    put(schedule, 0, shift=shift)
+    at = [gap * i for i in range(len(acc))]
+    for i, cycle in enumerate(at):
+        put(schedule, cycle, acc=acc[i])
+        put(schedule, cycle + SoftmaxUnit.WRITE_LATENCY, w_en=1, w_addr=base + i,
+            w_masked=masked[i], w_first=i == 0, w_block=number)
+    # The first read may follow the last write in the very next cycle.
+    read = at[-1] + SoftmaxUnit.WRITE_LATENCY + 1
+    for i in range(len(acc)):
+        put(schedule, read + i, r_addr=base + i)
+        put(schedule, read + i + 1, r_block=number)
+        put(schedule, read + i + SoftmaxUnit.READ_LATENCY, sum_en=1, sum_first=i == 0,
+            sum_block=number)
+    end = read + len(acc) + SoftmaxUnit.READ_LATENCY
+    put(schedule, end, sum_read=1, sum_block=number)
+    seen = await play(dut, schedule, end + 2)
+    first = read + SoftmaxUnit.READ_LATENCY
+    return [int(p) for p, _ in seen[first:first + len(acc)]], int(seen[end + 1][1])
+
+
+@cocotb.test(timeout_time=10, timeout_unit="ms")
+@cocotb.parametrize(gap=[1, 3])
+async def matches_golden(dut, gap):
+    await start(dut)
+    rng = np.random.default_rng(random.randrange(2**32))
+    edges = [0, 1, -1, 2**44 - 1, -2**44, 2**43, -2**43 - 1]
+    for trial in range(40):
+        shift = int(rng.choice([0, 1, 2, 5, 8, 13, 20, 26, 47, 63]))
+        n = int(rng.integers(1, 17))
+        span = min(44, shift + int(rng.integers(6, 18)))
+        acc = rng.integers(-2**span, 2**span, n)
+        if trial % 4 == 0:
+            acc[: min(n, len(edges))] = edges[:n]
+        if trial % 4 == 1:                      # ties of the rounding, around the clamps
+            half = 1 << shift >> 1
+            acc = np.clip((rng.choice([-2**17, 2**17 - 1, 0, 3], n) << min(shift, 26)) + half
+                          + rng.integers(-1, 2, n), -2**44, 2**44 - 1)
+        masked = rng.random(n) < 0.3
+        masked[rng.integers(n)] = False
+        s = np.where(masked, MASKED, scores(acc, shift))
+        p, total = probabilities(s)
+        number = int(rng.integers(16))
+        base = int(rng.integers(0, CONFIG.score_depth - n + 1))
+        got, got_total = await block(dut, acc.tolist(), shift, masked, base=base, number=number,
+                                     gap=gap)
+        np.testing.assert_array_equal(got, p, f"trial {trial}, shift {shift}")
+        assert got_total == total
+
+
+@cocotb.test(timeout_time=10, timeout_unit="ms")
+async def blocks_keep_their_own_maximum_and_sum(dut):
+    """Two blocks' keys in turns, as a tile replayed for the resident blocks brings them."""
+    await start(dut)
+    rng = np.random.default_rng(random.randrange(2**32))
+    acc = rng.integers(-9000, 9000, (2, 12))
+    schedule: dict = {}
+    put(schedule, 0, shift=1)
+    order = [(b, k) for half in (0, 6) for b in (0, 1) for k in range(half, half + 6)]
+    for i, (b, k) in enumerate(order):
+        put(schedule, i, acc=acc[b, k])
+        put(schedule, i + 3, w_en=1, w_addr=16 * b + k, w_masked=0, w_first=k == 0, w_block=b)
+    read = len(order) + 3
+    for i, (b, k) in enumerate(order):
+        put(schedule, read + i, r_addr=16 * b + k)
+        put(schedule, read + i + 1, r_block=b)
+        put(schedule, read + i + 8, sum_en=1, sum_first=k == 0, sum_block=b)
+    end = read + len(order) + 8
+    put(schedule, end, sum_read=1, sum_block=0)
+    put(schedule, end + 1, sum_read=1, sum_block=1)
+    seen = await play(dut, schedule, end + 3)
+    p, total = probabilities(scores(acc, 1))
+    for i, (b, k) in enumerate(order):
+        assert int(seen[read + i + 8][0]) == p[b, k]
+    assert [int(seen[end + 1][1]), int(seen[end + 2][1])] == total.tolist()
+
+
+def test_softmax(sim, seed):
+    simulate(SoftmaxUnit(CONFIG), __name__, seed=seed, sim=sim)
+
+
+def test_golden_against_float():
+    """Each probability within 0.14 % and half an LSB; a row's average of values within 0.2 %."""
+    rng = np.random.default_rng(1)
+    acc = rng.integers(-6000, 6000, (50, 300))
+    p, total = probabilities(scores(acc, 0))
+    exact = 2.0 ** ((acc - acc.max(axis=1, keepdims=True)) / 1024)
+    assert np.all(np.abs(p / 32768 - exact) <= 0.0014 * exact + 2**-16)
+    values = rng.integers(-127, 128, (300, 32))
+    mean = (p @ values) / total[:, None]
+    want = (exact @ values) / exact.sum(axis=1, keepdims=True)
+    assert np.abs(mean - want).max() < 0.002 * 127
+    mant, shift = output_scale(total, 40000, 20)
+    np.testing.assert_allclose(mant * 2.0**-shift, 40000 * 2.0**-20 / total, rtol=2**-13)
+
+
+@pytest.mark.parametrize("row", [[5], [MASKED, -131071]])
+def test_golden_largest_is_one(row):
+    p, total = probabilities(row)
+    assert p.max() == 32768 == total
