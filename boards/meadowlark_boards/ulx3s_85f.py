@@ -1,0 +1,30 @@
+"""Radiona ULX3S with a Lattice ECP5 LFE5U-85F and 32 MB of 16-bit SDR SDRAM."""
+from meadowlark_hdl.config import Config
+
+from .board import Board, LinkInfo, MemoryTiming
+
+BOARD = Board(
+    name="ulx3s_85f",
+    title="ULX3S, LFE5U-85F, 32 MB SDR SDRAM at 2 bytes a cycle",
+    # 128 of 156 MULT18X18D; 8 weights a beat, 16 lanes. Envelope: hidden 576, FFN 1,536, head 64,
+    # 32 layers, vocabulary 49,152, 1,024 tokens.
+    config=Config(
+        W=8, P=16, bus_bytes=2,
+        act_words=512, residual_values=16384, score_depth=1024, rope_pairs=2048, tile_beats=512,
+        prog_depth=2048, context=1024, dsp="ecp5",
+    ),
+    clock_mhz=100.0,
+    # CL 3, tRCD = tRP = 3, tRFC = 9 cycles at 100 MHz, memory clock = core clock.
+    memory=MemoryTiming(
+        size_bytes=32 << 20,
+        latency_cycles=9,           # CL 3, pad registers both ways, the controller's own stages
+        row_miss_cycles=8,          # tRP + tRCD and the command's way
+        page_bytes=1024,            # 512 columns x 16 bits
+        banks=4,
+        turnaround_cycles=7,        # write recovery, CL and the bus's direction
+        refresh_interval_cycles=6240,   # eight refreshes of 7.8 us
+        refresh_cycles=8 * 9 + 10,  # tRFC each, precharge before and activate after
+    ),
+    link=LinkInfo(kind="uart", baud=2_000_000),
+    platform="amaranth_boards.ulx3s:ULX3S_85F_Platform",
+)

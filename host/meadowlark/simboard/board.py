@@ -1,0 +1,184 @@
+"""The simulated board: a verilated core with memory, link and logits tap, clocked in C++."""
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import numpy as np
+
+from meadowlark_boards import Board
+
+from .build import Progress, build, core_verilog
+
+#: Counters of the harness, in the order of its struct. Words are bus words; each cycle either moves
+#: one or is idle for the one cause named: no command, a row being opened, the bus turning round,
+#: refresh, or the core not taking data.
+COUNTERS = ("cycles", "read_words", "write_words", "read_bursts", "write_bursts",
+            "idle_no_command", "idle_row", "idle_turnaround", "idle_refresh", "idle_core",
+            "rx_bytes", "tx_bytes", "logits")
+
+#: Longest stretch in C++ without a look at Ctrl-C; about a second.
+SLICE = 500_000
+
+
+class SimulationError(RuntimeError):
+    """The core did what no memory would answer."""
+
+
+class _Timing(ctypes.Structure):
+    _fields_ = [(x, ctypes.c_uint64) for x in (
+        "size_bytes", "latency", "row_miss", "page_bytes", "banks", "turnaround",
+        "refresh_interval", "refresh")]
+
+
+class _Counters(ctypes.Structure):
+    _fields_ = [(x, ctypes.c_uint64) for x in COUNTERS]
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    lib = ctypes.CDLL(str(path))
+    u64, ptr = ctypes.c_uint64, ctypes.c_void_p
+    for name, result, *args in (
+            ("sim_new", ptr, ctypes.POINTER(_Timing)), ("sim_free", None, ptr),
+            ("sim_reset", None, ptr), ("sim_memory", ptr, ptr),
+            ("sim_push", None, ptr, ctypes.c_char_p, u64), ("sim_waiting", u64, ptr),
+            ("sim_pop", u64, ptr, ctypes.c_char_p, u64),
+            ("sim_run", u64, ptr, u64, u64, u64, ctypes.c_int),
+            ("sim_counters", None, ptr, ctypes.POINTER(_Counters)),
+            ("sim_fault", ctypes.c_int, ptr, ctypes.POINTER(u64), ctypes.POINTER(u64)),
+            ("sim_logits", u64, ptr), ("sim_starts", u64, ptr),
+            ("sim_take_logits", None, ptr, ptr, ptr)):
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, args
+    return lib
+
+
+class SimBoard:
+    """A board in memory. One clock, started and stopped by :meth:`run`.
+
+    Parameters
+    ----------
+    board : Board
+        Its core is built (once, see :mod:`.build`) and its memory simulated.
+    verilog : str, optional
+        Another core with the same ports, module ``core``.
+    tap : bool
+        The core has a logits tap.
+    progress : callable, optional
+        See :func:`.build.build`.
+
+    Attributes
+    ----------
+    memory : numpy.ndarray, uint8[size_bytes]
+        The external memory itself: reading and writing it takes no cycles.
+    """
+
+    def __init__(self, board: Board, *, verilog: str | None = None, tap: bool = True,
+                 progress: Progress | None = None) -> None:
+        self.board = board
+        if verilog is None:
+            verilog = core_verilog(board.config, progress=progress)
+        self._lib = _open(build(verilog, board.config, tap=tap, progress=progress))
+        m = board.memory
+        self._sim = self._lib.sim_new(_Timing(
+            m.size_bytes, m.latency_cycles, m.row_miss_cycles, m.page_bytes, m.banks,
+            m.turnaround_cycles, m.refresh_interval_cycles, m.refresh_cycles))
+        at = ctypes.cast(self._lib.sim_memory(self._sim),
+                         ctypes.POINTER(ctypes.c_uint8 * m.size_bytes))
+        self.memory = np.frombuffer(at.contents, np.uint8)
+        self._tapped = np.zeros(0, np.int32)
+
+    def close(self) -> None:
+        """Free the core and its memory; ``memory`` is empty afterwards."""
+        if self._sim:
+            self.memory = np.zeros(0, np.uint8)
+            self._lib.sim_free(self._sim)
+            self._sim = None
+
+    def __enter__(self) -> SimBoard:
+        return self
+
+    def __exit__(self, *what) -> None:
+        self.close()
+
+    def reset(self) -> None:
+        """Reset the core, empty the queues and clear the counters; memory keeps its contents."""
+        self._lib.sim_reset(self._sim)
+        self._tapped = np.zeros(0, np.int32)
+
+    def push(self, raw: bytes) -> None:
+        """Queue bytes towards the core; they move while :meth:`run` runs."""
+        self._lib.sim_push(self._sim, bytes(raw), len(raw))
+
+    @property
+    def waiting(self) -> int:
+        """Bytes from the core that wait for :meth:`pop`."""
+        return self._lib.sim_waiting(self._sim)
+
+    def pop(self, limit: int | None = None) -> bytes:
+        """Take bytes that the core has sent, at most ``limit``."""
+        n = self.waiting if limit is None else min(limit, self.waiting)
+        raw = ctypes.create_string_buffer(max(n, 1))
+        n = self._lib.sim_pop(self._sim, raw, n)
+        return raw.raw[:n]
+
+    def run(self, cycles: int, *, until_bytes: int = 0, quiet: int = 0,
+            until_sent: bool = False) -> int:
+        """Run the clock.
+
+        Parameters
+        ----------
+        cycles : int
+            Most cycles to run.
+        until_bytes : int
+            Stop early when that many bytes wait (0: do not look) and none came for ``quiet``
+            cycles.
+        until_sent : bool
+            Stop early when the core has taken all bytes pushed.
+
+        Returns
+        -------
+        int
+            Cycles run.
+
+        Raises
+        ------
+        SimulationError
+            The core addressed memory beyond its end.
+        """
+        if cycles < 0:
+            raise ValueError(f"cycles must not be negative, not {cycles!r}")
+        done = 0
+        while done < cycles:
+            part = min(cycles - done, SLICE)
+            ran = self._lib.sim_run(self._sim, part, until_bytes, quiet, until_sent)
+            done += ran
+            cycle, addr = ctypes.c_uint64(), ctypes.c_uint64()
+            if self._lib.sim_fault(self._sim, ctypes.byref(cycle), ctypes.byref(addr)):
+                raise SimulationError(
+                    f"a burst at byte {addr.value:#x} in cycle {cycle.value} leaves the memory of "
+                    f"{self.board.memory.size_bytes} bytes")
+            if ran < part:
+                break
+        return done
+
+    def counters(self) -> dict[str, int]:
+        """Counters since reset, see :data:`COUNTERS`."""
+        c = _Counters()
+        self._lib.sim_counters(self._sim, ctypes.byref(c))
+        return {x: int(getattr(c, x)) for x in COUNTERS}
+
+    def take_logits(self, rows: int) -> list[np.ndarray]:
+        """Logits of the head passes completed since the last call: int32[rows] each.
+
+        A pass that is not complete yet waits for the next call; one that was cut short by an abort
+        is dropped.
+        """
+        values = np.empty(self._lib.sim_logits(self._sim), np.int32)
+        starts = np.empty(self._lib.sim_starts(self._sim), np.uint64)
+        self._lib.sim_take_logits(self._sim, values.ctypes.data, starts.ctypes.data)
+        cuts = starts.astype(np.int64) + len(self._tapped)
+        parts = np.split(np.concatenate([self._tapped, values]), cuts)
+        unfinished = len(parts[-1]) != rows
+        self._tapped = parts.pop() if unfinished else np.zeros(0, np.int32)
+        return [p for p in parts if len(p) == rows]

