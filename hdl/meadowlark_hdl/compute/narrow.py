@@ -1,0 +1,94 @@
+"""Right shift, round half up, saturate: the way back from every product."""
+from amaranth import Cat, Module, Mux, Signal, signed
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from .pipeline import delay
+
+
+class Narrow(wiring.Component):
+    """``o = saturate(rshift(i, shift), bits)``.
+
+    Golden: :func:`meadowlark_hdl.fixed.rshift` and :func:`~meadowlark_hdl.fixed.saturate`.
+    Timing: ``latency`` = ceil(shift_bits/2) + 3 cycles, one value a cycle, never stalls.
+
+    Parameters
+    ----------
+    width : int, at least bits + 2
+        Width of the input, signed.
+    shift_bits : int, 1..6
+        Width of the shift; every value of it is allowed (beyond ``width`` the result is 0).
+    bits : int, 2..
+        Width of the result, signed.
+    small : int, 2..bits - 1, optional
+        Another width to saturate to, chosen by the input ``small``.
+
+    Members
+    -------
+    i : In(signed(width))
+    shift : In(shift_bits)
+        Belongs to the value it comes with.
+    small : In(1)
+        Saturate to ``small`` bits; constant while values are in flight.
+    o : Out(signed(bits))
+    saturated : Out(1)
+        ``o`` is not the exact rounded value.
+    """
+
+    def __init__(self, *, width: int, shift_bits: int, bits: int, small: int | None = None):
+        if shift_bits not in range(1, 7):
+            raise ValueError(f"shift_bits must be in 1..6, not {shift_bits!r}")
+        if bits < 2:
+            raise ValueError(f"bits must be at least 2, not {bits!r}")
+        if small is not None and small not in range(2, bits):
+            raise ValueError(f"small must be in 2..bits - 1, not {small!r}")
+        if width < bits + 2:
+            raise ValueError(f"width must be at least bits + 2 = {bits + 2}, not {width!r}")
+        self.width, self.shift_bits, self.bits, self.small_bits = width, shift_bits, bits, small
+        self.latency = (shift_bits + 1) // 2 + 3
+        super().__init__({"i": In(signed(width)), "shift": In(shift_bits), "small": In(1),
+                          "o": Out(signed(bits)), "saturated": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        bits, small = self.bits, self.small_bits or self.bits
+        # One bit below the value: after the shift it is the bit that decides the rounding.
+        value, shift = Cat(0, self.i).as_signed(), self.shift
+        at = self.shift_bits
+        while at:                               # two bits of the shift a stage, coarse first
+            low = at - (2 if at > 1 else 1)
+            shifted = Signal(signed(self.width + 1), name=f"shifted_{low}", reset_less=True)
+            for k in range(1 << at - low):
+                with m.If(shift[low:at] == k):
+                    # A slice keeps the sign; nothing is left of a shift by the whole width.
+                    m.d.sync += shifted.eq(value[min(k << low, self.width):].as_signed())
+            if low:
+                shift = delay(m, shift[:low], 1, name=f"shift_{low}")
+            value, at = shifted, low
+        half, whole = value[0], value[1:]
+
+        # The sum needs one bit more than the result to see the carry, provided the value itself
+        # fits in that; if it does not, rounding cannot bring it back, nor change its sign.
+        def unequal(bits):
+            return bits.any() & ~bits.all()
+        total = Signal(signed(bits + 2), reset_less=True)
+        beyond = Signal(reset_less=True)
+        negative = Signal(reset_less=True)
+        m.d.sync += [total.eq(whole[:bits + 1].as_signed() + half),
+                     beyond.eq(Mux(self.small, unequal(whole[small:]), unequal(whole[bits:]))),
+                     negative.eq(whole[-1])]
+        over = Signal(reset_less=True)
+        over_negative = Signal(reset_less=True)
+        kept = Signal(signed(bits), reset_less=True)
+        m.d.sync += [over.eq(beyond | Mux(self.small, unequal(total[small - 1:small + 2]),
+                                          unequal(total[bits - 1:]))),
+                     over_negative.eq(negative), kept.eq(total)]
+
+        def limit(bits):
+            return Mux(over_negative, -(1 << bits - 1), (1 << bits - 1) - 1)
+        o = Signal(signed(bits), reset_less=True)
+        saturated = Signal(reset_less=True)
+        m.d.sync += [o.eq(Mux(over, Mux(self.small, limit(small), limit(bits)), kept)),
+                     saturated.eq(over)]
+        m.d.comb += [self.o.eq(o), self.saturated.eq(saturated)]
+        return m

@@ -1,0 +1,54 @@
+"""Reciprocal and Sigmoid equal the golden functions at their latency, one value a cycle."""
+import cocotb
+import numpy as np
+import pytest
+
+from bench import simulate, start
+from meadowlark_hdl import fixed
+from meadowlark_hdl.compute.function import Reciprocal, Sigmoid
+from pipelines import through
+
+
+def _positive(rng, bits):
+    """Powers of two, their neighbours, and numbers of every size."""
+    powers = [1 << k for k in range(bits)]
+    edges = {x for p in powers for x in (p - 1, p, p + 1)} | {(1 << bits) - 1}
+    drawn = rng.integers(0, 2**64, 1500, np.uint64, endpoint=False) >> rng.integers(
+        64 - bits, 64, 1500).astype(np.uint64)
+    return sorted(x for x in edges | {int(x) for x in drawn} if 0 < x < 1 << bits)
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def reciprocal(dut):
+    rng = np.random.default_rng(cocotb.RANDOM_SEED)
+    linear, roots = _positive(rng, 32), _positive(rng, 64)
+    x = np.array(linear + roots, object)
+    root = np.repeat([0, 1], [len(linear), len(roots)])
+    mixed = rng.permutation(len(x))
+    x, root = x[mixed], root[mixed]
+    await start(dut)
+    t, k = await through(dut, Reciprocal.LATENCY, {"x": x, "root": root},
+                         {"t": False, "k": False})
+    is_root = root.astype(bool)
+    want_t, want_k = fixed.recip(x[~is_root].astype(np.int64))
+    np.testing.assert_array_equal(t[~is_root], want_t)
+    np.testing.assert_array_equal(k[~is_root], want_k)
+    want_t, want_j = fixed.rsqrt(x[is_root].astype(np.uint64))
+    np.testing.assert_array_equal(t[is_root], want_t)
+    np.testing.assert_array_equal(k[is_root] >> 1, want_j)
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def sigmoid(dut):
+    rng = np.random.default_rng(cocotb.RANDOM_SEED)
+    steps = np.arange(-256, 257) * 128
+    g = np.concatenate([steps, steps - 1, steps + 1, [2**17 - 1, -2**17, 32767, -32767, 32768],
+                        rng.integers(-2**17, 2**17, 1000), rng.integers(-2**13, 2**13, 1000)])
+    await start(dut)
+    got, = await through(dut, Sigmoid.LATENCY, {"g": g}, {"o": False})
+    np.testing.assert_array_equal(got, fixed.sigmoid(g))
+
+
+@pytest.mark.parametrize("unit", [Reciprocal, Sigmoid])
+def test_function(unit, seed):
+    simulate(unit(), __name__, seed=seed, testcase=unit.__name__.lower())

@@ -1,0 +1,57 @@
+"""Narrow equals the golden shift and saturation at its latency, one value a cycle."""
+import os
+
+import cocotb
+import numpy as np
+import pytest
+
+from bench import simulate, start
+from meadowlark_hdl.compute.narrow import Narrow
+from meadowlark_hdl.fixed import rshift, saturate
+from pipelines import through
+
+CASES = [dict(width=61, shift_bits=6, bits=34), dict(width=43, shift_bits=5, bits=18),
+         dict(width=34, shift_bits=6, bits=16, small=8), dict(width=6, shift_bits=1, bits=4)]
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.parametrize(small=[0, 1])
+async def matches_golden(dut, small):
+    unit = Narrow(**CASES[int(os.environ["CASE"])])
+    if small and unit.small_bits is None:
+        return
+    bits = unit.small_bits if small else unit.bits
+    rng = np.random.default_rng(cocotb.RANDOM_SEED)
+    shifts = np.arange(1 << unit.shift_bits)
+    low, high = -(1 << unit.width - 1), (1 << unit.width - 1) - 1
+    pairs = [(x, s) for s in shifts for x in (low, high, -1, 0, 1)]
+    for s in shifts:                    # ties, and either side of both limits
+        for base in (0, 1, -1, (1 << bits - 1) - 1, -(1 << bits - 1)):
+            for half in (-1, 0, 1):
+                pairs.append((((2 * base + 1 << s) >> 1) + half, s))
+    x, s = (np.array(v, object) for v in zip(*pairs, strict=True))
+    scale = 1 << rng.integers(0, unit.width, 1500).astype(object)
+    wide = rng.integers(-2**62, 2**62, 1500).astype(object) % (2 * scale) - scale
+    x = np.clip(np.concatenate([x, wide]), low, high).astype(np.int64)
+    s = np.concatenate([s, rng.choice(shifts, 1500)]).astype(np.int64)
+    await start(dut, small=small)
+    got, flags = await through(dut, unit.latency, {"i": x, "shift": s},
+                               {"o": True, "saturated": False})
+    exact = rshift(x, s)
+    np.testing.assert_array_equal(got, saturate(exact, bits))
+    np.testing.assert_array_equal(flags, saturate(exact, bits) != exact)
+
+
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_narrow(case, seed):
+    simulate(Narrow(**CASES[case]), __name__, seed=seed, case=case)
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (dict(shift_bits=7), r"^shift_bits must be in 1\.\.6, not 7$"),
+    (dict(bits=1), r"^bits must be at least 2, not 1$"),
+    (dict(small=16), r"^small must be in 2\.\.bits - 1, not 16$"),
+    (dict(width=17), r"^width must be at least bits \+ 2 = 18, not 17$")])
+def test_parameters(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Narrow(**(dict(width=34, shift_bits=6, bits=16) | wrong))
