@@ -1,0 +1,329 @@
+"""Compiler: a quantised model and a board -> program, packed memory, registers, statistics."""
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from meadowlark_hdl.config import Config
+from meadowlark_hdl.control.sequencer_golden import tile_keys
+from meadowlark_hdl.isa import (FIELDS, MODEL_REGS, Epi, Field, Header, Instruction, Mode, Op, Src,
+                                encode)
+from meadowlark_hdl.weights.decoder_golden import encode_tile, header_chunks
+
+from .errors import UserError
+from .image import Image
+from .layout import ALIGN, Shape, Tiling, act_map, check_envelope, round_up, tile_linear
+
+if TYPE_CHECKING:
+    from meadowlark_boards import Board
+
+    from .quantise import QuantLayer, QuantLinear, QuantModel, QuantNorm
+
+
+def shape_of(qm: QuantModel, context: int) -> Shape:
+    """The dimensions of a model, for a context of ``context`` tokens."""
+    return Shape(hidden=qm.hidden, layers=len(qm.layers), heads=qm.heads, kv_heads=qm.kv_heads,
+                 head_dim=qm.head_dim, head_pad=qm.head_pad, ffn=qm.ffn, vocab=qm.vocab,
+                 context=context)
+
+
+class _Stream:
+    """The weight stream under construction: appends tiles, returns instruction fields."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.parts: list[bytes] = []
+
+    def norm(self, gamma: np.ndarray) -> dict:
+        """A tile of gammas, zeros where hidden is padded."""
+        raw = encode_tile(np.asarray(gamma).reshape(1, -1), W=self.config.W, mode=Mode.INT16)
+        self.parts.append(raw)
+        chunks = len(raw) // self.config.W
+        return dict(src=Src.STREAM, mode=Mode.INT16, header=Header.NONE, tiles=1, rows=1,
+                    last_rows=1, row_beats=chunks // 2, chunks=chunks, last_chunks=chunks)
+
+    def linear(self, q: QuantLinear, *, divides: int | None = None,
+               even: bool = True) -> tuple[Tiling, dict]:
+        """The tiles of a linear layer. even: add a row of zeros to an odd number of rows."""
+        W = self.config.W
+        codes, mant, shift, bias = q.codes, q.mant, q.shift, q.bias
+        if even and len(codes) % 2:
+            codes = np.concatenate([codes, np.zeros_like(codes[:1])])
+            mant, shift = np.append(mant, mant.dtype.type(0)), np.append(shift, shift[-1])
+            bias = None if bias is None else np.append(bias, np.int32(0))
+        header = Header.SCALE if bias is None else Header.BIAS
+        t = tile_linear(len(codes), -(-codes.shape[1] // W), self.config, header=header,
+                        divides=divides)
+        for at in range(0, len(codes), t.rows):
+            rows = slice(at, at + t.rows)
+            self.parts.append(encode_tile(
+                codes[rows], mant[rows], shift[rows], None if bias is None else bias[rows],
+                W=W, mode=Mode.INT8))
+        return t, dict(src=Src.STREAM, mode=Mode.INT8, header=header, **t._asdict())
+
+
+def _pad_columns(codes: np.ndarray, heads: int, head_dim: int, head_pad: int) -> np.ndarray:
+    """Columns of the output projection, with zeros where heads are padded."""
+    if codes.shape[1] == heads * head_pad:
+        return codes
+    wide = np.zeros((len(codes), heads, head_pad), codes.dtype)
+    wide[:, :, :head_dim] = codes.reshape(len(codes), heads, head_dim)
+    return wide.reshape(len(codes), heads * head_pad)
+
+
+class _Lists:
+    """Both instruction lists under construction, with the stream they share.
+
+    External memory holds stream, RoPE table, embedding table, KV cache. The length of the stream
+    is known last, so addresses of the rest are counted from its end and completed by ``finish``.
+    """
+
+    def __init__(self, shape: Shape, config: Config) -> None:
+        self.shape, self.config, W = shape, config, config.W
+        self.act = act_map(shape, W)
+        self.head = shape.head_pad // W             # words of a head
+        self.hidden = round_up(shape.hidden, W)
+        self.stream = _Stream(config)
+        self.prefill: list[Instruction] = []
+        self.decode: list[Instruction] = []
+        self._fixups: list[Instruction] = []        # addr counts from the end of the stream
+        self.rope_chunks = 2 * self.head
+        self.embed_chunks = header_chunks(Header.SCALE, 1, W) + self.hidden // W
+        # Offsets from the end of the stream, in bytes.
+        self.embed_at = round_up(shape.context * self.rope_chunks * W, ALIGN)
+        self.kv_at = self.embed_at + round_up(shape.vocab * self.embed_chunks * W, ALIGN)
+        self.kv_step = round_up(shape.context * shape.head_pad, ALIGN)
+        self.end = self.kv_at + self.kv_step * 2 * shape.layers * shape.kv_heads
+
+    def both(self, op: Op, **fields: int) -> None:
+        for code in (self.prefill, self.decode):
+            code.append(Instruction(op, **fields))
+
+    def _relative(self, code: list[Instruction], op: Op, at: int, **fields: int) -> None:
+        code.append(Instruction(op, addr=_fit("addr", at // self.config.W), **fields))
+        self._fixups.append(code[-1])
+
+    def _kv(self, layer: int, which: int, kv_head: int) -> int:
+        s = self.shape
+        return self.kv_at + self.kv_step * ((2 * layer + which) * s.kv_heads + kv_head)
+
+    def start(self) -> None:
+        """RoPE rows first: the position is known before the token is."""
+        for code in (self.prefill, self.decode):
+            for op, at, row_beats, chunks, fields in (
+                    (Op.ROPE, 0, self.head, self.rope_chunks,
+                     dict(src=Src.TABLE, mode=Mode.INT16, header=Header.NONE)),
+                    (Op.EMBED, self.embed_at, self.hidden // self.config.W, self.embed_chunks,
+                     dict(src=Src.TOKEN, mode=Mode.INT8, header=Header.SCALE))):
+                self._relative(code, op, at, tiles=1, rows=1, last_rows=1, row_beats=row_beats,
+                               chunks=chunks, last_chunks=chunks, **fields)
+
+    def norm(self, norm: QuantNorm, *, last: int = 0) -> None:
+        self.both(Op.NORM, y=self.act.x * self.config.W, shift=norm.shift, last=last,
+                  **self.stream.norm(norm.gamma))
+
+    def linear(self, weights: QuantLinear, *, even: bool = True, **fields: int) -> None:
+        self.both(Op.LINEAR, **fields, **self.stream.linear(weights, even=even)[1])
+
+    def keys_and_values(self, i: int, layer: QuantLayer) -> None:
+        """Keys are stored before the values are computed: their way to memory is then hidden."""
+        for which, (weights, at, epilogue) in enumerate((
+                (layer.k, self.act.k, dict(epi=Epi.ROPE8, shift=layer.k_rope_shift)),
+                (layer.v, self.act.v, dict(epi=Epi.ACT8)))):
+            self.linear(weights, x=self.act.x, y=at * self.config.W, **epilogue)
+            for code in (self.prefill, self.decode):
+                for h in range(self.shape.kv_heads):
+                    self._relative(code, Op.STORE, self._kv(i, which, h), x=at + h * self.head,
+                                   row_beats=self.head)
+
+    def attention(self, i: int, layer: QuantLayer) -> None:
+        """Prefill: a query head at a time. Decode: lanes are the heads of a KV head.
+
+        Decode leaves all but the first block of the activation memory unused: if the queries of
+        all groups fit there, they are computed before the first group attends, so that the memory
+        side has those weights to read while it waits for the new keys to be stored.
+        """
+        s, config = self.shape, self.config
+        tiling, fields = self.stream.linear(layer.q, divides=s.head_pad)
+        group = s.heads // s.kv_heads
+
+        def queries(code: list[Instruction], at: int, count: int, **lanes: int) -> None:
+            code.append(Instruction(Op.LINEAR, **fields | dict(
+                tiles=count * s.head_pad // tiling.rows, x=self.act.x, y=at * config.W,
+                epi=Epi.ROPE16, shift=layer.q_rope_shift, **lanes)))
+
+        def attend(code: list[Instruction], at: int, first: int, **lanes: int) -> None:
+            kv_head = first // group
+            keys = tile_keys(config, s.head_pad.bit_length() - 1)
+            kv = dict(src=Src.KV, mode=Mode.INT8, header=Header.NONE, rows=keys,
+                      row_beats=self.head, chunks=keys * self.head, **lanes)
+            self._relative(code, Op.QK, self._kv(i, 0, kv_head), x=at, shift=layer.score_shift,
+                           **kv)
+            self._relative(code, Op.SV, self._kv(i, 1, kv_head),
+                           y=self.act.out * config.W + first * s.head_pad,
+                           mant=int(layer.v_mant[kv_head]), shift=int(layer.v_shift[kv_head]),
+                           **kv)
+
+        for h in range(s.heads):
+            queries(self.prefill, self.act.q, 1)
+            attend(self.prefill, self.act.q, h)
+        # (first head, heads) of each group: at most a lane a head
+        groups = [(h, min(config.P, end - h)) for end in range(group, s.heads + 1, group)
+                  for h in range(end - group, end, config.P)]
+        early = self.act.block_words + len(groups) * self.head <= config.act_words
+        at = [self.act.block_words + g * self.head if early else self.act.q
+              for g in range(len(groups))]
+        for g, (first, n) in enumerate(groups):
+            queries(self.decode, at[g], n, heads=1, lanes=n)
+            if not early:
+                attend(self.decode, at[g], first, heads=1, lanes=n)
+        if early:
+            for g, (first, n) in enumerate(groups):
+                attend(self.decode, at[g], first, heads=1, lanes=n)
+
+    def finish(self) -> tuple[bytes, int]:
+        """Complete the addresses; returns the stream, padded, and all of the memory's size."""
+        weights = b"".join(self.stream.parts)
+        weights += bytes(-len(weights) % ALIGN)
+        for instruction in self._fixups:
+            instruction["addr"] = _fit("addr", instruction["addr"] + len(weights) // self.config.W)
+        return weights, len(weights) + self.end
+
+
+def compile_model(qm: QuantModel, board: Board, *, context: int | None = None) -> Image:
+    """Lay a model out for a board.
+
+    Both lists consume the weight stream in the same order: per layer gamma, K, V, the query heads,
+    O, gamma, gate and up, down; then the last gamma and the head.
+
+    Parameters
+    ----------
+    qm : QuantModel
+        Rows in the chip's order (see :mod:`meadowlark.quantise`).
+    board : Board
+        Its Config is the envelope, its memory must hold image and KV cache.
+    context : int, optional
+        Tokens the KV cache holds, 1..; default: the smaller of the model's and the board's.
+
+    Returns
+    -------
+    Image
+
+    Raises
+    ------
+    UserError
+        The model does not fit: names the limit and by how much.
+    """
+    started = time.monotonic()
+    config = board.config
+    W, P = config.W, config.P
+    if context is None:
+        context = min(qm.context, config.context, config.score_depth)
+    elif not 1 <= context <= qm.context:
+        raise UserError(f"the context must be in 1..{qm.context} for this model, not {context}")
+    shape = shape_of(qm, context)
+    blocks = check_envelope(shape, config)
+
+    lists = _Lists(shape, config)
+    act = lists.act
+    lists.start()
+    for i, layer in enumerate(qm.layers):
+        lists.norm(layer.norm1)
+        lists.keys_and_values(i, layer)
+        lists.attention(i, layer)
+        o = _pad_columns(layer.o.codes, shape.heads, shape.head_dim, shape.head_pad)
+        lists.linear(replace(layer.o, codes=o), x=act.out, epi=Epi.RESID)
+        lists.norm(layer.norm2)
+        lists.linear(layer.gate_up, x=act.x, y=act.ffn * W, epi=Epi.SWIGLU,
+                     shift=layer.swiglu_shift)
+        lists.linear(layer.down, x=act.ffn, epi=Epi.RESID)
+    lists.both(Op.END, last=1)
+    lists.norm(qm.final_norm, last=1)
+    # Nothing pairs the rows of the head, and the sampler counts exactly ``vocab`` of them.
+    lists.linear(qm.head, even=False, last=1, x=act.x, epi=Epi.LOGIT)
+    lists.both(Op.END)
+
+    weights, memory_bytes = lists.finish()
+    program = lists.prefill + lists.decode
+    if len(program) > config.prog_depth:
+        raise UserError(f"the model does not fit the board: its program of {len(program)} "
+                        f"instructions is {len(program) - config.prog_depth} longer than the "
+                        f"program memory (prog_depth {config.prog_depth})")
+    if memory_bytes > board.memory.size_bytes:
+        raise UserError(
+            f"the model does not fit the board: it takes {memory_bytes:,} bytes of memory with a "
+            f"context of {context}, {memory_bytes - board.memory.size_bytes:,} more than the "
+            f"board's {board.memory.size_bytes:,}; each token less with --ctx saves "
+            f"{2 * shape.layers * shape.kv_heads * shape.head_pad + lists.rope_chunks * W} bytes")
+
+    rope = encode_tile(np.asarray(qm.rope)[:context].reshape(context, -1), W=W, mode=Mode.INT16)
+    memory = b"".join((weights, rope.ljust(lists.embed_at, b"\0"),
+                       _embedding(qm.embedding, W).ljust(lists.kv_at - lists.embed_at, b"\0")))
+    regs = dict(prefill_pc=0, decode_pc=len(lists.prefill), stream_addr=0,
+                block_words=act.block_words, blocks=blocks, hidden=lists.hidden,
+                head_log2=shape.head_pad.bit_length() - 1, eps=int(qm.eps), vocab=shape.vocab)
+    for name, value in regs.items():
+        _fit(name, value, MODEL_REGS)
+    image = Image(
+        name=qm.name, board=board.name, config=config.as_dict(),
+        needs=dict(act_words=_act_words(program, blocks * act.block_words, lists.head),
+                   residual_values=blocks * P * lists.hidden,
+                   rope_pairs=blocks * P * shape.head_pad // 2, score_depth=context,
+                   context=context, prog_depth=len(program), memory_bytes=memory_bytes,
+                   tile_rows=max(i["rows"] for i in program if i["header"] != Header.NONE)),
+        model_regs=regs, shape=asdict(shape), program=b"".join(map(encode, program)),
+        memory=memory, tokenizer=qm.tokenizer_json, bos_id=qm.bos_id,
+        stop_ids=tuple(qm.stop_ids), facts=_facts(qm, shape))
+    return replace(image, seconds=round(time.monotonic() - started, 3))
+
+
+def _act_words(program: list[Instruction], blocks: int, head: int) -> int:
+    """Activation words in use: resident blocks, or decode's queries behind the first one."""
+    return max(blocks, *(i["x"] + head for i in program if i["op"] == Op.QK))
+
+
+def _fit(name: str, value: int, table: tuple[Field, ...] | None = None) -> int:
+    """Value of an instruction field or register, refused if it has too many bits."""
+    bits = next(f.bits for f in table or FIELDS if f.name == name)
+    if not 0 <= value < 1 << bits:
+        raise UserError(f"the model does not fit the instruction set: {name} would be {value}, "
+                        f"its field has {bits} bits")
+    return value
+
+
+def _embedding(q: QuantLinear, W: int) -> bytes:
+    """One tile a row, all at once (an encode_tile a row would take seconds for 49,152 rows)."""
+    rows, columns = q.codes.shape
+    head = header_chunks(Header.SCALE, 1, W) * W
+    out = np.zeros((rows, head + round_up(columns, W)), np.uint8)
+    out[:, :2] = np.asarray(q.mant, "<u2").reshape(-1, 1).view(np.uint8)
+    out[:, 2] = q.shift
+    out[:, head:head + columns] = np.asarray(q.codes, np.int8).view(np.uint8)
+    return out.tobytes()
+
+
+def _facts(qm: QuantModel, s: Shape) -> dict:
+    """What of a pass is useful, without any padding; see :meth:`Image.useful_bytes`.
+
+    layer_bytes, head_bytes: codes, row scales, biases and gammas read once a pass. layer_macs,
+    head_macs: products a token. parameters: weights of the float model.
+    """
+    def linear(q: QuantLinear, rows: int, columns: int) -> int:
+        return rows * (columns + 4 + (0 if q.bias is None else 4))
+    n_layer = n_bytes = 0
+    qo, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
+    for layer in qm.layers:
+        for q, rows, columns in (
+                (layer.q, qo, s.hidden), (layer.k, kv, s.hidden), (layer.v, kv, s.hidden),
+                (layer.o, s.hidden, qo), (layer.gate_up, 2 * s.ffn, s.hidden),
+                (layer.down, s.hidden, s.ffn)):
+            n_layer += rows * columns
+            n_bytes += linear(q, rows, columns)
+        n_bytes += 2 * 2 * s.hidden
+    return dict(
+        parameters=qm.parameters, layer_bytes=n_bytes,
+        head_bytes=linear(qm.head, s.vocab, s.hidden) + 2 * s.hidden,
+        layer_macs=n_layer, head_macs=s.vocab * s.hidden)

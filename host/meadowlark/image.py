@@ -1,0 +1,302 @@
+"""The model image: one file with program, packed memory, tokenizer, and what they were made for."""
+from __future__ import annotations
+
+import json
+import os
+import struct
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+from meadowlark_hdl.config import Config
+from meadowlark_hdl.isa import (INSTRUCTION_BYTES, MODEL_REGS, Epi, Header, Instruction, Mode, Op,
+                                Src, decode)
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from meadowlark_boards import Board
+
+MAGIC = b"MEADOWLK"
+VERSION = 1
+#: magic, version, bytes of the JSON header, CRC-32 of everything else before the sections.
+_PREFIX = struct.Struct("<8sIII")
+_SECTIONS = ("program", "memory", "tokenizer")
+#: Config fields that the layout depends on; they must equal the core's.
+EXACT = ("W", "P", "tile_beats")
+#: What a core must have at least, by Config field; ``memory_bytes`` is of the board.
+NEEDS = ("act_words", "residual_values", "rope_pairs", "score_depth", "context", "prog_depth",
+         "tile_rows", "memory_bytes")
+_SHAPE = ("hidden", "layers", "heads", "kv_heads", "head_dim", "head_pad", "ffn", "vocab",
+          "context")
+_FACTS = ("parameters", "layer_bytes", "head_bytes", "layer_macs", "head_macs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """Everything a board is loaded with.
+
+    Parameters
+    ----------
+    name : str
+        The model's name, for people.
+    board : str
+        Name of the board it was compiled for, for people; what counts is ``config``.
+    config : dict
+        ``Config.as_dict()`` of the core it was laid out for.
+    needs : dict of int
+        Envelope: the least a core must have, by name (:data:`NEEDS`).
+    model_regs : dict of int
+        Value of each of ``isa.MODEL_REGS``.
+    shape : dict of int
+        Dimensions of the model (:class:`meadowlark.layout.Shape`).
+    facts : dict of int
+        Parameters, useful bytes and products of a pass, for statistics and utilisation.
+    program : bytes
+        Instructions of 21 bytes; prefill list, then decode list.
+    memory : bytes
+        External memory from chunk 0: weight stream, RoPE table, embedding table. The KV cache
+        follows and needs no contents.
+    tokenizer : bytes
+        ``tokenizer.json``; may be empty.
+    bos_id : int or None
+        Token every text begins with.
+    stop_ids : tuple of int
+        Tokens that end a text.
+    seconds : float
+        Time the compiler took.
+    """
+    name: str
+    board: str
+    config: dict
+    needs: dict
+    model_regs: dict
+    shape: dict
+    facts: dict
+    program: bytes
+    memory: bytes
+    tokenizer: bytes
+    bos_id: int | None = None
+    stop_ids: tuple[int, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def context(self) -> int:
+        """Tokens the KV cache holds."""
+        return self.shape["context"]
+
+    @property
+    def instructions(self) -> list[Instruction]:
+        """The whole program; prefill starts at ``model_regs["prefill_pc"]``."""
+        return [decode(self.program[at:at + INSTRUCTION_BYTES])
+                for at in range(0, len(self.program), INSTRUCTION_BYTES)]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return sum(map(len, self._parts()))
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the model; a tied head counts once."""
+        return self.facts["parameters"]
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of external memory (codes, scales, tables, padding; no KV cache) a parameter."""
+        return 8 * len(self.memory) / self.parameters
+
+    def bytes_per_token(self, context: int) -> int:
+        """Useful bytes of a decode pass that sees ``context`` tokens (1..): see
+        :meth:`useful_bytes`."""
+        return self.useful_bytes(pos0=context - 1, n=1, head=True)
+
+    def useful_bytes(self, *, pos0: int, n: int, head: bool) -> int:
+        """Bytes a pass over tokens pos0..pos0+n-1 must move, each once: weights, scales, gammas,
+        embedding and RoPE rows, KV cache read and written; no padding, no repeated read.
+
+        head : bool
+            The pass computes logits.
+        """
+        s = self.shape
+        kv = 2 * s["layers"] * s["kv_heads"] * s["head_dim"]
+        row = s["hidden"] + 4 + 2 * s["head_dim"]
+        return (self.facts["layer_bytes"] + n * row + kv * (pos0 + n) + kv * n
+                + (self.facts["head_bytes"] if head else 0))
+
+    def useful_macs(self, *, pos0: int, n: int, head: bool) -> int:
+        """Products of a pass that are not masked: linear layers, the head for one token, and
+        query x key, probability x value for each key a token sees."""
+        s = self.shape
+        seen = n * pos0 + n * (n + 1) // 2
+        return (self.facts["layer_macs"] * n + (self.facts["head_macs"] if head else 0)
+                + 2 * s["layers"] * s["heads"] * s["head_dim"] * seen)
+
+    def check_board(self, board: Board) -> None:
+        """Raise UserError unless the board's core can run this image as it is laid out."""
+        self.check_config(board.config, memory_bytes=board.memory.size_bytes, name=board.name)
+
+    def check_config(self, config: Config, *, memory_bytes: int, name: str = "") -> None:
+        """As :meth:`check_board`, for a core that answered with its Config."""
+        core = f"the board {name}" if name else "this board"
+        for field in EXACT:
+            has = getattr(config, field)
+            if self.config[field] != has:
+                raise UserError(
+                    f"the image was compiled for a core with {field} = {self.config[field]} "
+                    f"(board {self.board}), but {core} has {field} = {has}; compile the model for "
+                    "that board")
+        for field in NEEDS:
+            has = memory_bytes if field == "memory_bytes" else getattr(config, field)
+            if self.needs[field] > has:
+                raise UserError(f"the image needs {field} = {self.needs[field]}, but {core} has "
+                                f"{has}; compile the model for that board")
+
+    def _parts(self) -> list[bytes]:
+        data = {name: getattr(self, name) for name in _SECTIONS}
+        sections, at = {}, 0
+        for name, raw in data.items():
+            sections[name] = {"offset": at, "size": len(raw), "crc32": crc32(raw)}
+            at += len(raw)
+        header = json.dumps({
+            "name": self.name, "board": self.board, "seconds": self.seconds,
+            "bos_id": self.bos_id, "stop_ids": self.stop_ids, "config": self.config,
+            "needs": self.needs, "model_regs": self.model_regs, "shape": self.shape,
+            "facts": self.facts, "sections": sections},
+            indent=1).encode() + b"\n"
+        lead = _PREFIX.pack(MAGIC, VERSION, len(header), 0)
+        check = crc32(header, crc32(lead[:-4]))
+        return [lead[:-4] + struct.pack("<I", check), header, *data.values()]
+
+    def save(self, path: str | Path) -> None:
+        """Write the file beside ``path``, then rename it: a reader never sees half an image.
+
+        Raises
+        ------
+        UserError
+            It cannot be written there.
+        """
+        path = Path(path)
+        temporary = None
+        try:
+            if path.is_dir():
+                raise IsADirectoryError("it is a folder")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+            with os.fdopen(fd, "wb") as file:
+                umask = os.umask(0)
+                os.umask(umask)
+                os.fchmod(fd, 0o666 & ~umask)      # mkstemp makes it private
+                for part in self._parts():
+                    file.write(part)
+                file.flush()
+                os.fsync(fd)
+            os.replace(temporary, path)
+        except OSError as error:
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
+            raise UserError(f"cannot write the image {path}: {error.strerror or error}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Image:
+        """Read a file and check all of it: magic, version, sizes, checksums, contents.
+
+        Raises
+        ------
+        UserError
+            It is not an image of this version, or it is damaged; one sentence.
+        """
+        try:
+            raw = Path(path).read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read the image {path}: {error.strerror or error}") from error
+        return cls.parse(raw, name=str(path))
+
+    @classmethod
+    def parse(cls, raw: bytes, *, name: str = "image") -> Image:
+        """As :meth:`load`, from the file's contents."""
+        again = "compile the model again"
+        if raw[:len(MAGIC)] != MAGIC:
+            raise UserError(f"{name} is not a Meadowlark image; make one with meadowlark compile")
+        if len(raw) < _PREFIX.size:
+            raise UserError(f"{name} is truncated after {len(raw)} bytes; {again}")
+        _, version, length, check = _PREFIX.unpack_from(raw)
+        if version != VERSION:
+            raise UserError(f"{name} has image version {version}, this program reads version "
+                            f"{VERSION}; {again}")
+        if _PREFIX.size + length > len(raw):
+            raise UserError(f"{name} is truncated: its header has {length} bytes, "
+                            f"{len(raw) - _PREFIX.size} are there; {again}")
+        text = raw[_PREFIX.size:_PREFIX.size + length]
+        if crc32(text, crc32(raw[:_PREFIX.size - 4])) != check:
+            raise UserError(f"{name} is damaged: the checksum of its header is wrong; {again}")
+        try:
+            header = json.loads(text)
+            image = cls._from_header(header, raw[_PREFIX.size + length:], name)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"{name} has a header that makes no sense ({error}); {again}"
+                            ) from error
+        return image
+
+    @classmethod
+    def _from_header(cls, header: dict, body: bytes, name: str) -> Image:
+        again = "compile the model again"
+        data, end = {}, 0
+        for section in _SECTIONS:
+            offset, size = (_whole(header["sections"][section], key) for key in ("offset", "size"))
+            if offset != end:
+                raise ValueError(f"section {section} at {offset}, not {end}")
+            end = offset + size
+            data[section] = body[offset:end]
+        if end != len(body):
+            raise UserError(f"{name} is {'truncated' if end > len(body) else 'too long'}: its "
+                            f"sections have {end} bytes, {len(body)} are there; {again}")
+        for section, content in data.items():
+            if crc32(content) != header["sections"][section]["crc32"]:
+                raise UserError(f"{name} is damaged: the checksum of its {section} is wrong; "
+                                f"{again}")
+        config = dict(header["config"])
+        Config(**config)            # refuses what is no core
+        regs = {f.name: _whole(header["model_regs"], f.name, 1 << f.bits) for f in MODEL_REGS}
+        image = cls(
+            name=_text(header, "name"), board=_text(header, "board"), config=config,
+            needs={key: _whole(header["needs"], key) for key in NEEDS}, model_regs=regs,
+            shape={key: _whole(header["shape"], key) for key in _SHAPE},
+            facts={key: _whole(header["facts"], key) for key in _FACTS},
+            bos_id=None if header["bos_id"] is None else _whole(header, "bos_id"),
+            stop_ids=tuple(_whole(ids, i) for ids in [header["stop_ids"]] for i in range(len(ids))),
+            seconds=float(header["seconds"]), **data)
+        image._check_program()
+        return image
+
+    def _check_program(self) -> None:
+        """ValueError unless the program is one that the core can walk."""
+        if len(self.program) % INSTRUCTION_BYTES or not self.program:
+            raise ValueError(f"a program of {len(self.program)} bytes")
+        program = self.instructions
+        for at, i in enumerate(program):
+            Op(i["op"]), Src(i["src"]), Epi(i["epi"]), Mode(i["mode"]), Header(i["header"])
+            if i["src"] != Src.NONE and not (i["rows"] and i["row_beats"] and i["chunks"]):
+                raise ValueError(f"an empty tile at instruction {at}")
+        if program[-1]["op"] != Op.END or program[-1]["last"]:
+            raise ValueError("the program does not end")
+        for list_ in ("prefill_pc", "decode_pc"):
+            if self.model_regs[list_] >= len(program):
+                raise ValueError(f"{list_} {self.model_regs[list_]}")
+        if not self.facts["parameters"]:
+            raise ValueError("no parameters")
+
+
+def _whole(table: dict, key: str, limit: int = 1 << 63) -> int:
+    value = table[key]
+    if type(value) is not int or not 0 <= value < limit:
+        raise ValueError(f"{key} is {value!r}")
+    return value
+
+
+def _text(table: dict, key: str) -> str:
+    if not isinstance(table[key], str):
+        raise ValueError(f"{key} is {table[key]!r}")
+    return table[key]

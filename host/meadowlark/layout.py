@@ -1,0 +1,168 @@
+"""Where everything goes: tiles, activation memory, limits of a core. Pure arithmetic."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from meadowlark_hdl.config import Config
+from meadowlark_hdl.isa import Header
+from meadowlark_hdl.weights.decoder_golden import header_chunks
+
+from .errors import UserError
+
+#: Start of a section of external memory, in bytes: at least a chunk, and a DRAM burst.
+ALIGN = 64
+#: Most resident blocks (the register has 6 bits, the block index of a result too).
+MAX_BLOCKS = 32
+
+
+def round_up(n: int, step: int) -> int:
+    """Smallest multiple of ``step`` that is at least ``n``."""
+    return -(-n // step) * step
+
+
+class Tiling(NamedTuple):
+    """How an instruction's rows are cut into tiles; the names are instruction fields."""
+    tiles: int
+    rows: int
+    last_rows: int
+    row_beats: int
+    chunks: int
+    last_chunks: int
+
+
+def tile_linear(rows: int, row_beats: int, config: Config, *, header: Header,
+                divides: int | None = None, limit: int | None = None) -> Tiling:
+    """Cut the rows of a linear layer into tiles.
+
+    A tile is used only when all of it has arrived, and a half of the tile buffer is filled only
+    when all of the tile before the last has been used: the largest tiles have the fewest
+    hand-overs, and tiles of equal size never leave a short one that the next cannot hide behind.
+
+    Parameters
+    ----------
+    rows : int
+        Rows, even.
+    row_beats : int
+        Beats a row.
+    divides : int, power of two, optional
+        The rows of a tile divide this (query heads: a tile holds rows of one head).
+    limit : int, optional
+        Most rows of a tile, for experiments.
+
+    Returns
+    -------
+    Tiling
+        All tiles but the last hold ``rows`` rows; ``last_rows`` <= ``rows``.
+    """
+    most = min(config.tile_rows, config.tile_beats // row_beats, limit or config.tile_rows) & ~1
+    if most < 2:
+        raise UserError(f"a pair of rows takes {2 * row_beats} beats and the tile buffer holds "
+                        f"{config.tile_beats}")
+    if divides is not None:
+        size = min(1 << most.bit_length() - 1, divides)
+    else:
+        # Equal tiles, in steps for which the row headers fill whole chunks where they can.
+        step = max(2, config.W // (8 if header == Header.BIAS else 4))
+        size = round_up(-(-rows // -(-rows // most)), step)
+        if size > most:
+            size = most // step * step or most
+    tiles = -(-rows // size)
+    size = min(size, rows)
+    last = rows - (tiles - 1) * size
+
+    def chunks(n: int) -> int:
+        return header_chunks(header, n, config.W) + n * row_beats
+    return Tiling(tiles, size, last, row_beats, chunks(size), chunks(last))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What layout and limits depend on; values as in the model, unpadded unless named ``_pad``."""
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    head_pad: int
+    ffn: int
+    vocab: int
+    context: int
+
+
+@dataclass(frozen=True)
+class ActMap:
+    """Activation memory of a block, in words of W int16.
+
+    ``x`` is the input of a group of linear layers; ``q`` the queries of one head (decode: of the
+    lane's head); ``k``, ``v`` the block's new keys and values, one region a KV head; ``out`` the
+    attention's output, over k and v: the first one is written after a QK, which waits for all
+    stores; ``ffn`` the hidden values of the FFN, over everything of the attention.
+    """
+    x: int
+    q: int
+    k: int
+    v: int
+    out: int
+    ffn: int
+    block_words: int
+
+
+def act_map(shape: Shape, W: int) -> ActMap:
+    """Smallest map of a block for which nothing live is overwritten."""
+    head, hidden = shape.head_pad // W, -(-shape.hidden // W)
+    kv = shape.kv_heads * head
+    q = hidden
+    k = q + head
+    end = max(k + max(2 * kv, shape.heads * head), hidden + -(-shape.ffn // W))
+    return ActMap(x=0, q=q, k=k, v=k + kv, out=k, ffn=hidden, block_words=end)
+
+
+class Limit(NamedTuple):
+    what: str           #: what the model needs
+    need: int
+    has: int
+    where: str          #: which part of the board bounds it
+
+
+def check_envelope(shape: Shape, config: Config) -> int:
+    """Number of resident blocks of P tokens, at least 1, if the model fits a core.
+
+    Raises
+    ------
+    UserError
+        Names the first limit that is exceeded and by how much. The sizes of the program and of
+        external memory are checked by the compiler when they are known.
+    """
+    W, P = config.W, config.P
+    hidden = round_up(shape.hidden, W)
+    block = act_map(shape, W).block_words
+    widest = max(hidden, round_up(shape.ffn, W), shape.heads * shape.head_pad)
+    if shape.head_pad < W:
+        raise UserError(f"the padded head dimension of {shape.head_pad} is below the board's beat "
+                        f"of {W} weights")
+    if shape.heads % shape.kv_heads:
+        raise UserError(f"{shape.heads} query heads cannot share {shape.kv_heads} KV heads")
+    for what, need, has, where in (
+            Limit("a hidden size of", hidden, 4096, "the sum of squares"),
+            Limit("slices of a head:", shape.head_pad // W, Config.ACC_SLOTS,
+                  "the lanes' accumulators"),
+            Limit("a head dimension of", shape.head_pad, 128, "the head_log2 register"),
+            Limit("beats of a pair of rows:", 2 * (widest // W), config.tile_beats,
+                  "the tile buffer (tile_beats)"),
+            Limit("activation words:", block, config.act_words,
+                  "the activation memory (act_words)"),
+            Limit("residual values:", P * hidden, config.residual_values,
+                  "the residual memory (residual_values)"),
+            Limit("pairs of RoPE:", P * shape.head_pad // 2, config.rope_pairs,
+                  "the RoPE memory (rope_pairs)"),
+            Limit("a context of", shape.context, config.context, "the core (context)"),
+            Limit("scores a lane:", shape.context, config.score_depth,
+                  "the score memory (score_depth)"),
+            Limit("a vocabulary of", shape.vocab, (1 << Config.TOKEN_BITS) - 1,
+                  "the token id")):
+        if need > has:
+            raise UserError(f"the model does not fit the board: {what} {need}, but {where} "
+                            f"allows {has}, {need - has} less")
+    return min(config.act_words // block, config.residual_values // (P * hidden),
+               config.rope_pairs // (P * shape.head_pad // 2), MAX_BLOCKS)
