@@ -1,7 +1,7 @@
-"""The host link as pure data: frames, commands, registers, errors.
+"""The host link as pure data: frames, commands, registers.
 
-The gateware, the host's driver, its model of a board and the tables of ``docs/link.md`` are all made
-from what stands here; nothing in this module needs Amaranth.
+The gateware, the host's driver, its model of a board and the tables of ``docs/link.md`` are all
+made from what stands here; nothing in this module needs Amaranth.
 """
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from ..config import Config
+from ..control.counters_table import COUNTERS
 from ..isa import FIELDS, INSTRUCTION_BYTES, MODEL_REGS, Field
 
 #: Changes with the frame format, a command or a register.
@@ -105,35 +106,6 @@ class Reason(IntEnum):
     FILLED = 5      #: max_new was 0: the cache is filled; the event holds no token
 
 
-class Error(IntEnum):
-    """Contents of the error register; holds until the next start."""
-    NONE = 0
-    BAD_RUN = 1         #: run registers contradict each other or the context
-    BAD_INSTRUCTION = 2 #: an instruction that the core does not know
-    PROGRAM_END = 3     #: a list ran past the end of the program memory
-    BAD_TOKEN = 4       #: a token id outside the vocabulary
-    BAD_TILE = 5        #: a tile larger than the tile buffer, or empty
-    WATCHDOG = 6        #: nothing moved for too long
-    MEMORY = 7          #: the memory stopped being ready during a run
-
-
-#: What the host says for each error, and what to do about it.
-ERROR_SENTENCES = {
-    Error.BAD_RUN: "the board refused the run because the prompt, its start and the context do not "
-                   "fit each other; shorten the prompt or start a new conversation",
-    Error.BAD_INSTRUCTION: "the board met an instruction it does not know; compile the model again "
-                           "with the version of Meadowlark that the bitstream was built with",
-    Error.PROGRAM_END: "the program ran past its end; load the image again",
-    Error.BAD_TOKEN: "the prompt holds a token that is not in the model's vocabulary; use the "
-                     "tokenizer of the loaded image",
-    Error.BAD_TILE: "the image holds a tile that does not fit the board; compile the model for "
-                    "this board",
-    Error.WATCHDOG: "the board stopped moving and gave the run up; load the image again, and if it "
-                    "happens again, lower the clock or report it with the counters",
-    Error.MEMORY: "the board's memory dropped out during the run; check its supply, then reset the "
-                  "board and load the image again",
-}
-
 # --- registers ------------------------------------------------------------------------------------
 
 
@@ -197,14 +169,14 @@ REGISTER_WORDS = 128
 #: Counter i reads as the words COUNTER_BASE + 2*i (low 32 bits) and + 1 (the rest, taken at the
 #: moment the low word was read).
 COUNTER_BASE = 0x100
-COUNTER_BITS = 40
-MAX_COUNTERS = 64
 
 MAGIC = int.from_bytes(b"LARK", "little")
 #: Written to ``reset`` to reset the core.
 RESET_MAGIC = 0x52455354
 #: Names the instruction set, so that an image for another one is refused.
 ISA_CRC = crc32(json.dumps([(f.name, f.bits) for f in (*FIELDS, *MODEL_REGS)]).encode())
+#: Names the performance counters in the same way.
+COUNTERS_CRC = crc32(json.dumps([c.name for c in COUNTERS]).encode())
 
 
 def _table() -> tuple[Register, ...]:
@@ -225,13 +197,13 @@ def _table() -> tuple[Register, ...]:
         *CONFIG_REGS,
         Field("clock_khz", 32, "core clock"),
         Field("memory_kib", 32, "size of the memory"),
-        Field("counters", 8, "number of performance counters"),
+        Field("counters", 32, "CRC-32 that names the performance counters"),
         *(Field(f"name_{i}", 32, "name of the board, ASCII, padded with zeros")
           for i in range(NAME_BYTES // 4)),
     ))
     group(LIVE_BASE, CONTROL_BASE, "live", (
         Field("status", 2, "bit 0: a run is under way; bit 1: the memory is ready"),
-        Field("error", 8, "why the last run failed (Error)"),
+        Field("error", 8, "why the last run failed (control/errors.py)"),
         Field("error_pc", 16, "instruction at fault"),
         Field("run", 16, "number of the last run that was started"),
         Field("events", 16, "token events of that run so far"),

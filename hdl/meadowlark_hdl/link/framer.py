@@ -1,0 +1,300 @@
+"""Frames of the host link: bytes to buffered frames, frames to bytes, two senders on one wire."""
+from __future__ import annotations
+
+from amaranth import Cat, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.crc import catalog
+from amaranth.lib.fifo import SyncFIFOBuffered
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out, Signature
+
+from .protocol import CRC_BYTES, MAX_PAYLOAD, SLOTS, SYNC
+
+#: What stands before a payload. length: 0..MAX_PAYLOAD bytes.
+FrameHeader = data.StructLayout({"type": 8, "seq": 8, "length": range(MAX_PAYLOAD + 1)})
+
+
+class FramePort(Signature):
+    """A sender of frames: a header, then exactly ``length`` payload bytes."""
+
+    def __init__(self) -> None:
+        super().__init__({"header": Out(stream.Signature(FrameHeader)),
+                          "payload": Out(stream.Signature(8))})
+
+
+class RxFramer(wiring.Component):
+    """Bytes to frames. Takes a byte every cycle, whatever happens downstream.
+
+    A frame is received into a free slot and counts only once its CRC is right; a damaged one is
+    overwritten by the next. Of ``slots`` slots one is always being received into, so ``slots`` - 1
+    frames wait at most; a good frame that would be one too many is dropped (the sender repeats it).
+
+    Timing: a frame is offered 6 cycles after its last byte if none waits before it; its payload
+    follows at one byte a cycle. The next frame is offered 2 cycles after ``pop``.
+
+    Parameters
+    ----------
+    slots : int, power of two, 2..16
+        Frame buffers of MAX_PAYLOAD bytes; 8 fill one block RAM.
+
+    Members
+    -------
+    i : In(stream of 8)             Always ready.
+    valid : Out(1)                  A frame waits; ``header`` holds its header until ``pop``.
+    header : Out(FrameHeader)
+    payload : Out(stream of 8)      Its payload: ``length`` bytes, to be taken before ``pop``.
+    pop : In(1)                     Pulse: the frame is done with, its slot is free.
+    bad, dropped : Out(16)          Damaged frames, frames without a free slot; modulo 65536.
+    """
+
+    def __init__(self, *, slots: int = SLOTS):
+        if slots not in (2, 4, 8, 16):
+            raise ValueError(f"slots must be 2, 4, 8 or 16, not {slots!r}")
+        self.slots = slots
+        super().__init__({
+            "i": In(stream.Signature(8)), "valid": Out(1), "header": Out(FrameHeader),
+            "payload": Out(stream.Signature(8)), "pop": In(1), "bad": Out(16),
+            "dropped": Out(16)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.crc = crc = catalog.CRC32_ISO_HDLC(8).create()
+        m.submodules.ram = ram = Memory(shape=8, depth=self.slots * MAX_PAYLOAD, init=[])
+        m.submodules.headers = headers = Memory(shape=FrameHeader, depth=self.slots, init=[])
+
+        # The input is registered, so that a UART's or pad's output meets no logic here.
+        byte = Signal(8, reset_less=True)
+        byte_valid = Signal()
+        m.d.comb += self.i.ready.eq(1)
+        m.d.sync += [byte.eq(self.i.payload), byte_valid.eq(self.i.valid)]
+
+        incoming = Signal(FrameHeader, reset_less=True)
+        at = Signal(range(MAX_PAYLOAD), reset_less=True)     # payload byte to come
+        last = Signal(range(MAX_PAYLOAD), reset_less=True)   # length - 1
+        tail = Signal(range(CRC_BYTES))
+        ended = Signal()                # the last CRC byte went into the CRC a cycle ago
+        overlong = Signal()
+        w_slot = Signal(range(self.slots))
+        r_slot = Signal(range(self.slots))
+        level = Signal(range(self.slots))       # frames waiting, up to slots - 1
+
+        w_ram = ram.write_port()
+        m.d.comb += [crc.data.eq(byte), w_ram.addr.eq(Cat(at, w_slot)), w_ram.data.eq(byte)]
+        m.d.sync += [ended.eq(0), overlong.eq(0)]
+        with m.FSM():
+            with m.State("HUNT"):
+                m.d.comb += crc.start.eq(1)
+                with m.If(byte_valid & (byte == SYNC)):
+                    m.next = "TYPE"
+            with m.State("TYPE"):
+                m.d.comb += crc.valid.eq(byte_valid)
+                with m.If(byte_valid):
+                    m.d.sync += incoming.type.eq(byte)
+                    m.next = "SEQ"
+            with m.State("SEQ"):
+                m.d.comb += crc.valid.eq(byte_valid)
+                with m.If(byte_valid):
+                    m.d.sync += incoming.seq.eq(byte)
+                    m.next = "LENGTH_LOW"
+            with m.State("LENGTH_LOW"):
+                m.d.comb += crc.valid.eq(byte_valid)
+                with m.If(byte_valid):
+                    m.d.sync += incoming.length.eq(byte)
+                    m.next = "LENGTH_HIGH"
+            with m.State("LENGTH_HIGH"):
+                m.d.comb += crc.valid.eq(byte_valid)
+                m.d.sync += [at.eq(0), tail.eq(0)]
+                with m.If(byte_valid):
+                    # 256 is the only length with a high byte; 256 - 1 wraps to 255 in 8 bits.
+                    m.d.sync += [incoming.length[8].eq(byte[0]),
+                                 last.eq(incoming.length[:8] - 1)]
+                    with m.If((byte > 1) | ((byte == 1) & (incoming.length[:8] != 0))):
+                        m.d.sync += overlong.eq(1)
+                        m.next = "HUNT"
+                    with m.Elif((byte == 0) & (incoming.length[:8] == 0)):
+                        m.next = "CRC"
+                    with m.Else():
+                        m.next = "PAYLOAD"
+            with m.State("PAYLOAD"):
+                m.d.comb += [crc.valid.eq(byte_valid), w_ram.en.eq(byte_valid)]
+                with m.If(byte_valid):
+                    m.d.sync += at.eq(at + 1)
+                    with m.If(at == last):
+                        m.next = "CRC"
+            with m.State("CRC"):
+                m.d.comb += crc.valid.eq(byte_valid)
+                with m.If(byte_valid):
+                    m.d.sync += tail.eq(tail + 1)
+                    with m.If(tail == CRC_BYTES - 1):
+                        m.d.sync += ended.eq(1)
+                        m.next = "HUNT"
+
+        # Commit, two cycles after the last byte: the earliest next payload byte comes 6 cycles
+        # later, so it already goes to the next slot. ``incoming`` holds until its type, 2 later.
+        good, damaged, room = Signal(), Signal(), Signal()
+        m.d.sync += [good.eq(ended & crc.match_detected),
+                     damaged.eq(ended & ~crc.match_detected | overlong)]
+        m.d.comb += room.eq(level != self.slots - 1)
+        w_header = headers.write_port()
+        m.d.comb += [w_header.addr.eq(w_slot), w_header.data.eq(incoming),
+                     w_header.en.eq(good & room)]
+        with m.If(good & room):
+            m.d.sync += w_slot.eq(w_slot + 1)
+        with m.If(good & ~room):
+            m.d.sync += self.dropped.eq(self.dropped + 1)
+        with m.If(damaged):
+            m.d.sync += self.bad.eq(self.bad + 1)
+        m.d.sync += level.eq(level + (good & room) - self.pop)
+        # The front header takes two cycles, address to register: LUT RAM, then self.header.
+        r_header = headers.read_port(domain="comb")
+        m.d.comb += r_header.addr.eq(r_slot)
+        with m.If(self.pop):
+            m.d.sync += [self.valid.eq(0), r_slot.eq(r_slot + 1)]
+        with m.Elif(~self.valid):
+            m.d.sync += [self.valid.eq(level != 0), self.header.eq(r_header.data)]
+
+        # Payload of the front frame: reads are issued as far ahead as the FIFO has reserved room.
+        m.submodules.fifo = fifo = SyncFIFOBuffered(width=8, depth=8)
+        reserve = Signal(range(fifo.depth + 1), init=fifo.depth)
+        count = Signal(range(MAX_PAYLOAD + 1))          # bytes asked for
+        issue, issued, arrived = Signal(), Signal(), Signal()
+        arriving = Signal(8, reset_less=True)           # the RAM's output register
+        r_ram = ram.read_port()
+        m.d.comb += [issue.eq(self.valid & (count != self.header.length) & (reserve != 0)),
+                     r_ram.addr.eq(Cat(count[:8], r_slot)), r_ram.en.eq(1),
+                     fifo.w_en.eq(arrived), fifo.w_data.eq(arriving),
+                     self.payload.valid.eq(fifo.r_rdy), self.payload.payload.eq(fifo.r_data),
+                     fifo.r_en.eq(self.payload.ready)]
+        m.d.sync += [issued.eq(issue), arrived.eq(issued), arriving.eq(r_ram.data),
+                     reserve.eq(reserve - issue + (fifo.r_en & fifo.r_rdy))]
+        with m.If(self.pop):
+            m.d.sync += count.eq(0)
+        with m.Elif(issue):
+            m.d.sync += count.eq(count + 1)
+        return m
+
+
+class FrameMux(wiring.Component):
+    """Two senders of frames on one line, a frame at a time; they take turns when both have one.
+
+    Timing: a cycle between frames; nothing is added to a byte's way.
+
+    Members
+    -------
+    a, b : In(FramePort)
+    o : Out(FramePort)
+    """
+
+    def __init__(self) -> None:
+        super().__init__({"a": In(FramePort()), "b": In(FramePort()), "o": Out(FramePort())})
+
+    def elaborate(self, platform):
+        m = Module()
+        turn = Signal()                                     # 1: b has the line, or had it last
+        left = Signal(range(MAX_PAYLOAD + 1), reset_less=True)
+        with m.If(turn):
+            m.d.comb += [self.o.header.payload.eq(self.b.header.payload),
+                         self.o.payload.payload.eq(self.b.payload.payload)]
+        with m.Else():
+            m.d.comb += [self.o.header.payload.eq(self.a.header.payload),
+                         self.o.payload.payload.eq(self.a.payload.payload)]
+        with m.FSM():
+            with m.State("FREE"):
+                with m.If(Mux(turn, self.a.header.valid, self.b.header.valid)):
+                    m.d.sync += turn.eq(~turn)
+                    m.next = "HEADER"
+                with m.Elif(Mux(turn, self.b.header.valid, self.a.header.valid)):
+                    m.next = "HEADER"
+            with m.State("HEADER"):
+                m.d.comb += [self.o.header.valid.eq(1),
+                             self.a.header.ready.eq(self.o.header.ready & ~turn),
+                             self.b.header.ready.eq(self.o.header.ready & turn)]
+                m.d.sync += left.eq(self.o.header.payload.length)
+                with m.If(self.o.header.ready):
+                    with m.If(self.o.header.payload.length == 0):
+                        m.next = "FREE"
+                    with m.Else():
+                        m.next = "PAYLOAD"
+            with m.State("PAYLOAD"):
+                m.d.comb += [
+                    self.o.payload.valid.eq(Mux(turn, self.b.payload.valid, self.a.payload.valid)),
+                    self.a.payload.ready.eq(self.o.payload.ready & ~turn),
+                    self.b.payload.ready.eq(self.o.payload.ready & turn)]
+                with m.If(self.o.payload.valid & self.o.payload.ready):
+                    m.d.sync += left.eq(left - 1)
+                    with m.If(left == 1):
+                        m.next = "FREE"
+        return m
+
+
+class TxFramer(wiring.Component):
+    """Frames to bytes: adds sync and CRC.
+
+    Timing: one byte a cycle, two cycles between the last byte of the payload and the CRC.
+
+    Members
+    -------
+    i : In(FramePort)
+    o : Out(stream of 8)        From a 16-byte FIFO: its ready reaches no logic of the sender.
+    """
+
+    def __init__(self) -> None:
+        super().__init__({"i": In(FramePort()), "o": Out(stream.Signature(8))})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.crc = crc = catalog.CRC32_ISO_HDLC(8).create()
+        m.submodules.fifo = fifo = SyncFIFOBuffered(width=8, depth=16)
+        m.d.comb += [self.o.valid.eq(fifo.r_rdy), self.o.payload.eq(fifo.r_data),
+                     fifo.r_en.eq(self.o.ready)]
+        # One register before the FIFO and the CRC. ``go``: it is free or being emptied.
+        byte = Signal(8, reset_less=True)
+        valid, counted = Signal(), Signal()         # counted: the byte belongs to the CRC
+        go = Signal()
+        m.d.comb += [go.eq(fifo.w_rdy), fifo.w_en.eq(valid), fifo.w_data.eq(byte),
+                     crc.data.eq(byte), crc.valid.eq(valid & counted & go)]
+        shift = Signal(8 * 4, reset_less=True)      # header bytes to come, then CRC bytes
+        left = Signal(range(MAX_PAYLOAD + 1), reset_less=True)
+        tail = Signal(2)
+        with m.If(go):
+            m.d.sync += valid.eq(0)
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.comb += self.i.header.ready.eq(go)
+                header = self.i.header.payload
+                m.d.sync += tail.eq(0)
+                with m.If(go & self.i.header.valid):
+                    m.d.sync += [byte.eq(SYNC), valid.eq(1), counted.eq(0),
+                                 left.eq(header.length),
+                                 shift.eq(Cat(header.type, header.seq, header.length))]
+                    m.next = "HEADER"
+            with m.State("HEADER"):
+                # The CRC is restarted while SYNC stands in the register, not counted.
+                m.d.comb += crc.start.eq(valid & ~counted)
+                with m.If(go):
+                    m.d.sync += [byte.eq(shift[:8]), valid.eq(1), counted.eq(1),
+                                 shift.eq(shift >> 8), tail.eq(tail + 1)]
+                    with m.If(tail == 3):
+                        with m.If(left == 0):
+                            m.next = "SETTLE"
+                        with m.Else():
+                            m.next = "PAYLOAD"
+            with m.State("PAYLOAD"):
+                m.d.comb += self.i.payload.ready.eq(go)
+                with m.If(go & self.i.payload.valid):
+                    m.d.sync += [byte.eq(self.i.payload.payload), valid.eq(1), left.eq(left - 1)]
+                    with m.If(left == 1):
+                        m.next = "SETTLE"
+            with m.State("SETTLE"):
+                with m.If(go):                      # the last counted byte enters the CRC
+                    m.next = "LATCH"
+            with m.State("LATCH"):
+                m.d.sync += [shift.eq(crc.crc), tail.eq(0)]
+                m.next = "CRC"
+            with m.State("CRC"):
+                with m.If(go):
+                    m.d.sync += [byte.eq(shift[:8]), valid.eq(1), counted.eq(0),
+                                 shift.eq(shift >> 8), tail.eq(tail + 1)]
+                    with m.If(tail == 3):
+                        m.next = "IDLE"
+        return m

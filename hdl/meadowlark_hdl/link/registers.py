@@ -1,0 +1,171 @@
+"""The register file, made from the table in :mod:`meadowlark_hdl.link.protocol`."""
+from __future__ import annotations
+
+from amaranth import Module, Mux, Signal
+from amaranth.lib import wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from ..config import Config
+from ..control.counters_table import COUNTER_BITS, COUNTER_SLOTS
+from ..isa import MODEL_REGS
+from ..signatures import STOP_IDS, ModelLayout, RunLayout
+from .protocol import (BY_NAME, CONTROL_BASE, COUNTER_BASE, COUNTERS_CRC, DSP_NAMES, ISA_CRC,
+                       LIVE_BASE, MAGIC, NAME_BYTES, REGISTER_WORDS, REGISTERS, RESET_MAGIC,
+                       RUN_REGS, VERSION)
+
+
+def _run_fields():
+    """RunLayout, flattened: (name of the register, width)."""
+    for name, field in RunLayout():
+        if name == "stop_ids":
+            yield from ((f"stop_id_{i}", Config.TOKEN_BITS) for i in range(STOP_IDS))
+        else:
+            yield name, field.width
+
+
+assert list(_run_fields()) == [(f.name, f.bits) for f in RUN_REGS], "RUN_REGS is not RunLayout"
+assert [(n, f.width) for n, f in ModelLayout] == [(f.name, f.bits) for f in MODEL_REGS]
+
+
+def constants(config: Config, *, board: str = "", clock_hz: int = 0,
+              memory_bytes: int = 0) -> dict[str, int]:
+    """Values of the "const" registers, by name. Raises ValueError if one does not fit."""
+    raw = board.encode("ascii", "replace")
+    if len(raw) > NAME_BYTES:
+        raise ValueError(f"board must have at most {NAME_BYTES} characters, not {board!r}")
+    facts = config.as_dict()
+    facts["dsp"] = DSP_NAMES.index(config.dsp)
+    values = {"magic": MAGIC, "version": VERSION, "isa": ISA_CRC, **facts,
+              "clock_khz": round(clock_hz / 1000), "memory_kib": memory_bytes >> 10,
+              "counters": COUNTERS_CRC}
+    raw = raw.ljust(NAME_BYTES, b"\0")
+    for i in range(NAME_BYTES // 4):
+        values[f"name_{i}"] = int.from_bytes(raw[4 * i:4 * i + 4], "little")
+    for name, value in values.items():
+        if not 0 <= value < 1 << BY_NAME[name].width:
+            raise ValueError(f"register {name} holds {BY_NAME[name].width} bits, not {value!r}")
+    return values
+
+
+class RegisterFile(wiring.Component):
+    """Registers: constants and read-back from one block RAM, written ones in flip-flops as well.
+
+    What is written goes to the flip-flops and to the RAM, so reading needs no wide multiplexer;
+    only the few live words are multiplexed. The flip-flops have no reset: like the RAM they keep
+    their contents until the next configuration.
+
+    Timing: a write takes effect 2 cycles later, one a cycle. A read gives ``r_valid`` and
+    ``r_data`` READ_LATENCY cycles after ``r_go``; one at a time. Counters: ``counter_data`` must
+    hold counter ``counter_index`` COUNTER_LATENCY cycles after the index changed.
+
+    Parameters
+    ----------
+    config : Config
+    board : str                 Name, up to 16 ASCII characters.
+    clock_hz, memory_bytes : int
+        Facts for the host.
+    resend_cycles : int         Value of that register until the host writes another.
+
+    Members
+    -------
+    w_en, w_addr, w_data : In(1), In(range(128)), In(32)
+        Write port; the caller keeps to CONTROL_BASE and above.
+    r_go, r_addr : In(1), In(9)     Read port; r_addr is stable from r_go to r_valid.
+    r_valid, r_data : Out(1), Out(32)
+    live_status .. live_frames_dropped : In     The live registers.
+    model : Out(ModelLayout)
+    run : Out(RunLayout)
+    resend : Out(32)
+    reset : Out(1)                  Pulse.
+    counter_index : Out(4); counter_data : In(40)
+    """
+
+    COUNTER_LATENCY = 4
+    READ_LATENCY = COUNTER_LATENCY + 3
+
+    def __init__(self, config: Config, *, board: str = "", clock_hz: int = 0,
+                 memory_bytes: int = 0, resend_cycles: int = 1 << 20):
+        if not 1 <= resend_cycles < 1 << 32:
+            raise ValueError(f"resend_cycles must be in 1..2**32-1, not {resend_cycles!r}")
+        self.values = constants(config, board=board, clock_hz=clock_hz,
+                                memory_bytes=memory_bytes)
+        self.values["resend_cycles"] = resend_cycles
+        self.resend_cycles = resend_cycles
+        self.live = [r for r in REGISTERS if r.access == "live"]
+        assert all(r.words == 1 for r in self.live)
+        super().__init__({
+            "w_en": In(1), "w_addr": In(range(REGISTER_WORDS)), "w_data": In(32),
+            "r_go": In(1), "r_addr": In(9), "r_valid": Out(1), "r_data": Out(32),
+            **{f"live_{r.name}": In(r.width) for r in self.live},
+            "model": Out(ModelLayout), "run": Out(RunLayout()), "resend": Out(32),
+            "reset": Out(1), "counter_index": Out(range(COUNTER_SLOTS)),
+            "counter_data": In(COUNTER_BITS)})
+
+    def elaborate(self, platform):
+        m = Module()
+        init = [0] * REGISTER_WORDS
+        for name, value in self.values.items():
+            init[BY_NAME[name].address] = value
+        m.submodules.ram = ram = Memory(shape=32, depth=REGISTER_WORDS, init=init)
+
+        # Writes, one register stage before the address is compared and the data fans out.
+        en = Signal()
+        addr = Signal(range(REGISTER_WORDS), reset_less=True)
+        word = Signal(32, reset_less=True)
+        m.d.sync += [en.eq(self.w_en), addr.eq(self.w_addr), word.eq(self.w_data)]
+        w_ram = ram.write_port()
+        m.d.comb += [w_ram.en.eq(en), w_ram.addr.eq(addr), w_ram.data.eq(word)]
+        m.d.sync += self.reset.eq(
+            en & (addr == BY_NAME["reset"].address) & (word == RESET_MAGIC))
+
+        def storage(name, target, initial=0):
+            register = BY_NAME[name]
+            keep = Signal(register.width, name=f"reg_{name}", init=initial, reset_less=True)
+            m.d.comb += target.eq(keep)
+            for i in range(register.words):
+                with m.If(en & (addr == register.address + i)):
+                    m.d.sync += keep[32 * i:32 * i + 32].eq(word)
+        storage("resend_cycles", self.resend, self.resend_cycles)
+        for field in MODEL_REGS:
+            storage(field.name, self.model[field.name])
+        for field in RUN_REGS:
+            if field.name.startswith("stop_id_"):
+                storage(field.name, self.run.stop_ids[int(field.name[len("stop_id_"):])])
+            else:
+                storage(field.name, self.run[field.name])
+
+        # Reads: each source into a register of its own, then one multiplexer into r_data.
+        r_ram = ram.read_port()
+        from_ram = Signal(32, reset_less=True)
+        m.d.comb += [r_ram.addr.eq(self.r_addr), r_ram.en.eq(1)]
+        m.d.sync += from_ram.eq(r_ram.data)
+        live = Signal(32, reset_less=True)
+        with m.Switch(self.r_addr[:3]):
+            for register in self.live:
+                with m.Case(register.address - LIVE_BASE):
+                    m.d.sync += live.eq(getattr(self, f"live_{register.name}"))
+            with m.Default():
+                m.d.sync += live.eq(0)
+        is_live = Signal(reset_less=True)
+        is_counter = Signal(reset_less=True)
+        counter = Signal(COUNTER_BITS, reset_less=True)
+        high = Signal(COUNTER_BITS - 32, reset_less=True)
+        m.d.sync += [
+            is_live.eq((self.r_addr >= LIVE_BASE) & (self.r_addr < CONTROL_BASE)),
+            is_counter.eq(self.r_addr >= COUNTER_BASE),
+            self.counter_index.eq((self.r_addr >> 1)[:len(self.counter_index)]),
+            counter.eq(self.counter_data)]
+        # r_go, then: index register, COUNTER_LATENCY, counter register, r_data.
+        delay = Signal(self.READ_LATENCY)
+        m.d.sync += [delay.eq(delay << 1 | self.r_go), self.r_valid.eq(delay[-2])]
+        with m.If(delay[-2]):
+            with m.If(is_counter):
+                m.d.sync += self.r_data.eq(Mux(self.r_addr[0], high, counter[:32]))
+                with m.If(~self.r_addr[0]):
+                    m.d.sync += high.eq(counter[32:])
+            with m.Elif(is_live):
+                m.d.sync += self.r_data.eq(live)
+            with m.Else():
+                m.d.sync += self.r_data.eq(from_ram)
+        return m

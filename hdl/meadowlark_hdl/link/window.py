@@ -1,0 +1,143 @@
+"""The host's window to the external memory: one burst in or out, or a CRC over any stretch."""
+from __future__ import annotations
+
+from enum import IntEnum
+
+from amaranth import Module, Mux, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.crc import catalog
+from amaranth.lib.fifo import SyncFIFOBuffered
+from amaranth.lib.wiring import In, Out
+
+from ..config import Config
+from ..signatures import MemoryPort
+from .protocol import MAX_PAYLOAD
+
+
+class WindowOp(IntEnum):
+    READ = 0
+    WRITE = 1
+    CRC = 2
+
+
+class MemoryWindow(wiring.Component):
+    """Reads or writes one burst through a buffer, or streams a CRC.
+
+    The buffer holds a whole frame: a burst is asked for only when its data is complete (write) or
+    has room (read), so the memory bus never waits for the link.
+
+    Timing: CRC: one bus word a cycle, bursts asked for back to back. ``done``: the written burst is
+    in memory, or the CRC is complete; a read has no ``done``, its words come out of ``r``.
+
+    Parameters
+    ----------
+    config : Config
+
+    Members
+    -------
+    go : In(1)                  Pulse; the other inputs hold then.
+    op : In(2)                  WindowOp.
+    addr, words : In(32)        In bus words; words >= 1; READ, WRITE: at most burst_words and what
+                                MAX_PAYLOAD bytes hold. For WRITE, ``w`` has taken them before.
+    w : In(stream of bus words)     Only before a WRITE; always ready for a frame.
+    r : Out(stream of bus words)
+    crc : Out(32)               CRC-32 (ISO-HDLC), bytes in the order of their addresses.
+    done : Out(1)               Pulse.
+    mem : Out(MemoryPort)
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        bits = 8 * config.bus_bytes
+        super().__init__({
+            "go": In(1), "op": In(2), "addr": In(32), "words": In(32),
+            "w": In(stream.Signature(bits)), "r": Out(stream.Signature(bits)),
+            "crc": Out(32), "done": Out(1), "mem": Out(MemoryPort(config))})
+
+    def elaborate(self, platform):
+        m = Module()
+        config, mem = self.config, self.mem
+        bits = 8 * config.bus_bytes
+        m.submodules.engine = engine = catalog.CRC32_ISO_HDLC(bits).create()
+        m.submodules.fifo = fifo = SyncFIFOBuffered(width=bits,
+                                                    depth=max(MAX_PAYLOAD // config.bus_bytes, 8))
+        op = Signal(2, reset_less=True)
+        addr = Signal(32, reset_less=True)
+        left = Signal(32, reset_less=True)          # words to ask for
+        due = Signal(32, reset_less=True)           # words to come (CRC)
+        size = Signal(range(config.burst_words), reset_less=True)       # words - 1
+        final = Signal(reset_less=True)             # this burst is the last
+
+        # Arriving words: one register, then the buffer or the CRC.
+        word = Signal(bits, reset_less=True)
+        arrived = Signal()
+        m.d.comb += mem.r_data.ready.eq(1)
+        m.d.sync += [word.eq(mem.r_data.payload), arrived.eq(mem.r_data.valid)]
+        m.d.comb += [
+            self.w.ready.eq(1),
+            fifo.w_en.eq(self.w.valid | arrived & (op == WindowOp.READ)),
+            fifo.w_data.eq(Mux(self.w.valid, self.w.payload, word)),
+            engine.data.eq(word), engine.valid.eq(arrived & (op == WindowOp.CRC)),
+            engine.start.eq(self.go), self.crc.eq(engine.crc)]
+
+        # Leaving words: the buffer's RAM ends in a register.
+        out = Signal(bits, reset_less=True)
+        out_valid, taken, to_memory = Signal(), Signal(), Signal()
+        m.d.comb += [
+            to_memory.eq(op == WindowOp.WRITE),
+            mem.w_data.payload.data.eq(out), mem.w_data.payload.strb.eq(~0),
+            self.r.payload.eq(out), self.r.valid.eq(out_valid & ~to_memory),
+            taken.eq(Mux(to_memory, mem.w_data.valid & mem.w_data.ready, self.r.ready)),
+            fifo.r_en.eq(~out_valid | taken)]
+        with m.If(~out_valid | taken):
+            m.d.sync += [out.eq(fifo.r_data), out_valid.eq(fifo.r_rdy)]
+
+        m.d.comb += [mem.r_cmd.payload.addr.eq(addr), mem.r_cmd.payload.len.eq(size),
+                     mem.w_cmd.payload.addr.eq(addr), mem.w_cmd.payload.len.eq(size)]
+        sending = Signal()                  # write data may leave: never ahead of its command
+        m.d.comb += mem.w_data.valid.eq(out_valid & sending)
+        m.d.sync += self.done.eq(0)
+        with m.If(engine.valid):
+            m.d.sync += due.eq(due - 1)
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.sync += [op.eq(self.op), addr.eq(self.addr), left.eq(self.words),
+                             due.eq(self.words)]
+                with m.If(self.go):
+                    m.next = "SIZE"
+                with m.Else():
+                    # Words of a READ still arrive: what they are must not change.
+                    m.d.sync += op.eq(op)
+            with m.State("SIZE"):
+                m.d.sync += [final.eq(left <= config.burst_words),
+                             size.eq(Mux(left <= config.burst_words, left - 1,
+                                         config.burst_words - 1))]
+                with m.If(op == WindowOp.WRITE):
+                    m.next = "WRITE"
+                with m.Else():
+                    m.next = "READ"
+            with m.State("READ"):
+                m.d.comb += mem.r_cmd.valid.eq(1)
+                with m.If(mem.r_cmd.ready):
+                    m.d.sync += [addr.eq(addr + config.burst_words),
+                                 left.eq(left - config.burst_words)]
+                    with m.If(op == WindowOp.READ):
+                        m.next = "IDLE"
+                    with m.Elif(final):
+                        m.next = "DRAIN"
+                    with m.Else():
+                        m.next = "SIZE"
+            with m.State("DRAIN"):
+                with m.If(due == 0):
+                    m.d.sync += self.done.eq(1)
+                    m.next = "IDLE"
+            with m.State("WRITE"):
+                m.d.comb += mem.w_cmd.valid.eq(1)
+                with m.If(mem.w_cmd.ready):
+                    m.d.sync += sending.eq(1)
+                    m.next = "DATA"
+            with m.State("DATA"):
+                with m.If(mem.w_done):
+                    m.d.sync += [sending.eq(0), self.done.eq(1)]
+                    m.next = "IDLE"
+        return m

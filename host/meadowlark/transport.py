@@ -1,0 +1,190 @@
+"""Byte transports between host and board."""
+from __future__ import annotations
+
+import os
+import select
+import socket
+from collections import deque
+from typing import Protocol
+
+from meadowlark_hdl.link.protocol import CREDITS, MAX_FRAME
+
+
+class TransportError(OSError):
+    """The transport cannot be opened, or went away; the message says what to do."""
+
+
+class Transport(Protocol):
+    """A byte pipe to a board.
+
+    All times are seconds of the transport's own time, which for a simulated board is the time of
+    the simulation: ``read`` returns empty only after ``timeout`` of *that* time without a byte, so
+    that a slow simulation never looks like a lost frame.
+
+    Attributes
+    ----------
+    timeout : float
+        Silence after which an answer counts as lost.
+    """
+    timeout: float
+
+    def read(self, max: int, timeout: float) -> bytes:
+        """1..``max`` bytes as soon as there are some; ``b""`` after ``timeout`` without any."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """All of ``data``, in order."""
+        ...
+
+    def close(self) -> None:
+        """Frees the device; a second call does nothing."""
+        ...
+
+
+class SerialTransport:
+    """A UART without flow control.
+
+    Parameters
+    ----------
+    port : str
+        Device, such as ``/dev/ttyUSB0``.
+    baud : int
+        Bits a second.
+    """
+
+    def __init__(self, port: str, *, baud: int = 2_000_000) -> None:
+        import serial
+        if baud < 1200:
+            raise ValueError(f"baud must be at least 1200, not {baud!r}")
+        try:
+            self._port = serial.Serial(port, baud, timeout=0, write_timeout=None)
+        except serial.SerialException as error:
+            raise TransportError(
+                f"cannot open {port}: {error}. Check that the board is plugged in, that no other "
+                f"program uses the port and that you may (group dialout)") from error
+        self._lost = (serial.SerialException, OSError)
+        self._name = port
+        # A window there and back, and what USB adapters and the operating system add.
+        self.timeout = 0.1 + 2 * CREDITS * MAX_FRAME * 10 / baud
+
+    def read(self, max: int, timeout: float) -> bytes:
+        try:
+            self._port.timeout = timeout
+            first = self._port.read(1)
+            if not first or max == 1:
+                return first
+            self._port.timeout = 0
+            return first + self._port.read(min(max - 1, self._port.in_waiting))
+        except self._lost as error:
+            raise self._gone(error) from error
+
+    def write(self, data: bytes) -> None:
+        try:
+            self._port.write(data)
+        except self._lost as error:
+            raise self._gone(error) from error
+
+    def _gone(self, error) -> TransportError:
+        return TransportError(f"{self._name} went away ({error}); plug the board in and try again")
+
+    def close(self) -> None:
+        self._port.close()
+
+
+class FileTransport:
+    """An open file descriptor that is read and written: a pty, or one end of a socket pair.
+
+    Parameters
+    ----------
+    fd : int
+        Owned from here on: closed by :meth:`close`.
+    timeout : float
+        See :class:`Transport`.
+    """
+
+    def __init__(self, fd: int, *, timeout: float = 1.0) -> None:
+        self._fd = fd
+        self.timeout = timeout
+
+    def read(self, max: int, timeout: float) -> bytes:
+        if not select.select([self._fd], [], [], timeout)[0]:
+            return b""
+        try:
+            data = os.read(self._fd, max)
+        except OSError as error:            # a pty whose other end closed reports EIO
+            raise TransportError(f"the board closed the connection ({error})") from error
+        if not data:
+            raise TransportError("the board closed the connection")
+        return data
+
+    def write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self._fd, view):]
+            except OSError as error:
+                raise TransportError(f"the board closed the connection ({error})") from error
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class SocketTransport(FileTransport):
+    """A TCP connection, for a board served by another computer or process.
+
+    Parameters
+    ----------
+    host, port : str, int
+        Where it listens.
+    timeout : float
+        See :class:`Transport`.
+    """
+
+    def __init__(self, host: str, port: int, *, timeout: float = 1.0) -> None:
+        try:
+            connection = socket.create_connection((host, port), timeout=10)
+        except OSError as error:
+            raise TransportError(f"cannot reach {host}:{port}: {error}. Check that the board is "
+                                 "served there") from error
+        connection.settimeout(None)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        super().__init__(connection.detach(), timeout=timeout)
+
+
+class LoopbackTransport:
+    """Gives back what is written: for tests of everything above bytes."""
+
+    def __init__(self) -> None:
+        self.timeout = 0.01
+        self._bytes: deque[int] = deque()
+
+    def read(self, max: int, timeout: float) -> bytes:
+        return bytes(self._bytes.popleft() for _ in range(min(max, len(self._bytes))))
+
+    def write(self, data: bytes) -> None:
+        self._bytes.extend(data)
+
+    def close(self) -> None:
+        self._bytes.clear()
+
+
+def open_transport(target: str) -> Transport:
+    """``/dev/...[@baud]`` or ``COMn[@baud]``: serial; ``tcp:host:port``: a socket.
+
+    Raises ValueError for another form, TransportError if it cannot be opened.
+    """
+    if target.startswith("tcp:"):
+        host, _, port = target[4:].rpartition(":")
+        if not host or not port.isdigit():
+            raise ValueError(f"target must be tcp:host:port, not {target!r}")
+        return SocketTransport(host, int(port))
+    name, _, baud = target.partition("@")
+    if not name.startswith("/") and not name.upper().startswith("COM"):
+        raise ValueError(f"target must be a serial port or tcp:host:port, not {target!r}")
+    if not baud:
+        return SerialTransport(name)
+    if not baud.isdigit():
+        raise ValueError(f"baud must be a number, not {baud!r}")
+    return SerialTransport(name, baud=int(baud))
