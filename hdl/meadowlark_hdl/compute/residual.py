@@ -1,0 +1,136 @@
+"""The residual of all resident tokens, and the sum of squares of each."""
+from amaranth import Array, Cat, Const, Module, Mux, Signal, signed
+from amaranth.lib import data, memory, wiring
+from amaranth.lib.wiring import In, Out
+
+from ..config import Config
+from .multiplier import Multiplier
+from .pipeline import delay
+
+
+class Residual(wiring.Component):
+    """Four banks of block RAM with read-modify-write, and sums of squares beside them.
+
+    Golden: :func:`meadowlark_hdl.compute.norm_golden.add_residual`, ``square`` and
+    ``sum_of_squares``, bit-exact.
+    Timing: one update a cycle, never stalls. An update is complete, its sum of squares included,
+    ``LATENCY`` cycles after it was given. With add = 1, updates of the same slot have to be at
+    least 4 cycles apart (the loop through the memory of sums); with add = 0, consecutive updates
+    belong to one token until the next ``first``. Updates of one value at less than 6 cycles'
+    distance do not occur: each is written once an instruction.
+
+    Parameters
+    ----------
+    config : Config
+        ``residual_values`` and ``P`` size the memories: 32 blocks of P token slots at most.
+
+    Members
+    -------
+    valid : In(1)
+    add : In(1)
+        1: value is added to the residual; 0: it replaces the residual.
+    first : In(1)
+        First value of the token: its sum of squares starts anew.
+    word, element : In(range(residual_values / 4)), In(2)
+        Where the value lies.
+    slot : In(range(32 * P))
+        Token slot.
+    value : In(signed(32))
+    norm : In(1)
+        The read ports serve read_word and sum_slot; constant while anything is in flight.
+    read_word : In(range(residual_values / 4))
+    read : Out(4 of signed(27))
+        ``READ_LATENCY`` cycles after read_word.
+    sum_slot : In(range(32 * P))
+    sum : Out(64)
+        ``SUM_LATENCY`` cycles after sum_slot.
+    """
+
+    READ_LATENCY = 3        # address register, block RAM, register
+    SUM_LATENCY = 2         # block RAM, register
+    SQUARED = 6 + 2 + Multiplier.LATENCY + 1            # cycle in which the square is there
+    LATENCY = SQUARED + 2
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.words = config.residual_values // 4
+        self.slots = 32 * config.P
+        super().__init__({
+            "valid": In(1), "add": In(1), "first": In(1), "word": In(range(self.words)),
+            "element": In(2), "slot": In(range(self.slots)), "value": In(signed(32)),
+            "norm": In(1), "read_word": In(range(self.words)),
+            "read": Out(data.ArrayLayout(signed(Config.RESID_BITS), 4)),
+            "sum_slot": In(range(self.slots)), "sum": Out(Config.SUMSQ_BITS)})
+
+    def elaborate(self, platform):
+        m = Module()
+        bits = Config.RESID_BITS
+
+        def reg(shape, name):
+            return Signal(shape, name=name, reset_less=True)
+        # Cycle 1: address; 2: block RAM; 3: its registers; 4: one of four; 5: sum; 6: saturated.
+        read_word = reg(range(self.words), "read_word_1")
+        m.d.sync += read_word.eq(Mux(self.norm, self.read_word, self.word))
+        write = Signal(4)
+        write_word = Signal(range(self.words))
+        new = reg(signed(bits), "new")
+        old = []
+        for k in range(4):
+            m.submodules[f"bank{k}"] = bank = memory.Memory(
+                shape=signed(bits), depth=self.words, init=[], attrs={"ram_block": 1})
+            read, port = bank.read_port(), bank.write_port()
+            value = reg(signed(bits), f"old_{k}")
+            old.append(value)
+            m.d.sync += value.eq(read.data)
+            m.d.comb += [read.addr.eq(read_word), self.read[k].eq(value), port.en.eq(write[k]),
+                         port.addr.eq(write_word), port.data.eq(new)]
+        valid = delay(m, self.valid, 6, name="valid", reset=True)
+        element = delay(m, self.element, 3, name="element")
+        chosen = reg(signed(bits), "chosen")
+        with m.If(delay(m, self.add, 3, name="add")):
+            m.d.sync += chosen.eq(Array(old)[element])
+        with m.Else():
+            m.d.sync += chosen.eq(0)
+        total = reg(signed(33), "total")        # 27 bits + 32 bits
+        m.d.sync += total.eq(chosen + delay(m, self.value, 4, name="value"))
+        over = total[bits - 1:].any() & ~total[bits - 1:].all()
+        m.d.sync += new.eq(Mux(over, Mux(total[-1], -1 << bits - 1, (1 << bits - 1) - 1), total))
+        late_element = delay(m, element, 3, name="late_element")
+        m.d.comb += [write_word.eq(delay(m, self.word, 6, name="word")),
+                     write.eq(Mux(valid, 1 << late_element, 0))]
+
+        # The square, from the leading 18 bits. 7: how many leading bits are the same; 8: shifted.
+        def unequal(value):
+            return value.any() & ~value.all()
+        drop5, drop10 = reg(1, "drop5"), reg(1, "drop10")
+        new_7, leading = reg(signed(bits), "new_7"), reg(signed(18), "leading")
+        m.d.sync += [new_7.eq(new), drop5.eq(unequal(new[17:])), drop10.eq(unequal(new[22:])),
+                     leading.eq(Mux(drop10, new_7[10:].as_signed(),
+                                    Mux(drop5, new_7[5:].as_signed(), new_7)))]
+        m.submodules.square = multiplier = Multiplier(dsp=self.config.dsp)
+        m.d.comb += [multiplier.a.eq(leading), multiplier.b.eq(leading)]
+        product = multiplier.p[:35]                     # (-2**17)**2 at most
+        drops = delay(m, Cat(drop5, drop10), 1 + Multiplier.LATENCY, name="drops")
+        square = reg(53, "square")                      # (-2**26)**2 at most
+        m.d.sync += square.eq(Mux(drops[1], Cat(Const(0, 20), product),
+                                  Mux(drops[0], Cat(Const(0, 10), product), product)))
+
+        # Loop of 4 cycles for one slot: address, block RAM, register, sum (then written).
+        m.submodules.sums = sums = memory.Memory(shape=Config.SUMSQ_BITS, depth=self.slots,
+                                                 init=[], attrs={"ram_block": 1})
+        read, port = sums.read_port(), sums.write_port()
+        slot = delay(m, self.slot, self.SQUARED - self.SUM_LATENCY, name="slot")
+        so_far = reg(Config.SUMSQ_BITS, "so_far")
+        running = reg(Config.SUMSQ_BITS, "running")
+        from_memory = delay(m, self.add & ~self.first, self.SQUARED, name="from_memory")
+        from_running = delay(m, ~self.add & ~self.first, self.SQUARED, name="from_running")
+        squared = delay(m, valid, self.SQUARED - 6, name="squared", reset=True)
+        m.d.comb += [read.addr.eq(Mux(self.norm, self.sum_slot, slot)), self.sum.eq(so_far)]
+        m.d.sync += so_far.eq(read.data)
+        with m.If(squared):
+            m.d.sync += running.eq((so_far & from_memory.replicate(64)
+                                    | running & from_running.replicate(64)) + square)
+        m.d.comb += [port.en.eq(delay(m, squared, 1, name="summed", reset=True)),
+                     port.addr.eq(delay(m, slot, self.SUM_LATENCY + 1, name="sum_slot")),
+                     port.data.eq(running)]
+        return m

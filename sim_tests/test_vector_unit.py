@@ -1,0 +1,405 @@
+"""VectorUnit against the golden models: every epilogue, in order, as a pass would use it."""
+import os
+import random
+
+import cocotb
+import numpy as np
+import pytest
+from cocotb.triggers import ReadOnly, RisingEdge
+
+from bench import cycles, pack, simulate, start, unpack
+from meadowlark_hdl.compute.norm_golden import add_residual, rmsnorm, sum_of_squares
+from meadowlark_hdl.compute.requant_golden import requant
+from meadowlark_hdl.compute.rope_golden import rope
+from meadowlark_hdl.compute.softmax_golden import output_scale
+from meadowlark_hdl.compute.swiglu_golden import swiglu
+from meadowlark_hdl.compute.vector_unit import VectorUnit
+from meadowlark_hdl.config import Config
+from meadowlark_hdl.fixed import saturate
+from meadowlark_hdl.isa import Epi, Op
+from meadowlark_hdl.signatures import (Beat, InstructionLayout, ModelLayout, PassLayout, Result)
+
+CONFIGS = {
+    "w8p16": Config(W=8, P=16, bus_bytes=2, residual_values=4096),
+    "w4p5": Config(W=4, P=5, bus_bytes=1, residual_values=2048),
+    "w16p4": Config(W=16, P=4, bus_bytes=4, residual_values=2048),
+}
+DRAIN_CYCLES = 60       # more than anything takes
+
+
+class Bench:
+    """Drives a VectorUnit one instruction at a time and keeps what it writes.
+
+    act: int16[lane, element], as the activation memories would hold it. logits: list of (row,
+    value). sums: list of saturated values, counted by the model. last_write, last_result: cycles.
+    """
+
+    def __init__(self, dut, config, rng):
+        self.dut, self.config, self.rng = dut, config, rng
+        self.act = np.zeros((config.P, config.act_words * config.W), np.int64)
+        self.logits, self.written, self.saturated = [], 0, 0
+        self.last_write = self.last_result = self.norm_done = None
+        self.gamma = np.zeros(0, np.int64)
+        self.beats = Beat(config)
+
+    async def begin(self, **model):
+        self.model = dict(hidden=32, head_log2=3, eps=7, block_words=40) | model
+        await start(self.dut, model=pack(ModelLayout, **self.model))
+        cocotb.start_soon(self._watch())
+        cocotb.start_soon(self._gamma())
+
+    async def _watch(self):
+        dut, W = self.dut, self.config.W
+        while True:
+            await ReadOnly()
+            if dut.act__valid.value:
+                assert dut.busy.value, "write while not busy"
+                lane, addr = int(dut.act__lane.value), int(dut.act__addr.value)
+                mask, data = int(dut.act__mask.value), int(dut.act__data.value)
+                for i in range(W):
+                    if mask >> i & 1:
+                        raw = data >> 16 * (i % 4) & 0xffff
+                        self.act[lane, addr * W + i] = raw - (raw >> 15 << 16)
+                        self.written += 1
+                self.last_write = cycles(dut)
+            if dut.logit__valid.value:
+                self.logits.append((int(dut.logit__row.value), dut.logit__value.value.to_signed()))
+                self.last_write = cycles(dut)
+            if dut.norm_done.value:
+                assert self.norm_done is None and self.last_write == cycles(dut)
+                self.norm_done = cycles(dut)
+            await RisingEdge(dut.clk)
+
+    async def _gamma(self):
+        """The tile buffer's read port: what was asked for 2 cycles ago."""
+        dut, W, asked = self.dut, self.config.W, [0, 0]
+        while True:
+            await ReadOnly()
+            asked.append(int(dut.gamma_addr.value))
+            await RisingEdge(dut.clk)
+            beat = self.gamma[(at := asked[-2]) * W:(at + 1) * W]
+            dut.gamma.value = pack(self.beats, **{}) if len(beat) < W else sum(
+                (int(v) & 0x3ffff) << 18 * k for k, v in enumerate(beat))
+
+    async def instruction(self, op, pass_, **fields):
+        """Present an instruction and its pass."""
+        self.pass_ = pass_
+        self.dut.instr.value = pack(InstructionLayout, op=op, **fields)
+        self.dut.pass_.value = pack(PassLayout(), **pass_)
+        self.written, self.last_write = 0, None
+        for _ in range(4):
+            await RisingEdge(self.dut.clk)
+
+    async def results(self, items, gap=0.0):
+        """Give results; each item is a dict, or a number of idle cycles."""
+        dut, layout = self.dut, Result(self.config)
+        for item in items:
+            if isinstance(item, int):
+                dut.r__valid.value = 0
+                for _ in range(item):
+                    dut.r__payload.value = random.getrandbits(layout.size)
+                    await RisingEdge(dut.clk)
+                continue
+            dut.r__valid.value = 1
+            dut.r__payload.value = pack(layout, **item)
+            self.last_result = cycles(dut)
+            await RisingEdge(dut.clk)
+        dut.r__valid.value = 0
+        dut.r__payload.value = random.getrandbits(layout.size)
+
+    async def finish(self):
+        """Wait until busy falls; return the cycle in which it was last high."""
+        for _ in range(2000):
+            await ReadOnly()
+            if not self.dut.busy.value:
+                break
+            await RisingEdge(self.dut.clk)
+        else:
+            raise AssertionError("busy for ever")
+        last, written, logits = cycles(self.dut) - 1, self.written, len(self.logits)
+        for _ in range(DRAIN_CYCLES):
+            await RisingEdge(self.dut.clk)
+        assert (written, logits) == (self.written, len(self.logits)), "writes after busy"
+        return last
+
+    async def saturations(self):
+        await ReadOnly()
+        count = int(self.dut.saturations.value)
+        await RisingEdge(self.dut.clk)
+        return count
+
+    # What a LINEAR instruction's results look like, and what they stand for.
+
+    def rows(self, count, blocks, tile, *, bits, gaps):
+        """Rows of random results -> (items for :meth:`results`, y[block, lane, row]).
+
+        bits: log2 of their size; about one in 20 is far larger. gaps: idle cycles between rows.
+        """
+        P, rng, limit = self.config.P, self.rng, 2**min(bits, 31)
+        y = np.zeros((max(blocks) + 1, P, count), np.int64)
+        items = []
+        for base in range(0, count, tile):
+            for block in blocks:
+                for row in range(base, min(base + tile, count)):
+                    scale = dict(mant=int(rng.integers(2**15, 2**16)),
+                                 shift=int(rng.integers(20, 40)),
+                                 bias=int(rng.integers(-limit, limit)))
+                    size = bits + scale["shift"] - 16 + (3 if rng.random() < 0.05 else 0)
+                    acc = rng.integers(-2**min(size, 44), 2**min(size, 44), P)
+                    y[block, :, row] = requant(acc, *scale.values())
+                    items += [dict(acc=int(acc[k]), lane=k, row=row, block=block, kind=0,
+                                   scale=scale) for k in range(P)]
+                    if gaps and rng.random() < 0.5:
+                        items.append(int(rng.integers(1, 9)))
+        return items, y
+
+    def exists(self, blocks):
+        """bool[block, lane]: the pass has this token."""
+        slots = np.arange((max(blocks) + 1) * self.config.P).reshape(-1, self.config.P)
+        return slots < self.pass_["n"]
+
+
+def _pass(n, P, pos0=0):
+    return dict(pos0=pos0, n=n, nb=-(-n // P), ctx=pos0 + n, final=1)
+
+
+async def _prepared(dut):
+    config = CONFIGS[os.environ["CONFIG"]]
+    rng = np.random.default_rng(cocotb.RANDOM_SEED)
+    bench = Bench(dut, config, rng)
+    await bench.begin()
+    return bench, config, rng
+
+
+async def _embed(bench, n):
+    """EMBED of n tokens, a result a cycle; returns the residual[slot, hidden]."""
+    config, rng, hidden = bench.config, bench.rng, bench.model["hidden"]
+    P, residual, items = config.P, np.zeros((n, hidden), np.int64), []
+    await bench.instruction(Op.EMBED, _pass(n, P))
+    for s in range(n):
+        scale = dict(mant=int(rng.integers(2**15, 2**16)), shift=int(rng.integers(0, 9)), bias=0)
+        # Tokens of all sizes: the square drops bits of the large ones.
+        acc = rng.integers(-127, 128, hidden) << rng.integers(0, 10)
+        residual[s] = saturate(requant(acc, *scale.values()), 27)
+        items += [dict(acc=int(acc[i]), lane=s % P, row=i, block=s // P, kind=0, scale=scale)
+                  for i in range(hidden)]
+        if rng.random() < 0.5:
+            items.append(int(rng.integers(1, 30)))
+    await bench.results(items)
+    last = await bench.finish()
+    assert last - bench.last_result == VectorUnit.latency(Epi.RESID)
+    assert bench.written == 0
+    return residual
+
+
+async def _norm(bench, residual, last=False):
+    """NORM of the residual, checked against the golden model and the promised cycles."""
+    dut, config, (n, hidden) = bench.dut, bench.config, residual.shape
+    P, W, y, before = config.P, config.W, 16, bench.act.copy()
+    shift = int(bench.rng.integers(12, 18))
+    bench.gamma = bench.rng.integers(-2**15, 2**15, hidden)
+    await bench.instruction(Op.NORM, _pass(n, P), y=y, shift=shift, last=int(last))
+    bench.norm_done, started, count = None, cycles(dut), await bench.saturations()
+    started = cycles(dut)
+    dut.norm_start.value = 1
+    await RisingEdge(dut.clk)
+    dut.norm_start.value = 0
+    assert await bench.finish() == bench.norm_done
+    want = rmsnorm(residual, sum_of_squares(residual), bench.model["eps"], bench.gamma, shift)
+    slots = [n - 1] if last else range(n)
+    for s in slots:
+        at = s // P * bench.model["block_words"] * W + y
+        before[s % P, at:at + hidden] = want[s]
+    np.testing.assert_array_equal(bench.act, before)
+    # hidden/4 cycles a token, no gap between tokens.
+    first = started + VectorUnit.NORM_LATENCY
+    assert bench.norm_done - first == len(slots) * hidden // 4 - 1
+    exact = np.abs(want[list(slots)])
+    assert await bench.saturations() - count >= (exact > 2**15).sum()
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def embed_norm_and_residual(dut):
+    bench, config, rng = await _prepared(dut)
+    P, hidden = config.P, bench.model["hidden"]
+    for n, gaps in ((2 * P + 3, False), (P, True), (1, False)):
+        residual = await _embed(bench, n)
+        await _norm(bench, residual)
+        p = _pass(n, P)
+        for big in (12, 26):
+            await bench.instruction(Op.LINEAR, p, epi=Epi.RESID)
+            items, y = bench.rows(hidden, range(p["nb"]), 8, bits=big, gaps=gaps)
+            await bench.results(items)
+            last = await bench.finish()
+            assert last - bench.last_result == VectorUnit.latency(Epi.RESID)
+            residual = add_residual(residual, y.reshape(-1, hidden)[:n])
+            await _norm(bench, residual)
+        await _norm(bench, residual, last=True)
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+@cocotb.parametrize(gaps=[False, True])
+async def plain_rows(dut, gaps):
+    bench, config, rng = await _prepared(dut)
+    P, W = config.P, config.W
+    n, total = P + 2, 0
+    for epi, bits in ((Epi.ACT16, 14), (Epi.ACT8, 6)):
+        await bench.instruction(Op.LINEAR, _pass(n, P), epi=epi, y=9, shift=5)
+        items, y = bench.rows(14, range(2), 6, bits=bits, gaps=gaps)
+        await bench.results(items)
+        last = await bench.finish()
+        assert last == bench.last_write == bench.last_result + VectorUnit.latency(epi)
+        want = saturate(y, 16 if epi == Epi.ACT16 else 8)
+        for block in range(2):
+            at = block * bench.model["block_words"] * W + 9
+            np.testing.assert_array_equal(bench.act[:, at:at + 14], want[block])
+        assert bench.written == want.size
+        total += (want != y)[bench.exists(range(2))].sum()
+    assert await bench.saturations() == total > 0
+    dut.clear.value = 1
+    await RisingEdge(dut.clk)
+    dut.clear.value = 0
+    assert await bench.saturations() == 0
+
+
+async def _angles(bench):
+    """Fill the RoPE memory; cos, sin[pair]."""
+    dut, pairs = bench.dut, 2 * bench.config.P << bench.model["head_log2"] - 1
+    cos, sin = bench.rng.integers(-2**14, 2**14 + 1, (2, pairs))
+    dut.rope__valid.value = 1
+    for at in range(pairs):
+        dut.rope__addr.value = at
+        dut.rope__cos.value, dut.rope__sin.value = int(cos[at]), int(sin[at])
+        await RisingEdge(dut.clk)
+    dut.rope__valid.value = 0
+    return cos, sin
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+@cocotb.parametrize(gaps=[False, True])
+async def pairs_of_rows(dut, gaps):
+    bench, config, rng = await _prepared(dut)
+    P, W, half = config.P, config.W, 1 << bench.model["head_log2"] - 1
+    cos, sin = await _angles(bench)
+    blocks, total = range(2), 0
+    slot = np.arange(2 * P).reshape(2, P, 1)
+    for epi, shift, bits in ((Epi.ROPE16, 14, 14), (Epi.ROPE8, 21, 14), (Epi.SWIGLU, 13, 15)):
+        await bench.instruction(Op.LINEAR, _pass(2 * P - 1, P), epi=epi, y=6, shift=shift)
+        items, rows = bench.rows(32, blocks, 8, bits=bits, gaps=gaps)
+        await bench.results(items)
+        last = await bench.finish()
+        assert last == bench.last_write == bench.last_result + VectorUnit.latency(epi)
+        even, odd = rows[..., ::2], rows[..., 1::2]
+        if epi == Epi.SWIGLU:
+            want, exact = (swiglu(even, odd, shift), None)
+        else:
+            at = slot * half + np.arange(16) % half
+            size = 16 if epi == Epi.ROPE16 else 8
+            want, exact = (np.stack(rope(even, odd, cos[at], sin[at], shift, limit), -1)
+                           .reshape(2, P, 32) for limit in (size, 40))
+            total += (want != exact)[bench.exists(blocks)].sum()
+            assert await bench.saturations() == total > 0
+        for block in blocks:
+            at = block * bench.model["block_words"] * W + 6
+            np.testing.assert_array_equal(bench.act[:, at:at + want.shape[-1]], want[block])
+        assert bench.written == want.size
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def logits_of_the_last_token(dut):
+    bench, config, rng = await _prepared(dut)
+    P = config.P
+    for n in (1, P - 1, P, P + 1, 3 * P - 1):
+        p = _pass(n, P)
+        await bench.instruction(Op.LINEAR, p, epi=Epi.LOGIT, last=1)
+        bench.logits.clear()
+        items, y = bench.rows(10, [p["nb"] - 1], 4, bits=34, gaps=True)
+        await bench.results(items)
+        await bench.finish()
+        assert bench.written == 0
+        assert bench.logits == [(r, y[-1, (n - 1) % P, r]) for r in range(10)]
+        assert bench.last_write - bench.last_result <= VectorUnit.latency(Epi.LOGIT)
+
+
+def _attention(bench, blocks, mant, shift):
+    """Rows of kind 1 and 2 -> (items, y[block, lane, element])."""
+    config, rng, dim = bench.config, bench.rng, 1 << bench.model["head_log2"]
+    P = config.P
+    y, items = np.zeros((len(blocks), P, dim), np.int64), []
+    for block in blocks:
+        total = rng.integers(2**15, 2**rng.integers(16, 28), P)
+        sums = [dict(acc=int(total[k]), lane=k, row=0, block=block, kind=1) for k in range(P)]
+        items += [*sums, *[VectorUnit.SUM_GAP - P] * (P < VectorUnit.SUM_GAP)]
+        scale, down = output_scale(total, mant, shift)
+        for row in range(dim):
+            acc = rng.integers(-128, 128, P) * total + rng.integers(-2**15, 2**15, P)
+            y[block, :, row] = requant(acc, scale, down)
+            items += [dict(acc=int(acc[k]), lane=k, row=row, block=block, kind=2,
+                           scale=dict(mant=1, shift=2, bias=3)) for k in range(P)]
+    return items, y
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def attention_output(dut):
+    bench, config, rng = await _prepared(dut)
+    P, W, dim = config.P, config.W, 1 << bench.model["head_log2"]
+    total = 0
+    for shift in (0, 5, 63):
+        mant = int(rng.integers(2**15, 2**16))
+        await bench.instruction(Op.SV, _pass(2 * P, P), y=3, mant=mant, shift=shift)
+        items, y = _attention(bench, range(2), mant, shift)
+        await bench.results(items)
+        last = await bench.finish()
+        assert last == bench.last_write == bench.last_result + VectorUnit.latency(Epi.ACT16)
+        want = saturate(y, 16)
+        for block in range(2):
+            at = block * bench.model["block_words"] * W + 3
+            np.testing.assert_array_equal(bench.act[:, at:at + dim], want[block])
+        total += (want != y).sum()
+    assert await bench.saturations() == total
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def lanes_are_heads(dut):
+    bench, config, rng = await _prepared(dut)
+    P, half, dim = config.P, 1 << bench.model["head_log2"] - 1, 1 << bench.model["head_log2"]
+    cos, sin = await _angles(bench)
+    used, total = P - 1, 0
+    angle = cos[:half], sin[:half]
+    for epi, shift in ((Epi.ACT16, 0), (Epi.ACT8, 3), (Epi.ROPE16, 14), (Epi.ROPE8, 20)):
+        await bench.instruction(Op.LINEAR, _pass(1, P, 77), epi=epi, y=2, shift=shift, heads=1,
+                                lanes=used)
+        before = bench.act.copy()
+        items, y = bench.rows(used * dim, [0], dim, bits=14, gaps=False)
+        await bench.results(items)
+        await bench.finish()
+        y = y[0, 0].reshape(used, dim)
+        size = 16 if epi in (Epi.ACT16, Epi.ROPE16) else 8
+        want, exact = (
+            saturate(y, limit) if epi in (Epi.ACT16, Epi.ACT8) else np.stack(
+                rope(y[:, ::2], y[:, 1::2], *angle, shift, limit), -1).reshape(used, dim)
+            for limit in (size, 40))
+        before[:used, 2:2 + dim] = want
+        np.testing.assert_array_equal(bench.act, before)
+        total += (want != exact).sum()
+        assert await bench.saturations() == total
+    await bench.instruction(Op.SV, _pass(1, P, 77), y=7, mant=40000, shift=2, heads=1, lanes=used)
+    before = bench.act.copy()
+    items, y = _attention(bench, [0], 40000, 2)
+    await bench.results(items)
+    await bench.finish()
+    want = saturate(y[0, :used], 16)
+    before[0, 7:7 + used * dim] = want.reshape(-1)
+    np.testing.assert_array_equal(bench.act, before)
+    assert await bench.saturations() == total + (want != y[0, :used]).sum()
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_vector_unit(config, seed):
+    simulate(VectorUnit(CONFIGS[config]), __name__, seed=seed, config=config)
+
+
+def test_payload_fits_the_layout():
+    layout = Result(CONFIGS["w4p5"])
+    bits = pack(layout, acc=-1, lane=4, row=3, block=2, kind=1)
+    assert unpack(layout, bits)["acc"] == -1
