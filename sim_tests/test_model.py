@@ -1,0 +1,315 @@
+"""Reading checkpoints, the tokenizer, and the float32 forward pass."""
+import json
+import subprocess
+import sys
+from math import sqrt
+
+import numpy as np
+import pytest
+from random_model import random_model, random_texts, tokenizer_json
+from safetensors.numpy import load_file, save_file
+
+from meadowlark.errors import UserError
+from meadowlark.evaluate import negative_log_likelihood, validation_text, windows
+from meadowlark.model import MAX_STOP_IDS, PACKAGED, FloatModel, Tokenizer, load_model
+
+
+@pytest.fixture(scope="module")
+def stories():
+    return load_model("stories")
+
+
+def change(folder, **values):
+    """Set entries of config.json; None removes one."""
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), **values}
+    path.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+
+
+# ---- Against what is known of the packaged model
+
+def test_packaged_facts(stories):
+    assert (stories.hidden, len(stories.layers), stories.heads, stories.kv_heads,
+            stories.head_dim, stories.ffn, stories.vocab, stories.context) == \
+        (128, 6, 4, 2, 32, 384, 2048, 512)
+    assert stories.parameters == 1_443_456 and stories.tied and stories.head is stories.embedding
+    assert (stories.bos_id, stories.eos_id, stories.stop_ids) == (0, 1, (1,))
+    assert stories.text_tokens("Hi")[0] == 0 and stories.text_tokens("Hi")[-1] == 1
+
+
+def test_packaged_perplexity(stories):
+    """Its training run measured 1.776 on these 60 stories, with an implementation of its own."""
+    losses = [negative_log_likelihood(FloatModel(stories).forward(w[:-1]), np.array(w[1:]))
+              for w in windows(stories, validation_text(), stories.context)]
+    assert np.exp(np.concatenate(losses).mean()) == pytest.approx(1.776, abs=5e-4)
+
+
+def test_packaged_greedy_text(stories):
+    """Word for word what the implementation it was trained with gave."""
+    ids = stories.tokenizer.encode("Once upon a time")
+    runner = FloatModel(stories)
+    for _ in range(40):
+        ids.append(int(runner.forward(ids)[-1].argmax()))
+    assert stories.tokenizer.decode(ids).startswith(
+        "Once upon a time, there was a little boy named Sam. Sam was always very brave. One day, "
+        "Sam was playing outside. He saw an old man")
+
+
+# ---- Forward pass against a reference that shares nothing with it
+
+def naive_logits(folder, model, tokens):
+    """One token, one head, one pair at a time, in float64, from the checkpoint's tensors."""
+    t = {k: v.astype(np.float64) for k, v in load_file(folder / "model.safetensors").items()}
+    d, group = model.head_dim, model.heads // model.kv_heads
+
+    def norm(r, name):
+        return r / sqrt((r * r).mean() + model.rms_eps) * t[name]
+
+    def linear(name, x):
+        return t[f"{name}.weight"] @ x + t.get(f"{name}.bias", 0)
+
+    def rotate(x, position):
+        out = x.copy()
+        for i in range(d // 2):
+            angle = position * model.rope_theta ** (-2 * i / d)
+            turned = (x[i] + 1j * x[i + d // 2]) * np.exp(1j * angle)
+            out[i], out[i + d // 2] = turned.real, turned.imag
+        return out
+
+    cache = [([], []) for _ in model.layers]
+    logits = []
+    for position, token in enumerate(tokens):
+        r = t["model.embed_tokens.weight"][token]
+        for i, (keys, values) in enumerate(cache):
+            at = f"model.layers.{i}"
+            x = norm(r, f"{at}.input_layernorm.weight")
+            q, k, v = (linear(f"{at}.self_attn.{n}_proj", x).reshape(-1, d) for n in "qkv")
+            keys.append([rotate(h, position) for h in k])
+            values.append(list(v))
+            heads = []
+            for h in range(model.heads):
+                turned = rotate(q[h], position)
+                w = np.exp([turned @ row[h // group] / sqrt(d) for row in keys])
+                heads.append(sum(p * row[h // group]
+                                 for p, row in zip(w / w.sum(), values, strict=True)))
+            r = r + linear(f"{at}.self_attn.o_proj", np.concatenate(heads))
+            x = norm(r, f"{at}.post_attention_layernorm.weight")
+            gate = linear(f"{at}.mlp.gate_proj", x)
+            h = gate / (1 + np.exp(-gate)) * linear(f"{at}.mlp.up_proj", x)
+            r = r + linear(f"{at}.mlp.down_proj", h)
+        head = "model.embed_tokens.weight" if model.tied else "lm_head.weight"
+        logits.append(t[head] @ norm(r, "model.norm.weight"))
+    return np.array(logits)
+
+
+@pytest.mark.parametrize("shape", [
+    dict(),
+    dict(hidden=48, heads=6, kv_heads=2, head_dim=24, tied=False, attention_bias=True,
+         mlp_bias=True, rope_theta=500.0),
+    dict(heads=2, kv_heads=1, head_dim=6, attention_bias=True),
+], ids=["tied", "biases", "head_dim6"])
+def test_forward(tmp_path, seed, shape):
+    folder = random_model(tmp_path, seed=seed, **shape)
+    model = load_model(folder)
+    tokens = random_texts(model, seed=seed, sequences=1, length=20)[0]
+    runner = FloatModel(model)
+    want = naive_logits(folder, model, tokens)
+    np.testing.assert_allclose(runner.forward(tokens), want, atol=2e-4 * np.abs(want).max())
+    runner.QUERIES = 3                      # however the queries are grouped
+    np.testing.assert_allclose(runner.forward(tokens), want, atol=2e-4 * np.abs(want).max())
+
+
+def test_forward_refuses_impossible_lengths(stories):
+    for n in (0, 513):
+        with pytest.raises(ValueError, match=rf"1\.\.512 tokens, not {n}$"):
+            FloatModel(stories).forward([0] * n)
+
+
+# ---- Formats
+
+@pytest.mark.parametrize("dtype", ["F16", "F32", "BF16"])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_formats(tmp_path, seed, dtype, shards):
+    """Each type and sharding gives the same numbers, cut to the type's precision."""
+    folder = random_model(tmp_path, seed=seed)
+    tensors = load_file(folder / "model.safetensors")
+    before = load_model(folder)
+    (folder / "model.safetensors").unlink()
+    names, where = sorted(tensors), {}
+    for s in range(shards):
+        file = "model.safetensors" if shards == 1 else f"model-{s + 1}-of-{shards}.safetensors"
+        part = {n: tensors[n] for n in names[s::shards]}
+        where.update(dict.fromkeys(part, file))
+        if dtype == "BF16":
+            save_bf16(part, folder / file)
+        else:
+            save_file({n: v.astype(dtype.replace("F", "f").replace("f", "float"))
+                       for n, v in part.items()}, folder / file)
+    if shards > 1:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    after = load_model(folder)
+    bits = {"F16": 11, "F32": 24, "BF16": 8}[dtype]
+    for a, b in ((before.embedding, after.embedding),
+                 (before.layers[1].down, after.layers[1].down)):
+        assert b.dtype == np.float32
+        np.testing.assert_allclose(a, b, rtol=2.0 ** (1 - bits) if bits < 24 else 0, atol=1e-7)
+
+
+def save_bf16(tensors, path):
+    """A safetensors file by hand: NumPy has no bfloat16."""
+    header, body = {}, b""
+    for name, value in tensors.items():
+        raw = (np.ascontiguousarray(value).view(np.uint32) >> 16).astype("<u2").tobytes()
+        header[name] = {"dtype": "BF16", "shape": list(value.shape),
+                        "data_offsets": [len(body), len(body) + len(raw)]}
+        body += raw
+    head = json.dumps(header).encode()
+    path.write_bytes(len(head).to_bytes(8, "little") + head + body)
+
+
+def test_rope_theta_in_either_place(tmp_path, seed):
+    folder = random_model(tmp_path, seed=seed, rope_theta=123.0)
+    assert load_model(folder).rope_theta == 123.0
+    change(folder, rope_theta=None, rope_parameters={"rope_theta": 77.0, "rope_type": "default"})
+    assert load_model(folder).rope_theta == 77.0
+    change(folder, rope_parameters=None)
+    assert load_model(folder).rope_theta == 10000.0
+
+
+def test_stop_ids(tmp_path, seed):
+    from meadowlark_hdl.signatures import STOP_IDS
+    assert MAX_STOP_IDS == STOP_IDS
+    folder = random_model(tmp_path, seed=seed)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 1]}))
+    assert load_model(folder).stop_ids == (5, 1)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(9))}))
+    with pytest.raises(UserError, match="9 stop ids and a run can have 8"):
+        load_model(folder)
+
+
+# ---- Error paths: each names what is wrong
+
+@pytest.mark.parametrize("values, message", [
+    (dict(architectures=["OPTForCausalLM"]), "architecture 'llama' .*OPTForCausalLM.* not supp"),
+    (dict(model_type="mistral"), "architecture 'mistral'"),
+    (dict(hidden_act="gelu"), "hidden_act 'gelu'"),
+    (dict(rope_scaling={"rope_type": "llama3", "factor": 8}), "RoPE scaling 'llama3'"),
+    (dict(rope_parameters={"rope_type": "yarn"}), "RoPE scaling 'yarn'"),
+    (dict(rope_scaling={"type": "linear"}), "RoPE scaling 'linear'"),
+    (dict(partial_rotary_factor=0.5), "partial_rotary_factor 0.5"),
+    (dict(quantization_config={"bits": 4}), "already quantised"),
+    (dict(hidden_size=None), "lacks hidden_size"),
+    (dict(hidden_size="32"), "hidden_size must be .*not '32'"),
+    (dict(num_hidden_layers=0), "num_hidden_layers must be .*not 0"),
+    (dict(num_key_value_heads=3), "4 is not a multiple of num_key_value_heads 3"),
+    (dict(head_dim=7), "head_dim 7 is odd"),
+    (dict(num_attention_heads=5, num_key_value_heads=5), "hidden_size 32 is not a multiple"),
+    (dict(rope_theta=-1), "rope_theta must be .*not -1"),
+    (dict(rms_norm_eps="x"), "rms_norm_eps must be .*not 'x'"),
+    (dict(tie_word_embeddings=1), "tie_word_embeddings must be true or false, not 1"),
+    (dict(eos_token_id=128), "eos_token_id must be a token id below 128, not 128"),
+    (dict(num_hidden_layers=3), "no tensor model.layers.2.input_layernorm.weight"),
+    (dict(tie_word_embeddings=False), "no tensor lm_head.weight"),
+    (dict(attention_bias=True), "no tensor model.layers.0.self_attn.q_proj.bias"),
+    (dict(intermediate_size=80), r"gate_proj.weight has shape \[64, 32\].*implies \[80, 32\]"),
+    (dict(vocab_size=64), "has 128 ids and config.json a vocab_size of only 64"),
+])
+def test_config_errors(tmp_path, seed, values, message):
+    folder = random_model(tmp_path, seed=seed)
+    change(folder, **values)
+    with pytest.raises(UserError, match=message):
+        load_model(folder)
+
+
+def test_file_errors(tmp_path, seed):
+    with pytest.raises(UserError, match="no model folder 'nowhere'"):
+        load_model("nowhere")
+    folder = random_model(tmp_path, seed=seed)
+    weights = folder / "model.safetensors"
+    good = weights.read_bytes()
+    for bad in (good[:-5], good[:100], b"", b"not safetensors at all"):
+        weights.write_bytes(bad)
+        with pytest.raises(UserError, match="model.safetensors is damaged"):
+            load_model(folder)
+    weights.unlink()
+    with pytest.raises(UserError, match="neither model.safetensors nor"):
+        load_model(folder)
+    index = folder / "model.safetensors.index.json"
+    for where, message in (({"a": "x.safetensors"}, "x.safetensors is missing"),
+                           ({"a": "../x.safetensors"}, "'../x.safetensors' outside its folder"),
+                           (None, "has no weight_map")):
+        index.write_text(json.dumps({"weight_map": where}))
+        with pytest.raises(UserError, match=message):
+            load_model(folder)
+    weights.write_bytes(good)
+    for name, message in (("tokenizer.json", "is not a tokenizer"),
+                          ("config.json", "cannot be read")):
+        path = folder / name
+        text = path.read_text()
+        path.write_text(text[:-20])
+        with pytest.raises(UserError, match=message):
+            load_model(folder)
+        path.unlink()
+        with pytest.raises(UserError, match=f"{name} (is missing|cannot be read)"):
+            load_model(folder)
+        path.write_text(text)
+    load_model(folder)
+
+
+@pytest.mark.parametrize("value, message", [
+    (np.zeros((128, 32), np.int8), "embed_tokens.weight has type I8"),
+    (np.full((128, 32), np.nan, np.float32), "embed_tokens.weight holds values that are not fin"),
+])
+def test_tensor_errors(tmp_path, seed, value, message):
+    folder = random_model(tmp_path, seed=seed)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, "model.embed_tokens.weight": value}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=message):
+        load_model(folder)
+
+
+# ---- Tokenizer
+
+def test_stream_gives_whole_characters():
+    """Bytes of a character are separate tokens here: nothing may come out half."""
+    tokenizer = Tokenizer(json.dumps(tokenizer_json(258)).encode())
+    text = "Zoë says: 你好 ✓ 🦜!"
+    stream, pieces = tokenizer.stream(), []
+    for token in tokenizer.encode(text):
+        pieces.append(stream.push(token))
+    assert "".join(pieces) + stream.flush() == text
+    assert not any("\ufffd" in p for p in pieces) and "🦜" in pieces
+
+
+def test_stream_of_damaged_text():
+    """Bytes that never become a character are given after at most 4 tokens, and at the end."""
+    tokenizer = Tokenizer(json.dumps(tokenizer_json(258)).encode())
+    first = tokenizer.encode("🦜")[1]                   # the first of 4 bytes
+    stream = tokenizer.stream()
+    got = [stream.push(first) for _ in range(4)]
+    assert got[:3] == ["", "", ""] and set(got[3]) == {"\ufffd"}
+    assert stream.push(first) == "" and set(stream.flush()) == {"\ufffd"}
+    assert stream.flush() == ""
+
+
+def test_stream_continues_a_prompt(stories):
+    prompt = stories.tokenizer.encode("Once upon a time")
+    rest = stories.tokenizer.encode(" there was a cat.")[1:]
+    stream = stories.tokenizer.stream(prompt)
+    assert "".join(map(stream.push, rest)) + stream.flush() == " there was a cat."
+    assert stories.tokenizer.decode([0, 1]) == ""
+
+
+def test_stored_limits_do_not_cut_prompts():
+    stored = tokenizer_json(128)
+    stored["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst",
+                            "stride": 0}
+    assert len(Tokenizer(json.dumps(stored).encode()).encode("hello world")) == 12
+
+
+def test_no_amaranth():
+    """The golden side needs no gateware tools."""
+    code = ("import sys, meadowlark.evaluate, meadowlark.sampling; "
+            "sys.exit(any(m.split('.')[0] == 'amaranth' for m in sys.modules))")
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert (PACKAGED["stories"] / "NOTICE").is_file()
