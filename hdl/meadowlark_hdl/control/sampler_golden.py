@@ -51,8 +51,14 @@ def noise_key(seed: int, position: int):
 
 
 def gumbel(key: int, token):
-    """Gumbel noise in log2 units, 12 fractional bits: -log2(-ln(1 - v)), v = hash / 2**32."""
-    v = np.maximum(hash32(np.asarray(token, np.uint64) ^ np.uint64(key)), np.uint64(1))
+    """Gumbel noise in log2 units, 12 fractional bits: -log2(-ln(1 - v)), v = hash / 2**32.
+
+    The token, xor the key, is hashed twice: after one hash the noise of neighbouring ids is
+    correlated by up to 0.13 (a low bit of the id reaches too few bits), after two by no more than
+    that of ideal numbers.
+    """
+    v = hash32(hash32(np.asarray(token, np.uint64) ^ np.uint64(key)))
+    v = np.maximum(v, np.uint64(1))
     k = floor_log2(v)
     mantissa = ((v << (np.uint64(32) - k.astype(np.uint64))) >> np.uint64(24)) & np.uint64(255)
     return ((32 - k) * 4096 - LOG2_TABLE[mantissa.astype(np.int64)]
