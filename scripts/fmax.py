@@ -1,0 +1,221 @@
+#!/usr/bin/env python3
+"""Place and route the core, or one block, for an ECP5-85F of speed grade 6; report Fmax and size.
+
+`make fmax`, or for a block: `scripts/fmax.py --block meadowlark_hdl.compute.multiplier:Multiplier`.
+The component stands between registers: a shift register feeds its inputs, its outputs are captured
+and reduced to one pin, so nothing is pruned, no pin is timed, and every port counts as registered.
+"""
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import click
+from amaranth import ClockDomain, ClockSignal, Module, ResetSignal, Shape, Signal
+from amaranth.back import rtlil
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+from meadowlark.ecp5 import Report, place_and_route, synthesise
+from meadowlark.errors import UserError
+from meadowlark_boards import get_board
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = ROOT / "docs" / "fmax.md"
+CELLS = {"LUT": "TRELLIS_COMB", "FF": "TRELLIS_FF", "DSP": "MULT18X18D", "BRAM": "DP16KD"}
+
+
+class Harness(wiring.Component):
+    """A component between registers, with four pins.
+
+    Parameters
+    ----------
+    component : wiring.Component
+        In the clock domain ``sync``.
+
+    Members
+    -------
+    clk, rst, i : In(1)
+    o : Out(1)
+    """
+
+    def __init__(self, component):
+        self.component = component
+        super().__init__({"clk": In(1), "rst": In(1), "i": In(1), "o": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.domains.sync = ClockDomain()
+        rst = Signal(reset_less=True)
+        m.d.sync += rst.eq(self.rst)
+        m.d.comb += [ClockSignal().eq(self.clk), ResetSignal().eq(rst)]
+        m.submodules.dut = dut = self.component
+        previous = self.i
+        bits: list = []
+        for path, member, value in dut.signature.flatten(dut):
+            width = Shape.cast(member.shape).width
+            raw = value if isinstance(value, Signal) else value.as_value()
+            name = "_".join(map(str, path))
+            if width == 0:
+                continue
+            edge = Signal(width, name=f"edge_{name}", reset_less=True)
+            if member.flow == wiring.In:
+                m.d.sync += edge.eq((edge << 1) | previous)
+                m.d.comb += raw.eq(edge)
+                previous = edge[-1]
+            else:
+                m.d.sync += edge.eq(raw)
+                bits += list(edge)
+        bits.append(previous)
+        while len(bits) > 1:            # one LUT4 between registers
+            level = Signal((len(bits) + 3) // 4, name=f"fold{len(bits)}", reset_less=True)
+            m.d.sync += [level[k].eq(_xor(bits[4 * k:4 * k + 4])) for k in range(len(level))]
+            bits = list(level)
+        m.d.sync += self.o.eq(bits[0])
+        return m
+
+
+def _xor(bits):
+    folded = bits[0]
+    for bit in bits[1:]:
+        folded = folded ^ bit
+    return folded
+
+
+def load(block: str | None, board: str, parameters: dict):
+    """The component to be measured, with DSP instances."""
+    config = get_board(board).config.replace(dsp="ecp5")
+    module, _, name = (block or "meadowlark_hdl.core:Core").partition(":")
+    if not name:
+        raise UserError(f"--block must be module:Class, not {block!r}")
+    try:
+        made_by = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"--block {block}: {error}") from None
+    accepted = inspect.signature(made_by).parameters
+    known = {"config": config, "dsp": "ecp5"}
+    arguments = {key: value for key, value in known.items() if key in accepted} | parameters
+    if "config" in accepted and accepted["config"].kind is not inspect.Parameter.KEYWORD_ONLY:
+        return made_by(arguments.pop("config"), **arguments)
+    return made_by(**arguments)
+
+
+def block_of(cell: str) -> str:
+    """"dut.engine.lane3.sum_TRELLIS_FF_Q_3.DI" -> "engine.lane3.sum"."""
+    name = cell.rpartition(".")[0].removeprefix("dut.")
+    for kind in ("_TRELLIS", "_LUT", "_CCU", "_PFUMX", "_L6MUX", "_MULT18", "_DP16", "$", "["):
+        name = name.split(kind)[0]
+    return name
+
+
+def path_lines(report: Report) -> list[str]:
+    """The critical path, hops within one name joined: delay so far, what, where."""
+    lines, total = [], 0.0
+    for step in report.critical:
+        total += step.delay_ns
+        lines.append(f"{total:6.2f} ns  {step.kind:8s} {block_of(step.sink)}")
+    return lines
+
+
+def summary(report: Report) -> dict:
+    """What `--json` prints."""
+    return {
+        "fmax_mhz": round(report.core_mhz, 2),
+        "clocks": {name: round(mhz, 2) for name, mhz in report.fmax_mhz.items()},
+        **{key.lower(): report.used.get(kind, 0) for key, kind in CELLS.items()},
+        "critical_path": path_lines(report),
+    }
+
+
+def table(what: str, config: str, found: dict, available: dict, minutes: float) -> str:
+    """docs/fmax.md."""
+    rows = "\n".join(
+        f"| {key} ({kind}) | {found[key.lower()]} | {available.get(kind, 0)} | "
+        f"{100 * found[key.lower()] / max(available.get(kind, 0), 1):.0f} % |"
+        for key, kind in CELLS.items())
+    path = "\n".join("    " + line for line in found["critical_path"])
+    return f"""# Speed and size on an ECP5-85F
+
+Written by `make fmax ARGS=--write`: {what}, after routing, LFE5U-85F-6CABGA381, Yosys (pyosys) and nextpnr from
+PyPI, seed {found["seed"]}, {minutes:.0f} minutes. Every port stands behind a register; pins are not timed.
+
+    {config}
+
+**{found["fmax_mhz"]:.1f} MHz**
+
+| cells | used | on the chip | share |
+|---|---|---|---|
+{rows}
+
+Critical path:
+
+{path}
+"""
+
+
+@click.command(help=(__doc__ or "").partition("\n\n")[0])
+@click.option("--block", metavar="MODULE:CLASS", help="Measure this instead of the core.")
+@click.option("--param", "params", multiple=True, metavar="NAME=VALUE",
+              help="A keyword argument of the block, as a Python literal.")
+@click.option("--board", default="ulx3s_85f", show_default=True, help="Board whose Config is used.")
+@click.option("--seed", default=1, show_default=True, help="Seed of the placer.")
+@click.option("--freq", default=100.0, show_default=True, help="MHz to aim at.")
+@click.option("--synth-only", is_flag=True, help="Stop after synthesis: cell counts only.")
+@click.option("--write", is_flag=True, help="Store docs/fmax.md.")
+@click.option("--json", "json_to", metavar="FILE", help="Results as one object; - for stdout.")
+def main(block, params, board, seed, freq, synth_only, write, json_to) -> None:
+    begun = time.monotonic()
+    tty = sys.stderr.isatty()
+
+    def progress(line: str) -> None:
+        text = f"{time.monotonic() - begun:6.0f} s  {line[:80]}"
+        print(f"\r\x1b[K{text}" if tty else text, end="" if tty else "\n", file=sys.stderr,
+              flush=True)
+
+    try:
+        import ast
+        parameters = {}
+        for item in params:
+            key, _, value = item.partition("=")
+            parameters[key] = ast.literal_eval(value)
+        component = load(block, board, parameters)
+        what = block or "the core"
+        progress(f"elaborating {what}")
+        text = rtlil.convert(Harness(component), name="top", emit_src=False)
+        directory = ROOT / "build" / "fmax" / f"{(block or 'core').replace(':', '.')}-{os.getpid()}"
+        cells = synthesise(text, directory, progress=progress)
+        if synth_only:
+            found = {"cells": dict(sorted(cells.items()))}
+        else:
+            report = place_and_route(directory, seed=seed, freq_mhz=freq, progress=progress)
+            found = summary(report) | {"seed": seed}
+    except (UserError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+    if tty:
+        print("\r\x1b[K", end="", file=sys.stderr)
+    minutes = (time.monotonic() - begun) / 60
+    if not synth_only and write:
+        config = ", ".join(f"{key}={value}" for key, value in
+                           get_board(board).config.replace(dsp="ecp5").as_dict().items())
+        TABLE.write_text(table(what, config, found, report.available, minutes))
+    if json_to:
+        out = json.dumps(found, indent=2)
+        if json_to == "-":
+            print(out)
+        else:
+            Path(json_to).write_text(out + "\n")
+    else:
+        for key, value in found.items():
+            if isinstance(value, list):
+                print(f"{key}:", *value, sep="\n  ")
+            else:
+                print(f"{key}: {value}")
+        print(f"files: {directory}")
+
+
+if __name__ == "__main__":
+    main()
