@@ -72,6 +72,12 @@ def TileTag(config: Config) -> data.StructLayout:
                               "beats": range(config.tile_beats + 1)})
 
 
+def StoreCommand() -> data.StructLayout:
+    """Issue -> store unit. addr: first chunk in memory; chunks: words that follow for it, 1..4095,
+    contiguous in memory."""
+    return data.StructLayout({"addr": 27, "chunks": 12})
+
+
 def RowScale() -> data.StructLayout:
     """Requantisation of a row (see requant_golden)."""
     return data.StructLayout({"mant": 16, "shift": 6, "bias": signed(32)})

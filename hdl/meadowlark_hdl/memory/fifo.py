@@ -1,0 +1,120 @@
+"""Queues between the blocks: a short one in distributed RAM, a deep one in block RAM."""
+from __future__ import annotations
+
+from amaranth import Module, Signal
+from amaranth.lib import memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from ..collisions import NO_RW_CHECK
+
+
+def _power_of_two(name: str, value: int, least: int) -> int:
+    if not isinstance(value, int) or value < least or value & (value - 1):
+        raise ValueError(f"{name} must be a power of two of at least {least}, not {value!r}")
+    return value
+
+
+class Queue(wiring.Component):
+    """First in, first out, in distributed RAM; valid and ready come from registers.
+
+    Timing: 1 cycle from ``i`` to ``o``, one element a cycle; neither handshake depends on the
+    other side in the same cycle. Use ``ResetInserter`` to empty it.
+
+    Parameters
+    ----------
+    shape : shape-like
+        Of the elements.
+    depth : int, power of two, at least 2
+        Elements it holds; 16 costs no more than 2 on an ECP5.
+
+    Members
+    -------
+    i : In(stream of shape)
+    o : Out(stream of shape)
+    """
+
+    def __init__(self, shape, *, depth: int):
+        self.shape, self.depth = shape, _power_of_two("depth", depth, 2)
+        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.ram = ram = memory.Memory(shape=self.shape, depth=self.depth, init=[])
+        w, r = ram.write_port(), ram.read_port(domain="comb")
+        level = Signal(range(self.depth + 1))
+        put, take = self.i.valid & self.i.ready, self.o.valid & self.o.ready
+        ready = Signal(init=1)
+        m.d.comb += [w.en.eq(put), w.data.eq(self.i.payload), self.o.payload.eq(r.data),
+                     self.i.ready.eq(ready)]
+        with m.If(put):
+            m.d.sync += w.addr.eq(w.addr + 1)
+        with m.If(take):
+            m.d.sync += r.addr.eq(r.addr + 1)
+        with m.If(put & ~take):
+            m.d.sync += [level.eq(level + 1), self.o.valid.eq(1),
+                         ready.eq(level != self.depth - 1)]
+        with m.Elif(take & ~put):
+            m.d.sync += [level.eq(level - 1), self.o.valid.eq(level != 1), ready.eq(1)]
+        return m
+
+
+class RamQueue(wiring.Component):
+    """First in, first out, in block RAM whose output is registered before anything uses it.
+
+    Four read credits cover the way from the RAM's address to the output, so that ``o.ready``
+    reaches nothing but a small output queue.
+
+    Timing: 4 cycles from ``i`` to ``o`` when empty, one element a cycle, both ways registered.
+    The producer keeps count of the room: an element offered while ``depth`` are in the RAM
+    overwrites the oldest. Use ``ResetInserter`` to empty it.
+
+    Parameters
+    ----------
+    width : int
+        Bits of an element.
+    depth : int, power of two, at least 2
+        Elements in the RAM; up to 4 more are on their way out.
+
+    Members
+    -------
+    i_valid, i_data : In(1), In(width)
+        An element, always taken.
+    left : Out(1)
+        One cycle for each element that leaves the RAM: its place may be written from the next
+        cycle on.
+    empty : Out(1)
+        Nothing in the RAM and nothing on its way out.
+    o : Out(stream of width bits)
+    """
+
+    def __init__(self, width: int, *, depth: int):
+        self.width, self.depth = width, _power_of_two("depth", depth, 2)
+        super().__init__({"i_valid": In(1), "i_data": In(width), "left": Out(1),
+                          "empty": Out(1), "o": Out(stream.Signature(width))})
+
+    CREDITS = 4     # address, RAM, register, output queue: a credit is back 4 cycles later
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.ram = ram = memory.Memory(shape=self.width, depth=self.depth, init=[],
+                                               attrs=NO_RW_CHECK)
+        w, r = ram.write_port(), ram.read_port()
+        m.submodules.out = out = Queue(self.width, depth=self.CREDITS)
+        level = Signal(range(self.depth + 1))
+        credit = Signal(range(self.CREDITS + 1), init=self.CREDITS)
+        read, back = Signal(), self.o.valid & self.o.ready
+        register = Signal(self.width, reset_less=True)
+        in_ram, in_register = Signal(), Signal()
+        m.d.comb += [
+            w.en.eq(self.i_valid), w.data.eq(self.i_data), read.eq((level != 0) & (credit != 0)),
+            self.left.eq(read), self.empty.eq((level == 0) & (credit == self.CREDITS)),
+            out.i.valid.eq(in_register), out.i.payload.eq(register),
+            self.o.valid.eq(out.o.valid), self.o.payload.eq(out.o.payload),
+            out.o.ready.eq(self.o.ready)]
+        m.d.sync += [level.eq(level + self.i_valid - read), credit.eq(credit + back - read),
+                     in_ram.eq(read), in_register.eq(in_ram), register.eq(r.data)]
+        with m.If(self.i_valid):
+            m.d.sync += w.addr.eq(w.addr + 1)
+        with m.If(read):
+            m.d.sync += r.addr.eq(r.addr + 1)
+        return m
