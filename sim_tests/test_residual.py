@@ -1,0 +1,98 @@
+"""Residual equals its golden model, sums of squares included, with updates as close as allowed."""
+import random
+
+import cocotb
+import numpy as np
+from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
+
+from bench import simulate, start
+from meadowlark_hdl.compute.norm_golden import add_residual, square, sum_of_squares
+from meadowlark_hdl.compute.residual import Residual
+from meadowlark_hdl.config import Config
+from pipelines import through
+
+CONFIG = Config(W=4, P=4, bus_bytes=1, residual_values=1024)
+HIDDEN = 16
+SIZES = [0, 1, -1, 2**17 - 1, 2**17, -2**17, -2**17 - 1, 2**22 - 1, 2**22, -2**22, -2**22 - 1,
+         2**26 - 1, 2**26, -2**26, -2**26 - 1, 2**31 - 1, -2**31]
+
+
+async def _update(dut, slot, i, value, add):
+    at = slot * HIDDEN + i
+    for name, v in dict(valid=1, add=add, first=i == 0, word=at // 4, element=at % 4, slot=slot,
+                        value=int(value)).items():
+        getattr(dut, name).value = int(v)
+    await RisingEdge(dut.clk)
+    dut.valid.value = 0
+    # What stands there between updates must not count.
+    dut.value.value, dut.slot.value = random.randrange(-2**31, 2**31), random.randrange(128)
+
+
+async def _check(dut, residual):
+    """Read everything back, a word and a sum a cycle."""
+    await ClockCycles(dut.clk, Residual.LATENCY - 1)
+    dut.norm.value = 1
+    words = np.arange(residual.size // 4)
+    read, = await through(dut, Residual.READ_LATENCY, {"read_word": words}, {"read": False})
+    got = np.array([int(w) >> 27 * k & 2**27 - 1 for w in read for k in range(4)])
+    np.testing.assert_array_equal(got, residual.reshape(-1) % 2**27)
+    sums, = await through(dut, Residual.SUM_LATENCY, {"sum_slot": np.arange(len(residual))},
+                          {"sum": False})
+    assert [int(s) for s in sums] == [int(s) for s in sum_of_squares(residual)]
+    dut.norm.value = 0
+
+
+def _values(rng, *shape):
+    drawn = rng.integers(-2**31, 2**31, shape) >> rng.integers(0, 32, shape)
+    return np.where(rng.random(shape) < 0.3, rng.choice(SIZES, shape), drawn)
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.parametrize(stall=[0.0, 0.3])
+async def matches_golden(dut, stall):
+    rng = np.random.default_rng(cocotb.RANDOM_SEED)
+    slots, lanes = 12, CONFIG.P
+    await start(dut)
+    value = _values(rng, slots, HIDDEN)
+    for slot in range(slots):               # as EMBED: one token after the other
+        for i in range(HIDDEN):
+            await _update(dut, slot, i, value[slot, i], 0)
+            while random.random() < stall:
+                await RisingEdge(dut.clk)
+    residual = add_residual(0, value)
+    await _check(dut, residual)
+    for _ in range(2):                      # as LINEAR: tile, block, row, lane; 4 cycles a row
+        value = _values(rng, slots, HIDDEN)
+        for tile in range(0, HIDDEN, 4):
+            for block in range(slots // lanes):
+                for i in range(tile, tile + 4):
+                    for lane in range(lanes):
+                        slot = block * lanes + lane
+                        await _update(dut, slot, i, value[slot, i], 1)
+                    while random.random() < stall:
+                        await RisingEdge(dut.clk)
+        residual = add_residual(residual, value)
+        await _check(dut, residual)
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def complete_after_the_latency(dut):
+    """The last step of an update is the write of its sum, exactly where promised."""
+    await start(dut)
+    await _update(dut, 5, 0, 12345, 0)
+    dut.norm.value, dut.sum_slot.value = 1, 5
+    for cycle in range(1, Residual.LATENCY + Residual.SUM_LATENCY + 1):
+        await ReadOnly()
+        there = int(dut.sum.value) == 12345**2
+        assert there == (cycle == Residual.LATENCY + Residual.SUM_LATENCY)
+        await RisingEdge(dut.clk)
+
+
+def test_residual(seed):
+    simulate(Residual(CONFIG), __name__, seed=seed)
+
+
+def test_golden_square_is_close():
+    for size in SIZES[:-4]:
+        exact = size * size
+        assert abs(int(square(size)) - exact) <= exact * 2**-11
