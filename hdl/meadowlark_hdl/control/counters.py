@@ -1,0 +1,106 @@
+"""Performance counters of a run."""
+from amaranth import Array, Module, Mux, Signal
+from amaranth.lib import memory, wiring
+from amaranth.lib.wiring import In, Out
+
+from .counters_table import COUNTER_BITS, COUNTER_SLOTS, COUNTERS
+
+#: Counters whose cause is the run itself.
+_OWN = ("cycles", "cycles_first_token")
+
+
+class Counters(wiring.Component):
+    """Counts cycles and stalls while ``busy``; :mod:`.counters_table` says what each one means.
+
+    Every cause has a counter of 5 bits; a scan visits one of them a cycle and adds it to a 40-bit
+    word in a RAM, so there is one wide adder instead of thirteen. No event is lost: a round takes
+    16 cycles and the small counters hold 16.
+
+    All values are copied to a second RAM, which alone is read, except while ``hold``: so a reader
+    can take its time. During a run the values it finds are at most 20 cycles apart and old; 20
+    cycles after a run they are exact.
+
+    Timing: inputs are registered before use, nothing stalls. ``data`` follows ``index`` by 2
+    cycles.
+
+    Members
+    -------
+    clear : In(1)       Pulse, at the start of a run: all values 0.
+    busy : In(1)        Count.
+    first_token : In(1) Pulse: the first final pass has ended, ``cycles_first_token`` stops.
+    causes : In         A member for each counter of the table but ``cycles`` and
+                        ``cycles_first_token``: 1 bit (kind "event"), 32 bits (kind "value").
+    hold : In(1)        The values that can be read do not change.
+    index : In(4)       Which value; those beyond the table read as 0.
+    data : Out(40)      Value.
+    """
+
+    def __init__(self):
+        super().__init__({
+            "clear": In(1), "busy": In(1), "first_token": In(1),
+            "causes": In(wiring.Signature({
+                c.name: Out(32 if c.kind == "value" else 1)
+                for c in COUNTERS if c.name not in _OWN})),
+            "hold": In(1), "index": In(range(COUNTER_SLOTS)), "data": Out(COUNTER_BITS)})
+
+    def elaborate(self, platform):
+        m = Module()
+        # Combinational reads, each into a register: small enough for LUT RAM.
+        m.submodules.live = live = memory.Memory(
+            shape=COUNTER_BITS, depth=COUNTER_SLOTS, init=[])
+        m.submodules.shown = shown = memory.Memory(
+            shape=COUNTER_BITS, depth=COUNTER_SLOTS, init=[])
+        live_w, live_r = live.write_port(), live.read_port(domain="comb")
+        shown_w, shown_r = shown.write_port(), shown.read_port(domain="comb")
+
+        clear, busy, waiting = Signal(), Signal(), Signal(init=1)
+        m.d.sync += [clear.eq(self.clear), busy.eq(self.busy)]
+        with m.If(self.clear):
+            m.d.sync += waiting.eq(1)
+        with m.Elif(self.first_token):
+            m.d.sync += waiting.eq(0)
+
+        # The small counters; the one being visited starts again with this cycle's event.
+        slot = Signal(range(COUNTER_SLOTS))
+        m.d.sync += slot.eq(slot + 1)
+        small = Array(Signal(range(COUNTER_SLOTS + 1), name=f"small_{i}")
+                      for i in range(COUNTER_SLOTS))
+        value, is_value = Signal(32), Signal()
+        for i, counter in enumerate(COUNTERS):
+            name = counter.name
+            cause = Signal(32 if counter.kind == "value" else 1, name=f"cause_{name}")
+            m.d.sync += cause.eq({"cycles": 1, "cycles_first_token": waiting | self.clear}[name]
+                                 if name in _OWN else getattr(self.causes, name))
+            if counter.kind == "value":
+                with m.If(slot == i):
+                    m.d.comb += [value.eq(cause), is_value.eq(1)]
+            else:
+                m.d.sync += small[i].eq(Mux((slot == i) | clear, 0, small[i]) + (busy & cause))
+
+        # Each round a word is read, added to and written back: registers at every step. A clear
+        # lasts the 16 slots after its pulse.
+        clearing, hold = Signal(range(COUNTER_SLOTS + 1)), Signal()
+        m.d.sync += hold.eq(self.hold)
+        with m.If(clear):
+            m.d.sync += clearing.eq(COUNTER_SLOTS)
+        with m.Elif(clearing != 0):
+            m.d.sync += clearing.eq(clearing - 1)
+
+        old, inc = Signal(COUNTER_BITS), Signal(32)
+        slot_1, slot_2 = Signal(range(COUNTER_SLOTS)), Signal(range(COUNTER_SLOTS))
+        total = Signal(COUNTER_BITS)
+        m.d.comb += live_r.addr.eq(slot)
+        m.d.sync += [
+            old.eq(Mux((clearing != 0) | is_value, 0, live_r.data)),
+            inc.eq(Mux(is_value, value, small[slot])),
+            slot_1.eq(slot),
+            total.eq(old + inc),        # 40 bits: three hours at 100 MHz, then it wraps
+            slot_2.eq(slot_1)]
+        m.d.comb += [
+            live_w.addr.eq(slot_2), live_w.data.eq(total), live_w.en.eq(1),
+            shown_w.addr.eq(slot_2), shown_w.data.eq(total), shown_w.en.eq(~hold)]
+
+        index = Signal(range(COUNTER_SLOTS))
+        m.d.comb += shown_r.addr.eq(index)
+        m.d.sync += [index.eq(self.index), self.data.eq(shown_r.data)]
+        return m

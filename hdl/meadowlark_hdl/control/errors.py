@@ -1,0 +1,73 @@
+"""What can go wrong in a run: codes of the error register, each with a sentence. Pure data."""
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Error(IntEnum):
+    """Error register: why a run ended with event reason 4; holds until the next start.
+
+    NONE together with reason 4: the run was aborted.
+    """
+    NONE = 0
+    BAD_RUN = 1             #: empty prompt, or prompt beyond the context
+    BAD_INSTRUCTION = 2     #: an instruction that the core does not know
+    PROGRAM_END = 3         #: a list ran past the end of the program memory
+    BAD_TOKEN = 4           #: a token id outside the vocabulary
+    BAD_TILE = 5            #: a tile larger than the tile buffer, or empty
+    WATCHDOG = 6            #: nothing moved for too long
+    MEMORY = 7              #: the memory stopped being ready during a run
+    NO_MODEL = 8            #: the model registers are empty
+    BAD_MODEL = 9           #: head dimension smaller than a chunk
+    BAD_SAMPLING = 10       #: top_k longer than the sampler's list, or too many stop ids
+    NOT_READY = 11          #: started before the memory was ready
+    NO_PASS = 12            #: not even one block of tokens fits the scores or accumulators
+    STUCK = 13              #: the core could not be emptied after an abort or error
+    BAD_DATA = 14           #: a tile that does not decode
+    BAD_ADDRESS = 15        #: an instruction that leaves the memories of the core
+    UNIT = 16               #: a unit was given what it cannot take
+
+
+#: Meaning of the bits of the Sequencer's ``faults`` input, lowest first; the lowest one set counts.
+FAULTS = (Error.BAD_INSTRUCTION, Error.PROGRAM_END, Error.BAD_TOKEN, Error.BAD_TILE,
+          Error.BAD_DATA, Error.BAD_ADDRESS, Error.MEMORY, Error.UNIT)
+
+#: What the host says for each error, and what to do about it.
+SENTENCES = {
+    Error.BAD_RUN: "the board refused the run because the prompt is empty or, from its start "
+                   "position, longer than the context; shorten the prompt or start a new "
+                   "conversation",
+    Error.BAD_INSTRUCTION: "the board met an instruction it does not know; compile the model again "
+                           "with the version of Meadowlark that the bitstream was built with",
+    Error.PROGRAM_END: "the program ran past its end; load the image again",
+    Error.BAD_TOKEN: "the prompt holds a token that is not in the model's vocabulary; use the "
+                     "tokenizer of the loaded image",
+    Error.BAD_TILE: "the image holds a tile that does not fit the board; compile the model for "
+                    "this board",
+    Error.WATCHDOG: "the board stopped moving and gave the run up; load the image again, and if it "
+                    "happens again, lower the clock or report it with the counters",
+    Error.MEMORY: "the board's memory dropped out during the run; check its supply, then reset the "
+                  "board and load the image again",
+    Error.NO_MODEL: "the board holds no model; load an image",
+    Error.BAD_MODEL: "the loaded model has heads smaller than a memory chunk of the board; compile "
+                     "the model for this board",
+    Error.BAD_SAMPLING: "the board refused the run because top_k is longer than its sorted list, "
+                        "or because there are more than 8 stop ids; choose fewer",
+    Error.NOT_READY: "the board's memory is not ready; wait a moment, then try again",
+    Error.NO_PASS: "the board has no room for the attention of a single block of tokens at this "
+                   "position; shorten the context",
+    Error.STUCK: "the board could not empty its units after the run; reset the board and load the "
+                 "image again",
+    Error.BAD_DATA: "the image in the board's memory is damaged; load it again",
+    Error.BAD_ADDRESS: "an instruction leaves the memories of the board; compile the model for "
+                       "this board",
+    Error.UNIT: "a unit of the board was given more than it can take; compile the model for this "
+                "board, and if it happens again, report it with the counters",
+}
+
+
+def sentence(code: int) -> str:
+    """Error code, 1..255 -> what to tell the user; codes of a newer core are named as such."""
+    if code not in SENTENCES:
+        return f"the board reported error {code}, which this version of Meadowlark does not know"
+    return SENTENCES[Error(code)]
