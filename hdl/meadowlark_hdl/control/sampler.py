@@ -105,7 +105,8 @@ class Sampler(wiring.Component):
         m.submodules.crc = crc = CRC32_ISO_HDLC().create()
         byte = Signal(4)
         m.d.sync += byte.eq(Cat(self.logit.valid, byte[:-1]))
-        m.d.comb += [crc.start.eq(self.start), crc.valid.eq(byte.any() & ~self.start), self.crc.eq(crc.crc)]
+        m.d.comb += [crc.start.eq(self.start), crc.valid.eq(byte.any() & ~self.start),
+                     self.crc.eq(crc.crc)]
         for i in range(4):
             with m.If(byte[i]):
                 m.d.comb += crc.data.eq(value[8 * i:8 * i + 8])

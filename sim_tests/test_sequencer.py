@@ -1,0 +1,461 @@
+"""Sequencer against a model of the chip around it: passes, tokens, and every way a run can end."""
+import random
+
+import cocotb
+import pytest
+from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge, with_timeout
+
+from bench import cycles, pack, recv, simulate, start, unpack
+from meadowlark_hdl.config import Config
+from meadowlark_hdl.control import errors
+from meadowlark_hdl.control.errors import FAULTS, Error
+from meadowlark_hdl.control.sequencer import Sequencer
+from meadowlark_hdl.control.sequencer_golden import (
+    Pass,
+    context_limit,
+    fits,
+    plan,
+    prompt_passes,
+    tile_keys,
+)
+from meadowlark_hdl.signatures import ModelLayout, PassLayout, RunLayout, TokenEvent
+
+# Small, so that the scores, the accumulators and the context all come into play.
+CONFIG = Config(W=8, P=4, bus_bytes=2, context=128, score_depth=256, tile_beats=16, topk=16)
+WATCHDOG = 8
+PREFILL, DECODE = 0x1234, 0xABCD
+
+
+class Chip:
+    """Everything around the sequencer."""
+
+    def __init__(self, dut, quick=False):
+        self.dut, self.quick = dut, quick
+        self.passes = []            # (Pass, the tokens it read)
+        self.starts = []            # cycles of fetch_start
+        self.memory = {}            # position -> token, as the chip should hold it
+        self.token_of = lambda position: random.getrandbits(18)
+        self.samples = {}           # position -> (token, crc)
+        self.hang = self.stuck = False
+        self.fault = None           # (pass number, bits, pc)
+        self.busy = self.dead = False
+        self.flushes = 0
+        dut.idle.value = dut.ready.value = 1
+        cocotb.start_soon(self.clean())
+        self.work = cocotb.start_soon(self.serve())
+
+    def some(self, most):
+        return 1 if self.quick else random.randrange(1, most)
+
+    async def clean(self):
+        """flush -> idle."""
+        dut = self.dut
+        while True:
+            await RisingEdge(dut.clk)
+            if not int(dut.flush.value):
+                continue
+            self.flushes += 1
+            self.work.cancel()
+            for name in ("pass_end", "sample_done", "progress", "faults"):
+                getattr(dut, name).value = 0
+            dut.idle.value = 0
+            await ClockCycles(dut.clk, self.some(40))
+            if self.stuck:
+                return
+            dut.idle.value = 1
+            while int(dut.flush.value):
+                await RisingEdge(dut.clk)
+            self.work = cocotb.start_soon(self.serve())
+
+    async def pulse(self, name):
+        getattr(self.dut, name).value = 1
+        await RisingEdge(self.dut.clk)
+        getattr(self.dut, name).value = 0
+
+    async def read(self, position):
+        self.dut.token_addr.value = position
+        await ClockCycles(self.dut.clk, 2)
+        await ReadOnly()
+        token = int(self.dut.token_data.value)
+        await RisingEdge(self.dut.clk)
+        return token
+
+    async def serve(self):
+        dut = self.dut
+        while True:
+            await ReadOnly()
+            begins, sampled = int(dut.fetch_start.value), int(dut.sample_start.value)
+            if begins:
+                values = unpack(PassLayout(), int(dut.pass_.value))
+                pc, now = int(dut.fetch_pc.value), cycles(dut)
+            else:
+                assert not sampled
+            await RisingEdge(dut.clk)
+            if not begins:
+                continue
+            self.starts.append(now)
+            dut.idle.value = 0
+            assert pc in (PREFILL, DECODE)
+            seen = Pass(values["pos0"], values["n"], values["nb"], values["ctx"],
+                        bool(values["final"]), pc == DECODE)
+            assert sampled == seen.final
+            if not self.quick:
+                tokens = [await self.read(p) for p in range(seen.pos0, seen.ctx)]
+            else:
+                tokens = []
+            self.passes.append((seen, tokens))
+            for _ in range(self.some(4)):
+                await ClockCycles(dut.clk, self.some(30))
+                await self.pulse("progress")
+            if self.fault and self.fault[0] == len(self.passes) - 1:
+                dut.faults.value, dut.fault_pc.value = self.fault[1:]
+                await ClockCycles(dut.clk, 1)
+                dut.faults.value, dut.fault_pc.value = 0, 7
+                if random.random() < 0.5:
+                    await self.pulse("pass_end")
+                await ClockCycles(dut.clk, 10**9)
+            if self.hang:
+                await ClockCycles(dut.clk, 10**9)
+            assert unpack(PassLayout(), int(dut.pass_.value)) == values
+            await self.pulse("pass_end")
+            dut.idle.value = 1
+            if not seen.final:
+                continue
+            while not int(dut.sample_finish.value):
+                await RisingEdge(dut.clk)
+            assert int(dut.sample_position.value) == seen.ctx
+            await ClockCycles(dut.clk, self.some(40))
+            token, crc = self.token_of(seen.ctx), random.getrandbits(32)
+            self.samples[seen.ctx] = token, crc
+            dut.sample_token.value, dut.sample_crc.value = token, crc
+            await self.pulse("sample_done")
+            dut.sample_token.value = dut.sample_crc.value = random.getrandbits(18)
+
+
+def some_model():
+    return {"prefill_pc": PREFILL, "decode_pc": DECODE, "blocks": random.randrange(1, 9),
+            "head_log2": random.choice([3, 4, 4, 5, 6]), "vocab": 999}
+
+
+async def write_tokens(dut, chip, position, tokens):
+    for i, token in enumerate(tokens):
+        dut.link__token_en.value, dut.link__token_addr.value = 1, position + i
+        dut.link__token_data.value = token
+        chip.memory[position + i] = token
+        await RisingEdge(dut.clk)
+    dut.link__token_en.value = 0
+
+
+async def begin(dut, model, **run):
+    """Pulse start; run and model stay."""
+    dut.link__model.value = pack(ModelLayout, **model)
+    stop_ids = run.pop("stop_ids", [])
+    fields = {"stop_count": len(stop_ids), **run}
+    # Unused places hold an id that must not count
+    padded = [*stop_ids, *[1] * (8 - len(stop_ids))]
+    dut.link__run.value = pack(RunLayout(), stop_ids=padded, **fields)
+    dut.link__start.value = 1
+    await RisingEdge(dut.clk)
+    dut.link__start.value = 0
+
+
+async def collect(dut, stall=0.0, until_idle=True):
+    """Events up to the last one; busy must fall with it."""
+    events = []
+    while not events or events[-1]["reason"] == 0:
+        await ReadOnly()
+        assert int(dut.link__busy.value)
+        await RisingEdge(dut.clk)
+        events += await recv(dut, "link__events", 1, stall, layout=TokenEvent())
+    await ReadOnly()
+    assert not int(dut.link__busy.value)
+    await RisingEdge(dut.clk)
+    return events
+
+
+def expected_passes(config, model, start_pos, prompt, generated, max_new):
+    out = list(prompt_passes(config, model["head_log2"], model["blocks"], start_pos, prompt,
+                             max_new > 0))
+    return out + [Pass(p, 1, 1, p + 1, True, True)
+                  for p in range(start_pos + prompt, start_pos + prompt + generated - 1)]
+
+
+async def error_of(dut):
+    await ReadOnly()
+    out = int(dut.link__error.value), int(dut.link__error_pc.value)
+    await RisingEdge(dut.clk)
+    return out
+
+
+async def whole_run(dut, chip, stall=0.0):
+    """A random run from start to end, all of it checked."""
+    model, limit = some_model(), context_limit(CONFIG)
+    while True:
+        start_pos = random.choice([0, 0, 0, random.randrange(limit)])
+        prompt = random.choice([1, 2, 4, 5, random.randrange(1, limit)])
+        if start_pos + prompt <= limit:
+            break
+    max_new = random.choice([0, 1, 2, random.randrange(20), 500])
+    stop_ids = random.sample(range(2, 100), random.randrange(9))
+    # Several small ids, so that stop ids do come up; 1 stands in unused places
+    rare = random.random() < 0.5
+    chip.token_of = lambda position: (1 if rare and random.random() < 0.9
+                                      else random.randrange(2, 120))
+    await write_tokens(dut, chip, start_pos, [random.getrandbits(18) for _ in range(prompt)])
+    chip.passes.clear()
+    await begin(dut, model, start_pos=start_pos, prompt=prompt, max_new=max_new, top_k=16,
+                stop_ids=stop_ids)
+    events = await collect(dut, stall)
+    assert await error_of(dut) == (0, 0)
+
+    if max_new == 0:
+        assert [e["reason"] for e in events] == [5]
+    count = len(events) if max_new else 0
+    for i, event in enumerate(events[:count]):
+        position = start_pos + prompt + i
+        token, crc = chip.samples[position]
+        assert (event["token"], event["crc"]) == (token, crc)
+        if token in stop_ids:
+            reason = 1
+        elif i + 1 == max_new:
+            reason = 2
+        else:
+            reason = 3 if position == limit else 0
+        assert event["reason"] == reason
+        if position < limit:
+            chip.memory[position] = token
+    want = expected_passes(CONFIG, model, start_pos, prompt, count, max_new)
+    assert [p for p, _ in chip.passes] == want
+    for p, tokens in chip.passes:
+        assert tokens == [chip.memory[i] for i in range(p.pos0, p.ctx)]
+    return events[-1]["reason"]
+
+
+@cocotb.test(timeout_time=100, timeout_unit="ms")
+@cocotb.parametrize(stall=[0.0, 0.8])
+async def runs(dut, stall):
+    await start(dut)
+    chip = Chip(dut)
+    reasons = [await whole_run(dut, chip, stall) for _ in range(40)]
+    assert set(reasons) >= {1, 2, 3, 5}
+
+
+@cocotb.test(timeout_time=10, timeout_unit="ms")
+async def each_of_the_stop_ids_ends_a_run(dut):
+    await start(dut)
+    chip = Chip(dut, quick=True)
+    # The id in unused places is 1 as well
+    stop_ids = [1, 2**18 - 1, 0, 7, 70, 700, 7000, 70000]
+    for place, stop in enumerate(stop_ids):
+        for count in range(9):
+            chip.token_of = lambda position, stop=stop: stop if position == 3 else 5
+            await begin(dut, {**some_model(), "head_log2": 3}, prompt=1, max_new=4,
+                        stop_ids=stop_ids[:count])
+            reasons = [e["reason"] for e in await collect(dut)]
+            assert reasons == ([0, 0, 1] if place < count else [0, 0, 0, 2])
+
+
+@cocotb.test(timeout_time=20, timeout_unit="ms")
+async def aborts(dut):
+    await start(dut)
+    chip = Chip(dut)
+    ends = []
+    for _ in range(80):
+        model = some_model()
+        prompt = random.randrange(1, 30)
+        chip.token_of = lambda position: 200
+        await begin(dut, model, prompt=prompt, max_new=random.choice([0, 1, 3, 90]))
+        events = cocotb.start_soon(collect(dut, random.choice([0.0, 0.9])))
+        await ClockCycles(dut.clk, random.choice([1, 2, 3, 20, random.randrange(1, 1500)]))
+        dut.link__abort.value = 1
+        await RisingEdge(dut.clk)
+        dut.link__abort.value = 0
+        got = await with_timeout(events, 50, "us")
+        assert all(e["reason"] == 0 for e in got[:-1])
+        ends.append(got[-1]["reason"])
+        assert (await error_of(dut))[0] == 0
+        if random.random() < 0.3:
+            await whole_run(dut, chip)
+    assert ends.count(4) > 20
+
+
+@cocotb.test(timeout_time=10, timeout_unit="ms")
+async def an_abort_in_the_cycle_of_start_or_at_rest(dut):
+    await start(dut)
+    chip = Chip(dut)
+    dut.link__abort.value = 1
+    await begin(dut, some_model(), prompt=3, max_new=3)
+    dut.link__abort.value = 0
+    assert [e["reason"] for e in await collect(dut)] == [4]
+    assert not chip.passes
+    dut.link__abort.value = 1
+    await ClockCycles(dut.clk, 3)
+    dut.link__abort.value = 0
+    await whole_run(dut, chip)
+
+
+@cocotb.test(timeout_time=10, timeout_unit="ms")
+async def bad_requests_are_refused(dut):
+    await start(dut)
+    chip = Chip(dut)
+    limit = context_limit(CONFIG)
+    good_model = {**some_model(), "head_log2": 4}
+    good = {"start_pos": 3, "prompt": 4, "max_new": 1}
+    for model, run, ready, error in (
+            ({}, {"prompt": 0}, 1, Error.BAD_RUN),
+            ({}, {"start_pos": limit - 3}, 1, Error.BAD_RUN),
+            ({}, {"start_pos": 8191, "prompt": 8191}, 1, Error.BAD_RUN),
+            ({}, {"start_pos": 8191, "prompt": 1}, 1, Error.BAD_RUN),
+            ({"blocks": 0}, {}, 1, Error.NO_MODEL),
+            ({"head_log2": 2}, {}, 1, Error.BAD_MODEL),
+            ({}, {"top_k": CONFIG.topk + 1}, 1, Error.BAD_SAMPLING),
+            ({}, {"stop_count": 9}, 1, Error.BAD_SAMPLING),
+            ({}, {}, 0, Error.NOT_READY)):
+        dut.ready.value = ready
+        await ClockCycles(dut.clk, 2)
+        await begin(dut, {**good_model, **model}, **{**good, **run})
+        assert [e["reason"] for e in await collect(dut)] == [4]
+        assert await error_of(dut) == (error, 0)
+        dut.ready.value = 1
+        assert not chip.passes and not chip.flushes
+    await begin(dut, good_model, start_pos=limit - 4, prompt=4, max_new=9)
+    assert [e["reason"] for e in await collect(dut)] == [3]
+    assert await error_of(dut) == (0, 0)
+
+
+@cocotb.test(timeout_time=10, timeout_unit="ms")
+async def a_model_of_which_no_block_fits(dut):
+    await start(dut)
+    chip = Chip(dut)
+    # 128 values a head are 16 slices: one block fits; keys of a tile: 1
+    await begin(dut, {**some_model(), "head_log2": 7}, prompt=9, max_new=2)
+    assert [e["reason"] for e in await collect(dut)] == [0, 2]
+    assert [p.nb for p, _ in chip.passes] == [1, 1, 1, 1]
+
+
+@cocotb.test(timeout_time=10, timeout_unit="ms")
+async def faults(dut):
+    await start(dut)
+    chip = Chip(dut)
+    for bits in [1 << i for i in range(8)] + [0b11000, 0xFF, 0x90]:
+        # In any pass, the last of a run that only fills the cache included
+        max_new = random.choice([0, 3])
+        count = len(list(prompt_passes(CONFIG, 4, 2, 0, 20)))
+        pc = random.getrandbits(16)
+        chip.passes.clear()
+        chip.fault = (random.randrange(count), bits, pc)
+        await begin(dut, {**some_model(), "head_log2": 4, "blocks": 2}, prompt=20, max_new=max_new)
+        assert [e["reason"] for e in await collect(dut)] == [4]
+        assert await error_of(dut) == (FAULTS[(bits & -bits).bit_length() - 1], pc)
+        assert len(chip.passes) == chip.fault[0] + 1
+        chip.fault = None
+        await whole_run(dut, chip)
+
+
+@cocotb.test(timeout_time=10, timeout_unit="ms")
+async def watchdog(dut):
+    await start(dut)
+    chip = Chip(dut)
+    for _ in range(3):
+        chip.hang = True
+        dut.fault_pc.value = 77
+        begun = cycles(dut)
+        await begin(dut, some_model(), prompt=2, max_new=1)
+        assert [e["reason"] for e in await collect(dut)] == [4]
+        assert await error_of(dut) == (Error.WATCHDOG, 77)
+        assert 1 << WATCHDOG < cycles(dut) - begun < (1 << WATCHDOG) + 500
+        chip.hang = False
+        await whole_run(dut, chip)
+
+
+@cocotb.test(timeout_time=10, timeout_unit="ms")
+async def the_watchdog_lets_a_slow_link_and_slow_progress_be(dut):
+    await start(dut)
+    chip = Chip(dut)
+    chip.token_of = lambda position: 9
+    await begin(dut, some_model(), prompt=1, max_new=2)
+    await ClockCycles(dut.clk, 5 << WATCHDOG)
+    await ReadOnly()
+    assert int(dut.link_stall.value) and int(dut.link__events__valid.value)
+    await RisingEdge(dut.clk)
+    assert [e["reason"] for e in await collect(dut)] == [0, 2]
+    assert await error_of(dut) == (0, 0)
+
+
+@cocotb.test(timeout_time=10, timeout_unit="ms")
+@cocotb.parametrize(cause=["abort", "hang", "memory"])
+async def a_core_that_cannot_be_emptied(dut, cause):
+    await start(dut)
+    chip = Chip(dut)
+    await begin(dut, some_model(), prompt=2, max_new=1)
+    chip.hang = True
+    await ClockCycles(dut.clk, 80)
+    chip.stuck = True
+    if cause == "abort":
+        dut.link__abort.value = 1
+        await RisingEdge(dut.clk)
+        dut.link__abort.value = 0
+    elif cause == "memory":
+        dut.ready.value = 0
+    assert [e["reason"] for e in await collect(dut)] == [4]
+    assert (await error_of(dut))[0] == (Error.MEMORY if cause == "memory" else Error.STUCK)
+    # And no run begins on it
+    dut.ready.value = 1
+    await ClockCycles(dut.clk, 2)
+    passes = len(chip.passes)
+    await begin(dut, some_model(), prompt=2, max_new=1)
+    assert [e["reason"] for e in await collect(dut)] == [4]
+    assert (await error_of(dut))[0] == Error.STUCK
+    assert len(chip.passes) == passes
+
+
+@cocotb.test(timeout_time=10, timeout_unit="ms")
+async def decode_costs_few_cycles_of_its_own(dut):
+    await start(dut)
+    chip = Chip(dut, quick=True)
+    chip.token_of = lambda position: 9
+    await begin(dut, {**some_model(), "head_log2": 4}, prompt=1, max_new=20)
+    assert len(await collect(dut)) == 20
+    gaps = {b - a for a, b in zip(chip.starts, chip.starts[1:], strict=False)}
+    dut._log.info("cycles a pass: %s", gaps)
+
+
+def test_sequencer(seed):
+    simulate(Sequencer(CONFIG, watchdog_log2=WATCHDOG), __name__, seed=seed)
+
+
+# The plan and the tables.
+
+@pytest.mark.parametrize("head_log2", range(3, 8))
+def test_plan_is_the_largest_that_fits(head_log2):
+    for blocks in (1, 3, 8):
+        for pos0 in range(0, 128, 7):
+            for remaining in range(1, 128 - pos0, 5):
+                nb = plan(CONFIG, head_log2, blocks, pos0, remaining)
+                ok = [b for b in range(1, (blocks if remaining > 1 else 1) + 1)
+                      if b <= -(-remaining // 4)
+                      and fits(CONFIG, head_log2, b, pos0 + min(remaining, 4 * b))]
+                assert nb == max(ok, default=0)
+                assert ok == list(range(1, nb + 1))     # so counting up finds it
+
+
+def test_tile_keys_fit_the_instruction_field():
+    assert tile_keys(CONFIG, 4) == 8
+    assert tile_keys(CONFIG.replace(tile_beats=512), 4) == 128
+
+
+def test_prompt_that_does_not_fit():
+    with pytest.raises(ValueError, match=r"^no pass fits at position 0$"):
+        list(prompt_passes(CONFIG.replace(W=4), 7, 1, 0, 4))
+
+
+def test_every_error_has_a_sentence():
+    assert set(errors.SENTENCES) == set(Error) - {Error.NONE}
+    assert errors.sentence(6) == errors.SENTENCES[Error.WATCHDOG]
+    assert "error 200" in errors.sentence(200)
+    assert len(FAULTS) == 8 and len(set(FAULTS)) == 8
+
+
+def test_watchdog_out_of_range():
+    with pytest.raises(ValueError, match=r"^watchdog_log2 must be in 4\.\.32, not 3$"):
+        Sequencer(CONFIG, watchdog_log2=3)
