@@ -1,4 +1,5 @@
 """The simulated board: the core as a shared object, its memory and link in C++."""
 from .board import COUNTERS, SimBoard, SimulationError
+from .transport import SimTransport
 
-__all__ = ["COUNTERS", "SimBoard", "SimulationError"]
+__all__ = ["COUNTERS", "SimBoard", "SimTransport", "SimulationError"]

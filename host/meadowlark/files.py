@@ -1,0 +1,53 @@
+"""Where results are kept between runs, and how files are written."""
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from .errors import UserError
+
+
+def cache_dir() -> Path:
+    """MEADOWLARK_CACHE, else XDG_CACHE_HOME/meadowlark, else ~/.cache/meadowlark; made if absent.
+
+    Raises
+    ------
+    UserError
+        The folder cannot be made.
+    """
+    named = os.environ.get("MEADOWLARK_CACHE")
+    base = Path(named) if named else Path(
+        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "meadowlark"
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"the cache folder {base} cannot be made ({e.strerror}); name another in "
+                        "MEADOWLARK_CACHE") from e
+    return base
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write beside ``path``, then rename: a reader never sees half a file.
+
+    Raises
+    ------
+    UserError
+        It cannot be written there.
+    """
+    temporary = None
+    try:
+        if path.is_dir():
+            raise UserError(f"cannot write {path}: it is a folder")
+        fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)     # mkstemp makes it private
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)

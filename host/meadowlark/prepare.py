@@ -1,0 +1,146 @@
+"""From what people name to what runs: model, integers, image. Slow steps are kept in the cache.
+
+Calibration takes seconds for the packaged model and minutes for large ones, and depends on nothing
+but the files of the model and this package: its result is kept under a hash of both.
+"""
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import UserError
+from .files import cache_dir, write_atomic
+from .image import Image
+
+if TYPE_CHECKING:
+    from meadowlark_boards import Board
+
+    from .model import Model, Tokenizer
+    from .quantise import QuantModel
+
+#: Gets a sentence and, where it is known, the steps done and the steps in all.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Source:
+    """A model by path or name, in every form it is needed in, each made once and when asked for.
+
+    Parameters
+    ----------
+    name : str
+        "stories", a Hugging Face folder, or an image file.
+    board : Board
+    context : int, optional
+        See :func:`meadowlark.compiler.compile_model`.
+    progress : callable, optional
+    """
+    name: str
+    board: Board
+    context: int | None = None
+    progress: Progress | None = None
+
+    @property
+    def is_image(self) -> bool:
+        """The name is a file, so an image."""
+        return Path(self.name).is_file()
+
+    def _tell(self, text: str, done: int = 0, total: int = 0) -> None:
+        if self.progress:
+            self.progress(text, done, total)
+
+    @cached_property
+    def model(self) -> Model:
+        """The checkpoint in float32."""
+        if self.is_image:
+            image = self.image      # says so if it is no image at all
+            raise UserError(f"{self.name} is an image of {image.name} and holds no checkpoint; "
+                            "give the folder of the model")
+        from .model import load_model
+        self._tell("reading the model")
+        return load_model(self.name)
+
+    @cached_property
+    def quantised(self) -> QuantModel:
+        """The integer model, for the context asked for at least."""
+        model = self.model      # a missing or damaged one is an error before anything else
+        kept = cache_dir() / f"model-{_digest(self.name)}.pickle"
+        try:
+            return pickle.loads(kept.read_bytes())
+        except Exception:
+            pass            # not there, or damaged in any way: make it again
+        from .quantise import quantise
+        made = quantise(model, progress=lambda n: self._tell("calibrating, tokens:", n))
+        write_atomic(kept, pickle.dumps(made, protocol=5))
+        return made
+
+    @cached_property
+    def image(self) -> Image:
+        """The image for the board."""
+        if self.is_image:
+            if self.context is not None:
+                raise UserError(f"the context of {self.name} was fixed when it was compiled; leave "
+                                "--ctx out or compile again with --ctx")
+            image = Image.load(self.name)
+            image.check_board(self.board)
+            return image
+        from .compiler import compile_model
+        qm = self.quantised
+        self._tell("compiling")
+        return compile_model(qm, self.board, context=self.context)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Of the image, or of the checkpoint."""
+        from .model import Tokenizer
+        if not self.is_image:
+            return self.model.tokenizer
+        return Tokenizer(self.image.tokenizer, f"the tokenizer in {self.name}")
+
+    def prompt(self, text: str) -> list[int]:
+        """Text -> ids, with the model's bos in front.
+
+        Raises
+        ------
+        UserError
+            It is empty, is not text, or does not fit the context.
+        """
+        if not text.strip():
+            raise UserError("the prompt is empty; give at least one word")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError("the prompt is not valid UTF-8; check the terminal's encoding") \
+                from None
+        ids, bos = self.tokenizer.encode(text), self.image.bos_id
+        if bos is not None and ids[:1] != [bos]:
+            ids = [bos, *ids]
+        if len(ids) > self.image.context:
+            raise UserError(f"the prompt has {len(ids)} tokens and the context holds "
+                            f"{self.image.context}; shorten the prompt")
+        return ids
+
+
+def _digest(name: str) -> str:
+    """Hash of a model's files and of the code that quantises them."""
+    import numpy
+
+    from .model import DATA, PACKAGED
+    h = hashlib.sha256(f"{numpy.__version__} {importlib.metadata.version('tokenizers')}".encode())
+    package = Path(__file__).parent
+    code = [package / f"{x}.py" for x in ("model", "quantise", "sampling")]
+    folder = PACKAGED.get(name, Path(name))
+    files = [p for p in sorted(folder.iterdir())
+             if p.is_file() and p.suffix in (".json", ".safetensors")]
+    for path in [*code, DATA / "calibration.txt", *files]:
+        h.update(f"\0{path.name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                h.update(block)
+    return h.hexdigest()[:24]

@@ -1,0 +1,289 @@
+"""What a model runs on: the golden model, the simulated board, or a board at a port."""
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from meadowlark_hdl.control.sampler_golden import Sampling, logits_crc
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from meadowlark_boards import Board
+
+    from .driver import Driver
+    from .golden import GoldenModel
+    from .image import Image
+    from .prepare import Source
+
+#: Gets a sentence and, where it is known, the steps done and the steps in all.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Event:
+    """A generated token.
+
+    crc: CRC-32 of the logits it was drawn from. logits: int32[vocab], or None where the target
+    cannot be tapped.
+    """
+    token: int
+    crc: int
+    logits: np.ndarray | None = None
+
+
+class Target(Protocol):
+    """Something that runs one model.
+
+    Attributes
+    ----------
+    name : str
+        As ``--target`` takes it.
+    messages : int
+        Messages the host sent between the prompt and the last token of the latest run, credits
+        apart.
+    """
+    name: str
+    messages: int
+
+    def load(self, source: Source) -> None:
+        """Make the target ready for :meth:`generate`."""
+        ...
+
+    def generate(self, tokens: Sequence[int], sampling: Sampling, *, max_new: int,
+                 stop_ids: Sequence[int]) -> Generator[Event, None, None]:
+        """Run a prompt from position 0; tokens as they come.
+
+        Ends after a stop id (which is given), ``max_new`` tokens, or the first token without a
+        place in the context. Closing the iterator ends the run.
+        """
+        ...
+
+    def counters(self) -> dict[str, int]:
+        """Counters of the core for the latest run; empty where there is no core."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds."""
+        ...
+
+
+class GoldenTarget:
+    """The golden model as a target: bit-exact, without a clock."""
+
+    name = "golden"
+    messages = 0
+
+    def __init__(self) -> None:
+        self._golden: GoldenModel | None = None
+
+    def load(self, source: Source) -> None:
+        from .golden import GoldenModel
+        self._golden = GoldenModel(source.quantised, context=source.image.context)
+
+    def generate(self, tokens: Sequence[int], sampling: Sampling, *, max_new: int,
+                 stop_ids: Sequence[int]) -> Generator[Event, None, None]:
+        assert self._golden is not None, "load() comes first"
+        self._golden.forget()
+        for token, logits in self._golden.generate(tokens, sampling, max_new=max_new,
+                                                   stop_ids=tuple(stop_ids)):
+            yield Event(token=token, crc=logits_crc(logits), logits=logits)
+
+    def counters(self) -> dict[str, int]:
+        return {}
+
+    def close(self) -> None:
+        self._golden = None
+
+
+class BoardTarget:
+    """A board behind the host link.
+
+    Parameters
+    ----------
+    name : str
+    driver : Driver
+        Owned from here on.
+    progress : callable, optional
+        Told while the image is being loaded.
+    """
+
+    def __init__(self, name: str, driver: Driver, *, progress: Progress | None = None) -> None:
+        self.name, self.driver, self._progress = name, driver, progress
+        self._image: Image | None = None
+
+    @property
+    def messages(self) -> int:
+        return self.driver.host_messages
+
+    def load(self, source: Source) -> None:
+        image, info = source.image, self.driver.info
+        image.check_config(info.config, memory_bytes=info.memory_bytes or len(image.memory),
+                           name=info.name)
+        self._load(image)
+        self._image = image
+
+    def _load(self, image: Image) -> None:
+        def advance(done: int, total: int) -> None:
+            if self._progress:
+                self._progress("loading the board's memory", done, total)
+        self.driver.load([(0, image.memory)], program=image.program, model=image.model_regs,
+                         progress=advance)
+
+    def generate(self, tokens: Sequence[int], sampling: Sampling, *, max_new: int,
+                 stop_ids: Sequence[int]) -> Generator[Event, None, None]:
+        assert self._image is not None, "load() comes first"
+        # The board knows the size of its own memories, not of this image's KV cache.
+        room = self._image.context - len(tokens) + 1
+        with closing(self.driver.run(tokens, sampling, max_new=min(max_new, room),
+                                     stop_ids=tuple(stop_ids))) as events:
+            for event in events:
+                yield Event(token=event.token, crc=event.crc)
+
+    def counters(self) -> dict[str, int]:
+        return self.driver.counters()
+
+    def close(self) -> None:
+        self.driver.close()
+
+
+class SimTarget(BoardTarget):
+    """The simulated board.
+
+    Parameters
+    ----------
+    board : Board
+    progress : callable, optional
+        Told while the simulation is being built.
+    through_link : bool
+        Load the image frame by frame, as a real board; by default it is put into the simulated
+        memory directly.
+    """
+
+    def __init__(self, board: Board, *, progress: Progress | None = None,
+                 through_link: bool = False) -> None:
+        from .driver import Driver
+        from .simboard import SimBoard, SimTransport
+        self.sim = SimBoard(board, progress=progress)
+        self._through_link = through_link
+        try:
+            super().__init__("sim", Driver(SimTransport(self.sim)), progress=progress)
+        except BaseException:
+            self.sim.close()
+            raise
+
+    def _load(self, image: Image) -> None:
+        if self._through_link:
+            super()._load(image)
+            return
+        self.driver.load([], program=image.program, model=image.model_regs)
+        self.sim.memory[:len(image.memory)] = np.frombuffer(image.memory, np.uint8)
+
+    def generate(self, tokens: Sequence[int], sampling: Sampling, *, max_new: int,
+                 stop_ids: Sequence[int]) -> Generator[Event, None, None]:
+        assert self._image is not None, "load() comes first"
+        vocab = self._image.shape["vocab"]
+        self.sim.drop_logits()
+        passes: deque[np.ndarray] = deque()
+        with closing(super().generate(tokens, sampling, max_new=max_new,
+                                      stop_ids=stop_ids)) as events:
+            for event in events:
+                passes += self.sim.take_logits(vocab)
+                yield Event(token=event.token, crc=event.crc,
+                            logits=passes.popleft() if passes else None)
+
+    def close(self) -> None:
+        super().close()
+        self.sim.close()
+
+
+def open_target(name: str, board: Board, *, progress: Progress | None = None) -> Target:
+    """A target by name.
+
+    Parameters
+    ----------
+    name : str
+        "golden", "sim", or a port: ``/dev/...[@baud]``, ``COMn[@baud]``, ``tcp:host:port``.
+    board : Board
+        Which board is simulated. A board at a port says itself what it is.
+    progress : callable, optional
+
+    Raises
+    ------
+    UserError
+        No such target, or nothing answers there.
+    """
+    if name == "golden":
+        return GoldenTarget()
+    if name == "sim":
+        return SimTarget(board, progress=progress)
+    from .driver import Driver
+    from .transport import TransportError, open_transport
+    try:
+        transport = open_transport(name)
+    except TransportError as error:
+        raise UserError(str(error)) from error
+    except ValueError as error:
+        raise UserError(f"there is no target {name!r}; give golden, sim, a serial port such as "
+                        "/dev/ttyUSB0, or tcp:host:port") from error
+    try:
+        return BoardTarget(name, Driver(transport), progress=progress)
+    except BaseException:
+        transport.close()
+        raise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Comparison of a run with the golden model.
+
+    bit_exact: every token, and every logit (by CRC where the logits themselves were not seen).
+    tokens: how many were compared. first_difference: a sentence, or "".
+    """
+    bit_exact: bool
+    tokens: int
+    first_difference: str = ""
+
+
+def check(events: Sequence[Event], golden: Iterator[Event], *, whole: bool = True,
+          progress: Progress | None = None) -> Check:
+    """Compare a run with the golden model's, token by token.
+
+    Parameters
+    ----------
+    events : sequence of Event
+        Of a board.
+    golden : iterator of Event
+        The same run of a :class:`GoldenTarget`; taken as far as needed.
+    whole : bool
+        The board's run ended by itself, so the golden model's must end there as well.
+    """
+    for at, event in enumerate(events):
+        if progress:
+            progress("running the golden model beside it", at, len(events))
+        want = next(golden, None)
+        if want is None:
+            return Check(bit_exact=False, tokens=at, first_difference=(
+                f"the golden model ended after {at} tokens, the board went on"))
+        if event.logits is not None and want.logits is not None:
+            wrong = np.flatnonzero(event.logits != want.logits)
+            if len(wrong):
+                row = int(wrong[0])
+                return Check(bit_exact=False, tokens=at, first_difference=(
+                    f"token {at}: {len(wrong)} of {len(want.logits)} logits differ, the first in "
+                    f"row {row} ({event.logits[row]}, golden {want.logits[row]})"))
+        if event.crc != want.crc:
+            return Check(bit_exact=False, tokens=at, first_difference=(
+                f"token {at}: the CRC of the logits is {event.crc:#010x}, golden {want.crc:#010x}"))
+        if event.token != want.token:
+            return Check(bit_exact=False, tokens=at, first_difference=(
+                f"token {at} is {event.token}, golden {want.token}, from the same logits"))
+    if whole and next(golden, None) is not None:
+        return Check(bit_exact=False, tokens=len(events), first_difference=(
+            f"the board ended after {len(events)} tokens, the golden model goes on"))
+    return Check(bit_exact=True, tokens=len(events))

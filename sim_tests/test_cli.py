@@ -1,0 +1,358 @@
+"""The commands: what they print, and that whatever the user can put right is one sentence."""
+import json
+import shutil
+
+import numpy as np
+import pytest
+from meadowlark import bench, cli, targets
+from meadowlark.driver import Driver
+from meadowlark.fake_board import FakeBoard
+from meadowlark.model import PACKAGED
+from meadowlark.prepare import Source
+from meadowlark.targets import BoardTarget, Event, GoldenTarget
+from meadowlark.targets import check as compare
+from meadowlark_boards import get_board
+from meadowlark_hdl.control.sampler_golden import Sampling, logits_crc
+
+STORY = "Once upon a time"
+
+
+@pytest.fixture
+def run(capsys):
+    """run(*args) -> (exit status, stdout, stderr)."""
+    def command(*args: str) -> tuple[int, str, str]:
+        status = cli.main([str(a) for a in args])
+        return (status, *capsys.readouterr())
+    return command
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    """An image of the packaged model."""
+    path = tmp_path_factory.mktemp("image") / "stories.mlk"
+    assert cli.main(["compile", "stories", "-o", str(path)]) == 0
+    return path
+
+
+def folder(tmp_path, **config):
+    """A copy of the packaged model with other values in config.json."""
+    out = tmp_path / "model"
+    shutil.copytree(PACKAGED["stories"], out)
+    path = out / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    return out
+
+
+def refused(result, *words: str) -> None:
+    """Status 2, nothing on stdout, one sentence on stderr that holds the words."""
+    status, out, err = result
+    assert status == 2 and out == ""
+    lines = [x for x in err.splitlines() if not x.endswith(" ...")]     # steps in between
+    assert len(lines) == 1 and lines[0].startswith("error: "), err
+    assert "Traceback" not in err
+    for word in words:
+        assert word in lines[0]
+
+
+# ---- What the user can put right
+
+def test_missing_model(run, tmp_path):
+    refused(run("generate", STORY, "--model", tmp_path / "none"), "no model folder", "stories")
+    refused(run("compile", tmp_path / "none", "-o", tmp_path / "x"), "no model folder")
+    refused(run("info", tmp_path / "none"), "neither an image nor a model folder", "virtual")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_incomplete_model(run, tmp_path, name):
+    path = folder(tmp_path)
+    (path / name).unlink()
+    refused(run("compile", path, "-o", tmp_path / "x"), name)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_truncated_model(run, tmp_path, name):
+    path = folder(tmp_path) / name
+    path.write_bytes(path.read_bytes()[:-100])
+    refused(run("generate", STORY, "--model", path.parent), name)
+
+
+@pytest.mark.parametrize("config, words", [
+    ({"model_type": "opt", "architectures": ["OPTForCausalLM"]}, ("opt", "not supported")),
+    ({"hidden_act": "gelu"}, ("gelu", "not supported")),
+    ({"rope_scaling": {"rope_type": "yarn"}}, ("yarn", "not supported")),
+])
+def test_unsupported_architecture(run, tmp_path, config, words):
+    refused(run("generate", STORY, "--model", folder(tmp_path, **config)), *words)
+
+
+def test_model_outside_the_envelope(run, tmp_path, monkeypatch):
+    from meadowlark_boards import BOARDS
+    board = get_board("virtual")
+    small = board.config.replace(prog_depth=64)
+    monkeypatch.setitem(BOARDS, "tiny", type(board)(
+        **{**vars(board), "name": "tiny", "config": small}))
+    refused(run("compile", "-o", tmp_path / "x", "--board", "tiny"), "prog_depth 64",
+            "does not fit the board")
+    refused(run("generate", STORY, "--board", "tiny", "--target", "golden"), "prog_depth 64")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("prompt, words", [
+    ("", ("prompt is empty",)), ("  \n", ("prompt is empty",)),
+    ("a cat " * 400, ("tokens", "the context holds 512", "shorten")),
+    ("\udcff", ("UTF-8",)),
+])
+def test_bad_prompts(run, prompt, words):
+    refused(run("generate", prompt, "--target", "golden"), *words)
+
+
+def test_damaged_images(run, image, tmp_path):
+    good = image.read_bytes()
+    for name, raw, word in (
+            ("short", good[:-1000], "truncated"), ("stub", good[:10], "truncated"),
+            ("flipped", good[:-500] + bytes([good[-500] ^ 1]) + good[-499:], "damaged"),
+            ("header", good[:200] + b"#" + good[201:], "damaged"),
+            ("foreign", b"GGUF" + good[4:], "not a Meadowlark image"), ("empty", b"", "not a")):
+        path = tmp_path / name
+        path.write_bytes(raw)
+        for command in (["info", path], ["generate", STORY, "--model", path],
+                        ["bench", "--model", path]):
+            refused(run(*command), str(path), word)
+
+
+def test_an_image_for_another_board(run, image):
+    refused(run("bench", "--model", image, "--board", "ulx3s_85f"), "W = 16", "W = 8",
+            "compile the model")
+
+
+def test_an_image_is_not_a_checkpoint(run, image, tmp_path):
+    refused(run("generate", STORY, "--model", image, "--target", "golden"), "is an image")
+    refused(run("generate", STORY, "--model", image, "--check"), "--check needs the checkpoint")
+    refused(run("compile", image, "-o", tmp_path / "x"), "is an image")
+    refused(run("generate", STORY, "--model", image, "--ctx", "64"), "--ctx")
+
+
+@pytest.mark.parametrize("args, words", [
+    (["generate"], ("PROMPT", "generate --help")),
+    (["generate", STORY, "--top-k", "33", "--temperature", "1"], ("top_k 33", "32")),
+    (["generate", STORY, "--top-p", "0", "--temperature", "1"], ("top_p",)),
+    (["generate", STORY, "--temperature", "-1"], ("temperature -1.0",)),
+    (["generate", STORY, "--temperature", "warm"], ("warm",)),
+    (["generate", STORY, "--seed", "-1"], ("seed -1",)),
+    (["generate", STORY, "-n", "0"], ("at least 1, not 0",)),
+    (["generate", STORY, "--stop", ""], ("--stop",)),
+    (["generate", STORY, "--packing", "huffman"], ("huffman", "raw")),
+    (["generate", STORY, "--board", "arty"], ("'arty'", "virtual, ulx3s_85f")),
+    (["generate", STORY, "--target", "chip"], ("'chip'", "golden, sim, a serial port")),
+    (["generate", STORY, "--target", "/dev/no-such-port"], ("cannot open /dev/no-such-port",)),
+    (["generate", STORY, "--target", "golden", "--check"], ("leave one of them out",)),
+    (["generate", STORY, "--target", "golden", "--ctx", "513"], ("1..512", "513")),
+    (["bench", "--target", "golden"], ("no clock",)),
+    (["bench", "-p", "0", "-n", "0"], ("nothing to measure",)),
+    (["bench", "-p", "many"], ("-p 'many'",)),
+    (["bench", "-n", "-3"], ("-n '-3'",)),
+    (["bench", "-p", "513"], ("pp513", "512")),
+    (["bench", "-o", "xml"], ("'xml'", "md, csv or json")),
+    (["eval", "--tokens", "0"], ("at least 1, not 0",)),
+    (["eval", "--text", "/no/such/text"], ("/no/such/text", "No such file")),
+    (["eval", "--target", "sim"], ("golden",)),
+    (["compile"], ("-o",)),
+    (["compile", "-o", "/"], ("it is a folder",)),
+    (["compile", "-o", "/no/such/folder/x"], ("/no/such/folder/x",)),
+    (["compile", "stories", "-o", "x", "--model", "other"], ("two models",)),
+    (["no-such-command"], ("no-such-command",)),
+])
+def test_options_that_cannot_be_had(run, args, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if args[:2] == ["compile", "-o"] and args[2].startswith("/no"):
+        monkeypatch.setattr("pathlib.Path.mkdir", _read_only)
+    refused(run(*args), *words)
+
+
+def _read_only(path, *args, **kw):
+    if str(path).startswith("/no"):
+        raise PermissionError(13, "Permission denied", str(path))
+
+
+def test_json_that_cannot_be_written(run, tmp_path):
+    refused_ = run("info", "--json", tmp_path / "no" / "x.json")
+    assert refused_[0] == 2 and "x.json" in refused_[2] and "Traceback" not in refused_[2]
+
+
+# ---- What they print
+
+def test_json_to_stdout_is_one_object(run):
+    status, out, err = run("generate", STORY, "--target", "golden", "-n", "6", "--json", "-")
+    result = json.loads(out)
+    assert status == 0 and len(result["tokens"]) == 6 and result["end"] == "number of tokens"
+    assert {"text", "tokens_per_s", "cycles_per_token", "bytes_per_token",
+            "host_messages"} <= result.keys()
+    assert result["text"] and result["text"] in err         # the text moves to stderr
+
+
+def test_json_file_and_streamed_text(run, tmp_path):
+    path = tmp_path / "result.json"
+    status, out, _ = run("generate", STORY, "--target", "golden", "-n", "6", "--json", path)
+    result = json.loads(path.read_text())
+    assert status == 0 and out == STORY + result["text"] + "\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_sampling_repeats_with_its_seed(run):
+    def tokens(seed):
+        args = ("generate", STORY, "--target", "golden", "-n", "12", "--temperature", "1.5")
+        return json.loads(run(*args, "--seed", seed, "--json", "-")[1])["tokens"]
+    assert tokens(3) == tokens(3) != tokens(4)
+
+
+def test_a_stop_text_is_not_shown(run):
+    base = ("generate", STORY, "--target", "golden", "--json", "-", "-n", "20")
+    whole = json.loads(run(*base)[1])["text"]
+    stop = whole[10:14]
+    result = json.loads(run(*base, "--stop", stop, "--stop", "not in it")[1])
+    assert result["text"] == whole[:whole.index(stop)] and result["end"] == "stop text"
+    assert run(*base[:4], "-n", "20", "--stop", stop)[1] == STORY + result["text"] + "\n"
+
+
+def test_a_text_ends_where_the_context_does(run):
+    result = json.loads(run("generate", STORY, "--target", "golden", "--ctx", "12", "--json",
+                            "-")[1])
+    assert result["end"] == "context"
+    assert result["prompt_tokens"] + len(result["tokens"]) == 13    # the last needs no place
+
+
+def test_compile_says_what_it_made(run, tmp_path):
+    path = tmp_path / "any.name"
+    result = json.loads(run("compile", "stories", "-o", path, "--json", "-")[1])
+    assert result["bytes"] == path.stat().st_size and result["parameters"] == 1443456
+    assert {"bytes_per_token", "bits_per_weight", "seconds"} <= result.keys()
+    facts = json.loads(run("info", path, "--json", "-")[1])
+    assert facts["image"] == "stories" and facts["board"] == "virtual"
+
+
+def test_eval_gives_both_perplexities(run, tmp_path):
+    text = tmp_path / "text"
+    text.write_text("Once upon a time, there was a little girl named Lily.\n\nShe was happy.\n")
+    result = json.loads(run("eval", "--text", text, "--json", "-")[1])
+    assert {"ppl_float", "ppl_fixed", "delta_pct", "tokens"} <= result.keys()
+    few = json.loads(run("eval", "--text", text, "--tokens", "5", "--json", "-")[1])
+    assert few["tokens"] == 5 < result["tokens"]
+    text.write_text("\n\n")
+    refused(run("eval", "--text", text), "no tokens")
+
+
+@pytest.mark.parametrize("what, key", [("virtual", "config"), ("stories", "parameters"),
+                                       (None, "boards")])
+def test_info(run, what, key):
+    args = ["info", *([what] if what else [])]
+    assert key in json.loads(run(*args, "--json", "-")[1])
+    status, out, err = run(*args)
+    assert status == 0 and key in out and err == ""
+
+
+# ---- Targets
+
+@pytest.fixture(scope="module")
+def source():
+    return Source("stories", get_board("virtual"), context=64)
+
+
+def fake_target(source: Source, spoil: int | None = None) -> BoardTarget:
+    """A board that answers over the link with the golden model's tokens.
+
+    spoil: index of a token whose CRC is wrong.
+    """
+    golden = GoldenTarget()
+    golden.load(source)
+    prompt = 0
+
+    def answer(history):
+        nonlocal prompt
+        prompt = prompt or len(history)
+        event = next(golden.generate(history, Sampling(), max_new=1, stop_ids=()))
+        return event.token, event.crc ^ (spoil is not None and len(history) == prompt + spoil)
+    fake = FakeBoard(source.board.config, next_token=answer, memory_bytes=4 << 20)
+    return BoardTarget("fake", Driver(fake))
+
+
+@pytest.mark.parametrize("spoil, status", [(None, 0), (4, 1)])
+def test_check_by_crc_over_the_link(run, source, monkeypatch, spoil, status):
+    monkeypatch.setattr(targets, "open_target", lambda *a, **k: fake_target(source, spoil))
+    got, out, err = run("generate", STORY, "--ctx", "64", "-n", "8", "--check", "--json", "-")
+    result = json.loads(out)
+    assert got == status and result["bit_exact"] is (status == 0)
+    assert ("token 4: the CRC of the logits" in result["first_difference"]) == (status == 1)
+    assert result["host_messages"] == 0 and len(result["tokens"]) == 8
+
+
+def test_a_board_ends_where_the_image_does(source):
+    target = fake_target(source)
+    target.load(source)
+    ids = source.prompt(STORY)
+    events = list(target.generate(ids, Sampling(), max_new=1000, stop_ids=()))
+    assert len(ids) + len(events) == source.image.context + 1
+
+
+def test_comparison_finds_each_kind_of_difference():
+    rng = np.random.default_rng(1)
+    logits = [rng.integers(-1000, 1000, 50).astype(np.int32) for _ in range(3)]
+
+    def events(**change):
+        out = [dict(token=int(x.argmax()), crc=logits_crc(x), logits=x) for x in logits]
+        out[1] |= change
+        return [Event(**e) for e in out]
+    assert compare(events(), iter(events())).bit_exact
+    assert compare(events(logits=None), iter(events())).bit_exact
+    other = logits[1].copy()
+    other[7] += 1
+    for change, words in (({"logits": other}, "row 7"), ({"crc": 5}, "CRC"),
+                          ({"token": 51}, "token 1 is 51")):
+        verdict = compare(events(**change), iter(events()))
+        assert not verdict.bit_exact and words in verdict.first_difference
+        assert verdict.tokens == 1
+    assert "golden model ended" in compare(events(), iter(events()[:2])).first_difference
+    assert "goes on" in compare(events()[:2], iter(events())).first_difference
+    assert compare(events()[:2], iter(events()), whole=False).bit_exact
+
+
+# ---- bench
+
+class Counted:
+    """A target with counters of its own making."""
+
+    name = "counted"
+    messages = 0
+
+    def generate(self, tokens, sampling, *, max_new, stop_ids):
+        self.n = len(tokens) + max_new - 1
+        assert stop_ids == ()
+        return iter([Event(token=0, crc=0)] * max_new)
+
+    def counters(self):
+        return {"cycles": 20_000 * self.n, "stall_memory": 7, "stall_engine": 8}
+
+
+def test_bench_measures_what_the_counters_say(source):
+    image, board = source.image, source.board
+    tests = bench.plan(image, prompts=[16], generates=[4], seed=2)
+    assert [t.name for t in tests] == ["pp16", "tg4"]
+    assert [len(t.prompt) for t in tests] == [16, 1] and tests[1].prompt == (image.bos_id,)
+    results = bench.run(Counted(), image, board, tests)
+    pp, tg = results["pp16"], results["tg4"]
+    assert (pp.tokens, pp.cycles, tg.tokens, tg.cycles) == (16, 320_000, 4, 80_000)
+    assert pp.tokens_per_s == tg.tokens_per_s == 5000.0
+    assert pp.stalls == {"memory": 7, "engine": 8}
+    assert tg.bytes == sum(image.bytes_per_token(i + 1) for i in range(4))
+    assert tg.memory_utilisation == tg.bytes / (80_000 * 16)
+    assert pp.mac_utilisation == image.useful_macs(pos0=0, n=16, head=True) / (320_000 * 64)
+    assert pp.predicted_cycles > 0
+    table = bench.as_table(results, image, board, form="md").splitlines()
+    assert len(table) == 4 and len({len(x) for x in table}) == 1
+    assert "pp16" in table[2] and "5000.00" in table[2]
+    assert bench.as_table(results, image, board, form="csv").count("\n") == 2
+    assert json.loads(bench.as_table(results, image, board, form="json"))["clock_mhz"] == 100
+
+
+def test_bench_takes_several_numbers():
+    assert bench.counts("16,128,16,0", "-p") == [16, 128]
