@@ -193,7 +193,7 @@ class SequencerPort(Signature):
     start: one cycle, taken only while not busy. abort: one cycle, any time; busy falls when the
     core is ready for another run and an event with reason 4 has been sent. token_*: write port of
     the token memory (address = position), while not busy. error: 0 none, else see
-    :mod:`meadowlark_hdl.link.registers`; error_pc: instruction at fault; both hold until start.
+    :mod:`meadowlark_hdl.control.errors`; error_pc: instruction at fault; both hold until start.
     """
 
     def __init__(self, config: Config) -> None:
