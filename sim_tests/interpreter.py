@@ -20,7 +20,8 @@ from meadowlark_hdl.weights.decoder_golden import decode_tile, header_chunks
 class Interpreter:
     """A core with an image loaded.
 
-    Memories start full of noise: what is read before it is written shows.
+    Memories start full of noise: what is read before it is written shows. Stores take as long as
+    they may: their words are read when the next QK waits for them.
 
     Parameters
     ----------
@@ -40,6 +41,7 @@ class Interpreter:
         self.residual = rng.integers(-1 << 26, 1 << 26, config.residual_values)
         self.rope = rng.integers(-32768, 32768, (config.rope_pairs, 2))
         self.scores = {}
+        self.stores = []            # (instruction, pass) still under way
         self.head = 1 << self.r["head_log2"]
         self.stream = 0
         self.executed = 0           # instructions
@@ -104,6 +106,7 @@ class Interpreter:
 
     def _cache(self, i):
         """int[ctx, head] from memory, tile by tile."""
+        assert not self.stores
         assert i["src"] == Src.KV and i["chunks"] == i["rows"] * i["row_beats"]
         out = []
         for first in range(0, self.p.ctx, i["rows"]):
@@ -192,7 +195,14 @@ class Interpreter:
         self.act[lane, self._element(block, i["y"]) + rows] = y
 
     def _store(self, i):
-        W, p = self.c.W, self.p
+        self.stores.append((i, self.p))
+
+    def _complete_stores(self):
+        while self.stores:
+            self._complete_store(*self.stores.pop(0))
+
+    def _complete_store(self, i, p):
+        W = self.c.W
         k = i["row_beats"] * W
         for s, (block, lane) in enumerate(self._slots(p.n)):
             at = self._element(block, i["x"] * W)
@@ -210,6 +220,7 @@ class Interpreter:
                 yield block, lane, limit, min(seen, limit)
 
     def _qk(self, i):
+        self._complete_stores()
         keys = self._cache(i)
         assert self.p.nb * self.p.ctx <= self.c.score_depth
         for block, lane, limit, seen in self._views(i):

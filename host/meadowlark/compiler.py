@@ -100,10 +100,10 @@ class _Lists:
 
     def both(self, op: Op, **fields: int) -> None:
         for code in (self.prefill, self.decode):
-            code.append(Instruction(op, **fields))
+            code.append(_instruction(op, **fields))
 
     def _relative(self, code: list[Instruction], op: Op, at: int, **fields: int) -> None:
-        code.append(Instruction(op, addr=_fit("addr", at // self.config.W), **fields))
+        code.append(_instruction(op, addr=at // self.config.W, **fields))
         self._fixups.append(code[-1])
 
     def _kv(self, layer: int, which: int, kv_head: int) -> int:
@@ -151,7 +151,7 @@ class _Lists:
         group = s.heads // s.kv_heads
 
         def queries(code: list[Instruction], at: int, count: int, **lanes: int) -> None:
-            code.append(Instruction(Op.LINEAR, **fields | dict(
+            code.append(_instruction(Op.LINEAR, **fields | dict(
                 tiles=count * s.head_pad // tiling.rows, x=self.act.x, y=at * config.W,
                 epi=Epi.ROPE16, shift=layer.q_rope_shift, **lanes)))
 
@@ -189,7 +189,8 @@ class _Lists:
         weights = b"".join(self.stream.parts)
         weights += bytes(-len(weights) % ALIGN)
         for instruction in self._fixups:
-            instruction["addr"] = _fit("addr", instruction["addr"] + len(weights) // self.config.W)
+            addr = instruction["addr"] + len(weights) // self.config.W
+            instruction["addr"] = _fit("addr", addr, FIELDS)
         return weights, len(weights) + self.end
 
 
@@ -285,9 +286,17 @@ def _act_words(program: list[Instruction], blocks: int, head: int) -> int:
     return max(blocks, *(i["x"] + head for i in program if i["op"] == Op.QK))
 
 
-def _fit(name: str, value: int, table: tuple[Field, ...] | None = None) -> int:
+def _instruction(op: Op, **fields: int) -> Instruction:
+    """An instruction; a value that its field cannot hold is the user's to know."""
+    try:
+        return Instruction(op, **fields)
+    except ValueError as error:
+        raise UserError(f"the model does not fit the instruction set: {error}") from error
+
+
+def _fit(name: str, value: int, table: tuple[Field, ...]) -> int:
     """Value of an instruction field or register, refused if it has too many bits."""
-    bits = next(f.bits for f in table or FIELDS if f.name == name)
+    bits = next(f.bits for f in table if f.name == name)
     if not 0 <= value < 1 << bits:
         raise UserError(f"the model does not fit the instruction set: {name} would be {value}, "
                         f"its field has {bits} bits")

@@ -30,63 +30,81 @@ class Overheads:
     Parameters
     ----------
     run : int
-        From start to the first job of the first pass.
+        From start to the first job of the first pass, planning apart.
+    plan, plan_block : int
+        Of the Sequencer before a pass: once, and for each block it tries.
     pass_ : int
-        From the last result or sampled token of a pass to the first job of the next.
-    fetch : int
-        Of the Fetch unit an instruction, before its first job.
-    job : int
-        Of the Reader a tile, before its first burst; hidden while it waits for room.
-    command : int
-        From a read command to the memory bus, beside the memory's own latency.
-    decode : int
-        From the last chunk of a tile out of the FIFO to ``available``.
-    issue : int
-        From the end of an instruction to the start of the next.
-    tile : int
-        From ``available`` to the first beat, each tile the engine waits for.
-    next_tile : int
-        The same for a tile that was there before it was needed.
-    drain : int
-        LINEAR: from the last beat until its last result is written, lanes apart (+ P).
-    norm_token, norm_drain : int
-        NORM: a token beside hidden/4; an instruction.
-    embed_token, rope_token : int
-        EMBED, ROPE: a token beside hidden, head_pad/2.
-    score_drain : int
-        QK: from the last beat of an instruction until its last score is written, lanes apart.
-    sum_gap : int
-        SV: a block, from its last beat to the first row of its drain.
-    sv_start : int
-        SV: an instruction, until its first probability has come out of the softmax.
-    store, store_token : int
-        STORE: an instruction; a token beside its words on the bus.
-    end : int
-        END.
+        From the end of a pass to the planning of the next.
     sample : int
         From the last logit to the token, greedy.
+    fetch, table : int
+        Of Fetch, from an instruction's turn to its first job; TOKEN and TABLE in addition.
+    queue : int
+        Instructions that Fetch can be ahead of the engine.
+    command : int
+        Of the Reader, from a job or a command to the next command.
+    bus : int
+        From a command to the memory's bus, beside the memory's own latency.
+    decode : int
+        From the last bus word of a tile to ``available``: Reader, decoder, tile buffer.
+    issue : int
+        From the end of an instruction to the first state of the next that waits or works.
+    tile, block : int
+        LINEAR, QK, SV: each tile; QK, SV: each block of a tile.
+    array : int
+        From the last beat of an instruction to its last result, lanes (P) and trees apart.
+    act, rope, swiglu, resid, logit : int
+        From a result to its effect, by epilogue.
+    scores : int
+        QK: from the last beat to the last score, adder tree apart.
+    sum_gap : int
+        SV: from the sum of a block to the first element of its drain, beside P.
+    norm : int
+        NORM: beside its tokens.
+    token : int
+        EMBED, ROPE: a token beside its values.
+    store : int
+        STORE: an instruction.
+    store_burst : int
+        STORE: between bursts.
+    store_ahead : int
+        STORE: chunks that are taken ahead of memory.
+    settle : int
+        From the last effect of an instruction to its end.
     """
-    run: int = 20
-    pass_: int = 10
-    fetch: int = 8
-    job: int = 2
-    command: int = 2
-    decode: int = 4
-    issue: int = 4
-    tile: int = 4
-    next_tile: int = 3
-    drain: int = 30
-    norm_token: int = 4
-    norm_drain: int = 40
-    embed_token: int = 4
-    rope_token: int = 4
-    score_drain: int = 16
-    sum_gap: int = 12
-    sv_start: int = 12
-    store: int = 8
-    store_token: int = 4
-    end: int = 2
+    run: int = 40
+    plan: int = 3
+    plan_block: int = 5
+    pass_: int = 4
     sample: int = 30
+    fetch: int = 7
+    table: int = 2
+    queue: int = 8
+    command: int = 3
+    bus: int = 2
+    decode: int = 12
+    issue: int = 3
+    tile: int = 2
+    block: int = 4
+    array: int = 18
+    act: int = 21
+    rope: int = 28
+    swiglu: int = 38
+    resid: int = 28
+    logit: int = 15
+    scores: int = 18
+    sum_gap: int = 17
+    norm: int = 42
+    token: int = 5
+    store: int = 5
+    store_burst: int = 3
+    store_ahead: int = 16
+    settle: int = 2
+
+    def epilogue(self, epi: int) -> int:
+        """Cycles from a result to its effect."""
+        return {Epi.ROPE16: self.rope, Epi.ROPE8: self.rope, Epi.SWIGLU: self.swiglu,
+                Epi.RESID: self.resid, Epi.LOGIT: self.logit}.get(Epi(epi), self.act)
 
 
 @dataclass
@@ -177,15 +195,19 @@ class _Memory:
         self.c, self.t, self.o = board.config, board.memory, overheads
         self.per_chunk = self.c.bus_per_chunk
         self.command = 0            # time the Reader can ask for the next burst
-        self.free = 0               # time the bus is free
+        self.free = 0               # time the bus is free of the last burst
         self.refresh = self.t.refresh_interval_cycles
+        self.began = 0              # first cycle of that burst
+        self.next = -1              # address after that burst
+        self.writing = False
         self.rows = [-1] * self.t.banks
-        self.bank = -1
+        self.bank = -1              # of the last burst
         self.taken = 0              # time the decoder took the last chunk so far
         self.waiting: deque[tuple[int, int]] = deque()  # bursts in the FIFO: (taken at, words)
+        self.writes: deque[tuple[int, int, int]] = deque()  # (ready, address, words)
+        self.fence = 0              # time the last write was in memory
         self.level = 0              # words reserved in the FIFO
         self.halves = deque([0, 0])     # times the two halves are free
-        self.writes: deque[tuple[int, int]] = deque()   # (start, words): to be put on the bus
         self.words = 0
 
     def tile(self, addr: int, chunks: int, earliest: int) -> int:
@@ -193,9 +215,8 @@ class _Memory:
         c, o = self.c, self.o
         words = chunks * self.per_chunk
         at = addr * self.per_chunk
-        room = self.halves.popleft()
-        command = max(self.command, earliest) + o.job
-        taken = max(self.taken, room)
+        command = max(self.command, earliest)
+        taken = max(self.taken, self.halves.popleft())
         while words:
             n = min(words, c.burst_words)
             # room in the FIFO for the whole burst
@@ -203,8 +224,12 @@ class _Memory:
                 when, gone = self.waiting.popleft()
                 self.level -= gone
                 command = max(command, when)
-            start, end = self._burst(at, n, command)
-            command = max(command + 1, start)
+            command += o.command
+            while self.writes and self.writes[0][0] <= max(self.free, command):
+                ready, to, count = self.writes.popleft()
+                self.fence = self._burst(to, count, ready, write=True)[1]
+            start, end = self._burst(at, n, command, write=False)
+            command = max(command, start)
             taken = max(taken + -(-n // self.per_chunk), end + self.t.latency_cycles)
             self.waiting.append((taken, n))
             self.level += n
@@ -213,45 +238,45 @@ class _Memory:
         self.command, self.taken = command, taken
         return taken + o.decode
 
-    def _burst(self, at: int, n: int, command: int) -> tuple[int, int]:
+    def write(self, at: int, n: int, ready: int) -> None:
+        """A burst of the KV cache whose data is there at ``ready``; goes between reads."""
+        self.writes.append((ready, at, n))
+
+    def written(self) -> int:
+        """Put all writes on the bus; returns when the last one is in memory."""
+        while self.writes:
+            ready, at, n = self.writes.popleft()
+            self.fence = self._burst(at, n, ready, write=True)[1]
+        return self.fence
+
+    def _burst(self, at: int, n: int, command: int, *, write: bool) -> tuple[int, int]:
+        """Put a burst on the bus; returns its first cycle and the one after its last."""
         t = self.t
         self.words += n
-        page = at * self.c.bus_bytes // t.page_bytes
-        last = (at + n) * self.c.bus_bytes - 1
-        bank, miss = page % t.banks, 0
-        if self.rows[bank] != page // t.banks:
-            self.rows[bank] = page // t.banks
-            miss = t.row_miss_cycles
-        ready = command + self.o.command
-        if bank == self.bank:       # the row is opened when the bus is idle
-            start = max(self.free, ready) + miss
-        else:                       # opened while the burst before runs
-            start = max(self.free, ready + miss)
-        self.bank = bank
-        while self.writes and self.writes[0][0] <= start:
-            _, words = self.writes.popleft()
-            start = max(start, self.free + words + 2 * t.turnaround_cycles)
+        ready = command + self.o.bus
+        byte = at * self.c.bus_bytes
+        page = byte // t.page_bytes
+        bank = page % t.banks
+        if at != self.next and self.rows[bank] != page // t.banks:
+            # opened while the burst before runs, unless that one is in the same bank
+            ready = max(ready, self.free if bank == self.bank else self.began) + t.row_miss_cycles
+        start = max(self.free, ready)
+        if write != self.writing:
+            start = max(start, self.free + t.turnaround_cycles)
+            self.writing = write
         if t.refresh_interval_cycles:
             while self.refresh <= start:
                 start = max(start, max(self.free, self.refresh) + t.refresh_cycles)
                 self.refresh += t.refresh_interval_cycles
         end = start + n
-        if last // t.page_bytes != page:        # the next page is another bank's, opened in time
-            page = last // t.page_bytes
-            bank = page % t.banks
-            if t.banks == 1:
-                end += t.row_miss_cycles
-            self.rows[bank], self.bank = page // t.banks, bank
-        self.free = end
+        for p in range(page, (byte + n * self.c.bus_bytes - 1) // t.page_bytes + 1):
+            self.rows[p % t.banks], self.bank = p // t.banks, p % t.banks
+        self.began, self.free, self.next = start, end, at + n
         return start, end
 
     def release(self, when: int) -> None:
         """The engine has given a half back."""
         self.halves.append(when + 1)
-
-    def write(self, when: int, words: int) -> None:
-        self.writes.append((when, words))
-        self.words += words
 
 
 class _Machine:
@@ -264,19 +289,18 @@ class _Machine:
         self.memory = _Memory(board, overheads)
         self.by_pc: dict[int, Spent] = {}
         self.now = overheads.run        # engine
-        self.stream = 0
+        self.stream = 0                 # pointer into the weight stream
+        self.fetch = 0                  # time Fetch has reached the instruction
+        self.storing = 0                # time the StoreUnit has taken all chunks so far
+        c = self.c
+        self.array = overheads.array + (c.W - 1).bit_length() + ((c.P - 1).bit_length() + 1) // 2
 
     def _wait(self, spent: Spent, addr: int, chunks: int, earliest: int) -> None:
-        """Read a tile and wait for it; starts its use."""
+        """Read a tile and wait for it."""
         available = self.memory.tile(addr, chunks, earliest)
         if available > self.now:
             spent.memory += available - self.now
             self.now = available
-            lead = self.o.tile
-        else:
-            lead = self.o.next_tile
-        spent.overhead += lead
-        self.now += lead
 
     def _work(self, spent: Spent, cycles: int) -> None:
         spent.work += cycles
@@ -289,71 +313,88 @@ class _Machine:
     def run(self, p: Pass) -> int:
         """One pass; returns its cycles."""
         began = self.now
+        o = self.o
+        self.now += o.plan + p.nb * o.plan_block
         self.stream = self.regs["stream_addr"]
-        self.fetch = self.now           # the memory side begins with the pass
-        self.fence = 0
+        self.fetch = self.now
+        started: deque[int] = deque()   # of the instructions that fill the queue
         pc = self.regs["decode_pc" if p.decode else "prefill_pc"]
         while True:
             i = self.program[pc]
+            if i["op"] == Op.END and i["last"] and p.final:
+                pc += 1                 # skipped by Fetch
+                continue
             spent = self.by_pc.setdefault(pc, Spent())
             spent.count += 1
             pc += 1
-            self.fetch += self.o.fetch
+            if len(started) > o.queue:
+                self.fetch = max(self.fetch, started.popleft())
+            self.fetch += o.fetch
+            started.append(self.now)
+            self._lose(spent, o.issue)
             if i["op"] == Op.END:
-                self._lose(spent, self.o.end)
-                if not i["last"] or not p.final:
-                    break
-                continue
-            self._lose(spent, self.o.issue)
+                break
             getattr(self, "_" + Op(i["op"]).name.lower())(i, p, spent)
+            self._lose(spent, o.settle)
         if p.final:
-            self.now += self.o.sample
-        self.now += self.o.pass_
+            self.now += o.sample
+        self.now += o.pass_
         return self.now - began
 
     def _stream_tile(self, i: Instruction, spent: Spent, chunks: int) -> None:
         self._wait(spent, self.stream, chunks, self.fetch)
         self.stream += chunks
 
-    def _embed(self, i: Instruction, p: Pass, spent: Spent) -> None:
-        # Token ids are not known to the model: any row will do, each is another page.
-        for s in range(p.n):
-            self._wait(spent, i["addr"] + (s * 37 % self.regs["vocab"]) * i["chunks"], i["chunks"],
-                       self.fetch)
-            self._work(spent, self.regs["hidden"])
-            self._lose(spent, self.o.embed_token)
+    def _rows_of_table(self, i: Instruction, rows: range, values: int, spent: Spent) -> None:
+        for row in rows:
+            self._wait(spent, i["addr"] + row * i["chunks"], i["chunks"], self.fetch + self.o.table)
+            self._work(spent, values)
+            self._lose(spent, self.o.token)
             self.memory.release(self.now)
 
-    def _rope(self, i: Instruction, p: Pass, spent: Spent) -> None:
+    def _embed(self, i: Instruction, p: Pass, spent: Spent) -> None:
+        # Token ids are not known to the model: it takes rows far from each other.
+        vocab = self.regs["vocab"]
         for s in range(p.n):
-            self._wait(spent, i["addr"] + (p.pos0 + s) * i["chunks"], i["chunks"], self.fetch)
-            self._work(spent, 1 << self.regs["head_log2"] - 1)
-            self._lose(spent, self.o.rope_token)
-            self.memory.release(self.now)
+            row = (p.pos0 + s) * 37 % vocab
+            self._rows_of_table(i, range(row, row + 1), self.regs["hidden"], spent)
+        self._lose(spent, self.o.resid)
+
+    def _rope(self, i: Instruction, p: Pass, spent: Spent) -> None:
+        self._rows_of_table(i, range(p.pos0, p.ctx), 1 << self.regs["head_log2"] - 1, spent)
 
     def _norm(self, i: Instruction, p: Pass, spent: Spent) -> None:
         self._stream_tile(i, spent, i["chunks"])
-        n = 1 if i["last"] else p.n
-        self._work(spent, n * self.regs["hidden"] // Config.NORM_WIDTH)
-        self._lose(spent, n * self.o.norm_token + self.o.norm_drain)
+        self._work(spent, (1 if i["last"] else p.n) * self.regs["hidden"] // Config.NORM_WIDTH)
+        self._lose(spent, self.o.norm)
         self.memory.release(self.now)
 
     def _linear(self, i: Instruction, p: Pass, spent: Spent) -> None:
         nb = 1 if i["last"] else p.nb
+        self._lose(spent, p.nb if i["last"] else 1)     # seeks the block
         a_row = nb * max(i["row_beats"], self.c.P)
         for k in range(i["tiles"]):
             end = k == i["tiles"] - 1
             self._stream_tile(i, spent, i["last_chunks" if end else "chunks"])
+            self._lose(spent, self.o.tile)
             self._work(spent, a_row * i["last_rows" if end else "rows"])
             self.memory.release(self.now)
-        self._lose(spent, self.c.P + self.o.drain)
+        self._lose(spent, self.array + self.c.P + self.o.epilogue(i["epi"]))
 
     def _store(self, i: Instruction, p: Pass, spent: Spent) -> None:
-        words = p.n * i["row_beats"] * self.c.bus_per_chunk
-        self.memory.write(self.now, words)
-        self._work(spent, words)
-        self._lose(spent, self.o.store + p.n * self.o.store_token)
-        self.fence = self.now
+        c, o = self.c, self.o
+        chunks = p.n * i["row_beats"]
+        words = chunks * c.bus_per_chunk
+        at = (i["addr"] + p.pos0 * i["row_beats"]) * c.bus_per_chunk
+        self.storing = max(self.now, self.storing)
+        for first in range(0, words, c.burst_words):
+            n = min(c.burst_words, words - first)
+            self.storing += n + o.store_burst
+            self.memory.write(at + first, n, self.storing)
+        # the engine is done when the last chunk is taken, ahead of memory
+        end = max(self.now + chunks, self.storing - o.store_ahead * c.bus_per_chunk)
+        self._work(spent, end - self.now)
+        self._lose(spent, o.store)
 
     def _kv_tiles(self, i: Instruction, p: Pass, spent: Spent):
         """Reads the cache; yields (keys of each block in this tile, ends a block) a tile."""
@@ -362,7 +403,8 @@ class _Machine:
         for first in range(0, p.ctx, i["rows"]):
             n = min(i["rows"], p.ctx - first)
             self._wait(spent, i["addr"] + first * i["row_beats"], n * i["row_beats"],
-                       max(self.fetch, self.fence))
+                       max(self.fetch, self.memory.written()))
+            self._lose(spent, self.o.tile + len(limits) * self.o.block)
             yield [(max(0, min(limit - first, n)), first < limit <= first + n)
                    for limit in limits]
             self.memory.release(self.now)
@@ -370,10 +412,9 @@ class _Machine:
     def _qk(self, i: Instruction, p: Pass, spent: Spent) -> None:
         for blocks in self._kv_tiles(i, p, spent):
             self._work(spent, sum(keys for keys, _ in blocks) * i["row_beats"])
-        self._lose(spent, self.c.P + self.o.score_drain)
+        self._lose(spent, self.o.scores + (self.c.W - 1).bit_length())
 
     def _sv(self, i: Instruction, p: Pass, spent: Spent) -> None:
-        self._lose(spent, self.o.sv_start)
         rows = 1 + (1 << self.regs["head_log2"])
         for blocks in self._kv_tiles(i, p, spent):
             for keys, last in blocks:
@@ -381,7 +422,7 @@ class _Machine:
                 if last:
                     self._work(spent, rows * self.c.P)
                     self._lose(spent, self.o.sum_gap)
-        self._lose(spent, self.c.P + self.o.drain)
+        self._lose(spent, self.array + self.c.P + self.o.act)
 
 
 def predict(image: Image, board: Board, *, prompt: int, generate: int, start_pos: int = 0,

@@ -14,6 +14,8 @@ from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import (INSTRUCTION_BYTES, MODEL_REGS, Epi, Header, Instruction, Mode, Op,
                                 Src, decode)
 
+from meadowlark_hdl.link.protocol import ISA_CRC
+
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -161,7 +163,7 @@ class Image:
             sections[name] = {"offset": at, "size": len(raw), "crc32": crc32(raw)}
             at += len(raw)
         header = json.dumps({
-            "name": self.name, "board": self.board, "seconds": self.seconds,
+            "isa": ISA_CRC, "name": self.name, "board": self.board, "seconds": self.seconds,
             "bos_id": self.bos_id, "stop_ids": self.stop_ids, "config": self.config,
             "needs": self.needs, "model_regs": self.model_regs, "shape": self.shape,
             "facts": self.facts, "sections": sections},
@@ -257,8 +259,11 @@ class Image:
             if crc32(content) != header["sections"][section]["crc32"]:
                 raise UserError(f"{name} is damaged: the checksum of its {section} is wrong; "
                                 f"{again}")
+        if header["isa"] != ISA_CRC:
+            raise UserError(f"{name} is for another instruction set; {again}")
         config = dict(header["config"])
-        Config(**config)            # refuses what is no core
+        if Config(**config).as_dict() != config:    # refuses what is no core
+            raise ValueError("a config with missing fields")
         regs = {f.name: _whole(header["model_regs"], f.name, 1 << f.bits) for f in MODEL_REGS}
         image = cls(
             name=_text(header, "name"), board=_text(header, "board"), config=config,

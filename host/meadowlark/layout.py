@@ -32,7 +32,7 @@ class Tiling(NamedTuple):
 
 
 def tile_linear(rows: int, row_beats: int, config: Config, *, header: Header,
-                divides: int | None = None, limit: int | None = None) -> Tiling:
+                divides: int | None = None) -> Tiling:
     """Cut the rows of a linear layer into tiles.
 
     A tile is used only when all of it has arrived, and a half of the tile buffer is filled only
@@ -47,15 +47,13 @@ def tile_linear(rows: int, row_beats: int, config: Config, *, header: Header,
         Beats a row.
     divides : int, power of two, optional
         The rows of a tile divide this (query heads: a tile holds rows of one head).
-    limit : int, optional
-        Most rows of a tile, for experiments.
 
     Returns
     -------
     Tiling
         All tiles but the last hold ``rows`` rows; ``last_rows`` <= ``rows``.
     """
-    most = min(config.tile_rows, config.tile_beats // row_beats, limit or config.tile_rows) & ~1
+    most = min(config.tile_rows, config.tile_beats // row_beats) & ~1
     if most < 2:
         raise UserError(f"a pair of rows takes {2 * row_beats} beats and the tile buffer holds "
                         f"{config.tile_beats}")

@@ -1,0 +1,63 @@
+"""Listing of a program, for people."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from meadowlark_hdl.isa import Epi, Field, Header, Instruction, MODEL_REGS, Mode, Op, Src
+
+if TYPE_CHECKING:
+    from .image import Image
+
+_LINEAR_WITH_Y = (Epi.ACT16, Epi.ACT8, Epi.ROPE16, Epi.ROPE8, Epi.SWIGLU)
+_LINEAR_WITH_SHIFT = (Epi.ROPE16, Epi.ROPE8, Epi.SWIGLU)
+
+
+def line(i: Instruction) -> str:
+    """One instruction in one line: operator, tiles, operands; what it ignores is left out.
+
+    Addresses are in chunks (``@``), x in words, y in elements.
+    """
+    op = Op(i["op"])
+    parts = [f"{op.name} {Epi(i['epi']).name}" if op == Op.LINEAR else op.name]
+    if i["last"]:
+        parts.append("if-more" if op == Op.END else "last")
+    if i["heads"]:
+        parts.append(f"heads {i['lanes']}")
+    if op == Op.END:
+        return " ".join(parts)
+    if op != Op.STORE:
+        source = Src(i["src"]).name.lower()
+        at = "" if i["src"] == Src.STREAM else f" @{i['addr']:#x}"
+        form = Mode(i["mode"]).name.lower()
+        if i["header"]:
+            form += f"+{Header(i['header']).name.lower()}"
+        size = f"{i['rows']}x{i['row_beats']}"
+        if i["src"] == Src.STREAM:
+            size = f"{i['tiles']} x {size}"
+            if i["last_rows"] != i["rows"]:
+                size += f", last {i['last_rows']}"
+        parts.append(f"{source}{at} [{size} {form}, {i['chunks']} chunks]")
+    else:
+        parts.append(f"@{i['addr']:#x} [{i['row_beats']} chunks a token]")
+    if op in (Op.LINEAR, Op.STORE, Op.QK):
+        parts.append(f"x {i['x']}")
+    if op in (Op.NORM, Op.SV) or op == Op.LINEAR and i["epi"] in _LINEAR_WITH_Y:
+        parts.append(f"y {i['y']}")
+    if op == Op.SV:
+        parts.append(f"mant {i['mant']}")
+    if op in (Op.NORM, Op.QK, Op.SV) or op == Op.LINEAR and i["epi"] in _LINEAR_WITH_SHIFT:
+        parts.append(f"shift {i['shift']}")
+    return " ".join(parts)
+
+
+def listing(image: Image) -> Iterator[str]:
+    """Lines of text: the model registers, then both lists with their addresses."""
+    field: Field
+    for field in MODEL_REGS:
+        yield f"; {field.name:12} {image.model_regs[field.name]}"
+    starts = {image.model_regs["prefill_pc"]: "prefill:", image.model_regs["decode_pc"]: "decode:"}
+    for pc, i in enumerate(image.instructions):
+        if pc in starts:
+            yield starts[pc]
+        yield f"{pc:5}  {line(i)}"

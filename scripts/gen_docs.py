@@ -1,0 +1,120 @@
+#!/usr/bin/env python3
+"""Write the pages of docs/ that come from code; ``--check`` only says whether they are current."""
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import sys
+from collections.abc import Iterable
+from enum import IntEnum
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+for folder in ("hdl", "host", "boards"):
+    sys.path.insert(0, str(ROOT / folder))
+
+from meadowlark_hdl import isa  # noqa: E402
+from meadowlark_hdl.control import counters_table  # noqa: E402
+from meadowlark_hdl.control import errors  # noqa: E402
+from meadowlark_hdl.link import protocol  # noqa: E402
+
+NOTE = "<!-- Written by scripts/gen_docs.py; change the code and run `make docs`. -->\n"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |"
+                     for line in lines) + "\n"
+
+
+def meanings(enum: type[IntEnum]) -> dict[str, str]:
+    """Member name -> the comment after ``#:`` (or ``#``) on its line."""
+    found = re.findall(r"^ +(\w+) = \w+ *(?:#:? *(.*))?$", inspect.getsource(enum), re.M)
+    return {name: text.replace("``", "`") for name, text in found if name in enum.__members__}
+
+
+def members(enum: type[IntEnum], head: str) -> str:
+    """Table of an enum."""
+    text = meanings(enum)
+    return table(("value", head, "meaning"),
+                 ((int(m), f"`{m.name}`", text.get(m.name, "")) for m in enum))
+
+
+def first_line(item: type) -> str:
+    return (inspect.getdoc(item) or "").splitlines()[0]
+
+
+def bits(fields: Iterable[isa.Field]) -> Iterable[tuple[str, str, int, str]]:
+    """(bit range, name, width, doc) of packed fields."""
+    at = 0
+    for f in fields:
+        yield f"{at + f.bits - 1}:{at}", f"`{f.name}`", f.bits, f.doc
+        at += f.bits
+
+
+def program() -> str:
+    """docs/program.md."""
+    out = [NOTE, "# The program\n",
+           f"An instruction has {isa.INSTRUCTION_BITS} bits and is stored as "
+           f"{isa.INSTRUCTION_BYTES} bytes, little endian. What each one does is in "
+           "[architecture.md](architecture.md).\n",
+           "## Fields\n", table(("bits", "field", "width", "meaning"), bits(isa.FIELDS))]
+    for enum, title in ((isa.Op, "Operators (`op`)"), (isa.Src, "Sources of tiles (`src`)"),
+                        (isa.Epi, "Epilogues of LINEAR (`epi`)"),
+                        (isa.Mode, "Decoder modes (`mode`)"),
+                        (isa.Header, "Row headers (`header`)")):
+        out += [f"## {title}\n", members(enum, "name")]
+    out += ["## Model registers\n", "Written once after an image is loaded.\n",
+            table(("register", "width", "meaning"),
+                  ((f"`{f.name}`", f.bits, f.doc) for f in isa.MODEL_REGS))]
+    return "\n".join(out)
+
+
+def registers() -> str:
+    """docs/registers.md."""
+    out = [NOTE, "# Commands, registers, counters\n",
+           f"Protocol version {protocol.VERSION}; instruction set {protocol.ISA_CRC:#010x}.\n",
+           "## Commands\n",
+           table(("type", "command", "payload", "payload of the answer"),
+                 ((f"{int(c):#04x}", f"`{c.name}`", info.payload, info.answer)
+                  for c, info in protocol.COMMANDS.items()))]
+    for enum, title in ((protocol.Result, "Results"), (protocol.Reason, "Reasons of a run's end"),
+                        (errors.Error, "Errors")):
+        out += [f"## {title}\n", first_line(enum) + "\n", members(enum, "name")]
+    out += ["## Registers\n",
+            table(("word", "register", "width", "access", "meaning"),
+                  ((f"{r.address:#04x}", f"`{r.name}`", r.width, r.access, r.doc)
+                   for r in protocol.REGISTERS)),
+            "## Counters\n",
+            f"{counters_table.COUNTER_BITS} bits each; counter i reads as the words "
+            f"{protocol.COUNTER_BASE:#x} + 2*i and the next.\n",
+            table(("index", "counter", "meaning"),
+                  ((i, f"`{c.name}`", c.doc) for i, c in enumerate(counters_table.COUNTERS)))]
+    return "\n".join(out)
+
+
+PAGES = {"docs/program.md": program, "docs/registers.md": registers}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the pages; with --check return 1 if one of them is not what it would be."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 if not current")
+    check = parser.parse_args(argv).check
+    stale = []
+    for name, make in PAGES.items():
+        path, text = ROOT / name, make()
+        if not path.exists() or path.read_text() != text:
+            stale.append(name)
+            if not check:
+                path.write_text(text)
+    if check and stale:
+        print(f"not current: {', '.join(stale)}; run make docs", file=sys.stderr)
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

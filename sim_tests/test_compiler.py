@@ -1,0 +1,168 @@
+"""Layout and program, executed by the interpreter, against the golden model; limits."""
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from interpreter import Interpreter
+from meadowlark.compiler import compile_model
+from meadowlark.errors import UserError
+from meadowlark.golden import GoldenModel
+from meadowlark.layout import Shape, act_map, tile_linear
+from meadowlark.model import load_model
+from meadowlark.quantise import quantise
+from meadowlark_boards import get_board
+from meadowlark_hdl.config import Config
+from meadowlark_hdl.isa import Epi, Header, Op, Src
+from random_model import random_model, random_texts
+
+NARROW = Config(W=8, P=4, bus_bytes=2, act_words=128, residual_values=4096, score_depth=128,
+                rope_pairs=512, tile_beats=64, tile_rows=16, fifo_words=256, burst_words=64,
+                context=128)
+WIDE = Config(W=4, P=6, bus_bytes=4, score_depth=256, tile_beats=64, tile_rows=32, context=128)
+#: One resident block, decode's queries in turn.
+TIGHT = NARROW.replace(act_words=12)
+SHAPES = {
+    "plain": {},
+    # nothing is a multiple of anything, biases everywhere, an odd vocabulary
+    "odd": dict(hidden=42, heads=3, kv_heads=1, head_dim=12, ffn=51, vocab=77, tied=False,
+                attention_bias=True, mlp_bias=True),
+    "group": dict(heads=8, kv_heads=1, head_dim=16, ffn=64),    # more heads a KV head than lanes
+    "one": dict(heads=1, kv_heads=1, head_dim=32, layers=1),
+}
+
+
+def board(config, memory_bytes=256 << 20):
+    b = get_board("virtual")
+    return replace(b, config=config, memory=replace(b.memory, size_bytes=memory_bytes))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Quantised models by name, made when asked for."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            folder = random_model(tmp_path_factory.mktemp(name), seed=1, **SHAPES[name])
+            model = load_model(folder)
+            made[name] = quantise(model, random_texts(model, seed=2))
+        return made[name]
+    return get
+
+
+@pytest.mark.parametrize("config", [NARROW, WIDE, TIGHT], ids=["narrow", "wide", "tight"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_program_gives_golden_logits(models, shape, config, seed):
+    qm = models(shape)
+    if config is TIGHT and shape != "plain":
+        pytest.skip("made for one shape")
+    image = compile_model(qm, board(config))
+    chip, golden = Interpreter(image, config, seed), GoldenModel(qm)
+    tokens = np.random.default_rng(seed).integers(0, qm.vocab, 41).tolist()
+    for n in (41, 1, 2):                # several passes and blocks; the decode list; one block
+        want = golden.forward(tokens[:n])
+        np.testing.assert_array_equal(chip.prompt(tokens[:n]), want)
+        for position in (n, n + 1):
+            token = int(want.argmax())
+            want = golden.forward([token], position)
+            np.testing.assert_array_equal(chip.step(token, position), want)
+    # a prompt that goes on from a cache
+    np.testing.assert_array_equal(chip.prompt(tokens[:9], 4), golden.forward(tokens[:9], 4))
+    if config is TIGHT:
+        assert image.model_regs["blocks"] == 1
+
+
+def test_lists_use_the_stream_alike(models):
+    for shape in SHAPES:
+        image = compile_model(models(shape), board(NARROW))
+        program, split = image.instructions, image.model_regs["decode_pc"]
+
+        def tiles(code):
+            return [(k < i["tiles"] - 1 and i["chunks"] or i["last_chunks"], i["rows"])
+                    for i in code if i["src"] == Src.STREAM for k in range(i["tiles"])]
+        prefill, decode = tiles(program[:split]), tiles(program[split:])
+        assert prefill == decode
+        tables = min(i["addr"] for i in program if i["src"] in (Src.TABLE, Src.TOKEN))
+        assert 0 <= tables - sum(chunks for chunks, _ in prefill) < 8
+
+
+def test_stores_wait_for_nothing_they_need(models):
+    """Keys and values are stored before attention output may overwrite them."""
+    image = compile_model(models("plain"), board(NARROW))
+    ops = [Op(i["op"]) for i in image.instructions]
+    for at, op in enumerate(ops):
+        if op == Op.SV:
+            before = ops[:at][::-1]
+            assert before.index(Op.QK) < before.index(Op.STORE)
+
+
+def test_default_model_fills_the_ulx3s():
+    shape = Shape(hidden=128, layers=6, heads=4, kv_heads=2, head_dim=32, head_pad=32, ffn=384,
+                  vocab=2048, context=512)
+    assert act_map(shape, 8).block_words == 64
+
+
+@pytest.mark.parametrize("rows,row_beats,header", [
+    (128, 16, Header.SCALE), (128, 24, Header.SCALE), (2, 32, Header.BIAS), (77, 4, Header.SCALE),
+    (50, 31, Header.BIAS), (4000, 1, Header.SCALE)])
+def test_tiles_fit_and_are_even(rows, row_beats, header):
+    for config in (NARROW, WIDE, Config(W=32, P=8, bus_bytes=32)):
+        t = tile_linear(rows, row_beats, config, header=header)
+        assert t.rows <= config.tile_rows and t.rows * row_beats <= config.tile_beats
+        assert (t.tiles - 1) * t.rows + t.last_rows == rows and 0 < t.last_rows <= t.rows
+        assert t.tiles == 1 or t.rows % 2 == 0
+        assert tile_linear(64, 1, config, header=header, divides=16).rows in (2, 4, 8, 16)
+
+
+@pytest.mark.parametrize("change,names", [
+    (dict(act_words=11), "act_words"), (dict(residual_values=124), "residual_values"),
+    (dict(rope_pairs=15), "rope_pairs"), (dict(tile_beats=8), "tile_beats"),
+    (dict(prog_depth=32), "prog_depth")])
+def test_limits_are_named(models, change, names):
+    with pytest.raises(UserError, match=f"^the model does not fit the board: .*{names}"):
+        compile_model(models("plain"), board(NARROW.replace(**change)))
+
+
+def test_context_limits(models):
+    qm = models("plain")
+    assert compile_model(qm, board(NARROW)).context == 128
+    assert compile_model(qm, board(NARROW.replace(context=64))).context == 64
+    assert compile_model(qm, board(NARROW), context=5).context == 5
+    for context in (0, 129):
+        with pytest.raises(UserError, match=r"^the context must be in 1\.\.128 for this model, "):
+            compile_model(qm, board(NARROW), context=context)
+    with pytest.raises(UserError, match="^the model does not fit .*score_depth.*36 less"):
+        compile_model(qm, board(NARROW.replace(score_depth=64)), context=100)
+    with pytest.raises(UserError, match="of 8 is below the board's beat of 16"):
+        compile_model(qm, board(Config(W=16, P=4, bus_bytes=4)))
+    with pytest.raises(UserError, match="instruction set: instruction field tiles holds 15 bits"):
+        wide = replace(qm.head, codes=np.repeat(qm.head.codes, 1024, 0),
+                       mant=np.repeat(qm.head.mant, 1024), shift=np.repeat(qm.head.shift, 1024))
+        compile_model(replace(qm, head=wide), board(NARROW.replace(tile_beats=16)))
+
+
+def test_memory_limit(models):
+    image = compile_model(models("plain"), board(NARROW))
+    need = image.needs["memory_bytes"]
+    fits = -(-need // 4096) * 4096
+    compile_model(models("plain"), board(NARROW, fits))
+    with pytest.raises(UserError, match=f"takes {need:,} bytes of memory.*--ctx"):
+        compile_model(models("plain"), board(NARROW, fits - 4096))
+
+
+def test_statistics(models):
+    """Counted by hand for hidden 32, 4 heads of 8, 2 KV heads, FFN 64, 2 layers, vocabulary 128."""
+    image = compile_model(models("plain"), board(NARROW))
+    layer = 32 * (32 + 16 + 16 + 32) + 3 * 64 * 32
+    rows = 32 + 16 + 16 + 32 + 128 + 32
+    assert image.parameters == 2 * (layer + 64) + 128 * 32 + 32
+    weights = 2 * (layer + 4 * rows + 2 * 64) + 128 * (32 + 4) + 64
+    table = 32 + 4 + 2 * 8
+    assert image.bytes_per_token(1) == weights + table + 2 * 2 * 16 * 2
+    assert image.bytes_per_token(10) - image.bytes_per_token(9) == 2 * 2 * 16
+    assert image.useful_bytes(pos0=0, n=10, head=False) == (
+        2 * (layer + 4 * rows + 2 * 64) + 10 * table + 2 * 2 * 2 * 16 * 10)
+    assert image.useful_macs(pos0=0, n=3, head=True) == (
+        3 * 2 * layer + 128 * 32 + 2 * 2 * 32 * (1 + 2 + 3))
+    assert image.bits_per_weight == 8 * len(image.memory) / image.parameters
+    assert any(i["epi"] == Epi.LOGIT for i in image.instructions)

@@ -1,0 +1,154 @@
+"""The cycle model: bounds that hold by arithmetic, and the useful work of a test."""
+import time
+from dataclasses import replace
+
+import pytest
+from meadowlark.compiler import compile_model
+from meadowlark.cycles import Overheads, kind_of, predict
+from meadowlark.errors import UserError
+from meadowlark.model import load_model
+from meadowlark.quantise import quantise
+from meadowlark_boards import get_board
+from meadowlark_hdl.isa import Epi, Op, Src
+from random_model import random_model, random_texts
+
+SHAPE = dict(hidden=128, layers=2, heads=4, kv_heads=2, head_dim=32, ffn=384, vocab=512,
+             context=512)
+
+
+@pytest.fixture(scope="module")
+def qm(tmp_path_factory):
+    model = load_model(random_model(tmp_path_factory.mktemp("m"), seed=1, **SHAPE))
+    return quantise(model, random_texts(model, seed=2, sequences=2))
+
+
+@pytest.fixture(scope="module", params=["virtual", "ulx3s_85f"])
+def case(request, qm):
+    board = get_board(request.param)
+    return compile_model(qm, board), board
+
+
+def test_lower_bounds(case):
+    """No test is faster than its words on the bus or its rows in the array."""
+    image, board = case
+    c = board.config
+    for prompt, generate in ((128, 1), (1, 8), (17, 3)):
+        r = predict(image, board, prompt=prompt, generate=generate)
+        assert r.cycles >= r.bus_words >= r.useful_bytes / c.bus_bytes
+        assert r.cycles >= r.useful_macs / (c.W * c.P)
+        assert r.cycles == r.prefill_cycles + r.decode_cycles
+        assert 0 < r.memory_utilisation < 1 and 0 < r.mac_utilisation < 1
+        array = 0
+        for p, _ in r.passes:
+            at = image.model_regs["decode_pc" if p.decode else "prefill_pc"]
+            for i in r.program[at:]:
+                if i["op"] == Op.LINEAR:
+                    rows = (i["tiles"] - 1) * i["rows"] + i["last_rows"]
+                    blocks = 1 if i["last"] else p.nb
+                    if not i["last"] or p.final:
+                        array += rows * blocks * max(i["row_beats"], c.P)
+                if i["op"] == Op.END and not (i["last"] and p.final):
+                    break
+        spent = sum(s.work for name, s in r.by_kind().items() if name.startswith("LINEAR"))
+        assert spent == array
+
+
+def test_bus_words_are_exact(case):
+    """One decode pass reads the stream, two table rows and the cache once, and writes a row."""
+    image, board = case
+    c, s = board.config, image.shape
+    r = predict(image, board, prompt=1, generate=1)
+    code = r.program[image.model_regs["decode_pc"]:]
+    stream = sum((i["tiles"] - 1) * i["chunks"] + i["last_chunks"] for i in code
+                 if i["src"] == Src.STREAM)
+    tables = sum(i["chunks"] for i in code if i["src"] in (Src.TABLE, Src.TOKEN))
+    head = s["head_pad"] // c.W
+    cache = 2 * 2 * s["layers"] * s["kv_heads"] * head      # read and written
+    assert r.bus_words == (stream + tables + cache) * c.bus_per_chunk
+
+
+def test_ulx3s_is_bound_as_designed(qm):
+    board = get_board("ulx3s_85f")
+    image = compile_model(qm, board)
+    assert predict(image, board, prompt=1, generate=16).memory_utilisation > 0.94
+    assert predict(image, board, prompt=128, generate=1).mac_utilisation > 0.7
+
+
+def test_run_ahead_is_bounded(qm):
+    """After a long prefill, all of the head but what the buffers hold is yet to be read."""
+    board = get_board("ulx3s_85f")
+    image, c = compile_model(qm, board), board.config
+    r = predict(image, board, prompt=128, generate=1)
+    pc = next(pc for pc in r.by_pc if r.program[pc]["epi"] == Epi.LOGIT)
+    i = r.program[pc]
+    words = ((i["tiles"] - 1) * i["chunks"] + i["last_chunks"]) * c.bus_per_chunk
+    ahead = c.fifo_words + 2 * i["chunks"] * c.bus_per_chunk
+    # while the last tile of the layer before is in use only one half is free
+    assert words - ahead <= r.by_pc[pc].cycles <= words + i["rows"] * c.P
+    small = replace(board, config=c.replace(fifo_words=256))
+    assert predict(image, small, prompt=128, generate=1).cycles > r.cycles + 500
+
+
+def test_slower_memory_takes_longer(case):
+    image, board = case
+    base = predict(image, board, prompt=20, generate=4).cycles
+    for change in (dict(latency_cycles=200), dict(row_miss_cycles=100, banks=1),
+                   dict(refresh_interval_cycles=1000, refresh_cycles=300)):
+        slow = replace(board, memory=replace(board.memory, **change))
+        assert predict(image, slow, prompt=20, generate=4).cycles > base
+    refresh = replace(board, memory=replace(board.memory, refresh_interval_cycles=1000,
+                                            refresh_cycles=300))
+    assert predict(image, refresh, prompt=20, generate=4).cycles < 1.6 * base
+
+
+def test_overheads_count(case):
+    image, board = case
+    base = predict(image, board, prompt=1, generate=4)
+    more = predict(image, board, prompt=1, generate=4,
+                   overheads=replace(Overheads(), sample=1030, pass_=104))
+    # a refresh falls elsewhere than before
+    slack = 2 * board.memory.refresh_cycles
+    assert abs(more.cycles - base.cycles - 4 * (1000 + 100)) <= slack
+
+
+def test_budget_adds_up(case):
+    image, board = case
+    r = predict(image, board, prompt=40, generate=3)
+    assert sum(s.cycles for s in r.by_kind().values()) == r.cycles
+    assert sum(cycles for _, cycles in r.passes) + Overheads().run == r.cycles
+    text = r.budget()
+    for name in ("LINEAR SWIGLU", "QK", "STORE", f"| all | | {r.cycles:,} |"):
+        assert name in text
+    kinds = {kind_of(i) for i in r.program}
+    assert kinds - {"END"} <= set(r.by_kind())
+    assert f"LINEAR {Epi.LOGIT.name}" in kinds
+
+
+def test_long_context_costs_its_keys(case):
+    image, board = case
+    near = predict(image, board, prompt=1, generate=1, start_pos=10)
+    far = predict(image, board, prompt=1, generate=1, start_pos=400)
+    s, c = image.shape, board.config
+    keys = 390 * 2 * s["layers"] * s["kv_heads"] * s["head_pad"]
+    assert far.useful_bytes - near.useful_bytes == keys
+    assert far.cycles - near.cycles >= keys // (c.bus_bytes if c.bus_bytes < c.W else c.W) // 2
+
+
+def test_bad_tests_are_refused(case):
+    image, board = case
+    for bad in (dict(prompt=0, generate=1), dict(prompt=1, generate=-1),
+                dict(prompt=1, generate=1, start_pos=-1)):
+        with pytest.raises(UserError, match="^a test needs a prompt of at least 1 token"):
+            predict(image, board, **bad)
+    with pytest.raises(UserError, match="^520 tokens do not fit the image's context of 512$"):
+        predict(image, board, prompt=500, generate=21)
+    other = get_board("virtual" if board.name != "virtual" else "ulx3s_85f")
+    with pytest.raises(UserError, match="compiled for a core with W"):
+        predict(image, other, prompt=1, generate=1)
+
+
+def test_it_is_quick(case):
+    image, board = case
+    began = time.process_time()
+    predict(image, board, prompt=128, generate=32)
+    assert time.process_time() - began < 5
