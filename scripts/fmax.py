@@ -7,6 +7,7 @@ and reduced to one pin, so nothing is pruned, no pin is timed, and every port co
 """
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import json
@@ -22,6 +23,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from meadowlark.ecp5 import Report, place_and_route, synthesise
 from meadowlark.errors import UserError
+from meadowlark.files import write_atomic
 from meadowlark_boards import get_board
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,7 +133,7 @@ def summary(report: Report) -> dict:
     }
 
 
-def table(what: str, config: str, found: dict, available: dict, minutes: float) -> str:
+def table(what: str, config: str, found: dict, available: dict[str, int], minutes: float) -> str:
     """docs/fmax.md."""
     rows = "\n".join(
         f"| {key} ({kind}) | {found[key.lower()]} | {available.get(kind, 0)} | "
@@ -140,8 +142,9 @@ def table(what: str, config: str, found: dict, available: dict, minutes: float) 
     path = "\n".join("    " + line for line in found["critical_path"])
     return f"""# Speed and size on an ECP5-85F
 
-Written by `make fmax ARGS=--write`: {what}, after routing, LFE5U-85F-6CABGA381, Yosys (pyosys) and nextpnr from
-PyPI, seed {found["seed"]}, {minutes:.0f} minutes. Every port stands behind a register; pins are not timed.
+Written by `make fmax ARGS=--write`: {what}, after routing, LFE5U-85F-6CABGA381, Yosys (pyosys)
+and nextpnr from PyPI, seed {found["seed"]}, {minutes:.0f} minutes. Every port stands behind a
+register (these are counted); pins are not timed.
 
     {config}
 
@@ -177,7 +180,6 @@ def main(block, params, board, seed, freq, synth_only, write, json_to) -> None:
               flush=True)
 
     try:
-        import ast
         parameters = {}
         for item in params:
             key, _, value = item.partition("=")
@@ -190,9 +192,11 @@ def main(block, params, board, seed, freq, synth_only, write, json_to) -> None:
         cells = synthesise(text, directory, progress=progress)
         if synth_only:
             found = {"cells": dict(sorted(cells.items()))}
+            available = {}
         else:
             report = place_and_route(directory, seed=seed, freq_mhz=freq, progress=progress)
             found = summary(report) | {"seed": seed}
+            available = report.available
     except (UserError, ValueError) as error:
         raise click.ClickException(str(error)) from None
     if tty:
@@ -201,13 +205,13 @@ def main(block, params, board, seed, freq, synth_only, write, json_to) -> None:
     if not synth_only and write:
         config = ", ".join(f"{key}={value}" for key, value in
                            get_board(board).config.replace(dsp="ecp5").as_dict().items())
-        TABLE.write_text(table(what, config, found, report.available, minutes))
+        write_atomic(TABLE, table(what, config, found, available, minutes).encode())
     if json_to:
         out = json.dumps(found, indent=2)
         if json_to == "-":
             print(out)
         else:
-            Path(json_to).write_text(out + "\n")
+            write_atomic(Path(json_to), f"{out}\n".encode())
     else:
         for key, value in found.items():
             if isinstance(value, list):
