@@ -38,7 +38,7 @@ mutate: setup ## break the gateware in many small ways and see the tests notice
 	@$(BIN)/python scripts/mutate.py $(ARGS)
 
 docs: setup ## write the tables in docs/ that come from code
-	@$(BIN)/python scripts/docs.py
+	@$(BIN)/python scripts/gen_docs.py
 
 clean: ## remove everything that was built, except .venv
 	rm -rf build .pytest_cache .ruff_cache
