@@ -154,7 +154,7 @@ class SimMemory:
                                self.bus_bytes):
                     beat = beats.popleft()
                     for b in range(self.bus_bytes):
-                        if beat >> 8 * (self.bus_bytes + b) & 1:
+                        if beat >> 8 * self.bus_bytes + b & 1:
                             self.data[i + b] = beat >> 8 * b & 255
                 # One completion a cycle at most.
                 at = now + self.latency + random.randrange(8 if self.stall else 1)

@@ -12,6 +12,11 @@ from .lane import result_cycle
 from .tiling_engine import EngineControl, or_levels
 
 
+def StoreCommand() -> data.StructLayout:
+    """Where the words of a STORE go: addr and length in chunks."""
+    return data.StructLayout({"addr": 27, "chunks": 12})
+
+
 class Issue(wiring.Component):
     """Turns instructions into the array's control and the serial operands of the vector unit.
 
@@ -42,7 +47,7 @@ class Issue(wiring.Component):
     rope : Out(RopeWrite)
     norm_start : Out(1), norm_done : In(1), gamma_addr : In, gamma : Out(Beat), vector_busy : In(1)
     current : Out(InstructionLayout)        The instruction in execution, for the vector unit.
-    store_cmd : Out(stream of {addr, chunks}); store_room : In
+    store_cmd : Out(stream of StoreCommand); store_room : In
     pass_end : Out(1)                       One cycle: END executed, everything before it written.
     retired : Out(1)                        One cycle an instruction.
     pc : Out(16)                            Of the instruction in execution.
@@ -67,7 +72,7 @@ class Issue(wiring.Component):
             "gamma_addr": In(range(config.tile_beats)), "gamma": Out(Beat(config)),
             "vector_busy": In(1),
             "current": Out(InstructionLayout),
-            "store_cmd": Out(stream.Signature(data.StructLayout({"addr": 27, "chunks": 12}))),
+            "store_cmd": Out(stream.Signature(StoreCommand())),
             "store_room": In(7),
             "pass_end": Out(1), "retired": Out(1), "pc": Out(16), "bad_op": Out(1),
             "array_active": Out(1), "wait_tile": Out(1), "wait_vector": Out(1),
@@ -214,8 +219,10 @@ class Issue(wiring.Component):
             with m.State("TOKEN_READ"):                 # the address stands; data 2 cycles later
                 m.d.comb += direct.eq(1)
                 m.d.sync += settle.eq(settle - 1)
+                with m.If(settle == 1):
+                    m.d.sync += direct_addr.eq(1)
                 with m.If(settle == 0):
-                    m.d.sync += [shift_reg.eq(self.tile.beat), direct_addr.eq(1),
+                    m.d.sync += [shift_reg.eq(self.tile.beat),
                                  serial.eq(Mux(instr.op == Op.ROPE, W // 2, W) - 1)]
                     m.next = "TOKEN_SERIAL"
             with m.State("TOKEN_SERIAL"):
@@ -232,16 +239,17 @@ class Issue(wiring.Component):
                     m.d.sync += element_row.eq(element_row + 1)
                     for i in range(W - 1):
                         m.d.sync += shift_reg[i].eq(shift_reg[i + 1])
+                # Data comes 2 cycles after its address, and a beat lasts W/2 >= 2 cycles: the
+                # address moves on a cycle before the beat it asked for is taken.
+                with m.If(serial == 1):
+                    m.d.sync += direct_addr.eq(direct_addr + 1)
                 with m.If(serial == 0):
                     m.d.sync += beat.eq(beat + 1)
                     with m.If(last_beat):
                         m.d.sync += release_now()
                         m.next = "TOKEN_NEXT"
                     with m.Else():
-                        # W >= 4: the next beat was addressed W/2 or more cycles ago, of which
-                        # two are needed; with W = 4 and pairs it is exactly two.
                         m.d.sync += [shift_reg.eq(self.tile.beat),
-                                     direct_addr.eq(direct_addr + 1),
                                      serial.eq(Mux(instr.op == Op.ROPE, W // 2, W) - 1)]
             with m.State("TOKEN_NEXT"):
                 m.d.sync += [token.eq(token + 1), token_lane.eq(token_lane + 1)]
@@ -401,7 +409,8 @@ class Issue(wiring.Component):
                 with m.If(self.store_cmd.ready):
                     m.next = "STORE_WORDS"
             with m.State("STORE_WORDS"):
-                with m.If(self.store_room[2:].any()):   # one may be on its way to the count
+                # One word may be on its way to the count.
+                with m.If(self.store_room[2:].any() & (timer == 0)):
                     m.d.sync += [lane.st_en.eq(1), lane.st_lane.eq(token_lane),
                                  lane.x_addr.eq(x_addr),
                                  x_addr.eq(x_addr + 1), beat.eq(beat + 1)]
@@ -409,7 +418,8 @@ class Issue(wiring.Component):
                         m.d.sync += [x_addr.eq(x_block), beat.eq(0), token.eq(token + 1),
                                      token_lane.eq(token_lane + 1)]
                         with m.If(token_lane == P - 1):
-                            m.d.sync += [token_lane.eq(0),
+                            # Lane 0 answers P - 1 cycles sooner than lane P - 1: stay in order.
+                            m.d.sync += [token_lane.eq(0), timer.eq(P - 1),
                                          x_block.eq(x_block + model.block_words),
                                          x_addr.eq(x_block + model.block_words)]
                         with m.If(token == pass_.n - 1):

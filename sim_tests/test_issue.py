@@ -1,0 +1,129 @@
+"""Issue: the serial operators, the end of a pass, and their cycles."""
+import os
+import random
+
+import cocotb
+import numpy as np
+import pytest
+from cocotb.triggers import ClockCycles, RisingEdge
+
+from array_bench import ArrayUnderTest, Bench, Tile
+from bench import simulate
+from meadowlark_hdl.compute.issue import Issue
+from meadowlark_hdl.config import Config
+from meadowlark_hdl.isa import Instruction, Op, Src
+
+CONFIGS = {f"w{w}p{p}": Config(W=w, P=p, bus_bytes=2, act_words=64, score_depth=64, tile_beats=32,
+                               tile_rows=8, rope_pairs=256) for w, p in ((4, 4), (8, 6), (16, 4))}
+
+
+def bench_of(dut, n):
+    c = CONFIGS[os.environ["CASE"]]
+    return Bench(dut, c, model={"block_words": 8, "blocks": 4, "head_log2": 5},
+                 pass_={"pos0": 3, "n": n, "nb": -(-n // c.P), "ctx": 3 + n, "final": 1})
+
+
+@cocotb.test(timeout_time=200, timeout_unit="us")
+@cocotb.parametrize(stall=[0.0, 0.8])
+async def embed(dut, stall):
+    n = CONFIGS[os.environ["CASE"]].P + 2
+    bench = bench_of(dut, n)
+    W, P = bench.config.W, bench.config.P
+    await bench.begin(stall)
+    rng = np.random.default_rng(random.randrange(2**32))
+    rows = rng.integers(-128, 128, (n, 4, W))
+    scales = [(int(rng.integers(1 << 16)), int(rng.integers(64)), 0) for _ in range(n)]
+    bench.tiles = [Tile(rows[i], [scales[i]]) for i in range(n)]
+    taken = await bench.execute(Instruction(Op.EMBED, src=Src.TOKEN, rows=1, row_beats=4))
+    await ClockCycles(dut.clk, 4)
+    got = [(r["row"], r["block"], r["lane"], r["kind"], r["acc"], tuple(r["scale"].values()))
+           for r in bench.results]
+    want = [(i, t // P, t % P, 0, int(rows[t].flat[i]), scales[t])
+            for t in range(n) for i in range(4 * W)]
+    assert got == want
+    if not stall:
+        assert taken <= n * (4 * W + 6) + 14
+
+
+@cocotb.test(timeout_time=200, timeout_unit="us")
+@cocotb.parametrize(stall=[0.0, 0.8])
+async def rope(dut, stall):
+    n = 5
+    bench = bench_of(dut, n)
+    W = bench.config.W
+    await bench.begin(stall)
+    rng = np.random.default_rng(random.randrange(2**32))
+    rows = rng.integers(-2**15, 2**15, (n, 2, W))
+    bench.tiles = [Tile(row) for row in rows]
+    taken = await bench.execute(Instruction(Op.ROPE, src=Src.TABLE, rows=1, row_beats=2))
+    pairs = rows.reshape(-1, 2)
+    assert bench.ropes == [(i, int(c), int(s)) for i, (c, s) in enumerate(pairs)]
+    if not stall:
+        assert taken <= n * (W + 6) + 14
+
+
+@cocotb.test(timeout_time=200, timeout_unit="us")
+async def norm_lends_the_tile(dut):
+    """norm_start, the gammas through gamma_addr, the tile given back after norm_done."""
+    bench = bench_of(dut, 2)
+    await bench.begin()
+    tile = Tile(np.arange(4 * bench.config.W).reshape(4, -1) - 7)
+    bench.tiles = [tile]
+    run = cocotb.start_soon(bench.execute(Instruction(Op.NORM, src=Src.STREAM, row_beats=4)))
+    while not dut.norm_start.value:
+        await RisingEdge(dut.clk)
+    for beat in (2, 0, 3):
+        dut.gamma_addr.value = beat
+        await ClockCycles(dut.clk, 4)
+        word = int(dut.gamma.value)
+        got = [(word >> 18 * i & (1 << 18) - 1) for i in range(bench.config.W)]
+        assert got == [int(v) & (1 << 18) - 1 for v in tile.beats[beat]]
+    assert bench.halves[0] is tile and bench.retired == 0
+    dut.norm_done.value = 1
+    await RisingEdge(dut.clk)
+    dut.norm_done.value = 0
+    await run
+    assert bench.halves[0] is None
+
+
+@cocotb.test(timeout_time=200, timeout_unit="us")
+async def waits_for_the_vector_unit(dut):
+    bench = bench_of(dut, 1)
+    await bench.begin()
+    dut.vector_busy.value = 1
+    bench.tiles = [Tile(np.ones((2, bench.config.W), int))]
+    run = cocotb.start_soon(bench.execute(Instruction(Op.ROPE, src=Src.TABLE, row_beats=2)))
+    await ClockCycles(dut.clk, 100)
+    assert bench.retired == 0
+    dut.vector_busy.value = 0
+    await run
+
+
+@cocotb.test(timeout_time=200, timeout_unit="us")
+async def end_of_pass_and_unknown_op(dut):
+    bench = bench_of(dut, 1)
+    await bench.begin()
+    ends = 0
+
+    async def count():
+        nonlocal ends
+        while True:
+            await RisingEdge(dut.clk)
+            ends += int(dut.pass_end.value)
+    cocotb.start_soon(count())
+    await bench.execute(Instruction(Op.END))
+    await ClockCycles(dut.clk, 3)
+    assert ends == 1
+    cocotb.start_soon(bench.execute(Instruction(15)))
+    await ClockCycles(dut.clk, 20)
+    assert dut.bad_op.value == 1 and bench.retired == 1
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_issue(case, sim, seed):
+    simulate(ArrayUnderTest(CONFIGS[case]), __name__, seed=seed, sim=sim, case=case)
+
+
+def test_sum_gap_rejected():
+    with pytest.raises(ValueError, match=r"^sum_gap must be at least 1, not 0$"):
+        Issue(CONFIGS["w4p4"], sum_gap=0)

@@ -1,0 +1,197 @@
+"""TilingEngine with its issue stage: linear layers and attention against the golden models."""
+import os
+import random
+
+import cocotb
+import numpy as np
+import pytest
+
+from array_bench import SUM_GAP, ArrayUnderTest, Bench, Tile
+from bench import recv, simulate, unpack
+from meadowlark_hdl.compute.issue import StoreCommand
+from meadowlark_hdl.compute.lane import Lane
+from meadowlark_hdl.compute.softmax_golden import MASKED, probabilities, scores
+from meadowlark_hdl.compute.tiling_engine_golden import broadcast, dot
+from meadowlark_hdl.config import Config
+from meadowlark_hdl.isa import Header, Instruction, Mode, Op, Src
+
+CONFIGS = {"w8p16": Config(W=8, P=16, bus_bytes=2, act_words=64, score_depth=256, tile_beats=64,
+                           tile_rows=16),
+           "w16p4": Config(W=16, P=4, bus_bytes=16, act_words=64, score_depth=256, tile_beats=64,
+                           tile_rows=16),
+           "w4p5": Config(W=4, P=5, bus_bytes=4, act_words=64, score_depth=256, tile_beats=64,
+                          tile_rows=16)}
+
+
+def config():
+    return CONFIGS[os.environ["CASE"]]
+
+
+def model(c, head_dim, block_words=16, blocks=4):
+    return {"block_words": block_words, "blocks": blocks, "head_log2": head_dim.bit_length() - 1}
+
+
+def one_pass(c, pos0, n):
+    return {"pos0": pos0, "n": n, "nb": -(-n // c.P), "ctx": pos0 + n, "final": 1}
+
+
+def generator():
+    return np.random.default_rng(random.randrange(2**32))
+
+
+def linear_tiles(weights, scales, c, rows):
+    """int[rows, K] -> tiles of at most ``rows`` rows."""
+    beats = weights.reshape(len(weights), -1, c.W)
+    return [Tile(beats[i:i + rows].reshape(-1, c.W), scales[i:i + rows])
+            for i in range(0, len(weights), rows)]
+
+
+@cocotb.test(timeout_time=300, timeout_unit="us")
+@cocotb.parametrize(stall=[0.0, 0.9], only_last=[0, 1])
+async def linear(dut, stall, only_last):
+    c, rng = config(), generator()
+    n = int(rng.integers(2 * c.P + 1, 3 * c.P + 1))
+    bench = Bench(dut, c, model=model(c, 16), pass_=one_pass(c, 0, n))
+    await bench.begin(stall)
+    row_beats, nb, per_tile, count = 3, 3, 6, 16
+    K = row_beats * c.W
+    x = rng.integers(-2**15, 2**15, (nb, c.P, K))
+    x[0, 0], x[-1, -1] = -2**15, 2**15 - 1
+    weights = rng.integers(-2**17, 2**17, (count, K))
+    weights[0], weights[1] = -2**17, 2**17 - 1
+    scales = [(int(rng.integers(1 << 16)), int(rng.integers(64)), int(rng.integers(-9, 9)))
+              for _ in range(count)]
+    await bench.write_acts(x, 5)
+    bench.tiles = linear_tiles(weights, scales, c, per_tile)
+    taken = await bench.execute(Instruction(
+        Op.LINEAR, src=Src.STREAM, mode=Mode.INT8, header=Header.SCALE, tiles=3, rows=per_tile,
+        last_rows=4, row_beats=row_beats, x=5, last=only_last))
+    got = bench.table(0)
+    blocks = [nb - 1] if only_last else range(nb)
+    assert len(got) == count * len(blocks) * c.P
+    want = dot(weights, x)
+    for (row, block, lane), r in got.items():
+        assert block in blocks
+        assert r["acc"] == want[block, lane, row], (row, block, lane)
+        assert tuple(r["scale"].values()) == scales[row]
+    period = max(row_beats, c.P)
+    assert bench.active == count * len(blocks) * row_beats
+    if not stall:       # rows, the block's seek, tiles, and the pipeline at the end
+        flight = taken - (count * len(blocks) - 1) * period - row_beats
+        assert flight <= 3 * 2 + 10 + 26 + c.P + nb
+
+
+@cocotb.test(timeout_time=300, timeout_unit="us")
+@cocotb.parametrize(stall=[0.0, 0.9], single=[0, 1])
+async def attention_of_tokens(dut, stall, single):
+    """Prefill: lanes are tokens, causal mask, several blocks, one or several tiles of keys."""
+    c, rng = config(), generator()
+    row_beats = 2
+    head_dim = row_beats * c.W
+    per_tile = 32
+    pos0 = 0 if single else int(rng.integers(20, 60))
+    n = min(2 * c.P - 2, 31)
+    p = one_pass(c, pos0, n)
+    bench = Bench(dut, c, model=model(c, head_dim), pass_=p)
+    await bench.begin(stall)
+    x = rng.integers(-2**12, 2**12, (p["nb"], c.P, head_dim))
+    keys = rng.integers(-128, 128, (p["ctx"], head_dim))
+    values = rng.integers(-128, 128, (p["ctx"], head_dim))
+    values[0], values[-1] = -128, 127
+    shift = 8
+    await bench.write_acts(x, 3)
+
+    def tiles(cache):
+        return [Tile(cache[i:i + per_tile].reshape(-1, c.W))
+                for i in range(0, len(cache), per_tile)]
+    bench.tiles = tiles(keys)
+    await bench.execute(Instruction(Op.QK, src=Src.KV, rows=per_tile, row_beats=row_beats, x=3,
+                                    shift=shift))
+    beats = bench.active
+    bench.tiles = tiles(values)
+    await bench.execute(Instruction(Op.SV, src=Src.KV, rows=per_tile, row_beats=row_beats))
+    s = scores(dot(keys, x), shift)                             # blocks, lanes, keys
+    position = pos0 + np.arange(p["nb"] * c.P).reshape(p["nb"], c.P)
+    s = np.where(np.arange(p["ctx"]) > position[..., None], MASKED, s)
+    prob, total = probabilities(s)
+    want = broadcast(prob, values)
+    sums, drained = bench.table(1), bench.table(2)
+    assert len(sums) == p["nb"] * c.P and len(drained) == p["nb"] * c.P * head_dim
+    for b in range(p["nb"]):
+        for k in range(c.P):
+            if b * c.P + k >= n:
+                continue                                        # beyond the prompt: anything
+            assert sums[0, b, k]["acc"] == total[b, k]
+            assert [drained[j, b, k]["acc"] for j in range(head_dim)] == want[b, k].tolist()
+    # Keys above the diagonal of a block are skipped.
+    seen = sum(min(p["ctx"], pos0 + (b + 1) * c.P) for b in range(p["nb"]))
+    assert beats == seen * row_beats
+    assert bench.active == 2 * beats
+
+
+@cocotb.test(timeout_time=300, timeout_unit="us")
+@cocotb.parametrize(stall=[0.0, 0.9], ctx=[1, 2, 70])
+async def attention_of_heads(dut, stall, ctx):
+    """Decode: lanes are the query heads of a group; each sees all keys."""
+    c, rng = config(), generator()
+    row_beats, per_tile = 4, 16
+    head_dim = row_beats * c.W
+    bench = Bench(dut, c, model=model(c, head_dim), pass_=one_pass(c, ctx - 1, 1))
+    await bench.begin(stall)
+    x = rng.integers(-2**12, 2**12, (1, c.P, head_dim))
+    keys, values = rng.integers(-128, 128, (2, ctx, head_dim))
+    await bench.write_acts(x, 0)
+    flat = [[Tile(cache[i:i + per_tile].reshape(-1, c.W)) for i in range(0, ctx, per_tile)]
+            for cache in (keys, values)]
+    bench.tiles = flat[0]
+    qk = await bench.execute(Instruction(Op.QK, src=Src.KV, rows=per_tile, row_beats=row_beats,
+                                         shift=9, heads=1, lanes=3))
+    bench.tiles = flat[1]
+    sv = await bench.execute(Instruction(Op.SV, src=Src.KV, rows=per_tile, row_beats=row_beats,
+                                         heads=1, lanes=3))
+    prob, total = probabilities(scores(dot(keys, x[0]), 9))
+    want = broadcast(prob, values)
+    sums, drained = bench.table(1), bench.table(2)
+    for k in range(c.P):
+        assert sums[0, 0, k]["acc"] == total[k]
+        assert [drained[j, 0, k]["acc"] for j in range(head_dim)] == want[k].tolist()
+    if not stall:
+        count = -(-ctx // per_tile)
+        assert qk <= ctx * row_beats + 8 * count + 32
+        assert sv <= ctx * row_beats + 8 * count + SUM_GAP + head_dim * c.P + c.P + 40
+
+
+@cocotb.test(timeout_time=300, timeout_unit="us")
+@cocotb.parametrize(stall=[0.0, 0.7])
+async def store(dut, stall):
+    """Low bytes of words x.. of each token, token after token; a slow memory loses nothing."""
+    c, rng = config(), generator()
+    words = 2
+    n = c.P + 3
+    bench = Bench(dut, c, model=model(c, words * c.W), pass_=one_pass(c, 7, n))
+    await bench.begin()
+    x = rng.integers(-128, 128, (2, c.P, words * c.W))
+    await bench.write_acts(x, 4)
+    commands = cocotb.start_soon(recv(dut, "store_cmd", 1, stall))
+    stored = cocotb.start_soon(recv(dut, "store", n * words, stall))
+    await bench.execute(Instruction(Op.STORE, addr=1000, row_beats=words, x=4))
+    assert unpack(StoreCommand(), (await commands)[0]) == {
+        "addr": 1000 + 7 * words, "chunks": n * words}
+    flat = x.reshape(-1, words, c.W)[:n].reshape(-1, c.W)
+    want = [int.from_bytes(bytes(int(v) & 255 for v in word), "little") for word in flat]
+    assert await stored == want
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_tiling_engine(case, seed):
+    simulate(ArrayUnderTest(CONFIGS[case]), __name__, seed=seed, case=case)
+
+
+def test_icarus_too(sim, seed):
+    """The smallest configuration on each simulator that is there."""
+    simulate(ArrayUnderTest(CONFIGS["w4p5"]), __name__, seed=seed, sim=sim, case="w4p5")
+
+
+def test_lane_index_out_of_range():
+    with pytest.raises(ValueError, match=r"^index must be in 0\.\.15, not 16$"):
+        Lane(CONFIGS["w8p16"], index=16)
