@@ -1,0 +1,163 @@
+"""The core: every block, wired. Nothing is computed here."""
+from amaranth import Module, ResetInserter, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from .compute.issue import Issue
+from .compute.tiling_engine import TilingEngine
+from .compute.vector_unit import VectorUnit
+from .config import Config
+from .control.counters import Counters
+from .control.errors import FAULTS, Error
+from .control.fetch import Fetch
+from .control.sampler import Sampler
+from .control.sequencer import Sequencer
+from .link.link import Link
+from .memory.arbiter import MemoryArbiter
+from .memory.reader import Reader
+from .memory.store import StoreUnit
+from .signatures import LogitPort, MemoryPort
+from .weights.decoder import PackedWeightDecoder
+from .weights.tile_buffer import TileBuffer
+
+
+def _same(source, sink) -> list:
+    """Drive every member of a port without handshake."""
+    return [getattr(sink, name).eq(getattr(source, name)) for name in source.signature.members]
+
+
+class Core(wiring.Component):
+    """Runs whole models: memory on one side, a byte stream to the host on the other.
+
+    Parameters
+    ----------
+    config : Config
+    board, clock_hz, memory_bytes
+        Told to the host on request, see :class:`~meadowlark_hdl.link.link.Link`.
+
+    Members
+    -------
+    mem : Out(MemoryPort)
+    rx : In(stream of 8), tx : Out(stream of 8)    Host link; rx is always ready.
+    tap : Out(LogitPort)        Each logit as the sampler sees it, for simulation.
+    """
+
+    #: Cycles a flush lasts at least: longer than the array's and the vector unit's pipelines.
+    FLUSH = 128
+
+    def __init__(self, config: Config, *, board: str = "", clock_hz: int = 0,
+                 memory_bytes: int = 0):
+        self.config = config
+        self._link = Link(config, board=board, clock_hz=clock_hz, memory_bytes=memory_bytes)
+        super().__init__({"mem": Out(MemoryPort(config)), "rx": In(stream.Signature(8)),
+                          "tx": Out(stream.Signature(8)), "tap": Out(LogitPort())})
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        reset, flush = Signal(), Signal()       # registered: they reach everything
+
+        def restarted(block):
+            """Starts anew on flush: rigid blocks have no other way to forget."""
+            return ResetInserter(flush)(block)
+
+        m.submodules.link = link = self._link
+        m.submodules.arbiter = arbiter = MemoryArbiter(config)
+        m.submodules.reader = reader = Reader(config)
+        m.submodules.store = store = StoreUnit(config)
+        m.submodules.decoder = decoder = PackedWeightDecoder(config)
+        m.submodules.tiles = tiles = TileBuffer(config)
+        m.submodules.fetch = fetch = Fetch(config)
+        issue = Issue(config, sum_gap=VectorUnit.SUM_GAP)
+        engine, vector = TilingEngine(config), VectorUnit(config)
+        sampler, sequencer, counters = Sampler(config), Sequencer(config), Counters()
+        m.submodules.issue = restarted(issue)
+        m.submodules.engine = restarted(engine)
+        m.submodules.vector = restarted(vector)
+        m.submodules.sampler = restarted(sampler)
+        m.submodules.sequencer = ResetInserter(reset)(sequencer)
+        m.submodules.counters = counters
+
+        # Flush: what is in flight in a rigid pipeline leaves it while the flush lasts.
+        held = Signal(range(self.FLUSH + 1))
+        with m.If(~flush):
+            m.d.sync += held.eq(0)
+        with m.Elif(held != self.FLUSH):
+            m.d.sync += held.eq(held + 1)
+        m.d.sync += [
+            reset.eq(link.reset), flush.eq(sequencer.flush | reset),
+            sequencer.idle.eq(reader.idle & store.idle & (held == self.FLUSH))]
+        for block in (reader, store, decoder, tiles, fetch):
+            m.d.comb += block.flush.eq(flush)
+
+        # Memory side
+        wiring.connect(m, wiring.flipped(self.mem), arbiter.mem)
+        wiring.connect(m, reader.mem, arbiter.reader)
+        wiring.connect(m, store.mem, arbiter.store)
+        wiring.connect(m, link.mem, arbiter.host)
+        wiring.connect(m, fetch.jobs, reader.jobs)
+        wiring.connect(m, reader.tags, decoder.tags)
+        wiring.connect(m, reader.chunks, decoder.chunks)
+        wiring.connect(m, decoder.items, tiles.i)
+        wiring.connect(m, issue.tile, tiles.read)
+        wiring.connect(m, engine.store, store.words)
+        wiring.connect(m, issue.store_cmd, store.cmd)
+        m.d.comb += fetch.store_done.eq(store.done)
+
+        # Array
+        wiring.connect(m, fetch.out, issue.instr)
+        m.d.comb += [
+            engine.control.eq(issue.control), engine.beat.eq(tiles.read.beat),
+            engine.scale.eq(tiles.read.scale),
+            issue.engine_beat_addr.eq(engine.beat_addr), issue.engine_release.eq(engine.release),
+            issue.store_room.eq(engine.store_room),
+            _same(engine.result, issue.engine_result), _same(issue.result, vector.r),
+            _same(issue.rope, vector.rope), _same(vector.act, engine.act),
+            vector.instr.eq(issue.current), vector.norm_start.eq(issue.norm_start),
+            vector.gamma.eq(issue.gamma), vector.clear.eq(sequencer.run_start),
+            issue.norm_done.eq(vector.norm_done), issue.gamma_addr.eq(vector.gamma_addr),
+            issue.vector_busy.eq(vector.busy),
+            _same(vector.logit, sampler.logit), _same(vector.logit, self.tap)]
+
+        # Control
+        wiring.connect(m, link.seq, sequencer.link)
+        model = link.seq.model
+        for block in (issue, vector, fetch):
+            m.d.comb += [block.model.eq(model), block.pass_.eq(sequencer.pass_)]
+        m.d.comb += [
+            fetch.start.eq(sequencer.fetch_start), fetch.start_pc.eq(sequencer.fetch_pc),
+            fetch.prog_en.eq(link.seq.prog_en), fetch.prog_addr.eq(link.seq.prog_addr),
+            fetch.prog_data.eq(link.seq.prog_data),
+            sequencer.token_addr.eq(fetch.token_addr), fetch.token_data.eq(sequencer.token_data),
+            sequencer.pass_end.eq(issue.pass_end),
+            sampler.run.eq(link.seq.run), sampler.position.eq(sequencer.sample_position),
+            sampler.start.eq(sequencer.sample_start), sampler.finish.eq(sequencer.sample_finish),
+            sequencer.sample_done.eq(sampler.done), sequencer.sample_token.eq(sampler.token),
+            sequencer.sample_crc.eq(sampler.crc), sequencer.ready.eq(self.mem.ready),
+            sequencer.fault_pc.eq(issue.pc)]
+        m.d.sync += [
+            sequencer.progress.eq(reader.beats | issue.retired),
+            sequencer.faults[FAULTS.index(Error.BAD_INSTRUCTION)].eq(issue.bad_op),
+            sequencer.faults[FAULTS.index(Error.BAD_DATA)].eq(decoder.error)]
+
+        causes = counters.causes
+        written = store.mem.w_data
+        m.d.comb += [
+            counters.clear.eq(sequencer.run_start), counters.busy.eq(link.seq.busy),
+            counters.first_token.eq(sequencer.first_token), counters.hold.eq(link.counter_hold),
+            counters.index.eq(link.counter_index), link.counter_data.eq(counters.data),
+            causes.bus_read_words.eq(reader.beats),
+            causes.bus_write_words.eq(written.valid & written.ready),
+            causes.passes.eq(sequencer.pass_done), causes.instructions.eq(issue.retired),
+            causes.array_active.eq(issue.array_active),
+            causes.stall_memory.eq((issue.wait_tile & reader.starved) | issue.wait_store),
+            causes.stall_decoder.eq(issue.wait_tile & ~reader.starved),
+            causes.stall_vector.eq(issue.wait_vector),
+            causes.stall_engine.eq(~issue.array_active & ~issue.wait_tile & ~issue.wait_store
+                                   & ~issue.wait_vector & ~sequencer.link_stall),
+            causes.stall_link.eq(sequencer.link_stall),
+            causes.saturations.eq(vector.saturations)]
+
+        wiring.connect(m, wiring.flipped(self.rx), link.rx)
+        wiring.connect(m, wiring.flipped(self.tx), link.tx)
+        return m
