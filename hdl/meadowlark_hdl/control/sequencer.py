@@ -30,9 +30,9 @@ class Sequencer(wiring.Component):
     Abort, fault, watchdog or loss of the memory: the pass is given up; ``flush`` is high for
     16 cycles at least and until ``idle``, then the event with reason 4 follows.
 
-    Timing: planning takes 3 cycles and 5 for each block that is tried (a decode pass: 8). From
-    ``pass_end`` to the next ``fetch_start`` 10 cycles of a decode pass are the sequencer's own,
-    the rest is the sampler's and the link's.
+    Timing: ``pass_end`` (or the event taken) to the next ``fetch_start`` 4 cycles and 5 for each
+    number of blocks that is tried, so 9 for a decode pass; ``pass_end`` to ``sample_finish`` 1;
+    ``sample_done`` to the event 4.
 
     Errors: see :class:`.errors.Error`. The code and, for faults, the instruction hold until the
     next start.
