@@ -3,6 +3,7 @@ from amaranth import Array, Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
+from ..collisions import NO_RW_CHECK
 from ..config import Config
 from .multiplier import Multiplier
 from .pipeline import delay
@@ -71,13 +72,14 @@ class Residual(wiring.Component):
         # Cycle 1: address; 2: block RAM; 3: its registers; 4: one of four; 5: sum; 6: saturated.
         read_word = reg(range(self.words), "read_word_1")
         m.d.sync += read_word.eq(Mux(self.norm, self.read_word, self.word))
+        # A value is read long before it is written again, and written once an instruction.
         write = Signal(4)
         write_word = Signal(range(self.words))
         new = reg(signed(bits), "new")
         old = []
         for k in range(4):
             m.submodules[f"bank{k}"] = bank = memory.Memory(
-                shape=signed(bits), depth=self.words, init=[], attrs={"ram_block": 1})
+                shape=signed(bits), depth=self.words, init=[], attrs=NO_RW_CHECK)
             read, port = bank.read_port(), bank.write_port()
             value = reg(signed(bits), f"old_{k}")
             old.append(value)
@@ -115,9 +117,10 @@ class Residual(wiring.Component):
         m.d.sync += square.eq(Mux(drops[1], Cat(Const(0, 20), product),
                                   Mux(drops[0], Cat(Const(0, 10), product), product)))
 
-        # Loop of 4 cycles for one slot: address, block RAM, register, sum (then written).
+        # Loop of 4 cycles for one slot: address, block RAM, register, sum (then written). Without
+        # add, what is read meanwhile does not count.
         m.submodules.sums = sums = memory.Memory(shape=Config.SUMSQ_BITS, depth=self.slots,
-                                                 init=[], attrs={"ram_block": 1})
+                                                 init=[], attrs=NO_RW_CHECK)
         read, port = sums.read_port(), sums.write_port()
         slot = delay(m, self.slot, self.SQUARED - self.SUM_LATENCY, name="slot")
         so_far = reg(Config.SUMSQ_BITS, "so_far")

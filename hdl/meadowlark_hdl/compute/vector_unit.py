@@ -3,6 +3,7 @@ from amaranth import C, Cat, Module, Mux, Signal, signed
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
+from ..collisions import NO_RW_CHECK
 from ..config import Config
 from ..isa import Epi, Op
 from ..signatures import (ActWrite, Beat, InstructionLayout, LogitPort, ModelLayout, PassLayout,
@@ -265,9 +266,10 @@ class VectorUnit(wiring.Component):
                      hold_out.addr.eq(from_lane)]
         a, b = saved(hold_out.data, "a"), saved(single, "b")
 
-        # RoPE: the pair's cos and sin come out of their memory into a register with the pair.
+        # RoPE: the pair's cos and sin come out of their memory into a register with the pair. They
+        # were written by an instruction of its own.
         m.submodules.angles = angles = memory.Memory(
-            shape=32, depth=config.rope_pairs, init=[], attrs={"ram_block": 1})
+            shape=32, depth=config.rope_pairs, init=[], attrs=NO_RW_CHECK)
         angles_in, angles_out = angles.write_port(), angles.read_port()
         angle = saved(angles_out.data, "angle")
         m.submodules.rotate = rope = Rope(dsp=dsp)
