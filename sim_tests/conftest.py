@@ -13,7 +13,9 @@ warnings.simplefilter("ignore", UnusedElaboratable)
 
 SEED = int(os.environ.get("SEED") or random.randrange(2**32))
 ICARUS = bool(shutil.which("iverilog") and shutil.which("vvp"))
-SIMULATORS = ["verilator", *(["icarus"] if ICARUS else [])]
+# SIM=verilator leaves Icarus out.
+SIMULATORS = [name for name in ("verilator", *(["icarus"] if ICARUS else []))
+              if name == os.environ.get("SIM", name)]
 
 
 def pytest_report_header():
