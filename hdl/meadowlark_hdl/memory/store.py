@@ -1,0 +1,156 @@
+"""Chunks from the activation memory -> bursts -> memory (KV cache)."""
+from __future__ import annotations
+
+from amaranth import Module, Mux, ResetInserter, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
+
+from ..config import Config
+from ..signatures import ReadCommand, StoreCommand
+from .fifo import Queue
+from .port import WritePort
+
+
+class StoreUnit(wiring.Component):
+    """Writes chunks of int8 values to memory.
+
+    Word j of a command becomes chunk ``addr + j``. Words may come before their command; up to
+    ``WORDS`` are taken ahead.
+
+    Timing: 3 cycles from a command to its first burst, 3 cycles from the end of a burst to the
+    next; within a burst one bus word a cycle. Command and data are offered independently, so
+    memory may take either first.
+
+    Parameters
+    ----------
+    config : Config
+        W, bus_bytes, burst_words.
+
+    Members
+    -------
+    cmd : In(stream of StoreCommand)
+    words : In(stream of 8 * W bits)
+        Low byte first in memory.
+    mem : Out(WritePort)
+    done : Out(1)
+        One cycle for each command whose data is in memory (its last ``w_done`` has come).
+    pending : Out(range(COMMANDS + 1))
+        Commands accepted and not yet done.
+    flush : In(1)
+        While high commands and words are taken and dropped; a burst already offered is completed
+        with strobe 0, the rest of its command is dropped. This goes on until all offered bursts
+        are acknowledged, even if ``flush`` is low again. No ``done`` for what was dropped.
+    idle : Out(1)
+        Nothing in progress and all bursts acknowledged; after a flush as after reset.
+    """
+
+    WORDS = 16      # words taken ahead of memory
+    BURSTS = 16     # bursts not yet acknowledged
+    COMMANDS = BURSTS + 1
+
+    def __init__(self, config: Config):
+        self.config = config
+        super().__init__({
+            "cmd": In(stream.Signature(StoreCommand())),
+            "words": In(stream.Signature(8 * config.W)),
+            "mem": Out(WritePort(config)),
+            "done": Out(1), "pending": Out(range(self.COMMANDS + 1)),
+            "flush": In(1), "idle": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        c, bpc = self.config, self.config.bus_per_chunk
+        shift = exact_log2(bpc)
+        drop, flushing = Signal(), Signal()
+        m.d.comb += drop.eq(self.flush | flushing)
+        words = Queue(8 * c.W, depth=self.WORDS)
+        finals = Queue(1, depth=self.BURSTS)        # of each burst: it is its command's last
+        m.submodules.words = ResetInserter(drop)(words)
+        m.submodules.finals = finals
+        m.d.comb += [
+            words.i.valid.eq(self.words.valid & ~drop),
+            words.i.payload.eq(self.words.payload),
+            self.words.ready.eq(Mux(drop, self.flush, words.i.ready))]
+
+        addr = Signal(32, reset_less=True)              # bus words
+        remain = Signal(12 + shift, reset_less=True)    # bus words of the command
+        length = Signal(range(c.burst_words + 1), reset_less=True)
+        final = Signal(reset_less=True)
+        owed = Signal(range(c.burst_words + 1))         # beats of the burst still to be formed
+        offered = Signal()
+        command = Signal(ReadCommand(c), reset_less=True)
+        m.d.comb += [self.mem.w_cmd.valid.eq(offered), self.mem.w_cmd.payload.eq(command),
+                     finals.i.payload.eq(final), finals.o.ready.eq(self.mem.w_done)]
+        with m.If(self.mem.w_cmd.ready):
+            m.d.sync += offered.eq(0)
+
+        accepted, done = Signal(), Signal()
+        with m.FSM() as fsm:
+            with m.State("COMMAND"):
+                m.d.comb += [
+                    self.cmd.ready.eq(Mux(drop, self.flush, self.pending != self.COMMANDS)),
+                    accepted.eq(self.cmd.valid & self.cmd.ready & ~drop)]
+                m.d.sync += [addr.eq(self.cmd.payload.addr << shift),
+                             remain.eq(self.cmd.payload.chunks << shift)]
+                with m.If(accepted):
+                    m.next = "LENGTH"
+            with m.State("LENGTH"):
+                m.d.sync += [length.eq(Mux(remain >= c.burst_words, c.burst_words, remain)),
+                             final.eq(remain <= c.burst_words)]
+                m.next = "OFFER"
+                with m.If(drop):
+                    m.next = "COMMAND"
+            with m.State("OFFER"):
+                with m.If(drop):
+                    m.next = "COMMAND"
+                with m.Elif(finals.i.ready):
+                    m.d.comb += finals.i.valid.eq(1)
+                    m.d.sync += [command.addr.eq(addr), command.len.eq(length - 1),
+                                 offered.eq(1), owed.eq(length),
+                                 addr.eq(addr + length), remain.eq(remain - length)]
+                    m.next = "BURST"
+            with m.State("BURST"):
+                with m.If((owed == 0) & ~offered):
+                    m.next = "LENGTH"
+                    with m.If(final | drop):
+                        m.next = "COMMAND"
+
+        # A chunk and how many of its bus words are still to go; then the beat offered to memory.
+        chunk = Signal(8 * c.W, reset_less=True)
+        pieces = Signal(range(bpc + 1))
+        beat = self.mem.w_data
+        out = Signal(beat.payload.shape(), reset_less=True)
+        m.d.comb += beat.payload.eq(out)
+        form, take = Signal(), Signal()
+        m.d.comb += [
+            form.eq((owed != 0) & (drop | (pieces != 0)) & (~beat.valid | beat.ready)),
+            take.eq(words.o.valid & ((pieces == 0) | (form & (pieces == 1)))),
+            words.o.ready.eq(take)]
+        with m.If(beat.ready):
+            m.d.sync += beat.valid.eq(0)
+        with m.If(form):
+            # Registered with its strobe, so that a flush cannot change a beat already offered.
+            m.d.sync += [beat.valid.eq(1), out.data.eq(chunk),
+                         out.strb.eq(Mux(drop, 0, (1 << c.bus_bytes) - 1)),
+                         owed.eq(owed - 1), pieces.eq(pieces - 1),
+                         chunk.eq(chunk >> 8 * c.bus_bytes)]
+        with m.If(take):
+            m.d.sync += [chunk.eq(words.o.payload), pieces.eq(bpc)]
+        with m.If(drop):
+            m.d.sync += pieces.eq(0)
+
+        at_rest = Signal()
+        m.d.comb += done.eq(self.mem.w_done & finals.o.payload & ~drop)
+        m.d.sync += [self.done.eq(done), self.pending.eq(self.pending + accepted - done),
+                     at_rest.eq(fsm.ongoing("COMMAND") & ~finals.o.valid & ~beat.valid)]
+        with m.If(self.flush):
+            m.d.sync += flushing.eq(1)
+        with m.Elif(at_rest & fsm.ongoing("COMMAND")):
+            m.d.sync += flushing.eq(0)
+        with m.If(drop & at_rest):
+            m.d.sync += self.pending.eq(0)
+        m.d.sync += self.idle.eq(
+            at_rest & fsm.ongoing("COMMAND") & (self.pending == 0) & ~words.o.valid
+            & (pieces == 0) & ~accepted & ~(self.words.valid & self.words.ready & ~drop))
+        return m
