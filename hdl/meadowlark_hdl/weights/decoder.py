@@ -1,0 +1,231 @@
+"""Chunks of memory -> row headers and beats of W weights."""
+from __future__ import annotations
+
+from amaranth import Cat, Module, Mux, ResetInserter, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out, Signature
+
+from ..config import Config
+from ..isa import Header, Mode
+from ..signatures import Beat, DecoderItem, RowScale, TileTag
+
+
+def _beat_count(config: Config):
+    return range(config.tile_beats + 1)
+
+
+class BeatUnit(Signature):
+    """Decoder -> the unit that makes the beats of some modes.
+
+    start: one cycle, with mode and beats (1..tile_beats) of the next tile; at the earliest in the
+    cycle of ``done`` of the tile before. enable: the unit may work (no other one holds beats).
+    i: chunks of the tile. done: one cycle, in the cycle the unit takes the tile's last chunk (or
+    forms its last beat, if it takes none). o: the beats, from a register. busy: the unit holds
+    something that is yet to leave through o.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__({
+            "start": Out(1), "mode": Out(3), "beats": Out(_beat_count(config)),
+            "enable": Out(1), "i": Out(stream.Signature(8 * config.W)), "done": In(1),
+            "o": In(stream.Signature(data.StructLayout({"beat": Beat(config), "last": 1}))),
+            "busy": In(1)})
+
+
+class RawUnit(wiring.Component):
+    """Beats of modes INT8 (a chunk each) and INT16 (two, low half first).
+
+    Golden: :func:`meadowlark_hdl.weights.decoder_golden.decode_tile`. Timing: 1 cycle, a chunk a
+    cycle, no bubble between tiles.
+
+    Members
+    -------
+    unit : In(BeatUnit)
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        super().__init__({"unit": In(BeatUnit(config))})
+
+    def elaborate(self, platform):
+        m = Module()
+        u, W = self.unit, self.config.W
+        left = Signal(_beat_count(self.config))
+        wide, half = Signal(), Signal()
+        low = Signal(8 * W, reset_less=True)
+        item = Signal(u.o.payload.shape(), reset_less=True)
+        m.d.comb += u.o.payload.eq(item)
+        whole, go, take = Signal(), Signal(), Signal()
+        m.d.comb += [
+            whole.eq(~wide | half),         # this chunk completes a beat
+            go.eq(~u.o.valid | u.o.ready), u.i.ready.eq((left != 0) & (go | ~whole)),
+            take.eq(u.i.valid & u.i.ready), u.done.eq(take & whole & (left == 1)),
+            u.busy.eq(u.o.valid | half)]
+        with m.If(u.o.ready):
+            m.d.sync += u.o.valid.eq(0)
+        with m.If(take & ~whole):
+            m.d.sync += [low.eq(u.i.payload), half.eq(1)]
+        with m.If(take & whole):
+            m.d.sync += [u.o.valid.eq(1), item.last.eq(left == 1), left.eq(left - 1), half.eq(0)]
+            both = Cat(low, u.i.payload)
+            for i in range(W):
+                m.d.sync += item.beat[i].eq(
+                    Mux(wide, both.word_select(i, 16).as_signed(),
+                        u.i.payload.word_select(i, 8).as_signed()))
+        with m.If(u.start):
+            m.d.sync += [left.eq(u.beats), wide.eq(u.mode == Mode.INT16)]
+        return m
+
+
+class ZeroUnit(wiring.Component):
+    """Stands in for a mode that does not exist: zeros, without taking a chunk.
+
+    Members
+    -------
+    unit : In(BeatUnit)
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        super().__init__({"unit": In(BeatUnit(config))})
+
+    def elaborate(self, platform):
+        m = Module()
+        u = self.unit
+        left, form = Signal(_beat_count(self.config)), Signal()
+        m.d.comb += [
+            form.eq(u.enable & (left != 0) & (~u.o.valid | u.o.ready)),
+            u.done.eq(form & (left == 1)), u.busy.eq(u.o.valid)]
+        with m.If(form):
+            m.d.sync += [u.o.valid.eq(1), u.o.payload.last.eq(left == 1), left.eq(left - 1)]
+        with m.Elif(u.o.ready):
+            m.d.sync += u.o.valid.eq(0)
+        with m.If(u.start):
+            m.d.sync += left.eq(u.beats)
+        return m
+
+
+class PackedWeightDecoder(wiring.Component):
+    """Takes tiles apart: row headers first, one item a row, then the beats.
+
+    The beats are made by units, each for some modes, all behind :class:`BeatUnit`; a unit gets
+    chunks only when the others have nothing left to give, so items leave in order.
+
+    Golden: :func:`meadowlark_hdl.weights.decoder_golden.decode_tile`, bit-exact.
+    Timing: 2 cycles from a chunk to its beat. One beat a cycle in INT8, one every two cycles in
+    INT16, one row header a cycle (BIAS with W = 4: two), one idle cycle between headers and
+    beats, none from tile to tile of at least 2 beats if tags are there and the mode does not need
+    another unit. A stalled output stalls the input, nothing drops.
+
+    Parameters
+    ----------
+    config : Config
+        W, tile_beats.
+
+    Members
+    -------
+    tags : In(stream of TileTag)
+        One for each tile, in order; beats in 1..tile_beats.
+    chunks : In(stream of 8 * W bits)
+        The tiles' chunks, back to back.
+    items : Out(stream of DecoderItem)
+        Without header no item of the tile has ``is_scale``. With SCALE, bias is 0.
+    error : Out(1)
+        A tag had a mode or header that does not exist; stays until flush. Beats of such a tile
+        are zeros (without headers) and take no chunk, so what follows in ``chunks`` may be
+        misread, but every tag gets its beats.
+    flush : In(1)
+        While high, as in reset: what is inside is dropped.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        super().__init__({
+            "tags": In(stream.Signature(TileTag(config))),
+            "chunks": In(stream.Signature(8 * config.W)),
+            "items": Out(stream.Signature(DecoderItem(config))),
+            "error": Out(1), "flush": In(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        W, items = self.config.W, self.items
+        m.submodules.raw = raw = RawUnit(self.config)
+        m.submodules.zero = zero = ZeroUnit(self.config)
+        units = [raw.unit, zero.unit]
+
+        # The next tag waits in a register, so that it can be taken over in one cycle.
+        tag, tag_valid = Signal(TileTag(self.config), reset_less=True), Signal()
+        m.d.comb += self.tags.ready.eq(~tag_valid)
+        with m.If(self.tags.valid & self.tags.ready):
+            m.d.sync += [tag.eq(self.tags.payload), tag_valid.eq(1)]
+        legal, headed = Signal(), Signal()
+        m.d.comb += [
+            legal.eq(((tag.mode == Mode.INT8) | (tag.mode == Mode.INT16))
+                     & (tag.header <= Header.BIAS)),
+            headed.eq(legal & (tag.header != Header.NONE) & (tag.rows != 0))]
+
+        # Where the chunks go: in_header, in_beats, or neither while there is no tag.
+        in_header, in_beats = Signal(), Signal()
+        bias = Signal(reset_less=True)                  # headers are BIAS, not SCALE
+        rows = Signal(8, reset_less=True)               # headers still to give
+        selected = Signal(range(len(units)), reset_less=True)
+        done, take_over, last_header = Signal(), Signal(), Signal()
+        busy = Cat(u.busy for u in units)
+        m.d.comb += [done.eq(Cat(u.done for u in units).any()),
+                     take_over.eq(tag_valid & (done | ~(in_header | in_beats)))]
+        with m.If(last_header):
+            m.d.sync += [in_header.eq(0), in_beats.eq(1)]
+        with m.If(done):
+            m.d.sync += in_beats.eq(0)
+        with m.If(take_over):
+            m.d.sync += [tag_valid.eq(0), in_header.eq(headed), in_beats.eq(~headed),
+                         bias.eq(tag.header == Header.BIAS), rows.eq(tag.rows),
+                         selected.eq(~legal), self.error.eq(self.error | ~legal)]
+
+        # The item that leaves: at most one unit holds beats, and headers wait for all of them.
+        go, head = Signal(), Signal()
+        item = Signal(DecoderItem(self.config), reset_less=True)
+        scale = Signal(RowScale())
+        m.d.comb += [go.eq(~items.valid | items.ready), items.payload.eq(item)]
+        with m.If(go):
+            m.d.sync += [
+                items.valid.eq(head | raw.unit.o.valid | zero.unit.o.valid),
+                item.is_scale.eq(head), item.scale.eq(scale),
+                item.last.eq((raw.unit.o.valid & raw.unit.o.payload.last)
+                             | (zero.unit.o.valid & zero.unit.o.payload.last)),
+                item.beat.eq(Mux(zero.unit.o.valid, zero.unit.o.payload.beat,
+                                 raw.unit.o.payload.beat))]
+        for k, u in enumerate(units):
+            others = busy & ~(1 << k)
+            m.d.comb += [
+                u.start.eq(take_over & (legal if u is raw.unit else ~legal)),
+                u.mode.eq(tag.mode), u.beats.eq(tag.beats),
+                u.enable.eq(in_beats & (selected == k) & ~others.any()),
+                u.i.valid.eq(self.chunks.valid & u.enable), u.i.payload.eq(self.chunks.payload),
+                u.o.ready.eq(go)]
+
+        # Headers: a chunk at a time, in words of 4 bytes, one or two of them a row.
+        hold = Signal(8 * max(W, 8), reset_less=True)
+        have = Signal(range(len(hold) // 32 + 1))       # words in hold
+        load, used_up = Signal(), Signal()
+        m.d.comb += [
+            head.eq(in_header & Mux(bias, have >= 2, have != 0) & ~busy.any() & go),
+            last_header.eq(head & (rows == 1)),
+            scale.mant.eq(hold[:16]), scale.shift.eq(hold[16:22]),
+            scale.bias.eq(Mux(bias, hold[32:64], 0).as_signed()),
+            used_up.eq(head & (have == Mux(bias, 2, 1)) & (rows != 1)),
+            # With W = 4 a BIAS header is two chunks.
+            load.eq(in_header & ((have == 0) | used_up | ((have == 1) & bias if W == 4 else 0)))]
+        with m.If(head):
+            m.d.sync += [rows.eq(rows - 1), have.eq(have - Mux(bias, 2, 1)),
+                         hold.eq(Mux(bias, hold >> 64, hold >> 32))]
+        with m.If(load & self.chunks.valid):
+            if W == 4:
+                m.d.sync += [hold.word_select((have == 1) & bias, 32).eq(self.chunks.payload),
+                             have.eq(Mux((have == 1) & bias, 2, 1))]
+            else:
+                m.d.sync += [hold.eq(self.chunks.payload), have.eq(W // 4)]
+        with m.If(last_header):
+            m.d.sync += have.eq(0)                      # the rest of the chunk is padding
+        m.d.comb += self.chunks.ready.eq(load | Cat(u.enable & u.i.ready for u in units).any())
+        return ResetInserter(self.flush)(m)

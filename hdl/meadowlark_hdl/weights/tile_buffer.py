@@ -1,0 +1,78 @@
+"""Double tile buffer: one half is read, as often as needed, while the other fills."""
+from __future__ import annotations
+
+from amaranth import Cat, Module, ResetInserter, Signal
+from amaranth.lib import memory, stream, wiring
+from amaranth.lib.wiring import In
+
+from ..collisions import NO_RW_CHECK
+from ..config import Config
+from ..signatures import Beat, DecoderItem, RowScale, TileRead
+
+
+class TileBuffer(wiring.Component):
+    """Two halves of ``tile_beats`` beats and ``tile_rows`` row scales.
+
+    Items go to the half that is being filled, beats and scales each from address 0 up; the item
+    with ``last`` completes it. A complete half can be read until its ``release``; the halves fill
+    in turn, half 0 first.
+
+    Timing: one item a cycle; a half is ``available`` the cycle after its last item was taken.
+    Reading: RAM, then its register: data 2 cycles after its address. A half takes items from the
+    cycle after its ``release`` on, in which it may be addressed for the last time.
+
+    Parameters
+    ----------
+    config : Config
+        W, tile_beats, tile_rows.
+
+    Members
+    -------
+    i : In(stream of DecoderItem)
+        At most tile_beats beats and tile_rows scales a tile (more overwrite the first ones).
+    read : In(TileRead)
+        ``release`` of a half only while it is ``available``. The scales of a tile without headers
+        are those of some earlier tile.
+    flush : In(1)
+        While high, as in reset: both halves empty, items are taken and dropped.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        super().__init__({"i": In(stream.Signature(DecoderItem(config))),
+                          "read": In(TileRead(config)), "flush": In(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        c, read = self.config, self.read
+        full = Signal(2)            # of each half
+        back = Signal()             # the half that fills
+        ready = Signal(init=1)
+        put, last = Signal(), Signal()
+        item = self.i.payload
+        m.d.comb += [self.i.ready.eq(ready), put.eq(self.i.valid & ready),
+                     last.eq(put & item.last), read.available.eq(full)]
+
+        taken = {"beat": (put & ~item.is_scale, Beat(c), c.tile_beats, item.beat),
+                 "scale": (put & item.is_scale, RowScale(), c.tile_rows, item.scale)}
+        for name, (enable, shape, depth, value) in taken.items():
+            at = Signal(range(depth))
+            ram = memory.Memory(shape=shape, depth=2 * depth, init=[], attrs=NO_RW_CHECK)
+            m.submodules[name] = ram
+            w, r = ram.write_port(), ram.read_port()
+            out = Signal(shape, reset_less=True)
+            m.d.comb += [w.en.eq(enable), w.addr.eq(Cat(at, back)), w.data.eq(value),
+                         r.addr.eq(getattr(read, f"{name}_addr")),
+                         getattr(read, name).eq(out)]
+            m.d.sync += out.eq(r.data)
+            with m.If(enable):
+                m.d.sync += at.eq(at + 1)
+            with m.If(last):
+                m.d.sync += at.eq(0)
+
+        # A half is filled only while empty, and released only while full.
+        after = Signal(2)
+        m.d.comb += after.eq((full | (last << back)) & ~read.release)
+        m.d.sync += [full.eq(after), back.eq(back ^ last),
+                     ready.eq(~after.bit_select(back ^ last, 1))]
+        return ResetInserter(self.flush)(m)

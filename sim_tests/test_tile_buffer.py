@@ -1,0 +1,166 @@
+"""TileBuffer: two halves, replay while the other fills, latency and hand-over to the cycle."""
+import os
+import random
+
+import cocotb
+import pytest
+from bench import cycles, send, simulate, start, unpack
+from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
+
+from meadowlark_hdl.config import Config
+from meadowlark_hdl.signatures import Beat, DecoderItem, RowScale
+from meadowlark_hdl.weights.tile_buffer import TileBuffer
+
+SIZES = {"P": 4, "bus_bytes": 1, "tile_beats": 32, "tile_rows": 8}
+
+
+def random_tile(c: Config, rows=None, beats=None):
+    """-> (scales, beats)"""
+    rows = random.choice([0, 1, c.tile_rows, random.randint(0, c.tile_rows)]) \
+        if rows is None else rows
+    beats = random.choice([1, 2, c.tile_beats, random.randint(1, c.tile_beats)]) \
+        if beats is None else beats
+    return ([{"mant": random.getrandbits(16), "shift": random.getrandbits(6),
+              "bias": random.randrange(-2**31, 2**31)} for _ in range(rows)],
+            [[random.choice([-2**17, 2**17 - 1, random.randrange(-2**17, 2**17)])
+              for _ in range(c.W)] for _ in range(beats)])
+
+
+def items(tile):
+    scales, beats = tile
+    return [*({"is_scale": 1, "scale": s} for s in scales),
+            *({"beat": b, "last": int(i == len(beats) - 1)} for i, b in enumerate(beats))]
+
+
+class Engine:
+    """Reads at random addresses, one a cycle, and compares 2 cycles later."""
+
+    def __init__(self, dut, c):
+        self.dut, self.c, self.expect, self.half = dut, c, [], 0
+
+    async def step(self, tile=None, release=False):
+        """One cycle; with a tile, reads something of it in the front half, else of either half.
+
+        Returns whether the front half was available; after a release the other one is.
+        """
+        dut, c = self.dut, self.c
+        beat, scale = random.randrange(c.tile_beats), random.randrange(c.tile_rows)
+        want_beat = want_scale = None
+        if tile is not None:
+            beat = random.randrange(len(tile[1]))
+            want_beat = tile[1][beat]
+            if tile[0]:
+                scale = random.randrange(len(tile[0]))
+                want_scale = tile[0][scale]
+        half = self.half if tile is not None else random.randrange(2)
+        dut.read__beat_addr.value = beat + half * c.tile_beats
+        dut.read__scale_addr.value = scale + half * c.tile_rows
+        dut.read__release.value = int(release) << self.half
+        self.expect.append((want_beat, want_scale))
+        await ReadOnly()
+        available = bool(int(dut.read__available.value) >> self.half & 1)
+        if len(self.expect) > 2:
+            want_beat, want_scale = self.expect.pop(0)
+            if want_beat is not None:
+                assert unpack(Beat(c), int(dut.read__beat.value)) == want_beat
+            if want_scale is not None:
+                assert unpack(RowScale(), int(dut.read__scale.value)) == want_scale
+        await RisingEdge(dut.clk)
+        dut.read__release.value = 0
+        self.half ^= release
+        return available
+
+    async def available(self):
+        while not await self.step():
+            pass
+
+
+def config() -> Config:
+    return Config(W=int(os.environ["W"]), **SIZES)
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+@cocotb.parametrize(stall=[0.0, 0.4], replay=[0, 3, 60])
+async def tiles_in_order(dut, stall, replay):
+    """replay: cycles of reading a tile; the release comes with the last one."""
+    c = config()
+    await start(dut)
+    tiles = [random_tile(c) for _ in range(24)]
+    cocotb.start_soon(send(dut, "i", [i for t in tiles for i in items(t)], stall,
+                           layout=DecoderItem(c)))
+    engine = Engine(dut, c)
+    for tile in tiles:
+        await engine.available()
+        for _ in range(replay):
+            assert await engine.step(tile)
+        await engine.step(tile, release=True)
+    await engine.step()
+    await engine.step()
+    assert not await engine.step()
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def hand_over_to_the_cycle(dut):
+    c = config()
+    await start(dut)
+    tiles = [random_tile(c, 2, 4), random_tile(c, 0, 1), random_tile(c, 3, 5)]
+    times = []
+    cocotb.start_soon(send(dut, "i", [i for t in tiles for i in items(t)], layout=DecoderItem(c),
+                           times=times))
+    engine = Engine(dut, c)
+    while len(times) < 6:
+        assert not await engine.step()
+    assert cycles(dut) == times[5] + 1
+    assert await engine.step(tiles[0])          # the cycle after the last item was taken
+    assert dut.read__available.value == 0b01
+    for _ in range(10):
+        assert await engine.step(tiles[0])
+    # Both halves are full: the third tile has to wait for the release.
+    assert len(times) == 7 and times[6] == times[5] + 1
+    released = cycles(dut)
+    assert await engine.step(tiles[0], release=True)
+    assert await engine.step(tiles[1])          # available at once
+    assert await engine.step(tiles[1])
+    assert times[7] == released + 1             # and so is the freed half
+    for _ in range(20):
+        assert await engine.step(tiles[1])
+    assert times[14] == times[7] + 7            # one item a cycle while the other half is read
+    assert await engine.step(tiles[1], release=True)
+    for _ in range(5):
+        assert await engine.step(tiles[2])
+    assert await engine.step(tiles[2], release=True)
+    assert not await engine.step()
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def flush_empties_both_halves(dut):
+    c = config()
+    await start(dut)
+    for at in range(0, 60, 5):
+        tiles = [random_tile(c, 4, 9) for _ in range(4)]
+        task = cocotb.start_soon(send(dut, "i", [i for t in tiles for i in items(t)],
+                                      layout=DecoderItem(c)))
+        await ClockCycles(dut.clk, 1 + at)
+        task.cancel()
+        dut.i__valid.value = 0
+        dut.flush.value = 1
+        await RisingEdge(dut.clk)
+        dut.flush.value = 0
+        await ReadOnly()
+        assert not dut.read__available.value and dut.i__ready.value
+        await RisingEdge(dut.clk)
+        engine = Engine(dut, c)
+        tiles = [random_tile(c), random_tile(c)]
+        cocotb.start_soon(send(dut, "i", [i for t in tiles for i in items(t)],
+                               layout=DecoderItem(c)))
+        for tile in tiles:
+            await engine.available()
+            for _ in range(9):
+                await engine.step(tile)
+            await engine.step(tile, release=True)
+        dut.i__valid.value = 0
+
+
+@pytest.mark.parametrize("w", [4, 8, 16])
+def test_tile_buffer(w, seed):
+    simulate(TileBuffer(Config(W=w, **SIZES)), __name__, seed=seed, w=w)
