@@ -1,0 +1,271 @@
+"""Walks a list of instructions: queues them for the engine and makes their tile jobs."""
+from __future__ import annotations
+
+from amaranth import Module, Mux, ResetInserter, Signal, signed, unsigned
+from amaranth.lib import memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from ..collisions import NO_RW_CHECK
+from ..compute.multiplier import Multiplier
+from ..config import Config
+from ..isa import INSTRUCTION_BITS, Header, Op, Src
+from ..memory.fifo import Queue
+from ..signatures import FetchedInstruction, InstructionLayout, ModelLayout, PassLayout, TileJob
+
+
+class Fetch(wiring.Component):
+    """Fetches the instructions of one pass and the tiles they need, ahead of the engine.
+
+    An instruction is queued as soon as its jobs can be made next, so the engine knows it before
+    its tiles arrive. Jobs (``Src``; rows, beats, chunks as in the TileJob):
+
+    - STREAM: ``tiles`` tiles from the stream pointer on, which starts at ``model.stream_addr``.
+      All have rows and chunks, the last one last_rows and last_chunks; rows * row_beats beats.
+    - TABLE: n tiles, ``addr + (pos0 + t) * chunks``. TOKEN: ``addr + token(pos0 + t) * chunks``.
+    - KV: ctx keys of row_beats chunks from ``addr`` on, rows keys a tile, the last with the rest;
+      no headers. Waits until as many stores are done as STORE instructions were fetched before.
+
+    Tiles of TABLE, TOKEN and NORM have one row of row_beats beats whatever ``rows`` says. Products
+    come from one :class:`~meadowlark_hdl.compute.multiplier.Multiplier`. An unknown ``src`` makes
+    no jobs.
+
+    Timing: the next instruction is fetched while jobs are made (4 cycles each). The first job of
+    an instruction comes 7 cycles after the last one of the instruction before (KV: 8, TOKEN: 9);
+    further ones follow each cycle (STREAM, TABLE), every 2 (KV), every 5 (TOKEN).
+
+    Parameters
+    ----------
+    config : Config
+        prog_depth, context, tile_beats, dsp.
+
+    Members
+    -------
+    start : In(1)
+        One cycle, while not busy; ``start_pc`` and ``model`` count in that cycle.
+    start_pc : In(16)
+    pass_ : In(PassLayout)
+        Constant while busy; valid from ``start`` on.
+    model : In(ModelLayout)
+    prog_en, prog_addr, prog_data : In
+        Write port of the program memory, while not busy.
+    out : Out(stream of FetchedInstruction)
+        ``QUEUE`` of them wait. The END that ends the list is its last element, another is
+        skipped.
+    jobs : Out(stream of TileJob)
+    token_addr : Out(range(context))
+        Position of a token; ``token_data`` : In(18) holds its id 2 cycles later.
+    store_done : In(1)
+        One cycle for each STORE instruction whose data is in memory.
+    flush : In(1)
+        While high, as in reset; the program stays.
+    busy : Out(1)
+        Between ``start`` and the transfer of the last instruction and job.
+    pc : Out(16)
+        The instruction being fetched; after the end that of END.
+    """
+
+    QUEUE = 8
+
+    def __init__(self, config: Config):
+        self.config = config
+        super().__init__({
+            "start": In(1), "start_pc": In(16), "pass_": In(PassLayout()),
+            "model": In(ModelLayout),
+            "prog_en": In(1), "prog_addr": In(range(config.prog_depth)),
+            "prog_data": In(unsigned(INSTRUCTION_BITS)),
+            "out": Out(stream.Signature(FetchedInstruction())),
+            "jobs": Out(stream.Signature(TileJob(config))),
+            "token_addr": Out(range(config.context)), "token_data": In(Config.TOKEN_BITS),
+            "store_done": In(1), "flush": In(1), "busy": Out(1), "pc": Out(16)})
+
+    def elaborate(self, platform):
+        m = Module()
+        c = self.config
+        m.submodules.program = program = memory.Memory(
+            shape=unsigned(INSTRUCTION_BITS), depth=c.prog_depth, init=[], attrs=NO_RW_CHECK)
+        w, r = program.write_port(), program.read_port()
+        m.submodules.queue = queue = Queue(FetchedInstruction(), depth=self.QUEUE)
+        m.d.comb += [
+            w.en.eq(self.prog_en), w.addr.eq(self.prog_addr), w.data.eq(self.prog_data),
+            r.addr.eq(self.pc),
+            self.out.valid.eq(queue.o.valid), self.out.payload.eq(queue.o.payload),
+            queue.o.ready.eq(self.out.ready)]
+
+        # The walk. `word` is the next instruction; `work` the one whose jobs are being made.
+        word = Signal(InstructionLayout, reset_less=True)
+        work, work_valid = Signal(InstructionLayout, reset_less=True), Signal()
+        finished = Signal()                 # one cycle: all jobs of work are made
+        stores = Signal(16)                 # STORE instructions queued in this pass
+        needed = Signal(16, reset_less=True)        # stores, when work was fetched
+        stored = Signal(16)                 # STORE instructions completed
+        stores_done = Signal()
+        m.d.sync += [word.eq(r.data), stored.eq(stored + self.store_done),
+                     stores_done.eq(stored == needed)]
+        is_end, ends, has_jobs = Signal(), Signal(), Signal()
+        m.d.comb += [
+            is_end.eq(word.op == Op.END), ends.eq(is_end & ~(word.last & self.pass_.final)),
+            has_jobs.eq((word.src != Src.NONE) & (word.src <= Src.KV) & ~is_end),
+            queue.i.payload.instr.eq(word), queue.i.payload.pc.eq(self.pc)]
+        with m.If(finished):
+            m.d.sync += work_valid.eq(0)
+        with m.FSM(name="walk") as walk:
+            with m.State("STOPPED"):
+                with m.If(self.start):
+                    m.d.sync += [self.pc.eq(self.start_pc), stores.eq(0), stored.eq(0)]
+                    m.next = "ADDRESS"
+            with m.State("ADDRESS"):
+                m.next = "RAM"
+            with m.State("RAM"):
+                m.next = "WORD"
+            with m.State("WORD"):
+                with m.If(is_end & ~ends):
+                    m.d.sync += self.pc.eq(self.pc + 1)
+                    m.next = "ADDRESS"
+                with m.Elif(queue.i.ready & ~(has_jobs & work_valid)):
+                    m.d.comb += queue.i.valid.eq(1)
+                    m.d.sync += stores.eq(stores + (word.op == Op.STORE))
+                    with m.If(has_jobs):
+                        m.d.sync += [work.eq(word), needed.eq(stores), work_valid.eq(1)]
+                    with m.If(ends):
+                        m.next = "STOPPED"
+                    with m.Else():
+                        m.d.sync += self.pc.eq(self.pc + 1)
+                        m.next = "ADDRESS"
+
+        self._jobs(m, work, work_valid, finished, stores_done)
+        m.d.comb += self.busy.eq(~walk.ongoing("STOPPED") | work_valid | self.jobs.valid
+                                 | queue.o.valid)
+        return ResetInserter(self.flush)(m)
+
+    def _jobs(self, m, work, work_valid, finished, stores_done):
+        c, pass_ = self.config, self.pass_
+        m.submodules.multiplier = mul = Multiplier(dsp=c.dsp)
+        job = Signal(TileJob(c), reset_less=True)
+        free, put = Signal(), Signal()
+        m.d.comb += [free.eq(~self.jobs.valid | self.jobs.ready), self.jobs.payload.eq(job)]
+        with m.If(put):
+            m.d.sync += [self.jobs.valid.eq(1), job.mode.eq(work.mode),
+                         job.header.eq(Mux(work.src == Src.KV, Header.NONE, work.header))]
+        with m.Elif(self.jobs.ready):
+            m.d.sync += self.jobs.valid.eq(0)
+
+        # One row of row_beats beats, whatever rows says. Constant while work is.
+        one_row = Signal()
+        m.d.sync += one_row.eq((work.src != Src.STREAM) | (work.op == Op.NORM))
+        streaming = work.src == Src.STREAM
+
+        pointer = Signal(27, reset_less=True)       # of the weight stream, in chunks
+        with m.If(self.start):
+            m.d.sync += pointer.eq(self.model.stream_addr)
+        addr = Signal(27, reset_less=True)
+        left = Signal(15, reset_less=True)          # tiles after this one
+        last = Signal(reset_less=True)              # left == 0
+        full_beats = Signal.like(job.beats, reset_less=True)
+        last_beats = Signal.like(job.beats, reset_less=True)
+        # KV: at most 4096 keys (13 bits) of row_beats (11 bits).
+        keys_left, keys_after = (Signal(24, reset_less=True),
+                                 Signal(signed(25), reset_less=True))
+        token = Signal(Config.TOKEN_BITS, reset_less=True)
+        base = Signal(27, reset_less=True)
+        chunks = Signal(12)
+        beats = Signal.like(job.beats)
+        m.d.comb += [
+            chunks.eq(Mux(last & streaming, work.last_chunks, work.chunks)),
+            beats.eq(Mux(one_row, work.row_beats, Mux(last, last_beats, full_beats))),
+            # In the states that do not say otherwise.
+            mul.a.eq(token.as_signed()), mul.b.eq(work.chunks)]
+
+        def count():
+            m.d.sync += [left.eq(left - 1), last.eq(left == 1)]
+
+        with m.FSM(name="make"):
+            with m.State("TURN"):
+                # The first product starts at once.
+                m.d.comb += [mul.a.eq(Mux(work.src == Src.TABLE, pass_.pos0, work.rows)),
+                             mul.b.eq(Mux(work.src == Src.TABLE, work.chunks, work.row_beats))]
+                many = Mux(streaming, work.tiles, pass_.n)
+                m.d.sync += [left.eq(many - 1), addr.eq(Mux(streaming, pointer, work.addr)),
+                             last.eq(many == 1), self.token_addr.eq(pass_.pos0)]
+                with m.If(work_valid):
+                    m.next = "SECOND"
+                    with m.If(work.src == Src.TOKEN):
+                        m.next = "TOKEN_RAM"
+            with m.State("SECOND"):
+                m.d.comb += [mul.a.eq(Mux(work.src == Src.KV, pass_.ctx, work.last_rows)),
+                             mul.b.eq(work.row_beats)]
+                m.next = "WAIT"
+                with m.If(streaming & (work.tiles == 0)):
+                    m.d.comb += finished.eq(1)
+                    m.next = "TURN"
+            with m.State("WAIT"):
+                m.next = "PRODUCT_1"
+            with m.State("PRODUCT_1"):
+                m.d.sync += full_beats.eq(mul.p)
+                with m.If(work.src == Src.TABLE):
+                    m.d.sync += addr.eq(addr + mul.p.as_unsigned()[:27])
+                m.next = "PRODUCT_2"
+            with m.State("PRODUCT_2"):
+                m.d.sync += [last_beats.eq(mul.p), keys_left.eq(mul.p)]
+                m.next = "TILES"
+                with m.If(work.src == Src.KV):
+                    m.next = "KV_STORES"
+            with m.State("TILES"):
+                with m.If(free):
+                    m.d.comb += put.eq(1)
+                    m.d.sync += [
+                        job.addr.eq(addr), job.chunks.eq(chunks), job.beats.eq(beats),
+                        job.rows.eq(Mux(one_row, 1, Mux(last, work.last_rows, work.rows))),
+                        addr.eq(addr + chunks)]
+                    count()
+                    with m.If(streaming):
+                        m.d.sync += pointer.eq(addr + chunks)
+                    with m.If(last):
+                        m.d.comb += finished.eq(1)
+                        m.next = "TURN"
+            with m.State("KV_STORES"):
+                m.d.sync += keys_after.eq(keys_left - full_beats)
+                with m.If(stores_done):
+                    m.next = "KV_TILE"
+            with m.State("KV_COMPARE"):
+                m.d.sync += keys_after.eq(keys_left - full_beats)
+                m.next = "KV_TILE"
+            with m.State("KV_TILE"):
+                more = Signal()
+                size = Mux(more, full_beats, keys_left)
+                m.d.comb += more.eq(keys_after > 0)
+                with m.If(free):
+                    m.d.comb += put.eq(1)
+                    m.d.sync += [job.addr.eq(addr), job.chunks.eq(size), job.beats.eq(size),
+                                 job.rows.eq(0), addr.eq(addr + full_beats),
+                                 keys_left.eq(keys_after)]
+                    m.next = "KV_COMPARE"
+                    with m.If(~more):
+                        m.d.comb += finished.eq(1)
+                        m.next = "TURN"
+            with m.State("TOKEN_RAM"):
+                m.next = "TOKEN_REGISTER"
+            with m.State("TOKEN_REGISTER"):
+                m.next = "TOKEN"
+            with m.State("TOKEN"):
+                # The read of the next token starts here; 5 cycles later its id is there.
+                m.d.sync += [token.eq(self.token_data), self.token_addr.eq(self.token_addr + 1)]
+                m.next = "TOKEN_PRODUCT"
+            with m.State("TOKEN_PRODUCT"):
+                # The multiplier takes the 18 bits as signed: correct by 2**18 * chunks.
+                m.d.sync += base.eq(addr + Mux(token[-1], work.chunks << 18, 0))
+                m.next = "TOKEN_WAIT"
+            with m.State("TOKEN_WAIT"):
+                m.next = "TOKEN_PIPE"
+            with m.State("TOKEN_PIPE"):
+                m.next = "TOKEN_TILE"
+            with m.State("TOKEN_TILE"):
+                with m.If(free):
+                    m.d.comb += put.eq(1)
+                    m.d.sync += [
+                        job.addr.eq(base + mul.p.as_unsigned()[:27]), job.chunks.eq(work.chunks),
+                        job.beats.eq(work.row_beats), job.rows.eq(1)]
+                    count()
+                    m.next = "TOKEN"
+                    with m.If(last):
+                        m.d.comb += finished.eq(1)
+                        m.next = "TURN"

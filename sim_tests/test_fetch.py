@@ -1,0 +1,304 @@
+"""Fetch: the right instructions and tile jobs for random lists, fences, ends, timing, flush."""
+import random
+from collections import deque
+
+import cocotb
+from bench import cycles, pack, recv, simulate, start
+from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
+
+from meadowlark_hdl.config import Config
+from meadowlark_hdl.control.fetch import Fetch
+from meadowlark_hdl.isa import Header, Instruction, Mode, Op, Src, encode
+from meadowlark_hdl.signatures import (FetchedInstruction, ModelLayout, PassLayout, TileJob)
+
+SIZES = {"P": 4, "bus_bytes": 2, "prog_depth": 256, "context": 64, "tile_beats": 512}
+CONFIG = Config(W=8, **SIZES)
+
+
+def jobs_of(i: Instruction, pass_: dict, tokens: list[int], pointer: int):
+    """-> (jobs of one instruction, new stream pointer); written from docs/architecture.md."""
+    def job(addr, chunks, rows, beats, header=i["header"]):
+        return {"addr": addr % 2**27, "chunks": chunks, "mode": i["mode"], "header": header,
+                "rows": rows, "beats": beats}
+    jobs = []
+    if i["src"] == Src.STREAM:
+        for t in range(i["tiles"]):
+            last = t == i["tiles"] - 1
+            rows, chunks = ((i["last_rows"], i["last_chunks"]) if last
+                            else (i["rows"], i["chunks"]))
+            if i["op"] == Op.NORM:
+                rows = 1
+            jobs.append(job(pointer, chunks, rows, rows * i["row_beats"]))
+            pointer += chunks
+    elif i["src"] in (Src.TABLE, Src.TOKEN):
+        for position in range(pass_["pos0"], pass_["pos0"] + pass_["n"]):
+            row = position if i["src"] == Src.TABLE else tokens[position]
+            jobs.append(job(i["addr"] + row * i["chunks"], i["chunks"], 1, i["row_beats"]))
+    elif i["src"] == Src.KV:
+        for key in range(0, pass_["ctx"], i["rows"]):
+            beats = min(i["rows"], pass_["ctx"] - key) * i["row_beats"]
+            jobs.append(job(i["addr"] + key * i["row_beats"], beats, 0, beats, Header.NONE))
+    return jobs, pointer
+
+
+def random_instruction(ops=("stream", "norm", "table", "token", "kv", "store", "none", "skip"),
+                       **fields) -> Instruction:
+    """Junk in the fields that do not matter."""
+    f = {name: random.getrandbits(bits) for name, bits in
+         (("epi", 4), ("heads", 1), ("lanes", 6), ("x", 12), ("y", 15), ("shift", 6),
+          ("mant", 16), ("addr", 27), ("rows", 8), ("last_rows", 8), ("chunks", 12),
+          ("last_chunks", 12), ("tiles", 15), ("row_beats", 11), ("last", 1))}
+    f |= {"mode": random.choice(list(Mode)), "header": random.choice(list(Header))}
+    kind = random.choice(ops)
+    if kind == "stream":
+        beats = random.choice([1, 2, random.randint(1, 128)])
+        f |= {"op": Op.LINEAR, "src": Src.STREAM, "tiles": random.choice([1, 1, 2, 9]),
+              "row_beats": beats, "rows": random.randint(1, min(255, 512 // beats)),
+              "last_rows": random.randint(1, min(255, 512 // beats)),
+              "chunks": random.randint(1, 4095), "last_chunks": random.randint(1, 4095)}
+    elif kind == "norm":
+        f |= {"op": Op.NORM, "src": Src.STREAM, "tiles": 1, "row_beats": random.randint(1, 512),
+              "last_chunks": random.randint(1, 4095)}
+    elif kind in ("table", "token"):
+        f |= {"op": Op.ROPE if kind == "table" else Op.EMBED, "row_beats": random.randint(1, 512),
+              "src": Src.TABLE if kind == "table" else Src.TOKEN,
+              "chunks": random.randint(1, 4095)}
+    elif kind == "kv":
+        beats = random.choice([1, 2, 8, 16])
+        rows = random.choice([1, 3, 8, 32])
+        f |= {"op": random.choice([Op.QK, Op.SV]), "src": Src.KV, "row_beats": beats, "rows": rows}
+    elif kind == "store":
+        f |= {"op": Op.STORE, "src": Src.NONE}
+    elif kind == "skip":
+        f |= {"op": Op.END, "src": random.randrange(8), "last": 1}
+    else:
+        f |= {"op": Op.LINEAR, "src": random.choice([0, 5, 7])}
+    return Instruction(**(f | fields))
+
+
+def random_pass(final: int) -> dict:
+    pos0 = random.choice([0, 0, random.randrange(40)])
+    n = random.randint(1, 20)
+    return {"pos0": pos0, "n": n, "nb": -(-n // 4), "ctx": pos0 + n, "final": final}
+
+
+class Bench:
+    """Program and token memory, a store unit that takes its time, and the expected output."""
+
+    def __init__(self, dut):
+        self.dut = dut
+        self.tokens = [random.choice([0, 2**18 - 1, 2**17, random.getrandbits(18)])
+                       for _ in range(CONFIG.context)]
+        self.stored = 0             # STORE instructions completed
+
+    async def setup(self):
+        await start(self.dut)
+        cocotb.start_soon(self.token_memory())
+
+    async def token_memory(self):
+        """2 cycles: what is addressed now shows after the second edge from now."""
+        dut = self.dut
+        late = deque([0])
+        while True:
+            await ReadOnly()
+            late.append(self.tokens[int(dut.token_addr.value)])
+            await RisingEdge(dut.clk)
+            dut.token_data.value = late.popleft()
+
+    async def load(self, at: int, program: list[Instruction]):
+        dut = self.dut
+        for n, instruction in enumerate(program):
+            dut.prog_en.value, dut.prog_addr.value = 1, at + n
+            dut.prog_data.value = int.from_bytes(encode(instruction), "little")
+            await RisingEdge(dut.clk)
+        dut.prog_en.value = 0
+
+    async def go(self, pc: int, pass_: dict, stream_addr: int):
+        dut = self.dut
+        dut.pass_.value = pack(PassLayout(), **pass_)
+        dut.model.value = pack(ModelLayout, stream_addr=stream_addr)
+        dut.start_pc.value, dut.start.value = pc, 1
+        await RisingEdge(dut.clk)
+        dut.start.value, dut.start_pc.value = 0, random.getrandbits(16)
+        dut.model.value = 0                     # counts only with start
+        await ReadOnly()
+        assert dut.busy.value
+        await RisingEdge(dut.clk)
+
+    async def stores(self):
+        """Completes the STOREs that the engine has taken, some time later."""
+        dut, taken, due = self.dut, 0, deque()
+        while True:
+            await ReadOnly()
+            if dut.out__valid.value and dut.out__ready.value:
+                if int(dut.out__payload.value) & 15 == Op.STORE:
+                    taken += 1
+                    due.append(cycles(dut) + random.randrange(60))
+            done = due and due[0] <= cycles(dut)
+            await RisingEdge(dut.clk)
+            dut.store_done.value = int(bool(done))
+            if done:
+                due.popleft()
+                self.stored += 1
+
+
+def expected(program, pc, pass_, tokens, stream_addr):
+    """-> (queued instructions, jobs, for each job: STOREs that must be complete before it)."""
+    out, jobs, fences, stores, pointer = [], [], [], 0, stream_addr
+    for n, i in enumerate(program):
+        ends = i["op"] == Op.END and not (i["last"] and pass_["final"])
+        if i["op"] == Op.END and not ends:
+            continue
+        out.append(pack(FetchedInstruction(), instr=dict(i), pc=pc + n))
+        if ends:
+            break
+        new, pointer = jobs_of(i, pass_, tokens, pointer)
+        jobs += new
+        fences += [stores if i["src"] == Src.KV else 0] * len(new)
+        stores += i["op"] == Op.STORE
+    return out, jobs, fences
+
+
+async def run(bench, program, pc, pass_, stall, times=None):
+    """Loads and runs a list, compares everything."""
+    dut = bench.dut
+    stream_addr = random.getrandbits(26)
+    await bench.load(pc, program)
+    want_out, want_jobs, fences = expected(program, pc, pass_, bench.tokens, stream_addr)
+    await bench.go(pc, pass_, stream_addr)
+    bench.stored = 0
+    helper = cocotb.start_soon(bench.stores())
+    out = cocotb.start_soon(recv(dut, "out", len(want_out), stall))
+
+    async def receive():
+        for n, (want, fence) in enumerate(zip(want_jobs, fences)):
+            got = (await recv(dut, "jobs", 1, stall, layout=TileJob(CONFIG), times=times))[0]
+            assert got == want, f"job {n} is {got}, not {want}"
+            assert bench.stored >= fence, f"job {n} came before its store had completed"
+    await receive()
+    assert await out == want_out
+    await ReadOnly()
+    assert not dut.jobs__valid.value and not dut.out__valid.value and not dut.busy.value
+    assert dut.pc.value == pc + len(program) - 1
+    await RisingEdge(dut.clk)
+    helper.cancel()
+    dut.store_done.value = 0
+    await ClockCycles(dut.clk, 10)
+    assert not dut.jobs__valid.value and not dut.out__valid.value
+
+
+END = Instruction(Op.END)
+
+
+@cocotb.test(timeout_time=5, timeout_unit="ms")
+@cocotb.parametrize(stall=[0.0, 0.6])
+async def random_lists(dut, stall):
+    bench = Bench(dut)
+    await bench.setup()
+    for _ in range(12):
+        program = [random_instruction() for _ in range(25)]
+        await run(bench, [*program, END], random.randrange(200), random_pass(1), stall)
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def conditional_end(dut):
+    bench = Bench(dut)
+    await bench.setup()
+    head = [random_instruction(("stream", "table")) for _ in range(3)]
+    tail = [random_instruction(("stream", "table")) for _ in range(3)]
+    conditional = random_instruction(("skip",))
+    await run(bench, [*head, conditional, *tail, END], 3, random_pass(1), 0.0)
+    await run(bench, [*head, conditional], 3, random_pass(0), 0.0)
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def keys_wait_for_stores(dut):
+    """The engine takes the STOREs late; the jobs before the fence are not held up."""
+    bench = Bench(dut)
+    await bench.setup()
+    stream, table = random_instruction(("stream",)), random_instruction(("table",))
+    program = [random_instruction(("store",)), stream, random_instruction(("kv",)),
+               random_instruction(("store",)), table, random_instruction(("kv",)), END]
+    pass_ = random_pass(1)
+    await bench.load(0, program)
+    _, jobs, fences = expected(program, 0, pass_, bench.tokens, 0)
+    await bench.go(0, pass_, 0)
+    cocotb.start_soon(recv(dut, "out", 99))
+    got = []
+
+    async def collect():
+        while True:
+            got.extend(await recv(dut, "jobs", 1, layout=TileJob(CONFIG)))
+    cocotb.start_soon(collect())
+    for stores in range(3):
+        await ClockCycles(dut.clk, 200)
+        # In order: all up to the first that needs one more STORE.
+        free = next((n for n, f in enumerate(fences) if f > stores), len(jobs))
+        assert got == jobs[:free]
+        dut.store_done.value = 1
+        await RisingEdge(dut.clk)
+        dut.store_done.value = 0
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.parametrize(kind=["stream", "norm", "table", "token", "kv"])
+async def a_job_at_least_every_8_cycles(dut, kind):
+    bench = Bench(dut)
+    await bench.setup()
+    # The distance of jobs within an instruction, and from one instruction to the next.
+    within, between = {"stream": (1, 7), "norm": (1, 7), "table": (1, 7), "token": (5, 9),
+                       "kv": (2, 8)}[kind]
+    pass_ = {"pos0": 3, "n": 9, "nb": 3, "ctx": 12, "final": 1}
+    fields = {"stream": {"tiles": 3}, "norm": {}, "table": {}, "token": {}, "kv": {"rows": 3}}
+    program = [random_instruction((kind,), **fields[kind]) for _ in range(6)]
+    times = []
+    await run(bench, [*program, END], 0, pass_, 0.0, times)
+    each = len(times) // 6
+    for n, (a, b) in enumerate(zip(times, times[1:])):
+        assert b - a == (between if (n + 1) % each == 0 else within)
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def the_queue_runs_ahead(dut):
+    """8 instructions wait for the engine, no more, and the jobs go no further."""
+    bench = Bench(dut)
+    await bench.setup()
+    program = [random_instruction(("norm",)) for _ in range(15)] + [END]
+    pass_ = random_pass(1)
+    await bench.load(0, program)
+    await bench.go(0, pass_, 0)
+    times = []
+    cocotb.start_soon(recv(dut, "jobs", 99, layout=TileJob(CONFIG), times=times))
+    await ClockCycles(dut.clk, 300)
+    assert len(times) == Fetch.QUEUE and dut.pc.value == Fetch.QUEUE and dut.busy.value
+    await recv(dut, "out", 1)
+    await ClockCycles(dut.clk, 30)
+    assert len(times) == Fetch.QUEUE + 1
+
+
+@cocotb.test(timeout_time=5, timeout_unit="ms")
+async def flush_in_mid_list(dut):
+    bench = Bench(dut)
+    await bench.setup()
+    for at in [*range(30), *(random.randrange(30, 300) for _ in range(15))]:
+        program = [random_instruction() for _ in range(10)] + [END]
+        await bench.load(7, program)
+        await bench.go(7, random_pass(1), 5)
+        tasks = [cocotb.start_soon(bench.stores()),
+                 cocotb.start_soon(recv(dut, "out", 99, 0.5)),
+                 cocotb.start_soon(recv(dut, "jobs", 10**6, 0.5))]
+        await ClockCycles(dut.clk, 1 + at)
+        for task in tasks:
+            task.cancel()
+        dut.store_done.value = dut.out__ready.value = dut.jobs__ready.value = 0
+        dut.flush.value = 1
+        await RisingEdge(dut.clk)
+        dut.flush.value = 0
+        await ReadOnly()
+        assert not dut.busy.value and not dut.out__valid.value and not dut.jobs__valid.value
+        await RisingEdge(dut.clk)
+        await run(bench, [*(random_instruction() for _ in range(4)), END], 20, random_pass(1), 0.0)
+
+
+def test_fetch(seed):
+    simulate(Fetch(CONFIG), __name__, seed=seed)
