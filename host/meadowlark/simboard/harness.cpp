@@ -90,7 +90,7 @@ struct Counters {                               // mirrors meadowlark.simboard.b
 
 struct Sim {
     VerilatedContext ctx;
-    Vcore* top;
+    Vcore* top = nullptr;
     Timing timing;
     uint8_t* memory;
     Counters c{};
@@ -119,14 +119,15 @@ struct Sim {
 
     explicit Sim(const Timing& t) : timing(t) {
         ctx.commandArgs(0, (const char**)nullptr);
-        top = new Vcore{&ctx, "core"};
         memory = (uint8_t*)std::calloc(t.size_bytes, 1);    // pages appear when touched
         reset();
     }
     ~Sim() { delete top; std::free(memory); }
 
     void reset() {                              // everything but the memory's contents
-        top->rst = 1;
+        // The core has no reset input: a new one has its initial values.
+        delete top;
+        top = new Vcore{&ctx, "core"};
         top->clk = 0;
         top->PORT1(rx, valid) = 0;
         top->PORT1(tx, ready) = 0;
@@ -136,11 +137,7 @@ struct Sim {
         top->PORT2(mem, w_data, ready) = 0;
         top->PORT1(mem, w_done) = 0;
         top->PORT1(mem, ready) = 0;
-        for (int i = 0; i < 4; i++) {
-            top->clk = 0; top->eval();
-            top->clk = 1; top->eval();
-        }
-        top->rst = 0;
+        top->eval();
         reads.clear(); writes.clear(); out.clear(); in.clear(); dones.clear();
         rows.assign(timing.banks, ~0ull);
         left = 0; writing = planned = false;
