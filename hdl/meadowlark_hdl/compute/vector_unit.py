@@ -288,8 +288,12 @@ class VectorUnit(wiring.Component):
         where = Cat(delay(m, word, now - 4, name="word"), to_lane, sub, exists,
                     delay(m, ending, now, name="ending"))
         rope_at, swiglu_at = self.ROPE_CYCLE, self.SWIGLU_CYCLE
-        writes_rope = delay(m, writes, rope_at, name="writes_rope", reset=True)
-        writes_swiglu = delay(m, writes_rope, swiglu_at - rope_at, name="writes_swiglu", reset=True)
+        # A longer way takes only its own writes: what a short one has done must not be found there
+        # by the next instruction.
+        writes_rope = delay(m, writes & (is_rope | is_swiglu), rope_at, name="writes_rope",
+                            reset=True)
+        writes_swiglu = delay(m, writes_rope & is_swiglu, swiglu_at - rope_at,
+                              name="writes_swiglu", reset=True)
         where_rope = delay(m, where, rope_at, name="where_rope")
         where_swiglu = delay(m, where_rope, swiglu_at - rope_at, name="where_swiglu")
 
