@@ -350,11 +350,12 @@ class Driver:
 
     def _poll(self, seconds: float) -> Iterator[None]:
         """Turns at growing distances, at least ten, for about ``seconds`` of the transport."""
-        pause, total, turns = 0.001, 0.0, 0
+        longest = self.transport.timeout
+        pause, total, turns = longest / 64, 0.0, 0
         while turns < 10 or total < seconds:
             yield
             self._receive(pause)
-            total, turns, pause = total + pause, turns + 1, min(2 * pause, 0.1)
+            total, turns, pause = total + pause, turns + 1, min(2 * pause, longest)
 
     # --- memories ---------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ class RxFramer(wiring.Component):
     overwritten by the next. Of ``slots`` slots one is always being received into, so ``slots`` - 1
     frames wait at most; a good frame that would be one too many is dropped (the sender repeats it).
 
-    Timing: a frame is offered 6 cycles after its last byte if none waits before it; its payload
+    Timing: a frame is offered 5 cycles after its last byte if none waits before it; its payload
     follows at one byte a cycle. The next frame is offered 2 cycles after ``pop``.
 
     Parameters
