@@ -8,6 +8,10 @@ from .multiplier import Multiplier
 from .pipeline import delay
 
 
+#: Block RAM and a register: multipliers stand in rows of their own, too far from a RAM's output.
+TABLE_LATENCY = 2
+
+
 def _segments(table, base_bits: int, step_bits: int) -> list[int]:
     """Words ``base | step << base_bits``: each entry and its distance to the next one."""
     return [int(a) | int(b - a) % (1 << step_bits) << base_bits
@@ -41,7 +45,7 @@ class Reciprocal(wiring.Component):
         floor(log2(x)).
     """
 
-    LATENCY = 6 + 1 + Multiplier.LATENCY + 1
+    LATENCY = 6 + TABLE_LATENCY + Multiplier.LATENCY + 1
     BASE_BITS, STEP_BITS = 17, 9        # up to 65536; the steepest segment falls by 255
 
     def __init__(self, *, dsp: str = "generic"):
@@ -89,14 +93,15 @@ class Reciprocal(wiring.Component):
             attrs={"rom_block": 1})
         port = table.read_port()
         m.d.comb += port.addr.eq(Mux(root, Cat(x[11:18], k[0], 1), x[10:18]))
-        rest = reg(Mux(root, x[1:11], x[:10]), "rest")
+        rest = delay(m, Mux(root, x[1:11], x[:10]), TABLE_LATENCY, name="rest")
+        segment = reg(port.data, "segment")
         m.submodules.interpolate = multiplier = Multiplier(dsp=self.dsp)
-        m.d.comb += [multiplier.a.eq(port.data[self.BASE_BITS:].as_signed()),
+        m.d.comb += [multiplier.a.eq(segment[self.BASE_BITS:].as_signed()),
                      multiplier.b.eq(rest)]
-        base = delay(m, port.data[:self.BASE_BITS], Multiplier.LATENCY, name="base")
+        base = delay(m, segment[:self.BASE_BITS], Multiplier.LATENCY, name="base")
         t = Signal(17, reset_less=True)
         m.d.sync += t.eq((Cat(Const(512, 10), base) + multiplier.p)[10:])
-        m.d.comb += [self.t.eq(t), self.k.eq(delay(m, k, 1 + Multiplier.LATENCY + 1, name="k"))]
+        m.d.comb += [self.t.eq(t), self.k.eq(delay(m, k, self.LATENCY - 6, name="k"))]
         return m
 
 
@@ -118,7 +123,7 @@ class Sigmoid(wiring.Component):
         0..32768.
     """
 
-    LATENCY = 1 + 1 + Multiplier.LATENCY + 2
+    LATENCY = 1 + TABLE_LATENCY + Multiplier.LATENCY + 2
     BASE_BITS, STEP_BITS = 16, 11       # up to 32768; the steepest segment climbs by 512
 
     def __init__(self, *, dsp: str = "generic"):
@@ -135,13 +140,14 @@ class Sigmoid(wiring.Component):
         port = table.read_port()
         m.d.comb += port.addr.eq(magnitude[7:15])
         m.submodules.interpolate = multiplier = Multiplier(dsp=self.dsp)
-        m.d.comb += [multiplier.a.eq(port.data[self.BASE_BITS:].as_signed()),
-                     multiplier.b.eq(delay(m, magnitude[:7], 1, name="rest"))]
-        base = delay(m, port.data[:self.BASE_BITS], Multiplier.LATENCY, name="base")
+        segment = delay(m, port.data, 1, name="segment")
+        m.d.comb += [multiplier.a.eq(segment[self.BASE_BITS:].as_signed()),
+                     multiplier.b.eq(delay(m, magnitude[:7], TABLE_LATENCY, name="rest"))]
+        base = delay(m, segment[:self.BASE_BITS], Multiplier.LATENCY, name="base")
         positive = Signal(16, reset_less=True)
         m.d.sync += positive.eq((Cat(Const(64, 7), base) + multiplier.p)[7:])
-        negative = delay(m, self.g[-1], 2 + Multiplier.LATENCY + 1, name="negative")
-        large = delay(m, magnitude[15:].any(), 1 + Multiplier.LATENCY + 1, name="large")
+        negative = delay(m, self.g[-1], self.LATENCY - 1, name="negative")
+        large = delay(m, magnitude[15:].any(), self.LATENCY - 2, name="large")
         o = Signal(16, reset_less=True)
         with m.If(large):
             m.d.sync += o.eq(Mux(negative, 0, 32768))
