@@ -1,0 +1,180 @@
+"""The whole chip, through the driver: every token and every logit equals the golden model's."""
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from meadowlark.driver import BoardError
+from meadowlark.golden import GoldenModel
+from meadowlark.prepare import Source
+from meadowlark.sampling import sampling
+from meadowlark.targets import SimTarget
+from meadowlark_boards import get_board
+from meadowlark_hdl.control.sampler_golden import Sampling, logits_crc
+from random_model import random_model
+
+#: Odd shapes: GQA with three heads a group, head_dim padded from 24 to 32, own head, biases.
+ODD = dict(hidden=96, layers=2, heads=6, kv_heads=2, head_dim=24, ffn=80, vocab=300, context=192,
+           tied=False, attention_bias=True, mlp_bias=True)
+
+
+class Chip:
+    """A simulated board with a model in it, and the golden model beside it."""
+
+    def __init__(self, target: SimTarget, board, model: str):
+        self.target, self.source = target, Source(model, board)
+        target.load(self.source)
+        self.golden = GoldenModel(self.source.quantised, context=self.source.image.context)
+
+    def compare(self, tokens, draw=Sampling(), *, max_new, stop_ids=()):
+        """Run both; returns the tokens."""
+        events = list(self.target.generate(tokens, draw, max_new=max_new, stop_ids=stop_ids))
+        self.golden.forget()
+        want = list(self.golden.generate(tokens, draw, max_new=max_new, stop_ids=stop_ids))
+        assert [e.token for e in events] == [token for token, _ in want]
+        for event, (_, logits) in zip(events, want, strict=True):
+            np.testing.assert_array_equal(event.logits, logits)
+            assert event.crc == logits_crc(logits)
+        return [e.token for e in events]
+
+
+@pytest.fixture(scope="module")
+def target():
+    with closing(SimTarget(get_board("virtual"))) as sim:
+        yield sim
+
+
+@pytest.fixture(scope="module")
+def ulx3s():
+    with closing(SimTarget(get_board("ulx3s_85f"))) as sim:
+        yield sim
+
+
+@pytest.fixture
+def stories(target):
+    return Chip(target, get_board("virtual"), "stories")
+
+
+@pytest.fixture
+def odd(target, tmp_path, seed):
+    return Chip(target, get_board("virtual"), str(random_model(tmp_path / "odd", seed=seed, **ODD)))
+
+
+def words(rng, chip, count):
+    """A prompt of ``count`` tokens, bos first."""
+    return [0, *rng.integers(2, chip.source.quantised.vocab, count - 1).tolist()]
+
+
+def test_story(stories):
+    prompt = stories.source.tokenizer.encode("Once upon a time")
+    tokens = stories.compare(prompt, max_new=12)
+    assert stories.source.tokenizer.decode(tokens).startswith(", there was a little")
+    assert stories.target.messages == 0
+
+
+@pytest.mark.parametrize("options", [
+    dict(temperature=0.8, seed=7), dict(temperature=1.3, top_k=5, seed=1),
+    dict(temperature=0.9, top_k=32, top_p=0.7, seed=2**32 - 1)])
+def test_sampling(stories, options):
+    prompt = stories.source.tokenizer.encode("One day, a small rabbit")
+    stories.compare(prompt, sampling(**options), max_new=6)
+
+
+@pytest.mark.parametrize("length", [1, 2, 4, 5, 31, 64, 65, 150])
+def test_prompt_lengths(odd, seed, length):
+    """A block and less, its edge, all resident blocks, several passes, several key tiles."""
+    rng = np.random.default_rng(seed)
+    odd.compare(words(rng, odd, length), max_new=3)
+
+
+def test_context_full(odd, seed):
+    rng = np.random.default_rng(seed)
+    context = odd.source.image.context
+    assert len(odd.compare(words(rng, odd, context - 3), max_new=99)) == 4
+
+
+def test_stop_ids(stories):
+    prompt = stories.source.tokenizer.encode("Once upon a time")
+    plain = stories.compare(prompt, max_new=6)
+    stopped = stories.compare(prompt, max_new=6, stop_ids=(2000, plain[2], plain[4]))
+    assert stopped == plain[:plain.index(plain[2]) + 1]
+
+
+def test_cache_is_kept_between_runs(odd, seed):
+    """max_new = 0 fills the cache; a second run goes on from there as if it were one."""
+    rng = np.random.default_rng(seed)
+    prompt, driver = words(rng, odd, 20), odd.target.driver
+    list(driver.run(prompt[:13], Sampling(), max_new=0, stop_ids=()))
+    got = [e.token for e in driver.run(prompt[13:], Sampling(), max_new=4, stop_ids=(),
+                                       start_pos=13)]
+    odd.golden.forget()
+    want = [token for token, _ in odd.golden.generate(prompt, max_new=4, stop_ids=())]
+    assert got == want
+
+
+def test_abort_leaves_the_board_ready(stories, seed):
+    rng = np.random.default_rng(seed)
+    prompt = stories.source.tokenizer.encode("Once upon a time")
+    for _ in range(3):
+        run = stories.target.generate(prompt, Sampling(), max_new=50, stop_ids=())
+        for _ in range(int(rng.integers(1, 3))):
+            next(run)
+        stories.target.sim.run(int(rng.integers(1, 60_000)))        # somewhere in a token
+        run.close()
+    stories.compare(prompt, max_new=3)
+
+
+def test_errors_reach_the_host(odd):
+    driver = odd.target.driver
+    context = odd.target.driver.info.config.context
+    with pytest.raises((BoardError, ValueError)):
+        list(driver.run([0] * (context + 1), Sampling(), max_new=1, stop_ids=()))
+    regs = odd.source.image.model_regs
+    program = bytearray(odd.source.image.program)
+    at = regs["decode_pc"] * 21
+    program[at] = program[at] & 0xF0 | 0xF             # an op that does not exist
+    driver.load([], program=bytes(program), model=regs)
+    with pytest.raises(BoardError, match="instruction it does not know"):
+        list(driver.run([0], Sampling(), max_new=1, stop_ids=()))
+    driver.load([], program=odd.source.image.program, model=regs)
+    odd.compare([0, 5], max_new=2)
+
+
+def test_image_through_frames(odd):
+    """Loading frame by frame puts the same bytes there as the back door, says the chip's CRC."""
+    image, target = odd.source.image, odd.target
+    target.sim.memory[:len(image.memory)] = 0x5A
+    target.driver.load([(0, image.memory)], program=image.program, model=image.model_regs)
+    assert target.sim.memory[:len(image.memory)].tobytes() == image.memory
+    assert target.driver.verify_memory(0, image.memory) == []
+    target.sim.memory[1000] ^= 1
+    assert target.driver.verify_memory(0, image.memory) == [0]
+    target.sim.memory[1000] ^= 1
+    odd.compare([0, 9, 8], max_new=2)
+
+
+def test_ulx3s(ulx3s, tmp_path, seed):
+    """The flagship's own Config and memory timing: blocks of 16 lanes, 2 bytes a cycle."""
+    rng = np.random.default_rng(seed)
+    chip = Chip(ulx3s, get_board("ulx3s_85f"), "stories")
+    prompt = chip.source.tokenizer.encode("Tom was sad because")
+    chip.compare(prompt, max_new=2)
+    chip = Chip(ulx3s, get_board("ulx3s_85f"),
+                str(random_model(tmp_path / "odd", seed=seed, **ODD)))
+    for length in (17, 140):
+        chip.compare(words(rng, chip, length), sampling(temperature=0.7, seed=3), max_new=2)
+
+
+def test_counters(stories):
+    """Cycles by cause add up to the cycles of the run, and words to those of the weight stream."""
+    prompt = stories.source.tokenizer.encode("Once upon a time")
+    stories.compare(prompt, max_new=2)
+    c = stories.target.counters()
+    causes = ("array_active", "stall_memory", "stall_decoder", "stall_engine", "stall_vector",
+              "stall_link")
+    assert abs(sum(c[x] for x in causes) - c["cycles"]) <= 0.001 * c["cycles"]
+    assert c["passes"] == 2
+    image = stories.source.image
+    useful = image.useful_bytes(pos0=0, n=5, head=True) + image.useful_bytes(pos0=5, n=1, head=True)
+    read = c["bus_read_words"] * 16
+    assert useful * 0.97 <= read <= useful * 1.03
