@@ -27,8 +27,8 @@ _BEST = 25          # maximum updated
 #: From an item of the list to the next: longer than from the sum to the end, so that the sum, the
 #: id and the reads of the ROM need no further delay.
 _ROUND = 12
-#: Likewise if the entry is skipped: item, compare, shift.
-_SHIFT = 3
+#: Likewise if the entry is skipped: item, copy, two compares, shift.
+_SHIFT = 5
 assert _BEST - _DRAWN < _ROUND and len({s % _ROUND for s in (16, 17, 18)}) == 3
 
 
@@ -50,16 +50,16 @@ class Sampler(wiring.Component):
 
     Greedy and temperature sampling are a running maximum (of the logit; of logit/temperature plus
     Gumbel noise, which needs neither sum nor sort). Top-k keeps the ``topk`` largest logits in a
-    sorted list: a new one is compared with all of them at once from a register, the smaller ones
-    move down one place. After the last logit the list goes round, last entry first: with top-p
+    sorted list: a new one is compared with all of them at once, the smaller ones move down one
+    place. After the last logit the list goes round, last entry first: with top-p
     once for the sum of the weights, then once for the draw. The weights *before* an entry are the
     sum less those seen so far.
 
     Source: Gumbel-max trick, Maddison et al., arXiv:1411.0030; nucleus, arXiv:1904.09751.
     Golden: :mod:`.sampler_golden`, bit-exact.
     Timing: logits at least 4 cycles apart, the first at least 16 after ``start``; never stalls.
-    ``finish`` to ``done``: 28 cycles; with top-k 72 + 3*(topk - top_k) + 12*top_k; with top-p
-    96 + 6*(topk - top_k) + 24*top_k.
+    ``finish`` to ``done``: 28 cycles; with top-k 72 + 5*(topk - top_k) + 12*top_k; with top-p
+    96 + 10*(topk - top_k) + 24*top_k.
 
     Parameters
     ----------
@@ -88,7 +88,9 @@ class Sampler(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         run, slots = self.run, self.config.topk
-        greedy, ranked, nucleus = Signal(), Signal(), Signal()
+        greedy = Signal()
+        ranked = Signal()                   # with top-k
+        nucleus = Signal()                  # and top-p
         m.d.sync += [greedy.eq(run.inv_t_mant == 0),
                      ranked.eq((run.inv_t_mant != 0) & (run.top_k != 0)),
                      nucleus.eq(run.top_p != 0)]
@@ -98,7 +100,8 @@ class Sampler(wiring.Component):
         value = Signal(signed(Config.LOGIT_BITS), reset_less=True)
         token = Signal(Config.TOKEN_BITS, reset_less=True)
         there = Signal()
-        feed, flow = Signal(), Signal(_BEST)
+        feed = Signal()
+        flow = Signal(_BEST)
         m.d.sync += flow.eq(Cat(feed, flow[:-1]))
 
         # CRC: a byte a cycle, for the 4 cycles that a logit stays.
@@ -111,25 +114,38 @@ class Sampler(wiring.Component):
             with m.If(byte[i]):
                 m.d.comb += crc.data.eq(value[8 * i:8 * i + 8])
 
-        # The sorted list. Compare, then shift: entries that go below the item move down. A later
-        # logit of the same value goes below the earlier one.
+        # The sorted list: the lower halves compared, then the upper ones (one compare of the whole
+        # behind the wires to all entries took 10.7 ns), then entries that go below the item move
+        # down. A later logit of the same value goes below the earlier one.
         keys = [Signal(signed(Config.LOGIT_BITS), name=f"key_{i}", reset_less=True)
                 for i in range(slots)]
         ids = [Signal(Config.TOKEN_BITS, name=f"id_{i}", reset_less=True) for i in range(slots)]
         held = Signal(slots)
-        below, insert, turn = Signal(slots), Signal(), Signal()
+        lower = Signal(slots)
+        below = Signal(slots)
+        new_key = Signal(signed(Config.LOGIT_BITS), reset_less=True)    # the item, for the list
+        new_id = Signal(Config.TOKEN_BITS, reset_less=True)
+        new_there = Signal(reset_less=True)
+        insert = Signal(3)
+        turn = Signal(3)
+        turning = Signal()                  # an entry comes round: it goes above all others
         m.d.sync += [
-            turn.eq(0),
-            insert.eq((byte[0] & ranked) | turn),
-            below.eq(Cat((value > keys[i]) | ~held[i] | turn for i in range(slots)))]
+            new_key.eq(value), new_id.eq(token), new_there.eq(there),
+            turn.eq(Cat(turning, turn[:-1])),
+            insert.eq(Cat((byte[0] & ranked) | turn[0], insert[:-1])),
+            lower.eq(Cat(new_key[:16] > keys[i][:16] for i in range(slots))),
+            below.eq(Cat(
+                (Cat(lower[i], new_key[16:]).as_signed()
+                 > Cat(Const(0, 1), keys[i][16:]).as_signed()) | ~held[i] | turn[2]
+                for i in range(slots)))]
         for i in range(slots):
-            with m.If(insert & below[i]):
+            with m.If(insert[2] & below[i]):
                 if i == 0:
-                    m.d.sync += [keys[0].eq(value), ids[0].eq(token), held[0].eq(there)]
+                    m.d.sync += [keys[0].eq(new_key), ids[0].eq(new_id), held[0].eq(new_there)]
                 else:
-                    m.d.sync += [keys[i].eq(Mux(below[i - 1], keys[i - 1], value)),
-                                 ids[i].eq(Mux(below[i - 1], ids[i - 1], token)),
-                                 held[i].eq(Mux(below[i - 1], held[i - 1], there))]
+                    m.d.sync += [keys[i].eq(Mux(below[i - 1], keys[i - 1], new_key)),
+                                 ids[i].eq(Mux(below[i - 1], ids[i - 1], new_id)),
+                                 held[i].eq(Mux(below[i - 1], held[i - 1], new_there))]
 
         # Pipeline: noise and scaled logit, their sum; weight, sum of weights, nucleus.
         limiting = Signal()
@@ -146,12 +162,14 @@ class Sampler(wiring.Component):
             m.d.sync += late_scaled.eq(item_scaled)
         m.d.sync += distance.eq(largest - item_scaled)
         far = Signal(reset_less=True)
-        part, weight = Signal(16, reset_less=True), Signal(16, reset_less=True)
+        part = Signal(16, reset_less=True)
+        weight = Signal(16, reset_less=True)
         m.d.sync += [far.eq(distance[16:].any()),
                      part.eq(rom_data >> distance[12:14]),
                      weight.eq(Mux(far, 0, part >> Cat(Const(0, 2), distance[14:16])))]
         seen = Signal(21)                           # at most 32 * 2**15
-        total, before = Signal(21, reset_less=True), Signal(21, reset_less=True)
+        total = Signal(21, reset_less=True)
+        before = Signal(21, reset_less=True)
         limit = Signal(37, reset_less=True)         # total * top_p
         kept = Signal()
         with m.If(flow[_WEIGHT]):
@@ -172,8 +190,10 @@ class Sampler(wiring.Component):
         drawing = Signal()                          # the list goes round for the draw
         candidate = Signal(signed(32), reset_less=True)
         best = Signal(signed(32), reset_less=True)
-        some, over = Signal(), Signal()
-        test, replace = Signal(), Signal()
+        some = Signal()
+        over = Signal()
+        test = Signal()
+        replace = Signal()
         with m.If(greedy):
             m.d.comb += [test.eq(flow[1]), replace.eq(flow[2])]
             with m.If(flow[0]):
@@ -218,9 +238,9 @@ class Sampler(wiring.Component):
                                  state.eq(_State.TURN)]
             with m.Case(_State.TURN):
                 with m.If(wait == 0):
-                    m.d.comb += feed.eq(held[-1] & chosen)
+                    m.d.comb += [turning.eq(1), feed.eq(held[-1] & chosen)]
                     m.d.sync += [value.eq(keys[-1]), token.eq(ids[-1]), there.eq(held[-1]),
-                                 turn.eq(1), rank.eq(rank - 1),
+                                 rank.eq(rank - 1),
                                  wait.eq(Mux(chosen, _ROUND - 1, _SHIFT - 1))]
                     with m.If(rank == 0):
                         m.d.sync += [rank.eq(slots - 1), wait.eq(_BEST + 1),
@@ -294,7 +314,8 @@ class Sampler(wiring.Component):
         Both read the ROM, at different times. The key is hashed in the pipeline as well, in the
         14 cycles after ``start``.
         """
-        key, x = Signal(32, reset_less=True), Signal(32, reset_less=True)
+        key = Signal(32, reset_less=True)
+        x = Signal(32, reset_less=True)
         first = self._hash(m, "first", x)
         v = self._hash(m, "second", first)
         keying = Signal(13)
@@ -322,7 +343,8 @@ class Sampler(wiring.Component):
 
         m.submodules.rom = rom = memory.Memory(shape=16, depth=1024, init=_ROM)
         read = rom.read_port()
-        address, found = Signal(10, reset_less=True), Signal(16, reset_less=True)
+        address = Signal(10, reset_less=True)
+        found = Signal(16, reset_less=True)
         m.d.comb += [read.en.eq(1), read.addr.eq(address)]
         m.d.sync += [found.eq(read.data), address.eq(Cat(distance[4:12], Const(_EXP2, 2)))]
         with m.If(flow[_MANTISSA]):
@@ -331,6 +353,7 @@ class Sampler(wiring.Component):
             m.d.sync += address.eq(Cat(tail, Const(_TAIL, 2)))
 
         # (zeros + 1) * 4096 - log2 - tail: at most 2**17, at least -2**14
-        partial, noise = Signal(signed(19), reset_less=True), Signal(signed(19), reset_less=True)
+        partial = Signal(signed(19), reset_less=True)
+        noise = Signal(signed(19), reset_less=True)
         m.d.sync += [partial.eq(Cat(Const(0, 12), zeros + 1) - found), noise.eq(partial - found)]
         return noise, found
