@@ -1,5 +1,6 @@
 """The driver against a model of the board that loses, damages and repeats frames."""
 import random
+import struct
 
 import pytest
 from meadowlark.driver import BoardError, Driver
@@ -10,7 +11,8 @@ from meadowlark_hdl.control.counters_table import COUNTERS
 from meadowlark_hdl.control.errors import Error
 from meadowlark_hdl.control.sampler_golden import Sampling
 from meadowlark_hdl.isa import MODEL_REGS, Instruction, Op, encode
-from meadowlark_hdl.link.protocol import (BY_NAME, MAX_PAYLOAD, REGISTERS, SYNC, Command, Reason)
+from meadowlark_hdl.link.protocol import (BY_NAME, EVENT_FORMAT, FLUSH_BYTES, MAX_PAYLOAD,
+                                          REGISTERS, SYNC, TOKEN, Command, Reason)
 
 LOSSES = [0.0, 0.02, 0.1]
 
@@ -107,10 +109,11 @@ def test_tokens_come_once_in_order_whatever_is_lost(seed, loss):
     assert driver.reason == Reason.MAX_NEW
     assert len(board.runs) == 1             # a repeated START is executed once
     if not loss:
+        driver.status()                     # after the last token: not counted
         assert driver.host_messages == 0
         # From START on: credits only
         start = board.commands.index(Command.START)
-        assert set(board.commands[start + 1:]) == {Command.CREDIT}
+        assert set(board.commands[start + 1:-1]) == {Command.CREDIT}
     # The conversation goes on where it was.
     more = list(driver.run([5], max_new=3, start_pos=350))
     assert [e.token for e in more] == expected(prompt + expected(prompt, 200) + [5], 3)
@@ -192,6 +195,39 @@ def test_errors_say_what_to_do(code):
     assert [e.token for e in driver.run([4], max_new=2)] == expected([4], 2)
 
 
+def test_a_lost_frame_costs_no_waiting():
+    """The answer to a later frame tells: repeated at once, not after a silence."""
+    board = FakeBoard()
+    driver = Driver(board)
+    real_write, real_read, sent, silent = board.write, board.read, [], []
+
+    def write(data):
+        sent.append(data)
+        if len(sent) not in (3, 9):
+            real_write(data)
+
+    def read(max, timeout):
+        data = real_read(max, timeout)
+        silent.append(not data)
+        return data
+    board.write, board.read = write, read
+    data = bytes(range(256)) * 20
+    driver.write_memory(0, data)
+    assert board.memory[:len(data)] == data and silent and not any(silent)
+    assert len(sent) < len(data) / 252 + 1 + 2 * 6
+
+
+def test_events_of_another_run_are_ignored():
+    board = FakeBoard()
+    driver = Driver(board)
+    run = driver.run([1], max_new=9)
+    got = [next(run).token]
+    for index in range(3):
+        payload = struct.pack(EVENT_FORMAT, board.runs[0] + 1, index, 9999, 0, 0)
+        board._out += Frame(TOKEN, index, payload).encode()
+    assert got + [e.token for e in run] == expected([1], 9)
+
+
 def test_counters_by_name():
     board = FakeBoard()
     driver = Driver(board)
@@ -210,10 +246,14 @@ def test_memory_that_does_not_keep_is_noticed():
 
 
 def test_a_dead_board():
+    written = []
+
     class Dead(FakeBoard):
-        def write(self, data): pass
+        def write(self, data): written.append(data)
     with pytest.raises(BoardError, match=r"^the board does not answer; check cable and power, "):
-        Driver(Dead())
+        Driver(Dead(), retries=3)
+    # Each repetition comes after zeros that end whatever frame the board believes to be in.
+    assert written == [bytes(FLUSH_BYTES), written[1]] * 4
     with pytest.raises(BoardError, match=r"^the board does not answer; "):
         Driver(LoopbackTransport())
 
