@@ -1,5 +1,5 @@
 """Right shift, round half up, saturate: the way back from every product."""
-from amaranth import Cat, Module, Mux, Signal, signed
+from amaranth import C, Cat, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -58,10 +58,8 @@ class Narrow(wiring.Component):
         while at:                               # two bits of the shift a stage, coarse first
             low = at - (2 if at > 1 else 1)
             shifted = Signal(signed(self.width + 1), name=f"shifted_{low}", reset_less=True)
-            for k in range(1 << at - low):
-                with m.If(shift[low:at] == k):
-                    # A slice keeps the sign; nothing is left of a shift by the whole width.
-                    m.d.sync += shifted.eq(value[min(k << low, self.width):].as_signed())
+            # A shift operator, not cases: simulators copy the sign bit by bit in the latter.
+            m.d.sync += shifted.eq(value >> Cat(C(0, low), shift[low:at]))
             if low:
                 shift = delay(m, shift[:low], 1, name=f"shift_{low}")
             value, at = shifted, low

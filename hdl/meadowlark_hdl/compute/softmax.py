@@ -1,5 +1,5 @@
 """SoftmaxUnit: scores in, probabilities out, for one lane; nothing of it leaves the lane."""
-from amaranth import Module, Mux, Signal, signed
+from amaranth import C, Cat, Module, Mux, Signal, signed
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -69,10 +69,7 @@ class SoftmaxUnit(wiring.Component):
         fine_by = Signal(3, reset_less=True)
         widened = Signal(signed(Config.ACC_BITS + 1))
         m.d.comb += widened.eq(self.acc << 1)
-        with m.Switch(self.shift[3:]):
-            for i in range(8):
-                with m.Case(i):
-                    m.d.sync += coarse.eq(widened >> 8 * i)
+        m.d.sync += coarse.eq(widened >> Cat(C(0, 3), self.shift[3:]))
         m.d.sync += fine_by.eq(self.shift[:3])
         fine = reg(signed(bits + 2), "fine")            # score with one more bit each side
         shifted = Signal(signed(Config.ACC_BITS + 1))
