@@ -123,10 +123,14 @@ class Sequencer(wiring.Component):
                         acc_blocks.eq(Config.ACC_SLOTS >> max(h - w_log2, 0))]
 
         # Reasons to give a run up. Inputs are registered: they come from all over the chip.
-        active, aborted, failed = Signal(), Signal(), Signal()
+        active = Signal()
+        aborted = Signal()
+        failed = Signal()
         running = Signal()                  # in a pass or its sample, where these reasons count
-        faults, fault_pc = Signal(len(FAULTS)), Signal(16, reset_less=True)
-        progress, unready = Signal(), Signal()
+        faults = Signal(len(FAULTS))
+        fault_pc = Signal(16, reset_less=True)
+        progress = Signal()
+        unready = Signal()
         m.d.sync += [faults.eq(self.faults), fault_pc.eq(self.fault_pc),
                      progress.eq(self.progress), unready.eq(~self.ready)]
         first_fault = Const(0, 8)
@@ -162,12 +166,18 @@ class Sequencer(wiring.Component):
         area_full = Signal(20)              # b * (pos0 + b*P), at most 63 * (8191 + 2016)
         area_rest = Signal(20)              # b * (pos0 + remaining), at most 63 * 16382
         area = Signal(20)
-        n, ctx = Signal(13), Signal(14)
+        n = Signal(13)
+        ctx = Signal(14)
         rest = Signal(14)                   # pos0 + remaining
-        ragged, more, good_area, good_acc = Signal(), Signal(), Signal(), Signal()
+        ragged = Signal()
+        more = Signal()
+        good_area = Signal()
+        good_acc = Signal()
         drain = Signal(range(FLUSH_CYCLES + 1))
         hit = Signal(STOP_IDS)
-        stopped, counted, full = Signal(), Signal(), Signal()
+        stopped = Signal()
+        counted = Signal()
+        full = Signal()
         bad = Signal(4)
         begin = Signal()                    # the flush before the first pass
 
