@@ -117,7 +117,8 @@ class Bench:
             tile = self.halves[half]
             read = 0
             if tile is not None and beat < len(tile.beats):
-                read = sum((int(v) & (1 << 18) - 1) << 18 * i for i, v in enumerate(tile.beats[beat]))
+                read = sum((int(v) & (1 << 18) - 1) << 18 * i
+                           for i, v in enumerate(tile.beats[beat]))
             beats = [beats[1], read]
             half, row = divmod(int(dut.tile__scale_addr.value), config.tile_rows)
             tile = self.halves[half]

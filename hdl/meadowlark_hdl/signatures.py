@@ -98,8 +98,8 @@ def DecoderItem(config: Config) -> data.StructLayout:
 class TileRead(Signature):
     """Engine -> tile buffer.
 
-    available: one bit a half, high from the cycle after its tile is complete until it is released;
-    tiles fill the halves in turn, half 0 first after reset. beat_addr = {half, beat} and scale_addr =
+    available: one bit a half, high from the cycle after its tile is complete until released;
+    tiles fill the halves in turn, half 0 first after reset. beat_addr = {half, beat}, scale_addr =
     {half, row} (half is the top bit) may change every cycle; the data is valid 2 cycles later
     (RAM, then its register). release: one bit a half, high for one cycle gives the half back.
     """

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import Pass, prompt_passes
-from meadowlark_hdl.isa import Epi, Instruction, Op
+from meadowlark_hdl.isa import Epi, Header, Instruction, Op
+from meadowlark_hdl.weights.decoder_golden import header_chunks
 
 from .errors import UserError
 
@@ -210,8 +211,11 @@ class _Memory:
         self.halves = deque([0, 0])     # times the two halves are free
         self.words = 0
 
-    def tile(self, addr: int, chunks: int, earliest: int) -> int:
-        """Read a tile; earliest: time its job is known. Returns the time it is available."""
+    def tile(self, addr: int, chunks: int, earliest: int, headers: int = 0) -> int:
+        """Read a tile; earliest: time its job is known. Returns the time it is available.
+
+        headers: cycles its row headers take in the decoder beyond a cycle a chunk.
+        """
         c, o = self.c, self.o
         words = chunks * self.per_chunk
         at = addr * self.per_chunk
@@ -230,7 +234,8 @@ class _Memory:
                 self.fence = self._burst(to, count, ready, write=True)[1]
             start, end = self._burst(at, n, command, write=False)
             command = max(command, start)
-            taken = max(taken + -(-n // self.per_chunk), end + self.t.latency_cycles)
+            taken = max(taken + -(-n // self.per_chunk) + headers, end + self.t.latency_cycles)
+            headers = 0
             self.waiting.append((taken, n))
             self.level += n
             at += n
@@ -295,9 +300,10 @@ class _Machine:
         c = self.c
         self.array = overheads.array + (c.W - 1).bit_length() + ((c.P - 1).bit_length() + 1) // 2
 
-    def _wait(self, spent: Spent, addr: int, chunks: int, earliest: int) -> None:
+    def _wait(self, spent: Spent, addr: int, chunks: int, earliest: int,
+              headers: int = 0) -> None:
         """Read a tile and wait for it."""
-        available = self.memory.tile(addr, chunks, earliest)
+        available = self.memory.tile(addr, chunks, earliest, headers)
         if available > self.now:
             spent.memory += available - self.now
             self.now = available
@@ -342,7 +348,12 @@ class _Machine:
         return self.now - began
 
     def _stream_tile(self, i: Instruction, spent: Spent, chunks: int) -> None:
-        self._wait(spent, self.stream, chunks, self.fetch)
+        # The decoder gives a row header a cycle, and idles one between headers and beats.
+        headers = 0
+        if i["header"] != Header.NONE:
+            rows = i["last_rows" if chunks == i["last_chunks"] else "rows"]
+            headers = rows + 1 - header_chunks(i["header"], rows, self.c.W)
+        self._wait(spent, self.stream, chunks, self.fetch, headers)
         self.stream += chunks
 
     def _rows_of_table(self, i: Instruction, rows: range, values: int, spent: Spent) -> None:

@@ -104,9 +104,9 @@ class Lane(wiring.Component):
         m.d.comb += [self.c_out.eq(c), self.beat_out.eq(beat)]
 
         # Activation memory: written from the chain, one lane at a time.
-        act = reg(data.StructLayout({"valid": 1, "lane": range(config.P), "mask": W,
-                                     "addr": range(config.act_words),
-                                     "data": data.ArrayLayout(signed(Config.X_BITS), 4)}), "act_reg")
+        act = reg(data.StructLayout({
+            "valid": 1, "lane": range(config.P), "mask": W, "addr": range(config.act_words),
+            "data": data.ArrayLayout(signed(Config.X_BITS), 4)}), "act_reg")
         for name in ("valid", "lane", "mask", "addr", "data"):
             m.d.sync += act[name].eq(getattr(self.act, name))
             m.d.comb += getattr(self.act_out, name).eq(act[name])

@@ -86,7 +86,7 @@ class SoftmaxUnit(wiring.Component):
         m.d.sync += score.eq(rounded)
         with m.If(over):
             m.d.sync += score.eq(Mux(negative, lo, hi))
-        with m.Elif((rounded[bits - 1] != rounded[bits])):
+        with m.Elif(rounded[bits - 1] != rounded[bits]):
             m.d.sync += score.eq(hi)                    # only rounding up can leave the range
 
         m.submodules.scores = scores = memory.Memory(

@@ -1,12 +1,12 @@
 """TilingEngine: P lanes in a chain, fed with one beat a cycle."""
-from amaranth import Cat, Module, Signal, signed
+from amaranth import Module, Signal
 from amaranth.lib import data, fifo, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from ..config import Config
 from ..signatures import ActWrite, Beat, ResultPort, RowScale
-from .lane import BEAT_CYCLE, STORE_CYCLE, Lane, LaneControl, lane_schedule, result_cycle
+from .lane import BEAT_CYCLE, Lane, LaneControl, lane_schedule, result_cycle
 
 
 def EngineControl(config: Config) -> data.StructLayout:
