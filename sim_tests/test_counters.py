@@ -56,7 +56,7 @@ async def counts(dut, rate):
     await start(dut)
     for length in (1, 7, 16, 17, 33, 700):
         rates = {name: random.random() if rate is None else rate for name in EVENTS}
-        first = [random.randrange(length), length - 1] if length > 16 else []
+        first = [random.randrange(1, length), length - 1] if length > 16 else []
         expected = await run(dut, length, rates, first)
         await ClockCycles(dut.clk, 40)
         assert await read_all(dut) == expected

@@ -53,7 +53,9 @@ class Counters(wiring.Component):
         live_w, live_r = live.write_port(), live.read_port(domain="comb")
         shown_w, shown_r = shown.write_port(), shown.read_port(domain="comb")
 
-        clear, busy, waiting = Signal(), Signal(), Signal(init=1)
+        clear = Signal()
+        busy = Signal()
+        waiting = Signal(init=1)
         m.d.sync += [clear.eq(self.clear), busy.eq(self.busy)]
         with m.If(self.clear):
             m.d.sync += waiting.eq(1)
@@ -65,7 +67,8 @@ class Counters(wiring.Component):
         m.d.sync += slot.eq(slot + 1)
         small = Array(Signal(range(COUNTER_SLOTS + 1), name=f"small_{i}")
                       for i in range(COUNTER_SLOTS))
-        value, is_value = Signal(32), Signal()
+        value = Signal(32)
+        is_value = Signal()
         for i, counter in enumerate(COUNTERS):
             name = counter.name
             cause = Signal(32 if counter.kind == "value" else 1, name=f"cause_{name}")
@@ -79,15 +82,18 @@ class Counters(wiring.Component):
 
         # Each round a word is read, added to and written back: registers at every step. A clear
         # lasts the 16 slots after its pulse.
-        clearing, hold = Signal(range(COUNTER_SLOTS + 1)), Signal()
+        clearing = Signal(range(COUNTER_SLOTS + 1))
+        hold = Signal()
         m.d.sync += hold.eq(self.hold)
         with m.If(clear):
             m.d.sync += clearing.eq(COUNTER_SLOTS)
         with m.Elif(clearing != 0):
             m.d.sync += clearing.eq(clearing - 1)
 
-        old, inc = Signal(COUNTER_BITS), Signal(32)
-        slot_1, slot_2 = Signal(range(COUNTER_SLOTS)), Signal(range(COUNTER_SLOTS))
+        old = Signal(COUNTER_BITS)
+        inc = Signal(32)
+        slot_1 = Signal(range(COUNTER_SLOTS))
+        slot_2 = Signal(range(COUNTER_SLOTS))
         total = Signal(COUNTER_BITS)
         m.d.comb += live_r.addr.eq(slot)
         m.d.sync += [
