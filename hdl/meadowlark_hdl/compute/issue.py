@@ -1,20 +1,15 @@
 """Issue: executes instructions, one at a time, as a beat of control a cycle."""
 from amaranth import Cat, Module, Mux, Signal, signed
-from amaranth.lib import data, stream, wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from ..config import Config
 from ..isa import Op
 from ..signatures import (Beat, FetchedInstruction, InstructionLayout, ModelLayout, PassLayout,
-                          ResultPort, RopeWrite, TileRead)
+                          ResultPort, RopeWrite, StoreCommand, TileRead)
 from .lane import result_cycle
 from .tiling_engine import EngineControl, or_levels
-
-
-def StoreCommand() -> data.StructLayout:
-    """Where the words of a STORE go: addr and length in chunks."""
-    return data.StructLayout({"addr": 27, "chunks": 12})
 
 
 class Issue(wiring.Component):
