@@ -521,9 +521,10 @@ async def a_start_between_events_sends_none_of_the_old_run(dut):
     """A new run while events of the last one wait or are on their way."""
     bench = Bench(dut)
     await bench.begin()
-    await exchange(bench, Frame(Command.WRITE, 2, u32(BY_NAME["start_pos"].address, 0, 1, 5)))
+    await exchange(bench, Frame(Command.WRITE, 1, u32(BY_NAME["resend_cycles"].address, 1)),
+                   Frame(Command.WRITE, 2, u32(BY_NAME["start_pos"].address, 0, 1, 5)))
     for run in range(1, 40):
-        # STARTs come at every phase of sending and re-sending
+        # Events are sent again without a pause: STARTs come at every phase of that.
         for frame in await exchange(bench, Frame(Command.START, run % 256, u32(run)),
                                     cycles_to_wait=random.randrange(250, 450)):
             if frame.type == TOKEN:
@@ -565,11 +566,12 @@ async def a_window_at_a_byte_a_cycle(dut):
     while not bench.from_link:
         await RisingEdge(dut.clk)
     took = cycles(dut) - begin
-    await ClockCycles(dut.clk, 20)
-    got += bench.parser.feed(bytes(bench.from_link))
+    got += await exchange(bench, cycles_to_wait=20)
     assert got == [Frame(Command.CRC_MEMORY | ANSWER, 77, b"\0" + u32(crc32(bench.memory)))]
     dut._log.info("CRC of %d words in %d cycles", MEMORY // bus, took)
     assert took < 1.3 * MEMORY // bus + 100
+    got = await exchange(bench, Frame(Command.CRC_MEMORY, 78, u32(64, 128)), cycles_to_wait=400)
+    assert got == [Frame(Command.CRC_MEMORY | ANSWER, 78, b"\0" + u32(crc32(bench.memory[64:192])))]
 
 
 @cocotb.test(**LIMIT)
