@@ -126,10 +126,11 @@ async def equals_the_golden_model(dut, mode):
         s = some_sampling(rng, mode, topk)
         position = int(rng.integers(1 << 13))
         if mode != "greedy" and i % 5 == 0:
-            # Scaled by 1 and the noise taken off again: most draws are ties
-            s = replace(s, inv_t_mant=1 << 15, inv_t_shift=15)
+            # Scaled by 1/2, where each odd logit is a rounding tie, and the noise taken off before:
+            # most draws are ties, and an LSB decides
+            s = replace(s, inv_t_mant=1 << 15, inv_t_shift=16)
             noise = gumbel(noise_key(s.seed, position), np.arange(length))
-            logits = 1000 - noise + rng.integers(2, size=length)
+            logits = 2 * (1000 - noise) + rng.integers(-1, 2, size=length)
         if mode == "top_p" and i % 3 == 0 and topk >= 4:
             # The nucleus ends exactly between two of equal weight
             logits = np.full(length, 5)
