@@ -18,7 +18,8 @@ class EventRing(wiring.Component):
     and no acknowledgement has moved on for ``resend`` cycles, sending starts again from the
     first that is not. With ``ring`` events unacknowledged, ``i`` is not ready.
 
-    Timing: ``i`` takes an event every cycle; frames are 8 cycles apart, besides their own length.
+    Timing: ``i`` takes an event every cycle; a payload byte goes out every other
+    cycle at most; between frames are 8 cycles.
 
     Parameters
     ----------
@@ -128,11 +129,14 @@ class EventRing(wiring.Component):
             with m.State("PAYLOAD"):
                 m.d.comb += self.o.payload.valid.eq(1)
                 with m.If(self.o.payload.ready):
-                    m.d.sync += [shift.eq(shift >> 8), left.eq(left - 1)]
-                    with m.If(left == 1):
-                        with m.If(~cleared):
-                            m.d.sync += send.eq(send + 1)
-                        m.next = "SETTLE"
+                    m.next = "SHIFT"
+            with m.State("SHIFT"):          # apart from ready: 104 flip-flops wait for it
+                m.d.sync += [shift.eq(shift >> 8), left.eq(left - 1)]
+                m.next = "PAYLOAD"
+                with m.If(left == 1):
+                    with m.If(~cleared):
+                        m.d.sync += send.eq(send + 1)
+                    m.next = "SETTLE"
         with m.If(self.clear):
             m.d.sync += [taken.eq(0), acked.eq(0), send.eq(0), wait.eq(0), cleared.eq(1)]
         return m

@@ -100,21 +100,28 @@ class Link(wiring.Component):
             ring.run.eq(last_run), ring.resend.eq(regs.resend)]
         connect(m, flipped(seq.events), ring.i)
 
-        # The payload passes through one shift register, from the top: a unit (argument, register,
-        # token, instruction, bus word) stands in its upper bytes the cycle after its last byte.
+        # Payload bytes gather in ``unit``: an argument, register, token, instruction or bus word.
+        # Each byte is registered together with the enable of its place, so no enable fans out to
+        # more than a byte. ``unit_done``: complete, two cycles after its last byte was taken; the
+        # first byte of the next one arrives a cycle later.
         unit_bytes = max(INSTRUCTION_BYTES, bus)
-        shift = Signal(8 * unit_bytes, reset_less=True)
+        unit = Signal(8 * unit_bytes, reset_less=True)
         size = Signal(range(unit_bytes), reset_less=True)       # of a unit, less 1
         at = Signal(range(unit_bytes), reset_less=True)
         left = Signal(range(MAX_PAYLOAD + 1), reset_less=True)  # payload bytes not taken
-        unit_done = Signal()
+        byte = Signal(8, reset_less=True)
+        place_of = Signal(unit_bytes)                           # one-hot, or nothing
+        last_byte, unit_done = Signal(), Signal()
         take, taking = Signal(), Signal()
-        top32 = shift[-32:]
         m.d.comb += [taking.eq(take & rx.payload.valid), rx.payload.ready.eq(take)]
-        m.d.sync += unit_done.eq(taking & (at == size))
+        m.d.sync += [byte.eq(rx.payload.payload), last_byte.eq(taking & (at == size)),
+                     unit_done.eq(last_byte)]
+        for i in range(unit_bytes):
+            m.d.sync += place_of[i].eq(taking & (at == i))
+            with m.If(place_of[i]):
+                m.d.sync += unit[8 * i:8 * i + 8].eq(byte)
         with m.If(taking):
-            m.d.sync += [shift.eq(Cat(shift[8:], rx.payload.payload)), left.eq(left - 1),
-                         at.eq(Mux(at == size, 0, at + 1))]
+            m.d.sync += [left.eq(left - 1), at.eq(Mux(at == size, 0, at + 1))]
 
         # Arguments and everything that is decided by them, each a register.
         command, frame_seq = Signal(8, reset_less=True), Signal(8, reset_less=True)
@@ -158,12 +165,12 @@ class Link(wiring.Component):
         m.d.comb += inside.eq(limit == 0)
         m.d.sync += [
             regs.w_en.eq(unit_done & to_regs & inside), regs.w_addr.eq(place),
-            regs.w_data.eq(top32),
+            regs.w_data.eq(unit[:32]),
             seq.prog_en.eq(unit_done & to_program & inside), seq.prog_addr.eq(place),
-            seq.prog_data.eq(shift[-8 * INSTRUCTION_BYTES:]),
+            seq.prog_data.eq(unit[:8 * INSTRUCTION_BYTES]),
             seq.token_en.eq(unit_done & to_tokens & inside), seq.token_addr.eq(place),
-            seq.token_data.eq(top32),
-            window.w.valid.eq(unit_done & to_memory), window.w.payload.eq(shift[-8 * bus:])]
+            seq.token_data.eq(unit[:32]),
+            window.w.valid.eq(unit_done & to_memory), window.w.payload.eq(unit[:8 * bus])]
         with m.If(unit_done):
             m.d.sync += place.eq(place + 1)
             with m.If((to_regs | to_program | to_tokens) & ~inside):
@@ -210,11 +217,13 @@ class Link(wiring.Component):
                 with m.If(left == 0):
                     end(Result.BAD_LENGTH)
                 with m.Elif(taking & (at == size)):
-                    m.next = "ARGUMENT_DONE"
+                    m.next = "ARGUMENT_LAST"
+            with m.State("ARGUMENT_LAST"):  # its last byte is registered
+                m.next = "ARGUMENT_DONE"
             with m.State("ARGUMENT_DONE"):
-                m.d.sync += [arg1.eq(top32), second.eq(1)]
+                m.d.sync += [arg1.eq(unit[:32]), second.eq(1)]
                 with m.If(~second):
-                    m.d.sync += [arg0.eq(top32), place.eq(top32)]
+                    m.d.sync += [arg0.eq(unit[:32]), place.eq(unit[:32])]
                 with m.If(two & ~second):
                     m.next = "ARGUMENT"
                 with m.Else():
@@ -317,7 +326,9 @@ class Link(wiring.Component):
             with m.State("UNITS"):
                 m.d.comb += take.eq(1)
                 with m.If(taking & (left == 1)):
-                    m.next = "LAST_UNIT"
+                    m.next = "LAST_BYTE"
+            with m.State("LAST_BYTE"):
+                m.next = "LAST_UNIT"
             with m.State("LAST_UNIT"):      # unit_done of the last unit falls here
                 m.next = "UNITS_DONE"
             with m.State("UNITS_DONE"):
