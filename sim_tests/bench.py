@@ -237,6 +237,10 @@ def _build_verilator(text: str, ports: list[str], peek: bool, waves: bool) -> Pa
 
 
 def _build_icarus(text: str, waves: bool) -> Path:
+    # Icarus does not run `always @*` at time zero unless an input changes then, and initial values
+    # of registers are no change: what depends on them alone would stay unknown.
+    text = text.replace("always @*", "always_comb")
+
     def model(out: Path) -> None:
         from cocotb_tools.runner import get_runner
         (out / "dut.v").write_text(text)
