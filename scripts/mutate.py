@@ -137,7 +137,7 @@ MUTANTS = [
     M("control/fetch", "fetch", "END for inner passes ends the final one",
       "ends.eq(is_end & ~(word.last & self.pass_.final))", "ends.eq(is_end)"),
     M("control/sampler", "sampler", "a later equal logit wins",
-      "Cat((value > keys[i])", "Cat((value >= keys[i])"),
+      "Cat(new_key[:16] > keys[i][:16]", "Cat(new_key[:16] >= keys[i][:16]"),
     M("control/sampler", "sampler", "scaled logit rounded down",
       "rounded.eq((clipped + 1) >> 1)", "rounded.eq(clipped >> 1)"),
     M("control/sampler", "sampler", "top-k takes one more",
