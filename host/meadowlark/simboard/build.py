@@ -260,6 +260,12 @@ def _build_in(work: Path, verilog: str, defines: tuple[str, ...],
     def compile_one(source: Path) -> Path:
         nonlocal count
         out = work / (source.stem + ".o")
+        # Verilator's own files are the same for every core.
+        kept = cache_dir() / f"{source.stem}-{_digest(_tools(), source.read_bytes())}.o" \
+            if source.parent == include else None
+        if kept and kept.exists():
+            count += 1
+            return kept
         if _cold(source):
             level: tuple[str, ...] = ("-O0",)
         elif source.parent == include:
@@ -269,6 +275,9 @@ def _build_in(work: Path, verilog: str, defines: tuple[str, ...],
         extra = defines if source == HARNESS else ()
         _run([*compiler(), *common, *level, *extra, "-c", str(source), "-o", str(out)],
              "the C++ compiler")
+        if kept:
+            os.replace(out, kept)
+            out = kept
         count += 1
         tell("compiling the simulated board", count, len(sources))
         return out
