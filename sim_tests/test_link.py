@@ -38,7 +38,7 @@ LIMIT = dict(timeout_time=6, timeout_unit="ms")
 
 
 def config(bus_bytes):
-    return Config(W=max(4, bus_bytes), P=4, bus_bytes=bus_bytes, prog_depth=64, context=256,
+    return Config(W=max(4, bus_bytes), P=8, bus_bytes=bus_bytes, prog_depth=64, context=256,
                   fifo_words=256, burst_words=128 if bus_bytes == 2 else 32)
 
 
@@ -365,7 +365,8 @@ async def cancel_fail_and_go_on(dut, loss):
         assert [e.token for e in other.run([8], max_new=2)] == expected([8], 2)
 
     await host()
-    assert bench.aborts == 2
+    # While a lost frame of the second host is sent again, the run it finds may end by itself.
+    assert bench.aborts == 2 if not loss else 1 <= bench.aborts <= 2
 
 
 async def exchange(bench, *sent, cycles_to_wait=3000):

@@ -15,8 +15,8 @@ ALIGN = 64
 #: Most rows of a tile. Larger ones gain nothing (2 cycles a hand-over) and are longer awaited: by
 #: the cycle model 64 rows cost the virtual board 3 % in decode; 16 would gain the ULX3S 0.1 %.
 MAX_ROWS = 32
-#: Most resident blocks (the register has 6 bits, the block index of a result too).
-MAX_BLOCKS = 32
+#: Most resident blocks: a lane keeps the maximum and sum of each in a memory 16 deep.
+MAX_BLOCKS = 16
 
 
 def round_up(n: int, step: int) -> int:

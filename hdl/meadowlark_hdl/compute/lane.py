@@ -4,6 +4,7 @@ from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
+from ..collisions import NO_RW_CHECK
 from ..config import Config
 from ..signatures import ActWrite, Beat
 from .multiplier import Multiplier
@@ -111,7 +112,8 @@ class Lane(wiring.Component):
             m.d.sync += act[name].eq(getattr(self.act, name))
             m.d.comb += getattr(self.act_out, name).eq(act[name])
         m.submodules.acts = acts = memory.Memory(
-            shape=data.ArrayLayout(signed(Config.X_BITS), W), depth=config.act_words, init=[])
+            shape=data.ArrayLayout(signed(Config.X_BITS), W), depth=config.act_words, init=[],
+            attrs=NO_RW_CHECK)          # an instruction never reads what it writes
         wr, rd = acts.write_port(granularity=1), acts.read_port()
         m.d.comb += [rd.addr.eq(c.x_addr), wr.addr.eq(act.addr),
                      wr.en.eq(Mux(act.valid & (act.lane == self.index), act.mask, 0))]

@@ -3,6 +3,7 @@ from amaranth import C, Cat, Module, Mux, Signal, signed
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
+from ..collisions import NO_RW_CHECK
 from ..config import Config
 from ..fixed import EXP2_TABLE
 from .softmax_golden import MASKED
@@ -90,7 +91,8 @@ class SoftmaxUnit(wiring.Component):
             m.d.sync += score.eq(hi)                    # only rounding up can leave the range
 
         m.submodules.scores = scores = memory.Memory(
-            shape=signed(bits), depth=self.config.score_depth, init=[])
+            shape=signed(bits), depth=self.config.score_depth, init=[],
+            attrs=NO_RW_CHECK)          # QK writes, SV reads
         wr, rd = scores.write_port(), scores.read_port()
         stored = Signal(signed(bits))
         m.d.comb += [stored.eq(Mux(self.w_masked, MASKED, score)),
