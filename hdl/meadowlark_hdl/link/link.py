@@ -28,7 +28,7 @@ class Link(wiring.Component):
     is begun; token events go out between answers. Nothing here ever stalls ``rx``: a frame
     without a free buffer is dropped and repeated by the host.
 
-    Timing: payload bytes are taken one a cycle; a command costs 20 cycles or so besides its bytes
+    Timing: payload bytes are taken one a cycle; a command costs 40 cycles or so besides its bytes
     and those of its answer, WRITE_MEMORY also the memory's latency, READ 16 cycles a word.
 
     Parameters
