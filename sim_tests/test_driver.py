@@ -145,6 +145,26 @@ def test_a_cancelled_run_leaves_the_board_ready(seed, loss, after):
     assert [e.token for e in driver.run([4], max_new=5)] == expected([4], 5)
 
 
+def test_a_lost_abort_is_sent_again_while_tokens_come():
+    """A run is never silent, so silence cannot be what tells that the frame was lost."""
+    board = FakeBoard()
+    driver = Driver(board)
+    run = driver.run([1, 2], max_new=4000)
+    for _ in range(3):
+        next(run)
+    real, lost = board.write, []
+
+    def write(data):
+        if not lost and len(data) > 1 and data[1] == Command.ABORT:
+            lost.append(data)
+        else:
+            real(data)
+    board.write = write
+    run.close()
+    assert lost and not board.busy
+    assert driver.status().events < 200
+
+
 def test_ctrl_c_during_the_prompt(seed):
     board = FakeBoard()
     driver = Driver(board)

@@ -15,7 +15,7 @@ from meadowlark_hdl.control.errors import sentence
 from meadowlark_hdl.control.sampler_golden import Sampling
 from meadowlark_hdl.isa import INSTRUCTION_BYTES, MODEL_REGS, Instruction, encode
 from meadowlark_hdl.link.protocol import (ANSWER, BY_NAME, CONFIG_REGS, COUNTER_BASE, COUNTERS_CRC,
-                                          CREDITS, DSP_NAMES, EVENT_BYTES, EVENT_FORMAT,
+                                          CREDITS, DSP_NAMES, EVENT_BYTES, EVENT_FORMAT, EVENT_RING,
                                           FLUSH_BYTES, ISA_CRC, LIVE_BASE, MAGIC, MAX_PAYLOAD,
                                           NAME_BYTES, REGISTERS, RESET_MAGIC, RUN_REGS,
                                           STATUS_BUSY, STATUS_READY, STOP_IDS, TOKEN, VERSION,
@@ -177,13 +177,15 @@ class Driver:
         The board executes in order of arrival and the way is in order, so an answer means that
         whatever was sent before and is still unanswered got lost: it is repeated at once. Without
         any answer for ``transport.timeout`` everything unanswered is, after zeros enough to end
-        whatever frame the board believes to be in.
+        whatever frame the board believes to be in. During a run there is no silence: but the board
+        sends at most :data:`EVENT_RING` events beyond an acknowledgement, so more than that many
+        were sent after it had read an acknowledgement, and so the command before that one.
         """
         source = enumerate(commands)
         waiting: dict[int, _Sent] = {}
         ready: dict[int, tuple[Command, bytes]] = {}
         position = attempts = others = 0
-        silence = 0.0
+        silence, heard = 0.0, self._next
 
         def put(sent: _Sent) -> None:
             sent.stamp = self._stamp = self._stamp + 1
@@ -215,9 +217,10 @@ class Driver:
                 for lost in [s for s in waiting.values() if s.stamp < sent.stamp]:
                     put(lost)
             if news:
-                attempts, silence, others = 0, 0.0, 0
-            elif silence >= self.transport.timeout or (others := others + 1) >= MANY_READS:
-                attempts, silence, others = attempts + 1, 0.0, 0
+                attempts, silence, others, heard = 0, 0.0, 0, self._next
+            elif (silence >= self.transport.timeout or self._next - heard > EVENT_RING
+                  or (others := others + 1) >= MANY_READS):
+                attempts, silence, others, heard = attempts + 1, 0.0, 0, self._next
                 if attempts > self.retries:
                     raise BoardError(
                         "the board does not answer; check cable and power, that it holds a "
