@@ -10,14 +10,11 @@ from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-for folder in ("hdl", "host", "boards"):
-    sys.path.insert(0, str(ROOT / folder))
+from meadowlark_hdl import isa
+from meadowlark_hdl.control import counters_table, errors
+from meadowlark_hdl.link import protocol
 
-from meadowlark_hdl import isa  # noqa: E402
-from meadowlark_hdl.control import counters_table  # noqa: E402
-from meadowlark_hdl.control import errors  # noqa: E402
-from meadowlark_hdl.link import protocol  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 NOTE = "<!-- Written by scripts/gen_docs.py; change the code and run `make docs`. -->\n"
 

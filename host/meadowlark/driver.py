@@ -638,12 +638,13 @@ def _value(register: Register, words: Sequence[int], base: int = 0) -> int:
 
 
 def _refused(command: Command, code: int) -> BoardError:
-    what = {
+    what: dict[int, str] = {
         Result.BAD_COMMAND: "does not know it; build the bitstream again with this version",
         Result.BAD_LENGTH: "says that its length is wrong; build the bitstream again with this "
                            "version",
         Result.BAD_ADDRESS: "says that it leaves its memories; compile the model for this board",
         Result.BUSY: "is in a run; end that first, or reset the board",
         Result.NOT_READY: "has no memory yet; wait a moment, then try again",
-    }.get(code, f"answered {code}; build the bitstream again with this version")  # type: ignore
-    return BoardError(f"the board refused {command.name}: it {what}")
+    }
+    reason = what.get(code, f"answered {code}; build the bitstream again with this version")
+    return BoardError(f"the board refused {command.name}: it {reason}")

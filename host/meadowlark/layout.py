@@ -15,8 +15,6 @@ ALIGN = 64
 #: Most rows of a tile. Larger ones gain nothing (2 cycles a hand-over) and are longer awaited: by
 #: the cycle model 64 rows cost the virtual board 3 % in decode; 16 would gain the ULX3S 0.1 %.
 MAX_ROWS = 32
-#: Most resident blocks: a lane keeps the maximum and sum of each in a memory 16 deep.
-MAX_BLOCKS = 16
 
 
 def round_up(n: int, step: int) -> int:
@@ -166,4 +164,5 @@ def check_envelope(shape: Shape, config: Config) -> int:
             raise UserError(f"the model does not fit the board: {what} {need}, but {where} "
                             f"allows {has}, {need - has} less")
     return min(config.act_words // block, config.residual_values // (P * hidden),
-               config.rope_pairs // (P * shape.head_pad // 2), MAX_BLOCKS)
+               config.rope_pairs // (P * shape.head_pad // 2),
+               Config.ACC_SLOTS)      # a lane keeps the maximum and sum of each block

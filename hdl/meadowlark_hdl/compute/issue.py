@@ -158,9 +158,6 @@ class Issue(wiring.Component):
         def release_now():
             return [release.eq(Mux(half, 2, 1)), half.eq(~half)]
 
-        def row_start(row_beats_are_short=True):
-            return timer.eq(P - 1)
-
         flight = result_cycle(config) + or_levels(config) + P + 3     # issue -> last result taken
         scored = 18 + ceil_log2(W)                                    # issue -> score readable
 

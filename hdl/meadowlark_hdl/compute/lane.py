@@ -16,7 +16,7 @@ def lane_schedule(config: Config) -> dict[str, tuple[object, int]]:
 
     The cycle is when the field stands in lane 0's register, counted from the cycle in which the
     issue stage presents it; lane k sees everything k cycles later. Beats stand there in cycle
-    :func:`beat_cycle`.
+    :data:`BEAT_CYCLE`.
     """
     tree = ceil_log2(config.W)
     block = range(Config.ACC_SLOTS)
@@ -44,9 +44,6 @@ BEAT_CYCLE = 10         #: cycle in which the beat stands in lane 0's register
 def result_cycle(config: Config) -> int:
     """Cycle in which lane 0 presents a row's result."""
     return 15 + ceil_log2(config.W)
-
-
-STORE_CYCLE = 11        #: cycle in which lane 0 presents a stored word
 
 
 def LaneControl(config: Config) -> data.StructLayout:
