@@ -8,7 +8,7 @@ import cocotb
 import numpy as np
 from cocotb.triggers import ReadOnly, RisingEdge
 
-from bench import cycles
+from bench import cycles, start
 
 
 class SimMemory:
@@ -160,3 +160,11 @@ class SimMemory:
                 at = now + self.latency + random.randrange(8 if self.stall else 1)
                 finished.append(max(at, finished[-1] + 1) if finished else at)
             await clock
+
+
+async def begin(dut, prefix: str, size: int, **timing) -> SimMemory:
+    """Reset the component, and serve its port from a memory of random bytes."""
+    await start(dut)
+    memory = SimMemory(dut, prefix, size, **timing)
+    memory.data[:] = np.random.default_rng(random.getrandbits(32)).integers(0, 256, size, np.uint8)
+    return memory.start()

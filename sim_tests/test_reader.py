@@ -3,11 +3,10 @@ import os
 import random
 
 import cocotb
-import numpy as np
 import pytest
-from bench import cycles, recv, send, simulate, start
+from bench import cycles, recv, send, simulate
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
-from memory_model import SimMemory
+from memory_model import SimMemory, begin
 
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.memory.reader import Reader
@@ -44,10 +43,7 @@ def expected(c: Config, memory: SimMemory, jobs: list[dict]) -> tuple[list[int],
 
 async def setup(dut, **timing):
     c = config()
-    await start(dut)
-    memory = SimMemory(dut, "mem", SIZE, bus_bytes=c.bus_bytes, **timing)
-    memory.data[:] = np.random.default_rng(random.getrandbits(32)).integers(0, 256, SIZE, np.uint8)
-    return c, memory.start()
+    return c, await begin(dut, "mem", SIZE, bus_bytes=c.bus_bytes, **timing)
 
 
 async def run(dut, c, memory, jobs, stall, times=None):

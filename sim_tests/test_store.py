@@ -5,9 +5,9 @@ import random
 import cocotb
 import numpy as np
 import pytest
-from bench import recv, send, simulate, start  # noqa: F401
+from bench import send, simulate
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
-from memory_model import SimMemory
+from memory_model import begin
 
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.memory.store import StoreUnit
@@ -23,10 +23,7 @@ def config() -> Config:
 
 async def setup(dut, **timing):
     c = config()
-    await start(dut)
-    memory = SimMemory(dut, "mem", SIZE, bus_bytes=c.bus_bytes, **timing)
-    memory.data[:] = np.random.default_rng(random.getrandbits(32)).integers(0, 256, SIZE, np.uint8)
-    return c, memory.start()
+    return c, await begin(dut, "mem", SIZE, bus_bytes=c.bus_bytes, **timing)
 
 
 def random_commands(c, count, base=0):
