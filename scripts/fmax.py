@@ -88,9 +88,9 @@ def _xor(bits):
     return folded
 
 
-def load(block: str | None, board: str, parameters: dict):
+def load(block: str | None, board: str, changes: dict, parameters: dict):
     """The component to be measured, with DSP instances."""
-    config = get_board(board).config.replace(dsp="ecp5")
+    config = get_board(board).config.replace(**{"dsp": "ecp5"} | changes)
     module, _, name = (block or "meadowlark_hdl.core:Core").partition(":")
     if not name:
         raise UserError(f"--block must be module:Class, not {block!r}")
@@ -164,13 +164,15 @@ Critical path:
 @click.option("--block", metavar="MODULE:CLASS", help="Measure this instead of the core.")
 @click.option("--param", "params", multiple=True, metavar="NAME=VALUE",
               help="A keyword argument of the block, as a Python literal.")
+@click.option("--config", "configs", metavar="NAME=VALUE", multiple=True,
+              help="Change a field of the Config.")
 @click.option("--board", default="ulx3s_85f", show_default=True, help="Board whose Config is used.")
 @click.option("--seed", default=1, show_default=True, help="Seed of the placer.")
 @click.option("--freq", default=100.0, show_default=True, help="MHz to aim at.")
 @click.option("--synth-only", is_flag=True, help="Stop after synthesis: cell counts only.")
 @click.option("--write", is_flag=True, help="Store docs/fmax.md.")
 @click.option("--json", "json_to", metavar="FILE", help="Results as one object; - for stdout.")
-def main(block, params, board, seed, freq, synth_only, write, json_to) -> None:
+def main(block, params, configs, board, seed, freq, synth_only, write, json_to) -> None:
     begun = time.monotonic()
     tty = sys.stderr.isatty()
 
@@ -180,11 +182,10 @@ def main(block, params, board, seed, freq, synth_only, write, json_to) -> None:
               flush=True)
 
     try:
-        parameters = {}
-        for item in params:
-            key, _, value = item.partition("=")
-            parameters[key] = ast.literal_eval(value)
-        component = load(block, board, parameters)
+        parameters, changes = ({key: ast.literal_eval(value) for key, _, value in
+                                (item.partition("=") for item in items)}
+                               for items in (params, configs))
+        component = load(block, board, changes, parameters)
         what = block or "the core"
         progress(f"elaborating {what}")
         text = rtlil.convert(Harness(component), name="top", emit_src=False)

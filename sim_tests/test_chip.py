@@ -1,5 +1,6 @@
 """The whole chip, through the driver: every token and every logit equals the golden model's."""
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -163,6 +164,29 @@ def test_ulx3s(ulx3s, tmp_path, seed):
                 str(random_model(tmp_path / "odd", seed=seed, **ODD)))
     for length in (17, 140):
         chip.compare(words(rng, chip, length), sampling(temperature=0.7, seed=3), max_new=2)
+
+
+def test_sleep_changes_nothing(tmp_path, seed):
+    """With and without gated clocks: the same tokens, logits and counters, to the cycle."""
+    board = get_board("virtual")
+    board = replace(board, config=board.config.replace(W=4, P=5, bus_bytes=4))
+    model = str(random_model(tmp_path / "odd", seed=seed, **ODD))
+    seen = []
+    for sleep in (True, False):
+        rng = np.random.default_rng(seed)
+        with closing(SimTarget(board, through_link=True, sleep=sleep)) as sim:
+            chip = Chip(sim, board, model)
+            for length, draw in ((1, Sampling()), (9, sampling(temperature=0.9, seed=4)),
+                                 (40, sampling(temperature=0.9, top_k=7, top_p=0.8, seed=5))):
+                tokens = chip.compare(words(rng, chip, length), draw, max_new=3)
+                seen.append((sleep, length, tokens, sim.counters()))
+            run = sim.generate(words(rng, chip, 7), Sampling(), max_new=50, stop_ids=())
+            next(run)
+            sim.sim.run(int(rng.integers(1, 20_000)))       # abort somewhere in a token
+            run.close()
+            seen.append((sleep, "after", chip.compare([0, 5], max_new=2), sim.counters()))
+    half = len(seen) // 2
+    assert [x[1:] for x in seen[:half]] == [x[1:] for x in seen[half:]]
 
 
 def test_counters(stories):

@@ -28,7 +28,10 @@ def random_tile(c: Config, rows=None, beats=None):
 
 def items(tile):
     scales, beats = tile
-    return [*({"is_scale": 1, "scale": s} for s in scales),
+    group = len(beats[0]) // 4          # of W / 4 rows; the last one may have fewer
+    return [*({"is_scale": 1, "scales": scales[i:i + group]
+               + [{"mant": 1, "shift": 2, "bias": 3}] * (group - len(scales[i:i + group]))}
+              for i in range(0, len(scales), group)),
             *({"beat": b, "last": int(i == len(beats) - 1)} for i, b in enumerate(beats))]
 
 
@@ -108,23 +111,26 @@ async def hand_over_to_the_cycle(dut):
     cocotb.start_soon(send(dut, "i", [i for t in tiles for i in items(t)], layout=DecoderItem(c),
                            times=times))
     engine = Engine(dut, c)
-    while len(times) < 6:
+    first, second, third = (len(items(t)) for t in tiles)
+    while len(times) < first:
         assert not await engine.step()
-    assert cycles(dut) == times[5] + 1
+    assert cycles(dut) == times[first - 1] + 1
     assert await engine.step(tiles[0])          # the cycle after the last item was taken
     assert dut.read__available.value == 0b01
     for _ in range(10):
         assert await engine.step(tiles[0])
     # Both halves are full: the third tile has to wait for the release.
-    assert len(times) == 7 and times[6] == times[5] + 1
+    two = first + second
+    assert len(times) == two and times[-1] == times[-2] + 1
     released = cycles(dut)
     assert await engine.step(tiles[0], release=True)
     assert await engine.step(tiles[1])          # available at once
     assert await engine.step(tiles[1])
-    assert times[7] == released + 1             # and so is the freed half
+    assert times[two] == released + 1           # and so is the freed half
     for _ in range(20):
         assert await engine.step(tiles[1])
-    assert times[14] == times[7] + 7            # one item a cycle while the other half is read
+    # One item a cycle while the other half is read.
+    assert times[two + third - 1] == times[two] + third - 1
     assert await engine.step(tiles[1], release=True)
     for _ in range(5):
         assert await engine.step(tiles[2])

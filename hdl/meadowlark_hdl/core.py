@@ -1,5 +1,5 @@
 """The core: every block, wired. Nothing is computed here."""
-from amaranth import Module, ResetInserter, Signal
+from amaranth import Cat, Module, ResetInserter, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -17,6 +17,7 @@ from .memory.arbiter import MemoryArbiter
 from .memory.reader import Reader
 from .memory.store import StoreUnit
 from .signatures import LogitPort, MemoryPort
+from .sleep import napping
 from .weights.decoder import PackedWeightDecoder
 from .weights.tile_buffer import TileBuffer
 
@@ -34,6 +35,8 @@ class Core(wiring.Component):
     config : Config
     board, clock_hz, memory_bytes
         Told to the host on request, see :class:`~meadowlark_hdl.link.link.Link`.
+    sleep : bool
+        Blocks with nothing to do get no clock, see :mod:`~meadowlark_hdl.sleep`; for simulation.
 
     Members
     -------
@@ -46,35 +49,42 @@ class Core(wiring.Component):
     FLUSH = 128
 
     def __init__(self, config: Config, *, board: str = "", clock_hz: int = 0,
-                 memory_bytes: int = 0):
-        self.config = config
+                 memory_bytes: int = 0, sleep: bool = False):
+        self.config, self.sleep = config, sleep
         self._link = Link(config, board=board, clock_hz=clock_hz, memory_bytes=memory_bytes)
         super().__init__({"mem": Out(MemoryPort(config)), "rx": In(stream.Signature(8)),
                           "tx": Out(stream.Signature(8)), "tap": Out(LogitPort())})
 
     def elaborate(self, platform):
         m = Module()
-        config = self.config
+        config, sleep = self.config, self.sleep
         reset, flush = Signal(), Signal()       # registered: they reach everything
 
-        def restarted(block):
+        def restarted(block, *domains):
             """Starts anew on flush: rigid blocks have no other way to forget."""
-            return ResetInserter(flush)(block)
+            return ResetInserter(dict.fromkeys(("sync", *domains), flush))(block)
 
-        m.submodules.link = link = self._link
+        link = self._link
         m.submodules.arbiter = arbiter = MemoryArbiter(config)
         m.submodules.reader = reader = Reader(config)
-        m.submodules.store = store = StoreUnit(config)
+        store = StoreUnit(config)
         m.submodules.decoder = decoder = PackedWeightDecoder(config)
         m.submodules.tiles = tiles = TileBuffer(config)
         m.submodules.fetch = fetch = Fetch(config)
         issue = Issue(config, sum_gap=VectorUnit.SUM_GAP)
-        engine, vector = TilingEngine(config), VectorUnit(config)
+        engine, vector = TilingEngine(config, sleep=sleep), VectorUnit(config, sleep=sleep)
         sampler, sequencer, counters = Sampler(config), Sequencer(config), Counters()
         m.submodules.issue = restarted(issue)
         m.submodules.engine = restarted(engine)
-        m.submodules.vector = restarted(vector)
-        m.submodules.sampler = restarted(sampler)
+        m.submodules.vector = restarted(vector, *(vector.DOMAINS if sleep else ()))
+        m.submodules.sampler = napping(
+            m, restarted(sampler), "sampler", flush | sampler.start | sampler.logit.valid
+            | sampler.finish | sampler.busy, sleep=sleep, linger=64)
+        known = Signal(2)                       # what the link has seen of the core's state
+        m.d.sync += known.eq(Cat(link.seq.busy, self.mem.ready))
+        m.submodules.link = napping(
+            m, link, "link", ~link.idle | self.rx.valid | self.tx.valid | link.seq.events.valid
+            | (known != Cat(link.seq.busy, self.mem.ready)), sleep=sleep, linger=64)
         m.submodules.sequencer = ResetInserter(reset)(sequencer)
         m.submodules.counters = counters
 
@@ -89,6 +99,10 @@ class Core(wiring.Component):
             sequencer.idle.eq(reader.idle & store.idle & (held == self.FLUSH))]
         for block in (reader, store, decoder, tiles, fetch):
             m.d.comb += block.flush.eq(flush)
+
+        m.submodules.store = napping(
+            m, store, "store", flush | ~store.idle | issue.store_cmd.valid | engine.store.valid,
+            sleep=sleep, linger=64)
 
         # Memory side
         wiring.connect(m, wiring.flipped(self.mem), arbiter.mem)
@@ -107,7 +121,8 @@ class Core(wiring.Component):
         # Array
         wiring.connect(m, fetch.out, issue.instr)
         m.d.comb += [
-            engine.control.eq(issue.control), engine.beat.eq(tiles.read.beat),
+            engine.control.eq(issue.control), engine.lanes.eq(issue.lanes),
+            engine.attending.eq(issue.attending), engine.beat.eq(tiles.read.beat),
             engine.scale.eq(tiles.read.scale),
             issue.engine_beat_addr.eq(engine.beat_addr), issue.engine_release.eq(engine.release),
             issue.store_room.eq(engine.store_room),

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import Pass, prompt_passes
 from meadowlark_hdl.isa import Epi, Header, Instruction, Op
-from meadowlark_hdl.weights.decoder_golden import header_chunks
 
 from .errors import UserError
 
@@ -211,10 +210,10 @@ class _Memory:
         self.halves = deque([0, 0])     # times the two halves are free
         self.words = 0
 
-    def tile(self, addr: int, chunks: int, earliest: int, headers: int = 0) -> int:
+    def tile(self, addr: int, chunks: int, earliest: int, idle: int = 0) -> int:
         """Read a tile; earliest: time its job is known. Returns the time it is available.
 
-        headers: cycles its row headers take in the decoder beyond a cycle a chunk.
+        idle: cycles in which the decoder takes no chunk of it.
         """
         c, o = self.c, self.o
         words = chunks * self.per_chunk
@@ -234,8 +233,8 @@ class _Memory:
                 self.fence = self._burst(to, count, ready, write=True)[1]
             start, end = self._burst(at, n, command, write=False)
             command = max(command, start)
-            taken = max(taken + -(-n // self.per_chunk) + headers, end + self.t.latency_cycles)
-            headers = 0
+            taken = max(taken + -(-n // self.per_chunk) + idle, end + self.t.latency_cycles)
+            idle = 0
             self.waiting.append((taken, n))
             self.level += n
             at += n
@@ -301,9 +300,9 @@ class _Machine:
         self.array = overheads.array + (c.W - 1).bit_length() + ((c.P - 1).bit_length() + 1) // 2
 
     def _wait(self, spent: Spent, addr: int, chunks: int, earliest: int,
-              headers: int = 0) -> None:
+              idle: int = 0) -> None:
         """Read a tile and wait for it."""
-        available = self.memory.tile(addr, chunks, earliest, headers)
+        available = self.memory.tile(addr, chunks, earliest, idle)
         if available > self.now:
             spent.memory += available - self.now
             self.now = available
@@ -348,12 +347,8 @@ class _Machine:
         return self.now - began
 
     def _stream_tile(self, i: Instruction, spent: Spent, chunks: int) -> None:
-        # The decoder gives a row header a cycle, and idles one between headers and beats.
-        headers = 0
-        if i["header"] != Header.NONE:
-            rows = i["last_rows" if chunks == i["last_chunks"] else "rows"]
-            headers = rows + 1 - header_chunks(i["header"], rows, self.c.W)
-        self._wait(spent, self.stream, chunks, self.fetch, headers)
+        # The decoder idles a cycle in front of row headers.
+        self._wait(spent, self.stream, chunks, self.fetch, int(i["header"] != Header.NONE))
         self.stream += chunks
 
     def _rows_of_table(self, i: Instruction, rows: range, values: int, spent: Spent) -> None:

@@ -173,7 +173,7 @@ def _run(command: Sequence[str], directory: Path, log_name: str, steps: re.Patte
                                stderr=subprocess.STDOUT)
     assert process.stdout is not None
     try:
-        with log.open("w") as out:
+        with log.open("w", buffering=1) as out:      # to be read meanwhile
             for line in process.stdout:
                 out.write(line)
                 if progress and steps.search(line):

@@ -163,13 +163,15 @@ class SimTarget(BoardTarget):
     through_link : bool
         Load the image frame by frame, as a real board; by default it is put into the simulated
         memory directly.
+    sleep : bool
+        See :class:`~meadowlark.simboard.SimBoard`.
     """
 
     def __init__(self, board: Board, *, progress: Progress | None = None,
-                 through_link: bool = False) -> None:
+                 through_link: bool = False, sleep: bool = True) -> None:
         from .driver import Driver
         from .simboard import SimBoard, SimTransport
-        self.sim = SimBoard(board, progress=progress)
+        self.sim = SimBoard(board, sleep=sleep, progress=progress)
         self._through_link = through_link
         try:
             super().__init__("sim", Driver(SimTransport(self.sim)), progress=progress)

@@ -42,6 +42,7 @@ class Issue(wiring.Component):
     rope : Out(RopeWrite)
     norm_start : Out(1), norm_done : In(1), gamma_addr : In, gamma : Out(Beat), vector_busy : In(1)
     current : Out(InstructionLayout)        The instruction in execution, for the vector unit.
+    lanes, attending : Out                  Lanes it uses; whether it is QK or SV.
     store_cmd : Out(stream of StoreCommand); store_room : In
     pass_end : Out(1)                       One cycle: END executed, everything before it written.
     retired : Out(1)                        One cycle an instruction.
@@ -67,6 +68,8 @@ class Issue(wiring.Component):
             "gamma_addr": In(range(config.tile_beats)), "gamma": Out(Beat(config)),
             "vector_busy": In(1),
             "current": Out(InstructionLayout),
+            # Everything is in use until an instruction says otherwise, so also during a flush.
+            "lanes": Out(range(config.P + 1), init=config.P), "attending": Out(1, init=1),
             "store_cmd": Out(stream.Signature(StoreCommand())),
             "store_room": In(7),
             "pass_end": Out(1), "retired": Out(1), "pc": Out(16), "bad_op": Out(1),
@@ -129,6 +132,9 @@ class Issue(wiring.Component):
         element_row = Signal(18)
         shift_reg = Signal(Beat(config))
         serial = Signal(range(W + 1))       # elements still in shift_reg
+        next_beat = Signal()                # serial is 0: the next beat is due
+        is_rope = Signal()
+        m.d.sync += is_rope.eq(instr.op == Op.ROPE)
         out = self.result
         m.d.sync += [out.valid.eq(self.engine_result.valid | element_valid),
                      out.payload.eq(self.engine_result.payload)]
@@ -168,7 +174,7 @@ class Issue(wiring.Component):
         m.d.comb += [self.instr.ready.eq(0), self.bad_op.eq(0)]
         scale_row = Cat(row[:ceil_log2(config.tile_rows)], half)
 
-        with m.FSM():
+        with m.FSM() as fsm:
             with m.State("IDLE"):
                 m.d.comb += self.instr.ready.eq(1)
                 m.d.sync += [
@@ -181,6 +187,9 @@ class Issue(wiring.Component):
                     m.next = "START"
 
             with m.State("START"):
+                m.d.sync += [
+                    self.lanes.eq(Mux(instr.heads | (pass_.n > P), P, pass_.n)),
+                    self.attending.eq((instr.op == Op.QK) | (instr.op == Op.SV))]
                 m.d.sync += [first_block.eq(0), keys_left.eq(pass_.ctx),
                              single.eq(pass_.ctx <= instr.rows)]
                 with m.Switch(instr.op):
@@ -213,36 +222,24 @@ class Issue(wiring.Component):
                 m.d.sync += settle.eq(settle - 1)
                 with m.If(settle == 1):
                     m.d.sync += direct_addr.eq(1)
+                m.d.sync += serial.eq(Mux(is_rope, W // 2, W) - 1)
                 with m.If(settle == 0):
-                    m.d.sync += [shift_reg.eq(self.tile.beat),
-                                 serial.eq(Mux(instr.op == Op.ROPE, W // 2, W) - 1)]
                     m.next = "TOKEN_SERIAL"
             with m.State("TOKEN_SERIAL"):
                 m.d.comb += direct.eq(1)
-                m.d.sync += serial.eq(serial - 1)
-                with m.If(instr.op == Op.ROPE):
-                    m.d.sync += [self.rope.valid.eq(1), self.rope.cos.eq(shift_reg[0]),
-                                 self.rope.sin.eq(shift_reg[1]), self.rope.addr.eq(row_no),
-                                 row_no.eq(row_no + 1)]
-                    for i in range(W - 2):
-                        m.d.sync += shift_reg[i].eq(shift_reg[i + 2])
-                with m.Else():
-                    m.d.comb += element_valid.eq(1)
-                    m.d.sync += element_row.eq(element_row + 1)
-                    for i in range(W - 1):
-                        m.d.sync += shift_reg[i].eq(shift_reg[i + 1])
+                m.d.sync += [serial.eq(serial - 1), next_beat.eq(serial == 1)]
+                m.d.comb += element_valid.eq(~is_rope)
+                m.d.sync += [self.rope.valid.eq(is_rope), row_no.eq(row_no + is_rope),
+                             element_row.eq(element_row + 1)]
                 # Data comes 2 cycles after its address, and a beat lasts W/2 >= 2 cycles: the
                 # address moves on a cycle before the beat it asked for is taken.
                 with m.If(serial == 1):
                     m.d.sync += direct_addr.eq(direct_addr + 1)
                 with m.If(serial == 0):
-                    m.d.sync += beat.eq(beat + 1)
+                    m.d.sync += [beat.eq(beat + 1), serial.eq(Mux(is_rope, W // 2, W) - 1)]
                     with m.If(last_beat):
                         m.d.sync += release_now()
                         m.next = "TOKEN_NEXT"
-                    with m.Else():
-                        m.d.sync += [shift_reg.eq(self.tile.beat),
-                                     serial.eq(Mux(instr.op == Op.ROPE, W // 2, W) - 1)]
             with m.State("TOKEN_NEXT"):
                 m.d.sync += [token.eq(token + 1), token_lane.eq(token_lane + 1)]
                 with m.If(token_lane == P - 1):
@@ -426,4 +423,14 @@ class Issue(wiring.Component):
                 with m.Elif(~self.vector_busy):
                     m.d.sync += self.retired.eq(1)
                     m.next = "IDLE"
+
+        # Always moving: it is 18 * W flip-flops wide, so its enable would come late.
+        m.d.sync += [self.rope.cos.eq(shift_reg[0]), self.rope.sin.eq(shift_reg[1]),
+                     self.rope.addr.eq(row_no)]
+        with m.If(fsm.ongoing("TOKEN_READ") | next_beat):
+            m.d.sync += shift_reg.eq(self.tile.beat)
+        with m.Else():
+            for i in range(W):
+                one, two = (shift_reg[min(i + k, W - 1)] for k in (1, 2))
+                m.d.sync += shift_reg[i].eq(Mux(is_rope, two, one))
         return m

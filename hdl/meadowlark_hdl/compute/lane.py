@@ -1,5 +1,5 @@
 """A lane of the array: one activation memory, W multipliers, dot and broadcast accumulators."""
-from amaranth import Array, Cat, Module, Mux, Signal, signed
+from amaranth import Array, Cat, DomainRenamer, Module, Mux, Signal, signed
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -67,6 +67,8 @@ class Lane(wiring.Component):
     config : Config
     index : int
         Number of the lane, 0..P-1.
+    attention : str
+        Clock domain of what only QK and SV use.
 
     Members
     -------
@@ -77,8 +79,8 @@ class Lane(wiring.Component):
     stored : Out(8 * W), stored_valid : Out(1)   Low bytes of a word, 0 when not valid.
     """
 
-    def __init__(self, config: Config, *, index: int):
-        self.config, self.index = config, index
+    def __init__(self, config: Config, *, index: int, attention: str = "sync"):
+        self.config, self.index, self.attention = config, index, attention
         if index not in range(config.P):
             raise ValueError(f"index must be in 0..{config.P - 1}, not {index!r}")
         super().__init__({
@@ -117,7 +119,8 @@ class Lane(wiring.Component):
         for i in range(W):
             m.d.comb += wr.data[i].eq(act.data[i % 4])
 
-        m.submodules.softmax = softmax = SoftmaxUnit(config)
+        softmax = SoftmaxUnit(config)
+        m.submodules.softmax = DomainRenamer(self.attention)(softmax)
 
         # One operand register: the activation, or the probability for all W.
         x = [reg(signed(18), f"x{i}") for i in range(W)]
@@ -145,16 +148,17 @@ class Lane(wiring.Component):
         columns = []
         for i in range(W):
             product = reg(signed(Config.PV_BITS), f"product{i}")
-            m.d.sync += product.eq(products[i])
+            m.d[self.attention] += product.eq(products[i])
             m.submodules[f"pv{i}"] = pv = memory.Memory(
                 shape=signed(Config.PV_BITS), depth=Config.ACC_SLOTS, init=[])
-            pv_wr, pv_rd = pv.write_port(), pv.read_port(domain="comb")
+            pv_wr = pv.write_port(domain=self.attention)
+            pv_rd = pv.read_port(domain="comb")
             m.d.comb += [pv_rd.addr.eq(c.acc_addr), pv_wr.addr.eq(c.acc_addr),
                          pv_wr.en.eq(c.acc_en),
                          pv_wr.data.eq(Mux(c.acc_first, 0, pv_rd.data) + product)]
             columns.append(pv_rd.data)
         with m.If(c.dr_en):
-            m.d.sync += drained.eq(Array(columns)[c.dr_sel])
+            m.d[self.attention] += drained.eq(Array(columns)[c.dr_sel])
 
         m.d.comb += [
             softmax.acc.eq(acc), softmax.shift.eq(c.shift),

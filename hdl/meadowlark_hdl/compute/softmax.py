@@ -20,7 +20,8 @@ class SoftmaxUnit(wiring.Component):
     section 3; here the maximum is exact, because the row stays on the chip.
     Golden: :mod:`.softmax_golden`, bit-exact.
     Timing: rigid, one score and one probability a cycle. acc in cycle 0 meets its ``w_*`` in cycle
-    3 (``WRITE_LATENCY``) and can be read from cycle 4 on. r_addr in cycle 0 meets r_block in
+    3 (``WRITE_LATENCY``) and can be read from cycle 4 on, the maximum from cycle 7 on. Between
+    scores of different blocks are at least 3 cycles. r_addr in cycle 0 meets r_block in
     cycle 1 and gives p in cycle 8 (``READ_LATENCY``), where its ``sum_*`` are due.
 
     Parameters
@@ -99,13 +100,26 @@ class SoftmaxUnit(wiring.Component):
                      wr.en.eq(self.w_en), wr.addr.eq(self.w_addr), wr.data.eq(stored),
                      rd.addr.eq(self.r_addr)]
 
+        # The maximum of the block at work is in a register; that of another block is fetched from
+        # the table with the block's first score, 3 cycles or more after its last one went there.
         m.submodules.maxima = maxima = memory.Memory(
             shape=signed(bits), depth=Config.ACC_SLOTS, init=[])
         max_wr, max_rd = maxima.write_port(), maxima.read_port(domain="comb")
+        candidate, fetched, running = (reg(signed(bits), name)
+                                       for name in ("candidate", "fetched", "running"))
+        block, coming = reg(max_wr.addr.shape(), "block"), reg(1, "coming")
+        first, other, updated = reg(1, "first"), reg(1, "other"), reg(1, "updated")
+        at_block = reg(max_wr.addr.shape(), "at_block")
+        known = Signal(signed(bits))
         m.d.comb += [max_rd.addr.eq(Mux(self.w_en, self.w_block, self.r_block)),
-                     max_wr.addr.eq(self.w_block),
-                     max_wr.en.eq(self.w_en & (self.w_first | (stored > max_rd.data))),
-                     max_wr.data.eq(stored)]
+                     known.eq(Mux(other, fetched, running)),
+                     max_wr.addr.eq(at_block), max_wr.en.eq(updated), max_wr.data.eq(running)]
+        m.d.sync += [candidate.eq(stored), coming.eq(self.w_en), first.eq(self.w_first),
+                     fetched.eq(max_rd.data), updated.eq(coming), at_block.eq(block)]
+        with m.If(self.w_en):
+            m.d.sync += [block.eq(self.w_block), other.eq(self.w_block != block)]
+        with m.If(coming):
+            m.d.sync += running.eq(Mux(first | (candidate > known), candidate, known))
 
         # 2**(score - maximum)
         s = reg(signed(bits), "s")

@@ -6,6 +6,7 @@ from amaranth.utils import ceil_log2
 
 from ..config import Config
 from ..signatures import ActWrite, Beat, ResultPort, RowScale
+from ..sleep import nap, napping
 from .lane import BEAT_CYCLE, Lane, LaneControl, lane_schedule, result_cycle
 
 
@@ -42,10 +43,15 @@ class TilingEngine(wiring.Component):
     Parameters
     ----------
     config : Config
+    sleep : bool
+        Lanes and attention without work stand still, see :mod:`..sleep`.
 
     Members
     -------
     control : In(EngineControl)
+    lanes, attending : In(range(P + 1)), In(1)
+        Lanes in use, QK or SV in execution: from 3 cycles before an instruction's first control
+        until the next one's. Of interest only to ``sleep``.
     beat_addr : Out, beat : In(Beat)    Tile buffer, data 2 cycles after the address.
     release : Out(2)                    One cycle a half.
     scale : In(RowScale)                Row scale of the row whose result control (res_en) was
@@ -59,11 +65,12 @@ class TilingEngine(wiring.Component):
 
     STORE_DEPTH = 64
 
-    def __init__(self, config: Config):
-        self.config = config
+    def __init__(self, config: Config, *, sleep: bool = False):
+        self.config, self.sleep = config, sleep
         self.RESULT_CYCLE = result_cycle(config) + or_levels(config)
         super().__init__({
             "control": In(EngineControl(config)),
+            "lanes": In(range(config.P + 1)), "attending": In(1),
             "beat_addr": Out(range(2 * config.tile_beats)), "beat": In(Beat(config)),
             "release": Out(2), "scale": In(RowScale()),
             "result": Out(ResultPort(config)), "act": In(ActWrite(config)),
@@ -96,10 +103,16 @@ class TilingEngine(wiring.Component):
         m.d.comb += [self.beat_addr.eq(delayed("beat_addr", control.beat_addr, at)),
                      self.release.eq(delayed("release", control.release, at + 1))]
 
+        # What an instruction leaves in a lane arrives there in the order of the lanes, and so does
+        # the first control of the next: the gates open and close in that order too.
+        attention = nap(m, "attention", self.attending, sleep=self.sleep, linger=P + 32)
+        in_use = [delayed(f"in_use{k}", self.lanes > k, k) for k in range(P)]
+
         beat, act = self.beat, self.act
         results, words, flags = [], [], []
         for k in range(P):
-            m.submodules[f"lane{k}"] = lane = Lane(config, index=k)
+            lane = Lane(config, index=k, attention=attention)
+            m.submodules[f"lane{k}"] = napping(m, lane, f"lane{k}", in_use[k], sleep=self.sleep)
             m.d.comb += [lane.c.eq(chain), lane.beat.eq(beat)]
             for name in ("valid", "lane", "addr", "mask", "data"):
                 m.d.comb += getattr(lane.act, name).eq(getattr(act, name))

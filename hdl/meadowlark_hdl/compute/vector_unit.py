@@ -8,6 +8,7 @@ from ..config import Config
 from ..isa import Epi, Op
 from ..signatures import (ActWrite, Beat, InstructionLayout, LogitPort, ModelLayout, PassLayout,
                           ResultPort, RopeWrite)
+from ..sleep import napping
 from .function import Reciprocal
 from .multiplier import Multiplier
 from .narrow import Narrow
@@ -37,6 +38,9 @@ class VectorUnit(wiring.Component):
     ----------
     config : Config
         23 multipliers whatever its size.
+    sleep : bool
+        What only some instructions use stands still in the others, see :mod:`..sleep`; the clock
+        domains are ``DOMAINS``.
 
     Members
     -------
@@ -73,6 +77,7 @@ class VectorUnit(wiring.Component):
     SUM_GAP = 1 + Reciprocal.LATENCY + Multiplier.LATENCY + 1 + 1
     #: Cycles that addresses take: ready together with the requantised value.
     ADDRESS_CYCLES = 5
+    DOMAINS = ("residual", "reciprocal", "norm", "rotate", "gate")
     NORM_LATENCY = Norm.FIRST + 1 + NARROW_LATENCY
 
     @classmethod
@@ -86,8 +91,8 @@ class VectorUnit(wiring.Component):
                   Epi.SWIGLU: cls.SWIGLU_CYCLE}.get(epi, 0)
         return cls.REQUANTISED + source + 1 + cls.NARROW_LATENCY
 
-    def __init__(self, config: Config):
-        self.config = config
+    def __init__(self, config: Config, *, sleep: bool = False):
+        self.config, self.sleep = config, sleep
         super().__init__({
             "instr": In(InstructionLayout), "model": In(ModelLayout), "pass_": In(PassLayout()),
             "r": In(ResultPort(config)), "act": Out(ActWrite(config)),
@@ -132,9 +137,13 @@ class VectorUnit(wiring.Component):
         last_lane = saved(last_token - saved(_times(last_block, P), "last_start"),
                           "last_lane")[:len(self.r.payload.lane)]
 
-        m.submodules.residual = residual = Residual(config)
-        m.submodules.reciprocal = reciprocal = Reciprocal(dsp=dsp)
-        m.submodules.norm = norm = Norm(config)
+        def lent(name, block, awake):
+            """A submodule that works for some instructions only."""
+            m.submodules[name] = napping(m, block, name, awake, sleep=self.sleep, linger=64)
+            return block
+        residual = lent("residual", Residual(config), (op == Op.NORM) | is_resid)
+        reciprocal = lent("reciprocal", Reciprocal(dsp=dsp), (op == Op.NORM) | (op == Op.SV))
+        norm = lent("norm", Norm(config), op == Op.NORM)
 
         # Cycle 1: the result, with the scale of its lane if it is of kind 2.
         m.submodules.scales = scales = memory.Memory(
@@ -272,8 +281,8 @@ class VectorUnit(wiring.Component):
             shape=32, depth=config.rope_pairs, init=[], attrs=NO_RW_CHECK)
         angles_in, angles_out = angles.write_port(), angles.read_port()
         angle = saved(angles_out.data, "angle")
-        m.submodules.rotate = rope = Rope(dsp=dsp)
-        m.submodules.gate = swiglu = SwiGlu(dsp=dsp)
+        rope = lent("rotate", Rope(dsp=dsp), is_rope)
+        swiglu = lent("gate", SwiGlu(dsp=dsp), is_swiglu)
         m.d.comb += [
             angles_in.en.eq(delay(m, self.rope.valid, 1, name="angle_valid", reset=True)),
             angles_in.addr.eq(saved(self.rope.addr, "angle_addr")),

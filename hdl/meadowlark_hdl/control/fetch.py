@@ -167,13 +167,9 @@ class Fetch(wiring.Component):
                                  Signal(signed(25), reset_less=True))
         token = Signal(Config.TOKEN_BITS, reset_less=True)
         base = Signal(27, reset_less=True)
-        chunks = Signal(12)
-        beats = Signal.like(job.beats)
-        m.d.comb += [
-            chunks.eq(Mux(last & streaming, work.last_chunks, work.chunks)),
-            beats.eq(Mux(one_row, work.row_beats, Mux(last, last_beats, full_beats))),
-            # In the states that do not say otherwise.
-            mul.a.eq(token.as_signed()), mul.b.eq(work.chunks)]
+        chunks = Signal(12, reset_less=True)        # of the tile to come
+        # In the states that do not say otherwise.
+        m.d.comb += [mul.a.eq(token.as_signed()), mul.b.eq(work.chunks)]
 
         def count():
             m.d.sync += [left.eq(left - 1), last.eq(left == 1)]
@@ -206,17 +202,23 @@ class Fetch(wiring.Component):
                 m.next = "PRODUCT_2"
             with m.State("PRODUCT_2"):
                 m.d.sync += [last_beats.eq(mul.p), keys_left.eq(mul.p)]
-                m.next = "TILES"
+                m.next = "TILE_SIZE"
                 with m.If(work.src == Src.KV):
                     m.next = "KV_STORES"
-            with m.State("TILES"):
+            with m.State("TILE_SIZE"):
+                m.d.sync += chunks.eq(Mux(last & streaming, work.last_chunks, work.chunks))
+                m.next = "TILE"
+            with m.State("TILE"):
                 with m.If(free):
                     m.d.comb += put.eq(1)
                     m.d.sync += [
-                        job.addr.eq(addr), job.chunks.eq(chunks), job.beats.eq(beats),
+                        job.addr.eq(addr), job.chunks.eq(chunks),
+                        job.beats.eq(Mux(one_row, work.row_beats,
+                                         Mux(last, last_beats, full_beats))),
                         job.rows.eq(Mux(one_row, 1, Mux(last, work.last_rows, work.rows))),
                         addr.eq(addr + chunks)]
                     count()
+                    m.next = "TILE_SIZE"
                     with m.If(streaming):
                         m.d.sync += pointer.eq(addr + chunks)
                     with m.If(last):

@@ -73,6 +73,7 @@ class Sampler(wiring.Component):
     position : In(13)           Of the token to come; constant likewise.
     start : In(1)               Pulse, at any time: forget everything, begin anew.
     finish : In(1)              Pulse, with the last logit or later: all have been given.
+    busy : Out(1)               Between finish and done.
     done : Out(1)               Pulse; ``token`` and ``crc`` hold until the next start.
     token : Out(18)
     crc : Out(32)               CRC-32 of the logits as little-endian int32.
@@ -83,7 +84,7 @@ class Sampler(wiring.Component):
         super().__init__({
             "logit": In(LogitPort()), "run": In(RunLayout()), "position": In(13),
             "start": In(1), "finish": In(1),
-            "done": Out(1), "token": Out(Config.TOKEN_BITS), "crc": Out(32)})
+            "busy": Out(1), "done": Out(1), "token": Out(Config.TOKEN_BITS), "crc": Out(32)})
 
     def elaborate(self, platform):
         m = Module()
@@ -215,6 +216,7 @@ class Sampler(wiring.Component):
         rank = Signal(range(slots + 1))             # of the last entry of the list
         chosen = Signal()
         m.d.sync += [self.done.eq(0), chosen.eq(rank < run.top_k)]
+        m.d.comb += self.busy.eq((state != _State.IDLE) & (state != _State.COLLECT))
         with m.If(wait != 0):
             m.d.sync += wait.eq(wait - 1)
         with m.Switch(state):

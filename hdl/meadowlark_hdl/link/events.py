@@ -34,6 +34,7 @@ class EventRing(wiring.Component):
     credit, next_index : In(1), In(16)      Pulse: events below ``next_index`` have arrived.
     resend : In(32)         Cycles.
     count : Out(16)         Events since ``clear``.
+    idle : Out(1)           None to send, none unacknowledged.
     """
 
     def __init__(self, *, ring: int = EVENT_RING):
@@ -43,7 +44,7 @@ class EventRing(wiring.Component):
         super().__init__({
             "i": In(stream.Signature(TokenEvent())), "o": Out(FramePort()), "clear": In(1),
             "run": In(16), "credit": In(1), "next_index": In(16), "resend": In(32),
-            "count": Out(16)})
+            "count": Out(16), "idle": Out(1)})
 
     def elaborate(self, platform):
         m = Module()
@@ -54,7 +55,7 @@ class EventRing(wiring.Component):
         # ready is registered, one event late, hence the margin: at most ``ring`` are kept.
         ready = Signal()
         held = Signal(range(self.ring + 1))
-        m.d.comb += held.eq(taken - acked)
+        m.d.comb += [held.eq(taken - acked), self.idle.eq((taken == acked) & (send == acked))]
         m.d.sync += ready.eq(held < self.ring - 1)
         w_ram = ram.write_port()
         m.d.comb += [self.i.ready.eq(ready), w_ram.en.eq(self.i.valid & ready),

@@ -52,6 +52,8 @@ class Link(wiring.Component):
     counter_hold : Out(1)       Counters are being read: keep what can be read unchanged.
     reset : Out(1)              Pulse: reset the core, all but this block. No command to the memory
                                 is under way then.
+    idle : Out(1)               Waits for a byte or an event, whatever the time; bytes may still be
+                                on their way to ``tx``.
     """
 
     def __init__(self, config: Config, *, board: str = "", clock_hz: int = 0,
@@ -66,7 +68,7 @@ class Link(wiring.Component):
             "seq": Out(SequencerPort(config)), "mem": Out(MemoryPort(config)),
             "counter_index": Out(range(COUNTER_SLOTS)), "counter_data": In(COUNTER_BITS),
             "counter_hold": Out(1),
-            "reset": Out(1)})
+            "reset": Out(1), "idle": Out(1)})
 
     def elaborate(self, platform):
         m = Module()
@@ -204,7 +206,7 @@ class Link(wiring.Component):
             m.d.sync += [destination.eq(1), size.eq(of_size - 1), at.eq(0)]
             m.next = "UNITS"
 
-        with m.FSM():
+        with m.FSM() as fsm:
             with m.State("IDLE"):
                 m.d.sync += [
                     command.eq(rx.header.type), frame_seq.eq(rx.header.seq),
@@ -392,4 +394,5 @@ class Link(wiring.Component):
                     m.next = "BYTES"
             with m.State("POPPED"):         # rx.valid falls the cycle after pop
                 m.next = "IDLE"
+        m.d.comb += self.idle.eq(fsm.ongoing("IDLE") & ~rx.valid & ring.idle)
         return m

@@ -106,16 +106,16 @@ class ZeroUnit(wiring.Component):
 
 
 class PackedWeightDecoder(wiring.Component):
-    """Takes tiles apart: row headers first, one item a row, then the beats.
+    """Takes tiles apart: row headers first, W / 4 of them an item, then the beats.
 
     The beats are made by units, each for some modes, all behind :class:`BeatUnit`; a unit gets
     chunks only when the others have nothing left to give, so items leave in order.
 
     Golden: :func:`meadowlark_hdl.weights.decoder_golden.decode_tile`, bit-exact.
     Timing: 2 cycles from a chunk to its beat. One beat a cycle in INT8, one every two cycles in
-    INT16, one row header a cycle (BIAS with W = 4: two), one idle cycle between headers and
-    beats, none from tile to tile of at least 2 beats if tags are there and the mode does not need
-    another unit. A stalled output stalls the input, nothing drops.
+    INT16, a chunk a cycle in headers. No idle cycle from tile to tile of at least 2 beats if tags
+    are there and the mode does not need another unit, but one in front of headers. A stalled output
+    stalls the input, nothing drops.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ class PackedWeightDecoder(wiring.Component):
         # Where the chunks go: in_header, in_beats, or neither while there is no tag.
         in_header, in_beats = Signal(), Signal()
         bias = Signal(reset_less=True)                  # headers are BIAS, not SCALE
-        rows = Signal(8, reset_less=True)               # headers still to give
+        header_left = Signal(range(2 * 128 + 1), reset_less=True)       # chunks of headers
         selected = Signal(range(len(units)), reset_less=True)
         done, take_over, last_header = Signal(), Signal(), Signal()
         busy = Cat(u.busy for u in units)
@@ -179,18 +179,21 @@ class PackedWeightDecoder(wiring.Component):
             m.d.sync += in_beats.eq(0)
         with m.If(take_over):
             m.d.sync += [tag_valid.eq(0), in_header.eq(headed), in_beats.eq(~headed),
-                         bias.eq(tag.header == Header.BIAS), rows.eq(tag.rows),
+                         bias.eq(tag.header == Header.BIAS),
+                         header_left.eq(Mux(tag.header == Header.BIAS,
+                                            (tag.rows * 8 + W - 1) >> W.bit_length() - 1,
+                                            (tag.rows * 4 + W - 1) >> W.bit_length() - 1)),
                          selected.eq(~legal), self.error.eq(self.error | ~legal)]
 
         # The item that leaves: at most one unit holds beats, and headers wait for all of them.
         go, head = Signal(), Signal()
         item = Signal(DecoderItem(self.config), reset_less=True)
-        scale = Signal(RowScale())
+        scales = Signal(data.ArrayLayout(RowScale(), W // 4))
         m.d.comb += [go.eq(~items.valid | items.ready), items.payload.eq(item)]
         with m.If(go):
             m.d.sync += [
                 items.valid.eq(head | raw.unit.o.valid | zero.unit.o.valid),
-                item.is_scale.eq(head), item.scale.eq(scale),
+                item.is_scale.eq(head), item.scales.eq(scales),
                 item.last.eq((raw.unit.o.valid & raw.unit.o.payload.last)
                              | (zero.unit.o.valid & zero.unit.o.payload.last)),
                 item.beat.eq(Mux(zero.unit.o.valid, zero.unit.o.payload.beat,
@@ -204,28 +207,23 @@ class PackedWeightDecoder(wiring.Component):
                 u.i.valid.eq(self.chunks.valid & u.enable), u.i.payload.eq(self.chunks.payload),
                 u.o.ready.eq(go)]
 
-        # Headers: a chunk at a time, in words of 4 bytes, one or two of them a row.
-        hold = Signal(8 * max(W, 8), reset_less=True)
-        have = Signal(range(len(hold) // 32 + 1))       # words in hold
-        load, used_up = Signal(), Signal()
+        # Headers: W / 4 rows at once, a chunk of SCALE or two of BIAS. In the last item the second
+        # chunk may be missing.
+        hold = Signal(8 * W, reset_less=True)
+        second = Signal()                               # hold is the first chunk of two
+        chunk, load, take = self.chunks.payload, Signal(), Signal()
         m.d.comb += [
-            head.eq(in_header & Mux(bias, have >= 2, have != 0) & ~busy.any() & go),
-            last_header.eq(head & (rows == 1)),
-            scale.mant.eq(hold[:16]), scale.shift.eq(hold[16:22]),
-            scale.bias.eq(Mux(bias, hold[32:64], 0).as_signed()),
-            used_up.eq(head & (have == Mux(bias, 2, 1)) & (rows != 1)),
-            # With W = 4 a BIAS header is two chunks.
-            load.eq(in_header & ((have == 0) | used_up | ((have == 1) & bias if W == 4 else 0)))]
-        with m.If(head):
-            m.d.sync += [rows.eq(rows - 1), have.eq(have - Mux(bias, 2, 1)),
-                         hold.eq(Mux(bias, hold >> 64, hold >> 32))]
-        with m.If(load & self.chunks.valid):
-            if W == 4:
-                m.d.sync += [hold.word_select((have == 1) & bias, 32).eq(self.chunks.payload),
-                             have.eq(Mux((have == 1) & bias, 2, 1))]
-            else:
-                m.d.sync += [hold.eq(self.chunks.payload), have.eq(W // 4)]
-        with m.If(last_header):
-            m.d.sync += have.eq(0)                      # the rest of the chunk is padding
+            load.eq(in_header & ~busy.any() & go), take.eq(load & self.chunks.valid),
+            last_header.eq(take & (header_left == 1)),
+            head.eq(take & (~bias | second | (header_left == 1)))]
+        pair = Cat(Mux(second, hold, chunk), chunk)
+        for i in range(W // 4):
+            both, single = pair.word_select(i, 64), chunk.word_select(i, 32)
+            m.d.comb += [
+                scales[i].mant.eq(Mux(bias, both, single)[:16]),
+                scales[i].shift.eq(Mux(bias, both, single)[16:22]),
+                scales[i].bias.eq(Mux(bias, both[32:], 0).as_signed())]
+        with m.If(take):
+            m.d.sync += [header_left.eq(header_left - 1), hold.eq(chunk), second.eq(~head)]
         m.d.comb += self.chunks.ready.eq(load | Cat(u.enable & u.i.ready for u in units).any())
         return ResetInserter(self.flush)(m)

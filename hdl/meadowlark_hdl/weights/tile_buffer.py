@@ -4,10 +4,11 @@ from __future__ import annotations
 from amaranth import Cat, Module, ResetInserter, Signal
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In
+from amaranth.utils import ceil_log2
 
 from ..collisions import NO_RW_CHECK
 from ..config import Config
-from ..signatures import Beat, DecoderItem, RowScale, TileRead
+from ..signatures import DecoderItem, TileRead
 
 
 class TileBuffer(wiring.Component):
@@ -18,7 +19,8 @@ class TileBuffer(wiring.Component):
     in turn, half 0 first.
 
     Timing: one item a cycle; a half is ``available`` the cycle after its last item was taken.
-    Reading: RAM, then its register: data 2 cycles after its address. A half takes items from the
+    Reading: RAM, then its register: data 2 cycles after its address (a row's scale is chosen from
+    its W / 4 neighbours behind that register). A half takes items from the
     cycle after its ``release`` on, in which it may be addressed for the last time.
 
     Parameters
@@ -29,7 +31,8 @@ class TileBuffer(wiring.Component):
     Members
     -------
     i : In(stream of DecoderItem)
-        At most tile_beats beats and tile_rows scales a tile (more overwrite the first ones).
+        At most tile_beats beats and the scales of tile_rows rows a tile (more overwrite the first
+        ones).
     read : In(TileRead)
         ``release`` of a half only while it is ``available``. The scales of a tile without headers
         are those of some earlier tile.
@@ -53,22 +56,36 @@ class TileBuffer(wiring.Component):
         m.d.comb += [self.i.ready.eq(ready), put.eq(self.i.valid & ready),
                      last.eq(put & item.last), read.available.eq(full)]
 
-        taken = {"beat": (put & ~item.is_scale, Beat(c), c.tile_beats, item.beat),
-                 "scale": (put & item.is_scale, RowScale(), c.tile_rows, item.scale)}
-        for name, (enable, shape, depth, value) in taken.items():
+        group = c.W // 4            # rows whose scales come together
+        groups = max(c.tile_rows // group, 1)
+        row_bits, half = ceil_log2(c.tile_rows), read.scale_addr[-1]
+        in_group = read.scale_addr[:min(ceil_log2(group), row_bits)]
+        taken = {
+            "beat": (put & ~item.is_scale, c.tile_beats, item.beat, read.beat_addr),
+            "scales": (put & item.is_scale, groups, item.scales,
+                       Cat(read.scale_addr[len(in_group):row_bits], half))}
+        found = {}
+        for name, (enable, depth, value, address) in taken.items():
             at = Signal(range(depth))
+            shape = value.shape()
             ram = memory.Memory(shape=shape, depth=2 * depth, init=[], attrs=NO_RW_CHECK)
             m.submodules[name] = ram
             w, r = ram.write_port(), ram.read_port()
-            out = Signal(shape, reset_less=True)
+            out = found[name] = Signal(shape, reset_less=True, name=name)
             m.d.comb += [w.en.eq(enable), w.addr.eq(Cat(at, back)), w.data.eq(value),
-                         r.addr.eq(getattr(read, f"{name}_addr")),
-                         getattr(read, name).eq(out)]
+                         r.addr.eq(address)]
             m.d.sync += out.eq(r.data)
             with m.If(enable):
                 m.d.sync += at.eq(at + 1)
             with m.If(last):
                 m.d.sync += at.eq(0)
+
+        row = [in_group]
+        for k in range(2):
+            later = Signal(len(in_group), reset_less=True, name=f"row_{k}")
+            m.d.sync += later.eq(row[-1])
+            row.append(later)
+        m.d.comb += [read.beat.eq(found["beat"]), read.scale.eq(found["scales"][row[-1]])]
 
         # A half is filled only while empty, and released only while full.
         after = Signal(2)

@@ -64,6 +64,9 @@ class SimBoard:
         Another core with the same ports, module ``core``.
     tap : bool
         The core has a logits tap.
+    sleep : bool
+        Idle blocks stand still (:mod:`meadowlark_hdl.sleep`): the same results in the same cycles,
+        sooner.
     progress : callable, optional
         See :func:`.build.build`.
 
@@ -74,10 +77,10 @@ class SimBoard:
     """
 
     def __init__(self, board: Board, *, verilog: str | None = None, tap: bool = True,
-                 progress: Progress | None = None) -> None:
+                 sleep: bool = True, progress: Progress | None = None) -> None:
         self.board = board
         if verilog is None:
-            verilog = core_verilog(board, progress=progress)
+            verilog = core_verilog(board, sleep=sleep, progress=progress)
         self._lib = _open(build(verilog, board.config, tap=tap, progress=progress))
         m = board.memory
         self._sim = self._lib.sim_new(_Timing(

