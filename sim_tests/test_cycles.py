@@ -143,7 +143,7 @@ def test_bad_tests_are_refused(case):
     with pytest.raises(UserError, match="^520 tokens do not fit the image's context of 512$"):
         predict(image, board, prompt=500, generate=21)
     other = get_board("virtual" if board.name != "virtual" else "ulx3s_85f")
-    with pytest.raises(UserError, match="compiled for a core with W"):
+    with pytest.raises(UserError, match="compiled for a core with P"):
         predict(image, other, prompt=1, generate=1)
 
 

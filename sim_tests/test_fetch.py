@@ -246,7 +246,7 @@ async def a_job_at_least_every_8_cycles(dut, kind):
     bench = Bench(dut)
     await bench.setup()
     # The distance of jobs within an instruction, and from one instruction to the next.
-    within, between = {"stream": (1, 7), "norm": (1, 7), "table": (1, 7), "token": (5, 9),
+    within, between = {"stream": (2, 8), "norm": (2, 8), "table": (2, 8), "token": (5, 9),
                        "kv": (2, 8)}[kind]
     pass_ = {"pos0": 3, "n": 9, "nb": 3, "ctx": 12, "final": 1}
     fields = {"stream": {"tiles": 3}, "norm": {}, "table": {}, "token": {}, "kv": {"rows": 3}}

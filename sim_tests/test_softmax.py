@@ -40,8 +40,7 @@ async def block(dut, acc, shift, masked, *, base, number, gap):
         put(schedule, cycle, acc=acc[i])
         put(schedule, cycle + SoftmaxUnit.WRITE_LATENCY, w_en=1, w_addr=base + i,
             w_masked=masked[i], w_first=i == 0, w_block=number)
-    # The first read may follow the last write in the very next cycle.
-    read = at[-1] + SoftmaxUnit.WRITE_LATENCY + 1
+    read = at[-1] + SoftmaxUnit.TURN            # the earliest one
     for i in range(len(acc)):
         put(schedule, read + i, r_addr=base + i)
         put(schedule, read + i + 1, r_block=number)
@@ -95,7 +94,7 @@ async def blocks_keep_their_own_maximum_and_sum(dut):
     for i, (b, k) in enumerate(order):
         put(schedule, i, acc=acc[b, k])
         put(schedule, i + 3, w_en=1, w_addr=16 * b + k, w_masked=0, w_first=k == 0, w_block=b)
-    read = len(order) + 3
+    read = len(order) - 1 + SoftmaxUnit.TURN
     for i, (b, k) in enumerate(order):
         put(schedule, read + i, r_addr=16 * b + k)
         put(schedule, read + i + 1, r_block=b)

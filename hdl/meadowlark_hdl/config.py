@@ -91,7 +91,9 @@ class Config:
     W_BITS = 18         # a weight in a beat
     X_BITS = 16         # an activation
     ACC_BITS = 45       # 18 + 16 + log2(2048)
-    PV_BITS = 36        # int8 value x 16-bit probability x 4096 keys
+    DOT_BITS = 34       # product of a weight and an activation
+    BROADCAST_BITS = 24         # product of an int8 value and a probability of at most 2**15
+    PV_BITS = 36        # sum of those over 4096 keys
     SCORE_BITS = 18     # 10 fractional bits
     RESID_BITS = 27     # residual, saturating (stored in 32)
     SUMSQ_BITS = 64

@@ -77,7 +77,7 @@ class Overheads:
     plan_block: int = 5
     pass_: int = 4
     sample: int = 30
-    fetch: int = 7
+    fetch: int = 8
     table: int = 2
     queue: int = 8
     command: int = 3

@@ -34,7 +34,7 @@ for command in sys.argv[1:]:
 _YOSYS_STEP = re.compile(r"^\d+\.\d+\. Executing \w+")
 _NEXTPNR_STEP = re.compile(
     r"^Info: (Packing|Running|Placed|at iteration|Routing|Routed|\s+\d+ \||Setup|Critical|"
-    r"Max frequency|Estimated|Building|Running main|iter)", re.IGNORECASE)
+    r"Max frequency|Estimated|Building|Running main|\s*iter=)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)

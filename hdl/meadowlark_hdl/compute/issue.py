@@ -92,7 +92,7 @@ class Issue(wiring.Component):
         half = Signal()                     # of the tile at the front
         tiles_left = Signal(15)             # after this one
         row = Signal(8)                     # within the tile; keys in QK and SV
-        rows = Signal(8)                    # of the tile (keys for this block)
+        row_end = Signal(8)                 # the tile's last one, or the last key for this block
         row_no = Signal(18)                 # within the instruction
         tile_row_no = Signal(18)            # row_no of the tile's first row
         beat = Signal(11)
@@ -107,7 +107,11 @@ class Issue(wiring.Component):
         token_lane = Signal(range(P))
         settle = Signal(6)
         last_beat = Signal()
-        m.d.comb += last_beat.eq(beat == instr.row_beats - 1)
+        # Ends of counts, a register ahead of the comparison.
+        beat_end, token_end, block_end = Signal(11), Signal(13), Signal(6)
+        m.d.sync += [beat_end.eq(instr.row_beats - 1), token_end.eq(pass_.n - 1),
+                     block_end.eq(pass_.nb - 1)]
+        m.d.comb += last_beat.eq(beat == beat_end)
         with m.If(timer != 0):
             m.d.sync += timer.eq(timer - 1)
 
@@ -245,7 +249,7 @@ class Issue(wiring.Component):
                 with m.If(token_lane == P - 1):
                     m.d.sync += [token_lane.eq(0), block.eq(block + 1)]
                 m.next = "TOKEN_TILE"
-                with m.If(token == pass_.n - 1):
+                with m.If(token == token_end):
                     finish(6)
 
             # -- NORM: the vector unit reads the gammas -------------------------------------------
@@ -263,14 +267,14 @@ class Issue(wiring.Component):
             # -- LINEAR ---------------------------------------------------------------------------
             with m.State("SEEK"):                       # only the block of the last token
                 m.d.sync += [x_block.eq(x_first), block.eq(first_block)]
-                with m.If(instr.last & (first_block != pass_.nb - 1)):
+                with m.If(instr.last & (first_block != block_end)):
                     m.d.sync += [first_block.eq(first_block + 1),
                                  x_first.eq(x_first + model.block_words)]
                 with m.Else():
                     m.next = "TILE"
             with m.State("TILE"):
                 m.d.comb += self.wait_tile.eq(~front)
-                m.d.sync += [rows.eq(Mux(tiles_left == 1, instr.last_rows, instr.rows)),
+                m.d.sync += [row_end.eq(Mux(tiles_left == 1, instr.last_rows, instr.rows) - 1),
                              tiles_left.eq(tiles_left - front), row.eq(0), beat.eq(0), addr.eq(0),
                              row_no.eq(tile_row_no), block.eq(first_block),
                              x_block.eq(x_first), x_addr.eq(x_first)]
@@ -290,12 +294,12 @@ class Issue(wiring.Component):
                     with m.If(last_beat):
                         m.d.sync += [beat.eq(0), x_addr.eq(x_block), row.eq(row + 1),
                                      row_no.eq(row_no + 1)]
-                        with m.If(row == rows - 1):
+                        with m.If(row == row_end):
                             m.d.sync += [row.eq(0), addr.eq(0), row_no.eq(tile_row_no),
                                          block.eq(block + 1),
                                          x_block.eq(x_block + model.block_words),
                                          x_addr.eq(x_block + model.block_words)]
-                            with m.If(block == pass_.nb - 1):
+                            with m.If(block == block_end):
                                 m.d.sync += [release_by_control(),
                                              tile_row_no.eq(row_no + 1)]
                                 m.next = "TILE"
@@ -324,7 +328,7 @@ class Issue(wiring.Component):
                              slot_addr.eq(slot)]
                 m.next = "BLOCK_COUNT"
             with m.State("BLOCK_COUNT"):
-                m.d.sync += rows.eq(Mux(unseen < tile_keys, unseen, tile_keys))
+                m.d.sync += row_end.eq(Mux(unseen < tile_keys, unseen[:8] - 1, tile_keys[:8] - 1))
                 m.next = "KEYS"
                 with m.If(unseen <= 0):
                     m.next = "BLOCK_NEXT"
@@ -349,7 +353,7 @@ class Issue(wiring.Component):
                     m.d.sync += [beat.eq(0), x_addr.eq(x_block), slot_addr.eq(slot),
                                  score_addr.eq(score_addr + 1), key.eq(key + 1),
                                  age.eq(age + 1), row.eq(row + 1)]
-                    with m.If(row == rows - 1):
+                    with m.If(row == row_end):
                         m.next = "BLOCK_NEXT"
                         with m.If((instr.op == Op.SV) & (unseen <= tile_keys)):
                             m.next = "DRAIN_SUM"        # the block has seen its last key
@@ -376,7 +380,7 @@ class Issue(wiring.Component):
                              position.eq(position + P), score_block.eq(score_block + pass_.ctx),
                              slot.eq(Mux(single, 0, slot + instr.row_beats))]
                 m.next = "BLOCK"
-                with m.If(block == pass_.nb - 1):
+                with m.If(block == block_end):
                     m.d.sync += [release_by_control(), tile_base.eq(tile_base + instr.rows),
                                  keys_left.eq(keys_left - tile_keys)]
                     m.next = "KEY_TILE"
@@ -399,7 +403,7 @@ class Issue(wiring.Component):
                     m.next = "STORE_WORDS"
             with m.State("STORE_WORDS"):
                 # One word may be on its way to the count.
-                with m.If(self.store_room[2:].any() & (timer == 0)):
+                with m.If(self.store_room[2:].any()):
                     m.d.sync += [lane.st_en.eq(1), lane.st_lane.eq(token_lane),
                                  lane.x_addr.eq(x_addr),
                                  x_addr.eq(x_addr + 1), beat.eq(beat + 1)]
@@ -407,11 +411,10 @@ class Issue(wiring.Component):
                         m.d.sync += [x_addr.eq(x_block), beat.eq(0), token.eq(token + 1),
                                      token_lane.eq(token_lane + 1)]
                         with m.If(token_lane == P - 1):
-                            # Lane 0 answers P - 1 cycles sooner than lane P - 1: stay in order.
-                            m.d.sync += [token_lane.eq(0), timer.eq(P - 1),
+                            m.d.sync += [token_lane.eq(0),
                                          x_block.eq(x_block + model.block_words),
                                          x_addr.eq(x_block + model.block_words)]
-                        with m.If(token == pass_.n - 1):
+                        with m.If(token == token_end):
                             finish(0)
                 with m.Else():
                     m.d.comb += self.wait_store.eq(1)

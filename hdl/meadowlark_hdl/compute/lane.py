@@ -7,6 +7,7 @@ from amaranth.utils import ceil_log2
 from ..collisions import NO_RW_CHECK
 from ..config import Config
 from ..signatures import ActWrite, Beat
+from .adder import GatedAdder
 from .multiplier import Multiplier
 from .softmax import SoftmaxUnit
 
@@ -76,7 +77,8 @@ class Lane(wiring.Component):
     beat, beat_out : Beat         Weight chain.
     act, act_out : ActWrite       Write chain of the activation memories.
     result : Out(signed(45))      0 except in the cycle of a result: lanes are OR-ed together.
-    stored : Out(8 * W), stored_valid : Out(1)   Low bytes of a word, 0 when not valid.
+    stored : Out(8 * W), stored_valid : Out(1)   Low bytes of the word in the operand registers;
+                                  a STORE of this lane wants them.
     """
 
     def __init__(self, config: Config, *, index: int, attention: str = "sync"):
@@ -133,7 +135,8 @@ class Lane(wiring.Component):
             products.append(mul.p)
 
         # Dot: adder tree, a register a level, then the accumulator.
-        level, terms, width = 0, products, 36
+        level, width = 0, Config.DOT_BITS
+        terms = [p[:width].as_signed() for p in products]
         while len(terms) > 1:
             width += 1
             sums = [reg(signed(width), f"sum{level}_{i}") for i in range(len(terms) // 2)]
@@ -141,21 +144,26 @@ class Lane(wiring.Component):
                 m.d.sync += s.eq(terms[2 * i] + terms[2 * i + 1])
             level, terms = level + 1, sums
         acc = reg(signed(Config.ACC_BITS), "acc")
-        m.d.sync += acc.eq(Mux(c.dot_first, 0, acc) + terms[0])
+        m.submodules.accumulate = accumulate = GatedAdder(Config.ACC_BITS, dsp=config.dsp)
+        m.d.comb += [accumulate.a.eq(acc), accumulate.keep.eq(~c.dot_first),
+                     accumulate.b.eq(terms[0])]
+        m.d.sync += acc.eq(accumulate.o)
 
         # Broadcast: read, add, write in one cycle; the LUTRAM shows the new value in the next.
         drained = reg(signed(Config.PV_BITS), "drained")
         columns = []
         for i in range(W):
-            product = reg(signed(Config.PV_BITS), f"product{i}")
+            product = reg(signed(Config.BROADCAST_BITS), f"product{i}")
             m.d[self.attention] += product.eq(products[i])
+            m.submodules[f"add{i}"] = add = GatedAdder(Config.PV_BITS, dsp=config.dsp)
             m.submodules[f"pv{i}"] = pv = memory.Memory(
                 shape=signed(Config.PV_BITS), depth=Config.ACC_SLOTS, init=[])
             pv_wr = pv.write_port(domain=self.attention)
             pv_rd = pv.read_port(domain="comb")
             m.d.comb += [pv_rd.addr.eq(c.acc_addr), pv_wr.addr.eq(c.acc_addr),
                          pv_wr.en.eq(c.acc_en),
-                         pv_wr.data.eq(Mux(c.acc_first, 0, pv_rd.data) + product)]
+                         add.a.eq(pv_rd.data), add.keep.eq(~c.acc_first), add.b.eq(product),
+                         pv_wr.data.eq(add.o)]
             columns.append(pv_rd.data)
         with m.If(c.dr_en):
             m.d[self.attention] += drained.eq(Array(columns)[c.dr_sel])
@@ -182,10 +190,6 @@ class Lane(wiring.Component):
                     m.d.sync += result.eq(drained)
         m.d.comb += self.result.eq(result)
 
-        chosen = Signal()
-        m.d.comb += chosen.eq(c.st_en & (c.st_lane == self.index))
-        low = Cat(x[i][:8] for i in range(W))
-        stored, valid = reg(8 * W, "stored_reg"), reg(1, "stored_valid_reg")
-        m.d.sync += [stored.eq(Mux(chosen, low, 0)), valid.eq(chosen)]
-        m.d.comb += [self.stored.eq(stored), self.stored_valid.eq(valid)]
+        m.d.comb += [self.stored.eq(Cat(x[i][:8] for i in range(W))),
+                     self.stored_valid.eq(c.st_en & (c.st_lane == self.index))]
         return m

@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 from ..collisions import NO_RW_CHECK
 from ..config import Config
 from ..fixed import EXP2_TABLE
+from .adder import GatedAdder
 from .softmax_golden import MASKED
 
 
@@ -20,8 +21,8 @@ class SoftmaxUnit(wiring.Component):
     section 3; here the maximum is exact, because the row stays on the chip.
     Golden: :mod:`.softmax_golden`, bit-exact.
     Timing: rigid, one score and one probability a cycle. acc in cycle 0 meets its ``w_*`` in cycle
-    3 (``WRITE_LATENCY``) and can be read from cycle 4 on, the maximum from cycle 7 on. Between
-    scores of different blocks are at least 3 cycles. r_addr in cycle 0 meets r_block in
+    3 (``WRITE_LATENCY``) and can be read from cycle 5 (``TURN``) on. A block's scores follow each
+    other at once, or after those of other blocks 3 cycles later or more. r_addr in cycle 0 meets r_block in
     cycle 1 and gives p in cycle 8 (``READ_LATENCY``), where its ``sum_*`` are due.
 
     Parameters
@@ -43,6 +44,7 @@ class SoftmaxUnit(wiring.Component):
     """
 
     WRITE_LATENCY = 3
+    TURN = 5                #: from acc to the first r_addr
     READ_LATENCY = 8
 
     def __init__(self, config: Config):
@@ -74,13 +76,17 @@ class SoftmaxUnit(wiring.Component):
         m.d.sync += coarse.eq(widened >> Cat(C(0, 3), self.shift[3:]))
         m.d.sync += fine_by.eq(self.shift[:3])
         fine = reg(signed(bits + 2), "fine")            # score with one more bit each side
-        shifted = Signal(signed(Config.ACC_BITS + 1))
-        m.d.comb += shifted.eq(coarse >> fine_by)
+        # A value that fits 1 + bits after the shift by up to 7 fits 8 + bits before it.
+        shifted = Signal(signed(bits + 8))
+        m.d.comb += shifted.eq(coarse[:bits + 8].as_signed() >> fine_by)
         over = Signal(reset_less=True)
-        top = shifted[bits:]                            # all equal if the value fits 1 + bits
-        m.d.sync += [fine.eq(shifted[:bits + 2]), over.eq(top.any() & ~top.all())]
+
+        def unequal(some):
+            return some.any() & ~some.all()
+        m.d.sync += [fine.eq(shifted[:bits + 2]),
+                     over.eq(unequal(shifted[bits:]) | unequal(coarse[bits + 7:]))]
         negative = Signal(reset_less=True)
-        m.d.sync += negative.eq(shifted[-1])
+        m.d.sync += negative.eq(coarse[-1])
         score = reg(signed(bits), "score")
         rounded = Signal(signed(bits + 2))              # (fine + 1) >> 1 may be 2**17: clamp
         m.d.comb += rounded.eq((fine + 1) >> 1)
@@ -101,7 +107,7 @@ class SoftmaxUnit(wiring.Component):
                      rd.addr.eq(self.r_addr)]
 
         # The maximum of the block at work is in a register; that of another block is fetched from
-        # the table with the block's first score, 3 cycles or more after its last one went there.
+        # the table with the first of its scores.
         m.submodules.maxima = maxima = memory.Memory(
             shape=signed(bits), depth=Config.ACC_SLOTS, init=[])
         max_wr, max_rd = maxima.write_port(), maxima.read_port(domain="comb")
@@ -145,10 +151,12 @@ class SoftmaxUnit(wiring.Component):
             m.d.sync += self.p.eq((halves + 1) >> 1)                            # cycle 8
 
         m.submodules.sums = sums = memory.Memory(shape=28, depth=Config.ACC_SLOTS, init=[])
+        m.submodules.add = add = GatedAdder(28, dsp=self.config.dsp)
         sum_wr, sum_rd = sums.write_port(), sums.read_port(domain="comb")
         m.d.comb += [sum_rd.addr.eq(self.sum_block), sum_wr.addr.eq(self.sum_block),
                      sum_wr.en.eq(self.sum_en),
-                     sum_wr.data.eq(Mux(self.sum_first, 0, sum_rd.data) + self.p)]
+                     add.a.eq(sum_rd.data), add.keep.eq(~self.sum_first), add.b.eq(self.p),
+                     sum_wr.data.eq(add.o)]
         with m.If(self.sum_read):
             m.d.sync += self.total.eq(sum_rd.data)
         return m

@@ -1,5 +1,5 @@
 """TilingEngine: P lanes in a chain, fed with one beat a cycle."""
-from amaranth import Module, Signal
+from amaranth import Const, Module, Mux, Signal
 from amaranth.lib import data, fifo, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -109,7 +109,10 @@ class TilingEngine(wiring.Component):
         in_use = [delayed(f"in_use{k}", self.lanes > k, k) for k in range(P)]
 
         beat, act = self.beat, self.act
-        results, words, flags = [], [], []
+        results = []
+        # Stored words travel along the lanes too: with the control's way to its lane that is the
+        # same time for every lane, so they come out in order.
+        word, word_valid = Const(0, 8 * W), Const(0, 1)
         for k in range(P):
             lane = Lane(config, index=k, attention=attention)
             m.submodules[f"lane{k}"] = napping(m, lane, f"lane{k}", in_use[k], sleep=self.sleep)
@@ -118,8 +121,11 @@ class TilingEngine(wiring.Component):
                 m.d.comb += getattr(lane.act, name).eq(getattr(act, name))
             chain, beat, act = lane.c_out, lane.beat_out, lane.act_out
             results.append(lane.result)
-            words.append(lane.stored)
-            flags.append(lane.stored_valid)
+            passed = Signal(8 * W, reset_less=True, name=f"word{k}")
+            passed_valid = Signal(reset_less=True, name=f"word_valid{k}")
+            m.d.sync += [passed.eq(Mux(lane.stored_valid, lane.stored, word)),
+                         passed_valid.eq(lane.stored_valid | word_valid)]
+            word, word_valid = passed, passed_valid
 
         def gather(terms, name):
             """OR of the lanes, a register for each level of four."""
@@ -165,8 +171,7 @@ class TilingEngine(wiring.Component):
             m.d.sync += out.lane.eq(out.lane + 1)
 
         m.submodules.stored = stored = fifo.SyncFIFOBuffered(width=8 * W, depth=self.STORE_DEPTH)
-        m.d.comb += [stored.w_data.eq(gather(words, "stored")),
-                     stored.w_en.eq(gather(flags, "stored_valid")),
+        m.d.comb += [stored.w_data.eq(word), stored.w_en.eq(word_valid),
                      self.store.payload.eq(stored.r_data), self.store.valid.eq(stored.r_rdy),
                      stored.r_en.eq(self.store.ready)]
         taken = self.store.valid & self.store.ready

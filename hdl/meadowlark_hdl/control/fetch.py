@@ -30,8 +30,8 @@ class Fetch(wiring.Component):
     no jobs.
 
     Timing: the next instruction is fetched while jobs are made (4 cycles each). The first job of
-    an instruction comes 7 cycles after the last one of the instruction before (KV: 8, TOKEN: 9);
-    further ones follow each cycle (STREAM, TABLE), every 2 (KV), every 5 (TOKEN).
+    an instruction comes 8 cycles after the last one of the instruction before (TOKEN: 9); further
+    ones follow every 2 cycles (TOKEN: 5).
 
     Parameters
     ----------
