@@ -1,11 +1,12 @@
 """Chat templates: what they are given, and what they may not do."""
+import io
 import json
 
 import pytest
 from random_model import random_model
 
 from meadowlark import cli
-from meadowlark.chat import MAX_TEMPLATE, ChatTemplate
+from meadowlark.chat import MAX_TEMPLATE, ChatTemplate, Conversation
 from meadowlark.errors import UserError
 from meadowlark.model import load_model
 from meadowlark.prepare import Source
@@ -104,6 +105,50 @@ def test_damaged_folder(folder):
         load_model(folder)
 
 
+# ---- Conversations
+
+TURNS = ("{% for m in messages %}{{ bos_token }}{{ m.content }}{{ eos_token }}{% endfor %}"
+         "{% if add_generation_prompt %}{{ bos_token }}{% endif %}")
+
+
+@pytest.fixture
+def talk(folder):
+    configure(folder, chat_template=TURNS, bos_token="<|bos|>", eos_token="<|eos|>")
+    model = load_model(folder)
+    return Conversation(model.chat, model.tokenizer)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_prompts_go_on(talk, ended):
+    """Each begins with all ids before it, and is what the template makes of the messages."""
+    answer = talk._tokenizer.encode(" fine", special=False) + [1] * ended
+    first = talk.ask("How are you")
+    assert first[0] == 0 and first[-2:] == [1, 0] and first.count(0) == 2
+    assert talk.answered(answer) == " fine"
+    second = talk.ask("Good")
+    assert second[:len(first) + len(answer)] == first + answer
+    assert second == talk._tokenizer.encode(talk._template.render(talk.messages), special=False)
+    assert [m["role"] for m in talk.messages] == ["user", "assistant", "user"]
+
+
+def test_template_that_rewrites_answers(folder):
+    """Where the past reads differently, the whole prompt is made anew."""
+    model = load_model(folder)
+    template = ChatTemplate("{% for m in messages %}{{ m.content | trim }};{% endfor %}")
+    talk = Conversation(template, model.tokenizer)
+    talk.ask("Hello")
+    talk.answered(model.tokenizer.encode("  you", special=False))
+    assert talk.ask("Bye") == model.tokenizer.encode("Hello;you;Bye;", special=False)
+
+
+def test_refused_question_is_not_said(folder):
+    model = load_model(folder)
+    talk = Conversation(ChatTemplate("{{ raise_exception('no') }}"), model.tokenizer)
+    with pytest.raises(UserError):
+        talk.ask("Hello")
+    assert talk.messages == [] and talk.ids == []
+
+
 # ---- On the command line
 
 def test_generate(folder, tmp_path, capsys, monkeypatch):
@@ -127,3 +172,27 @@ def test_generate_refuses(capsys, tmp_path):
     capsys.readouterr()
     assert cli.main(["generate", "Hello", "--chat", "--model", str(image)]) == 2
     assert "is an image and holds no chat template" in capsys.readouterr().err
+
+
+def test_chat(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MEADOWLARK_CACHE", str(tmp_path))
+    configure(folder, chat_template=TURNS, bos_token="<|bos|>", eos_token="<|eos|>")
+    args = ["--model", str(folder), "--target", "golden", "-n", "3"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\nGood\n\nnever asked\n"))
+    assert cli.main(["chat", *args, "--json", "-"]) == 0
+    turns = json.loads(capsys.readouterr().out)["turns"]
+    assert [t["question"] for t in turns] == ["Hello", "Good"]
+    assert turns[0]["prompt_tokens"] + len(turns[0]["tokens"]) < turns[1]["prompt_tokens"]
+    # The first answer is that of generate.
+    assert cli.main(["generate", "Hello", "--chat", *args, "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == turns[0]["tokens"]
+    # Answers on stdout, nothing else; a conversation longer than the context is refused.
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n" + "a" * 200 + "\n"))
+    assert cli.main(["chat", *args]) == 2
+    out, err = capsys.readouterr()
+    assert out == turns[0]["text"] + "\n" and "the context holds 128" in err
+
+
+def test_chat_needs_a_template(capsys):
+    assert cli.main(["chat", "--target", "golden"]) == 2
+    assert "stories came without a chat template" in capsys.readouterr().err

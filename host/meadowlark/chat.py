@@ -3,11 +3,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from jinja2.exceptions import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .errors import UserError
+
+if TYPE_CHECKING:
+    from .model import Tokenizer
 
 #: Longest template, and longest text it may give, in characters.
 MAX_TEMPLATE = 1 << 16
@@ -75,3 +79,46 @@ class ChatTemplate:
             raise UserError(f"the chat template of {self.source} cannot be used ({e}); leave "
                             "--chat out or use another model.") from e
         return "".join(pieces)
+
+
+class Conversation:
+    """A conversation as token ids.
+
+    Each prompt begins with all ids before it, prompts and answers, wherever the template lets it:
+    what a target has in its KV cache can stay there.
+
+    Parameters
+    ----------
+    template : ChatTemplate
+    tokenizer : Tokenizer
+    """
+
+    def __init__(self, template: ChatTemplate, tokenizer: Tokenizer) -> None:
+        self._template, self._tokenizer = template, tokenizer
+        self.messages: list[dict[str, str]] = []
+        self.ids: list[int] = []        # all that was said,
+        self._text = ""                 # and the text it stands for
+
+    def ask(self, question: str) -> list[int]:
+        """The prompt that asks a question: ids from position 0 to where the answer begins.
+
+        Raises
+        ------
+        UserError
+            See :meth:`ChatTemplate.render`.
+        """
+        messages = [*self.messages, {"role": "user", "content": question}]
+        text = self._template.render(messages)
+        if not text.startswith(self._text):     # the template tells the past in other words
+            self.ids, self._text = [], ""
+        self.ids += self._tokenizer.encode(text[len(self._text):], special=False)
+        self.messages, self._text = messages, text
+        return list(self.ids)
+
+    def answered(self, tokens: Sequence[int]) -> str:
+        """Take the tokens of the answer, a stop id included; its text."""
+        text = self._tokenizer.decode(tokens)
+        self.messages.append({"role": "assistant", "content": text})
+        self.ids += map(int, tokens)
+        self._text += self._tokenizer.decode(tokens, special=True)
+        return text

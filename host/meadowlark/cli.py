@@ -1,4 +1,5 @@
-"""The command line: ``meadowlark generate``, ``compile``, ``eval``, ``bench`` and ``info``."""
+"""The command line: ``meadowlark generate``, ``chat``, ``compile``, ``eval``, ``bench`` and
+``info``."""
 from __future__ import annotations
 
 import functools
@@ -145,16 +146,31 @@ def cli() -> None:
 
 # ---- generate
 
+def _drawing(command: Callable) -> Callable:
+    """The options of what is drawn."""
+    for option in reversed((
+            click.option("-n", "--tokens", "max_new", type=int, metavar="N",
+                         help="Most tokens to generate; by default until the model ends the text "
+                              "or the context is full."),
+            click.option("--temperature", default=0.0, show_default=True,
+                         help="0 takes the likeliest token."),
+            click.option("--top-k", default=0, show_default=True,
+                         help="Draw from the K likeliest; 0: all."),
+            click.option("--top-p", default=1.0, show_default=True,
+                         help="Draw from the likeliest that hold this share; 1: all."))):
+        command = option(command)
+    return command
+
+
+def _most(max_new: int | None) -> None:
+    """Raise unless it is a number of tokens."""
+    if max_new is not None and max_new < 1:
+        raise UserError(f"the number of tokens must be at least 1, not {max_new}")
+
+
 @cli.command()
 @click.argument("prompt")
-@click.option("-n", "--tokens", "max_new", type=int, metavar="N",
-              help="Most tokens to generate; by default until the model ends the text or the "
-                   "context is full.")
-@click.option("--temperature", default=0.0, show_default=True,
-              help="0 takes the likeliest token.")
-@click.option("--top-k", default=0, show_default=True, help="Draw from the K likeliest; 0: all.")
-@click.option("--top-p", default=1.0, show_default=True,
-              help="Draw from the likeliest that hold this share; 1: all.")
+@_drawing
 @click.option("--stop", multiple=True, metavar="TEXT",
               help="End before this text; may be given several times.")
 @click.option("--chat", is_flag=True,
@@ -174,8 +190,7 @@ def generate(prompt: str, max_new: int | None, temperature: float, top_k: int, t
     which = _board(board)
     draw = sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
                     max_top_k=which.config.topk)
-    if max_new is not None and max_new < 1:
-        raise UserError(f"the number of tokens must be at least 1, not {max_new}")
+    _most(max_new)
     if check and target == "golden":
         raise UserError("--check compares a board with the golden model, which --target golden "
                         "is; leave one of them out")
@@ -183,7 +198,7 @@ def generate(prompt: str, max_new: int | None, temperature: float, top_k: int, t
         raise UserError("--stop needs a text that is not empty")
     with Progress() as progress:
         source = _source(model, which, ctx, progress)
-        image, ids = source.image, source.prompt(prompt, chat=chat)
+        ids, image = source.prompt(prompt, chat=chat), source.image
         if check and source.is_image:
             raise UserError("--check needs the checkpoint, which an image does not hold; give the "
                             "model itself")
@@ -312,6 +327,61 @@ def _summary(result: dict) -> str:
         parts.append(f"{cycles:,.0f} cycles a token ({mhz * 1e6 / cycles:,.1f} tokens/s at "
                      f"{mhz:g} MHz)")
     return "; ".join(parts)
+
+
+# ---- chat
+
+@cli.command()
+@_drawing
+@_ctx_option
+@_common
+def chat(max_new: int | None, temperature: float, top_k: int, top_p: float, ctx: int | None,
+         model: str, board: str, target: str, json_to: str | None, seed: int) -> int:
+    """Talk with a model: a question a line, until an empty line or the end of the input."""
+    from .sampling import sampling
+    from .targets import open_target
+    which = _board(board)
+    draw = sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+                    max_top_k=which.config.topk)
+    _most(max_new)
+    with Progress() as progress:
+        source = _source(model, which, ctx, progress)
+        talk, image, turns = source.conversation(), source.image, []
+        with closing(open_target(target, which, progress=progress)) as runner:
+            runner.load(source)
+            while question := _question(progress):
+                ids = source.fitting(talk.ask(question))
+                most = min(max_new or image.context, image.context - len(ids) + 1)
+                out = _Text("", source.tokenizer.stream(ids), (), quiet=json_to == "-")
+                tokens = []
+                progress("thinking")
+                with closing(runner.generate(ids, draw, max_new=most,
+                                             stop_ids=image.stop_ids)) as run:
+                    for event in run:
+                        progress.hide()
+                        tokens.append(event.token)
+                        if event.token not in image.stop_ids:
+                            out.push(event.token)
+                out.end()
+                turns.append({"question": question, "prompt_tokens": len(ids), "tokens": tokens,
+                              "text": talk.answered(tokens)})
+    _write_json({"model": image.name, "board": which.name, "target": target, "seed": seed,
+                 "turns": turns}, json_to)
+    return 0
+
+
+def _question(progress: Progress) -> str:
+    """The next line of the input, "" at its end; asked for on a terminal."""
+    progress.hide()
+    if sys.stdin.isatty():
+        sys.stderr.write("> ")
+        sys.stderr.flush()
+    try:
+        question = sys.stdin.readline().strip()
+        question.encode()
+        return question
+    except UnicodeError:
+        raise UserError("the question is not valid UTF-8; check the terminal's encoding") from None
 
 
 # ---- compile

@@ -110,9 +110,9 @@ class Tokenizer:
         """
         return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Ids -> text, without special tokens; bytes that are not UTF-8 become U+FFFD."""
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """Ids -> text; bytes that are not UTF-8 become U+FFFD. special: special tokens too."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=not special)
 
     def stream(self, after: Sequence[int] = ()) -> TextStream:
         """A decoder for tokens that come one by one, after the given ones (the prompt)."""

@@ -22,7 +22,7 @@ from .image import Image
 if TYPE_CHECKING:
     from meadowlark_boards import Board
 
-    from .chat import ChatTemplate
+    from .chat import Conversation
     from .model import Model, Tokenizer
     from .quantise import QuantModel
 
@@ -106,15 +106,22 @@ class Source:
             return self.model.tokenizer
         return Tokenizer(self.image.tokenizer, f"the tokenizer in {self.name}")
 
-    @property
-    def _template(self) -> ChatTemplate:
+    def conversation(self) -> Conversation:
+        """A conversation with the model, nothing said yet.
+
+        Raises
+        ------
+        UserError
+            It came without a chat template.
+        """
+        from .chat import Conversation
         if self.is_image:
-            raise UserError(f"{self.name} is an image and holds no chat template; leave --chat out "
-                            "or give the model itself")
+            raise UserError(f"{self.name} is an image and holds no chat template; give the model "
+                            "itself")
         if self.model.chat is None:
-            raise UserError(f"the model {self.model.name} came without a chat template; leave "
-                            "--chat out")
-        return self.model.chat
+            raise UserError(f"the model {self.model.name} came without a chat template; use "
+                            "`generate` without --chat")
+        return Conversation(self.model.chat, self.tokenizer)
 
     def prompt(self, text: str, *, chat: bool = False) -> list[int]:
         """Text -> ids, with the model's bos in front.
@@ -138,10 +145,14 @@ class Source:
             raise UserError("the prompt is not valid UTF-8; check the terminal's encoding") \
                 from None
         if chat:
-            text = self._template.render([{"role": "user", "content": text}])
-        ids, bos = self.tokenizer.encode(text, special=not chat), self.image.bos_id
-        if bos is not None and not chat and ids[:1] != [bos]:
+            return self.fitting(self.conversation().ask(text))
+        ids, bos = self.tokenizer.encode(text), self.image.bos_id
+        if bos is not None and ids[:1] != [bos]:
             ids = [bos, *ids]
+        return self.fitting(ids)
+
+    def fitting(self, ids: list[int]) -> list[int]:
+        """The ids, or a :class:`UserError` if the context does not hold so many."""
         if len(ids) > self.image.context:
             raise UserError(f"the prompt has {len(ids)} tokens and the context holds "
                             f"{self.image.context}; shorten the prompt")
