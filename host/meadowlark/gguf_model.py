@@ -79,6 +79,9 @@ def _refuse_unknown_shapes(meta: Metadata) -> None:
     if kind != "llama":
         raise UserError(f"{meta.source}: architecture {kind!r} is not supported; use a model of "
                         "type llama.")
+    if (parts := meta.whole("split.count", 1, least=0)) > 1:
+        raise UserError(f"{meta.source} is one of {parts} parts; join them with "
+                        "`llama-gguf-split --merge`.")
     if experts := meta.whole("llama.expert_count", 0, least=0):
         raise UserError(f"{meta.source}: a model with {experts} experts is not supported; use one "
                         "without experts.")
