@@ -174,6 +174,7 @@ def test_smollm2(smollm2):
 
 @pytest.mark.parametrize("values, message", [
     ({"general.architecture": "qwen2"}, "architecture 'qwen2' is not supported"),
+    ({"general.architecture": "x" * 300}, "general.architecture has 300 characters"),
     ({"split.count": 3}, "is one of 3 parts"),
     ({"llama.expert_count": 8}, "8 experts is not supported"),
     ({"llama.rope.scaling.type": "yarn"}, "RoPE scaling 'yarn' is not supported"),

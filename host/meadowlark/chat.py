@@ -76,8 +76,8 @@ class ChatTemplate:
                     raise TemplateError(f"it gives more than {MAX_TEXT:,} characters")
         # A template is a program: it can divide by zero or miss a key as any other.
         except Exception as e:
-            raise UserError(f"the chat template of {self.source} cannot be used ({e}); leave "
-                            "--chat out or use another model.") from e
+            raise UserError(f"the chat template of {self.source} cannot be used ({str(e)[:200]}); "
+                            "leave --chat out or use another model.") from e
         return "".join(pieces)
 
 

@@ -75,7 +75,7 @@ class _Weights:
 
 def _refuse_unknown_shapes(meta: Metadata) -> None:
     """Raise for what this code would silently compute wrongly."""
-    kind = meta.text("general.architecture")
+    kind = meta.word("general.architecture")
     if kind != "llama":
         raise UserError(f"{meta.source}: architecture {kind!r} is not supported; use a model of "
                         "type llama.")
@@ -85,7 +85,7 @@ def _refuse_unknown_shapes(meta: Metadata) -> None:
     if experts := meta.whole("llama.expert_count", 0, least=0):
         raise UserError(f"{meta.source}: a model with {experts} experts is not supported; use one "
                         "without experts.")
-    scaling = meta.text("llama.rope.scaling.type", "none")
+    scaling = meta.word("llama.rope.scaling.type", "none")
     if scaling != "none" or meta.values.get("llama.rope.scale_linear", 1) != 1:
         raise UserError(f"{meta.source}: RoPE scaling {scaling!r} is not supported; use a model "
                         "without RoPE scaling.")

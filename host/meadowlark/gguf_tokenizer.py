@@ -79,9 +79,9 @@ def read_vocabulary(meta: Metadata) -> Vocabulary:
         return value
 
     bos, eos = special("bos"), special("eos")
-    sentencepiece = meta.text("tokenizer.ggml.model") == "llama"
+    sentencepiece = meta.word("tokenizer.ggml.model") == "llama"
     put_bos = meta.flag("tokenizer.ggml.add_bos_token",
-                        sentencepiece or meta.text("tokenizer.ggml.pre", "") in _LLAMA3_LIKE)
+                        sentencepiece or meta.word("tokenizer.ggml.pre", "") in _LLAMA3_LIKE)
     named = [eos, special("eot"), special("eom")]
     ids = {tokens[i]: i for i in np.flatnonzero(kinds == TokenType.CONTROL)}
     stops = dict.fromkeys(i for i in (*named, *map(ids.get, STOPS)) if i is not None)
@@ -102,7 +102,7 @@ def build_tokenizer(meta: Metadata, vocabulary: Vocabulary) -> Tokenizer:
         A kind of tokenizer or of pre-tokenizer that is not known here, or merges and scores that
         do not belong to the vocabulary.
     """
-    kind = meta.text("tokenizer.ggml.model")
+    kind = meta.word("tokenizer.ggml.model")
     if kind not in ("gpt2", "llama"):
         raise UserError(f"{meta.source}: tokenizer {kind!r} is not supported; use a model whose "
                         "tokenizer is of type gpt2 (byte-level BPE) or llama (SentencePiece).")
@@ -120,12 +120,12 @@ def build_tokenizer(meta: Metadata, vocabulary: Vocabulary) -> Tokenizer:
     except UserError:
         raise
     except Exception as e:              # tokenizers raises bare Exceptions
-        raise meta.refuse(f"its tokenizer does not hold together ({e})") from e
+        raise meta.refuse(f"its tokenizer does not hold together ({str(e)[:200]})") from e
     return Tokenizer(text.encode(), f"the tokenizer in {meta.source}")
 
 
 def _byte_level(meta: Metadata, vocabulary: Vocabulary) -> tokenizers.Tokenizer:
-    pre = meta.text("tokenizer.ggml.pre", "default")
+    pre = meta.word("tokenizer.ggml.pre", "default")
     if pre not in PRE:
         raise UserError(f"{meta.source}: pre-tokenizer {pre!r} is not supported; use a model with "
                         f"one of {', '.join(PRE)}.")

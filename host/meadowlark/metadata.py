@@ -10,6 +10,8 @@ import numpy as np
 
 from .errors import UserError
 
+#: Longest name of a kind, in characters.
+MAX_WORD = 255
 _REQUIRED: Any = object()
 
 
@@ -65,8 +67,15 @@ class Metadata:
         return self._take(key, default, "true or false", bool)
 
     def text(self, key: str, default: Any = _REQUIRED) -> Any:
-        """A text."""
+        """A text of any length."""
         return self._take(key, default, "a text", str)
+
+    def word(self, key: str, default: Any = _REQUIRED) -> str:
+        """A text short enough to be shown."""
+        value = self.text(key, default)
+        if len(value) > MAX_WORD:
+            raise self.refuse(f"{key} has {len(value):,} characters")
+        return value
 
     def texts(self, key: str) -> list[str]:
         """A list of texts, one at least."""
