@@ -41,9 +41,9 @@ models = Path(pyosys.__file__).parent / "share/ecp5"
 design = libyosys.Design()
 for command in (
         f"read_verilog -D NO_INCLUDES {models}/common_sim.vh {models}/ccu2c_sim.vh",
-        "read_rtlil generic.il", "read_rtlil ecp5.il", "setattr -mod -unset top *", "hierarchy", "proc",
-        "flatten",
-        "miter -equiv generic ecp5 both", "flatten both", "opt_clean both",
+        "read_rtlil generic.il", "read_rtlil ecp5.il", "setattr -mod -unset top *",
+        "hierarchy", "proc", "flatten", "miter -equiv generic ecp5 both",
+        "flatten both", "opt_clean both",
         "sat -verify -prove trigger 0 both"):
     libyosys.run_pass(command, design)
 """

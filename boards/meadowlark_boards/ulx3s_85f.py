@@ -7,8 +7,8 @@ BOARD = Board(
     name="ulx3s_85f",
     title="ULX3S, LFE5U-85F, 32 MB SDR SDRAM at 2 bytes a cycle",
     # 128 of 156 MULT18X18D; 16 weights a beat, 8 lanes: as many multipliers as 8 x 16 for half the
-    # softmax units and control, and the chip has more multipliers than logic. Envelope: hidden 576, FFN 1,536, head 64,
-    # 32 layers, vocabulary 49,152, 1,024 tokens.
+    # softmax units and control, and logic is what the chip runs out of. Envelope: hidden 576,
+    # FFN 1,536, head 64, 32 layers, vocabulary 49,152, 1,024 tokens.
     config=Config(
         W=16, P=8, bus_bytes=2,
         act_words=512, residual_values=16384, score_depth=2048, rope_pairs=2048, tile_beats=256,

@@ -22,8 +22,8 @@ class SoftmaxUnit(wiring.Component):
     Golden: :mod:`.softmax_golden`, bit-exact.
     Timing: rigid, one score and one probability a cycle. acc in cycle 0 meets its ``w_*`` in cycle
     3 (``WRITE_LATENCY``) and can be read from cycle 5 (``TURN``) on. A block's scores follow each
-    other at once, or after those of other blocks 3 cycles later or more. r_addr in cycle 0 meets r_block in
-    cycle 1 and gives p in cycle 8 (``READ_LATENCY``), where its ``sum_*`` are due.
+    other at once, or after those of other blocks 3 cycles later or more. r_addr in cycle 0 meets
+    r_block in cycle 1 and gives p in cycle 8 (``READ_LATENCY``), where its ``sum_*`` are due.
 
     Parameters
     ----------
