@@ -43,6 +43,10 @@ class Mode(IntEnum):
     """How the decoder turns chunks into beats."""
     INT8 = 0    #: one chunk a beat
     INT16 = 1   #: two chunks a beat, little endian
+    # Blocks of 32 weights: all scales of the tile, padded to whole chunks, then all codes.
+    Q8_0 = 2    #: scale * code, a chunk a beat
+    Q4_0 = 3    #: scale * (code - 8), half a chunk a beat: low halves of the bytes first
+    Q4_1 = 4    #: scale * code + minimum, likewise
 
 
 class Header(IntEnum):

@@ -2,12 +2,26 @@
 import numpy as np
 
 from ..isa import Header, Mode
+from .block_golden import BLOCK, SCALE_BYTES, block_weights
 
 
 def header_chunks(header: int, rows: int, W: int) -> int:
     """Chunks of W bytes taken by the row headers of a tile."""
     size = {Header.NONE: 0, Header.SCALE: 4, Header.BIAS: 8}[Header(header)] * rows
     return -(-size // W)
+
+
+def tile_chunks(mode: int, header: int, rows: int, row_beats: int, W: int) -> int:
+    """Chunks of a tile, row headers included."""
+    beats = rows * row_beats
+    chunks = header_chunks(header, rows, W)
+    if mode == Mode.INT16:
+        return chunks + 2 * beats
+    if mode == Mode.INT8:
+        return chunks + beats
+    blocks = beats * W // BLOCK
+    codes = beats if mode == Mode.Q8_0 else -(-beats // 2)
+    return chunks - (-blocks * SCALE_BYTES[Mode(mode)] // W) + codes
 
 
 def decode_tile(raw: bytes, *, W: int, rows: int, row_beats: int, mode: int, header: int):
@@ -24,18 +38,57 @@ def decode_tile(raw: bytes, *, W: int, rows: int, row_beats: int, mode: int, hea
         shift = h[:, 2].astype(int) & 63
         if header == Header.BIAS:
             bias = np.ascontiguousarray(h[:, 4:8]).view("<i4")[:, 0].astype(int)
+    if mode in SCALE_BYTES:
+        return mant, shift, bias, _decode_blocks(raw[at:], W, rows * row_beats, Mode(mode))
     dtype = np.int8 if mode == Mode.INT8 else np.dtype("<i2")
     n = rows * row_beats * W
     values = np.frombuffer(raw, dtype, n, at).astype(np.int64).reshape(rows * row_beats, W)
     return mant, shift, bias, values
 
 
-def encode_tile(codes, mant=None, shift=None, bias=None, *, W: int, mode: int) -> bytes:
-    """Inverse: codes int[rows, K] (K padded to W with zeros) and row scales -> bytes."""
+def _decode_blocks(raw: bytes, W: int, beats: int, mode: Mode) -> np.ndarray:
+    """Scales and codes of a tile -> int[beats, W]."""
+    blocks = beats * W // BLOCK
+    at = -(-blocks * SCALE_BYTES[mode] // W) * W
+    half = np.frombuffer(raw, "<f2", blocks * SCALE_BYTES[mode] // 2).reshape(blocks, -1)
+    if mode == Mode.Q8_0:
+        codes = np.frombuffer(raw, np.int8, beats * W, at)
+    else:
+        pairs = np.frombuffer(raw, np.uint8, -(-beats // 2) * W, at).reshape(-1, 1, W)
+        codes = np.concatenate([pairs & 15, pairs >> 4], axis=1).reshape(-1, W)[:beats]
+        codes = codes.astype(np.int8) - (8 if mode == Mode.Q4_0 else 0)
+    values = block_weights(codes.reshape(blocks, BLOCK), half[:, :1],
+                           half[:, 1:] if mode == Mode.Q4_1 else None)
+    return values.astype(np.int64).reshape(beats, W)
+
+
+def _encode_blocks(codes: np.ndarray, scale, minimum, W: int, mode: Mode) -> bytes:
+    parts = [np.asarray(scale, "<f2")] + ([np.asarray(minimum, "<f2")]
+                                          if mode == Mode.Q4_1 else [])
+    scales = np.stack(parts, axis=-1).tobytes()
+    scales += bytes(-len(scales) % W)
+    if mode == Mode.Q8_0:
+        return scales + codes.astype(np.int8).tobytes()
+    nibbles = (codes + (8 if mode == Mode.Q4_0 else 0)).astype(np.uint8).reshape(-1, W)
+    if len(nibbles) % 2:
+        nibbles = np.concatenate([nibbles, np.zeros_like(nibbles[:1])])
+    return scales + (nibbles[0::2] | nibbles[1::2] << 4).tobytes()
+
+
+def encode_tile(codes, mant=None, shift=None, bias=None, *, W: int, mode: int, scale=None,
+                minimum=None) -> bytes:
+    """Inverse: codes int[rows, K] and row scales -> bytes.
+
+    INT8, INT16: K is padded to W with zeros. Block modes: K is a multiple of 32; scale, and in
+    Q4_1 minimum: float16[rows, K / 32].
+    """
     codes = np.asarray(codes)
     rows, k = codes.shape
-    body = np.zeros((rows, -(-k // W) * W), np.int8 if mode == Mode.INT8 else "<i2")
-    body[:, :k] = codes
+    if mode in SCALE_BYTES:
+        body = np.frombuffer(_encode_blocks(codes, scale, minimum, W, Mode(mode)), np.uint8)
+    else:
+        body = np.zeros((rows, -(-k // W) * W), np.int8 if mode == Mode.INT8 else "<i2")
+        body[:, :k] = codes
     head = b""
     if mant is not None:
         h = np.zeros((rows, 4 if bias is None else 8), np.uint8)
