@@ -11,21 +11,39 @@ from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import Header, Mode
 from meadowlark_hdl.signatures import DecoderItem, TileTag
+from meadowlark_hdl.weights.block_golden import BLOCK, SCALE_BYTES, block_weights, normalise
 from meadowlark_hdl.weights.decoder import PackedWeightDecoder
 from meadowlark_hdl.weights.decoder_golden import decode_tile, encode_tile, header_chunks
 
+RANGE = {Mode.INT8: (-2**7, 2**7 - 1), Mode.INT16: (-2**15, 2**15 - 1),
+         Mode.Q8_0: (-2**7, 2**7 - 1), Mode.Q4_0: (-8, 7), Mode.Q4_1: (0, 15)}
 CONFIG = {"P": 8, "bus_bytes": 1, "tile_beats": 64, "tile_rows": 32}
 
 
 def random_tile(W, rows, row_beats, mode, header):
     """-> (tag, chunks, items)."""
     rng = np.random.default_rng(random.getrandbits(32))
-    top = 1 << (8 if mode == Mode.INT8 else 16) - 1
-    codes = rng.integers(-top, top, (rows, row_beats * W))
-    codes.flat[:2] = -top, top - 1
+    low, high = RANGE[mode]
+    codes = rng.integers(low, high + 1, (rows, row_beats * W))
+    codes.flat[:2] = low, high
     scales = {}
+    if mode in SCALE_BYTES:
+        shape = (rows, row_beats * W // BLOCK)
+        kind = random.random()
+        if kind < 0.3:              # whatever bits: sums may wrap around
+            half = rng.integers(0, 1 << 16, (2, *shape)).astype(np.uint16).view(np.float16)
+        else:                       # as a model has them; small ones become rounded
+            half = rng.normal(size=(2, *shape)) * 10.0 ** rng.integers(-6, 3, (2, *shape))
+            half = half.astype(np.float16)
+        scales = {"scale": half[0]}
+        if mode == Mode.Q4_1:
+            scales["minimum"] = half[1]
+        if kind >= 0.6:
+            found = normalise(codes, **scales)
+            scales = {key: value for key, value in zip(("scale", "minimum"), found)
+                      if value is not None}
     if header != Header.NONE:
-        scales = {"mant": rng.integers(0, 1 << 16, rows), "shift": rng.integers(0, 64, rows)}
+        scales |= {"mant": rng.integers(0, 1 << 16, rows), "shift": rng.integers(0, 64, rows)}
     if header == Header.BIAS:
         scales["bias"] = rng.integers(-2**31, 2**31, rows)
         scales["bias"][0] = random.choice([-2**31, 2**31 - 1])
@@ -39,7 +57,9 @@ def random_tile(W, rows, row_beats, mode, header):
         raw = bytes(raw)
     mant, shift, bias, values = decode_tile(raw, W=W, rows=rows, row_beats=row_beats, mode=mode,
                                             header=header)
-    np.testing.assert_array_equal(values.reshape(codes.shape), codes)
+    want = block_weights(codes, scales["scale"], scales.get("minimum")) \
+        if mode in SCALE_BYTES else codes
+    np.testing.assert_array_equal(values.reshape(codes.shape), want)
     items = []
     if header != Header.NONE:
         heads = [{"mant": m, "shift": s, "bias": b}
@@ -56,10 +76,11 @@ def random_tile(W, rows, row_beats, mode, header):
 def random_tiles(W, count, modes=tuple(Mode), headers=tuple(Header)):
     tiles = []
     for _ in range(count):
-        rows = random.choice([1, 2, 3, random.randint(1, 32)])
-        row_beats = random.choice([1, 2, random.randint(1, 64 // rows)]) if rows <= 32 else 1
-        tiles.append(random_tile(W, rows, row_beats, random.choice(modes),
-                                 random.choice(headers)))
+        mode = random.choice(modes)
+        least = BLOCK // W if mode in SCALE_BYTES else 1
+        rows = random.choice([1, 2, 3, random.randint(1, 32 // least)])
+        row_beats = least * random.choice([1, 2, random.randint(1, 64 // rows // least)])
+        tiles.append(random_tile(W, rows, row_beats, mode, random.choice(headers)))
     return tiles
 
 
@@ -100,7 +121,7 @@ async def slow_chunks(dut):
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
-@cocotb.parametrize(mode=list(Mode))
+@cocotb.parametrize(mode=[Mode.INT8, Mode.INT16])
 async def cycles_without_headers(dut, mode):
     """No bubble, from tile to tile either (tiles of at least 2 beats)."""
     W = int(os.environ["W"])
@@ -127,13 +148,31 @@ async def cycles_with_headers(dut, header):
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.parametrize(mode=list(SCALE_BYTES))
+async def cycles_of_blocks(dut, mode):
+    """Within a tile a beat a cycle; before it the scales, a chunk a cycle, and the pipeline."""
+    W = int(os.environ["W"])
+    await start(dut)
+    shapes = [(1, 64), (2, 32), (1, 32), (2, 32)]
+    times = []
+    await run(dut, [random_tile(W, *shape, mode, Header.NONE) for shape in shapes], 0.0, times)
+    for rows, row_beats in shapes:
+        beats = rows * row_beats
+        ours, times = times[:beats], times[beats:]
+        assert ours[-1] - ours[0] == beats - 1
+        if times:
+            # Scales of the next tile, a word of them, the first codes; the pipeline never empties.
+            assert times[0] - ours[-1] <= -(-max(shapes)[1] * SCALE_BYTES[mode] // 32) + 6
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
 @cocotb.parametrize(stall=[0.0, 0.5])
 async def illegal_tags_give_zeros(dut, stall):
     """Chunks are left alone, order is kept, and the error stays."""
     W = int(os.environ["W"])
     await start(dut)
     tiles = random_tiles(W, 3)
-    for bad in ({"mode": 2, "header": 1}, {"mode": 7, "header": 2}, {"mode": 0, "header": 3}):
+    for bad in ({"mode": 5, "header": 1}, {"mode": 7, "header": 2}, {"mode": 0, "header": 3}):
         beats = random.choice([1, 2, 5])
         tiles.append(({**bad, "rows": 3, "beats": beats}, [],
                       [{"is_scale": 0, "last": int(i == beats - 1), "beat": [0] * W}

@@ -3,33 +3,13 @@ from __future__ import annotations
 
 from amaranth import Cat, Module, Mux, ResetInserter, Signal
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.wiring import In, Out, Signature
+from amaranth.lib.wiring import In, Out
 
 from ..config import Config
 from ..isa import Header, Mode
-from ..signatures import Beat, DecoderItem, RowScale, TileTag
-
-
-def _beat_count(config: Config):
-    return range(config.tile_beats + 1)
-
-
-class BeatUnit(Signature):
-    """Decoder -> the unit that makes the beats of some modes.
-
-    start: one cycle, with mode and beats (1..tile_beats) of the next tile; at the earliest in the
-    cycle of ``done`` of the tile before. enable: the unit may work (no other one holds beats).
-    i: chunks of the tile. done: one cycle, in the cycle the unit takes the tile's last chunk (or
-    forms its last beat, if it takes none). o: the beats, from a register. busy: the unit holds
-    something that is yet to leave through o.
-    """
-
-    def __init__(self, config: Config) -> None:
-        super().__init__({
-            "start": Out(1), "mode": Out(3), "beats": Out(_beat_count(config)),
-            "enable": Out(1), "i": Out(stream.Signature(8 * config.W)), "done": In(1),
-            "o": In(stream.Signature(data.StructLayout({"beat": Beat(config), "last": 1}))),
-            "busy": In(1)})
+from ..signatures import DecoderItem, RowScale, TileTag
+from .beat_unit import BeatUnit, beat_count
+from .block_unit import BlockUnit
 
 
 class RawUnit(wiring.Component):
@@ -50,7 +30,7 @@ class RawUnit(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         u, W = self.unit, self.config.W
-        left = Signal(_beat_count(self.config))
+        left = Signal(beat_count(self.config))
         wide, half = Signal(), Signal()
         low = Signal(8 * W, reset_less=True)
         item = Signal(u.o.payload.shape(), reset_less=True)
@@ -92,7 +72,7 @@ class ZeroUnit(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         u = self.unit
-        left, form = Signal(_beat_count(self.config)), Signal()
+        left, form = Signal(beat_count(self.config)), Signal()
         m.d.comb += [
             form.eq(u.enable & (left != 0) & (~u.o.valid | u.o.ready)),
             u.done.eq(form & (left == 1)), u.busy.eq(u.o.valid)]
@@ -114,8 +94,9 @@ class PackedWeightDecoder(wiring.Component):
     Golden: :func:`meadowlark_hdl.weights.decoder_golden.decode_tile`, bit-exact.
     Timing: 2 cycles from a chunk to its beat. One beat a cycle in INT8, one every two cycles in
     INT16, a chunk a cycle in headers. No idle cycle from tile to tile of at least 2 beats if tags
-    are there and the mode does not need another unit, but one in front of headers. A stalled output
-    stalls the input, nothing drops.
+    are there and the mode does not need another unit, but one in front of headers. The block modes:
+    see :class:`.BlockUnit`; headers wait until its pipeline is empty. A stalled output stalls the
+    input, nothing drops.
 
     Parameters
     ----------
@@ -150,18 +131,19 @@ class PackedWeightDecoder(wiring.Component):
         m = Module()
         W, items = self.config.W, self.items
         m.submodules.raw = raw = RawUnit(self.config)
+        m.submodules.blocks = blocks = BlockUnit(self.config)
         m.submodules.zero = zero = ZeroUnit(self.config)
-        units = [raw.unit, zero.unit]
+        units = [raw.unit, blocks.unit, zero.unit]
 
         # The next tag waits in a register, so that it can be taken over in one cycle.
         tag, tag_valid = Signal(TileTag(self.config), reset_less=True), Signal()
         m.d.comb += self.tags.ready.eq(~tag_valid)
         with m.If(self.tags.valid & self.tags.ready):
             m.d.sync += [tag.eq(self.tags.payload), tag_valid.eq(1)]
-        legal, headed = Signal(), Signal()
+        legal, headed, kind = Signal(), Signal(), Signal(range(len(units)))
         m.d.comb += [
-            legal.eq(((tag.mode == Mode.INT8) | (tag.mode == Mode.INT16))
-                     & (tag.header <= Header.BIAS)),
+            legal.eq((tag.mode <= Mode.Q4_1) & (tag.header <= Header.BIAS)),
+            kind.eq(Mux(legal, tag.mode >= Mode.Q8_0, len(units) - 1)),
             headed.eq(legal & (tag.header != Header.NONE) & (tag.rows != 0))]
 
         # Where the chunks go: in_header, in_beats, or neither while there is no tag.
@@ -183,7 +165,7 @@ class PackedWeightDecoder(wiring.Component):
                          header_left.eq(Mux(tag.header == Header.BIAS,
                                             (tag.rows * 8 + W - 1) >> W.bit_length() - 1,
                                             (tag.rows * 4 + W - 1) >> W.bit_length() - 1)),
-                         selected.eq(~legal), self.error.eq(self.error | ~legal)]
+                         selected.eq(kind), self.error.eq(self.error | ~legal)]
 
         # The item that leaves: at most one unit holds beats, and headers wait for all of them.
         go, head = Signal(), Signal()
@@ -192,16 +174,16 @@ class PackedWeightDecoder(wiring.Component):
         m.d.comb += [go.eq(~items.valid | items.ready), items.payload.eq(item)]
         with m.If(go):
             m.d.sync += [
-                items.valid.eq(head | raw.unit.o.valid | zero.unit.o.valid),
+                items.valid.eq(head | Cat(u.o.valid for u in units).any()),
                 item.is_scale.eq(head), item.scales.eq(scales),
-                item.last.eq((raw.unit.o.valid & raw.unit.o.payload.last)
-                             | (zero.unit.o.valid & zero.unit.o.payload.last)),
-                item.beat.eq(Mux(zero.unit.o.valid, zero.unit.o.payload.beat,
-                                 raw.unit.o.payload.beat))]
+                item.last.eq(Cat(u.o.valid & u.o.payload.last for u in units).any()),
+                item.beat.as_value().eq(
+                    Mux(raw.unit.o.valid, raw.unit.o.payload.beat.as_value(), 0)
+                    | Mux(blocks.unit.o.valid, blocks.unit.o.payload.beat.as_value(), 0))]
         for k, u in enumerate(units):
             others = busy & ~(1 << k)
             m.d.comb += [
-                u.start.eq(take_over & (legal if u is raw.unit else ~legal)),
+                u.start.eq(take_over & (kind == k)),
                 u.mode.eq(tag.mode), u.beats.eq(tag.beats),
                 u.enable.eq(in_beats & (selected == k) & ~others.any()),
                 u.i.valid.eq(self.chunks.valid & u.enable), u.i.payload.eq(self.chunks.payload),

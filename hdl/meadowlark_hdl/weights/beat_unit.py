@@ -1,0 +1,30 @@
+"""What the decoder and its units say to each other."""
+from __future__ import annotations
+
+from amaranth.lib import data, stream
+from amaranth.lib.wiring import In, Out, Signature
+
+from ..config import Config
+from ..signatures import Beat
+
+
+def beat_count(config: Config):
+    return range(config.tile_beats + 1)
+
+
+class BeatUnit(Signature):
+    """Decoder -> the unit that makes the beats of some modes.
+
+    start: one cycle, with mode and beats (1..tile_beats) of the next tile; at the earliest in the
+    cycle of ``done`` of the tile before. enable: the unit may work (no other one holds beats).
+    i: chunks of the tile. done: one cycle, in the cycle the unit takes the tile's last chunk (or
+    forms its last beat, if it takes none). o: the beats, from a register. busy: the unit holds
+    something that is yet to leave through o.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__({
+            "start": Out(1), "mode": Out(3), "beats": Out(beat_count(config)),
+            "enable": Out(1), "i": Out(stream.Signature(8 * config.W)), "done": In(1),
+            "o": In(stream.Signature(data.StructLayout({"beat": Beat(config), "last": 1}))),
+            "busy": In(1)})

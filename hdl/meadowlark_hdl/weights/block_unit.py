@@ -1,0 +1,192 @@
+"""GGUF blocks to beats: a multiplication by each block's scale, in logic."""
+from __future__ import annotations
+
+from amaranth import Cat, Const, Module, Mux, Signal, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In
+
+from ..compute.adder import GatedAdder
+from ..compute.pipeline import delay
+from ..config import Config
+from ..isa import Mode
+from ..memory.fifo import Queue
+from .block_golden import BLOCK, FRAC, GRID, SUM_BITS
+from .decoder import BeatUnit, beat_count
+
+
+class BlockUnit(wiring.Component):
+    """Beats of modes Q8_0, Q4_0 and Q4_1: ``round(scale * code + minimum)`` on the grid.
+
+    A tile is its scales (with minima), then its codes. The scales wait in a queue; each block's
+    becomes fixed point beside its beats. Codes are multiplied bit by bit, a gated adder a bit and
+    a register between them, so there is no multiplier to find on a chip whose array has them all.
+
+    Golden: :mod:`.block_golden`, bit-exact.
+    Timing: a chunk of scales a cycle, then a beat a cycle: Q8_0 takes a chunk each, the others one
+    every two. A beat leaves ``LATENCY`` cycles after its codes were there. Beats of a tile are
+    whole blocks: a multiple of 32 / W.
+
+    Parameters
+    ----------
+    config : Config
+        W, tile_beats, dsp.
+
+    Members
+    -------
+    unit : In(BeatUnit)
+    """
+
+    LATENCY = 15
+    DEPTH = 16              #: beats under way, at least LATENCY + 1 for one a cycle
+
+    def __init__(self, config: Config):
+        self.config = config
+        super().__init__({"unit": In(BeatUnit(config))})
+
+    def elaborate(self, platform):
+        m = Module()
+        u, config, W = self.unit, self.config, self.config.W
+        most = config.tile_beats
+
+        def reg(shape, name):
+            return Signal(shape, name=name, reset_less=True)
+
+        # The tile at work.
+        with_minimum, bytes_each, offset = reg(1, "with_minimum"), reg(1, "bytes_each"), \
+            reg(1, "offset")
+        scale_chunks = Signal(range(-(-most * 4 // BLOCK) + 1))     # to come
+        code_chunks = Signal(range(most + 1))
+        beats = Signal(beat_count(config))                          # to issue
+
+        # Scales: queued, then a word of W bytes taken apart, 2 or 4 bytes a block.
+        m.submodules.scales = scales = Queue(8 * W, depth=1 << (most * 4 // BLOCK).bit_length())
+        word, units = reg(8 * W, "word"), Signal(range(W // 2 + 1))     # units of 2 bytes
+        unit_count = Mux(with_minimum, 2, 1)
+        next_block, load_word = Signal(), Signal()
+
+        # Codes: a chunk, given in one beat or two.
+        codes, codes_valid, half = reg(8 * W, "codes"), Signal(), Signal()
+        room = Signal(range(self.DEPTH + 1), init=self.DEPTH)
+        issue, last, chunk_done = Signal(), Signal(), Signal()
+        each = BLOCK // W                                           # beats a block
+        in_block = Signal(range(each)) if each > 1 else Const(0, 1)
+        with_room = Signal(init=1)
+        m.d.comb += [
+            issue.eq(codes_valid & (units >= unit_count) & with_room),
+            last.eq(beats == 1), chunk_done.eq(issue & (bytes_each | half | last)),
+            next_block.eq(issue & (in_block == each - 1)),
+            u.done.eq(issue & last), u.busy.eq(codes_valid | (room != self.DEPTH))]
+        to_scales, to_codes = Signal(), Signal()
+        m.d.comb += [
+            to_scales.eq(scale_chunks != 0),
+            to_codes.eq(~to_scales & (code_chunks != 0) & (~codes_valid | chunk_done)),
+            scales.i.valid.eq(u.i.valid & to_scales), scales.i.payload.eq(u.i.payload),
+            u.i.ready.eq(Mux(to_scales, scales.i.ready, to_codes))]
+        with m.If(to_scales & u.i.valid & scales.i.ready):
+            m.d.sync += scale_chunks.eq(scale_chunks - 1)
+        with m.If(chunk_done):
+            m.d.sync += codes_valid.eq(0)
+        with m.If(to_codes & u.i.valid):
+            m.d.sync += [codes.eq(u.i.payload), codes_valid.eq(1), half.eq(0),
+                         code_chunks.eq(code_chunks - 1)]
+        with m.Elif(issue):
+            m.d.sync += half.eq(1)
+        with m.If(issue):
+            m.d.sync += beats.eq(beats - 1)
+            if each > 1:
+                m.d.sync += in_block.eq(in_block + 1)
+
+        left = Signal(range(W // 2 + 1))
+        m.d.comb += [left.eq(units - Mux(next_block, unit_count, 0)),
+                     load_word.eq((left == 0) & ~u.done), scales.o.ready.eq(load_word)]
+        m.d.sync += units.eq(left)
+        with m.If(next_block):
+            m.d.sync += word.eq(Mux(with_minimum, word >> 32, word >> 16))
+        with m.If(load_word & scales.o.valid):
+            m.d.sync += [word.eq(scales.o.payload), units.eq(W // 2)]
+        with m.If(u.done):
+            m.d.sync += units.eq(0)                     # the rest of the word is padding
+
+        with m.If(u.start):
+            wide = (u.mode == Mode.Q4_1)
+            m.d.sync += [
+                with_minimum.eq(wide), offset.eq(u.mode == Mode.Q4_0),
+                bytes_each.eq(u.mode == Mode.Q8_0), beats.eq(u.beats),
+                scale_chunks.eq(Mux(wide, (u.beats + 7) >> 3, (u.beats + 15) >> 4)),
+                code_chunks.eq(Mux(u.mode == Mode.Q8_0, u.beats, (u.beats + 1) >> 1))]
+
+        # Stage 1: what was issued.
+        q = reg(data.ArrayLayout(8, W), "q")
+        for i in range(W):
+            pair = codes.word_select(i, 8)
+            m.d.sync += q[i].eq(Mux(bytes_each, pair, Mux(half, pair[4:], pair[:4])))
+        d, low = reg(16, "d"), reg(16, "low")
+        m.d.sync += [d.eq(word[:16]), low.eq(Mux(with_minimum, word[16:32], 0))]
+        at_offset = delay(m, offset, 1, name="offset")
+
+        # Stages 2 to 4: half precision to fixed point; 5: its sign.
+        scale, minimum = (self._fixed(m, value, name) for value, name in
+                          ((d, "scale"), (low, "minimum")))
+        # Stage 6: where the sum begins: minimum, or -8 * scale, and half a step for the rounding.
+        eighth = delay(m, at_offset, 4, name="offset_late")
+        total = reg(signed(SUM_BITS), "begin")
+        m.d.sync += total.eq(Mux(eighth, ~(scale << 3), minimum)
+                             + Cat(eighth, Const(0, FRAC - 2), Const(1, 1)).as_unsigned())
+        # Stages 7 to 14: a bit of the codes each; the top one of Q8_0 counts negative.
+        scale = delay(m, scale, 1, name="scale_6").as_signed()
+        bits = delay(m, q, 5, name="q")
+        totals = [total] * W
+        for k in range(8):
+            if k == 6:          # so that it is there with the top bit
+                negative = reg(signed(SUM_BITS), "negative")
+                m.d.sync += negative.eq(-(scale << 7))
+            part = negative if k == 7 else (scale << k)[:SUM_BITS].as_signed()
+            sums = []
+            for i in range(W):
+                m.submodules[f"add{k}_{i}"] = add = GatedAdder(SUM_BITS, dsp=config.dsp)
+                m.d.comb += [add.a.eq(part), add.keep.eq(bits[(8 - k) * i]), add.b.eq(totals[i])]
+                s = reg(signed(SUM_BITS), f"sum{k}_{i}")
+                m.d.sync += s.eq(add.o)
+                sums.append(s)
+            totals = sums
+            scale = delay(m, scale, 1, name=f"scale_{k + 7}").as_signed()
+            bits = delay(m, Cat(bits[(8 - k) * i + 1:(8 - k) * (i + 1)] for i in range(W)), 1,
+                         name=f"q_{k + 7}")
+        assert GRID + FRAC == 8
+
+        m.submodules.out = out = Queue(u.o.payload.shape(), depth=self.DEPTH)
+        m.d.comb += [
+            out.i.valid.eq(delay(m, issue, self.LATENCY - 1, name="valid", reset=True)),
+            out.i.payload.last.eq(delay(m, last, self.LATENCY - 1, name="last")),
+            u.o.valid.eq(out.o.valid), u.o.payload.eq(out.o.payload), out.o.ready.eq(u.o.ready)]
+        for i in range(W):
+            m.d.comb += out.i.payload.beat[i].eq(totals[i][FRAC:])
+        after = Signal.like(room)
+        m.d.comb += after.eq(room - issue + (u.o.valid & u.o.ready))
+        m.d.sync += [room.eq(after), with_room.eq(after != 0)]
+        return m
+
+    @staticmethod
+    def _fixed(m: Module, half, name: str):
+        """Half precision -> signed fixed point of SUM_BITS, 4 cycles later."""
+        def reg(shape, what):
+            return Signal(shape, name=f"{name}_{what}", reset_less=True)
+        exponent = half[10:15]
+        # mantissa << (exponent - 1), of which FRAC + GRID + 1 = 9 ... bits below are cut to one
+        drop = 25 - GRID - FRAC - 1                     # leaves a bit to round
+        shift = reg(5, "shift")
+        mantissa = reg(11, "mantissa")
+        m.d.sync += [shift.eq(Mux(exponent == 0, 0, exponent - 1)),
+                     mantissa.eq(Cat(half[:10], exponent != 0))]
+        width = SUM_BITS + 1
+        coarse = reg(width + 7, "coarse")               # the lowest 7 may still move up
+        m.d.sync += coarse.eq((mantissa << Cat(Const(0, 3), shift[3:])) >> (drop - 1 - 7))
+        fine = delay(m, shift[:3], 1, name=f"{name}_fine")
+        doubled = reg(width, "doubled")
+        m.d.sync += doubled.eq((coarse << fine) >> 7)
+        size = Signal(SUM_BITS)
+        m.d.comb += size.eq((doubled + 1) >> 1)
+        value = reg(signed(SUM_BITS), "value")
+        negative = delay(m, half[15], 3, name=f"{name}_negative")
+        m.d.sync += value.eq(Mux(negative, -size, size))
+        return value
