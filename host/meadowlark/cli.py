@@ -230,6 +230,7 @@ def generate(prompt: str, max_new: int | None, temperature: float, top_k: int, t
             "cycles_per_token": _cycles_per_token(counters, len(events)),
             "bytes_per_token": _bytes_per_token(image, len(ids), passes),
             "host_messages": messages, "clock_mhz": which.clock_mhz, "counters": counters}
+        verdict = None
         if check:
             golden = GoldenTarget()
             golden.load(source)
@@ -239,7 +240,7 @@ def generate(prompt: str, max_new: int | None, temperature: float, top_k: int, t
             result["first_difference"] = verdict.first_difference
     _write_json(result, json_to)
     _say(_summary(result))
-    if not check:
+    if verdict is None:
         return 0
     _say(f"bit-exact with the golden model over {verdict.tokens} tokens" if verdict.bit_exact
          else f"NOT bit-exact: {verdict.first_difference}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 import secrets
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from zlib import crc32
@@ -495,7 +495,8 @@ class Driver:
     # --- runs -------------------------------------------------------------------------------------
 
     def run(self, tokens: Sequence[int], sampling: Sampling | None = None, *, max_new: int,
-            stop_ids: Sequence[int] = (), start_pos: int = 0) -> Iterator[TokenEvent]:
+            stop_ids: Sequence[int] = (), start_pos: int = 0,
+            ) -> Generator[TokenEvent, None, None]:
         """Run a prompt; tokens as they come.
 
         Nothing is sent before the first ``next``. From then on the host sends only credits.
@@ -547,7 +548,7 @@ class Driver:
         assert set(registers) == {f.name for f in RUN_REGS}
         return self._run_events(list(tokens), registers)
 
-    def _run_events(self, tokens: list[int], registers: dict[str, int]) -> Iterator[TokenEvent]:
+    def _run_events(self, tokens: list[int], registers: dict[str, int]) -> Generator[TokenEvent, None, None]:
         self._counting, self.host_messages, self.reason = False, 0, Reason.RUNNING
         self._events.clear()
         self._settle()

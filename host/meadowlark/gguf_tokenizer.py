@@ -131,7 +131,8 @@ def _byte_level(meta: Metadata, vocabulary: Vocabulary) -> tokenizers.Tokenizer:
                         f"one of {', '.join(PRE)}.")
     plain = (vocabulary.tokens[i] for i in np.flatnonzero(vocabulary.kinds == TokenType.NORMAL))
     merges = [] if all(len(t) == 1 for t in plain) else [
-        tuple(m.split(" ", 1)) for m in meta.texts("tokenizer.ggml.merges")]
+        (first, second) for first, _, second in
+        (m.partition(" ") for m in meta.texts("tokenizer.ggml.merges"))]
     made = tokenizers.Tokenizer(models.BPE(
         vocab={t: i for i, t in enumerate(vocabulary.tokens)}, merges=merges,
         ignore_merges=pre in _LLAMA3_LIKE))

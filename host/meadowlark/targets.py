@@ -49,7 +49,10 @@ class Target(Protocol):
         apart.
     """
     name: str
-    messages: int
+
+    @property
+    def messages(self) -> int:
+        ...
 
     def load(self, source: Source) -> None:
         """Make the target ready for :meth:`generate`."""

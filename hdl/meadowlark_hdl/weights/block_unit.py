@@ -135,10 +135,10 @@ class BlockUnit(wiring.Component):
         # Stages 7 to 14: a bit of the codes each; the top one of Q8_0 counts negative.
         scale = delay(m, scale, 1, name="scale_6").as_signed()
         bits = delay(m, q, 5, name="q")
+        negative = reg(signed(SUM_BITS), "negative")
         totals = [total] * W
         for k in range(8):
             if k == 6:          # so that it is there with the top bit
-                negative = reg(signed(SUM_BITS), "negative")
                 m.d.sync += negative.eq(-(scale << 7))
             part = negative if k == 7 else (scale << k)[:SUM_BITS].as_signed()
             sums = []

@@ -57,8 +57,8 @@ class RawUnit(wiring.Component):
         return m
 
 
-class ZeroUnit(wiring.Component):
-    """Stands in for a mode that does not exist: zeros, without taking a chunk.
+class NoUnit(wiring.Component):
+    """Stands in for a mode that does not exist: the right number of beats, without a chunk.
 
     Members
     -------
@@ -113,8 +113,8 @@ class PackedWeightDecoder(wiring.Component):
         Without header no item of the tile has ``is_scale``. With SCALE, bias is 0.
     error : Out(1)
         A tag had a mode or header that does not exist; stays until flush. Beats of such a tile
-        are zeros (without headers) and take no chunk, so what follows in ``chunks`` may be
-        misread, but every tag gets its beats.
+        mean nothing (no headers) and take no chunk, so what follows in ``chunks`` may be misread,
+        but every tag gets its beats.
     flush : In(1)
         While high, as in reset: what is inside is dropped.
     """
@@ -132,8 +132,8 @@ class PackedWeightDecoder(wiring.Component):
         W, items = self.config.W, self.items
         m.submodules.raw = raw = RawUnit(self.config)
         m.submodules.blocks = blocks = BlockUnit(self.config)
-        m.submodules.zero = zero = ZeroUnit(self.config)
-        units = [raw.unit, blocks.unit, zero.unit]
+        m.submodules.none = none = NoUnit(self.config)
+        units = [raw.unit, blocks.unit, none.unit]
 
         # The next tag waits in a register, so that it can be taken over in one cycle.
         tag, tag_valid = Signal(TileTag(self.config), reset_less=True), Signal()
@@ -171,15 +171,16 @@ class PackedWeightDecoder(wiring.Component):
         go, head = Signal(), Signal()
         item = Signal(DecoderItem(self.config), reset_less=True)
         scales = Signal(data.ArrayLayout(RowScale(), W // 4))
+        from_blocks = Signal(reset_less=True)   # no other unit holds beats; valid is too late
+        m.d.sync += from_blocks.eq(blocks.unit.busy)
         m.d.comb += [go.eq(~items.valid | items.ready), items.payload.eq(item)]
         with m.If(go):
             m.d.sync += [
                 items.valid.eq(head | Cat(u.o.valid for u in units).any()),
                 item.is_scale.eq(head), item.scales.eq(scales),
                 item.last.eq(Cat(u.o.valid & u.o.payload.last for u in units).any()),
-                item.beat.as_value().eq(
-                    Mux(raw.unit.o.valid, raw.unit.o.payload.beat.as_value(), 0)
-                    | Mux(blocks.unit.o.valid, blocks.unit.o.payload.beat.as_value(), 0))]
+                item.beat.eq(Mux(from_blocks, blocks.unit.o.payload.beat,
+                                 raw.unit.o.payload.beat))]
         for k, u in enumerate(units):
             others = busy & ~(1 << k)
             m.d.comb += [

@@ -86,9 +86,8 @@ class SimBoard:
         self._sim = self._lib.sim_new(_Timing(
             m.size_bytes, m.latency_cycles, m.row_miss_cycles, m.page_bytes, m.banks,
             m.turnaround_cycles, m.refresh_interval_cycles, m.refresh_cycles))
-        at = ctypes.cast(self._lib.sim_memory(self._sim),
-                         ctypes.POINTER(ctypes.c_uint8 * m.size_bytes))
-        self.memory = np.frombuffer(at.contents, np.uint8)
+        at = ctypes.cast(self._lib.sim_memory(self._sim), ctypes.POINTER(ctypes.c_uint8))
+        self.memory = np.ctypeslib.as_array(at, (m.size_bytes,))
         self._tapped = np.zeros(0, np.int32)
 
     def close(self) -> None:

@@ -159,7 +159,7 @@ def to_verilog(component) -> str:
     input would make all next-state logic depend on an input, and Verilator evaluate it twice.
     """
     from amaranth.back import verilog
-    from amaranth.hdl import ClockDomain, Module
+    from amaranth.hdl import ClockDomain, ClockSignal, Module
     from amaranth.lib import wiring
 
     class Top(wiring.Component):
@@ -168,9 +168,9 @@ def to_verilog(component) -> str:
 
         def elaborate(self, platform):
             m = Module()
-            m.domains.sync = clock = ClockDomain("sync", reset_less=True)
+            m.domains += ClockDomain("sync", reset_less=True)
             m.submodules.inner = component
-            m.d.comb += clock.clk.eq(self.clk)
+            m.d.comb += ClockSignal().eq(getattr(self, "clk"))      # noqa: B009
             for name in component.signature.members:
                 wiring.connect(m, wiring.flipped(getattr(self, name)), getattr(component, name))
             return m
