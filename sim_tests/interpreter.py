@@ -14,7 +14,7 @@ from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import Pass, prompt_passes
 from meadowlark_hdl.fixed import saturate
 from meadowlark_hdl.isa import Epi, Header, Op, Src
-from meadowlark_hdl.weights.decoder_golden import decode_tile, header_chunks
+from meadowlark_hdl.weights.decoder_golden import decode_tile, tile_chunks
 
 
 class Interpreter:
@@ -88,8 +88,7 @@ class Interpreter:
         assert 0 < beats <= self.c.tile_beats and chunks < 4096
         if i["header"] != Header.NONE:
             assert rows <= self.c.tile_rows
-        wide = 1 + i["mode"]
-        assert chunks == header_chunks(i["header"], rows, W) + beats * wide
+        assert chunks == tile_chunks(i["mode"], i["header"], rows, i["row_beats"], W)
         assert (addr + chunks) * W <= len(self.memory)
         raw = self.memory[addr * W:(addr + chunks) * W].tobytes()
         mant, shift, bias, values = decode_tile(raw, W=W, rows=rows, row_beats=i["row_beats"],

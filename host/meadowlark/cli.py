@@ -128,9 +128,16 @@ def _ctx_option(command: Callable) -> Callable:
                              "allow.")(command)
 
 
-def _source(model: str, board: Board, ctx: int | None, progress: Progress) -> Source:
+def _weights_option(command: Callable) -> Callable:
+    return click.option("--weights", type=click.Choice(("auto", "int8")), default="auto",
+                        show_default=True,
+                        help="auto: blocks of a GGUF file (Q8_0, Q4_0, Q4_1) as they are, all else "
+                             "in int8 with a scale a row; int8: everything so.")(command)
+
+
+def _source(model: str, board: Board, ctx: int | None, weights: str, progress: Progress) -> Source:
     from .prepare import Source
-    return Source(model, board, context=ctx, progress=progress)
+    return Source(model, board, context=ctx, weights=weights, progress=progress)
 
 
 def _given(name: str) -> bool:
@@ -179,10 +186,12 @@ def _most(max_new: int | None) -> None:
 @click.option("--check", is_flag=True,
               help="Compare every token and logit with the golden model; status 1 if one differs.")
 @_ctx_option
+@_weights_option
 @_common
 def generate(prompt: str, max_new: int | None, temperature: float, top_k: int, top_p: float,
              stop: Sequence[str], chat: bool, ignore_eos: bool, check: bool, ctx: int | None,
-             model: str, board: str, target: str, json_to: str | None, seed: int) -> int:
+             weights: str, model: str, board: str, target: str, json_to: str | None,
+             seed: int) -> int:
     """Continue PROMPT, or answer it; the text is written as its tokens arrive."""
     from .sampling import sampling
     from .targets import GoldenTarget, open_target
@@ -197,7 +206,7 @@ def generate(prompt: str, max_new: int | None, temperature: float, top_k: int, t
     if any(not s for s in stop):
         raise UserError("--stop needs a text that is not empty")
     with Progress() as progress:
-        source = _source(model, which, ctx, progress)
+        source = _source(model, which, ctx, weights, progress)
         ids, image = source.prompt(prompt, chat=chat), source.image
         if check and source.is_image:
             raise UserError("--check needs the checkpoint, which an image does not hold; give the "
@@ -335,9 +344,11 @@ def _summary(result: dict) -> str:
 @cli.command()
 @_drawing
 @_ctx_option
+@_weights_option
 @_common
 def chat(max_new: int | None, temperature: float, top_k: int, top_p: float, ctx: int | None,
-         model: str, board: str, target: str, json_to: str | None, seed: int) -> int:
+         weights: str, model: str, board: str, target: str, json_to: str | None,
+         seed: int) -> int:
     """Talk with a model: a question a line, until an empty line or the end of the input."""
     from .sampling import sampling
     from .targets import open_target
@@ -346,7 +357,7 @@ def chat(max_new: int | None, temperature: float, top_k: int, top_p: float, ctx:
                     max_top_k=which.config.topk)
     _most(max_new)
     with Progress() as progress:
-        source = _source(model, which, ctx, progress)
+        source = _source(model, which, ctx, weights, progress)
         talk, image, turns = source.conversation(), source.image, []
         with closing(open_target(target, which, progress=progress)) as runner:
             runner.load(source)
@@ -392,9 +403,10 @@ def _question(progress: Progress) -> str:
 @click.option("-o", "--output", required=True, metavar="IMAGE",
               help="Image file to write; replaced only when it is complete.")
 @_ctx_option
+@_weights_option
 @_common
-def compile_(source_model: str | None, output: str, ctx: int | None, model: str, board: str,
-             target: str, json_to: str | None, seed: int) -> int:
+def compile_(source_model: str | None, output: str, ctx: int | None, weights: str, model: str,
+             board: str, target: str, json_to: str | None, seed: int) -> int:
     """Quantise MODEL, lay it out for the board and write an image."""
     started = time.monotonic()
     if source_model and _given("model") and model != source_model:
@@ -404,7 +416,7 @@ def compile_(source_model: str | None, output: str, ctx: int | None, model: str,
         raise UserError(f"cannot write the image {output}: it is a folder")
     which = _board(board)
     with Progress() as progress:
-        source = _source(name, which, ctx, progress)
+        source = _source(name, which, ctx, weights, progress)
         checkpoint = source.model       # an image cannot be compiled
         image = source.image
         progress("writing the image")
@@ -431,8 +443,9 @@ def compile_(source_model: str | None, output: str, ctx: int | None, model: str,
 @click.option("--text", metavar="FILE",
               help="Text to predict, a text a line; by default the packaged held-out stories.")
 @click.option("--tokens", type=int, metavar="N", help="Most tokens to predict; by default all.")
+@_weights_option
 @_common
-def eval_(text: str | None, tokens: int | None, model: str, board: str, target: str,
+def eval_(text: str | None, tokens: int | None, weights: str, model: str, board: str, target: str,
           json_to: str | None, seed: int) -> int:
     """Perplexity of the exact integer arithmetic beside that of float32."""
     from .evaluate import perplexity, validation_text
@@ -452,7 +465,7 @@ def eval_(text: str | None, tokens: int | None, model: str, board: str, target: 
             raise UserError(f"the text {text} is not UTF-8; convert it") from error
     which = _board(board)
     with Progress() as progress:
-        source = _source(model, which, None, progress)
+        source = _source(model, which, None, weights, progress)
         quantised = source.quantised
         found = perplexity(source.model, quantised, lines, max_tokens=tokens,
                            progress=lambda n: progress("predicting", n, tokens or 0))
@@ -476,9 +489,10 @@ def eval_(text: str | None, tokens: int | None, model: str, board: str, target: 
 @click.option("-o", "--output", "form", default="md", show_default=True, metavar="FORM",
               help="Table as md, csv or json.")
 @_ctx_option
+@_weights_option
 @_common
-def bench(prompts: str, generates: str, form: str, ctx: int | None, model: str, board: str,
-          target: str, json_to: str | None, seed: int) -> int:
+def bench(prompts: str, generates: str, form: str, ctx: int | None, weights: str, model: str,
+          board: str, target: str, json_to: str | None, seed: int) -> int:
     """Cycles, bandwidth and products of prefill and decode, from the core's counters."""
     from . import bench as benching
     from .targets import open_target
@@ -490,7 +504,7 @@ def bench(prompts: str, generates: str, form: str, ctx: int | None, model: str, 
     which = _board(board)
     numbers = benching.counts(prompts, "-p"), benching.counts(generates, "-n")
     with Progress() as progress:
-        source = _source(model, which, ctx, progress)
+        source = _source(model, which, ctx, weights, progress)
         image = source.image
         tests = benching.plan(image, prompts=numbers[0], generates=numbers[1], seed=seed)
         with closing(open_target(target, which, progress=progress)) as runner:

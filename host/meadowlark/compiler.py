@@ -11,8 +11,9 @@ from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import tile_keys
 from meadowlark_hdl.isa import (FIELDS, MODEL_REGS, Epi, Field, Header, Instruction, Mode, Op, Src,
                                 encode)
-from meadowlark_hdl.weights.decoder_golden import encode_tile, header_chunks
+from meadowlark_hdl.weights.decoder_golden import encode_tile, tile_chunks
 
+from .blocks import BLOCK, KINDS
 from .errors import UserError
 from .image import Image
 from .layout import ALIGN, Shape, Tiling, act_map, check_envelope, round_up, tile_linear
@@ -28,6 +29,10 @@ def shape_of(qm: QuantModel, context: int) -> Shape:
     return Shape(hidden=qm.hidden, layers=len(qm.layers), heads=qm.heads, kv_heads=qm.kv_heads,
                  head_dim=qm.head_dim, head_pad=qm.head_pad, ffn=qm.ffn, vocab=qm.vocab,
                  context=context)
+
+
+#: Fields of a QuantLinear with an entry a row.
+_ROWS = ("codes", "mant", "shift", "bias", "scale", "minimum")
 
 
 class _Stream:
@@ -49,29 +54,18 @@ class _Stream:
                even: bool = True) -> tuple[Tiling, dict]:
         """The tiles of a linear layer. even: add a row of zeros to an odd number of rows."""
         W = self.config.W
-        codes, mant, shift, bias = q.codes, q.mant, q.shift, q.bias
-        if even and len(codes) % 2:
-            codes = np.concatenate([codes, np.zeros_like(codes[:1])])
-            mant, shift = np.append(mant, mant.dtype.type(0)), np.append(shift, shift[-1])
-            bias = None if bias is None else np.append(bias, np.int32(0))
-        header = Header.SCALE if bias is None else Header.BIAS
-        t = tile_linear(len(codes), -(-codes.shape[1] // W), self.config, header=header,
+        parts = {name: getattr(q, name) for name in _ROWS if getattr(q, name) is not None}
+        if even and len(q.codes) % 2:
+            parts = {name: np.concatenate([part, np.zeros_like(part[:1])])
+                     for name, part in parts.items()}
+        rows, columns = parts["codes"].shape
+        header = Header.SCALE if q.bias is None else Header.BIAS
+        t = tile_linear(rows, -(-columns // W), self.config, header=header, mode=q.mode,
                         divides=divides)
-        for at in range(0, len(codes), t.rows):
-            rows = slice(at, at + t.rows)
-            self.parts.append(encode_tile(
-                codes[rows], mant[rows], shift[rows], None if bias is None else bias[rows],
-                W=W, mode=Mode.INT8))
-        return t, dict(src=Src.STREAM, mode=Mode.INT8, header=header, **t._asdict())
-
-
-def _pad_columns(codes: np.ndarray, heads: int, head_dim: int, head_pad: int) -> np.ndarray:
-    """Columns of the output projection, with zeros where heads are padded."""
-    if codes.shape[1] == heads * head_pad:
-        return codes
-    wide = np.zeros((len(codes), heads, head_pad), codes.dtype)
-    wide[:, :, :head_dim] = codes.reshape(len(codes), heads, head_dim)
-    return wide.reshape(len(codes), heads * head_pad)
+        for at in range(0, rows, t.rows):
+            tile = {name: part[at:at + t.rows] for name, part in parts.items()}
+            self.parts.append(encode_tile(**tile, W=W, mode=q.mode))
+        return t, dict(src=Src.STREAM, mode=q.mode, header=header, **t._asdict())
 
 
 class _Lists:
@@ -81,7 +75,7 @@ class _Lists:
     is known last, so addresses of the rest are counted from its end and completed by ``finish``.
     """
 
-    def __init__(self, shape: Shape, config: Config) -> None:
+    def __init__(self, shape: Shape, config: Config, embedding: Mode) -> None:
         self.shape, self.config, W = shape, config, config.W
         self.act = act_map(shape, W)
         self.head = shape.head_pad // W             # words of a head
@@ -91,7 +85,8 @@ class _Lists:
         self.decode: list[Instruction] = []
         self._fixups: list[Instruction] = []        # addr counts from the end of the stream
         self.rope_chunks = 2 * self.head
-        self.embed_chunks = header_chunks(Header.SCALE, 1, W) + self.hidden // W
+        self.embedding = embedding
+        self.embed_chunks = tile_chunks(embedding, Header.SCALE, 1, self.hidden // W, W)
         # Offsets from the end of the stream, in bytes.
         self.embed_at = round_up(shape.context * self.rope_chunks * W, ALIGN)
         self.kv_at = self.embed_at + round_up(shape.vocab * self.embed_chunks * W, ALIGN)
@@ -117,7 +112,7 @@ class _Lists:
                     (Op.ROPE, 0, self.head, self.rope_chunks,
                      dict(src=Src.TABLE, mode=Mode.INT16, header=Header.NONE)),
                     (Op.EMBED, self.embed_at, self.hidden // self.config.W, self.embed_chunks,
-                     dict(src=Src.TOKEN, mode=Mode.INT8, header=Header.SCALE))):
+                     dict(src=Src.TOKEN, mode=self.embedding, header=Header.SCALE))):
                 self._relative(code, op, at, tiles=1, rows=1, last_rows=1, row_beats=row_beats,
                                chunks=chunks, last_chunks=chunks, **fields)
 
@@ -228,15 +223,14 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None) -
     shape = shape_of(qm, context)
     blocks = check_envelope(shape, config)
 
-    lists = _Lists(shape, config)
+    lists = _Lists(shape, config, qm.embedding.mode)
     act = lists.act
     lists.start()
     for i, layer in enumerate(qm.layers):
         lists.norm(layer.norm1)
         lists.keys_and_values(i, layer)
         lists.attention(i, layer)
-        o = _pad_columns(layer.o.codes, shape.heads, shape.head_dim, shape.head_pad)
-        lists.linear(replace(layer.o, codes=o), x=act.out, epi=Epi.RESID)
+        lists.linear(layer.o, x=act.out, epi=Epi.RESID)
         lists.norm(layer.norm2)
         lists.linear(layer.gate_up, x=act.x, y=act.ffn * W, epi=Epi.SWIGLU,
                      shift=layer.swiglu_shift)
@@ -304,24 +298,36 @@ def _fit(name: str, value: int, table: tuple[Field, ...]) -> int:
 
 
 def _embedding(q: QuantLinear, W: int) -> bytes:
-    """One tile a row, all at once (an encode_tile a row would take seconds for 49,152 rows)."""
-    rows, columns = q.codes.shape
-    head = header_chunks(Header.SCALE, 1, W) * W
-    out = np.zeros((rows, head + round_up(columns, W)), np.uint8)
-    out[:, :2] = np.asarray(q.mant, "<u2").reshape(-1, 1).view(np.uint8)
-    out[:, 2] = q.shift
-    out[:, head:head + columns] = np.asarray(q.codes, np.int8).view(np.uint8)
-    return out.tobytes()
+    """One tile a row: their parts side by side, as an encode_tile a row would take seconds."""
+    def chunks(part: np.ndarray) -> np.ndarray:
+        """Rows of bytes, filled with zeros to whole chunks."""
+        raw = np.ascontiguousarray(part).view(np.uint8).reshape(len(part), -1)
+        return np.pad(raw, ((0, 0), (0, -raw.shape[1] % W)))
+    rows, codes = len(q.codes), q.codes
+    head = np.zeros((rows, 4), np.uint8)
+    head[:, :2] = np.asarray(q.mant, "<u2").reshape(-1, 1).view(np.uint8)
+    head[:, 2] = q.shift
+    parts = [head]
+    if q.scale is not None:
+        halves = [q.scale] if q.minimum is None else [q.scale, q.minimum]
+        parts.append(np.stack(halves, axis=-1).astype("<f2"))
+    if q.mode in (Mode.Q4_0, Mode.Q4_1):
+        beats = (codes + 8 * (q.mode == Mode.Q4_0)).astype(np.uint8).reshape(rows, -1, W)
+        beats = np.pad(beats, ((0, 0), (0, beats.shape[1] % 2), (0, 0)))
+        codes = beats[:, 0::2] | beats[:, 1::2] << 4
+    return np.concatenate([chunks(part) for part in (*parts, codes)], axis=1).tobytes()
 
 
 def _facts(qm: QuantModel, s: Shape) -> dict:
     """What of a pass is useful, without any padding; see :meth:`Image.useful_bytes`.
 
-    layer_bytes, head_bytes: codes, row scales, biases and gammas read once a pass. layer_macs,
-    head_macs: products a token. parameters: weights of the float model.
+    layer_bytes, head_bytes: codes, scales and minima of blocks, row scales, biases and gammas read
+    once a pass. embedding_bytes: those of a token's embedding row. layer_macs, head_macs: products
+    a token. parameters: weights of the float model.
     """
     def linear(q: QuantLinear, rows: int, columns: int) -> int:
-        return rows * (columns + 4 + (0 if q.bias is None else 4))
+        row = columns if q.scale is None else columns // BLOCK * KINDS[q.mode.name]
+        return rows * (row + 4 + (0 if q.bias is None else 4))
     n_layer = n_bytes = 0
     qo, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
     for layer in qm.layers:
@@ -335,4 +341,5 @@ def _facts(qm: QuantModel, s: Shape) -> dict:
     return dict(
         parameters=qm.parameters, layer_bytes=n_bytes,
         head_bytes=linear(qm.head, s.vocab, s.hidden) + 2 * s.hidden,
+        embedding_bytes=linear(qm.embedding, 1, s.hidden),
         layer_macs=n_layer, head_macs=s.vocab * s.hidden)

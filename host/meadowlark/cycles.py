@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import Pass, prompt_passes
-from meadowlark_hdl.isa import Epi, Header, Instruction, Op
+from meadowlark_hdl.isa import Epi, Header, Instruction, Mode, Op
 
 from .errors import UserError
 
@@ -47,6 +47,8 @@ class Overheads:
         From a command to the memory's bus, beside the memory's own latency.
     decode : int
         From the last bus word of a tile to ``available``: Reader, decoder, tile buffer.
+    blocks : int
+        Of the decoder, each tile in a block mode: its pipeline runs empty.
     issue : int
         From the end of an instruction to the first state of the next that waits or works.
     tile, block : int
@@ -83,6 +85,7 @@ class Overheads:
     command: int = 3
     bus: int = 2
     decode: int = 12
+    blocks: int = 20
     issue: int = 3
     tile: int = 2
     block: int = 4
@@ -210,13 +213,13 @@ class _Memory:
         self.halves = deque([0, 0])     # times the two halves are free
         self.words = 0
 
-    def tile(self, addr: int, chunks: int, earliest: int, idle: int = 0) -> int:
+    def tile(self, addr: int, chunks: int, earliest: int, idle: int = 0, more: int = 0) -> int:
         """Read a tile; earliest: time its job is known. Returns the time it is available.
 
-        idle: cycles in which the decoder takes no chunk of it.
+        idle: cycles of the decoder before its first chunk. more: those beyond a cycle a chunk.
         """
         c, o = self.c, self.o
-        words = chunks * self.per_chunk
+        total = words = chunks * self.per_chunk
         at = addr * self.per_chunk
         command = max(self.command, earliest)
         taken = max(self.taken, self.halves.popleft())
@@ -233,7 +236,8 @@ class _Memory:
                 self.fence = self._burst(to, count, ready, write=True)[1]
             start, end = self._burst(at, n, command, write=False)
             command = max(command, start)
-            taken = max(taken + -(-n // self.per_chunk) + idle, end + self.t.latency_cycles)
+            taken = max(max(taken + idle, start + self.t.latency_cycles)
+                        - (-n * (chunks + more) // total), end + self.t.latency_cycles)
             idle = 0
             self.waiting.append((taken, n))
             self.level += n
@@ -299,10 +303,15 @@ class _Machine:
         c = self.c
         self.array = overheads.array + (c.W - 1).bit_length() + ((c.P - 1).bit_length() + 1) // 2
 
-    def _wait(self, spent: Spent, addr: int, chunks: int, earliest: int,
-              idle: int = 0) -> None:
-        """Read a tile and wait for it."""
-        available = self.memory.tile(addr, chunks, earliest, idle)
+    def _wait(self, spent: Spent, i: Instruction, addr: int, chunks: int, earliest: int) -> None:
+        """Read a tile of an instruction and wait for it."""
+        # The decoder idles a cycle in front of row headers.
+        idle, more = int(i["header"] != Header.NONE), 0
+        if i["mode"] in (Mode.Q8_0, Mode.Q4_0, Mode.Q4_1):
+            idle += self.o.blocks
+        if i["mode"] in (Mode.Q4_0, Mode.Q4_1):
+            more = i["rows"] * i["row_beats"] // 2 * chunks // i["chunks"]  # two beats a chunk
+        available = self.memory.tile(addr, chunks, earliest, idle, more)
         if available > self.now:
             spent.memory += available - self.now
             self.now = available
@@ -347,13 +356,13 @@ class _Machine:
         return self.now - began
 
     def _stream_tile(self, i: Instruction, spent: Spent, chunks: int) -> None:
-        # The decoder idles a cycle in front of row headers.
-        self._wait(spent, self.stream, chunks, self.fetch, int(i["header"] != Header.NONE))
+        self._wait(spent, i, self.stream, chunks, self.fetch)
         self.stream += chunks
 
     def _rows_of_table(self, i: Instruction, rows: range, values: int, spent: Spent) -> None:
         for row in rows:
-            self._wait(spent, i["addr"] + row * i["chunks"], i["chunks"], self.fetch + self.o.table)
+            self._wait(spent, i, i["addr"] + row * i["chunks"], i["chunks"],
+                       self.fetch + self.o.table)
             self._work(spent, values)
             self._lose(spent, self.o.token)
             self.memory.release(self.now)
@@ -408,7 +417,7 @@ class _Machine:
             min(p.ctx, p.pos0 + (b + 1) * self.c.P) for b in range(p.nb)]
         for first in range(0, p.ctx, i["rows"]):
             n = min(i["rows"], p.ctx - first)
-            self._wait(spent, i["addr"] + first * i["row_beats"], n * i["row_beats"],
+            self._wait(spent, i, i["addr"] + first * i["row_beats"], n * i["row_beats"],
                        max(self.fetch, self.memory.written()))
             self._lose(spent, self.o.tile + len(limits) * self.o.block)
             yield [(max(0, min(limit - first, n)), first < limit <= first + n)

@@ -53,8 +53,11 @@ class GoldenModel:
 
     #: Tokens handled at once; bounds the memory of the scores. The result does not depend on it.
     PASS = 256
-    #: Weights up to which float64 copies are kept (512 MB); larger models convert at each use.
+    #: Weights up to which float64 copies are kept (512 MB); larger models convert at each use,
+    #: from codes of int8 or from int32 that are kept where weights are blocks.
     KEEP = 1 << 26
+    #: Weights converted at once: what a processor's cache holds in float64.
+    AT_ONCE = 1 << 16
 
     def __init__(self, qm: QuantModel, *, context: int | None = None,
                  trace: Tracer | None = None) -> None:
@@ -68,7 +71,8 @@ class GoldenModel:
         self.saturations: dict[str, int] = {}
         self.counted: dict[str, int] = {}
         self._trace = trace or (lambda *_: None)
-        self._kept: dict[int, np.ndarray] | None = {} if qm.parameters <= self.KEEP else None
+        self._small = qm.parameters <= self.KEEP
+        self._kept: dict[int, np.ndarray] = {}
 
     def forget(self) -> None:
         """Empty the cache; the counts of saturations stay."""
@@ -177,7 +181,7 @@ class GoldenModel:
         qm, n = self.qm, len(tokens)
         e = qm.embedding
         # written to an empty residual: only its saturation is left of the addition
-        r = add_residual(0, requant(e.codes[tokens], e.mant[tokens, None], e.shift[tokens, None]))
+        r = add_residual(0, requant(e.weights(tokens), e.mant[tokens, None], e.shift[tokens, None]))
         self._trace("embedding", -1, r)
         table = qm.rope[pos0:pos0 + n, None].astype(np.int64)   # [n, 1, head_pad/2, 2]
         cos, sin = table[..., 0], table[..., 1]
@@ -219,23 +223,24 @@ class GoldenModel:
 
     def _linear(self, x: np.ndarray, w: QuantLinear) -> np.ndarray:
         """int16 range [n, K] -> requantised int64[n, rows]."""
-        acc = self._product(x, self._weights(w.codes))
+        weights, step = self._weights(w), max(1, self.AT_ONCE // x.shape[1])
+        acc = np.concatenate([self._product(x, weights[at:at + step].T)
+                              for at in range(0, len(weights), step)], axis=1)
         return requant(acc, w.mant, w.shift, 0 if w.bias is None else w.bias)
 
-    def _weights(self, codes: np.ndarray) -> np.ndarray:
-        """int8[rows, K] -> float64[K, rows]."""
-        if self._kept is None:
-            return codes.T.astype(np.float64)
-        if id(codes) not in self._kept:          # self.qm keeps codes alive, so its id is its own
-            self._kept[id(codes)] = codes.T.astype(np.float64)
-        return self._kept[id(codes)]
+    def _weights(self, w: QuantLinear) -> np.ndarray:
+        """[rows, K], as they are kept."""
+        if id(w.codes) not in self._kept:       # self.qm keeps codes alive, so its id is its own
+            weights = w.weights()
+            self._kept[id(w.codes)] = weights.astype(np.float64) if self._small else weights
+        return self._kept[id(w.codes)]
 
     @staticmethod
     def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Exact matrix product of integers -> int64; a: 16 bits at most, b: int8 as float64."""
-        # |a| <= 2**15 (int16, or a probability), |b| <= 2**7: no partial sum needs 54 bits
-        assert a.shape[-1] << 22 < 1 << 53
-        return (a.astype(np.float64) @ b).astype(np.int64)
+        """Exact matrix product of integers -> int64; a: 16 bits at most, b: 18 bits."""
+        # |a| <= 2**15 (int16, or a probability), |b| <= 2**17: no partial sum needs 54 bits
+        assert a.shape[-1] << 32 < 1 << 53
+        return (a.astype(np.float64) @ b.astype(np.float64, copy=False)).astype(np.int64)
 
     def _rotated(self, x, w: QuantLinear, cos, sin, shift: int, bits: int, node: str, layer: int,
                  ) -> np.ndarray:

@@ -33,7 +33,7 @@ NEEDS = ("act_words", "residual_values", "rope_pairs", "score_depth", "context",
          "tile_rows", "memory_bytes")
 _SHAPE = ("hidden", "layers", "heads", "kv_heads", "head_dim", "head_pad", "ffn", "vocab",
           "context")
-_FACTS = ("parameters", "layer_bytes", "head_bytes", "layer_macs", "head_macs")
+_FACTS = ("parameters", "layer_bytes", "head_bytes", "embedding_bytes", "layer_macs", "head_macs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ class Image:
         """
         s = self.shape
         kv = 2 * s["layers"] * s["kv_heads"] * s["head_dim"]
-        row = s["hidden"] + 4 + 2 * s["head_dim"]
+        row = self.facts["embedding_bytes"] + 2 * s["head_dim"]
         return (self.facts["layer_bytes"] + n * row + kv * (pos0 + n) + kv * n
                 + (self.facts["head_bytes"] if head else 0))
 

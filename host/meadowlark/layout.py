@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.isa import Header
-from meadowlark_hdl.weights.decoder_golden import header_chunks
+from meadowlark_hdl.isa import Header, Mode
+from meadowlark_hdl.weights.decoder_golden import tile_chunks
 
 from .errors import UserError
 
@@ -33,7 +33,7 @@ class Tiling(NamedTuple):
 
 
 def tile_linear(rows: int, row_beats: int, config: Config, *, header: Header,
-                divides: int | None = None) -> Tiling:
+                mode: Mode = Mode.INT8, divides: int | None = None) -> Tiling:
     """Cut the rows of a linear layer into tiles.
 
     A tile is used only when all of it has arrived, and a half of the tile buffer is filled only
@@ -45,7 +45,9 @@ def tile_linear(rows: int, row_beats: int, config: Config, *, header: Header,
     rows : int
         Rows, even.
     row_beats : int
-        Beats a row.
+        Beats a row; in block modes whole blocks of 32 weights.
+    mode : Mode
+        How the weights lie in memory.
     divides : int, power of two, optional
         The rows of a tile divide this (query heads: a tile holds rows of one head).
 
@@ -71,7 +73,7 @@ def tile_linear(rows: int, row_beats: int, config: Config, *, header: Header,
     last = rows - (tiles - 1) * size
 
     def chunks(n: int) -> int:
-        return header_chunks(header, n, config.W) + n * row_beats
+        return tile_chunks(mode, header, n, row_beats, config.W)
     return Tiling(tiles, size, last, row_beats, chunks(size), chunks(last))
 
 

@@ -42,11 +42,14 @@ class Source:
     board : Board
     context : int, optional
         See :func:`meadowlark.compiler.compile_model`.
+    weights : str
+        See :func:`meadowlark.quantise.quantise`.
     progress : callable, optional
     """
     name: str
     board: Board
     context: int | None = None
+    weights: str = "auto"
     progress: Progress | None = None
 
     @property
@@ -73,13 +76,14 @@ class Source:
     def quantised(self) -> QuantModel:
         """The integer model, for the context asked for at least."""
         model = self.model      # a missing or damaged one is an error before anything else
-        kept = cache_dir() / f"model-{_digest(self.name)}.pickle"
+        kept = cache_dir() / f"model-{_digest(self.name, self.weights)}.pickle"
         try:
             return pickle.loads(kept.read_bytes())
         except Exception:
             pass            # not there, or damaged in any way: make it again
         from .quantise import quantise
-        made = quantise(model, progress=lambda n: self._tell("calibrating, tokens:", n))
+        made = quantise(model, weights=self.weights,
+                        progress=lambda n: self._tell("calibrating, tokens:", n))
         write_atomic(kept, pickle.dumps(made, protocol=5))
         return made
 
@@ -87,9 +91,11 @@ class Source:
     def image(self) -> Image:
         """The image for the board."""
         if self.is_image:
-            if self.context is not None:
-                raise UserError(f"the context of {self.name} was fixed when it was compiled; leave "
-                                "--ctx out or compile again with --ctx")
+            for what, option, free in (("context", "--ctx", self.context is None),
+                                       ("weights", "--weights", self.weights == "auto")):
+                if not free:
+                    raise UserError(f"the {what} of {self.name} was fixed when it was compiled; "
+                                    f"leave {option} out or compile again with {option}")
             image = Image.load(self.name)
             image.check_board(self.board)
             return image
@@ -159,11 +165,13 @@ class Source:
         return ids
 
 
-def _digest(name: str) -> str:
-    """Hash of a model's files and of the code that quantises them."""
+def _digest(name: str, weights: str) -> str:
+    """Hash of a model's files and of how, and with what code, they are quantised."""
+    from meadowlark_hdl.weights import block_golden
+
     from .model import DATA, find_model
-    h = hashlib.sha256(" ".join(map(importlib.metadata.version,
-                                    ("numpy", "tokenizers", "gguf"))).encode())
+    versions = map(importlib.metadata.version, ("numpy", "tokenizers", "gguf"))
+    h = hashlib.sha256(" ".join((weights, *versions)).encode())
     package = Path(__file__).parent
     code = [package / f"{x}.py" for x in (
         "blocks", "gguf_file", "gguf_model", "gguf_tokenizer", "metadata", "model", "quantise",
@@ -172,7 +180,7 @@ def _digest(name: str) -> str:
     files = [found] if found.is_file() else [
         p for p in sorted(found.iterdir())
         if p.is_file() and p.suffix in (".json", ".safetensors")]
-    for path in [*code, DATA / "calibration.txt", *files]:
+    for path in [*code, Path(block_golden.__file__), DATA / "calibration.txt", *files]:
         h.update(f"\0{path.name}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:
             while block := file.read(1 << 20):

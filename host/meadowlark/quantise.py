@@ -1,6 +1,7 @@
 """Float model -> integer model: codes, scales and shifts, ready for the compiler.
 
-Weights: int8, one scale an output row (largest magnitude, no clipping). Linear inputs: int16 with
+Weights: the blocks of a GGUF file as they are (18-bit integers on a grid a row), or int8 with one
+scale an output row (largest magnitude, no clipping). Linear inputs: int16 with
 a static scale a tensor and one bit of headroom over calibration. Keys and values: int8 with a
 static scale a KV head. docs/numerics.md has every format; every scale of the core is a 16-bit
 mantissa and a right shift.
@@ -8,13 +9,16 @@ mantissa and a right shift.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import floor, log2, sqrt
 
 import numpy as np
 
 from meadowlark_hdl.config import Config
+from meadowlark_hdl.isa import Mode
+from meadowlark_hdl.weights.block_golden import GRID, block_weights, normalise
 
+from .blocks import BlockTensor
 from .errors import UserError
 from .model import DATA, FloatModel, Layer, Model, rope_angles
 from .sampling import LOG2_E, mantissa_shift
@@ -30,6 +34,10 @@ HEADROOM = 2.0          #: of the static int16 scales over the calibrated maximu
 INT16, INT8 = (1 << 15) - 1, (1 << 7) - 1
 #: Most positions of a model that any core can hold (limit of ``Config.context``).
 MAX_CONTEXT = 4096
+#: Most columns of a matrix in blocks: 2**12 products of 17 and 15 bits fit the 45 of a sum.
+MAX_BLOCK_COLUMNS = 4096
+#: What ``weights`` of :func:`quantise` can be.
+WEIGHTS = ("auto", "int8")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,12 +45,24 @@ class QuantLinear:
     """Rows of a linear layer with their requantisation.
 
     codes: int8[rows, K]. mant: uint16[rows] in 2**15..2**16-1, shift: uint8[rows] in 0..63:
-    ``y = round(dot * mant / 2**shift) + bias``. bias: int32[rows] in units of y, or None.
+    ``y = round(dot * mant / 2**shift) + bias``. bias: int32[rows] in units of y, or None. mode:
+    Mode.INT8, or Q8_0, Q4_0, Q4_1; those have scale and, in Q4_1, minimum: float16[rows, K/32],
+    normalised (see :func:`meadowlark_hdl.weights.block_golden.normalise`).
     """
     codes: np.ndarray
     mant: np.ndarray
     shift: np.ndarray
     bias: np.ndarray | None = None
+    mode: Mode = Mode.INT8
+    scale: np.ndarray | None = None
+    minimum: np.ndarray | None = None
+
+    def weights(self, rows=slice(None)) -> np.ndarray:
+        """What is multiplied: int8[n, K], or int32[n, K] of 18 bits. rows: an index of rows."""
+        if self.scale is None:
+            return self.codes[rows]
+        return block_weights(self.codes[rows], self.scale[rows],
+                             None if self.minimum is None else self.minimum[rows])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -141,13 +161,16 @@ class Ranges:
         known[layer] = np.maximum(known.get(layer, 0.0), most)
 
 
-def calibration_tokens(model: Model, text: str | None = None, *, max_tokens: int = 16384,
+def calibration_tokens(model: Model, text: str | None = None, *, max_tokens: int | None = None,
                        ) -> list[list[int]]:
     """Text -> sequences for :func:`quantise`.
 
-    Each line alone, from bos to eos, cut to the model's context; about max_tokens in all. text:
-    None takes the packaged calibration text.
+    Each line alone, from bos to eos, cut to the model's context; about max_tokens in all (by
+    default 16,384, fewer for models beyond 67 M parameters: at most 2**40 products, a minute).
+    text: None takes the packaged calibration text.
     """
+    if max_tokens is None:
+        max_tokens = max(1, min(1 << 14, (1 << 40) // model.parameters))
     if text is None:
         text = (DATA / "calibration.txt").read_text(encoding="utf-8")
     out, left = [], max_tokens
@@ -206,19 +229,46 @@ def _codes(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return codes.astype(np.int8), scale
 
 
-def _linear(weight: np.ndarray, bias: np.ndarray | None, x_scale: float, y_scale, what: str,
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Integers:
+    """Rows before their requantisation; the fields of a :class:`QuantLinear` that it decides.
+
+    step: float64[rows], the real weight of an integer of 1; 0 for a row of zeros.
+    """
+    step: np.ndarray
+    codes: np.ndarray
+    mode: Mode = Mode.INT8
+    scale: np.ndarray | None = None
+    minimum: np.ndarray | None = None
+
+
+def _integers(weight: np.ndarray, blocks: BlockTensor | None, what: str) -> _Integers:
+    """float32[rows, K], and the same weights in blocks where they can be kept so."""
+    if blocks is None or blocks.columns > MAX_BLOCK_COLUMNS:
+        codes, step = _codes(weight)
+        return _Integers(step=step, codes=codes)
+    try:
+        scale, minimum, up = normalise(blocks.codes, blocks.scale, blocks.minimum)
+    except ValueError as error:
+        raise UserError(f"{what}: {error}; get the file again.") from error
+    used = scale.any(axis=1) if minimum is None else (scale.any(axis=1) | minimum.any(axis=1))
+    return _Integers(step=np.where(used, np.ldexp(1.0, -(up + GRID)), 0.0), codes=blocks.codes,
+                     mode=Mode[blocks.kind], scale=scale, minimum=minimum)
+
+
+def _linear(w: _Integers, bias: np.ndarray | None, x_scale: float, y_scale, what: str,
             ) -> QuantLinear:
-    """weight: float32[rows, K]; x_scale of its input; y_scale of each output row (broadcasts)."""
-    codes, scale = _codes(weight)
-    y_scale = np.broadcast_to(np.asarray(y_scale, np.float64), scale.shape)
-    mant, shift = _scales(scale * x_scale / y_scale, what)
+    """x_scale of the input; y_scale of each output row (broadcasts)."""
+    y_scale = np.broadcast_to(np.asarray(y_scale, np.float64), w.step.shape)
+    mant, shift = _scales(w.step * x_scale / y_scale, what)
     if bias is not None:
         bias = np.rint(bias / y_scale)
         if not (np.abs(bias) < 2**31).all():
             raise UserError(f"{what}: a bias does not fit 32 bits in its output's units; use "
                             "another checkpoint.")
         bias = bias.astype(np.int32)
-    return QuantLinear(codes=codes, mant=mant, shift=shift, bias=bias)
+    return QuantLinear(codes=w.codes, mant=mant, shift=shift, bias=bias, mode=w.mode,
+                       scale=w.scale, minimum=w.minimum)
 
 
 def _norm(gamma: np.ndarray, x_scale: float, what: str) -> QuantNorm:
@@ -244,6 +294,32 @@ def _head_rows(values: np.ndarray, head_dim: int, head_pad: int, *, pairs: bool)
     out = np.zeros((heads.shape[0], head_pad, *values.shape[1:]), values.dtype)
     out[:, :head_dim] = heads
     return out.reshape(-1, *values.shape[1:])
+
+
+def _moved(move: Callable[..., np.ndarray], *blocks: BlockTensor | None) -> BlockTensor | None:
+    """Blocks whose rows are moved as those of the floats: ``move`` of each of their arrays.
+
+    None where that is not possible: not all in blocks, or of kinds without a common one.
+    """
+    if any(b is None for b in blocks):
+        return None
+    if len({b.kind for b in blocks}) > 1:
+        blocks = tuple(map(_with_minimum, blocks))
+        if any(b is None for b in blocks):
+            return None
+    arrays = {name: [getattr(b, name) for b in blocks] for name in ("codes", "scale", "minimum")}
+    return replace(blocks[0], **{name: move(*values) for name, values in arrays.items()
+                                 if values[0] is not None})
+
+
+def _with_minimum(blocks: BlockTensor) -> BlockTensor | None:
+    """Q4_0 as Q4_1, the same real weights; None if there is no such form."""
+    if blocks.kind == "Q4_1":
+        return blocks
+    if blocks.kind != "Q4_0" or (np.abs(blocks.scale.astype(np.float32)) * 8 > 65504).any():
+        return None
+    return BlockTensor(kind="Q4_1", codes=blocks.codes + np.int8(8), scale=blocks.scale,
+                       minimum=blocks.scale * np.float16(-8))
 
 
 def _floor_of(most: np.ndarray, share: float = 2.0 ** -10) -> np.ndarray:
@@ -275,8 +351,31 @@ def _layer(model: Model, i: int, ranges: Ranges, residual_scale: float, head_pad
     def int16_scale(node: str) -> float:
         return max(float(most[node]), 1e-6) * HEADROOM / INT16
 
-    def rows(value, *, pairs: bool):
-        return None if value is None else _head_rows(value, model.head_dim, head_pad, pairs=pairs)
+    def pairs(value: np.ndarray) -> np.ndarray:
+        return _head_rows(value, model.head_dim, head_pad, pairs=True)
+
+    def heads(value: np.ndarray) -> np.ndarray:
+        return _head_rows(value, model.head_dim, head_pad, pairs=False)
+
+    def as_is(value: np.ndarray) -> np.ndarray:
+        return value
+
+    def columns(value: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(heads(value.T).T)
+
+    def interleaved(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+        return np.stack([gate, up], axis=1).reshape(2 * model.ffn, *gate.shape[1:])
+
+    def linear(names: str, move: Callable[..., np.ndarray], x_scale: float, y_scale,
+               rows: str) -> QuantLinear:
+        """A matrix, or two, with its rows (columns) where the chip wants them."""
+        keys, name = names.split(), what + rows
+        blocks, bias = None, getattr(w, f"{keys[0]}_bias")
+        if move is not columns:             # blocks reach over heads and the zeros between them
+            blocks = _moved(move, *map(w.blocks.get, keys))
+            bias = None if bias is None else move(*(getattr(w, f"{key}_bias") for key in keys))
+        return _linear(_integers(move(*(getattr(w, key) for key in keys)), blocks, name), bias,
+                       x_scale, y_scale, name)
 
     def per_row(scale: np.ndarray) -> np.ndarray:
         return np.repeat(scale, head_pad)
@@ -301,24 +400,17 @@ def _layer(model: Model, i: int, ranges: Ranges, residual_scale: float, head_pad
     v_mant, v_shift = _scales(v_scale / attention, what + "values")
     swiglu_shift, up_scale, h_scale = _swiglu_scales(float(most["up"]), float(most["h"]))
 
-    gate_up = np.stack([w.gate, w.up], axis=1).reshape(2 * model.ffn, model.hidden)
-    gate_up_bias = None
-    if w.gate_bias is not None:
-        gate_up_bias = np.stack([w.gate_bias, w.up_bias], axis=1).ravel()
-    o = np.ascontiguousarray(rows(w.o.T, pairs=False).T)
     return QuantLayer(
         norm1=_norm(w.norm1, x1, what + "first norm"),
-        q=_linear(rows(w.q, pairs=True), rows(w.q_bias, pairs=True), x1,
-                  per_row(1 / (fold * 2.0**score_shift)), what + "queries"),
-        k=_linear(rows(w.k, pairs=True), rows(w.k_bias, pairs=True), x1,
-                  per_row(k_scale * 2.0**-k_extra), what + "keys"),
-        v=_linear(rows(w.v, pairs=False), rows(w.v_bias, pairs=False), x1, per_row(v_scale),
-                  what + "values"),
-        o=_linear(o, w.o_bias, attention, residual_scale, what + "attention output"),
+        q=linear("q", pairs, x1, per_row(1 / (fold * 2.0**score_shift)), "queries"),
+        k=linear("k", pairs, x1, per_row(k_scale * 2.0**-k_extra), "keys"),
+        v=linear("v", heads, x1, per_row(v_scale), "values"),
+        o=linear("o", as_is if head_pad == model.head_dim else columns, attention, residual_scale,
+                 "attention output"),
         norm2=_norm(w.norm2, x2, what + "second norm"),
-        gate_up=_linear(gate_up, gate_up_bias, x2,
-                        np.tile([2.0**-GATE_FRAC, up_scale], model.ffn), what + "gate and up"),
-        down=_linear(w.down, w.down_bias, h_scale, residual_scale, what + "down"),
+        gate_up=linear("gate up", interleaved, x2,
+                       np.tile([2.0**-GATE_FRAC, up_scale], model.ffn), "gate and up"),
+        down=linear("down", as_is, h_scale, residual_scale, "down"),
         score_shift=score_shift, v_mant=v_mant, v_shift=v_shift, q_rope_shift=ROPE_FRAC,
         k_rope_shift=ROPE_FRAC + k_extra, swiglu_shift=swiglu_shift)
 
@@ -334,7 +426,7 @@ def _rope_table(model: Model, context: int, head_pad: int) -> np.ndarray:
 
 
 def quantise(model: Model, calibration: Iterable[Sequence[int]] | Ranges | None = None, *,
-             context: int | None = None,
+             context: int | None = None, weights: str = "auto",
              progress: Callable[[int], None] | None = None) -> QuantModel:
     """Turn a float model into integers.
 
@@ -345,6 +437,10 @@ def quantise(model: Model, calibration: Iterable[Sequence[int]] | Ranges | None 
         What the static scales are taken from; None takes the packaged text.
     context : int, optional
         Most positions to prepare for; the model's own by default, never above 4096.
+    weights : "auto" or "int8"
+        auto: matrices that the model has in blocks stay as they are, except those of more than
+        4,096 columns, the attention output where heads are padded, and gate and up in kinds
+        without a common one; all others are int8. int8: all of them.
     progress : callable, optional
         Gets the number of calibration tokens done.
 
@@ -357,6 +453,11 @@ def quantise(model: Model, calibration: Iterable[Sequence[int]] | Ranges | None 
         calibration = calibration_tokens(model)
     ranges = calibration if isinstance(calibration, Ranges) \
         else measure(model, calibration, progress)
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, not {weights!r}")
+    if weights == "int8":
+        model = replace(model, blocks={}, layers=tuple(
+            replace(layer, blocks={}) for layer in model.layers))
     limit = min(model.context, MAX_CONTEXT)
     if context is not None and not 1 <= context <= limit:
         raise UserError(f"a context of {context} positions is not possible with {model.name}; "
@@ -380,19 +481,20 @@ def quantise(model: Model, calibration: Iterable[Sequence[int]] | Ranges | None 
                         "another checkpoint.")
 
     final = max(float(_coarse(ranges.final)), 1e-6) * HEADROOM / INT16
-    head = _linear(model.head, None, final, 2.0**-LOGIT_FRAC, f"{model.name}, head")
-    codes, scale = (head.codes, _codes(model.embedding)[1]) if model.tied \
-        else _codes(model.embedding)
-    mant, shift = _scales(scale / residual_scale, f"{model.name}, embedding")
+    what = f"{model.name}, embedding"
+    embedding = _integers(model.embedding, model.blocks.get("embedding"), what)
+    head = embedding if model.tied else _integers(
+        model.head, model.blocks.get("head"), f"{model.name}, head")
     return QuantModel(
         name=model.name, hidden=model.hidden, heads=model.heads, kv_heads=model.kv_heads,
         head_dim=model.head_dim, head_pad=head_pad, ffn=model.ffn, vocab=model.vocab,
         context=context,
         layers=tuple(_layer(model, i, ranges, residual_scale, head_pad)
                      for i in range(len(model.layers))),
-        embedding=QuantLinear(codes=codes, mant=mant, shift=shift),
+        embedding=_linear(embedding, None, 1.0, residual_scale, what),
         rope=_rope_table(model, context, head_pad),
         final_norm=_norm(model.final_norm, final, f"{model.name}, final norm"),
-        head=head, tied=model.tied, eps=eps, residual_frac=residual_frac,
+        head=_linear(head, None, final, 2.0**-LOGIT_FRAC, f"{model.name}, head"),
+        tied=model.tied, eps=eps, residual_frac=residual_frac,
         tokenizer_json=model.tokenizer.json, bos_id=model.bos_id, stop_ids=model.stop_ids,
         parameters=model.parameters)

@@ -1,0 +1,31 @@
+"""LambdaConcept ECPIX-5 with a Lattice ECP5 LFE5UM5G-85F and 512 MB of 16-bit DDR3."""
+from meadowlark_hdl.config import Config
+
+from .board import Board, LinkInfo, MemoryTiming
+
+BOARD = Board(
+    name="ecpix5_85f",
+    title="Simulated ECPIX-5, LFE5UM5G-85F, 512 MB DDR3 at 8 bytes a cycle",
+    # 128 of 156 MULT18X18D. Envelope: hidden 576, FFN 1,536, head 64, 32 layers, vocabulary
+    # 49,152, 2,048 tokens.
+    config=Config(
+        W=16, P=8, bus_bytes=8,
+        act_words=512, residual_values=16384, score_depth=2048, rope_pairs=2048, tile_beats=512,
+        prog_depth=4096, context=2048, dsp="ecp5",
+    ),
+    clock_mhz=75.0,
+    # 16 bits at 600 million transfers a second behind a controller at a quarter of its clock: 8
+    # bytes a cycle of the core. tRCD = tRP = 13.75 ns, tRFC = 160 ns (2 Gbit) and the banks closed
+    # before and opened after it.
+    memory=MemoryTiming(
+        size_bytes=512 << 20,
+        latency_cycles=24,
+        row_miss_cycles=4,          # tRP + tRCD and the command's way
+        page_bytes=2048,            # 1,024 columns x 16 bits
+        banks=8,
+        turnaround_cycles=4,
+        refresh_interval_cycles=1170,   # two refreshes of 7.8 us
+        refresh_cycles=39,          # 260 ns each
+    ),
+    link=LinkInfo(kind="uart", baud=2_000_000),
+)
