@@ -548,7 +548,8 @@ class Driver:
         assert set(registers) == {f.name for f in RUN_REGS}
         return self._run_events(list(tokens), registers)
 
-    def _run_events(self, tokens: list[int], registers: dict[str, int]) -> Generator[TokenEvent, None, None]:
+    def _run_events(self, tokens: list[int], registers: dict[str, int],
+                    ) -> Generator[TokenEvent, None, None]:
         self._counting, self.host_messages, self.reason = False, 0, Reason.RUNNING
         self._events.clear()
         self._settle()
