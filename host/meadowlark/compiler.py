@@ -120,7 +120,7 @@ class _Lists:
         self.both(Op.NORM, y=self.act.x * self.config.W, shift=norm.shift, last=last,
                   **self.stream.norm(norm.gamma))
 
-    def linear(self, weights: QuantLinear, *, even: bool = True, **fields: int) -> None:
+    def linear(self, weights: QuantLinear, even: bool = True, /, **fields: int) -> None:
         self.both(Op.LINEAR, **fields, **self.stream.linear(weights, even=even)[1])
 
     def keys_and_values(self, i: int, layer: QuantLayer) -> None:
@@ -238,7 +238,7 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None) -
     lists.both(Op.END, last=1)
     lists.norm(qm.final_norm, last=1)
     # Nothing pairs the rows of the head, and the sampler counts exactly ``vocab`` of them.
-    lists.linear(qm.head, even=False, last=1, x=act.x, epi=Epi.LOGIT)
+    lists.linear(qm.head, False, last=1, x=act.x, epi=Epi.LOGIT)
     lists.both(Op.END)
 
     weights, memory_bytes = lists.finish()

@@ -81,7 +81,7 @@ class GoldenModel:
 
     # ---- Passes
 
-    def forward(self, tokens: Sequence[int], start_pos: int = 0,
+    def forward(self, tokens: Sequence[int] | np.ndarray, start_pos: int = 0,
                 want: Literal["last", "all"] = "last") -> np.ndarray:
         """Take tokens at positions start_pos.. and return logits.
 

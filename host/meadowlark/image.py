@@ -7,7 +7,7 @@ import struct
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from meadowlark_hdl.config import Config
@@ -294,7 +294,7 @@ class Image:
             raise ValueError("no parameters")
 
 
-def _whole(table: dict | list, key: str | int, limit: int = 1 << 63) -> int:
+def _whole(table: Any, key: str | int, limit: int = 1 << 63) -> int:
     value = table[key]
     if type(value) is not int or not 0 <= value < limit:
         raise ValueError(f"{key} is {value!r}")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors
@@ -245,7 +245,7 @@ class _Config:
 
     def ids(self, value: object, key: str, vocab: int) -> list[int]:
         """None, an id or a list of ids, all below vocab."""
-        given = [] if value is None else value if isinstance(value, list) else [value]
+        given: list[Any] = [] if value is None else value if isinstance(value, list) else [value]
         for i in given:
             if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < vocab:
                 raise UserError(f"{self.path.parent}: {key} must be a token id below {vocab}, not "
@@ -480,8 +480,9 @@ def load_model(path_or_name: str | Path) -> Model:
 
     def layer(i: int) -> Layer:
         at = f"model.layers.{i}"
-        out = {"norm1": tensors.take(f"{at}.input_layernorm.weight", hidden),
-               "norm2": tensors.take(f"{at}.post_attention_layernorm.weight", hidden)}
+        out: dict[str, Any] = {
+            "norm1": tensors.take(f"{at}.input_layernorm.weight", hidden),
+            "norm2": tensors.take(f"{at}.post_attention_layernorm.weight", hidden)}
         wide, narrow = heads * head_dim, kv_heads * head_dim
         for key, rows, columns in (("q", wide, hidden), ("k", narrow, hidden),
                                    ("v", narrow, hidden), ("o", hidden, wide)):
@@ -534,7 +535,8 @@ class FloatModel:
     def __init__(self, model: Model) -> None:
         self.model = model
 
-    def forward(self, tokens: Sequence[int], observe: Observer | None = None) -> np.ndarray:
+    def forward(self, tokens: Sequence[int] | np.ndarray, observe: Observer | None = None,
+                ) -> np.ndarray:
         """Logits of a sequence that starts at position 0.
 
         Parameters

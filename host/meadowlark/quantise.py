@@ -57,7 +57,7 @@ class QuantLinear:
     scale: np.ndarray | None = None
     minimum: np.ndarray | None = None
 
-    def weights(self, rows=slice(None)) -> np.ndarray:
+    def weights(self, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
         """What is multiplied: int8[n, K], or int32[n, K] of 18 bits. rows: an index of rows."""
         if self.scale is None:
             return self.codes[rows]
@@ -301,14 +301,13 @@ def _moved(move: Callable[..., np.ndarray], *blocks: BlockTensor | None) -> Bloc
 
     None where that is not possible: not all in blocks, or of kinds without a common one.
     """
-    if any(b is None for b in blocks):
+    some = [b for b in blocks if b is not None]
+    if len({b.kind for b in some}) > 1:
+        some = [b for b in map(_with_minimum, some) if b is not None]
+    if len(some) < len(blocks):
         return None
-    if len({b.kind for b in blocks}) > 1:
-        blocks = tuple(map(_with_minimum, blocks))
-        if any(b is None for b in blocks):
-            return None
-    arrays = {name: [getattr(b, name) for b in blocks] for name in ("codes", "scale", "minimum")}
-    return replace(blocks[0], **{name: move(*values) for name, values in arrays.items()
+    arrays = {name: [getattr(b, name) for b in some] for name in ("codes", "scale", "minimum")}
+    return replace(some[0], **{name: move(*values) for name, values in arrays.items()
                                  if values[0] is not None})
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from ..fixed import rshift, saturate
 
 
-def requant(acc, mant, shift, bias=0):
+def requant(acc, mant, shift, bias: int | np.ndarray = 0):
     """``sat32(round(acc * mant / 2**shift) + bias)``.
 
     acc: signed 45 bits; mant: u16; shift: 0..63; bias: int32. Broadcasts. int64 out.
