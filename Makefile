@@ -24,7 +24,7 @@ story: setup ## let the chip, simulated from its RTL, tell a story
 	@$(BIN)/meadowlark generate "Once upon a time"
 
 test: setup ## run all tests; SEED=n repeats a run, ARGS="-k name" picks tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 lint: .venv/.dev ## ruff and pyright
 	@$(BIN)/ruff check

@@ -12,6 +12,7 @@ from amaranth.hdl import UnusedElaboratable
 warnings.simplefilter("ignore", UnusedElaboratable)
 
 SEED = int(os.environ.get("SEED") or random.randrange(2**32))
+os.environ["SEED"] = str(SEED)          # the workers of pytest-xdist have it from here
 ICARUS = bool(shutil.which("iverilog") and shutil.which("vvp"))
 # SIM=verilator leaves Icarus out.
 SIMULATORS = [name for name in ("verilator", *(["icarus"] if ICARUS else []))
