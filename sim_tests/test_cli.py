@@ -131,6 +131,7 @@ def test_an_image_is_not_a_checkpoint(run, image, tmp_path):
     refused(run("generate", STORY, "--model", image, "--check"), "--check needs the checkpoint")
     refused(run("compile", image, "-o", tmp_path / "x"), "is an image")
     refused(run("generate", STORY, "--model", image, "--ctx", "64"), "--ctx")
+    refused(run("bench", "--model", image, "--weights", "int8"), "weights", "--weights out")
 
 
 @pytest.mark.parametrize("args, words", [
@@ -142,6 +143,7 @@ def test_an_image_is_not_a_checkpoint(run, image, tmp_path):
     (["generate", STORY, "--seed", "-1"], ("seed -1",)),
     (["generate", STORY, "-n", "0"], ("at least 1, not 0",)),
     (["generate", STORY, "--stop", ""], ("--stop",)),
+    (["generate", STORY, "--weights", "q4"], ("'q4'", "'auto', 'int8'")),
     (["generate", STORY, "--packing", "huffman"], ("huffman", "raw")),
     (["generate", STORY, "--board", "arty"], ("'arty'", "virtual, ulx3s_85f")),
     (["generate", STORY, "--target", "chip"], ("'chip'", "golden, sim, a serial port")),

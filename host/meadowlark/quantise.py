@@ -1,10 +1,9 @@
 """Float model -> integer model: codes, scales and shifts, ready for the compiler.
 
-Weights: the blocks of a GGUF file as they are (18-bit integers on a grid a row), or int8 with one
-scale an output row (largest magnitude, no clipping). Linear inputs: int16 with
-a static scale a tensor and one bit of headroom over calibration. Keys and values: int8 with a
-static scale a KV head. docs/numerics.md has every format; every scale of the core is a 16-bit
-mantissa and a right shift.
+Weights: blocks of a GGUF file as they are (18-bit integers on a grid a row), or int8 with one scale
+an output row (largest magnitude, no clipping). Linear inputs: int16 with a static scale a tensor
+and one bit of headroom over calibration. Keys and values: int8 with a static scale a KV head.
+docs/numerics.md has every format; every scale of the core is a 16-bit mantissa and a right shift.
 """
 from __future__ import annotations
 
@@ -103,7 +102,7 @@ class QuantLayer:
 class QuantModel:
     """An integer model; the golden decoder and the compiler need nothing else.
 
-    embedding: codes int8[vocab, hidden]; requantised, a row is a residual. head: rows give logits
+    embedding: [vocab, hidden]; requantised, a row is a residual. head: rows give logits
     with 12 fractional bits; its codes are the embedding's array where they are equal (tied).
     rope: int16[context, head_pad/2, 2], cos and sin with 14 fractional bits; (1, 0) in padded
     pairs. eps: hidden * epsilon in squared units of the residual. residual_frac: fractional bits
@@ -229,46 +228,40 @@ def _codes(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return codes.astype(np.int8), scale
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Integers:
-    """Rows before their requantisation; the fields of a :class:`QuantLinear` that it decides.
+def _integers(weight: np.ndarray, blocks: BlockTensor | None, what: str,
+              ) -> tuple[dict, np.ndarray]:
+    """float32[rows, K], and the same weights in blocks where they can be kept so.
 
-    step: float64[rows], the real weight of an integer of 1; 0 for a row of zeros.
+    Returns fields of a :class:`QuantLinear`, and the real weight of an integer of 1 in each row:
+    float64[rows], 0 for a row of zeros.
     """
-    step: np.ndarray
-    codes: np.ndarray
-    mode: Mode = Mode.INT8
-    scale: np.ndarray | None = None
-    minimum: np.ndarray | None = None
-
-
-def _integers(weight: np.ndarray, blocks: BlockTensor | None, what: str) -> _Integers:
-    """float32[rows, K], and the same weights in blocks where they can be kept so."""
     if blocks is None or blocks.columns > MAX_BLOCK_COLUMNS:
         codes, step = _codes(weight)
-        return _Integers(step=step, codes=codes)
+        return dict(codes=codes), step
     try:
         scale, minimum, up = normalise(blocks.codes, blocks.scale, blocks.minimum)
     except ValueError as error:
         raise UserError(f"{what}: {error}; get the file again.") from error
-    used = scale.any(axis=1) if minimum is None else (scale.any(axis=1) | minimum.any(axis=1))
-    return _Integers(step=np.where(used, np.ldexp(1.0, -(up + GRID)), 0.0), codes=blocks.codes,
-                     mode=Mode[blocks.kind], scale=scale, minimum=minimum)
+    used = (scale != 0).any(axis=1)
+    if minimum is not None:
+        used |= (minimum != 0).any(axis=1)
+    return dict(codes=blocks.codes, mode=Mode[blocks.kind], scale=scale, minimum=minimum), \
+        np.where(used, np.ldexp(1.0, -(up + GRID)), 0.0)
 
 
-def _linear(w: _Integers, bias: np.ndarray | None, x_scale: float, y_scale, what: str,
-            ) -> QuantLinear:
+def _linear(integers: tuple[dict, np.ndarray], bias: np.ndarray | None, x_scale: float, y_scale,
+            what: str) -> QuantLinear:
     """x_scale of the input; y_scale of each output row (broadcasts)."""
-    y_scale = np.broadcast_to(np.asarray(y_scale, np.float64), w.step.shape)
-    mant, shift = _scales(w.step * x_scale / y_scale, what)
+    fields, step = integers
+    y_scale = np.broadcast_to(np.asarray(y_scale, np.float64), step.shape)
+    mant, shift = _scales(step * x_scale / y_scale, what)
     if bias is not None:
         bias = np.rint(bias / y_scale)
         if not (np.abs(bias) < 2**31).all():
             raise UserError(f"{what}: a bias does not fit 32 bits in its output's units; use "
                             "another checkpoint.")
         bias = bias.astype(np.int32)
-    return QuantLinear(codes=w.codes, mant=mant, shift=shift, bias=bias, mode=w.mode,
-                       scale=w.scale, minimum=w.minimum)
+    return QuantLinear(**fields, mant=mant, shift=shift, bias=bias)
 
 
 def _norm(gamma: np.ndarray, x_scale: float, what: str) -> QuantNorm:
