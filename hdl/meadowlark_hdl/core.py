@@ -58,11 +58,17 @@ class Core(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config, sleep = self.config, self.sleep
-        reset, flush = Signal(), Signal()       # registered: they reach everything
+        sequencer, reset = Sequencer(config), Signal()
 
-        def restarted(block, *domains):
+        def flush_of(name):
+            """A register for each block: one for all would reach across the whole chip."""
+            flush = Signal(name=f"flush_{name}", attrs={"keep": 1})
+            m.d.sync += flush.eq(sequencer.flush | reset)
+            return flush
+
+        def restarted(block, name, *domains):
             """Starts anew on flush: rigid blocks have no other way to forget."""
-            return ResetInserter(dict.fromkeys(("sync", *domains), flush))(block)
+            return ResetInserter(dict.fromkeys(("sync", *domains), flush_of(name)))(block)
 
         link = self._link
         m.submodules.arbiter = arbiter = MemoryArbiter(config)
@@ -73,12 +79,13 @@ class Core(wiring.Component):
         m.submodules.fetch = fetch = Fetch(config)
         issue = Issue(config, sum_gap=VectorUnit.SUM_GAP)
         engine, vector = TilingEngine(config, sleep=sleep), VectorUnit(config, sleep=sleep)
-        sampler, sequencer, counters = Sampler(config), Sequencer(config), Counters()
-        m.submodules.issue = restarted(issue)
-        m.submodules.engine = restarted(engine)
-        m.submodules.vector = restarted(vector, *(vector.DOMAINS if sleep else ()))
+        sampler, counters = Sampler(config), Counters()
+        flush = flush_of("core")
+        m.submodules.issue = restarted(issue, "issue")
+        m.submodules.engine = restarted(engine, "engine")
+        m.submodules.vector = restarted(vector, "vector", *(vector.DOMAINS if sleep else ()))
         m.submodules.sampler = napping(
-            m, restarted(sampler), "sampler", flush | sampler.start | sampler.logit.valid
+            m, restarted(sampler, "sampler"), "sampler", flush | sampler.start | sampler.logit.valid
             | sampler.finish | sampler.busy, sleep=sleep, linger=64)
         known = Signal(2)                       # what the link has seen of the core's state
         m.d.sync += known.eq(Cat(link.seq.busy, self.mem.ready))
@@ -95,10 +102,11 @@ class Core(wiring.Component):
         with m.Elif(held != self.FLUSH):
             m.d.sync += held.eq(held + 1)
         m.d.sync += [
-            reset.eq(link.reset), flush.eq(sequencer.flush | reset),
+            reset.eq(link.reset),
             sequencer.idle.eq(reader.idle & store.idle & (held == self.FLUSH))]
-        for block in (reader, store, decoder, tiles, fetch):
-            m.d.comb += block.flush.eq(flush)
+        for name, block in (("reader", reader), ("store", store), ("decoder", decoder),
+                            ("tiles", tiles), ("fetch", fetch)):
+            m.d.comb += block.flush.eq(flush_of(name))
 
         m.submodules.store = napping(
             m, store, "store", flush | ~store.idle | issue.store_cmd.valid | engine.store.valid,
