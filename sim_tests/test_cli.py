@@ -122,7 +122,7 @@ def test_damaged_images(run, image, tmp_path):
 
 
 def test_an_image_for_another_board(run, image):
-    refused(run("bench", "--model", image, "--board", "ulx3s_85f"), "W = 16", "W = 8",
+    refused(run("bench", "--model", image, "--board", "ulx3s_85f"), "P = 4", "P = 8",
             "compile the model")
 
 

@@ -74,7 +74,7 @@ class Core(wiring.Component):
         m.submodules.arbiter = arbiter = MemoryArbiter(config)
         m.submodules.reader = reader = Reader(config)
         store = StoreUnit(config)
-        m.submodules.decoder = decoder = PackedWeightDecoder(config)
+        m.submodules.decoder = decoder = PackedWeightDecoder(config, sleep=sleep)
         m.submodules.tiles = tiles = TileBuffer(config)
         m.submodules.fetch = fetch = Fetch(config)
         issue = Issue(config, sum_gap=VectorUnit.SUM_GAP)

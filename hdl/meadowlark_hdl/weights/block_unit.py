@@ -54,12 +54,14 @@ class BlockUnit(wiring.Component):
         # The tile at work.
         with_minimum, bytes_each, offset = reg(1, "with_minimum"), reg(1, "bytes_each"), \
             reg(1, "offset")
-        scale_chunks = Signal(range(-(-most * 4 // BLOCK) + 1))     # to come
+        most_scales = max(-(-most * 4 // BLOCK), 2)
+        scale_chunks = Signal(range(most_scales + 1))               # to come
         code_chunks = Signal(range(most + 1))
         beats = Signal(beat_count(config))                          # to issue
 
         # Scales: queued, then a word of W bytes taken apart, 2 or 4 bytes a block.
-        m.submodules.scales = scales = Queue(8 * W, depth=1 << (most * 4 // BLOCK).bit_length())
+        m.submodules.scales = scales = Queue(
+            8 * W, depth=1 << (most_scales - 1).bit_length())
         word, units = reg(8 * W, "word"), Signal(range(W // 2 + 1))     # units of 2 bytes
         unit_count = Mux(with_minimum, 2, 1)
         next_block, load_word = Signal(), Signal()

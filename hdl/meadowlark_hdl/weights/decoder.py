@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 from ..config import Config
 from ..isa import Header, Mode
 from ..signatures import DecoderItem, RowScale, TileTag
+from ..sleep import napping
 from .beat_unit import BeatUnit, beat_count
 from .block_unit import BlockUnit
 
@@ -101,7 +102,9 @@ class PackedWeightDecoder(wiring.Component):
     Parameters
     ----------
     config : Config
-        W, tile_beats.
+        W, tile_beats, dsp.
+    sleep : bool
+        The unit for the block modes stands still in the others, see :mod:`..sleep`.
 
     Members
     -------
@@ -119,8 +122,8 @@ class PackedWeightDecoder(wiring.Component):
         While high, as in reset: what is inside is dropped.
     """
 
-    def __init__(self, config: Config):
-        self.config = config
+    def __init__(self, config: Config, *, sleep: bool = False):
+        self.config, self.sleep = config, sleep
         super().__init__({
             "tags": In(stream.Signature(TileTag(config))),
             "chunks": In(stream.Signature(8 * config.W)),
@@ -131,7 +134,7 @@ class PackedWeightDecoder(wiring.Component):
         m = Module()
         W, items = self.config.W, self.items
         m.submodules.raw = raw = RawUnit(self.config)
-        m.submodules.blocks = blocks = BlockUnit(self.config)
+        blocks = BlockUnit(self.config)
         m.submodules.none = none = NoUnit(self.config)
         units = [raw.unit, blocks.unit, none.unit]
 
@@ -209,4 +212,8 @@ class PackedWeightDecoder(wiring.Component):
         with m.If(take):
             m.d.sync += [header_left.eq(header_left - 1), hold.eq(chunk), second.eq(~head)]
         m.d.comb += self.chunks.ready.eq(load | Cat(u.enable & u.i.ready for u in units).any())
-        return ResetInserter(self.flush)(m)
+        m.submodules.blocks = napping(
+            m, blocks, "blocks", blocks.unit.start | blocks.unit.busy | blocks.unit.enable,
+            sleep=self.sleep, linger=32)
+        return ResetInserter(dict.fromkeys(
+            ("sync", "blocks") if self.sleep else ("sync",), self.flush))(m)
