@@ -7,6 +7,8 @@ import warnings
 import meadowlark  # noqa: F401  (before NumPy: sets the number of its threads)
 import pytest
 from amaranth.hdl import UnusedElaboratable
+from meadowlark.errors import UserError
+from meadowlark.model import find_model, load_model
 
 # For components that only die when the interpreter does, after pytest's own filters.
 warnings.simplefilter("ignore", UnusedElaboratable)
@@ -29,6 +31,16 @@ def pytest_report_header():
 def seed():
     """The one seed of this run; ``SEED=`` sets it."""
     return SEED
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The model SmolLM2. Its package is 98 MB, so no set-up installs it unasked."""
+    try:
+        find_model("smollm2")
+    except UserError as e:              # says how to install it
+        pytest.skip(str(e))
+    return load_model("smollm2")
 
 
 @pytest.fixture(params=SIMULATORS)

@@ -36,14 +36,6 @@ def stories(tmp_path_factory):
                       kind="F16")
 
 
-@pytest.fixture(scope="module")
-def smollm2():
-    try:
-        return load_model("smollm2")
-    except UserError as e:
-        pytest.skip(str(e))
-
-
 def same(got, want):
     """Equal in all but the name, the tokenizer's file and blocks."""
     for name in ("hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "context", "tied",

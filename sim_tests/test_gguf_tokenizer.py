@@ -10,7 +10,6 @@ from tokenizers import pre_tokenizers
 from meadowlark.errors import UserError
 from meadowlark.gguf_tokenizer import MAX_TOKEN, PRE, STOPS, build_tokenizer, read_vocabulary
 from meadowlark.metadata import Metadata
-from meadowlark.model import load_model
 
 NORMAL, UNKNOWN, CONTROL, USER, BYTE = (int(getattr(TokenType, n)) for n in (
     "NORMAL", "UNKNOWN", "CONTROL", "USER_DEFINED", "BYTE"))
@@ -183,11 +182,8 @@ def test_sentencepiece_special_tokens(seed):
 
 # ---- SmolLM2
 
-def test_smollm2():
-    try:
-        model = load_model("smollm2")
-    except UserError as e:
-        pytest.skip(str(e))
+def test_smollm2(smollm2):
+    model = smollm2
     tokenizer = model.tokenizer
     assert tokenizer.size == 49152
     assert tokenizer.encode("Hello world") == [19556, 905]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: Neighbours in a row that share a scale.
-BLOCK = 32
+from meadowlark_hdl.weights.block_golden import BLOCK
+
 #: Kinds that :class:`BlockTensor` holds; how many bytes a block has in a file.
 KINDS = {"Q8_0": 34, "Q4_0": 18, "Q4_1": 20}
 

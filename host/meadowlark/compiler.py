@@ -11,9 +11,10 @@ from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import tile_keys
 from meadowlark_hdl.isa import (FIELDS, MODEL_REGS, Epi, Field, Header, Instruction, Mode, Op, Src,
                                 encode)
+from meadowlark_hdl.weights.block_golden import BLOCK
 from meadowlark_hdl.weights.decoder_golden import encode_tile, tile_chunks
 
-from .blocks import BLOCK, KINDS
+from .blocks import KINDS
 from .errors import UserError
 from .image import Image
 from .layout import ALIGN, Shape, Tiling, act_map, check_envelope, round_up, tile_linear

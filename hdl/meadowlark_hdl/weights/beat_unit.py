@@ -17,9 +17,9 @@ class BeatUnit(Signature):
 
     start: one cycle, with mode and beats (1..tile_beats) of the next tile; at the earliest in the
     cycle of ``done`` of the tile before. enable: the unit may work (no other one holds beats).
-    i: chunks of the tile. done: one cycle, in the cycle the unit takes the tile's last chunk (or
-    forms its last beat, if it takes none). o: the beats, from a register. busy: the unit holds
-    something that is yet to leave through o.
+    i: chunks of the tile. done: one cycle, in the cycle the unit takes the tile's last chunk or
+    later; it takes no other before the next start. o: the beats. busy: the unit holds something
+    that is yet to leave through o.
     """
 
     def __init__(self, config: Config) -> None:

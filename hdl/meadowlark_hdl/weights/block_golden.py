@@ -86,7 +86,7 @@ def normalise(codes, scale, minimum=None):
     # A minimum no weight takes must still be a number of half precision, below 2**15; a scale too.
     most = np.maximum(np.abs(ends).max(axis=(0, 2)),
                       np.maximum(np.abs(m), np.abs(d)).max(axis=1))
-    # Largest magnitude below 2**15 / 2**0: 2**17 on the grid, less what rounding may add.
+    # Below 2**15, which is 2**17 on the grid, less what rounding may add.
     _, exponent = np.frexp(most * (1 + 2.0 ** -15))
     up = np.where(most > 0, 15 - exponent, 0).astype(np.int64)
     scaled = np.ldexp(d, up[:, None]).astype(np.float16)

@@ -170,6 +170,7 @@ def to_verilog(component) -> str:
             m = Module()
             m.domains += ClockDomain("sync", reset_less=True)
             m.submodules.inner = component
+            # Type checkers do not know members that a signature makes.
             m.d.comb += ClockSignal().eq(getattr(self, "clk"))      # noqa: B009
             for name in component.signature.members:
                 wiring.connect(m, wiring.flipped(getattr(self, name)), getattr(component, name))
