@@ -248,6 +248,60 @@ def test_events_of_another_run_are_ignored():
     assert got + [e.token for e in run] == expected([1], 9)
 
 
+def test_an_old_run_repeated_for_ever_delays_nothing():
+    """The last acknowledgement of a run got lost, and so does a command of the next one: the
+    board repeats the old event more often than the host waits for silence."""
+    board = FakeBoard()
+    driver = Driver(board)
+    real_write, real_read, lost, reads = board.write, board.read, [], []
+    list(driver.run([1], max_new=3))
+    event = struct.pack(EVENT_FORMAT, board.runs[0], 2, 9999, 0, Reason.MAX_NEW)
+    acknowledged = []
+
+    def write(data):
+        kind = data[1] if len(data) > 1 else 0
+        if kind == Command.CREDIT and data[5:9] == struct.pack("<HH", board.runs[0], 3):
+            acknowledged.append(data)
+        if kind == Command.WRITE_TOKENS and not lost:
+            lost.append(data)
+        else:
+            real_write(data)
+
+    def read(max, timeout):
+        reads.append(max)
+        assert len(reads) < 40
+        return real_read(max, timeout) or (
+            b"" if acknowledged else Frame(TOKEN, 2, event).encode())
+    board.write, board.read = write, read
+    assert [e.token for e in driver.run([4], max_new=5)] == expected([4], 5)
+    assert lost and acknowledged
+
+
+def test_a_host_is_not_deaf_beside_events_that_it_may_not_acknowledge():
+    """Before it has adopted the run that an earlier host left, nothing is silent either."""
+    board = FakeBoard()
+    next(run := Driver(board).run([1, 2], max_new=500))
+    real_write, real_read, lost, reads = board.write, board.read, [], []
+
+    def write(data):
+        if not lost and len(data) > 1 and data[1] == Command.READ:
+            lost.append(data)
+        else:
+            real_write(data)
+
+    def read(max, timeout):
+        reads.append(max)
+        assert len(reads) < 400
+        if timeout and not board._out:      # sent again and again, without a pause
+            board._sent = board._first
+        return real_read(max, timeout)
+    board.write, board.read = write, read
+    second = Driver(board)
+    assert lost and not board.busy
+    assert [e.token for e in second.run([4], max_new=5)] == expected([4], 5)
+    del run
+
+
 def test_counters_by_name():
     board = FakeBoard()
     driver = Driver(board)

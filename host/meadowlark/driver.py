@@ -121,6 +121,7 @@ class Driver:
         self._stamp = 0
         self._run = 0
         self._next = 0
+        self._heard = 0             # events received, repetitions and those of other runs too
         self._events: deque[TokenEvent] = deque()
         self._counting = False
         self.info = self._connect()
@@ -155,8 +156,14 @@ class Driver:
             if frame.type != TOKEN:
                 answers.append(frame)
             elif len(frame.payload) == EVENT_BYTES:
+                self._heard += 1
                 run, index, token, crc, reason = struct.unpack(EVENT_FORMAT, frame.payload)
                 if run != self._run:
+                    # Of a run that nobody waits for any more, its acknowledgement lost: until
+                    # one arrives the board sends it over and over. But a run that an earlier
+                    # host left does not go on before _adopt() has ended it.
+                    if self._run:
+                        self._credit(run, index + 1 & 0xFFFF)
                     continue
                 if index == self._next:
                     self._events.append(TokenEvent(index, token, crc, Reason(reason)))
@@ -179,13 +186,14 @@ class Driver:
         any answer for ``transport.timeout`` everything unanswered is, after zeros enough to end
         whatever frame the board believes to be in. During a run there is no silence: but the board
         sends at most :data:`EVENT_RING` events beyond an acknowledgement, so more than that many
-        were sent after it had read an acknowledgement, and so the command before that one.
+        were sent after it had read an acknowledgement, and so the command before that one. Events
+        that it repeats for want of an acknowledgement were sent after a wait and tell the same.
         """
         source = enumerate(commands)
         waiting: dict[int, _Sent] = {}
         ready: dict[int, tuple[Command, bytes]] = {}
         position = attempts = others = 0
-        silence, heard = 0.0, self._next
+        silence, heard = 0.0, self._heard
 
         def put(sent: _Sent) -> None:
             sent.stamp = self._stamp = self._stamp + 1
@@ -216,11 +224,14 @@ class Driver:
                 ready[sent.index] = (Command(sent.frame.type), answer.payload)
                 for lost in [s for s in waiting.values() if s.stamp < sent.stamp]:
                     put(lost)
+            others += 1
+            quiet = silence >= self.transport.timeout or others >= MANY_READS
             if news:
-                attempts, silence, others, heard = 0, 0.0, 0, self._next
-            elif (silence >= self.transport.timeout or self._next - heard > EVENT_RING
-                  or (others := others + 1) >= MANY_READS):
-                attempts, silence, others, heard = attempts + 1, 0.0, 0, self._next
+                attempts, silence, others, heard = 0, 0.0, 0, self._heard
+            elif quiet or self._heard - heard > EVENT_RING:
+                heard = self._heard
+                if quiet:
+                    attempts, silence, others = attempts + 1, 0.0, 0
                 if attempts > self.retries:
                     raise BoardError(
                         "the board does not answer; check cable and power, that it holds a "
