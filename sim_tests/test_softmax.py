@@ -44,7 +44,7 @@ async def block(dut, acc, shift, masked, *, base, number, gap):
     for i in range(len(acc)):
         put(schedule, read + i, r_addr=base + i)
         put(schedule, read + i + 1, r_block=number)
-        put(schedule, read + i + SoftmaxUnit.READ_LATENCY, sum_en=1, sum_first=i == 0,
+        put(schedule, read + i + SoftmaxUnit.READ_LATENCY, sum_en=1, sum_keep=i != 0,
             sum_block=number)
     end = read + len(acc) + SoftmaxUnit.READ_LATENCY
     put(schedule, end, sum_read=1, sum_block=number)
@@ -98,7 +98,7 @@ async def blocks_keep_their_own_maximum_and_sum(dut):
     for i, (b, k) in enumerate(order):
         put(schedule, read + i, r_addr=16 * b + k)
         put(schedule, read + i + 1, r_block=b)
-        put(schedule, read + i + 8, sum_en=1, sum_first=k == 0, sum_block=b)
+        put(schedule, read + i + 8, sum_en=1, sum_keep=k != 0, sum_block=b)
     end = read + len(order) + 8
     put(schedule, end, sum_read=1, sum_block=0)
     put(schedule, end + 1, sum_read=1, sum_block=1)

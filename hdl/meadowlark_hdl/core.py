@@ -12,6 +12,7 @@ from .control.errors import FAULTS, Error
 from .control.fetch import Fetch
 from .control.sampler import Sampler
 from .control.sequencer import Sequencer
+from .copies import OWN
 from .link.link import Link
 from .memory.arbiter import MemoryArbiter
 from .memory.reader import Reader
@@ -62,7 +63,7 @@ class Core(wiring.Component):
 
         def flush_of(name):
             """A register for each block: one for all would reach across the whole chip."""
-            flush = Signal(name=f"flush_{name}", attrs={"keep": 1})
+            flush = Signal(name=f"flush_{name}", attrs=OWN)
             m.d.sync += flush.eq(sequencer.flush | reset)
             return flush
 

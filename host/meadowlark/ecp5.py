@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from meadowlark_hdl.collisions import relax
+from meadowlark_hdl.copies import KEEP_APART
 
 from .errors import UserError
 
@@ -89,7 +90,8 @@ def synthesise(rtlil: str, directory: Path, *, top: str = "top",
     ----------
     rtlil : str
         The design, as ``amaranth.back.rtlil`` writes it. Reads of marked memories that collide
-        with a write become undefined, see :mod:`meadowlark_hdl.collisions`.
+        with a write become undefined, see :mod:`meadowlark_hdl.collisions`; marked registers stay
+        apart, see :mod:`meadowlark_hdl.copies`.
     directory : Path
         Gets ``top.il``, ``top.json`` (for :func:`place_and_route`) and ``yosys.log``.
 
@@ -102,7 +104,7 @@ def synthesise(rtlil: str, directory: Path, *, top: str = "top",
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "top.il").write_text(relax(rtlil))
     # Split nets: with some vectors abc9 of Yosys 0.70 stops at an assertion about widths.
-    _run([sys.executable, "-c", _YOSYS, "read_rtlil top.il",
+    _run([sys.executable, "-c", _YOSYS, "read_rtlil top.il", KEEP_APART,
           f"synth_ecp5 -top {top} -run :map_luts", "splitnets",
           f"synth_ecp5 -top {top} -run map_luts: -json top.json"], directory, "yosys.log",
          _YOSYS_STEP, progress)

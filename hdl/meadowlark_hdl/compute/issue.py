@@ -287,7 +287,7 @@ class Issue(wiring.Component):
                         m.d.sync += timer.eq(P - 1)
                     m.d.sync += [
                         c.beat_addr.eq(Cat(addr, half)), lane.x_addr.eq(x_addr),
-                        lane.dot_first.eq(beat == 0), lane.res_en.eq(last_beat),
+                        lane.dot_keep.eq(beat != 0), lane.res_en.eq(last_beat),
                         lane.res_kind.eq(0), c.row.eq(row_no), c.block.eq(block),
                         scale_addr.eq(scale_row),
                         addr.eq(addr + 1), beat.eq(beat + 1), x_addr.eq(x_addr + 1)]
@@ -336,13 +336,13 @@ class Issue(wiring.Component):
                 m.d.comb += self.array_active.eq(1)
                 m.d.sync += [
                     c.beat_addr.eq(Cat(addr, half)), lane.x_addr.eq(x_addr),
-                    lane.dot_first.eq(beat == 0),
+                    lane.dot_keep.eq(beat != 0),
                     lane.sc_addr.eq(score_addr), lane.sc_block.eq(block),
                     lane.sc_first.eq(key == 0),
                     lane.sc_age.eq(Mux(instr.heads | (age < 0), -1, age)),
                     lane.s_addr.eq(score_addr), lane.m_block.eq(block),
-                    lane.sum_block.eq(block), lane.sum_first.eq(key == 0),
-                    lane.acc_addr.eq(slot_addr), lane.acc_first.eq(key == 0),
+                    lane.sum_block.eq(block), lane.sum_keep.eq(key != 0),
+                    lane.acc_addr.eq(slot_addr), lane.acc_keep.eq(key != 0),
                     addr.eq(addr + 1), beat.eq(beat + 1), x_addr.eq(x_addr + 1),
                     slot_addr.eq(slot_addr + 1)]
                 with m.If(instr.op == Op.QK):

@@ -6,6 +6,7 @@ from amaranth.utils import ceil_log2
 
 from ..collisions import NO_RW_CHECK
 from ..config import Config
+from ..copies import OWN
 from ..signatures import ActWrite, Beat
 from .adder import GatedAdder
 from .multiplier import Multiplier
@@ -27,10 +28,10 @@ def lane_schedule(config: Config) -> dict[str, tuple[object, int]]:
         "m_block": (block, 2),
         "x_addr": (range(config.act_words), 8),      # activation word to read
         "sel_p": (1, 9),                             # multiply by the probability instead
-        "sum_en": (1, 9), "sum_first": (1, 9), "sum_read": (1, 9), "sum_block": (block, 9),
+        "sum_en": (1, 9), "sum_keep": (1, 9), "sum_read": (1, 9), "sum_block": (block, 9),
         "st_en": (1, 10), "st_lane": (range(config.P), 10),
-        "dot_first": (1, 13 + tree),
-        "acc_en": (1, 14), "acc_first": (1, 14), "acc_addr": (block, 14),
+        "dot_keep": (1, 13 + tree),                   # add to what is there
+        "acc_en": (1, 14), "acc_keep": (1, 14), "acc_addr": (block, 14),
         "dr_en": (1, 14), "dr_sel": (range(config.W), 14),
         "res_en": (1, 14 + tree), "res_kind": (2, 14 + tree),
         "sc_en": (1, 17 + tree), "sc_addr": (range(config.score_depth), 17 + tree),
@@ -40,6 +41,9 @@ def lane_schedule(config: Config) -> dict[str, tuple[object, int]]:
 
 
 BEAT_CYCLE = 10         #: cycle in which the beat stands in lane 0's register
+
+#: What each column of a lane hears at once; on a chip every pair of columns has its own registers.
+COLUMN_CONTROL = ("sel_p", "acc_en", "acc_keep", "acc_addr", "dr_en", "dr_sel")
 
 
 def result_cycle(config: Config) -> int:
@@ -100,10 +104,17 @@ class Lane(wiring.Component):
         def reg(shape, name):
             return Signal(shape, reset_less=True, name=name)
 
-        c = reg(LaneControl(config), "c_reg")
+        c = Signal(LaneControl(config), reset_less=True, name="c_reg", attrs=OWN)
         beat = reg(Beat(config), "beat_reg")
         m.d.sync += [c.eq(self.c), beat.eq(self.beat)]
         m.d.comb += [self.c_out.eq(c), self.beat_out.eq(beat)]
+        near = [c] * W                          # by column
+        if config.dsp != "generic":             # simulation would only pay for it
+            pairs = [Signal(data.StructLayout({
+                name: lane_schedule(config)[name][0] for name in COLUMN_CONTROL}),
+                reset_less=True, name=f"pair{i}", attrs=OWN) for i in range(-(-W // 2))]
+            m.d.sync += [pair[name].eq(self.c[name]) for pair in pairs for name in COLUMN_CONTROL]
+            near = [pairs[i // 2] for i in range(W)]
 
         # Activation memory: written from the chain, one lane at a time.
         act = reg(data.StructLayout({
@@ -127,7 +138,7 @@ class Lane(wiring.Component):
         # One operand register: the activation, or the probability for all W.
         x = [reg(signed(18), f"x{i}") for i in range(W)]
         for i in range(W):
-            m.d.sync += x[i].eq(Mux(c.sel_p, softmax.p, rd.data[i]))
+            m.d.sync += x[i].eq(Mux(near[i].sel_p, softmax.p, rd.data[i]))
         products = []
         for i in range(W):
             m.submodules[f"mul{i}"] = mul = Multiplier(dsp=config.dsp)
@@ -145,12 +156,11 @@ class Lane(wiring.Component):
             level, terms = level + 1, sums
         acc = reg(signed(Config.ACC_BITS), "acc")
         m.submodules.accumulate = accumulate = GatedAdder(Config.ACC_BITS, dsp=config.dsp)
-        m.d.comb += [accumulate.a.eq(acc), accumulate.keep.eq(~c.dot_first),
+        m.d.comb += [accumulate.a.eq(acc), accumulate.keep.eq(c.dot_keep),
                      accumulate.b.eq(terms[0])]
         m.d.sync += acc.eq(accumulate.o)
 
         # Broadcast: read, add, write in one cycle; the LUTRAM shows the new value in the next.
-        drained = reg(signed(Config.PV_BITS), "drained")
         columns = []
         for i in range(W):
             product = reg(signed(Config.BROADCAST_BITS), f"product{i}")
@@ -160,13 +170,25 @@ class Lane(wiring.Component):
                 shape=signed(Config.PV_BITS), depth=Config.ACC_SLOTS, init=[])
             pv_wr = pv.write_port(domain=self.attention)
             pv_rd = pv.read_port(domain="comb")
-            m.d.comb += [pv_rd.addr.eq(c.acc_addr), pv_wr.addr.eq(c.acc_addr),
-                         pv_wr.en.eq(c.acc_en),
-                         add.a.eq(pv_rd.data), add.keep.eq(~c.acc_first), add.b.eq(product),
+            at = near[i].acc_addr
+            m.d.comb += [pv_rd.addr.eq(at), pv_wr.addr.eq(at), pv_wr.en.eq(near[i].acc_en),
+                         add.a.eq(pv_rd.data), add.keep.eq(near[i].acc_keep), add.b.eq(product),
                          pv_wr.data.eq(add.o)]
             columns.append(pv_rd.data)
-        with m.If(c.dr_en):
-            m.d[self.attention] += drained.eq(Array(columns)[c.dr_sel])
+        # Drain: four columns a step, in cycles 14 and 15; the value stays until the next.
+        groups = []
+        for i in range(0, W, 4):
+            some = reg(signed(Config.PV_BITS), f"group{i // 4}")
+            with m.If(near[i].dr_en):
+                m.d[self.attention] += some.eq(Array(columns[i:i + 4])[near[i].dr_sel[:2]])
+            groups.append(some)
+        drained = groups[0]
+        if len(groups) > 1:
+            drained = reg(signed(Config.PV_BITS), "drained")
+            group = reg(range(len(groups)), "group")
+            with m.If(c.dr_en):
+                m.d[self.attention] += group.eq(c.dr_sel[2:])
+            m.d[self.attention] += drained.eq(Array(groups)[group])
 
         m.d.comb += [
             softmax.acc.eq(acc), softmax.shift.eq(c.shift),
@@ -174,7 +196,7 @@ class Lane(wiring.Component):
             softmax.w_first.eq(c.sc_first), softmax.w_block.eq(c.sc_block),
             softmax.w_masked.eq(c.sc_age > self.index),
             softmax.r_addr.eq(c.s_addr), softmax.r_block.eq(c.m_block),
-            softmax.sum_en.eq(c.sum_en), softmax.sum_first.eq(c.sum_first),
+            softmax.sum_en.eq(c.sum_en), softmax.sum_keep.eq(c.sum_keep),
             softmax.sum_read.eq(c.sum_read), softmax.sum_block.eq(c.sum_block),
         ]
 

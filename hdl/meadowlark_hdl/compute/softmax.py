@@ -37,7 +37,7 @@ class SoftmaxUnit(wiring.Component):
     w_addr : In(range(score_depth)); w_block : In(range(16))
     r_addr : In(range(score_depth)); r_block : In(range(16))
     p : Out(16)                   0..32768.
-    sum_en, sum_first : In(1)     Add p to the block's sum; start it anew.
+    sum_en, sum_keep : In(1)     Add p to the block's sum; to what it was (else 0).
     sum_read : In(1)              Copy the block's sum to ``total`` (a cycle later), instead.
     sum_block : In(range(16))
     total : Out(28)               At most 4096 * 32768 = 2**27.
@@ -56,7 +56,7 @@ class SoftmaxUnit(wiring.Component):
             "w_addr": In(range(config.score_depth)), "w_block": In(block),
             "r_addr": In(range(config.score_depth)), "r_block": In(block),
             "p": Out(16),
-            "sum_en": In(1), "sum_first": In(1), "sum_read": In(1), "sum_block": In(block),
+            "sum_en": In(1), "sum_keep": In(1), "sum_read": In(1), "sum_block": In(block),
             "total": Out(28),
         })
 
@@ -155,7 +155,7 @@ class SoftmaxUnit(wiring.Component):
         sum_wr, sum_rd = sums.write_port(), sums.read_port(domain="comb")
         m.d.comb += [sum_rd.addr.eq(self.sum_block), sum_wr.addr.eq(self.sum_block),
                      sum_wr.en.eq(self.sum_en),
-                     add.a.eq(sum_rd.data), add.keep.eq(~self.sum_first), add.b.eq(self.p),
+                     add.a.eq(sum_rd.data), add.keep.eq(self.sum_keep), add.b.eq(self.p),
                      sum_wr.data.eq(add.o)]
         with m.If(self.sum_read):
             m.d.sync += self.total.eq(sum_rd.data)
