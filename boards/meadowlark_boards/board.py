@@ -4,6 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from meadowlark_hdl.config import Config
+from meadowlark_hdl.memory.sdram_part import SdramPart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,26 @@ class LinkInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SdramInfo:
+    """What a board with SDR SDRAM needs besides its platform.
+
+    Parameters
+    ----------
+    part : SdramPart
+        The slowest of the chips it is sold with.
+    oscillator : str
+        Resource of its clock input.
+    oscillator_mhz : float
+    loader : str
+        Its name in openFPGALoader.
+    """
+    part: SdramPart
+    oscillator: str
+    oscillator_mhz: float
+    loader: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Board:
     """A board and the core that is built for it.
 
@@ -114,6 +135,8 @@ class Board:
         Host link.
     platform : str
         ``module:class`` of the amaranth-boards platform; empty where there is no hardware.
+    sdram : SdramInfo, optional
+        Of a board whose memory is SDR SDRAM.
     """
     name: str
     title: str
@@ -122,6 +145,7 @@ class Board:
     memory: MemoryTiming
     link: LinkInfo
     platform: str = ""
+    sdram: SdramInfo | None = None
 
     def __post_init__(self) -> None:
         if not self.clock_mhz > 0:

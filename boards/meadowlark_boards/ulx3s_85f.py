@@ -1,7 +1,8 @@
 """Radiona ULX3S with a Lattice ECP5 LFE5U-85F and 32 MB of 16-bit SDR SDRAM."""
 from meadowlark_hdl.config import Config
+from meadowlark_hdl.memory.sdram_part import MT48LC16M16A2_75
 
-from .board import Board, LinkInfo, MemoryTiming
+from .board import Board, LinkInfo, MemoryTiming, SdramInfo
 
 BOARD = Board(
     name="ulx3s_85f",
@@ -28,4 +29,7 @@ BOARD = Board(
     ),
     link=LinkInfo(kind="uart", baud=2_000_000),
     platform="amaranth_boards.ulx3s:ULX3S_85F_Platform",
+    # Boards come with chips of Micron, ISSI or Alliance; this one is the slowest of them.
+    sdram=SdramInfo(part=MT48LC16M16A2_75, oscillator="clk25", oscillator_mhz=25.0,
+                    loader="ulx3s"),
 )

@@ -1,5 +1,5 @@
-"""The command line: ``meadowlark generate``, ``chat``, ``compile``, ``eval``, ``bench`` and
-``info``."""
+"""The command line: ``meadowlark generate``, ``chat``, ``compile``, ``eval``, ``bench``,
+``build``, ``flash`` and ``info``."""
 from __future__ import annotations
 
 import functools
@@ -513,6 +513,53 @@ def bench(prompts: str, generates: str, form: str, ctx: int | None, weights: str
     _write_json(benching.as_json(results, image, which), json_to)
     if json_to != "-":
         print(benching.as_table(results, image, which, form=form))
+    return 0
+
+
+# ---- Bitstreams
+
+_build_directory = click.option(
+    "-o", "--output", metavar="FOLDER", help="Default: build/BOARD.", default=None)
+
+
+@cli.command()
+@click.option("--board", default="ulx3s_85f", show_default=True, metavar="BOARD")
+@click.option("--seeds", default=1, show_default=True, metavar="N",
+              help="Placements to try until one meets timing; the fastest is kept.")
+@_build_directory
+@click.option("--json", "json_to", metavar="FILE",
+              help="Write the report as JSON; - is stdout, which then gets nothing else.")
+def build(board: str, seeds: int, output: str | None, json_to: str | None) -> int:
+    """A board's bitstream, by Yosys and nextpnr; ends with a report."""
+    from . import build as building
+    if seeds < 1:
+        raise UserError(f"--seeds must be at least 1, not {seeds}")
+    which = _board(board)
+    begun = time.monotonic()
+    with Progress() as progress:
+        def tell(line: str) -> None:
+            progress(f"{time.monotonic() - begun:.0f} s: {line[:70]}")
+        built = building.build(which, Path(output or f"build/{board}"), seeds=seeds, progress=tell)
+    result = building.summary(which, built)
+    _write_json(result, json_to)
+    if json_to != "-":
+        print(_listing(result))
+    if not built.meets_timing:
+        _say(f"timing is missed: {result['fmax_mhz']} of {which.clock_mhz:g} MHz. The bitstream is "
+             "there, but may fail on the board; try --seeds, or a smaller Config")
+        return DIFFERENT
+    return 0
+
+
+@cli.command()
+@click.option("--board", default="ulx3s_85f", show_default=True, metavar="BOARD")
+@_build_directory
+def flash(board: str, output: str | None) -> int:
+    """Load the bitstream that `build` made into a board."""
+    from . import build as building
+    which = _board(board)
+    building.platform_of(which)
+    building.flash(which, Path(output or f"build/{board}") / f"{board}.bit")
     return 0
 
 

@@ -183,11 +183,13 @@ class SdramController(wiring.Component):
         m.d.comb += [port.w_data.ready.eq(room), words.i_valid.eq(put),
                      words.i_data.eq(port.w_data.payload)]
         m.d.sync += [stored.eq(stored + put - words.left), room.eq(stored < depth - 2)]
-        # Words of commands that were not begun.
+        # Words of commands that were not begun; what is taken away is counted a cycle late.
         free = Signal(range(depth + 1 + RamQueue.CREDITS))
+        begun, away = Signal(), Signal(range(c.burst_words + 1), reset_less=True)
         m.d.sync += [
-            free.eq(free + put - Mux(segmenter.took_write, writes.o.payload.len + 1, 0)),
-            segmenter.complete.eq(writes.o.valid & ~segmenter.took_write
+            begun.eq(segmenter.took_write), away.eq(writes.o.payload.len + 1),
+            free.eq(free + put - Mux(begun, away, 0)),
+            segmenter.complete.eq(writes.o.valid & ~segmenter.took_write & ~begun
                                   & (free > writes.o.payload.len))]
 
         # --- counters of cycles that a command still has to wait ----------------------------------

@@ -1,0 +1,1 @@
+"""What stands around a core on a real chip: clocks, pins, memory controller, UART."""

@@ -1,0 +1,106 @@
+"""A core with SDR SDRAM and a UART, down to the pins."""
+from __future__ import annotations
+
+from amaranth import ClockDomain, ClockSignal, Elaboratable, Module
+from amaranth.lib import cdc, io, wiring
+
+from ..config import Config
+from ..core import Core
+from ..link.uart import Uart
+from ..memory.sdram import SdramController
+from ..memory.sdram_part import SdramPart
+from .ecp5_pll import Pll
+
+#: Pin groups of the SDRAM: name -> (direction, active low).
+SDRAM_PINS = {"clk": ("o", False), "clk_en": ("o", False), "cs": ("o", True), "ras": ("o", True),
+              "cas": ("o", True), "we": ("o", True), "ba": ("o", False), "a": ("o", False),
+              "dqm": ("o", False), "dq": ("io", False)}
+
+
+class SdramTop(Elaboratable):
+    """The whole chip of a board with SDR SDRAM.
+
+    One clock for core and SDRAM. Every pin of the SDRAM has its register in the pad: one cycle out,
+    one back (``pads=2`` of the controller). The SDRAM's own clock is the core's, inverted: what
+    leaves a pad register at one edge is sampled half a cycle later, and its answer, tAC after an
+    edge of its clock, is in the pad's register at the second edge after: with 10 ns a cycle,
+    1 to 4 ns for the pads and tAC = 5.4 ns it is there 4 ns before and stays 2 ns after.
+
+    Parameters
+    ----------
+    config : Config
+    part : SdramPart
+    name : str
+        The board's, told to the host.
+    clock_mhz, input_mhz : float
+        The core's clock, and that of the oscillator from which the PLL makes it.
+    clock_pin : str
+        Resource of the oscillator.
+    baud : int
+    ports : dict, optional
+        For simulation: ports of ``amaranth.lib.io`` by name (``sdram_clk``.., ``uart_rx``,
+        ``uart_tx``); ``sync`` is then made outside. See :func:`simulation_ports`.
+    """
+
+    def __init__(self, config: Config, part: SdramPart, *, name: str, clock_mhz: float,
+                 input_mhz: float, clock_pin: str, baud: int, ports: dict | None = None):
+        self.config, self.part, self.name = config, part, name
+        self.clock_mhz, self.input_mhz, self.clock_pin = clock_mhz, input_mhz, clock_pin
+        self.baud, self.ports = baud, ports
+
+    def elaborate(self, platform):
+        m = Module()
+        ports = self.ports if self.ports is not None else self._request(m, platform)
+        hz = round(self.clock_mhz * 1e6)
+        m.submodules.core = core = Core(self.config, board=self.name, clock_hz=hz,
+                                        memory_bytes=self.part.size_bytes)
+        m.submodules.sdram = sdram = SdramController(self.config, self.part,
+                                                     clock_mhz=self.clock_mhz, pads=2)
+        m.submodules.uart = uart = Uart(clock_hz=hz, baud=self.baud)
+        wiring.connect(m, core.mem, sdram.port)
+        wiring.connect(m, uart.rx, core.rx)
+        wiring.connect(m, core.tx, uart.tx)
+
+        def registered(name, value):
+            m.submodules[name] = buffer = io.FFBuffer("o", ports[f"sdram_{name}"])
+            m.d.comb += buffer.o.eq(value)
+        pins = sdram.pins
+        # The ports' own inversion makes ras, cas, we and cs low when asserted.
+        for name, value in (("clk_en", pins.cke), ("cs", 1), ("ras", ~pins.ras_n),
+                            ("cas", ~pins.cas_n), ("we", ~pins.we_n), ("ba", pins.ba),
+                            ("a", pins.a), ("dqm", pins.dqm)):
+            registered(name, value)
+        m.submodules.dq = dq = io.FFBuffer("io", ports["sdram_dq"])
+        m.d.comb += [dq.o.eq(pins.dq_o), dq.oe.eq(pins.dq_oe), pins.dq_i.eq(dq.i)]
+        m.submodules.clk = clk = io.DDRBuffer("o", ports["sdram_clk"])
+        m.d.comb += [clk.o[0].eq(0), clk.o[1].eq(1)]
+        m.submodules.rx_pin = rx = io.Buffer("i", ports["uart_rx"])
+        m.submodules.tx_pin = tx = io.Buffer("o", ports["uart_tx"])
+        m.d.comb += [uart.rx_pin.eq(rx.i), tx.o.eq(uart.tx_pin)]
+        return m
+
+    def _request(self, m, platform):
+        """The board's pins, and its clock."""
+        oscillator = platform.request(self.clock_pin, dir="-")
+        m.submodules.oscillator = pin = io.Buffer("i", oscillator)
+        m.submodules.pll = pll = Pll(input_mhz=self.input_mhz, output_mhz=self.clock_mhz)
+        m.domains.sync = ClockDomain()
+        m.d.comb += [pll.i.eq(pin.i), ClockSignal().eq(pll.o)]
+        m.submodules.reset = cdc.ResetSynchronizer(~pll.locked, domain="sync")
+        platform.add_clock_constraint(pll.o, self.clock_mhz * 1e6)
+        sdram = platform.request("sdram", dir=dict.fromkeys(SDRAM_PINS, "-"))
+        uart = platform.request("uart", dir={"rx": "-", "tx": "-"})
+        return {f"sdram_{name}": getattr(sdram, name) for name in SDRAM_PINS} | {
+            "uart_rx": uart.rx, "uart_tx": uart.tx}
+
+
+def simulation_ports(part: SdramPart) -> dict[str, io.SimulationPort]:
+    """The pins as ports of a simulation; asserted levels are high, whatever the board's."""
+    widths = {"ba": part.bank_bits, "a": max(part.row_bits, 11), "dqm": part.data_bits // 8,
+              "dq": part.data_bits}
+    ports = {f"sdram_{name}": io.SimulationPort(direction, widths.get(name, 1),
+                                                name=f"sdram_{name}")
+             for name, (direction, _) in SDRAM_PINS.items()}
+    return ports | {"uart_rx": io.SimulationPort("i", 1, name="uart_rx"),
+                    "uart_tx": io.SimulationPort("o", 1, name="uart_tx")}
+

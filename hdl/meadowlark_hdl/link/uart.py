@@ -1,0 +1,103 @@
+"""A UART, 8N1: the link's byte stream on two wires."""
+from __future__ import annotations
+
+from amaranth import Cat, Const, Module, Signal
+from amaranth.lib import cdc, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+
+class Uart(wiring.Component):
+    """Bytes to and from a pair of pins; no flow control, the link's credits do without.
+
+    A bit lasts ``divisor`` cycles, the nearest to ``clock_hz / baud``. The receiver samples each
+    bit in its middle and takes the next start bit from half a stop bit on, so the other side may
+    be off by 4 % less its own rounding. A byte whose stop bit is missing is dropped; the frames'
+    CRC notices.
+
+    Timing: 10 bits a byte each way, without a pause between bytes to be sent.
+
+    Parameters
+    ----------
+    clock_hz : float
+        Of the domain ``sync``.
+    baud : int
+
+    Members
+    -------
+    rx_pin : In(1), tx_pin : Out(1)
+    rx : Out(stream of 8)       What was received, valid for one cycle; ``ready`` is not looked at,
+                                as the link's receiver is always ready.
+    tx : In(stream of 8)        What is to be sent.
+
+    Raises
+    ------
+    ValueError
+        A bit would be shorter than 8 cycles, or off by more than 1.5 %.
+    """
+
+    def __init__(self, *, clock_hz: float, baud: int):
+        self.divisor = round(clock_hz / baud)
+        if self.divisor < 8:
+            raise ValueError(f"baud must be at most {clock_hz / 8:.0f}, an eighth of the clock, "
+                             f"not {baud!r}")
+        error = abs(clock_hz / self.divisor / baud - 1)
+        if error > 0.015:
+            raise ValueError(f"baud {baud!r} is missed by {100 * error:.1f} % with a clock of "
+                             f"{clock_hz:.0f} Hz; choose a divisor of it")
+        super().__init__({
+            "rx_pin": In(1, init=1), "tx_pin": Out(1, init=1),
+            "rx": Out(stream.Signature(8)), "tx": In(stream.Signature(8))})
+
+    def elaborate(self, platform):
+        m = Module()
+        last = self.divisor - 1
+
+        # Sending: start bit, 8 bits, stop bit; the shift register ends with ones.
+        shift, left = Signal(9, init=0x1FF), Signal(range(11))
+        timer = Signal(range(self.divisor))
+        due = Signal(init=1)
+        m.d.comb += self.tx.ready.eq((left == 0) & due)
+        m.d.sync += self.tx_pin.eq(shift[0])
+        with m.If(~due):
+            m.d.sync += [timer.eq(timer - 1), due.eq(timer == 1)]
+        with m.Elif(left != 0):
+            m.d.sync += [shift.eq(Cat(shift[1:], Const(1, 1))), left.eq(left - 1), timer.eq(last),
+                         due.eq(0)]
+        with m.Elif(self.tx.valid):
+            # The stop bit before is over. left counts the bits after this one.
+            m.d.sync += [shift.eq(Cat(Const(0, 1), self.tx.payload)), left.eq(9), timer.eq(last),
+                         due.eq(0)]
+
+        # Receiving.
+        pin = Signal(init=1)
+        m.submodules.pin = cdc.FFSynchronizer(self.rx_pin, pin, init=1, stages=3)
+        got, bits = Signal(8, reset_less=True), Signal(range(9))
+        wait, sample = Signal(range(self.divisor)), Signal()
+        m.d.sync += [self.rx.valid.eq(0), sample.eq(wait == 1), wait.eq(wait - 1)]
+        m.d.comb += self.rx.payload.eq(got)
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.sync += [wait.eq(last // 2), sample.eq(0), bits.eq(0)]
+                with m.If(~pin):
+                    m.next = "START"
+            with m.State("START"):              # in the middle of the start bit
+                with m.If(sample):
+                    m.d.sync += wait.eq(last)
+                    m.next = "BITS"
+                    with m.If(pin):             # a glitch
+                        m.next = "IDLE"
+            with m.State("BITS"):
+                with m.If(sample):
+                    m.d.sync += [got.eq(Cat(got[1:], pin)), bits.eq(bits + 1), wait.eq(last)]
+                    with m.If(bits == 7):
+                        m.next = "STOP"
+            with m.State("STOP"):
+                with m.If(sample):
+                    m.d.sync += self.rx.valid.eq(pin)
+                    m.next = "IDLE"
+                    with m.If(~pin):            # a break, or no frame: wait until it is over
+                        m.next = "BREAK"
+            with m.State("BREAK"):
+                with m.If(pin):
+                    m.next = "IDLE"
+        return m

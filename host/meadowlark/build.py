@@ -1,0 +1,168 @@
+"""A board's bitstream by the open toolchain: Yosys, nextpnr and ecppack."""
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .ecp5 import Report, check_tools, place_and_route, synthesise
+from .errors import UserError
+from .files import write_atomic
+
+if TYPE_CHECKING:
+    from meadowlark_boards import Board
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Built:
+    """A bitstream and what it is made of.
+
+    bitstream: file. seed: the placement it comes from. report: of that placement. tried: core
+    clock in MHz by seed. cells: of the netlist, by type.
+    """
+    bitstream: Path
+    seed: int
+    report: Report
+    tried: dict[int, float]
+    cells: dict[str, int]
+
+    @property
+    def meets_timing(self) -> bool:
+        """Every clock reaches what it is driven with."""
+        return self.report.met
+
+
+def platform_of(board: Board) -> Any:
+    """A new platform of ``amaranth_boards``.
+
+    Raises
+    ------
+    UserError
+        The board is a simulation only.
+    """
+    if not board.platform or board.sdram is None:
+        raise UserError(f"board {board.name} has no bitstream: it exists in simulation only")
+    module, _, name = board.platform.partition(":")
+    return getattr(importlib.import_module(module), name)()
+
+
+def design(board: Board) -> tuple[str, str]:
+    """The whole chip as RTLIL, and its pins as a constraint file (LPF)."""
+    from meadowlark_hdl.chips.sdram_top import SdramTop
+    assert board.sdram is not None
+    platform = platform_of(board)
+    top = SdramTop(board.config.replace(dsp="ecp5"), board.sdram.part, name=board.name,
+                   clock_mhz=board.clock_mhz, input_mhz=board.sdram.oscillator_mhz,
+                   clock_pin=board.sdram.oscillator, baud=board.link.baud)
+    plan = platform.prepare(top, "top", emit_src=False)
+    files = {name: text.decode() if isinstance(text, bytes) else text
+             for name, text in plan.files.items()}
+    return files["top.il"], files["top.lpf"]
+
+
+def build(board: Board, directory: Path, *, seeds: int = 1,
+          progress: Progress | None = None) -> Built:
+    """Build a bitstream.
+
+    Parameters
+    ----------
+    board : Board
+    directory : Path
+        Gets the netlist, a directory a seed with nextpnr's log and report, and ``<board>.bit``.
+    seeds : int
+        Placements to try, one after the other, until one meets timing; the fastest is kept.
+    progress : callable, optional
+        Told the tools' steps.
+
+    Raises
+    ------
+    UserError
+        Synthesis is not installed, the board has no bitstream, or a tool failed.
+    """
+    tell = progress or (lambda line: None)
+    platform_of(board)
+    check_tools()
+    directory.mkdir(parents=True, exist_ok=True)
+    tell("elaborating the chip")
+    rtlil, pins = design(board)
+    (directory / "top.lpf").write_text(pins)
+    cells = synthesise(rtlil, directory, progress=progress)
+    tried: dict[int, float] = {}
+    best: tuple[int, Report] | None = None
+    for seed in range(1, seeds + 1):
+        tell(f"placing with seed {seed}")
+        place = directory / f"seed{seed}"
+        place.mkdir(exist_ok=True)
+        shutil.copyfile(directory / "top.json", place / "top.json")
+        report = place_and_route(place, seed=seed, freq_mhz=board.clock_mhz,
+                                 lpf=directory / "top.lpf", progress=progress)
+        tried[seed] = report.core_mhz
+        if best is None or report.core_mhz > best[1].core_mhz:
+            best = seed, report
+        if report.met:
+            break
+    assert best is not None
+    seed, report = best
+    tell("packing the bitstream")
+    bitstream = directory / f"{board.name}.bit"
+    beside = bitstream.with_suffix(".new")
+    command = [str(Path(sys.executable).with_name("yowasp-ecppack")), "--compress",
+               str(Path(f"seed{seed}") / "top.config"), beside.name]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"ecppack failed with status {done.returncode}: "
+                        f"{(done.stderr or done.stdout).strip()[-300:]}")
+    beside.replace(bitstream)
+    built = Built(bitstream, seed, report, tried, cells)
+    write_atomic(directory / "report.json",
+                 json.dumps(summary(board, built), indent=2).encode() + b"\n")
+    return built
+
+
+#: What a report counts: name -> cell of nextpnr.
+COUNTED = {"lut": "TRELLIS_COMB", "ff": "TRELLIS_FF", "dsp": "MULT18X18D", "bram": "DP16KD"}
+
+
+def summary(board: Board, built: Built) -> dict[str, Any]:
+    """What ``meadowlark build --json`` prints."""
+    report = built.report
+    return {
+        "board": board.name, "fmax_mhz": round(report.core_mhz, 2),
+        "wanted_mhz": board.clock_mhz, "meets_timing": built.meets_timing,
+        "clocks": {name: round(mhz, 2) for name, mhz in report.fmax_mhz.items()},
+        **{name: report.used.get(cell, 0) for name, cell in COUNTED.items()},
+        "available": {name: report.available.get(cell, 0) for name, cell in COUNTED.items()},
+        "seed": built.seed, "tried": {str(k): round(v, 2) for k, v in built.tried.items()},
+        "critical_path": [f"{step.delay_ns:.2f} ns {step.kind} {step.sink}"
+                          for step in report.critical],
+        "bitstream": str(built.bitstream)}
+
+
+def flash(board: Board, bitstream: Path) -> None:
+    """Load a bitstream into a board with ``openFPGALoader``.
+
+    Raises
+    ------
+    UserError
+        openFPGALoader or the bitstream is missing, or it failed.
+    """
+    tool = shutil.which("openFPGALoader")
+    if tool is None:
+        raise UserError("openFPGALoader is not installed: install it (Debian: openfpgaloader), "
+                        f"then run this again, or load {bitstream} with another tool")
+    if not bitstream.exists():
+        raise UserError(f"there is no {bitstream}: run `meadowlark build --board {board.name}` "
+                        "first")
+    done = subprocess.run([tool, "-b", board.sdram.loader if board.sdram else board.name,
+                           str(bitstream)])
+    if done.returncode:
+        raise UserError(f"openFPGALoader failed with status {done.returncode}; check the cable and "
+                        "that no other program holds the board")

@@ -1,0 +1,54 @@
+"""Bitstreams, as far as they go without the synthesis tools: the chip's netlist, its pins, errors.
+"""
+import re
+
+import pytest
+from meadowlark.build import design, flash, platform_of
+from meadowlark.cli import main
+from meadowlark.errors import UserError
+from meadowlark_boards import BOARDS, get_board
+from meadowlark_hdl.chips.ecp5_pll import dividers
+
+
+@pytest.mark.parametrize("mhz", [50, 75, 80, 100, 120, 133, 200])
+def test_dividers(mhz):
+    d = dividers(25, mhz)
+    assert abs(d.output_mhz(25) / mhz - 1) <= 0.005
+    assert 400 <= d.output_mhz(25) * d.clkop <= 800 and 25 / d.clki >= 3.125
+
+
+def test_no_dividers():
+    with pytest.raises(ValueError, match=r"^the PLL makes no 500 MHz of 25 MHz; choose another"):
+        dividers(25, 500)
+
+
+def test_the_whole_chip_on_its_pins():
+    rtlil, pins = design(get_board("ulx3s_85f"))
+    ports = set(re.findall(r'LOCATE COMP "([^"]+)"', pins))
+    assert sum(p.startswith("sdram_0__dq__io") for p in ports) == 16
+    assert sum(p.startswith("sdram_0__a__io") for p in ports) == 13
+    assert {"clk25_0__io", "uart_0__rx__io", "uart_0__tx__io", "sdram_0__clk__io"} <= ports
+    assert re.search(r'FREQUENCY NET "pll\.o" 100000000', pins)
+    for cell in ("EHXPLLL", "ODDRX1F", "OFS1P3DX", "IFS1P3DX", "MULT18X18D", "CCU2C"):
+        assert f"cell \\{cell} " in rtlil, cell
+
+
+def test_boards_without_a_bitstream_say_so(tmp_path):
+    for board in BOARDS.values():
+        if board.sdram is None:
+            with pytest.raises(UserError, match=f"^board {board.name} has no bitstream: it exists"):
+                platform_of(board)
+    assert main(["build", "--board", "virtual", "-o", str(tmp_path)]) == 2
+    assert not list(tmp_path.iterdir())
+    assert main(["build", "--seeds", "0"]) == 2
+    assert main(["flash", "--board", "nothing"]) == 2
+
+
+def test_flash_says_what_is_missing(tmp_path, monkeypatch):
+    board = get_board("ulx3s_85f")
+    monkeypatch.setattr("shutil.which", lambda tool: None)
+    with pytest.raises(UserError, match="^openFPGALoader is not installed: install it"):
+        flash(board, tmp_path / "a.bit")
+    monkeypatch.setattr("shutil.which", lambda tool: "/bin/true")
+    with pytest.raises(UserError, match=r"^there is no .*a\.bit: run `meadowlark build"):
+        flash(board, tmp_path / "a.bit")

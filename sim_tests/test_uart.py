@@ -1,0 +1,111 @@
+# amaranth: UnusedElaboratable=no
+"""The UART against an independent one."""
+import os
+import random
+
+import cocotb
+import pytest
+from bench import PERIOD_NS, cycles, simulate, start
+from cocotb.triggers import ClockCycles, RisingEdge, Timer
+from cocotbext.uart import UartSink, UartSource
+from meadowlark_hdl.link.uart import Uart
+
+LIMIT = dict(timeout_time=20, timeout_unit="ms")
+CLOCK = 1e9 / PERIOD_NS
+
+
+@cocotb.test(**LIMIT)
+@cocotb.parametrize(off=[0.0, 0.02, -0.02])
+async def receives(dut, off):
+    """Bytes without a pause from a sender that is off by some per cent; none lost."""
+    dut.rx_pin.value = 1
+    await start(dut)
+    baud = float(os.environ["BAUD"])
+    source = UartSource(dut.rx_pin, baud=round(baud * (1 + off)), bits=8)
+    data = random.randbytes(300 if baud > 1e6 else 30)
+    got = []
+
+    async def listen():
+        while True:
+            await RisingEdge(dut.clk)
+            if dut.rx__valid.value:
+                got.append(int(dut.rx__payload.value))
+    cocotb.start_soon(listen())
+    await source.write(data)
+    await source.wait()
+    await ClockCycles(dut.clk, 2 * int(CLOCK / baud))
+    assert bytes(got) == data
+
+
+@cocotb.test(**LIMIT)
+async def sends(dut):
+    """Back to back: ten bits a byte."""
+    dut.rx_pin.value = 1
+    await start(dut)
+    baud = float(os.environ["BAUD"])
+    sink = UartSink(dut.tx_pin, baud=round(baud), bits=8)
+    data = random.randbytes(200 if baud > 1e6 else 30)
+    begun = None
+    for byte in data:
+        dut.tx__payload.value = byte
+        dut.tx__valid.value = 1
+        await RisingEdge(dut.clk)
+        while not dut.tx__ready.value:
+            await RisingEdge(dut.clk)
+        begun = cycles(dut) if begun is None else begun
+        ended = cycles(dut)
+        dut.tx__valid.value = 0
+        if random.random() < 0.05:
+            await ClockCycles(dut.clk, random.randrange(1, 50))
+            begun = None
+    await ClockCycles(dut.clk, 12 * int(CLOCK / baud))
+    assert bytes(sink.read_nowait()) == data
+    assert ended
+
+
+@cocotb.test(**LIMIT)
+async def a_byte_is_ten_bits(dut):
+    dut.rx_pin.value = 1
+    await start(dut)
+    divisor = round(CLOCK / float(os.environ["BAUD"]))
+    dut.tx__valid.value = 1
+    taken = []
+    while len(taken) < 20:
+        await RisingEdge(dut.clk)
+        if dut.tx__ready.value:
+            taken.append(cycles(dut))
+    assert {b - a for a, b in zip(taken, taken[1:])} == {10 * divisor}
+
+
+@cocotb.test(**LIMIT)
+async def breaks_and_glitches(dut):
+    """Neither becomes a byte, and what comes after is received."""
+    dut.rx_pin.value = 1
+    await start(dut)
+    bit = 1e9 / float(os.environ["BAUD"])
+    for low in (0.2, 30):
+        dut.rx_pin.value = 0
+        await Timer(round(bit * low), "ns")
+        dut.rx_pin.value = 1
+        for _ in range(round(3 * bit / PERIOD_NS)):
+            await RisingEdge(dut.clk)
+            assert not dut.rx__valid.value
+    source = UartSource(dut.rx_pin, baud=round(1e9 / bit), bits=8)
+    await source.write(b"\x5a")
+    while not dut.rx__valid.value:
+        await RisingEdge(dut.clk)
+    assert int(dut.rx__payload.value) == 0x5A
+
+
+@pytest.mark.parametrize("baud", [115_200, 2_000_000, 3_000_000, 12_500_000])
+def test_uart(seed, baud):
+    # 3 Mbaud: 33 cycles a bit instead of 33.3
+    simulate(Uart(clock_hz=CLOCK, baud=baud), __name__, seed=seed, baud=baud,
+             **({"testcase": "(sends|a_byte_is_ten_bits)"} if baud > 3e6 else {}))
+
+
+def test_parameters():
+    with pytest.raises(ValueError, match=r"^baud must be at most 12500000, an eighth"):
+        Uart(clock_hz=1e8, baud=20_000_000)
+    with pytest.raises(ValueError, match=r"^baud 11000000 is missed by 1\.0|^baud 10600000 is"):
+        Uart(clock_hz=1e8, baud=10_600_000)
