@@ -1,6 +1,7 @@
 """Chat templates: what they are given, and what they may not do."""
 import io
 import json
+import re
 
 import pytest
 from random_model import random_model
@@ -10,6 +11,7 @@ from meadowlark.chat import MAX_TEMPLATE, ChatTemplate, Conversation
 from meadowlark.errors import UserError
 from meadowlark.model import load_model
 from meadowlark.prepare import Source
+from meadowlark.targets import GoldenTarget
 from meadowlark_boards import get_board
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -182,7 +184,10 @@ def test_chat(folder, tmp_path, capsys, monkeypatch):
     assert cli.main(["chat", *args, "--json", "-"]) == 0
     turns = json.loads(capsys.readouterr().out)["turns"]
     assert [t["question"] for t in turns] == ["Hello", "Good"]
-    assert turns[0]["prompt_tokens"] + len(turns[0]["tokens"]) < turns[1]["prompt_tokens"]
+    said = turns[0]["prompt_tokens"] + len(turns[0]["tokens"])
+    assert said < turns[1]["prompt_tokens"]
+    assert turns[0]["cached_tokens"] == 0       # the answer may read differently in the template
+    assert turns[0]["prompt_tokens"] <= turns[1]["cached_tokens"] < said
     # The first answer is that of generate.
     assert cli.main(["generate", "Hello", "--chat", *args, "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["tokens"] == turns[0]["tokens"]
@@ -190,7 +195,43 @@ def test_chat(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n" + "a" * 200 + "\n"))
     assert cli.main(["chat", *args]) == 2
     out, err = capsys.readouterr()
-    assert out == turns[0]["text"] + "\n" and "the context holds 128" in err
+    assert out == turns[0]["text"] + "\n"
+    assert f"{turns[0]['prompt_tokens']} (0 from the cache) + 3 tokens, ended by number" in err
+    assert re.search(r"error: the conversation has \d{3} tokens with this question and the context "
+                     "holds 128; start a new one$", err)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("stdin", [Terminal, io.StringIO])
+def test_interrupted_answer(folder, tmp_path, capsys, monkeypatch, stdin):
+    """On a terminal the conversation goes on, and what was answered is part of it."""
+    monkeypatch.setenv("MEADOWLARK_CACHE", str(tmp_path))
+    configure(folder, chat_template=TURNS, bos_token="<|bos|>", eos_token="<|eos|>")
+    args = ["chat", "--model", str(folder), "--target", "golden", "-n", "5", "--json", "-"]
+    whole = GoldenTarget.generate
+
+    def interrupted(self, tokens, *args, **kw):
+        for at, event in enumerate(whole(self, tokens, *args, **kw)):
+            if at == 2 and tokens == first:
+                raise KeyboardInterrupt
+            yield event
+    monkeypatch.setattr("sys.stdin", stdin("Hello\nGood\n"))
+    model = load_model(folder)
+    first = Conversation(model.chat, model.tokenizer).ask("Hello")
+    monkeypatch.setattr(GoldenTarget, "generate", interrupted)
+    status = cli.main(args)
+    out, err = capsys.readouterr()
+    if stdin is io.StringIO:
+        assert status == 130 and "interrupted" in err
+        return
+    turns = json.loads(out)["turns"]
+    assert status == 0 and [len(t["tokens"]) for t in turns] == [2, 5]
+    assert [t["end"] for t in turns] == ["Ctrl-C", "number of tokens"]
+    assert len(first) <= turns[1]["cached_tokens"] <= len(first) + 1
 
 
 def test_chat_needs_a_template(capsys):

@@ -113,6 +113,24 @@ def test_cache_is_kept_between_runs(odd, seed):
     assert got == want
 
 
+def test_conversation(odd, seed):
+    """Turn by turn only what is new is sent; tokens and logits are those of a run from scratch."""
+    rng = np.random.default_rng(seed)
+    said = []
+    for new, count, stop in ((9, 4, True), (1, 5, False), (30, 3, False), (66, 2, True)):
+        before, said = len(said), said + words(rng, odd, new)
+        odd.golden.forget()
+        want = list(odd.golden.generate(said, max_new=count, stop_ids=()))
+        events = list(odd.target.generate(
+            said, Sampling(), max_new=count + stop, reuse=True,
+            stop_ids=(want[-1][0],) if stop else ()))
+        for event, (token, logits) in zip(events, want):
+            assert event.token == token
+            np.testing.assert_array_equal(event.logits, logits)
+        assert odd.target.cached == max(before - 1, 0)
+        said += [e.token for e in events]
+
+
 def test_abort_leaves_the_board_ready(stories, seed):
     rng = np.random.default_rng(seed)
     prompt = stories.source.tokenizer.encode("Once upon a time")
@@ -122,7 +140,10 @@ def test_abort_leaves_the_board_ready(stories, seed):
             next(run)
         stories.target.sim.run(int(rng.integers(1, 60_000)))        # somewhere in a token
         run.close()
-    stories.compare(prompt, max_new=3)
+    # What was cached up to then still serves.
+    again = list(stories.target.generate(prompt, Sampling(), max_new=3, stop_ids=(), reuse=True))
+    assert stories.target.cached == len(prompt) - 1
+    assert [e.token for e in again] == stories.compare(prompt, max_new=3)
 
 
 def test_errors_reach_the_host(odd):
