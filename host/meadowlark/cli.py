@@ -365,10 +365,8 @@ def chat(max_new: int | None, temperature: float, top_k: int, top_p: float, ctx:
         with closing(open_target(target, which, progress=progress)) as runner:
             runner.load(source)
             while question := _question(progress):
-                ids = talk.ask(question)
-                if len(ids) > image.context:
-                    raise UserError(f"the conversation has {len(ids)} tokens with this question "
-                                    f"and the context holds {image.context}; start a new one")
+                ids = source.fitting(talk.ask(question), "with this question the conversation",
+                                     "start a new one")
                 most = min(max_new or image.context, image.context - len(ids) + 1)
                 out = _Text("", source.tokenizer.stream(ids), (), quiet=json_to == "-")
                 tokens, interrupted = [], False
@@ -596,7 +594,8 @@ def _image_facts(image: Image) -> dict:
             "bytes_per_token_full_context": image.bytes_per_token(image.context),
             "context": image.context, "instructions": len(image.instructions),
             "shape": image.shape, "needs": image.needs, "model_regs": image.model_regs,
-            "bos_id": image.bos_id, "stop_ids": list(image.stop_ids)}
+            "bos_id": image.bos_id, "stop_ids": list(image.stop_ids),
+            "chat_template": image.chat is not None}
 
 
 def _listing(facts: dict, indent: str = "") -> str:

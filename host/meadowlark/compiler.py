@@ -271,7 +271,7 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None) -
                    context=context, prog_depth=len(program), memory_bytes=memory_bytes,
                    tile_rows=max(i["rows"] for i in program if i["header"] != Header.NONE)),
         model_regs=regs, shape=asdict(shape), program=b"".join(map(encode, program)),
-        memory=memory, tokenizer=qm.tokenizer_json, bos_id=qm.bos_id,
+        memory=memory, tokenizer=qm.tokenizer_json, chat=qm.chat, bos_id=qm.bos_id,
         stop_ids=tuple(qm.stop_ids), facts=_facts(qm, shape))
     return replace(image, seconds=round(time.monotonic() - started, 3))
 

@@ -383,7 +383,7 @@ def _chat_template(folder: Path) -> ChatTemplate | None:
             value = value.get("content")
         return value if isinstance(value, str) else ""
 
-    return ChatTemplate(template, bos=token("bos_token"), eos=token("eos_token"),
+    return ChatTemplate(template=template, bos=token("bos_token"), eos=token("eos_token"),
                         source=str(folder))
 
 

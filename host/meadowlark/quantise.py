@@ -18,6 +18,7 @@ from meadowlark_hdl.isa import Mode
 from meadowlark_hdl.weights.block_golden import GRID, block_weights, normalise
 
 from .blocks import BlockTensor
+from .chat import ChatTemplate
 from .errors import UserError
 from .model import DATA, FloatModel, Layer, Model, rope_angles
 from .sampling import LOG2_E, mantissa_shift
@@ -107,7 +108,8 @@ class QuantModel:
     rope: int16[context, head_pad/2, 2], cos and sin with 14 fractional bits; (1, 0) in padded
     pairs. eps: hidden * epsilon in squared units of the residual. residual_frac: fractional bits
     of the residual. head_pad: power of two, >= head_dim. context: most positions of the model,
-    at most 4096. tokenizer_json: contents of the file. parameters: weights of the float model.
+    at most 4096. tokenizer_json: contents of the file. chat: the model's template, or None.
+    parameters: weights of the float model.
     """
     name: str
     hidden: int
@@ -129,6 +131,7 @@ class QuantModel:
     tokenizer_json: bytes
     bos_id: int | None
     stop_ids: tuple[int, ...]
+    chat: ChatTemplate | None
     parameters: int
 
 
@@ -489,4 +492,4 @@ def quantise(model: Model, calibration: Iterable[Sequence[int]] | Ranges | None 
         head=_linear(head, None, final, 2.0**-LOGIT_FRAC, f"{model.name}, head"),
         tied=model.tied, eps=eps, residual_frac=residual_frac,
         tokenizer_json=model.tokenizer.json, bos_id=model.bos_id, stop_ids=model.stop_ids,
-        parameters=model.parameters)
+        chat=model.chat, parameters=model.parameters)
