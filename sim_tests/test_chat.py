@@ -186,7 +186,7 @@ def test_an_image_alone(folder, tmp_path, capsys, monkeypatch):
     assert cli.main(["compile", str(folder), "-o", str(path)]) == 0
     model, image = Source(str(folder), board), Source(str(path), board)
     assert image.prompt("Hello", chat=True) == model.prompt("Hello", chat=True)
-    assert image.image.chat == model.model.chat and image.image.chat.source == str(path)
+    assert image.image.chat == model.model.chat is not None
     capsys.readouterr()
     assert cli.main(["info", str(path), "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["chat_template"] is True

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from jinja2.exceptions import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from .errors import UserError
+from .errors import UserError, brief
 
 if TYPE_CHECKING:
     from .model import Tokenizer
@@ -86,7 +86,7 @@ class ChatTemplate:
                     raise TemplateError(f"it gives more than {MAX_TEXT:,} characters")
         # A template is a program: it can divide by zero or miss a key as any other.
         except Exception as e:
-            raise UserError(f"the chat template of {self.source} cannot be used ({str(e)[:200]}); "
+            raise UserError(f"the chat template of {self.source} cannot be used ({brief(e)}); "
                             "leave --chat out or use another model.") from e
         return "".join(pieces)
 

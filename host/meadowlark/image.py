@@ -18,7 +18,7 @@ from meadowlark_hdl.isa import (INSTRUCTION_BYTES, MODEL_REGS, Epi, Header, Inst
 from meadowlark_hdl.link.protocol import ISA_CRC
 
 from .chat import ChatTemplate
-from .errors import UserError
+from .errors import UserError, brief
 from .metadata import MAX_WORD
 
 if TYPE_CHECKING:
@@ -255,8 +255,7 @@ class Image:
         try:
             return cls._from_header(json.loads(text), file, left - size, name)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            what = " ".join(str(error)[:200].split())
-            raise UserError(f"{name} has a header that makes no sense ({what}); {again}"
+            raise UserError(f"{name} has a header that makes no sense ({brief(error)}); {again}"
                             ) from error
 
     @classmethod
