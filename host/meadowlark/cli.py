@@ -466,28 +466,21 @@ def compile_(source_model: str | None, output: str, ctx: int | None, weights: st
 
 @cli.command(name="eval")
 @click.option("--text", metavar="FILE",
-              help="Text to predict, a text a line; by default the packaged held-out stories.")
+              help="Text to predict, a text a line, plain or .xz; by default the packaged held-out "
+                   "stories.")
 @click.option("--tokens", type=int, metavar="N", help="Most tokens to predict; by default all.")
 @_weights_option
 @_common
 def eval_(text: str | None, tokens: int | None, weights: str, model: str, board: str, target: str,
           json_to: str | None, seed: int) -> int:
     """Perplexity of the exact integer arithmetic beside that of float32."""
-    from .evaluate import perplexity, validation_text
+    from .evaluate import perplexity, read_text, validation_text
     if _given("target") and target != "golden":
         raise UserError("eval runs the golden model, which is bit-exact with the board; use "
                         "--target golden or leave it out")
     if tokens is not None and tokens < 1:
         raise UserError(f"the number of tokens must be at least 1, not {tokens}")
-    if text is None:
-        lines = validation_text()
-    else:
-        try:
-            lines = Path(text).read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise UserError(f"cannot read the text {text}: {error.strerror or error}") from error
-        except UnicodeDecodeError as error:
-            raise UserError(f"the text {text} is not UTF-8; convert it") from error
+    lines = validation_text() if text is None else read_text(text)
     which = _board(board)
     with Progress() as progress:
         source = _source(model, which, None, weights, progress)
