@@ -5,13 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from gguf_files import write_gguf
 from meadowlark.driver import BoardError
 from meadowlark.golden import GoldenModel
+from meadowlark.model import load_model
 from meadowlark.prepare import Source
 from meadowlark.sampling import sampling
 from meadowlark.targets import SimTarget
 from meadowlark_boards import get_board
 from meadowlark_hdl.control.sampler_golden import Sampling, logits_crc
+from meadowlark_hdl.isa import Header, Op
 from random_model import random_model
 
 #: Odd shapes: GQA with three heads a group, head_dim padded from 24 to 32, own head, biases.
@@ -61,6 +64,16 @@ def odd(target, tmp_path, seed):
     return Chip(target, get_board("virtual"), str(random_model(tmp_path / "odd", seed=seed, **ODD)))
 
 
+@pytest.fixture
+def blocks(target, tmp_path, seed):
+    """A GGUF file: Q8_0 in the embedding and the head, Q4_1 in the layers, odd numbers of rows."""
+    folder = random_model(tmp_path / "folder", seed=seed, hidden=96, layers=2, heads=3, kv_heads=1,
+                          head_dim=32, ffn=160, vocab=301)
+    path = write_gguf(tmp_path / "m.gguf", folder, kind="Q4_1", others={
+        "token_embd.weight": (load_model(folder).embedding, "Q8_0")})
+    return Chip(target, get_board("virtual"), str(path))
+
+
 def words(rng, chip, count):
     """A prompt of ``count`` tokens, bos first."""
     return [0, *rng.integers(2, chip.source.quantised.vocab, count - 1).tolist()]
@@ -99,6 +112,14 @@ def test_stop_ids(stories):
     plain = stories.compare(prompt, max_new=6)
     stopped = stories.compare(prompt, max_new=6, stop_ids=(2000, plain[2], plain[4]))
     assert stopped == plain[:plain.index(plain[2]) + 1]
+
+
+def test_blocks(blocks, seed):
+    """Blocks of 32 with their short row headers, in passes of several blocks of tokens."""
+    image = blocks.source.image
+    assert {i["header"] for i in image.instructions if i["op"] in (Op.LINEAR, Op.EMBED)} == {
+        Header.SHORT}
+    blocks.compare(words(np.random.default_rng(seed), blocks, 37), max_new=4)
 
 
 def test_cache_is_kept_between_runs(odd, seed):
