@@ -180,7 +180,8 @@ def mutate(image: Image, raw: bytes, rng: random.Random) -> bytes:
     changed = {}
     if what < 0.7:
         section = rng.choice(PARSED)
-        content = image.chat.as_json() if section == "chat" else getattr(image, section)
+        content = image.chat.as_json() if section == "chat" and image.chat else \
+            getattr(image, section)
         if section == "program":
             content = mutate_bytes(content, rng)
         else:
