@@ -1,15 +1,19 @@
 """Chat templates: what they are given, and what they may not do."""
 import io
 import json
+import re
 
 import pytest
 from random_model import random_model
 
-from meadowlark import cli
+from meadowlark import cli, targets
 from meadowlark.chat import MAX_TEMPLATE, ChatTemplate, Conversation
+from meadowlark.driver import Driver
 from meadowlark.errors import UserError
+from meadowlark.fake_board import FakeBoard
 from meadowlark.model import load_model
 from meadowlark.prepare import Source
+from meadowlark.targets import BoardTarget, GoldenTarget
 from meadowlark_boards import get_board
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -18,7 +22,7 @@ CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m.conte
 
 
 def test_chatml():
-    template = ChatTemplate(CHATML)
+    template = ChatTemplate(template=CHATML)
     messages = [{"role": "system", "content": "Be brief."}, *HELLO]
     text = ("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n")
     assert template.render(messages, add_generation_prompt=False) == text
@@ -36,7 +40,7 @@ def test_chatml():
 ])
 def test_as_transformers(template, text):
     """Variables, filters and the handling of white space that templates of models rely on."""
-    assert ChatTemplate(template, bos="<s>", eos="</s>").render(HELLO) == text
+    assert ChatTemplate(template=template, bos="<s>", eos="</s>").render(HELLO) == text
 
 
 @pytest.mark.parametrize("template, message", [
@@ -55,7 +59,7 @@ def test_as_transformers(template, text):
 ])
 def test_refused(template, message):
     with pytest.raises(UserError, match=f"^the chat template of here cannot be used .*({message})"):
-        ChatTemplate(template, source="here").render(HELLO)
+        ChatTemplate(template=template, source="here").render(HELLO)
 
 
 # ---- Of Hugging Face folders
@@ -134,7 +138,7 @@ def test_prompts_go_on(talk, ended):
 def test_template_that_rewrites_answers(folder):
     """Where the past reads differently, the whole prompt is made anew."""
     model = load_model(folder)
-    template = ChatTemplate("{% for m in messages %}{{ m.content | trim }};{% endfor %}")
+    template = ChatTemplate(template="{% for m in messages %}{{ m.content | trim }};{% endfor %}")
     talk = Conversation(template, model.tokenizer)
     talk.ask("Hello")
     talk.answered(model.tokenizer.encode("  you", special=False))
@@ -143,7 +147,7 @@ def test_template_that_rewrites_answers(folder):
 
 def test_refused_question_is_not_said(folder):
     model = load_model(folder)
-    talk = Conversation(ChatTemplate("{{ raise_exception('no') }}"), model.tokenizer)
+    talk = Conversation(ChatTemplate(template="{{ raise_exception('no') }}"), model.tokenizer)
     with pytest.raises(UserError):
         talk.ask("Hello")
     assert talk.messages == [] and talk.ids == []
@@ -171,7 +175,30 @@ def test_generate_refuses(capsys, tmp_path):
     assert cli.main(["compile", "-o", str(image)]) == 0
     capsys.readouterr()
     assert cli.main(["generate", "Hello", "--chat", "--model", str(image)]) == 2
-    assert "is an image and holds no chat template" in capsys.readouterr().err
+    assert "stories.mlk came without a chat template" in capsys.readouterr().err
+
+
+def test_an_image_alone(folder, tmp_path, capsys, monkeypatch):
+    """The template and its tokens are in the image: the same prompts, without the model."""
+    monkeypatch.setenv("MEADOWLARK_CACHE", str(tmp_path))
+    configure(folder, chat_template=TURNS, bos_token="<|bos|>", eos_token="<|eos|>")
+    path, board = tmp_path / "m.mlk", get_board("virtual")
+    assert cli.main(["compile", str(folder), "-o", str(path)]) == 0
+    model, image = Source(str(folder), board), Source(str(path), board)
+    assert image.prompt("Hello", chat=True) == model.prompt("Hello", chat=True)
+    assert image.image.chat == model.model.chat is not None
+    capsys.readouterr()
+    assert cli.main(["info", str(path), "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["chat_template"] is True
+    # A golden model needs the checkpoint; the rest of a run is that of any image.
+    monkeypatch.setattr(targets, "open_target", lambda *_, **__: BoardTarget("fake", Driver(
+        FakeBoard(board.config, memory_bytes=board.memory.size_bytes,
+                  next_token=lambda history: (len(history) % 50 + 5, 0)))))
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\nGood\n"))
+    assert cli.main(["chat", "--model", str(path), "-n", "3", "--json", "-"]) == 0
+    turns = json.loads(capsys.readouterr().out)["turns"]
+    assert turns[0]["prompt_tokens"] == len(model.prompt("Hello", chat=True))
+    assert turns[0]["cached_tokens"] == 0 < turns[1]["cached_tokens"]
 
 
 def test_chat(folder, tmp_path, capsys, monkeypatch):
@@ -182,7 +209,10 @@ def test_chat(folder, tmp_path, capsys, monkeypatch):
     assert cli.main(["chat", *args, "--json", "-"]) == 0
     turns = json.loads(capsys.readouterr().out)["turns"]
     assert [t["question"] for t in turns] == ["Hello", "Good"]
-    assert turns[0]["prompt_tokens"] + len(turns[0]["tokens"]) < turns[1]["prompt_tokens"]
+    said = turns[0]["prompt_tokens"] + len(turns[0]["tokens"])
+    assert said < turns[1]["prompt_tokens"]
+    assert turns[0]["cached_tokens"] == 0       # the answer may read differently in the template
+    assert turns[0]["prompt_tokens"] <= turns[1]["cached_tokens"] < said
     # The first answer is that of generate.
     assert cli.main(["generate", "Hello", "--chat", *args, "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["tokens"] == turns[0]["tokens"]
@@ -190,7 +220,43 @@ def test_chat(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n" + "a" * 200 + "\n"))
     assert cli.main(["chat", *args]) == 2
     out, err = capsys.readouterr()
-    assert out == turns[0]["text"] + "\n" and "the context holds 128" in err
+    assert out == turns[0]["text"] + "\n"
+    assert f"{turns[0]['prompt_tokens']} (0 from the cache) + 3 tokens, ended by number" in err
+    assert re.search(r"error: with this question the conversation has \d{3} tokens and the context "
+                     "holds 128; start a new one$", err)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("stdin", [Terminal, io.StringIO])
+def test_interrupted_answer(folder, tmp_path, capsys, monkeypatch, stdin):
+    """On a terminal the conversation goes on, and what was answered is part of it."""
+    monkeypatch.setenv("MEADOWLARK_CACHE", str(tmp_path))
+    configure(folder, chat_template=TURNS, bos_token="<|bos|>", eos_token="<|eos|>")
+    args = ["chat", "--model", str(folder), "--target", "golden", "-n", "5", "--json", "-"]
+    whole = GoldenTarget.generate
+
+    def interrupted(self, tokens, *args, **kw):
+        for at, event in enumerate(whole(self, tokens, *args, **kw)):
+            if at == 2 and tokens == first:
+                raise KeyboardInterrupt
+            yield event
+    monkeypatch.setattr("sys.stdin", stdin("Hello\nGood\n"))
+    model = load_model(folder)
+    first = Conversation(model.chat, model.tokenizer).ask("Hello")
+    monkeypatch.setattr(GoldenTarget, "generate", interrupted)
+    status = cli.main(args)
+    out, err = capsys.readouterr()
+    if stdin is io.StringIO:
+        assert status == 130 and "interrupted" in err
+        return
+    turns = json.loads(out)["turns"]
+    assert status == 0 and [len(t["tokens"]) for t in turns] == [2, 5]
+    assert [t["end"] for t in turns] == ["Ctrl-C", "number of tokens"]
+    assert len(first) <= turns[1]["cached_tokens"] <= len(first) + 1
 
 
 def test_chat_needs_a_template(capsys):

@@ -5,13 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from gguf_files import write_gguf
 from meadowlark.driver import BoardError
 from meadowlark.golden import GoldenModel
+from meadowlark.model import load_model
 from meadowlark.prepare import Source
 from meadowlark.sampling import sampling
 from meadowlark.targets import SimTarget
 from meadowlark_boards import get_board
 from meadowlark_hdl.control.sampler_golden import Sampling, logits_crc
+from meadowlark_hdl.isa import Header, Op
 from random_model import random_model
 
 #: Odd shapes: GQA with three heads a group, head_dim padded from 24 to 32, own head, biases.
@@ -61,6 +64,16 @@ def odd(target, tmp_path, seed):
     return Chip(target, get_board("virtual"), str(random_model(tmp_path / "odd", seed=seed, **ODD)))
 
 
+@pytest.fixture
+def blocks(target, tmp_path, seed):
+    """A GGUF file: Q8_0 in the embedding and the head, Q4_1 in the layers, odd numbers of rows."""
+    folder = random_model(tmp_path / "folder", seed=seed, hidden=96, layers=2, heads=3, kv_heads=1,
+                          head_dim=32, ffn=160, vocab=301)
+    path = write_gguf(tmp_path / "m.gguf", folder, kind="Q4_1", others={
+        "token_embd.weight": (load_model(folder).embedding, "Q8_0")})
+    return Chip(target, get_board("virtual"), str(path))
+
+
 def words(rng, chip, count):
     """A prompt of ``count`` tokens, bos first."""
     return [0, *rng.integers(2, chip.source.quantised.vocab, count - 1).tolist()]
@@ -101,6 +114,14 @@ def test_stop_ids(stories):
     assert stopped == plain[:plain.index(plain[2]) + 1]
 
 
+def test_blocks(blocks, seed):
+    """Blocks of 32 with their short row headers, in passes of several blocks of tokens."""
+    image = blocks.source.image
+    assert {i["header"] for i in image.instructions if i["op"] in (Op.LINEAR, Op.EMBED)} == {
+        Header.SHORT}
+    blocks.compare(words(np.random.default_rng(seed), blocks, 37), max_new=4)
+
+
 def test_cache_is_kept_between_runs(odd, seed):
     """max_new = 0 fills the cache; a second run goes on from there as if it were one."""
     rng = np.random.default_rng(seed)
@@ -113,6 +134,24 @@ def test_cache_is_kept_between_runs(odd, seed):
     assert got == want
 
 
+def test_conversation(odd, seed):
+    """Turn by turn only what is new is sent; tokens and logits are those of a run from scratch."""
+    rng = np.random.default_rng(seed)
+    said = []
+    for new, count, stop in ((9, 4, True), (1, 5, False), (30, 3, False), (66, 2, True)):
+        before, said = len(said), said + words(rng, odd, new)
+        odd.golden.forget()
+        want = list(odd.golden.generate(said, max_new=count, stop_ids=()))
+        events = list(odd.target.generate(
+            said, Sampling(), max_new=count + stop, reuse=True,
+            stop_ids=(want[-1][0],) if stop else ()))
+        for event, (token, logits) in zip(events, want):
+            assert event.token == token
+            np.testing.assert_array_equal(event.logits, logits)
+        assert odd.target.cached == max(before - 1, 0)
+        said += [e.token for e in events]
+
+
 def test_abort_leaves_the_board_ready(stories, seed):
     rng = np.random.default_rng(seed)
     prompt = stories.source.tokenizer.encode("Once upon a time")
@@ -122,7 +161,10 @@ def test_abort_leaves_the_board_ready(stories, seed):
             next(run)
         stories.target.sim.run(int(rng.integers(1, 60_000)))        # somewhere in a token
         run.close()
-    stories.compare(prompt, max_new=3)
+    # What was cached up to then still serves.
+    again = list(stories.target.generate(prompt, Sampling(), max_new=3, stop_ids=(), reuse=True))
+    assert stories.target.cached == len(prompt) - 1
+    assert [e.token for e in again] == stories.compare(prompt, max_new=3)
 
 
 def test_errors_reach_the_host(odd):

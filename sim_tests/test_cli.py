@@ -1,11 +1,14 @@
 """The commands: what they print, and that whatever the user can put right is one sentence."""
 import json
+import lzma
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from meadowlark import bench, cli, targets
 from meadowlark.driver import Driver
+from meadowlark.evaluate import read_text
 from meadowlark.fake_board import FakeBoard
 from meadowlark.model import PACKAGED
 from meadowlark.prepare import Source
@@ -240,8 +243,24 @@ def test_eval_gives_both_perplexities(run, tmp_path):
     assert {"ppl_float", "ppl_fixed", "delta_pct", "tokens"} <= result.keys()
     few = json.loads(run("eval", "--text", text, "--tokens", "5", "--json", "-")[1])
     assert few["tokens"] == 5 < result["tokens"]
+    packed = tmp_path / "text.xz"
+    packed.write_bytes(lzma.compress(text.read_bytes()))
+    assert json.loads(run("eval", "--text", packed, "--json", "-")[1]) == result
+    packed.write_bytes(packed.read_bytes()[:-9])
+    refused(run("eval", "--text", packed), "cannot read the text", "text.xz")
+    packed.write_bytes(b"plain")
+    refused(run("eval", "--text", packed), "cannot read the text", "text.xz")
     text.write_text("\n\n")
     refused(run("eval", "--text", text), "no tokens")
+    text.write_bytes(b"\xff")
+    refused(run("eval", "--text", text), "not UTF-8")
+
+
+def test_the_english_text():
+    """What docs/numerics.md is measured on: long enough, the first lines longer than a window."""
+    lines = read_text(Path(__file__).parent / "texts" / "jargon.txt.xz")
+    assert sum(map(len, lines)) > 200_000 and len(lines) == 194
+    assert len(lines[0]) == 6612 and lines[0].startswith("This document is a collection of slang")
 
 
 @pytest.mark.parametrize("what, key", [("virtual", "config"), ("stories", "parameters"),

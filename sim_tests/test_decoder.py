@@ -13,7 +13,8 @@ from meadowlark_hdl.isa import Header, Mode
 from meadowlark_hdl.signatures import DecoderItem, TileTag
 from meadowlark_hdl.weights.block_golden import BLOCK, SCALE_BYTES, block_weights, normalise
 from meadowlark_hdl.weights.decoder import PackedWeightDecoder
-from meadowlark_hdl.weights.decoder_golden import decode_tile, encode_tile, header_chunks
+from meadowlark_hdl.weights.decoder_golden import (decode_tile, encode_tile, header_chunks,
+                                                    row_headers)
 
 RANGE = {Mode.INT8: (-2**7, 2**7 - 1), Mode.INT16: (-2**15, 2**15 - 1),
          Mode.Q8_0: (-2**7, 2**7 - 1), Mode.Q4_0: (-8, 7), Mode.Q4_1: (0, 15)}
@@ -44,11 +45,13 @@ def random_tile(W, rows, row_beats, mode, header):
                       if value is not None}
     if header != Header.NONE:
         scales |= {"mant": rng.integers(0, 1 << 16, rows), "shift": rng.integers(0, 64, rows)}
+    if header == Header.SHORT:
+        scales["mant"] = scales["mant"] & 0xFFE0 | 1 << 15
     if header == Header.BIAS:
         scales["bias"] = rng.integers(-2**31, 2**31, rows)
         scales["bias"][0] = random.choice([-2**31, 2**31 - 1])
-    raw = encode_tile(codes, **scales, W=W, mode=mode)
-    if header != Header.NONE:               # the fourth byte of a header means nothing
+    raw = encode_tile(codes, **scales, W=W, mode=mode, header=header)
+    if header in (Header.SCALE, Header.BIAS):       # the fourth byte of a header means nothing
         step = 4 if header == Header.SCALE else 8
         raw = bytearray(raw)
         for row in range(rows):
@@ -134,15 +137,17 @@ async def cycles_without_headers(dut, mode):
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
-@cocotb.parametrize(header=[Header.SCALE, Header.BIAS])
+@cocotb.parametrize(header=[Header.SCALE, Header.BIAS, Header.SHORT])
 async def cycles_with_headers(dut, header):
-    """A chunk a cycle, and an idle one in front of headers behind another tile."""
+    """A chunk a cycle, half a chunk of SHORT, and an idle one in front of headers behind another
+    tile."""
     W = int(os.environ["W"])
     await start(dut)
     shapes = [(32, 2), (7, 9), (1, 64), (31, 2)]
     times = []
     await run(dut, [random_tile(W, *shape, Mode.INT8, header) for shape in shapes], 0.0, times)
-    want = [header_chunks(header, rows, W) + rows * row_beats + 1 for rows, row_beats in shapes]
+    size = Header.SCALE if header == Header.SHORT else header
+    want = [header_chunks(size, rows, W) + rows * row_beats + 1 for rows, row_beats in shapes]
     until_first = 2 if header == Header.BIAS and want[0] > shapes[0][0] * shapes[0][1] + 2 else 1
     assert times[-1] - times[0] == sum(want) + 1 - until_first - 1
 
@@ -172,7 +177,7 @@ async def illegal_tags_give_beats(dut, stall):
     W = int(os.environ["W"])
     await start(dut)
     tiles = random_tiles(W, 3)
-    for bad in ({"mode": 5, "header": 1}, {"mode": 7, "header": 2}, {"mode": 0, "header": 3}):
+    for bad in ({"mode": 5, "header": 1}, {"mode": 7, "header": 2}, {"mode": 6, "header": 3}):
         beats = random.choice([1, 2, 5])
         tiles.append(({**bad, "rows": 3, "beats": beats}, [],
                       [{"is_scale": 0, "last": int(i == beats - 1)}
@@ -212,6 +217,22 @@ async def flush_in_mid_tile(dut):
         await RisingEdge(dut.clk)
         await run(dut, random_tiles(W, 3), 0.0)
         await RisingEdge(dut.clk)
+
+
+@pytest.mark.parametrize("mant, wrong", [([1 << 15, 0xFFE0, 0], None), ([1 << 15, 0xFFE1], 1),
+                                         ([0x7FE0], 0)])
+def test_what_short_headers_hold(mant, wrong):
+    """Eleven bits; rows without weights have none. Anything else is refused, never cut."""
+    shift = list(range(60, 60 + len(mant)))
+    if wrong is not None:
+        with pytest.raises(ValueError, match="more than 11 bits"):
+            row_headers(Header.SHORT, mant, shift)
+        return
+    raw = row_headers(Header.SHORT, mant, shift)
+    assert raw.shape == (3, 2)
+    got = decode_tile(raw.tobytes() + bytes(16 - 6 + 48), W=16, rows=3, row_beats=1,
+                      mode=Mode.INT8, header=Header.SHORT)
+    assert got[0].tolist() == [1 << 15, 0xFFE0, 1 << 15] and got[1].tolist() == shift
 
 
 @pytest.mark.parametrize("w", [4, 8, 16, 32])

@@ -4,19 +4,29 @@ import os
 import random
 import re
 import struct
+import time
 from dataclasses import replace
+from resource import RUSAGE_SELF, getrusage
 from zlib import crc32
 
 import pytest
+from meadowlark.cli import _image_facts
 from meadowlark.compiler import compile_model
+from meadowlark.driver import Driver
 from meadowlark.errors import UserError
+from meadowlark.fake_board import FakeBoard
 from meadowlark.image import Image
 from meadowlark.model import load_model
+from meadowlark.prepare import Source
 from meadowlark.quantise import quantise
+from meadowlark.targets import BoardTarget
 from meadowlark_boards import get_board
 from meadowlark_hdl.config import Config
+from meadowlark_hdl.control.sampler_golden import Sampling
 from random_model import random_model, random_texts
 
+#: Mutated files that are tried; FUZZ= sets it.
+MUTATIONS = int(os.environ.get("FUZZ") or 300)
 CONFIG = Config(W=8, P=4, bus_bytes=2, tile_beats=64, tile_rows=16)
 
 
@@ -44,15 +54,16 @@ def refused(raw):
     return text
 
 
-def with_header(raw, change):
-    """The file with a changed header and a right checksum."""
+def with_header(raw, change, bodies=()):
+    """The file with a changed header and a right checksum; bodies: what replaces the sections."""
     magic, version, length, _ = struct.unpack_from("<8sIII", raw)
     header = json.loads(raw[20:20 + length])
     changed = change(header)
     header = header if changed is None else changed
     text = json.dumps(header).encode()
     lead = struct.pack("<8sII", magic, version, len(text))
-    return lead + struct.pack("<I", crc32(text, crc32(lead))) + text + raw[20 + length:]
+    body = bodies[0] if bodies else raw[20 + length:]
+    return lead + struct.pack("<I", crc32(text, crc32(lead))) + text + body
 
 
 def test_round_trip(image, tmp_path, raw):
@@ -98,6 +109,23 @@ def test_truncation(raw, seed):
     assert "too long" in refused(raw + b"\0")
 
 
+def test_headers_that_are_no_tables(raw):
+    for header in ([], [None], 3, "x"):
+        refused(with_header(raw, lambda _, h=header: h))
+
+
+def test_absurd_sizes_are_not_read(raw, tmp_path):
+    """What the file says of itself is looked at before anything large is read."""
+    path = tmp_path / "x.mlk"
+    for start, word in ((b"GGUF", "not a Meadowlark image"), (raw[:12] + b"\xff\xff\xff\x7f",
+                                                             "its header has 2147483647"),
+                        (raw, "too long")):
+        path.write_bytes(start)
+        os.truncate(path, 1 << 34)                  # takes no place
+        with pytest.raises(UserError, match=word):
+            Image.load(path)
+
+
 def test_every_flipped_bit_is_found(raw, seed):
     rng = random.Random(seed)
     places = [*range(8 * 24), *(rng.randrange(8 * len(raw)) for _ in range(300))]
@@ -107,46 +135,119 @@ def test_every_flipped_bit_is_found(raw, seed):
         refused(bad)
 
 
-def test_mutated_files(raw, seed):
-    """Cuts, doubled and overwritten pieces: always a UserError."""
+# ---- Mutated files
+
+#: Sections whose contents are believed once their checksum is right; memory is data to the chip.
+PARSED = ("program", "tokenizer", "chat")
+ODD_VALUES = (None, -1, 0, 1, 7, 255, 2**16 + 1, 2**31, 2**32, 2**62, 2**70, 1.5, float("inf"),
+              "x", "", "\x1b[2J", "a" * 5000, [], {}, [1], [[]] * 500, True)
+
+
+def mutate_bytes(raw: bytes, rng: random.Random) -> bytes:
+    """Cuts, flips, doubled and overwritten pieces."""
+    bad = bytearray(raw)
+    for _ in range(rng.randint(1, 4)):
+        a, b = sorted(rng.randrange(len(bad) + 1) for _ in range(2))
+        b = min(b, a + rng.choice((1, 4, 300)))
+        bad[a:b] = rng.choice((b"", rng.randbytes(b - a), bytes(b - a), bad[a:b] * 2,
+                               b"\xff" * (b - a)))
+    if rng.random() < 0.1:
+        del bad[rng.randrange(len(bad) + 1):]
+    return bytes(bad)
+
+
+def mutate_value(node, rng: random.Random) -> None:
+    """Change or drop one value somewhere in a tree of dicts and lists."""
+    while True:
+        key = rng.choice(list(node) if isinstance(node, dict) else range(len(node)))
+        if isinstance(node[key], (dict, list)) and node[key] and rng.random() < 0.8:
+            node = node[key]
+            continue
+        if isinstance(node, dict) and rng.random() < 0.1:
+            del node[key]
+        elif type(node[key]) is int and rng.random() < 0.5:
+            node[key] += rng.choice((-1, 1, 8, -node[key] // 2, node[key]))
+        else:
+            node[key] = rng.choice(ODD_VALUES)
+        return
+
+
+def mutate(image: Image, raw: bytes, rng: random.Random) -> bytes:
+    """A damaged file, or one whose every checksum is right over wrong contents."""
+    what = rng.random()
+    if what < 0.2:
+        return mutate_bytes(raw, rng)
+    changed = {}
+    if what < 0.7:
+        section = rng.choice(PARSED)
+        content = image.chat.as_json() if section == "chat" and image.chat else \
+            getattr(image, section)
+        if section == "program":
+            content = mutate_bytes(content, rng)
+        else:
+            tree = json.loads(content)
+            mutate_value(tree, rng)
+            content = mutate_bytes(content, rng) if rng.random() < 0.3 else \
+                json.dumps(tree).encode()
+        changed[section] = content
+
+    def change(header):
+        at, parts = 0, []
+        for name, old in header["sections"].items():
+            begin = 20 + struct.unpack_from("<I", raw, 12)[0] + old["offset"]
+            parts.append(changed.get(name, raw[begin:begin + old["size"]]))
+            old.update(offset=at, size=len(parts[-1]), crc32=crc32(parts[-1]))
+            at += len(parts[-1])
+        if "program" in changed:
+            header["needs"]["prog_depth"] = len(changed["program"]) // 21
+        bodies.append(b"".join(parts))
+        if not changed or rng.random() < 0.1:
+            mutate_value(header if rng.random() < 0.7 else header["sections"], rng)
+    bodies: list[bytes] = []
+    return with_header(raw, change, bodies)
+
+
+@pytest.fixture(scope="module")
+def talking(tmp_path_factory):
+    """An image for the virtual board, with a chat template."""
+    folder = random_model(tmp_path_factory.mktemp("m"), seed=1, layers=1, heads=2, kv_heads=2)
+    template = "{% for m in messages %}{{ bos_token }}{{ m.content }}{% endfor %}"
+    (folder / "tokenizer_config.json").write_text(json.dumps({
+        "chat_template": template, "bos_token": "<|bos|>"}))
+    model = load_model(folder)
+    return compile_model(quantise(model, random_texts(model, seed=2)), get_board("virtual"))
+
+
+def test_mutated_files(talking, tmp_path, seed):
+    """No crash, no hang, no large allocation: what an image is good for, or one sentence."""
+    raw, path, which = b"".join(talking._parts()), tmp_path / "m.mlk", get_board("virtual")
     rng = random.Random(seed)
-    for _ in range(500):
-        bad = bytearray(raw)
-        for _ in range(rng.randint(1, 4)):
-            a, b = sorted(rng.randrange(len(bad) + 1) for _ in range(2))
-            b = min(b, a + rng.choice((1, 4, 300)))
-            bad[a:b] = rng.choice((b"", rng.randbytes(b - a), bytes(b - a), bad[a:b] * 2))
-        if bytes(bad) != raw:
-            refused(bad)
-
-
-def test_mutated_headers(raw, seed):
-    """A right checksum over a wrong header: a UserError or an image, never another exception."""
-    rng = random.Random(seed)
-    values = (None, -1, 0, 1, 2**70, 1.5, "x", "", [], {}, [1], True, float("inf"))
-    hits = 0
-
-    def mutate(node):
-        while True:
-            key = rng.choice(list(node) if isinstance(node, dict) else range(len(node)))
-            if isinstance(node[key], (dict, list)) and node[key] and rng.random() < 0.7:
-                node = node[key]
-                continue
-            if isinstance(node, dict) and rng.random() < 0.2:
-                del node[key]
-            else:
-                node[key] = rng.choice(values)
-            return
-    for _ in range(500):
+    fake = FakeBoard(which.config, memory_bytes=which.memory.size_bytes,
+                     next_token=lambda history: (len(history) % 90, 0))
+    target = BoardTarget("fake", Driver(fake))
+    refused = 0
+    before = getrusage(RUSAGE_SELF).ru_maxrss
+    for _ in range(MUTATIONS):
+        path.write_bytes(mutate(talking, raw, rng))
+        started = time.process_time()
         try:
-            loaded = Image.parse(with_header(raw, mutate))
-            loaded.check_board(board())
-            loaded.bytes_per_token(1)
-        except UserError:
-            hits += 1
-    assert hits > 200
-    for header in ([], [None], 3, "x"):
-        refused(with_header(raw, lambda _, h=header: h))
+            source = Source(str(path), which)
+            json.dumps(_image_facts(source.image))
+            target.load(source)
+            plain = source.prompt("Hello 12")
+            chat = source.prompt("Hello 12", chat=True) if source.image.chat else plain
+            for ids in (plain, chat):
+                tokens = [e.token for e in target.generate(
+                    ids, Sampling(), max_new=3, stop_ids=source.image.stop_ids, reuse=True)]
+                source.tokenizer.decode([*ids, *tokens], special=True)
+        except UserError as error:
+            refused += 1
+            text = str(error)
+            assert text and len(text) < 600 and text.isprintable()
+        assert time.process_time() - started < 5
+    assert MUTATIONS // 3 < refused < MUTATIONS
+    assert getrusage(RUSAGE_SELF).ru_maxrss - before < 100 << 10        # KiB
+    print(f"{refused} of {MUTATIONS} refused, peak {getrusage(RUSAGE_SELF).ru_maxrss >> 10} MiB")
 
 
 @pytest.mark.parametrize("value", [True, 2.0, "2", None, -1, 1 << 63])

@@ -54,6 +54,7 @@ class Header(IntEnum):
     NONE = 0
     SCALE = 1   #: 4 bytes a row: mantissa u16, shift u8, zero
     BIAS = 2    #: 8 bytes a row: mantissa u16, shift u8, zero, bias int32
+    SHORT = 3   #: 2 bytes a row: 10 bits of the mantissa below its leading one, shift above them
 
 
 class Field(NamedTuple):

@@ -3,12 +3,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from jinja2.exceptions import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from .errors import UserError
+from .errors import UserError, brief
 
 if TYPE_CHECKING:
     from .model import Tokenizer
@@ -18,6 +19,7 @@ MAX_TEMPLATE = 1 << 16
 MAX_TEXT = 1 << 22
 
 
+@dataclass(frozen=True, kw_only=True)
 class ChatTemplate:
     """The chat template that came with a model, in Jinja.
 
@@ -26,19 +28,26 @@ class ChatTemplate:
     of day: the same messages give the same text. It runs in Jinja's sandbox, where it cannot reach
     Python's objects, files or the network.
 
-    Parameters
-    ----------
-    template : str
-    bos, eos : str
-        Texts of the model's tokens that begin and end a text; "" where it has none.
-    source : str
-        Where it came from, for messages.
+    template: the text. bos, eos: texts of the model's tokens that begin and end a text; "" where it
+    has none. source: where it came from, for messages.
     """
+    template: str
+    bos: str = ""
+    eos: str = ""
+    source: str = field(default="the chat template", compare=False)
 
-    def __init__(self, template: str, *, bos: str = "", eos: str = "",
-                 source: str = "the chat template") -> None:
-        self.template, self.source = template, source
-        self._tokens = {"bos_token": bos, "eos_token": eos}
+    @classmethod
+    def from_json(cls, raw: bytes, source: str) -> ChatTemplate:
+        """Inverse of :meth:`as_json`. ValueError if the bytes are anything else."""
+        values = json.loads(raw)
+        if not isinstance(values, dict) or set(values) != {"template", "bos", "eos"} or \
+                not all(isinstance(value, str) for value in values.values()):
+            raise ValueError("a chat template is template, bos and eos, all text")
+        return cls(**values, source=source)
+
+    def as_json(self) -> bytes:
+        """The template and its tokens, without the source."""
+        return json.dumps({"template": self.template, "bos": self.bos, "eos": self.eos}).encode()
 
     def render(self, messages: Sequence[Mapping[str, str]], *,
                add_generation_prompt: bool = True) -> str:
@@ -69,14 +78,15 @@ class ChatTemplate:
             pieces, length = [], 0
             for piece in environment.from_string(self.template).generate(
                     messages=[dict(m) for m in messages],
-                    add_generation_prompt=add_generation_prompt, **self._tokens):
+                    add_generation_prompt=add_generation_prompt, bos_token=self.bos,
+                    eos_token=self.eos):
                 pieces.append(piece)
                 length += len(piece)
                 if length > MAX_TEXT:
                     raise TemplateError(f"it gives more than {MAX_TEXT:,} characters")
         # A template is a program: it can divide by zero or miss a key as any other.
         except Exception as e:
-            raise UserError(f"the chat template of {self.source} cannot be used ({str(e)[:200]}); "
+            raise UserError(f"the chat template of {self.source} cannot be used ({brief(e)}); "
                             "leave --chat out or use another model.") from e
         return "".join(pieces)
 

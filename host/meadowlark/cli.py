@@ -234,7 +234,7 @@ def generate(prompt: str, max_new: int | None, temperature: float, top_k: int, t
         result: dict[str, Any] = {
             "model": image.name, "board": which.name, "target": target, "seed": seed,
             "prompt_tokens": len(ids), "tokens": [e.token for e in events], "text": out.text,
-            "end": _end(events, stops, out, len(events) == max_new),
+            "end": _end([e.token for e in events], stops, out, len(events) == max_new),
             "tokens_per_s": len(events) / seconds,
             "cycles_per_token": _cycles_per_token(counters, len(events)),
             "bytes_per_token": _bytes_per_token(image, len(ids), passes),
@@ -303,11 +303,11 @@ class _Text:
         return not self.stopped
 
 
-def _end(events: Sequence, stops: Sequence[int], out: _Text, full: bool) -> str:
+def _end(tokens: Sequence[int], stops: Sequence[int], out: _Text, full: bool) -> str:
     """Why a text ended."""
     if out.stopped:
         return "stop text"
-    if events and events[-1].token in stops:
+    if tokens and tokens[-1] in stops:
         return "stop id"
     return "number of tokens" if full else "context"
 
@@ -349,7 +349,10 @@ def _summary(result: dict) -> str:
 def chat(max_new: int | None, temperature: float, top_k: int, top_p: float, ctx: int | None,
          weights: str, model: str, board: str, target: str, json_to: str | None,
          seed: int) -> int:
-    """Talk with a model: a question a line, until an empty line or the end of the input."""
+    """Talk with a model: a question a line, until an empty line or the end of the input.
+
+    Ctrl-C ends an answer, and between answers the conversation.
+    """
     from .sampling import sampling
     from .targets import open_target
     which = _board(board)
@@ -362,24 +365,46 @@ def chat(max_new: int | None, temperature: float, top_k: int, top_p: float, ctx:
         with closing(open_target(target, which, progress=progress)) as runner:
             runner.load(source)
             while question := _question(progress):
-                ids = source.fitting(talk.ask(question))
+                ids = source.fitting(talk.ask(question), "with this question the conversation",
+                                     "start a new one")
                 most = min(max_new or image.context, image.context - len(ids) + 1)
                 out = _Text("", source.tokenizer.stream(ids), (), quiet=json_to == "-")
-                tokens = []
+                tokens, interrupted = [], False
+                started, ended = time.monotonic(), 0.0
                 progress("thinking")
-                with closing(runner.generate(ids, draw, max_new=most,
-                                             stop_ids=image.stop_ids)) as run:
-                    for event in run:
-                        progress.hide()
-                        tokens.append(event.token)
-                        if event.token not in image.stop_ids:
-                            out.push(event.token)
+                try:
+                    with closing(runner.generate(ids, draw, max_new=most,
+                                                 stop_ids=image.stop_ids, reuse=True)) as run:
+                        for event in run:
+                            ended = time.monotonic()
+                            progress.hide()
+                            tokens.append(event.token)
+                            if event.token not in image.stop_ids:
+                                out.push(event.token)
+                except KeyboardInterrupt:
+                    if not sys.stdin.isatty():
+                        raise
+                    interrupted = True
                 out.end()
-                turns.append({"question": question, "prompt_tokens": len(ids), "tokens": tokens,
-                              "text": talk.answered(tokens)})
+                turns.append({
+                    "question": question, "prompt_tokens": len(ids),
+                    "cached_tokens": runner.cached, "tokens": tokens,
+                    "text": talk.answered(tokens),
+                    "end": "Ctrl-C" if interrupted else _end(
+                        tokens, image.stop_ids, out, len(tokens) == max_new),
+                    "tokens_per_s": len(tokens) / max(ended - started, 1e-9)})
+                progress.hide()
+                _say(_turn(turns[-1]))
     _write_json({"model": image.name, "board": which.name, "target": target, "seed": seed,
                  "turns": turns}, json_to)
     return 0
+
+
+def _turn(turn: dict) -> str:
+    """One line about a turn."""
+    return (f"{turn['prompt_tokens']} ({turn['cached_tokens']} from the cache) + "
+            f"{len(turn['tokens'])} tokens, ended by {turn['end']}; "
+            f"{turn['tokens_per_s']:.1f} tokens/s here")
 
 
 def _question(progress: Progress) -> str:
@@ -441,28 +466,21 @@ def compile_(source_model: str | None, output: str, ctx: int | None, weights: st
 
 @cli.command(name="eval")
 @click.option("--text", metavar="FILE",
-              help="Text to predict, a text a line; by default the packaged held-out stories.")
+              help="Text to predict, a text a line, plain or .xz; by default the packaged held-out "
+                   "stories.")
 @click.option("--tokens", type=int, metavar="N", help="Most tokens to predict; by default all.")
 @_weights_option
 @_common
 def eval_(text: str | None, tokens: int | None, weights: str, model: str, board: str, target: str,
           json_to: str | None, seed: int) -> int:
     """Perplexity of the exact integer arithmetic beside that of float32."""
-    from .evaluate import perplexity, validation_text
+    from .evaluate import perplexity, read_text, validation_text
     if _given("target") and target != "golden":
         raise UserError("eval runs the golden model, which is bit-exact with the board; use "
                         "--target golden or leave it out")
     if tokens is not None and tokens < 1:
         raise UserError(f"the number of tokens must be at least 1, not {tokens}")
-    if text is None:
-        lines = validation_text()
-    else:
-        try:
-            lines = Path(text).read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise UserError(f"cannot read the text {text}: {error.strerror or error}") from error
-        except UnicodeDecodeError as error:
-            raise UserError(f"the text {text} is not UTF-8; convert it") from error
+    lines = validation_text() if text is None else read_text(text)
     which = _board(board)
     with Progress() as progress:
         source = _source(model, which, None, weights, progress)
@@ -616,7 +634,8 @@ def _image_facts(image: Image) -> dict:
             "bytes_per_token_full_context": image.bytes_per_token(image.context),
             "context": image.context, "instructions": len(image.instructions),
             "shape": image.shape, "needs": image.needs, "model_regs": image.model_regs,
-            "bos_id": image.bos_id, "stop_ids": list(image.stop_ids)}
+            "bos_id": image.bos_id, "stop_ids": list(image.stop_ids),
+            "chat_template": image.chat is not None}
 
 
 def _listing(facts: dict, indent: str = "") -> str:

@@ -12,7 +12,8 @@ from meadowlark_hdl.control.sequencer_golden import tile_keys
 from meadowlark_hdl.isa import (FIELDS, MODEL_REGS, Epi, Field, Header, Instruction, Mode, Op, Src,
                                 encode)
 from meadowlark_hdl.weights.block_golden import BLOCK
-from meadowlark_hdl.weights.decoder_golden import encode_tile, tile_chunks
+from meadowlark_hdl.weights.decoder_golden import (HEADER_BYTES, encode_tile, row_headers,
+                                                    tile_chunks)
 
 from .blocks import KINDS
 from .errors import UserError
@@ -60,13 +61,12 @@ class _Stream:
             parts = {name: np.concatenate([part, np.zeros_like(part[:1])])
                      for name, part in parts.items()}
         rows, columns = parts["codes"].shape
-        header = Header.SCALE if q.bias is None else Header.BIAS
-        t = tile_linear(rows, -(-columns // W), self.config, header=header, mode=q.mode,
+        t = tile_linear(rows, -(-columns // W), self.config, header=q.header, mode=q.mode,
                         divides=divides)
         for at in range(0, rows, t.rows):
             tile = {name: part[at:at + t.rows] for name, part in parts.items()}
-            self.parts.append(encode_tile(**tile, W=W, mode=q.mode))
-        return t, dict(src=Src.STREAM, mode=q.mode, header=header, **t._asdict())
+            self.parts.append(encode_tile(**tile, W=W, mode=q.mode, header=q.header))
+        return t, dict(src=Src.STREAM, mode=q.mode, header=q.header, **t._asdict())
 
 
 class _Lists:
@@ -76,7 +76,7 @@ class _Lists:
     is known last, so addresses of the rest are counted from its end and completed by ``finish``.
     """
 
-    def __init__(self, shape: Shape, config: Config, embedding: Mode) -> None:
+    def __init__(self, shape: Shape, config: Config, embedding: QuantLinear) -> None:
         self.shape, self.config, W = shape, config, config.W
         self.act = act_map(shape, W)
         self.head = shape.head_pad // W             # words of a head
@@ -86,8 +86,8 @@ class _Lists:
         self.decode: list[Instruction] = []
         self._fixups: list[Instruction] = []        # addr counts from the end of the stream
         self.rope_chunks = 2 * self.head
-        self.embedding = embedding
-        self.embed_chunks = tile_chunks(embedding, Header.SCALE, 1, self.hidden // W, W)
+        self.embedding = dict(mode=embedding.mode, header=embedding.header)
+        self.embed_chunks = tile_chunks(embedding.mode, embedding.header, 1, self.hidden // W, W)
         # Offsets from the end of the stream, in bytes.
         self.embed_at = round_up(shape.context * self.rope_chunks * W, ALIGN)
         self.kv_at = self.embed_at + round_up(shape.vocab * self.embed_chunks * W, ALIGN)
@@ -113,7 +113,7 @@ class _Lists:
                     (Op.ROPE, 0, self.head, self.rope_chunks,
                      dict(src=Src.TABLE, mode=Mode.INT16, header=Header.NONE)),
                     (Op.EMBED, self.embed_at, self.hidden // self.config.W, self.embed_chunks,
-                     dict(src=Src.TOKEN, mode=self.embedding, header=Header.SCALE))):
+                     dict(src=Src.TOKEN, **self.embedding))):
                 self._relative(code, op, at, tiles=1, rows=1, last_rows=1, row_beats=row_beats,
                                chunks=chunks, last_chunks=chunks, **fields)
 
@@ -224,7 +224,7 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None) -
     shape = shape_of(qm, context)
     blocks = check_envelope(shape, config)
 
-    lists = _Lists(shape, config, qm.embedding.mode)
+    lists = _Lists(shape, config, qm.embedding)
     act = lists.act
     lists.start()
     for i, layer in enumerate(qm.layers):
@@ -271,7 +271,7 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None) -
                    context=context, prog_depth=len(program), memory_bytes=memory_bytes,
                    tile_rows=max(i["rows"] for i in program if i["header"] != Header.NONE)),
         model_regs=regs, shape=asdict(shape), program=b"".join(map(encode, program)),
-        memory=memory, tokenizer=qm.tokenizer_json, bos_id=qm.bos_id,
+        memory=memory, tokenizer=qm.tokenizer_json, chat=qm.chat, bos_id=qm.bos_id,
         stop_ids=tuple(qm.stop_ids), facts=_facts(qm, shape))
     return replace(image, seconds=round(time.monotonic() - started, 3))
 
@@ -305,10 +305,7 @@ def _embedding(q: QuantLinear, W: int) -> bytes:
         raw = np.ascontiguousarray(part).view(np.uint8).reshape(len(part), -1)
         return np.pad(raw, ((0, 0), (0, -raw.shape[1] % W)))
     rows, codes = len(q.codes), q.codes
-    head = np.zeros((rows, 4), np.uint8)
-    head[:, :2] = np.asarray(q.mant, "<u2").reshape(-1, 1).view(np.uint8)
-    head[:, 2] = q.shift
-    parts = [head]
+    parts = [row_headers(q.header, q.mant, q.shift, q.bias)]
     if q.scale is not None:
         halves = [q.scale] if q.minimum is None else [q.scale, q.minimum]
         parts.append(np.stack(halves, axis=-1).astype("<f2"))
@@ -328,7 +325,7 @@ def _facts(qm: QuantModel, s: Shape) -> dict:
     """
     def linear(q: QuantLinear, rows: int, columns: int) -> int:
         row = columns if q.scale is None else columns // BLOCK * KINDS[q.mode.name]
-        return rows * (row + 4 + (0 if q.bias is None else 4))
+        return rows * (row + HEADER_BYTES[q.header])
     n_layer = n_bytes = 0
     qo, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
     for layer in qm.layers:

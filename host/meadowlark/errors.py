@@ -8,3 +8,9 @@ class UserError(Exception):
     The message is one sentence that names what is wrong, with the value, and says what to do. The
     commands print it without a traceback and end with a status other than 0.
     """
+
+
+def brief(error: object) -> str:
+    """What others say, fit for a sentence: one line, short, without control characters."""
+    text = " ".join(str(error)[:1000].split())
+    return "".join(c if c.isprintable() else "?" for c in text)[:200]

@@ -1,9 +1,11 @@
 """Perplexity of the exact integer arithmetic beside that of float32, on the same tokens."""
 from __future__ import annotations
 
+import lzma
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import exp, sqrt
+from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +13,9 @@ from .errors import UserError
 from .golden import GoldenModel
 from .model import DATA, FloatModel, Model
 from .quantise import LOGIT_FRAC, QuantModel
+
+#: Longest text that is read, in bytes, uncompressed.
+MAX_TEXT = 256 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +43,27 @@ class Perplexity:
 def validation_text() -> list[str]:
     """The packaged held-out text of the model "stories", a story a line."""
     return (DATA / "validation.txt").read_text(encoding="utf-8").splitlines()
+
+
+def read_text(path: str | Path) -> list[str]:
+    """The lines of a text file in UTF-8, compressed if its name ends in .xz.
+
+    Raises
+    ------
+    UserError
+        It cannot be read, is damaged, is not UTF-8, or has more than :data:`MAX_TEXT` bytes.
+    """
+    try:
+        with (lzma.open if str(path).endswith(".xz") else open)(path, "rb") as file:
+            raw = file.read(MAX_TEXT + 1)
+        if len(raw) > MAX_TEXT:
+            raise UserError(f"the text {path} has more than {MAX_TEXT:,} bytes; give a part of it")
+        return raw.decode().splitlines()
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read the text {path}: {reason}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"the text {path} is not UTF-8; convert it") from error
 
 
 def negative_log_likelihood(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -1,13 +1,14 @@
 """The model image: one file with program, packed memory, tokenizer, and what they were made for."""
 from __future__ import annotations
 
+import io
 import json
 import os
 import struct
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 from zlib import crc32
 
 from meadowlark_hdl.config import Config
@@ -16,16 +17,20 @@ from meadowlark_hdl.isa import (INSTRUCTION_BYTES, MODEL_REGS, Epi, Header, Inst
 
 from meadowlark_hdl.link.protocol import ISA_CRC
 
-from .errors import UserError
+from .chat import ChatTemplate
+from .errors import UserError, brief
+from .metadata import MAX_WORD
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
 
 MAGIC = b"MEADOWLK"
-VERSION = 1
+VERSION = 2
 #: magic, version, bytes of the JSON header, CRC-32 of everything else before the sections.
 _PREFIX = struct.Struct("<8sIII")
-_SECTIONS = ("program", "memory", "tokenizer")
+_SECTIONS = ("program", "memory", "tokenizer", "chat")
+#: Longest JSON header, in bytes; it takes some 3 kB.
+MAX_HEADER = 1 << 20
 #: Config fields that the layout depends on; they must equal the core's.
 EXACT = ("W", "P", "tile_beats")
 #: What a core must have at least, by Config field; ``memory_bytes`` is of the board.
@@ -63,6 +68,8 @@ class Image:
         follows and needs no contents.
     tokenizer : bytes
         ``tokenizer.json``; may be empty.
+    chat : ChatTemplate or None
+        The model's chat template.
     bos_id : int or None
         Token every text begins with.
     stop_ids : tuple of int
@@ -80,6 +87,7 @@ class Image:
     program: bytes
     memory: bytes
     tokenizer: bytes
+    chat: ChatTemplate | None = None
     bos_id: int | None = None
     stop_ids: tuple[int, ...] = ()
     seconds: float = 0.0
@@ -157,7 +165,8 @@ class Image:
                                 f"{has}; compile the model for that board")
 
     def _parts(self) -> list[bytes]:
-        data = {name: getattr(self, name) for name in _SECTIONS}
+        chat = b"" if self.chat is None else self.chat.as_json()
+        data = dict(zip(_SECTIONS, (self.program, self.memory, self.tokenizer, chat), strict=True))
         sections, at = {}, 0
         for name, raw in data.items():
             sections[name] = {"offset": at, "size": len(raw), "crc32": crc32(raw)}
@@ -211,50 +220,61 @@ class Image:
             It is not an image of this version, or it is damaged; one sentence.
         """
         try:
-            raw = Path(path).read_bytes()
+            with open(path, "rb") as file:
+                return cls._read(file, os.fstat(file.fileno()).st_size, str(path))
         except OSError as error:
             raise UserError(f"cannot read the image {path}: {error.strerror or error}") from error
-        return cls.parse(raw, name=str(path))
 
     @classmethod
     def parse(cls, raw: bytes, *, name: str = "image") -> Image:
         """As :meth:`load`, from the file's contents."""
+        return cls._read(io.BytesIO(raw), len(raw), name)
+
+    @classmethod
+    def _read(cls, file: BinaryIO, length: int, name: str) -> Image:
+        """From a file of ``length`` bytes, of which no more is read than makes sense so far."""
         again = "compile the model again"
-        if raw[:len(MAGIC)] != MAGIC:
+        lead = file.read(_PREFIX.size)
+        if lead[:len(MAGIC)] != MAGIC:
             raise UserError(f"{name} is not a Meadowlark image; make one with meadowlark compile")
-        if len(raw) < _PREFIX.size:
-            raise UserError(f"{name} is truncated after {len(raw)} bytes; {again}")
-        _, version, length, check = _PREFIX.unpack_from(raw)
+        if len(lead) < _PREFIX.size:
+            raise UserError(f"{name} is truncated after {len(lead)} bytes; {again}")
+        _, version, size, check = _PREFIX.unpack(lead)
         if version != VERSION:
             raise UserError(f"{name} has image version {version}, this program reads version "
                             f"{VERSION}; {again}")
-        if _PREFIX.size + length > len(raw):
-            raise UserError(f"{name} is truncated: its header has {length} bytes, "
-                            f"{len(raw) - _PREFIX.size} are there; {again}")
-        text = raw[_PREFIX.size:_PREFIX.size + length]
-        if crc32(text, crc32(raw[:_PREFIX.size - 4])) != check:
+        left = length - _PREFIX.size
+        if size > left:
+            raise UserError(f"{name} is truncated: its header has {size} bytes, {left} are there; "
+                            f"{again}")
+        if size > MAX_HEADER:
+            raise UserError(f"{name} is damaged: its header has {size} bytes; {again}")
+        text = file.read(size)
+        if crc32(text, crc32(lead[:-4])) != check:
             raise UserError(f"{name} is damaged: the checksum of its header is wrong; {again}")
         try:
-            header = json.loads(text)
-            image = cls._from_header(header, raw[_PREFIX.size + length:], name)
+            return cls._from_header(json.loads(text), file, left - size, name)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{name} has a header that makes no sense ({error}); {again}"
+            raise UserError(f"{name} has a header that makes no sense ({brief(error)}); {again}"
                             ) from error
-        return image
 
     @classmethod
-    def _from_header(cls, header: dict, body: bytes, name: str) -> Image:
+    def _from_header(cls, header: dict, file: BinaryIO, length: int, name: str) -> Image:
+        """The sections follow in ``file``, ``length`` bytes."""
         again = "compile the model again"
-        data, end = {}, 0
+        sizes, end = {}, 0
         for section in _SECTIONS:
             offset, size = (_whole(header["sections"][section], key) for key in ("offset", "size"))
             if offset != end:
                 raise ValueError(f"section {section} at {offset}, not {end}")
             end = offset + size
-            data[section] = body[offset:end]
-        if end != len(body):
-            raise UserError(f"{name} is {'truncated' if end > len(body) else 'too long'}: its "
-                            f"sections have {end} bytes, {len(body)} are there; {again}")
+            sizes[section] = size
+        if end != length:
+            raise UserError(f"{name} is {'truncated' if end > length else 'too long'}: its "
+                            f"sections have {end} bytes, {length} are there; {again}")
+        if sizes["memory"] > _whole(header["needs"], "memory_bytes"):
+            raise ValueError(f"a memory of {sizes['memory']} bytes")
+        data = {section: file.read(size) for section, size in sizes.items()}
         for section, content in data.items():
             if crc32(content) != header["sections"][section]["crc32"]:
                 raise UserError(f"{name} is damaged: the checksum of its {section} is wrong; "
@@ -264,6 +284,7 @@ class Image:
         config = dict(header["config"])
         if Config(**config).as_dict() != config:    # refuses what is no core
             raise ValueError("a config with missing fields")
+        chat = data.pop("chat")
         regs = {f.name: _whole(header["model_regs"], f.name, 1 << f.bits) for f in MODEL_REGS}
         image = cls(
             name=_text(header, "name"), board=_text(header, "board"), config=config,
@@ -272,8 +293,10 @@ class Image:
             facts={key: _whole(header["facts"], key) for key in _FACTS},
             bos_id=None if header["bos_id"] is None else _whole(header, "bos_id"),
             stop_ids=tuple(_whole(ids, i) for ids in [header["stop_ids"]] for i in range(len(ids))),
+            chat=ChatTemplate.from_json(chat, name) if chat else None,
             seconds=float(header["seconds"]), **data)
         image._check_program()
+        image._check_sizes()
         return image
 
     def _check_program(self) -> None:
@@ -294,6 +317,27 @@ class Image:
             raise ValueError("no parameters")
 
 
+    def _check_sizes(self) -> None:
+        """ValueError unless its dimensions are possible and agree with each other."""
+        shape, regs, needs = self.shape, self.model_regs, self.needs
+        for name, value in shape.items():
+            if not value:
+                raise ValueError(f"{name} is 0")
+        for name, value, other in (
+                ("context", shape["context"], needs["context"]),
+                ("vocab", shape["vocab"], regs["vocab"]),
+                ("head_pad", shape["head_pad"], 1 << regs["head_log2"]),
+                ("prog_depth", len(self.program) // INSTRUCTION_BYTES, needs["prog_depth"])):
+            if value != other:
+                raise ValueError(f"{name} is {value} and {other}")
+        for token in (*self.stop_ids, self.bos_id or 0):
+            if token >= shape["vocab"]:
+                raise ValueError(f"token {token} of {shape['vocab']}")
+        # What one read of a decode pass takes at least: no dimension is beyond the memory.
+        if max(shape["hidden"], shape["ffn"], shape["vocab"]) > len(self.memory):
+            raise ValueError(f"a memory of {len(self.memory)} bytes")
+
+
 def _whole(table: Any, key: str | int, limit: int = 1 << 63) -> int:
     value = table[key]
     if type(value) is not int or not 0 <= value < limit:
@@ -302,6 +346,6 @@ def _whole(table: Any, key: str | int, limit: int = 1 << 63) -> int:
 
 
 def _text(table: dict, key: str) -> str:
-    if not isinstance(table[key], str):
-        raise ValueError(f"{key} is {table[key]!r}")
+    if not isinstance(table[key], str) or len(table[key]) > MAX_WORD:
+        raise ValueError(f"{key} is no short text")
     return table[key]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import Header, Mode
-from meadowlark_hdl.weights.decoder_golden import tile_chunks
+from meadowlark_hdl.weights.decoder_golden import HEADER_BYTES, tile_chunks
 
 from .errors import UserError
 
@@ -64,7 +64,7 @@ def tile_linear(rows: int, row_beats: int, config: Config, *, header: Header,
         size = min(1 << most.bit_length() - 1, divides)
     else:
         # Equal tiles, in steps for which the row headers fill whole chunks where they can.
-        step = max(2, config.W // (8 if header == Header.BIAS else 4))
+        step = max(2, config.W // max(HEADER_BYTES[header], 1))
         size = round_up(-(-rows // -(-rows // most)), step)
         if size > most:
             size = most // step * step or most

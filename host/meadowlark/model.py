@@ -13,7 +13,7 @@ import numpy as np
 import safetensors
 import tokenizers
 
-from .errors import UserError
+from .errors import UserError, brief
 
 if TYPE_CHECKING:
     from .blocks import BlockTensor
@@ -93,8 +93,8 @@ class Tokenizer:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(self.json.decode())
         except Exception as e:           # tokenizers raises a bare Exception
-            raise UserError(f"{name} is not a tokenizer ({e}); get the file again from where the "
-                            "model came from.") from e
+            raise UserError(f"{name} is not a tokenizer ({brief(e)}); get the file again "
+                            "from where the model came from.") from e
         self._tokenizer.no_truncation()  # a stored limit would silently cut prompts
         self._tokenizer.no_padding()
 
@@ -383,7 +383,7 @@ def _chat_template(folder: Path) -> ChatTemplate | None:
             value = value.get("content")
         return value if isinstance(value, str) else ""
 
-    return ChatTemplate(template, bos=token("bos_token"), eos=token("eos_token"),
+    return ChatTemplate(template=template, bos=token("bos_token"), eos=token("eos_token"),
                         source=str(folder))
 
 

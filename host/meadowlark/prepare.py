@@ -121,13 +121,11 @@ class Source:
             It came without a chat template.
         """
         from .chat import Conversation
-        if self.is_image:
-            raise UserError(f"{self.name} is an image and holds no chat template; give the model "
-                            "itself")
-        if self.model.chat is None:
-            raise UserError(f"the model {self.model.name} came without a chat template; use "
-                            "`generate` without --chat")
-        return Conversation(self.model.chat, self.tokenizer)
+        template = self.image.chat if self.is_image else self.model.chat
+        if template is None:
+            what = f"the image {self.name}" if self.is_image else f"the model {self.model.name}"
+            raise UserError(f"{what} came without a chat template; use `generate` without --chat")
+        return Conversation(template, self.tokenizer)
 
     def prompt(self, text: str, *, chat: bool = False) -> list[int]:
         """Text -> ids, with the model's bos in front.
@@ -157,11 +155,19 @@ class Source:
             ids = [bos, *ids]
         return self.fitting(ids)
 
-    def fitting(self, ids: list[int]) -> list[int]:
-        """The ids, or a :class:`UserError` if the context does not hold so many."""
-        if len(ids) > self.image.context:
-            raise UserError(f"the prompt has {len(ids)} tokens and the context holds "
-                            f"{self.image.context}; shorten the prompt")
+    def fitting(self, ids: list[int], what: str = "the prompt",
+                remedy: str = "shorten the prompt") -> list[int]:
+        """The ids, or a :class:`UserError`: there are none, the context does not hold so many, or
+        the model does not know one. what, remedy: parts of that sentence."""
+        context, vocab = self.image.context, self.image.shape["vocab"]
+        if not ids:
+            raise UserError(f"{what} has no tokens; give at least one word")
+        if len(ids) > context:
+            raise UserError(f"{what} has {len(ids)} tokens and the context holds {context}; "
+                            f"{remedy}")
+        if max(ids) >= vocab:
+            raise UserError(f"the tokenizer of {self.name} gives token {max(ids)} and its model "
+                            f"knows {vocab}; get it again")
         return ids
 
 
@@ -174,8 +180,8 @@ def _digest(name: str, weights: str) -> str:
     h = hashlib.sha256(" ".join((weights, *versions)).encode())
     package = Path(__file__).parent
     code = [package / f"{x}.py" for x in (
-        "blocks", "gguf_file", "gguf_model", "gguf_tokenizer", "metadata", "model", "quantise",
-        "sampling")]
+        "blocks", "chat", "gguf_file", "gguf_model", "gguf_tokenizer", "metadata", "model",
+        "quantise", "sampling")]
     found = find_model(name)
     files = [found] if found.is_file() else [
         p for p in sorted(found.iterdir())

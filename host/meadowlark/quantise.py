@@ -14,10 +14,12 @@ from math import floor, log2, sqrt
 import numpy as np
 
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.isa import Mode
+from meadowlark_hdl.isa import Header, Mode
 from meadowlark_hdl.weights.block_golden import GRID, block_weights, normalise
+from meadowlark_hdl.weights.decoder_golden import SHORT_BITS
 
 from .blocks import BlockTensor
+from .chat import ChatTemplate
 from .errors import UserError
 from .model import DATA, FloatModel, Layer, Model, rope_angles
 from .sampling import LOG2_E, mantissa_shift
@@ -46,7 +48,8 @@ class QuantLinear:
     codes: int8[rows, K]. mant: uint16[rows] in 2**15..2**16-1, shift: uint8[rows] in 0..63:
     ``y = round(dot * mant / 2**shift) + bias``. bias: int32[rows] in units of y, or None. mode:
     Mode.INT8, or Q8_0, Q4_0, Q4_1; those have scale and, in Q4_1, minimum: float16[rows, K/32],
-    normalised (see :func:`meadowlark_hdl.weights.block_golden.normalise`).
+    normalised (see :func:`meadowlark_hdl.weights.block_golden.normalise`), and without a bias mant
+    is a multiple of 32.
     """
     codes: np.ndarray
     mant: np.ndarray
@@ -55,6 +58,13 @@ class QuantLinear:
     mode: Mode = Mode.INT8
     scale: np.ndarray | None = None
     minimum: np.ndarray | None = None
+
+    @property
+    def header(self) -> Header:
+        """How mant, shift and bias lie in memory."""
+        if self.bias is not None:
+            return Header.BIAS
+        return Header.SCALE if self.scale is None else Header.SHORT
 
     def weights(self, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
         """What is multiplied: int8[n, K], or int32[n, K] of 18 bits. rows: an index of rows."""
@@ -107,7 +117,8 @@ class QuantModel:
     rope: int16[context, head_pad/2, 2], cos and sin with 14 fractional bits; (1, 0) in padded
     pairs. eps: hidden * epsilon in squared units of the residual. residual_frac: fractional bits
     of the residual. head_pad: power of two, >= head_dim. context: most positions of the model,
-    at most 4096. tokenizer_json: contents of the file. parameters: weights of the float model.
+    at most 4096. tokenizer_json: contents of the file. chat: the model's template, or None.
+    parameters: weights of the float model.
     """
     name: str
     hidden: int
@@ -129,6 +140,7 @@ class QuantModel:
     tokenizer_json: bytes
     bos_id: int | None
     stop_ids: tuple[int, ...]
+    chat: ChatTemplate | None
     parameters: int
 
 
@@ -206,13 +218,15 @@ def _coarse(x: np.ndarray | float) -> np.ndarray:
 
 # ---- Scales
 
-def _scales(factor: np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray]:
-    """factor[rows] -> mant uint16[rows], shift uint8[rows].
+def _scales(factor: np.ndarray, what: str, bits: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    """factor[rows] -> mant uint16[rows] with ``bits`` that are not 0 at most, shift uint8[rows].
 
     A factor below 2**-48 gives 2**-48: with |dot| < 2**45 such a row rounds to zero either way.
     """
     factor = np.maximum(np.asarray(factor, np.float64), 2.0 ** -48)
-    if not (factor < 65535.5).all():
+    mantissa, exponent = np.frexp(factor)
+    factor = np.ldexp(np.rint(mantissa * 2**bits) / 2**bits, exponent)
+    if not (factor < 65536).all():
         raise UserError(f"{what}: a scale of {factor.max():.6g} does not fit 16 bits; the model "
                         "mixes magnitudes too far apart, so use another checkpoint.")
     pairs = [mantissa_shift(f) for f in factor.ravel()]
@@ -254,7 +268,10 @@ def _linear(integers: tuple[dict, np.ndarray], bias: np.ndarray | None, x_scale:
     """x_scale of the input; y_scale of each output row (broadcasts)."""
     fields, step = integers
     y_scale = np.broadcast_to(np.asarray(y_scale, np.float64), step.shape)
-    mant, shift = _scales(step * x_scale / y_scale, what)
+    # A row of blocks has only a power of two of its own: what short mantissas round is a gain of
+    # the whole matrix.
+    short = "scale" in fields and bias is None
+    mant, shift = _scales(step * x_scale / y_scale, what, SHORT_BITS if short else 16)
     if bias is not None:
         bias = np.rint(bias / y_scale)
         if not (np.abs(bias) < 2**31).all():
@@ -489,4 +506,4 @@ def quantise(model: Model, calibration: Iterable[Sequence[int]] | Ranges | None 
         head=_linear(head, None, final, 2.0**-LOGIT_FRAC, f"{model.name}, head"),
         tied=model.tied, eps=eps, residual_frac=residual_frac,
         tokenizer_json=model.tokenizer.json, bos_id=model.bos_id, stop_ids=model.stop_ids,
-        parameters=model.parameters)
+        chat=model.chat, parameters=model.parameters)

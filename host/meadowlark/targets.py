@@ -1,11 +1,13 @@
 """What a model runs on: the golden model, the simulated board, or a board at a port."""
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from itertools import takewhile
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -37,7 +39,7 @@ class Event:
     logits: np.ndarray | None = None
 
 
-class Target(Protocol):
+class Target(ABC):
     """Something that runs one model.
 
     Attributes
@@ -47,64 +49,91 @@ class Target(Protocol):
     messages : int
         Messages the host sent between the prompt and the last token of the latest run, credits
         apart.
+    cached : int
+        Tokens at the front of the latest prompt that the KV cache held already.
     """
     name: str
+    cached: int = 0
+
+    def __init__(self) -> None:
+        self._held: list[int] = []      # tokens whose keys and values the cache surely holds
 
     @property
     def messages(self) -> int:
-        ...
+        return 0
 
     def load(self, source: Source) -> None:
         """Make the target ready for :meth:`generate`."""
-        ...
+        self._held = []
+        self._load(source)
 
     def generate(self, tokens: Sequence[int], sampling: Sampling, *, max_new: int,
-                 stop_ids: Sequence[int]) -> Generator[Event, None, None]:
+                 stop_ids: Sequence[int], reuse: bool = False) -> Generator[Event, None, None]:
         """Run a prompt from position 0; tokens as they come.
 
         Ends after a stop id (which is given), ``max_new`` tokens, or the first token without a
         place in the context. Closing the iterator ends the run.
+
+        reuse : bool
+            Take only the tokens behind those that the KV cache holds from earlier runs, the last
+            one at least. The run gives the same tokens.
         """
-        ...
+        tokens = list(tokens)
+        start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1],
+                                         zip(self._held, tokens[:-1]))) if reuse else 0
+        self.cached, self._held = start, tokens[:start]     # what follows may be overwritten
+        ahead = tokens[start:]
+        with closing(self._run(ahead, sampling, start_pos=start, max_new=max_new,
+                               stop_ids=stop_ids)) as events:
+            for event in events:
+                # Drawn from the keys and values of all before it; its own are still to come.
+                self._held += ahead
+                ahead = [event.token]
+                yield event
+
+    @abstractmethod
+    def _load(self, source: Source) -> None:
+        """See :meth:`load`."""
+
+    @abstractmethod
+    def _run(self, tokens: Sequence[int], sampling: Sampling, *, start_pos: int, max_new: int,
+             stop_ids: Sequence[int]) -> Generator[Event, None, None]:
+        """As :meth:`generate`, from start_pos; the cache below it is kept."""
 
     def counters(self) -> dict[str, int]:
         """Counters of the core for the latest run; empty where there is no core."""
-        ...
+        return {}
 
+    @abstractmethod
     def close(self) -> None:
         """Free what it holds."""
-        ...
 
 
-class GoldenTarget:
+class GoldenTarget(Target):
     """The golden model as a target: bit-exact, without a clock."""
 
     name = "golden"
-    messages = 0
 
     def __init__(self) -> None:
+        super().__init__()
         self._golden: GoldenModel | None = None
 
-    def load(self, source: Source) -> None:
+    def _load(self, source: Source) -> None:
         from .golden import GoldenModel
         self._golden = GoldenModel(source.quantised, context=source.image.context)
 
-    def generate(self, tokens: Sequence[int], sampling: Sampling, *, max_new: int,
-                 stop_ids: Sequence[int]) -> Generator[Event, None, None]:
+    def _run(self, tokens: Sequence[int], sampling: Sampling, *, start_pos: int, max_new: int,
+             stop_ids: Sequence[int]) -> Generator[Event, None, None]:
         assert self._golden is not None, "load() comes first"
-        self._golden.forget()
         for token, logits in self._golden.generate(tokens, sampling, max_new=max_new,
-                                                   stop_ids=tuple(stop_ids)):
+                                                   stop_ids=tuple(stop_ids), start_pos=start_pos):
             yield Event(token=token, crc=logits_crc(logits), logits=logits)
-
-    def counters(self) -> dict[str, int]:
-        return {}
 
     def close(self) -> None:
         self._golden = None
 
 
-class BoardTarget:
+class BoardTarget(Target):
     """A board behind the host link.
 
     Parameters
@@ -117,6 +146,7 @@ class BoardTarget:
     """
 
     def __init__(self, name: str, driver: Driver, *, progress: Progress | None = None) -> None:
+        super().__init__()
         self.name, self.driver, self._progress = name, driver, progress
         self._image: Image | None = None
 
@@ -124,27 +154,27 @@ class BoardTarget:
     def messages(self) -> int:
         return self.driver.host_messages
 
-    def load(self, source: Source) -> None:
+    def _load(self, source: Source) -> None:
         image, info = source.image, self.driver.info
         image.check_config(info.config, memory_bytes=info.memory_bytes or len(image.memory),
                            name=info.name)
-        self._load(image)
+        self._write(image)
         self._image = image
 
-    def _load(self, image: Image) -> None:
+    def _write(self, image: Image) -> None:
         def advance(done: int, total: int) -> None:
             if self._progress:
                 self._progress("loading the board's memory", done, total)
         self.driver.load([(0, image.memory)], program=image.program, model=image.model_regs,
                          progress=advance)
 
-    def generate(self, tokens: Sequence[int], sampling: Sampling, *, max_new: int,
-                 stop_ids: Sequence[int]) -> Generator[Event, None, None]:
+    def _run(self, tokens: Sequence[int], sampling: Sampling, *, start_pos: int, max_new: int,
+             stop_ids: Sequence[int]) -> Generator[Event, None, None]:
         assert self._image is not None, "load() comes first"
         # The board knows the size of its own memories, not of this image's KV cache.
-        room = self._image.context - len(tokens) + 1
+        room = self._image.context - start_pos - len(tokens) + 1
         with closing(self.driver.run(tokens, sampling, max_new=min(max_new, room),
-                                     stop_ids=tuple(stop_ids))) as events:
+                                     stop_ids=tuple(stop_ids), start_pos=start_pos)) as events:
             for event in events:
                 yield Event(token=event.token, crc=event.crc)
 
@@ -182,21 +212,21 @@ class SimTarget(BoardTarget):
             self.sim.close()
             raise
 
-    def _load(self, image: Image) -> None:
+    def _write(self, image: Image) -> None:
         if self._through_link:
-            super()._load(image)
+            super()._write(image)
             return
         self.driver.load([], program=image.program, model=image.model_regs)
         self.sim.memory[:len(image.memory)] = np.frombuffer(image.memory, np.uint8)
 
-    def generate(self, tokens: Sequence[int], sampling: Sampling, *, max_new: int,
-                 stop_ids: Sequence[int]) -> Generator[Event, None, None]:
+    def _run(self, tokens: Sequence[int], sampling: Sampling, *, start_pos: int, max_new: int,
+             stop_ids: Sequence[int]) -> Generator[Event, None, None]:
         assert self._image is not None, "load() comes first"
         vocab = self._image.shape["vocab"]
         self.sim.drop_logits()
         passes: deque[np.ndarray] = deque()
-        with closing(super().generate(tokens, sampling, max_new=max_new,
-                                      stop_ids=stop_ids)) as events:
+        with closing(super()._run(tokens, sampling, start_pos=start_pos, max_new=max_new,
+                                  stop_ids=stop_ids)) as events:
             for event in events:
                 passes += self.sim.take_logits(vocab)
                 yield Event(token=event.token, crc=event.crc,

@@ -130,6 +130,9 @@ class Issue(wiring.Component):
         single = Signal()                   # all keys are in one tile
         element = Signal(10)                # of the drain
         slot_addr = Signal(4)
+        # An accumulator takes two cycles: SV with one beat a key issues every other cycle.
+        one_beat, held = Signal(), Signal()
+        m.d.sync += one_beat.eq((instr.op == Op.SV) & (beat_end == 0))
 
         # The joined result: the array's, or a serial element.
         element_valid = Signal()
@@ -328,35 +331,40 @@ class Issue(wiring.Component):
                              slot_addr.eq(slot)]
                 m.next = "BLOCK_COUNT"
             with m.State("BLOCK_COUNT"):
-                m.d.sync += row_end.eq(Mux(unseen < tile_keys, unseen[:8] - 1, tile_keys[:8] - 1))
+                m.d.sync += [row_end.eq(Mux(unseen < tile_keys, unseen[:8] - 1, tile_keys[:8] - 1)),
+                             held.eq(0)]
                 m.next = "KEYS"
                 with m.If(unseen <= 0):
                     m.next = "BLOCK_NEXT"
             with m.State("KEYS"):
-                m.d.comb += self.array_active.eq(1)
-                m.d.sync += [
-                    c.beat_addr.eq(Cat(addr, half)), lane.x_addr.eq(x_addr),
-                    lane.dot_keep.eq(beat != 0),
-                    lane.sc_addr.eq(score_addr), lane.sc_block.eq(block),
-                    lane.sc_first.eq(key == 0),
-                    lane.sc_age.eq(Mux(instr.heads | (age < 0), -1, age)),
-                    lane.s_addr.eq(score_addr), lane.m_block.eq(block),
-                    lane.sum_block.eq(block), lane.sum_keep.eq(key != 0),
-                    lane.acc_addr.eq(slot_addr), lane.acc_keep.eq(key != 0),
-                    addr.eq(addr + 1), beat.eq(beat + 1), x_addr.eq(x_addr + 1),
-                    slot_addr.eq(slot_addr + 1)]
-                with m.If(instr.op == Op.QK):
-                    m.d.sync += lane.sc_en.eq(last_beat)
+                with m.If(held):
+                    m.d.sync += held.eq(0)
                 with m.Else():
-                    m.d.sync += [lane.sel_p.eq(1), lane.acc_en.eq(1), lane.sum_en.eq(beat == 0)]
-                with m.If(last_beat):
-                    m.d.sync += [beat.eq(0), x_addr.eq(x_block), slot_addr.eq(slot),
-                                 score_addr.eq(score_addr + 1), key.eq(key + 1),
-                                 age.eq(age + 1), row.eq(row + 1)]
-                    with m.If(row == row_end):
-                        m.next = "BLOCK_NEXT"
-                        with m.If((instr.op == Op.SV) & (unseen <= tile_keys)):
-                            m.next = "DRAIN_SUM"        # the block has seen its last key
+                    m.d.comb += self.array_active.eq(1)
+                    m.d.sync += [
+                        held.eq(one_beat),
+                        c.beat_addr.eq(Cat(addr, half)), lane.x_addr.eq(x_addr),
+                        lane.dot_keep.eq(beat != 0),
+                        lane.sc_addr.eq(score_addr), lane.sc_block.eq(block),
+                        lane.sc_first.eq(key == 0),
+                        lane.sc_age.eq(Mux(instr.heads | (age < 0), -1, age)),
+                        lane.s_addr.eq(score_addr), lane.m_block.eq(block),
+                        lane.sum_block.eq(block), lane.sum_keep.eq(key != 0),
+                        lane.acc_addr.eq(slot_addr), lane.acc_keep.eq(key != 0),
+                        addr.eq(addr + 1), beat.eq(beat + 1), x_addr.eq(x_addr + 1),
+                        slot_addr.eq(slot_addr + 1)]
+                    with m.If(instr.op == Op.QK):
+                        m.d.sync += lane.sc_en.eq(last_beat)
+                    with m.Else():
+                        m.d.sync += [lane.sel_p.eq(1), lane.acc_en.eq(1), lane.sum_en.eq(beat == 0)]
+                    with m.If(last_beat):
+                        m.d.sync += [beat.eq(0), x_addr.eq(x_block), slot_addr.eq(slot),
+                                     score_addr.eq(score_addr + 1), key.eq(key + 1),
+                                     age.eq(age + 1), row.eq(row + 1)]
+                        with m.If(row == row_end):
+                            m.next = "BLOCK_NEXT"
+                            with m.If((instr.op == Op.SV) & (unseen <= tile_keys)):
+                                m.next = "DRAIN_SUM"        # the block has seen its last key
             with m.State("DRAIN_SUM"):
                 with m.If(timer == 0):
                     m.d.sync += [lane.sum_read.eq(1), lane.sum_block.eq(block),

@@ -31,7 +31,7 @@ def lane_schedule(config: Config) -> dict[str, tuple[object, int]]:
         "sum_en": (1, 9), "sum_keep": (1, 9), "sum_read": (1, 9), "sum_block": (block, 9),
         "st_en": (1, 10), "st_lane": (range(config.P), 10),
         "dot_keep": (1, 13 + tree),                   # add to what is there
-        "acc_en": (1, 14), "acc_keep": (1, 14), "acc_addr": (block, 14),
+        "acc_addr": (block, 13), "acc_en": (1, 14), "acc_keep": (1, 14),
         "dr_en": (1, 14), "dr_sel": (range(config.W), 14),
         "res_en": (1, 14 + tree), "res_kind": (2, 14 + tree),
         "sc_en": (1, 17 + tree), "sc_addr": (range(config.score_depth), 17 + tree),
@@ -160,21 +160,25 @@ class Lane(wiring.Component):
                      accumulate.b.eq(terms[0])]
         m.d.sync += acc.eq(accumulate.o)
 
-        # Broadcast: read, add, write in one cycle; the LUTRAM shows the new value in the next.
-        columns = []
+        # Broadcast: read in cycle 13, add and write in cycle 14; the LUTRAM shows the new value in
+        # cycle 15, so a slice may come again after two cycles.
+        columns, written = [], []
         for i in range(W):
-            product = reg(signed(Config.BROADCAST_BITS), f"product{i}")
-            m.d[self.attention] += product.eq(products[i])
+            product, base = (reg(signed(bits), f"{name}{i}") for name, bits in (
+                ("product", Config.BROADCAST_BITS), ("base", Config.PV_BITS)))
             m.submodules[f"add{i}"] = add = GatedAdder(Config.PV_BITS, dsp=config.dsp)
             m.submodules[f"pv{i}"] = pv = memory.Memory(
                 shape=signed(Config.PV_BITS), depth=Config.ACC_SLOTS, init=[])
-            pv_wr = pv.write_port(domain=self.attention)
-            pv_rd = pv.read_port(domain="comb")
-            at = near[i].acc_addr
-            m.d.comb += [pv_rd.addr.eq(at), pv_wr.addr.eq(at), pv_wr.en.eq(near[i].acc_en),
-                         add.a.eq(pv_rd.data), add.keep.eq(near[i].acc_keep), add.b.eq(product),
+            pv_wr, pv_rd = pv.write_port(domain=self.attention), pv.read_port(domain="comb")
+            if i == 0 or near[i] is not near[i - 1]:
+                written.append(reg(pv_rd.addr.shape(), f"written{i}"))
+                m.d[self.attention] += written[-1].eq(near[i].acc_addr)
+            m.d[self.attention] += [product.eq(products[i]), base.eq(pv_rd.data)]
+            m.d.comb += [pv_rd.addr.eq(near[i].acc_addr), pv_wr.addr.eq(written[-1]),
+                         pv_wr.en.eq(near[i].acc_en), add.a.eq(base),
+                         add.keep.eq(near[i].acc_keep), add.b.eq(product),
                          pv_wr.data.eq(add.o)]
-            columns.append(pv_rd.data)
+            columns.append(base)
         # Drain: four columns a step, in cycles 14 and 15; the value stays until the next.
         groups = []
         for i in range(0, W, 4):

@@ -1,7 +1,7 @@
 """Chunks of memory -> row headers and beats of W weights."""
 from __future__ import annotations
 
-from amaranth import Cat, Module, Mux, ResetInserter, Signal
+from amaranth import Cat, Const, Module, Mux, ResetInserter, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -11,6 +11,7 @@ from ..signatures import DecoderItem, RowScale, TileTag
 from ..sleep import napping
 from .beat_unit import BeatUnit, beat_count
 from .block_unit import BlockUnit
+from .decoder_golden import SHORT_BITS
 
 
 class RawUnit(wiring.Component):
@@ -94,10 +95,10 @@ class PackedWeightDecoder(wiring.Component):
 
     Golden: :func:`meadowlark_hdl.weights.decoder_golden.decode_tile`, bit-exact.
     Timing: 2 cycles from a chunk to its beat. One beat a cycle in INT8, one every two cycles in
-    INT16, a chunk a cycle in headers. No idle cycle from tile to tile of at least 2 beats if tags
-    are there and the mode does not need another unit, but one in front of headers. The block modes:
-    see :class:`.BlockUnit`; headers wait until its pipeline is empty. A stalled output stalls the
-    input, nothing drops.
+    INT16, a chunk a cycle in headers, one every two in SHORT ones. No idle cycle from tile to tile
+    of at least 2 beats if tags are there and the mode does not need another unit, but one in front
+    of headers. The block modes: see :class:`.BlockUnit`; headers wait until its pipeline is empty.
+    A stalled output stalls the input, nothing drops.
 
     Parameters
     ----------
@@ -113,9 +114,9 @@ class PackedWeightDecoder(wiring.Component):
     chunks : In(stream of 8 * W bits)
         The tiles' chunks, back to back.
     items : Out(stream of DecoderItem)
-        Without header no item of the tile has ``is_scale``. With SCALE, bias is 0.
+        Without header no item of the tile has ``is_scale``. With SCALE and SHORT, bias is 0.
     error : Out(1)
-        A tag had a mode or header that does not exist; stays until flush. Beats of such a tile
+        A tag had a mode that does not exist; stays until flush. Beats of such a tile
         mean nothing (no headers) and take no chunk, so what follows in ``chunks`` may be misread,
         but every tag gets its beats.
     flush : In(1)
@@ -145,14 +146,15 @@ class PackedWeightDecoder(wiring.Component):
             m.d.sync += [tag.eq(self.tags.payload), tag_valid.eq(1)]
         legal, headed, kind = Signal(), Signal(), Signal(range(len(units)))
         m.d.comb += [
-            legal.eq((tag.mode <= Mode.Q4_1) & (tag.header <= Header.BIAS)),
+            legal.eq(tag.mode <= Mode.Q4_1),
             kind.eq(Mux(legal, tag.mode >= Mode.Q8_0, len(units) - 1)),
             headed.eq(legal & (tag.header != Header.NONE) & (tag.rows != 0))]
 
         # Where the chunks go: in_header, in_beats, or neither while there is no tag.
         in_header, in_beats = Signal(), Signal()
-        bias = Signal(reset_less=True)                  # headers are BIAS, not SCALE
-        header_left = Signal(range(2 * 128 + 1), reset_less=True)       # chunks of headers
+        bias, short = Signal(reset_less=True), Signal(reset_less=True)  # BIAS, SHORT headers
+        # Cycles they take: a chunk each, but two a chunk of SHORT ones, of the last maybe one.
+        header_left = Signal(range(2 * 128 + 1), reset_less=True)
         selected = Signal(range(len(units)), reset_less=True)
         done, take_over, last_header = Signal(), Signal(), Signal()
         busy = Cat(u.busy for u in units)
@@ -165,6 +167,7 @@ class PackedWeightDecoder(wiring.Component):
         with m.If(take_over):
             m.d.sync += [tag_valid.eq(0), in_header.eq(headed), in_beats.eq(~headed),
                          bias.eq(tag.header == Header.BIAS),
+                         short.eq(tag.header == Header.SHORT),
                          header_left.eq(Mux(tag.header == Header.BIAS,
                                             (tag.rows * 8 + W - 1) >> W.bit_length() - 1,
                                             (tag.rows * 4 + W - 1) >> W.bit_length() - 1)),
@@ -193,25 +196,32 @@ class PackedWeightDecoder(wiring.Component):
                 u.i.valid.eq(self.chunks.valid & u.enable), u.i.payload.eq(self.chunks.payload),
                 u.o.ready.eq(go)]
 
-        # Headers: W / 4 rows at once, a chunk of SCALE or two of BIAS. In the last item the second
-        # chunk may be missing.
+        # Headers: W / 4 rows at once, half a chunk of SHORT, a chunk of SCALE or two of BIAS. In
+        # the last item the second chunk may be missing.
         hold = Signal(8 * W, reset_less=True)
-        second = Signal()                               # hold is the first chunk of two
-        chunk, load, take = self.chunks.payload, Signal(), Signal()
+        second = Signal()           # of a chunk's two items (SHORT), of an item's two chunks (BIAS)
+        chunk, load, take, again = self.chunks.payload, Signal(), Signal(), Signal()
         m.d.comb += [
             load.eq(in_header & ~busy.any() & go), take.eq(load & self.chunks.valid),
             last_header.eq(take & (header_left == 1)),
+            again.eq(short & ~second & (header_left != 1)),     # the chunk stays
             head.eq(take & (~bias | second | (header_left == 1)))]
         pair = Cat(Mux(second, hold, chunk), chunk)
+        part = Mux(second, chunk[4 * W:], chunk[:4 * W])
         for i in range(W // 4):
-            both, single = pair.word_select(i, 64), chunk.word_select(i, 32)
+            both, single, small = (pair.word_select(i, 64), chunk.word_select(i, 32),
+                                   part.word_select(i, 16))
+            below = SHORT_BITS - 1
+            full = Cat(Const(0, 16 - SHORT_BITS), small[:below], Const(1, 1), small[below:])
+            form = Mux(short, full, Mux(bias, both, single)[:22])
             m.d.comb += [
-                scales[i].mant.eq(Mux(bias, both, single)[:16]),
-                scales[i].shift.eq(Mux(bias, both, single)[16:22]),
+                scales[i].mant.eq(form[:16]), scales[i].shift.eq(form[16:]),
                 scales[i].bias.eq(Mux(bias, both[32:], 0).as_signed())]
         with m.If(take):
-            m.d.sync += [header_left.eq(header_left - 1), hold.eq(chunk), second.eq(~head)]
-        m.d.comb += self.chunks.ready.eq(load | Cat(u.enable & u.i.ready for u in units).any())
+            m.d.sync += [header_left.eq(header_left - 1), hold.eq(chunk),
+                         second.eq(Mux(short, again, ~head))]
+        m.d.comb += self.chunks.ready.eq(
+            load & ~again | Cat(u.enable & u.i.ready for u in units).any())
         m.submodules.blocks = napping(
             m, blocks, "blocks", blocks.unit.start | blocks.unit.busy | blocks.unit.enable,
             sleep=self.sleep, linger=32)

@@ -5,10 +5,36 @@ from ..isa import Header, Mode
 from .block_golden import BLOCK, SCALE_BYTES, block_weights
 
 
+#: Bytes of a row header.
+HEADER_BYTES = {Header.NONE: 0, Header.SCALE: 4, Header.BIAS: 8, Header.SHORT: 2}
+#: Bits of a mantissa, the leading one among them, that a SHORT header keeps.
+SHORT_BITS = 11
+
+
 def header_chunks(header: int, rows: int, W: int) -> int:
     """Chunks of W bytes taken by the row headers of a tile."""
-    size = {Header.NONE: 0, Header.SCALE: 4, Header.BIAS: 8}[Header(header)] * rows
-    return -(-size // W)
+    return -(-rows * HEADER_BYTES[Header(header)] // W)
+
+
+def row_headers(header: int, mant, shift, bias=None) -> np.ndarray:
+    """uint8[rows, bytes of a header]; bias: of BIAS only.
+
+    ValueError for a mantissa that SHORT cannot hold; 0 is taken, for rows without weights.
+    """
+    out = np.zeros((len(mant), HEADER_BYTES[Header(header)]), np.uint8)
+    mant = np.asarray(mant, "<u2")
+    if header == Header.SHORT:
+        low = 16 - SHORT_BITS
+        if ((mant & (1 << low) - 1 != 0) | (mant != 0) & (mant >> 15 == 0)).any():
+            raise ValueError(f"a mantissa of more than {SHORT_BITS} bits")
+        word = mant >> low & (1 << SHORT_BITS - 1) - 1 | np.asarray(shift, "<u2") << SHORT_BITS - 1
+        out[:] = word.astype("<u2").reshape(-1, 1).view(np.uint8)
+        return out
+    out[:, :2] = mant.reshape(-1, 1).view(np.uint8)
+    out[:, 2] = shift
+    if header == Header.BIAS:
+        out[:, 4:] = np.asarray(bias, "<i4").reshape(-1, 1).view(np.uint8)
+    return out
 
 
 def tile_chunks(mode: int, header: int, rows: int, row_beats: int, W: int) -> int:
@@ -31,8 +57,12 @@ def decode_tile(raw: bytes, *, W: int, rows: int, row_beats: int, mode: int, hea
     """
     at = header_chunks(header, rows, W) * W
     mant, shift, bias = np.ones(rows, int), np.zeros(rows, int), np.zeros(rows, int)
-    if header != Header.NONE:
-        step = 4 if header == Header.SCALE else 8
+    step = HEADER_BYTES[Header(header)]
+    if header == Header.SHORT:
+        word = np.frombuffer(raw, "<u2", rows).astype(int)
+        mant = 1 << 15 | (word & (1 << SHORT_BITS - 1) - 1) << 16 - SHORT_BITS
+        shift = word >> SHORT_BITS - 1
+    elif header != Header.NONE:
         h = np.frombuffer(raw[: step * rows], np.uint8).reshape(rows, step)
         mant = h[:, 0] + 256 * h[:, 1].astype(int)
         shift = h[:, 2].astype(int) & 63
@@ -75,9 +105,9 @@ def _encode_blocks(codes: np.ndarray, scale, minimum, W: int, mode: Mode) -> byt
     return scales + (nibbles[0::2] | nibbles[1::2] << 4).tobytes()
 
 
-def encode_tile(codes, mant=None, shift=None, bias=None, *, W: int, mode: int, scale=None,
-                minimum=None) -> bytes:
-    """Inverse: codes int[rows, K] and row scales -> bytes.
+def encode_tile(codes, mant=None, shift=None, bias=None, *, W: int, mode: int,
+                header: int = Header.NONE, scale=None, minimum=None) -> bytes:
+    """Inverse: codes int[rows, K] and what the header holds, see :func:`row_headers` -> bytes.
 
     INT8, INT16: K is padded to W with zeros. Block modes: K is a multiple of 32; scale, and in
     Q4_1 minimum: float16[rows, K / 32].
@@ -90,12 +120,7 @@ def encode_tile(codes, mant=None, shift=None, bias=None, *, W: int, mode: int, s
         body = np.zeros((rows, -(-k // W) * W), np.int8 if mode == Mode.INT8 else "<i2")
         body[:, :k] = codes
     head = b""
-    if mant is not None:
-        h = np.zeros((rows, 4 if bias is None else 8), np.uint8)
-        h[:, :2] = np.asarray(mant, "<u2").reshape(-1, 1).view(np.uint8)
-        h[:, 2] = shift
-        if bias is not None:
-            h[:, 4:] = np.asarray(bias, "<i4").reshape(-1, 1).view(np.uint8)
-        head = h.tobytes()
+    if header != Header.NONE:
+        head = row_headers(header, mant, shift, bias).tobytes()
         head += bytes(-len(head) % W)
     return head + body.tobytes()
