@@ -103,8 +103,9 @@ def _common(command: Callable) -> Callable:
                          help="Board to compile for and to simulate; `meadowlark info` lists "
                               "them."),
             click.option("--target", default="sim", show_default=True, metavar="TARGET",
-                         help="sim (the gateware, simulated), golden (its bit-exact model), or "
-                              "the port of a board."),
+                         help="sim (the gateware, simulated), pins (the whole chip, down to the "
+                              "pins of its SDRAM and UART), golden (the bit-exact model), or the "
+                              "port of a board."),
             click.option("--packing", default="raw", show_default=True, metavar="PACKING",
                          help="How weights are packed in memory; raw is all there is."),
             click.option("--json", "json_to", metavar="FILE",

@@ -198,16 +198,20 @@ class SimTarget(BoardTarget):
         memory directly.
     sleep : bool
         See :class:`~meadowlark.simboard.SimBoard`.
+    pins : bool
+        Simulate the whole chip at its pins, see :class:`~meadowlark.simboard.PinBoard`.
     """
 
     def __init__(self, board: Board, *, progress: Progress | None = None,
-                 through_link: bool = False, sleep: bool = True) -> None:
+                 through_link: bool = False, sleep: bool = True, pins: bool = False) -> None:
         from .driver import Driver
-        from .simboard import SimBoard, SimTransport
-        self.sim = SimBoard(board, sleep=sleep, progress=progress)
+        from .simboard import PinBoard, SimBoard, SimTransport
+        self.sim = PinBoard(board, progress=progress) if pins else \
+            SimBoard(board, sleep=sleep, progress=progress)
         self._through_link = through_link
         try:
-            super().__init__("sim", Driver(SimTransport(self.sim)), progress=progress)
+            super().__init__("pins" if pins else "sim", Driver(SimTransport(self.sim)),
+                             progress=progress)
         except BaseException:
             self.sim.close()
             raise
@@ -243,7 +247,7 @@ def open_target(name: str, board: Board, *, progress: Progress | None = None) ->
     Parameters
     ----------
     name : str
-        "golden", "sim", or a port: ``/dev/...[@baud]``, ``COMn[@baud]``, ``tcp:host:port``.
+        "golden", "sim", "pins", or a port: ``/dev/...[@baud]``, ``COMn[@baud]``, ``tcp:host:port``.
     board : Board
         Which board is simulated. A board at a port says itself what it is.
     progress : callable, optional
@@ -255,8 +259,8 @@ def open_target(name: str, board: Board, *, progress: Progress | None = None) ->
     """
     if name == "golden":
         return GoldenTarget()
-    if name == "sim":
-        return SimTarget(board, progress=progress)
+    if name in ("sim", "pins"):
+        return SimTarget(board, progress=progress, pins=name == "pins")
     from .driver import Driver
     from .transport import TransportError, open_transport
     try:
@@ -264,8 +268,8 @@ def open_target(name: str, board: Board, *, progress: Progress | None = None) ->
     except TransportError as error:
         raise UserError(str(error)) from error
     except ValueError as error:
-        raise UserError(f"there is no target {name!r}; give golden, sim, a serial port such as "
-                        "/dev/ttyUSB0, or tcp:host:port") from error
+        raise UserError(f"there is no target {name!r}; give golden, sim, pins, a serial port such "
+                        "as /dev/ttyUSB0, or tcp:host:port") from error
     try:
         return BoardTarget(name, Driver(transport), progress=progress)
     except BaseException:

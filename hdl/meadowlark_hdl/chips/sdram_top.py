@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from amaranth import ClockDomain, ClockSignal, Elaboratable, Module
 from amaranth.lib import cdc, io, wiring
+from amaranth.lib.wiring import In, Out
 
 from ..config import Config
 from ..core import Core
@@ -38,22 +39,25 @@ class SdramTop(Elaboratable):
         Resource of the oscillator.
     baud : int
     ports : dict, optional
-        For simulation: ports of ``amaranth.lib.io`` by name (``sdram_clk``.., ``uart_rx``,
-        ``uart_tx``); ``sync`` is then made outside. See :func:`simulation_ports`.
+        For simulation: ports of ``amaranth.lib.io`` by name (``sdram_cs``.., ``uart_rx``,
+        ``uart_tx``); the clock is then made outside. See :class:`SdramBench`.
+    sleep : bool
+        For simulation, see :mod:`..sleep`.
     """
 
     def __init__(self, config: Config, part: SdramPart, *, name: str, clock_mhz: float,
-                 input_mhz: float, clock_pin: str, baud: int, ports: dict | None = None):
+                 input_mhz: float, clock_pin: str, baud: int, ports: dict | None = None,
+                 sleep: bool = False):
         self.config, self.part, self.name = config, part, name
         self.clock_mhz, self.input_mhz, self.clock_pin = clock_mhz, input_mhz, clock_pin
-        self.baud, self.ports = baud, ports
+        self.baud, self.ports, self.sleep = baud, ports, sleep
 
     def elaborate(self, platform):
         m = Module()
         ports = self.ports if self.ports is not None else self._request(m, platform)
         hz = round(self.clock_mhz * 1e6)
         m.submodules.core = core = Core(self.config, board=self.name, clock_hz=hz,
-                                        memory_bytes=self.part.size_bytes)
+                                        memory_bytes=self.part.size_bytes, sleep=self.sleep)
         m.submodules.sdram = sdram = SdramController(self.config, self.part,
                                                      clock_mhz=self.clock_mhz, pads=2)
         m.submodules.uart = uart = Uart(clock_hz=hz, baud=self.baud)
@@ -72,8 +76,9 @@ class SdramTop(Elaboratable):
             registered(name, value)
         m.submodules.dq = dq = io.FFBuffer("io", ports["sdram_dq"])
         m.d.comb += [dq.o.eq(pins.dq_o), dq.oe.eq(pins.dq_oe), pins.dq_i.eq(dq.i)]
-        m.submodules.clk = clk = io.DDRBuffer("o", ports["sdram_clk"])
-        m.d.comb += [clk.o[0].eq(0), clk.o[1].eq(1)]
+        if "sdram_clk" in ports:
+            m.submodules.clk = clk = io.DDRBuffer("o", ports["sdram_clk"])
+            m.d.comb += [clk.o[0].eq(0), clk.o[1].eq(1)]
         m.submodules.rx_pin = rx = io.Buffer("i", ports["uart_rx"])
         m.submodules.tx_pin = tx = io.Buffer("o", ports["uart_tx"])
         m.d.comb += [uart.rx_pin.eq(rx.i), tx.o.eq(uart.tx_pin)]
@@ -94,13 +99,46 @@ class SdramTop(Elaboratable):
             "uart_rx": uart.rx, "uart_tx": uart.tx}
 
 
-def simulation_ports(part: SdramPart) -> dict[str, io.SimulationPort]:
-    """The pins as ports of a simulation; asserted levels are high, whatever the board's."""
-    widths = {"ba": part.bank_bits, "a": max(part.row_bits, 11), "dqm": part.data_bits // 8,
-              "dq": part.data_bits}
-    ports = {f"sdram_{name}": io.SimulationPort(direction, widths.get(name, 1),
-                                                name=f"sdram_{name}")
-             for name, (direction, _) in SDRAM_PINS.items()}
-    return ports | {"uart_rx": io.SimulationPort("i", 1, name="uart_rx"),
-                    "uart_tx": io.SimulationPort("o", 1, name="uart_tx")}
+class SdramBench(wiring.Component):
+    """The top with its pins as ports, for simulation: everything but PLL and clock pad.
 
+    Parameters
+    ----------
+    config, part, name, clock_mhz, baud
+        As for :class:`SdramTop`.
+
+    Members
+    -------
+    cke, ras, cas, we, ba, a, dqm, dq_o, dq_oe : Out
+        What the pads drive; commands are high when asserted.
+    dq_i : In
+        What the chip drives.
+    uart_rx : In(1), uart_tx : Out(1)
+    """
+
+    def __init__(self, config: Config, part: SdramPart, *, name: str, clock_mhz: float, baud: int):
+        self.part = part
+        widths = {"cke": 1, "ras": 1, "cas": 1, "we": 1, "ba": part.bank_bits,
+                  "a": max(part.row_bits, 11), "dqm": part.data_bits // 8}
+        dq = io.SimulationPort("io", part.data_bits)
+        self.pads = {
+            f"sdram_{'clk_en' if pad == 'cke' else pad}": io.SimulationPort("o", width)
+            for pad, width in widths.items()} | {
+            "sdram_cs": io.SimulationPort("o", 1), "sdram_dq": dq,
+            "uart_rx": io.SimulationPort("i", 1), "uart_tx": io.SimulationPort("o", 1)}
+        self.top = SdramTop(config, part, name=name, clock_mhz=clock_mhz, input_mhz=clock_mhz,
+                            clock_pin="", baud=baud, ports=self.pads, sleep=True)
+        super().__init__({pad: Out(width) for pad, width in widths.items()} | {
+            "dq_o": Out(part.data_bits), "dq_oe": Out(1), "dq_i": In(part.data_bits),
+            "uart_rx": In(1, init=1), "uart_tx": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.top = self.top
+        pads, dq = self.pads, self.pads["sdram_dq"]
+        for name in ("cke", "ras", "cas", "we", "ba", "a", "dqm"):
+            pad = pads[f"sdram_{'clk_en' if name == 'cke' else name}"]
+            m.d.comb += getattr(self, name).eq(pad.o)
+        m.d.comb += [self.dq_o.eq(dq.o), self.dq_oe.eq(dq.oe[0]), dq.i.eq(self.dq_i),
+                     pads["uart_rx"].i.eq(self.uart_rx), self.uart_tx.eq(pads["uart_tx"].o)]
+        return m

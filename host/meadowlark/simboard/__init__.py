@@ -1,5 +1,6 @@
 """The simulated board: the core as a shared object, its memory and link in C++."""
 from .board import COUNTERS, SimBoard, SimulationError
+from .pins import PinBoard
 from .transport import SimTransport
 
-__all__ = ["COUNTERS", "SimBoard", "SimTransport", "SimulationError"]
+__all__ = ["COUNTERS", "PinBoard", "SimBoard", "SimTransport", "SimulationError"]

@@ -35,11 +35,12 @@ class _Counters(ctypes.Structure):
     _fields_ = [(x, ctypes.c_uint64) for x in COUNTERS]
 
 
-def _open(path: Path) -> ctypes.CDLL:
+def open_library(path: Path) -> ctypes.CDLL:
+    """A shared object of :func:`.build.build`, its functions declared."""
     lib = ctypes.CDLL(str(path))
     u64, ptr = ctypes.c_uint64, ctypes.c_void_p
     for name, result, *args in (
-            ("sim_new", ptr, ctypes.POINTER(_Timing)), ("sim_free", None, ptr),
+            ("sim_new", ptr, ptr), ("sim_free", None, ptr),
             ("sim_reset", None, ptr), ("sim_memory", ptr, ptr),
             ("sim_push", None, ptr, ctypes.c_char_p, u64), ("sim_waiting", u64, ptr),
             ("sim_pop", u64, ptr, ctypes.c_char_p, u64),
@@ -74,18 +75,23 @@ class SimBoard:
     ----------
     memory : numpy.ndarray, uint8[size_bytes]
         The external memory itself: reading and writing it takes no cycles.
+    quiet : int
+        Cycles without a byte after which what came so far is worth a look.
     """
+
+    #: Frames leave the core a byte every few cycles, so whole frames arrive in one read.
+    quiet = 32
 
     def __init__(self, board: Board, *, verilog: str | None = None, tap: bool = True,
                  sleep: bool = True, progress: Progress | None = None) -> None:
         self.board = board
         if verilog is None:
             verilog = core_verilog(board, sleep=sleep, progress=progress)
-        self._lib = _open(build(verilog, board.config, tap=tap, progress=progress))
+        self._lib = open_library(build(verilog, board.config, tap=tap, progress=progress))
         m = board.memory
-        self._sim = self._lib.sim_new(_Timing(
+        self._sim = self._lib.sim_new(ctypes.byref(_Timing(
             m.size_bytes, m.latency_cycles, m.row_miss_cycles, m.page_bytes, m.banks,
-            m.turnaround_cycles, m.refresh_interval_cycles, m.refresh_cycles))
+            m.turnaround_cycles, m.refresh_interval_cycles, m.refresh_cycles)))
         at = ctypes.cast(self._lib.sim_memory(self._sim), ctypes.POINTER(ctypes.c_uint8))
         self.memory = np.ctypeslib.as_array(at, (m.size_bytes,))
         self._tapped = np.zeros(0, np.int32)
@@ -155,14 +161,21 @@ class SimBoard:
             part = min(cycles - done, SLICE)
             ran = self._lib.sim_run(self._sim, part, until_bytes, quiet, until_sent)
             done += ran
-            cycle, addr = ctypes.c_uint64(), ctypes.c_uint64()
-            if self._lib.sim_fault(self._sim, ctypes.byref(cycle), ctypes.byref(addr)):
-                raise SimulationError(
-                    f"a burst at byte {addr.value:#x} in cycle {cycle.value} leaves the memory of "
-                    f"{self.board.memory.size_bytes} bytes")
+            fault = self._faulty()
+            if fault:
+                raise fault
             if ran < part:
                 break
         return done
+
+    def _faulty(self) -> SimulationError | None:
+        """What the core did wrong, if anything."""
+        cycle, addr = ctypes.c_uint64(), ctypes.c_uint64()
+        if not self._lib.sim_fault(self._sim, ctypes.byref(cycle), ctypes.byref(addr)):
+            return None
+        return SimulationError(
+            f"a burst at byte {addr.value:#x} in cycle {cycle.value} leaves the memory of "
+            f"{self.board.memory.size_bytes} bytes")
 
     def counters(self) -> dict[str, int]:
         """Counters since reset, see :data:`COUNTERS`."""

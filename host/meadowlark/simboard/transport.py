@@ -3,9 +3,6 @@ from __future__ import annotations
 
 from .board import SimBoard
 
-#: Cycles without a byte after which what came so far is handed over: frames leave the board a byte
-#: every few cycles, so whole frames arrive in one read.
-QUIET = 32
 #: Silence after which an answer counts as lost, in cycles. Nothing gets lost here, and the slowest
 #: answer (a checksum over all of memory) takes millions of cycles.
 PATIENCE = 1 << 24
@@ -43,7 +40,8 @@ class SimTransport:
         With a timeout of 0 the clock runs just long enough for a frame on its way to end.
         """
         if not self.sim.waiting:
-            self.sim.run(QUIET + int(timeout * self.hz), until_bytes=1, quiet=QUIET)
+            self.sim.run(self.sim.quiet + int(timeout * self.hz), until_bytes=1,
+                         quiet=self.sim.quiet)
         return self.sim.pop(max)
 
     def close(self) -> None:

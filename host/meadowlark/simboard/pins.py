@@ -1,0 +1,66 @@
+"""The simulated board at its pins: memory chip and UART in C++, everything else is the bitstream's.
+"""
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+
+from meadowlark_boards import Board
+
+from ..errors import UserError
+from .board import SimBoard, SimulationError, open_library
+from .build import PINS, Progress, build, pins_verilog
+
+_WORDS = ("size_bytes", "row_bits", "col_bits", "bank_bits", "data_bits", "mrd_cycles", "refreshes",
+          "divisor")
+_TIMES = ("period", "rcd", "rp", "ras", "rc", "rrd", "rfc", "wr", "refresh_ms", "init_us")
+
+
+class _Chip(ctypes.Structure):
+    _fields_ = [(x, ctypes.c_uint64) for x in _WORDS] + [(x, ctypes.c_double) for x in _TIMES] + [
+        ("clock_ns", ctypes.c_double * 4)]
+
+
+class PinBoard(SimBoard):
+    """A board with SDR SDRAM, simulated down to the pins of its chip.
+
+    The top is the one that is synthesised, memory controller, UART and pad registers included; PLL
+    and clock pad are left out. The SDRAM checks every command against its datasheet.
+
+    Parameters
+    ----------
+    board : Board
+    progress : callable, optional
+        See :func:`.build.build`.
+
+    Raises
+    ------
+    UserError
+        The board has no SDR SDRAM.
+    """
+
+    def __init__(self, board: Board, *, progress: Progress | None = None) -> None:
+        if board.sdram is None:
+            raise UserError(f"board {board.name} has no pins to simulate; give one with SDRAM, "
+                            "such as ulx3s_85f")
+        self.board, part = board, board.sdram.part
+        self._lib = open_library(build(pins_verilog(board, progress), board.config, tap=False,
+                                       harness=PINS, progress=progress))
+        self._lib.sim_violation.restype = ctypes.c_char_p
+        self._lib.sim_violation.argtypes = [ctypes.c_void_p]
+        divisor = round(board.clock_mhz * 1e6 / board.link.baud)
+        clocks = (ctypes.c_double * 4)(*(part.clock_ns.get(cas, 0.0) for cas in range(4)))
+        self._sim = self._lib.sim_new(ctypes.byref(_Chip(
+            part.size_bytes, part.row_bits, part.col_bits, part.bank_bits, part.data_bits,
+            part.mrd_cycles, part.refreshes, divisor, 1000 / board.clock_mhz, part.rcd_ns,
+            part.rp_ns, part.ras_ns, part.rc_ns, part.rrd_ns, part.rfc_ns, part.wr_ns,
+            part.refresh_ms, part.init_us, clocks)))
+        at = ctypes.cast(self._lib.sim_memory(self._sim), ctypes.POINTER(ctypes.c_uint8))
+        self.memory = np.ctypeslib.as_array(at, (part.size_bytes,))
+        self._tapped = np.zeros(0, np.int32)
+        self.quiet = 20 * divisor
+
+    def _faulty(self) -> SimulationError | None:
+        text = self._lib.sim_violation(self._sim).decode()
+        return SimulationError(f"the SDRAM was misused, {text}") if text else None
