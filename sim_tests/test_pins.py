@@ -1,0 +1,83 @@
+"""The whole chip at its pins: SDRAM with its rules, UART, pad registers; tokens are bit-exact."""
+import random
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from meadowlark.driver import Driver
+from meadowlark.errors import UserError
+from meadowlark.golden import GoldenModel
+from meadowlark.prepare import Source
+from meadowlark.sampling import sampling
+from meadowlark.simboard import PinBoard, SimTransport, SimulationError, pins
+from meadowlark.targets import SimTarget, open_target
+from meadowlark_boards import get_board
+from meadowlark_hdl.control.sampler_golden import Sampling, logits_crc
+from meadowlark_hdl.memory.sdram_part import AS4C32M16SB_7
+from random_model import random_model
+
+ULX3S = get_board("ulx3s_85f")
+#: A small core at another clock, with another chip and a quick UART: eight cycles a bit.
+BOARD = replace(
+    ULX3S, name="small", clock_mhz=133.333,
+    config=ULX3S.config.replace(W=8, P=4, act_words=128, residual_values=1024, score_depth=256,
+                                rope_pairs=512, tile_beats=64, fifo_words=512, prog_depth=256,
+                                context=128),
+    memory=replace(ULX3S.memory, size_bytes=AS4C32M16SB_7.size_bytes),
+    link=replace(ULX3S.link, baud=16_666_667), sdram=replace(ULX3S.sdram, part=AS4C32M16SB_7))
+
+
+@pytest.fixture(scope="module")
+def target():
+    with closing(SimTarget(BOARD, pins=True)) as sim:
+        yield sim
+
+
+def test_tokens(target, tmp_path, seed):
+    source = Source(str(random_model(tmp_path / "m", seed=seed, hidden=64, layers=2, heads=4,
+                                     kv_heads=2, head_dim=16, ffn=96, vocab=200, context=96)),
+                    BOARD)
+    target.load(source)
+    golden = GoldenModel(source.quantised, context=source.image.context)
+    rng = np.random.default_rng(seed)
+    for draw, length in ((Sampling(), 1), (Sampling(), 37), (sampling(temperature=0.9, seed=3), 9)):
+        tokens = [0, *rng.integers(2, 200, length - 1).tolist()]
+        before = target.sim.counters()
+        events = list(target.generate(tokens, draw, max_new=6, stop_ids=()))
+        golden.forget()
+        want = list(golden.generate(tokens, draw, max_new=6, stop_ids=()))
+        assert [(e.token, e.crc) for e in events] == [(t, logits_crc(x)) for t, x in want]
+        assert target.messages == 0
+        after = target.sim.counters()
+        core = target.counters()
+        assert after["read_words"] - before["read_words"] >= core["bus_read_words"] > 0
+        assert after["write_words"] - before["write_words"] == core["bus_write_words"] > 0
+
+
+def test_memory_through_the_uart(target, seed):
+    rng = random.Random(seed)
+    data = rng.randbytes(3000)
+    at = rng.randrange(1 << 24) * 2
+    done = []
+    target.driver.write_memory(at, data, progress=lambda n, of: done.append(n))
+    assert bytes(target.sim.memory[at:at + 3000]) == data and done[-1] == 3000
+    assert target.driver.read_memory(at, 3000) == data
+    assert target.driver.verify_memory(at, data) == []
+    target.sim.memory[at + 77] ^= 1
+    assert target.driver.verify_memory(at, data) == [0]
+
+
+def test_a_broken_rule_stops_the_simulation(monkeypatch):
+    """A chip with other needs than the controller was built for."""
+    text = pins.pins_verilog(BOARD)
+    monkeypatch.setattr(pins, "pins_verilog", lambda *args: text)
+    slower = replace(BOARD.sdram, part=replace(AS4C32M16SB_7, rcd_ns=40.0))
+    with closing(PinBoard(replace(BOARD, sdram=slower))) as sim:
+        with pytest.raises(SimulationError, match=r"READ after ACTIVATE: .* 40 ns are needed"):
+            Driver(SimTransport(sim)).read_memory(0, 64)
+
+
+def test_boards_without_pins():
+    with pytest.raises(UserError, match="^board virtual has no pins to simulate; give one with"):
+        open_target("pins", get_board("virtual"))
