@@ -1,0 +1,179 @@
+"""One lane of the unpacker: 16-bit pieces of its bit stream -> a symbol a step."""
+from __future__ import annotations
+
+from amaranth import Cat, Module, Mux, Signal
+from amaranth.lib import data, memory, wiring
+from amaranth.lib.wiring import In, Out
+
+from ..collisions import NO_RW_CHECK
+from ..compute.pipeline import delay
+from ..config import Config
+from .packing_golden import AHEAD, MAX_LENGTH, MODE_BITS, PIECE, PREFIX, TABLE_BYTES
+
+#: What a class says: bits of its code words, and the first one's rank (MEADOW: a mode's width).
+ClassEntry = data.StructLayout({"length": 4, "base": 8})
+
+
+def pieces(config: Config) -> int:
+    """Pieces of a word."""
+    return config.W * 8 // PIECE
+
+
+class TableWrite(wiring.Signature):
+    """Loads the tables of all lanes: an entry of the classes, four bytes of the symbols."""
+
+    def __init__(self) -> None:
+        super().__init__({
+            "class_en": Out(1), "class_addr": Out(PREFIX), "class_data": Out(ClassEntry),
+            "word_en": Out(1), "word_addr": Out(range(TABLE_BYTES // 4)), "word_data": Out(32)})
+
+
+class Lane(wiring.Component):
+    """Bits of one lane to symbols.
+
+    A window of two pieces, of which ``position`` bits are used; each step takes a code word, whose
+    length a table knows from the next 6 bits, and may take in a piece. The rest is a pipeline.
+
+    Golden: :class:`meadowlark_hdl.weights.packing_golden.Unpacker`, bit-exact.
+    Timing: a step a cycle; a symbol leaves ``LATENCY`` cycles after its ``go`` and stays until the
+    next step's.
+
+    Parameters
+    ----------
+    config : Config
+        W.
+    phase : int
+        Pieces by which the lane asks early.
+    entropy, meadow : bool
+        Which codes it can read.
+
+    Members
+    -------
+    start : In(1)
+        High for one cycle at the beginning of a segment: nothing is queued, no bit used.
+    meadow : In(1), first : In(1)
+        Constant in a segment; with ``go``: the step begins a packet.
+    log2_c : In(2)
+        Bytes of a symbol; constant in a segment.
+    load : In(1)
+        Piece 0 of a word for this lane is on ``buses[0]``, piece k on ``buses[k]`` k cycles later.
+    buses : In(16 bits * pieces of a word)
+    receiving : Out(1)
+        No word may be handed to this lane in this cycle: its ``load`` would come too early.
+    go : In(1)
+        A step; only if ``ready`` was high two cycles before.
+    drained : In(1)
+        No more words will come: steps need none.
+    ready : Out(1)
+        Enough pieces for this step, and for those under way.
+    asks : Out(1)
+        The step of the cycle before used up a word.
+    tables : In(TableWrite)
+    symbol : Out(32)
+        C bytes in the low bits.
+    """
+
+    LATENCY = 5
+
+    def __init__(self, config: Config, *, phase: int, entropy: bool = True, meadow: bool = True):
+        self.config, self.phase = config, phase
+        self.with_entropy, self.with_meadow = entropy, meadow
+        super().__init__({
+            "start": In(1), "meadow": In(1), "first": In(1), "log2_c": In(2), "load": In(1),
+            "buses": In(data.ArrayLayout(PIECE, pieces(config))), "receiving": Out(1),
+            "go": In(1), "drained": In(1), "ready": Out(1), "asks": Out(1),
+            "tables": In(TableWrite()), "symbol": Out(32)})
+
+    def elaborate(self, platform):
+        m = Module()
+        K = pieces(self.config)
+        depth = max(16, 4 * K)
+        assert (AHEAD + 1) * K <= depth         # words asked for, and those of the phase
+
+        def reg(shape, name):
+            return Signal(shape, name=name, reset_less=True)
+
+        # Pieces arrive.
+        m.submodules.queue = queue = memory.Memory(shape=PIECE, depth=depth, init=[])
+        w, r = queue.write_port(), queue.read_port(domain="comb")
+        at, level = Signal(range(K)), Signal(range(depth + 1))
+        shift, take = Signal(), Signal()
+        m.d.comb += [w.en.eq(self.load | (at != 0)), w.data.eq(self.buses[at]),
+                     self.receiving.eq(self.load | ((at != 0) & (at != K - 1))),
+                     take.eq(shift & (level != 0))]
+        m.d.sync += [at.eq(at + w.en), w.addr.eq(w.addr + w.en), r.addr.eq(r.addr + take),
+                     level.eq(level + w.en - take)]
+
+        # The window: two pieces.
+        now, then = reg(PIECE, "now"), reg(PIECE, "then")
+        have = Signal(2)                        # one bit a piece, then's first
+        position = Signal(range(PIECE))
+        peek = Signal(MAX_LENGTH)
+        advance = Signal()
+        m.d.comb += [peek.eq(Cat(now, then) >> position),
+                     shift.eq((self.go & advance) | (~have.all() & (level != 0)))]
+        with m.If(shift):
+            m.d.sync += [now.eq(then), then.eq(r.data), have.eq(Cat(1, have[0]))]
+
+        # The loop: how long is the code word?
+        prefix = PREFIX if self.with_entropy else MODE_BITS
+        m.submodules.classes = classes = memory.Memory(shape=ClassEntry, depth=1 << prefix, init=[])
+        c_w, c_r = classes.write_port(), classes.read_port(domain="comb")
+        width = reg(4, "width")
+        length = Signal(4)
+        count = Signal(range(K), init=self.phase)
+        after = Signal(range(2 * PIECE))
+        m.d.comb += [
+            c_w.en.eq(self.tables.class_en), c_w.addr.eq(self.tables.class_addr),
+            c_w.data.eq(self.tables.class_data), c_r.addr.eq(peek),
+            length.eq(c_r.data.length), after.eq(position + length), advance.eq(after[-1])]
+        with_first = self.first | ~self.meadow if self.with_entropy else self.first
+        if self.with_meadow:
+            m.d.comb += length.eq(Mux(with_first, c_r.data.length, width))
+            with m.If(self.go & self.first):
+                m.d.sync += width.eq(c_r.data.base)
+        with m.If(self.go):
+            m.d.sync += position.eq(after)
+        with m.If(self.go & advance):
+            m.d.sync += count.eq(count + 1)
+        m.d.sync += [
+            self.asks.eq(self.go & advance & (count == K - 1)),
+            self.ready.eq((have.all() & (level >= 2)) | self.drained)]
+        with m.If(self.start):
+            m.d.sync += [position.eq(0), have.eq(0), level.eq(0), count.eq(self.phase),
+                         r.addr.eq(w.addr), self.ready.eq(0)]
+
+        # 1: bits of the code word. 2: its rank.
+        bits, base, long = reg(MAX_LENGTH, "bits"), reg(8, "base"), reg(4, "long")
+        kind = reg(2, "kind")                   # 0 prefix code, 1 first of a packet, 2 others
+        rank = reg(11 if self.with_meadow else 8, "rank")
+        with m.If(self.go):
+            m.d.sync += [bits.eq(peek), base.eq(c_r.data.base), long.eq(length),
+                         kind.eq(Cat(self.meadow & self.first, self.meadow & ~self.first))]
+        own = Signal(MAX_LENGTH)
+        m.d.comb += [own[j].eq(bits[j] & (long > j)) for j in range(MAX_LENGTH)]
+        m.d.sync += rank.eq(Mux(
+            kind[1], own[:11], Mux(kind[0], own[MODE_BITS:], own[PREFIX:]
+                                   + (base if self.with_entropy else 0))))
+
+        # 3, 4: the symbols' block RAM and its register. 5: the bytes that are meant.
+        words = TABLE_BYTES // 4 if self.with_meadow else 64
+        m.submodules.symbols = ram = memory.Memory(shape=32, depth=words, init=[],
+                                                   attrs=NO_RW_CHECK)
+        s_w, s_r = ram.write_port(), ram.read_port()
+        word = reg(32, "word")
+        low = delay(m, rank[:2], 2, name="low")
+        one, two = self.log2_c == 0, self.log2_c == 1
+        m.d.comb += [
+            s_w.en.eq(self.tables.word_en), s_w.addr.eq(self.tables.word_addr),
+            s_w.data.eq(self.tables.word_data),
+            s_r.addr.eq(Mux(one, rank[2:], Mux(two, rank[1:], rank))
+                        if self.with_meadow else rank[2:])]
+        m.d.sync += word.eq(s_r.data)
+        byte = word.word_select(low, 8)
+        if self.with_meadow:
+            half = Mux(low[0], word[16:], word[:16])
+            m.d.sync += self.symbol.eq(Mux(one, byte, Mux(two, half, word)))
+        else:
+            m.d.sync += self.symbol.eq(byte)
+        return m
