@@ -193,7 +193,8 @@ class Unpacker:
             if int.from_bytes(self._take(self.W)[:4], "little") != check:
                 raise PackingError("the checksum is wrong")
         table = np.frombuffer(self._symbols.ljust(TABLE_BYTES, b"\0"), np.uint8)
-        return table.reshape(-1, self.C)[out].reshape(chunks, self.W), self._at
+        table = table.reshape(-1, self.C)
+        return table[out % len(table)].reshape(chunks, self.W), self._at
 
     def _take(self, n: int) -> bytes:
         part = self._raw[self._at:self._at + n]

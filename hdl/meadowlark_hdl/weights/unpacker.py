@@ -151,9 +151,9 @@ class Unpacker(wiring.Component):
     """Takes segments apart, a tile at a time; see docs/packing.md.
 
     Golden: :class:`meadowlark_hdl.weights.packing_golden.Unpacker`, bit-exact.
-    Timing: C chunks every C cycles while words come, a word a cycle; 8 cycles from a step to its
-    chunk. Between tiles about 8 cycles; a segment takes besides W cycles for the first words and
-    those of :class:`PreambleReader`.
+    Timing: C chunks every C cycles while words come, a word a cycle, also across tiles if the next
+    one is known in time; 8 cycles from a step to its chunk. A segment takes besides W cycles for
+    the first words, about 10, and those of :class:`PreambleReader`.
 
     Parameters
     ----------
@@ -165,8 +165,12 @@ class Unpacker(wiring.Component):
     Members
     -------
     tiles : In(stream)
-        Plain chunks of the next tile, 1..2 * tile_beats. Ready: all coded chunks of the tile
-        before, up to the last one its steps asked for, have been taken, and no other one.
+        Plain chunks of each tile, 1..2 * tile_beats; may run ahead by two.
+    ended : Out(1)
+        All coded chunks of the tiles so far have been taken, up to the last one that their steps
+        asked for, and no other one will be before ``resume``. High after reset.
+    resume : In(1)
+        High while ``ended``: the next chunk is the next tile's.
     i : In(stream of 8 * W bits)
         Coded chunks.
     o : Out(stream of 8 * W bits)
@@ -188,6 +192,7 @@ class Unpacker(wiring.Component):
         self.config, self.with_entropy, self.with_meadow = config, entropy, meadow
         super().__init__({
             "tiles": In(stream.Signature(range(2 * config.tile_beats + 1))),
+            "ended": Out(1, init=1), "resume": In(1),
             "i": In(stream.Signature(8 * config.W)), "o": Out(stream.Signature(8 * config.W)),
             "busy": Out(1), "error": Out(1), "flush": In(1)})
 
@@ -201,54 +206,77 @@ class Unpacker(wiring.Component):
         for k, lane in enumerate(lanes):
             m.submodules[f"lane{k}"] = lane
 
-        size = Signal.like(self.tiles.payload, reset_less=True)
-        to_issue = Signal.like(size)
-        steps = Signal(COUNT_BITS)                      # of the segment, to issue
-        broken, begin = Signal(), Signal()
-        issue, with_room = Signal(), Signal(init=1)
         c = Mux(head.log2_c == 0, 1, Mux(head.log2_c == 1, 2, 4)) if self.with_meadow \
             else Const(1, 1)
-
-        # A tile.
+        size, known = Signal.like(self.tiles.payload, reset_less=True), Signal()    # the next tile
+        to_issue = Signal.like(size)                    # steps of this tile
+        steps = Signal(COUNT_BITS)                      # of the segment, to issue
+        broken, begin, next_tile = Signal(), Signal(), Signal()
+        issue, with_room = Signal(), Signal(init=1)
         check = CRC32_ISO_HDLC(data_width=8 * W).create()
         m.submodules.check = check
-        trailer = Signal()                              # the next chunk is the checksum
-        quiet = Signal(2)                               # cycles since the last step
+        m.d.comb += [self.tiles.ready.eq(~known), self.error.eq(broken)]
+        with m.If(self.tiles.valid & ~known):
+            m.d.sync += [size.eq(self.tiles.payload), known.eq(1)]
+
+        # Steps, tile after tile.
+        finished = Signal()                             # the segment's last chunk was taken
+        last = to_issue == 1
+        with m.If(issue):
+            m.d.sync += to_issue.eq(to_issue - 1)
+        with m.If(next_tile):
+            m.d.sync += [to_issue.eq(size >> head.log2_c), known.eq(0)]
         with m.FSM() as fsm:
             with m.State("REST"):
-                m.d.comb += self.tiles.ready.eq(1)
-                m.d.sync += size.eq(self.tiles.payload)
-                with m.If(self.tiles.valid):
-                    m.next = "FIRST"
-            with m.State("FIRST"):
-                m.next = "TILE"
-                with m.If((steps == 0) & ~broken):
+                with m.If(known & broken):
+                    m.d.sync += [to_issue.eq(size), known.eq(0)]
+                    m.next = "ZEROS"
+                with m.Elif(known & (steps != 0)):
+                    m.d.comb += next_tile.eq(1)
+                    m.next = "STEPS"
+                    with m.If((size & (c - 1)) != 0):
+                        m.d.sync += [to_issue.eq(size), broken.eq(1)]
+                        m.next = "ZEROS"
+                with m.Elif(known & ~self.ended):
                     m.d.comb += [head.start.eq(1), check.start.eq(1)]
                     m.next = "PREAMBLE"
             with m.State("PREAMBLE"):
                 with m.If(head.done):
                     m.d.comb += begin.eq(~head.wrong)
-                    m.d.sync += [broken.eq(head.wrong), steps.eq(head.steps)]
-                    m.next = "TILE"
-            with m.State("TILE"):
-                count = size >> head.log2_c
-                whole = (size & (c - 1)) == 0
-                with m.If(broken | ~whole | (count > steps)):
-                    m.d.sync += [broken.eq(1), to_issue.eq(size)]
-                    m.next = "ZEROS"
-                with m.Else():
-                    m.d.sync += to_issue.eq(count)
-                    m.next = "STEPS"
-            with m.State("STEPS"):
-                with m.If(to_issue == 0):
-                    m.next = "WORDS"
-            with m.State("WORDS"):
-                # Requests of the last step: issue, go, asks, the queue.
-                with m.If((quiet >= 2) & refill.idle):
+                    m.d.sync += [broken.eq(head.wrong), steps.eq(Mux(head.wrong, 0, head.steps))]
                     m.next = "REST"
-                    with m.If(steps == 0):
-                        m.next = "REST_OF_SEGMENT"
-            with m.State("REST_OF_SEGMENT"):
+            with m.State("STEPS"):
+                with m.If(steps == 0):                  # and there should be more
+                    m.d.sync += [to_issue.eq(to_issue << head.log2_c), broken.eq(1)]
+                    m.next = "ZEROS"
+                with m.If(issue & last):
+                    m.next = "REST"
+                    with m.If(steps == 1):
+                        m.next = "WORDS"
+                    with m.Elif(known & ((size & (c - 1)) == 0)):
+                        m.d.comb += next_tile.eq(1)
+                        m.next = "STEPS"
+            with m.State("WORDS"):
+                with m.If(finished):
+                    m.next = "REST"
+            with m.State("ZEROS"):
+                with m.If((to_issue == 0) | (issue & last)):
+                    m.next = "REST"
+
+        # Words, tile after tile; behind the last one what is left, and the checksum.
+        trailer = Signal()                              # the next chunk is the checksum
+        with m.FSM(name="words"):
+            with m.State("WORDS"):
+                with m.If(self.ended):
+                    m.d.comb += refill.resume.eq(self.resume)
+                    m.d.sync += self.ended.eq(~self.resume)
+                with m.Elif(broken):
+                    m.d.sync += self.ended.eq(1)
+                with m.Elif(refill.at_end):
+                    m.d.sync += self.ended.eq(~refill.at_final)
+                    with m.If(refill.at_final):
+                        m.next = "DROP"
+            with m.State("DROP"):
                 m.d.comb += refill.drop.eq(1)
                 with m.If(refill.over):
                     m.next = "CHECK"
@@ -259,23 +287,17 @@ class Unpacker(wiring.Component):
                 with m.If(self.i.valid):
                     with m.If(self.i.payload[:32] != check.crc):
                         m.d.sync += broken.eq(1)
-                    m.next = "REST"
-            with m.State("ZEROS"):
-                with m.If(to_issue == 0):
-                    m.next = "REST"
-        m.d.comb += self.error.eq(broken)
-        with m.If(issue):
-            m.d.sync += [to_issue.eq(to_issue - 1), quiet.eq(0)]
-        with m.Elif(~quiet.all()):
-            m.d.sync += quiet.eq(quiet + 1)
+                    m.d.comb += finished.eq(1)
+                    m.d.sync += self.ended.eq(1)
+                    m.next = "WORDS"
 
         # Chunks go to the preamble, to the lanes, or are the checksum.
         reading = fsm.ongoing("PREAMBLE")
         m.d.comb += [
             head.i.valid.eq(self.i.valid & reading), head.i.payload.eq(self.i.payload),
-            refill.i.valid.eq(self.i.valid & ~reading & ~trailer),
+            refill.i.valid.eq(self.i.valid & ~reading & ~trailer & ~broken),
             refill.i.payload.eq(self.i.payload),
-            self.i.ready.eq(Mux(reading, head.i.ready, refill.i.ready | trailer)),
+            self.i.ready.eq(Mux(reading, head.i.ready, (refill.i.ready & ~broken) | trailer)),
             refill.start.eq(begin), refill.words.eq(head.words)]
         checked = Signal(8 * W, reset_less=True)
         m.d.sync += [checked.eq(self.i.payload),
@@ -292,12 +314,12 @@ class Unpacker(wiring.Component):
         with m.Else():
             m.d.sync += drained.eq(1)
 
-        # Steps.
+        # When is there a step?
         pace = Signal(2)                                # cycles until the next may come
         packet, packet_end = Signal(7), Signal(7, reset_less=True)
         first = Signal()
         m.d.sync += packet_end.eq((1 << head.log2_n) - 1)
-        stepping = fsm.ongoing("STEPS") & (to_issue != 0)
+        stepping = fsm.ongoing("STEPS") & (steps != 0)
         m.d.comb += issue.eq(with_room & (
             (stepping & (pace == 0) & refill.room & Cat(k.ready for k in lanes).all())
             | (fsm.ongoing("ZEROS") & (to_issue != 0))))
@@ -310,6 +332,9 @@ class Unpacker(wiring.Component):
         with m.If(begin):
             m.d.sync += packet.eq(0)
         m.d.sync += first.eq((packet == 0) & head.meadow)
+        m.d.comb += [refill.ends.eq(delay(m, step & (last | (steps == 1)), 2, name="ends",
+                                          reset=True)),
+                     refill.final.eq(delay(m, step & (steps == 1), 2, name="final", reset=True))]
         for k, lane in enumerate(lanes):
             go, start = Signal(name=f"go_{k}", attrs={"keep": 1}), Signal(name=f"start_{k}")
             m.d.sync += [go.eq(step), start.eq(begin)]
