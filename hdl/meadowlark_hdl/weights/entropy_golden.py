@@ -29,40 +29,33 @@ def prefix_code(histogram) -> Code:
     if count <= 1:
         return Code(meadow=False, lengths=np.zeros(CLASSES, np.uint8),
                     symbols=symbols.astype(np.uint8).reshape(-1, 1))
-    total = np.concatenate([[0], np.cumsum(histogram[symbols])]).astype(np.float64)
-    s = np.arange(count + 1)
-    cost = np.full((CLASSES + 1, count + 1), np.inf)
-    came = np.zeros((CLASSES + 1, count + 1), np.uint8)         # length that led here
+    # The last class may be larger than need be: then its last symbols never occur.
+    reach = count + 255
+    some = 1 << np.arange(MAX_LENGTH - PREFIX + 1)              # symbols of a class, by n - 6
+    total = np.concatenate([[0], np.cumsum(histogram[symbols]), np.zeros(255, np.int64)])
+    total[count + 1:] = total[count]
+    before = np.maximum(np.arange(reach + 1) - some[:, None], 0)
+    step = (PREFIX + np.arange(len(some)))[:, None] * (total - total[before]).astype(np.float64)
+    step[np.arange(reach + 1) < some[:, None]] = np.inf
+    cost = np.full((CLASSES + 1, reach + 1), np.inf)            # of u classes, s symbols
+    came = np.zeros((CLASSES + 1, reach + 1), np.int64)         # length that led there
     cost[0, 0] = 0
-    for u in range(CLASSES):
-        for n in range(1, MAX_LENGTH + 1):
-            taken, some = 1 << max(PREFIX - n, 0), 1 << max(n - PREFIX, 0)
-            if u % taken:
-                continue
-            to = np.minimum(s + some, count)
-            price = cost[u] + n * (total[to] - total)
-            # All that reach the last symbol are rivals; elsewhere there is one for each place.
-            inner = s + some < count
-            for where, what in ((to[inner], price[inner]),
-                                (count, price[~inner].min(initial=np.inf))):
-                better = what < cost[u + taken, where]
-                cost[u + taken, where] = np.where(better, what, cost[u + taken, where])
-                came[u + taken, where] = np.where(better, n, came[u + taken, where])
-    # Back: where the last symbols share a class that is not full, any start within reach will do.
-    u, at = CLASSES, count
+    for u in range(1, CLASSES + 1):
+        price = cost[u - 1][before] + step
+        best = price.argmin(axis=0)
+        came[u], cost[u] = PREFIX + best, price[best, np.arange(reach + 1)]
+        for n in range(1, PREFIX):
+            taken = 1 << PREFIX - n
+            if u % taken == 0:
+                alone = cost[u - taken, :-1] + n * np.diff(total)
+                better = np.nonzero(alone < cost[u, 1:])[0] + 1
+                cost[u, better], came[u, better] = alone[better - 1], n
+    u, at = CLASSES, count + int(cost[CLASSES, count:].argmin())
     lengths: list[int] = []
     while u:
         n = int(came[u, at])
-        taken, some = 1 << max(PREFIX - n, 0), 1 << max(n - PREFIX, 0)
-        low = max(at - some, 0)
-        if at == count:
-            candidates = np.arange(low, count + 1)
-            price = cost[u - taken, candidates] + n * (total[count] - total[candidates])
-            at = int(candidates[price.argmin()])
-        else:
-            at = low
-        lengths += [n] * taken
-        u -= taken
+        lengths += [n] * (1 << max(PREFIX - n, 0))
+        u, at = CLASSES - len(lengths), at - (1 << max(n - PREFIX, 0))
     return Code(meadow=False, lengths=np.array(lengths[::-1], np.uint8),
                 symbols=symbols.astype(np.uint8).reshape(-1, 1))
 

@@ -73,6 +73,16 @@ def choose_widths(need: np.ndarray) -> np.ndarray:
     return np.array(min(found)[1])
 
 
+def meadow_bits(ids: np.ndarray, N: int) -> int:
+    """Bits of ids int64[steps, lanes] in packets of N: mode bits and ids, no tables, no padding."""
+    widths = packet_widths(ids, N)
+    chosen = choose_widths(np.bincount(widths.ravel(), minlength=12))
+    served = chosen[np.searchsorted(chosen, widths)]
+    lengths = np.full(len(widths), N)
+    lengths[-1] = len(ids) - N * (len(widths) - 1)
+    return int((lengths[:, None] * served).sum()) + MODE_BITS * widths.size
+
+
 def meadow_code(ids: np.ndarray, symbols: np.ndarray, N: int) -> tuple[Code, np.ndarray]:
     """The code for ids int64[steps, lanes] in packets of N, and the mode of each packet."""
     widths = packet_widths(ids, N)
