@@ -105,8 +105,9 @@ def _common(command: Callable) -> Callable:
             click.option("--target", default="sim", show_default=True, metavar="TARGET",
                          help="sim (the gateware, simulated), golden (its bit-exact model), or "
                               "the port of a board."),
-            click.option("--packing", default="raw", show_default=True, metavar="PACKING",
-                         help="How weights are packed in memory; raw is all there is."),
+            click.option("--packing", default="auto", show_default=True, metavar="PACKING",
+                         help="How weights are packed in memory: raw, meadow, entropy, or auto, "
+                              "the smallest of them that the board can read, a tensor at a time."),
             click.option("--json", "json_to", metavar="FILE",
                          help="Write the results as JSON; - is stdout, which then gets nothing "
                               "else."),
@@ -116,8 +117,9 @@ def _common(command: Callable) -> Callable:
 
     @functools.wraps(command)
     def checked(*args, packing: str, **kw):
-        if packing != "raw":
-            raise UserError(f"there is no packing {packing!r}; raw is all there is")
+        from .packing import PACKINGS
+        if packing not in PACKINGS:
+            raise UserError(f"there is no packing {packing!r}; give one of {', '.join(PACKINGS)}")
         return command(*args, **kw)
     return checked
 
@@ -137,7 +139,8 @@ def _weights_option(command: Callable) -> Callable:
 
 def _source(model: str, board: Board, ctx: int | None, weights: str, progress: Progress) -> Source:
     from .prepare import Source
-    return Source(model, board, context=ctx, weights=weights, progress=progress)
+    packing = click.get_current_context().params["packing"]
+    return Source(model, board, context=ctx, weights=weights, packing=packing, progress=progress)
 
 
 def _given(name: str) -> bool:

@@ -31,6 +31,8 @@ EXACT = ("W", "P", "tile_beats")
 #: What a core must have at least, by Config field; ``memory_bytes`` is of the board.
 NEEDS = ("act_words", "residual_values", "rope_pairs", "score_depth", "context", "prog_depth",
          "tile_rows", "memory_bytes")
+#: What is known of each matrix of the stream.
+TENSOR = ("name", "mode", "how", "weights", "at", "raw_bytes", "bytes", "entropy")
 _SHAPE = ("hidden", "layers", "heads", "kv_heads", "head_dim", "head_pad", "ffn", "vocab",
           "context")
 _FACTS = ("parameters", "layer_bytes", "head_bytes", "embedding_bytes", "layer_macs", "head_macs")
@@ -69,6 +71,10 @@ class Image:
         Tokens that end a text.
     seconds : float
         Time the compiler took.
+    tensors : tuple of dict
+        For each matrix of the stream, in order: its name, how it is packed (mode: raw, meadow,
+        entropy; how: for people), weights, where in memory it starts, bytes of its codes plain and
+        as they are, entropy of these in bits a byte.
     """
     name: str
     board: str
@@ -83,6 +89,7 @@ class Image:
     bos_id: int | None = None
     stop_ids: tuple[int, ...] = ()
     seconds: float = 0.0
+    tensors: tuple[dict, ...] = ()
 
     @property
     def context(self) -> int:
@@ -104,6 +111,12 @@ class Image:
     def parameters(self) -> int:
         """Parameters of the model; a tied head counts once."""
         return self.facts["parameters"]
+
+    @property
+    def needs_packing(self) -> int:
+        """Packings in use, as ``Config.packing`` has them."""
+        modes = {t["mode"] for t in self.tensors}
+        return ("entropy" in modes) | ("meadow" in modes) << 1
 
     @property
     def bits_per_weight(self) -> float:
@@ -150,6 +163,9 @@ class Image:
                     f"the image was compiled for a core with {field} = {self.config[field]} "
                     f"(board {self.board}), but {core} has {field} = {has}; compile the model for "
                     "that board")
+        if self.needs_packing & ~config.packing:
+            raise UserError(f"the image holds packed weights that {core} cannot read; compile the "
+                            "model for that board")
         for field in NEEDS:
             has = memory_bytes if field == "memory_bytes" else getattr(config, field)
             if self.needs[field] > has:
@@ -166,7 +182,7 @@ class Image:
             "isa": ISA_CRC, "name": self.name, "board": self.board, "seconds": self.seconds,
             "bos_id": self.bos_id, "stop_ids": self.stop_ids, "config": self.config,
             "needs": self.needs, "model_regs": self.model_regs, "shape": self.shape,
-            "facts": self.facts, "sections": sections},
+            "facts": self.facts, "tensors": self.tensors, "sections": sections},
             indent=1).encode() + b"\n"
         lead = _PREFIX.pack(MAGIC, VERSION, len(header), 0)
         check = crc32(header, crc32(lead[:-4]))
@@ -272,7 +288,8 @@ class Image:
             facts={key: _whole(header["facts"], key) for key in _FACTS},
             bos_id=None if header["bos_id"] is None else _whole(header, "bos_id"),
             stop_ids=tuple(_whole(ids, i) for ids in [header["stop_ids"]] for i in range(len(ids))),
-            seconds=float(header["seconds"]), **data)
+            seconds=float(header["seconds"]),
+            tensors=tuple({key: t[key] for key in TENSOR} for t in header["tensors"]), **data)
         image._check_program()
         return image
 

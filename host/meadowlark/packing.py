@@ -1,7 +1,7 @@
 """Which packing a tensor gets: the smallest of raw, MEADOW and entropy-coded, by size as packed."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -48,21 +48,27 @@ class Packer:
     ----------
     packing : str
         One of :data:`PACKINGS`. A forced packing falls back to raw where it is impossible.
+    able : int, 0..3
+        What the core can read, see ``Config.packing``.
     """
 
-    def __init__(self, packing: str = "auto") -> None:
+    def __init__(self, packing: str = "auto", able: int = 3) -> None:
         if packing not in PACKINGS:
             raise ValueError(f"packing must be one of {', '.join(PACKINGS)}, not {packing!r}")
+        wanted = ("entropy", "meadow") if packing == "auto" else (packing,)
+        self._tried = [mode for bit, mode in ((1, "entropy"), (2, "meadow"))
+                       if mode in wanted and able & bit]
         self.packing = packing
         self._code: Code | None = None          # of the last segment
 
-    def pack(self, segments: Sequence[Segment]) -> Packed:
-        """Pack a tensor; all of it in the same way."""
+    def pack(self, segments: Sequence[Segment],
+             fits: Callable[[list[list[bytes]]], bool] = lambda _: True) -> Packed:
+        """Pack a tensor; all of it in the same way, or raw if the result does not fit."""
         plain = sum(s.plain.size for s in segments)
         histogram = np.sum([np.bincount(s.plain.ravel(), minlength=256) for s in segments], axis=0)
         bound = entropy(histogram)
         best = Packed("raw", "", None, plain, bound)
-        if self.packing in ("auto", "meadow"):
+        if "meadow" in self._tried:
             # Its bits, tables apart, are known before it is packed.
             options = [(bits, C, N) for C in ENTRIES
                        for N, bits in self._meadow_sizes(segments, C).items()]
@@ -71,13 +77,14 @@ class Packer:
                 if self.packing == "meadow" or bits < 8 * best.bytes:
                     made = [pack_meadow(*s, C, N) for s in segments]
                     best = self._better(best, "meadow", f"C={C} N={N}", made, bound)
-        if self.packing in ("auto", "entropy"):
+        if "entropy" in self._tried:
             code, keep = self._entropy_code(histogram)
             if self.packing == "entropy" or coded_bits(code, histogram) < 8 * best.bytes:
                 made = [pack_entropy(*s, code, keep=keep or k > 0) for k, s in enumerate(segments)]
                 best = self._better(best, "entropy", "same table" if keep else "", made, bound)
-        if best.parts is not None:
-            self._code = self._last
+        if best.parts is None or not fits(best.parts):
+            return Packed("raw", "", None, plain, bound)
+        self._code = self._last
         return best
 
     def _better(self, best: Packed, mode: str, how: str, made: list, bound: float) -> Packed:

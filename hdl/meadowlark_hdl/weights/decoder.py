@@ -11,6 +11,7 @@ from ..signatures import DecoderItem, RowScale, TileTag
 from ..sleep import napping
 from .beat_unit import BeatUnit, beat_count
 from .block_unit import BlockUnit
+from .unpacker import Unpacker
 
 
 class RawUnit(wiring.Component):
@@ -89,6 +90,9 @@ class NoUnit(wiring.Component):
 class PackedWeightDecoder(wiring.Component):
     """Takes tiles apart: row headers first, W / 4 of them an item, then the beats.
 
+    Behind the row headers a tile may be packed (docs/packing.md): the units then get its chunks
+    from an :class:`~.unpacker.Unpacker`.
+
     The beats are made by units, each for some modes, all behind :class:`BeatUnit`; a unit gets
     chunks only when the others have nothing left to give, so items leave in order.
 
@@ -102,9 +106,10 @@ class PackedWeightDecoder(wiring.Component):
     Parameters
     ----------
     config : Config
-        W, tile_beats, dsp.
+        W, tile_beats, packing, dsp.
     sleep : bool
-        The unit for the block modes stands still in the others, see :mod:`..sleep`.
+        The unit for the block modes and the unpacker stand still when there is nothing for them,
+        see :mod:`..sleep`.
 
     Members
     -------
@@ -115,7 +120,8 @@ class PackedWeightDecoder(wiring.Component):
     items : Out(stream of DecoderItem)
         Without header no item of the tile has ``is_scale``. With SCALE, bias is 0.
     error : Out(1)
-        A tag had a mode or header that does not exist; stays until flush. Beats of such a tile
+        A tag had a mode, header or packing that does not exist, or what was packed is damaged;
+        stays until flush. Beats of such a tile
         mean nothing (no headers) and take no chunk, so what follows in ``chunks`` may be misread,
         but every tag gets its beats.
     flush : In(1)
@@ -145,7 +151,8 @@ class PackedWeightDecoder(wiring.Component):
             m.d.sync += [tag.eq(self.tags.payload), tag_valid.eq(1)]
         legal, headed, kind = Signal(), Signal(), Signal(range(len(units)))
         m.d.comb += [
-            legal.eq((tag.mode <= Mode.Q4_1) & (tag.header <= Header.BIAS)),
+            legal.eq((tag.mode <= Mode.Q4_1) & (tag.header <= Header.BIAS)
+                     & (~tag.packed | bool(self.config.packing))),
             kind.eq(Mux(legal, tag.mode >= Mode.Q8_0, len(units) - 1)),
             headed.eq(legal & (tag.header != Header.NONE) & (tag.rows != 0))]
 
@@ -170,6 +177,9 @@ class PackedWeightDecoder(wiring.Component):
                                             (tag.rows * 4 + W - 1) >> W.bit_length() - 1)),
                          selected.eq(kind), self.error.eq(self.error | ~legal)]
 
+        # What the units get, and whether the next of the chunks is one of these, or a header.
+        plain, own = stream.Signature(8 * W).create(), Signal()
+
         # The item that leaves: at most one unit holds beats, and headers wait for all of them.
         go, head = Signal(), Signal()
         item = Signal(DecoderItem(self.config), reset_less=True)
@@ -190,7 +200,7 @@ class PackedWeightDecoder(wiring.Component):
                 u.start.eq(take_over & (kind == k)),
                 u.mode.eq(tag.mode), u.beats.eq(tag.beats),
                 u.enable.eq(in_beats & (selected == k) & ~others.any()),
-                u.i.valid.eq(self.chunks.valid & u.enable), u.i.payload.eq(self.chunks.payload),
+                u.i.valid.eq(plain.valid & u.enable), u.i.payload.eq(plain.payload),
                 u.o.ready.eq(go)]
 
         # Headers: W / 4 rows at once, a chunk of SCALE or two of BIAS. In the last item the second
@@ -199,7 +209,7 @@ class PackedWeightDecoder(wiring.Component):
         second = Signal()                               # hold is the first chunk of two
         chunk, load, take = self.chunks.payload, Signal(), Signal()
         m.d.comb += [
-            load.eq(in_header & ~busy.any() & go), take.eq(load & self.chunks.valid),
+            load.eq(in_header & ~busy.any() & go & own), take.eq(load & self.chunks.valid),
             last_header.eq(take & (header_left == 1)),
             head.eq(take & (~bias | second | (header_left == 1)))]
         pair = Cat(Mux(second, hold, chunk), chunk)
@@ -211,9 +221,57 @@ class PackedWeightDecoder(wiring.Component):
                 scales[i].bias.eq(Mux(bias, both[32:], 0).as_signed())]
         with m.If(take):
             m.d.sync += [header_left.eq(header_left - 1), hold.eq(chunk), second.eq(~head)]
-        m.d.comb += self.chunks.ready.eq(load | Cat(u.enable & u.i.ready for u in units).any())
+        m.d.comb += plain.ready.eq(Cat(u.enable & u.i.ready for u in units).any())
+        if self.config.packing:
+            self._unpack(m, tag, tag_valid & legal, take_over, in_beats, plain, own, load)
+        else:
+            m.d.comb += [own.eq(1), plain.valid.eq(self.chunks.valid),
+                         plain.payload.eq(self.chunks.payload),
+                         self.chunks.ready.eq(load | plain.ready)]
         m.submodules.blocks = napping(
             m, blocks, "blocks", blocks.unit.start | blocks.unit.busy | blocks.unit.enable,
             sleep=self.sleep, linger=32)
-        return ResetInserter(dict.fromkeys(
-            ("sync", "blocks") if self.sleep else ("sync",), self.flush))(m)
+        domains = ["blocks", "unpacker"][:1 + bool(self.config.packing)] if self.sleep else []
+        return ResetInserter(dict.fromkeys(("sync", *domains), self.flush))(m)
+
+    def _unpack(self, m, tag, known, take_over, in_beats, plain, own, load):
+        """The unpacker, between the chunks and the units; it may run ahead by the next tag.
+
+        Chunks are its own from the end of a tile's row headers to the last one that the tile's
+        steps asked for.
+        """
+        kinds = self.config.packing
+        unpacker = Unpacker(self.config, entropy=bool(kinds & 1), meadow=bool(kinds & 2))
+        packed, told, resumed = Signal(), Signal(), Signal()
+        with m.If(unpacker.tiles.valid & unpacker.tiles.ready):
+            m.d.sync += told.eq(1)
+        with m.If(unpacker.resume):
+            m.d.sync += resumed.eq(1)
+        with m.If(take_over):
+            m.d.sync += [packed.eq(known & tag.packed), told.eq(0), resumed.eq(0)]
+        size, beats = unpacker.tiles.payload, tag.beats
+        with m.Switch(tag.mode):
+            with m.Case(Mode.INT8):
+                m.d.comb += size.eq(beats)
+            with m.Case(Mode.INT16):
+                m.d.comb += size.eq(beats << 1)
+            with m.Case(Mode.Q8_0):
+                m.d.comb += size.eq(beats + (beats + 15 >> 4))
+            with m.Case(Mode.Q4_0):
+                m.d.comb += size.eq((beats + 1 >> 1) + (beats + 15 >> 4))
+            with m.Default():
+                m.d.comb += size.eq((beats + 1 >> 1) + (beats + 7 >> 3))
+        m.d.comb += [
+            own.eq(unpacker.ended), unpacker.tiles.valid.eq(known & tag.packed & ~told),
+            unpacker.resume.eq(in_beats & packed & ~resumed & own),
+            unpacker.i.valid.eq(self.chunks.valid & ~own),
+            unpacker.i.payload.eq(self.chunks.payload),
+            self.chunks.ready.eq(Mux(own, load | (plain.ready & ~packed), unpacker.i.ready)),
+            plain.valid.eq(Mux(packed, unpacker.o.valid, self.chunks.valid & own)),
+            plain.payload.eq(Mux(packed, unpacker.o.payload, self.chunks.payload)),
+            unpacker.o.ready.eq(plain.ready & packed)]
+        with m.If(unpacker.error):
+            m.d.sync += self.error.eq(1)
+        m.submodules.unpacker = napping(
+            m, unpacker, "unpacker", (known & tag.packed) | packed | unpacker.busy | ~own,
+            sleep=self.sleep, linger=64)
