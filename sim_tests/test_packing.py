@@ -11,7 +11,7 @@ from meadowlark_hdl.weights.entropy_golden import (code_words, coded_bits, entro
                                                    prefix_code)
 from meadowlark_hdl.weights.meadow_golden import (ENTRIES, PACKETS, choose_widths, meadow_bits,
                                                   pack_meadow, reindexed)
-from meadowlark_hdl.weights.packing_golden import (AHEAD, CLASSES, PackingError, Unpacker)
+from meadowlark_hdl.weights.packing_golden import (CLASSES, PackingError, Unpacker, ahead)
 
 
 def random_plain(rng, chunks, W):
@@ -145,7 +145,7 @@ def test_meadow_size(C, seed):
             size = sum(map(len, pack_meadow(plain, [len(plain)], C, N)[1]))
             table = 16 + CLASSES // 2 + -(-entries * C // 4) * 4
             least = -(-table // W) * W + W
-            assert least + bits / 8 <= size <= least + bits / 8 + (AHEAD + 1) * W * W
+            assert least + bits / 8 <= size <= least + bits / 8 + (ahead(W) + 1) * W * W
 
 
 def test_choose_widths(seed):

@@ -11,6 +11,7 @@ from ..signatures import DecoderItem, RowScale, TileTag
 from ..sleep import napping
 from .beat_unit import BeatUnit, beat_count
 from .block_unit import BlockUnit
+from .refill import Refill
 from .unpacker import Unpacker
 
 
@@ -242,13 +243,18 @@ class PackedWeightDecoder(wiring.Component):
         """
         kinds = self.config.packing
         unpacker = Unpacker(self.config, entropy=bool(kinds & 1), meadow=bool(kinds & 2))
-        packed, told, resumed = Signal(), Signal(), Signal()
+        packed, told, counted = Signal(), Signal(), Signal()
+        # Tiles whose chunks may be taken, but those of an earlier one are still under way: lanes
+        # have bits in store, so that small tiles can be complete before their words are.
+        owed = Signal(range(2 * Refill.DEPTH))
+        behind = in_beats & packed & ~counted
         with m.If(unpacker.tiles.valid & unpacker.tiles.ready):
             m.d.sync += told.eq(1)
-        with m.If(unpacker.resume):
-            m.d.sync += resumed.eq(1)
+        with m.If(behind):
+            m.d.sync += counted.eq(1)
         with m.If(take_over):
-            m.d.sync += [packed.eq(known & tag.packed), told.eq(0), resumed.eq(0)]
+            m.d.sync += [packed.eq(known & tag.packed), told.eq(0), counted.eq(0)]
+        m.d.sync += owed.eq(owed + behind - unpacker.resume)
         size, beats = unpacker.tiles.payload, tag.beats
         with m.Switch(tag.mode):
             with m.Case(Mode.INT8):
@@ -262,11 +268,12 @@ class PackedWeightDecoder(wiring.Component):
             with m.Default():
                 m.d.comb += size.eq((beats + 1 >> 1) + (beats + 7 >> 3))
         m.d.comb += [
-            own.eq(unpacker.ended), unpacker.tiles.valid.eq(known & tag.packed & ~told),
-            unpacker.resume.eq(in_beats & packed & ~resumed & own),
-            unpacker.i.valid.eq(self.chunks.valid & ~own),
+            own.eq(unpacker.ended & (owed == 0)), unpacker.tiles.valid.eq(known & tag.packed & ~told),
+            unpacker.resume.eq(unpacker.ended & (owed != 0)),
+            unpacker.i.valid.eq(self.chunks.valid & ~unpacker.ended),
             unpacker.i.payload.eq(self.chunks.payload),
-            self.chunks.ready.eq(Mux(own, load | (plain.ready & ~packed), unpacker.i.ready)),
+            self.chunks.ready.eq(Mux(unpacker.ended, load | (plain.ready & ~packed & own),
+                                     unpacker.i.ready)),
             plain.valid.eq(Mux(packed, unpacker.o.valid, self.chunks.valid & own)),
             plain.payload.eq(Mux(packed, unpacker.o.payload, self.chunks.payload)),
             unpacker.o.ready.eq(plain.ready & packed)]

@@ -8,8 +8,10 @@ from amaranth.lib.wiring import In, Out
 from ..collisions import NO_RW_CHECK
 from ..compute.pipeline import delay
 from ..config import Config
-from .packing_golden import AHEAD, MAX_LENGTH, MODE_BITS, PIECE, PREFIX, TABLE_BYTES
+from .packing_golden import MAX_LENGTH, MODE_BITS, PIECE, PREFIX, TABLE_BYTES, ahead
 
+#: Pieces that are queued when a lane is ready: its own step, two under way, one not yet counted.
+SPARE = 4
 #: What a class says: bits of its code words, and the first one's rank (MEADOW: a mode's width).
 ClassEntry = data.StructLayout({"length": 4, "base": 8})
 
@@ -31,8 +33,10 @@ class TableWrite(wiring.Signature):
 class Lane(wiring.Component):
     """Bits of one lane to symbols.
 
-    A window of two pieces, of which ``position`` bits are used; each step takes a code word, whose
-    length a table knows from the next 6 bits, and may take in a piece. The rest is a pipeline.
+    A window of three pieces, of which ``position`` bits are used; each step takes a code word,
+    whose length a table knows from the next 6 bits, and may take in a piece. Those 6 bits are a
+    register: 20 bits behind ``position`` come beside the look-up of the length, which then picks
+    the next 6 of them. The rest is a pipeline.
 
     Golden: :class:`meadowlark_hdl.weights.packing_golden.Unpacker`, bit-exact.
     Timing: a step a cycle; a symbol leaves ``LATENCY`` cycles after its ``go`` and stays until the
@@ -67,7 +71,7 @@ class Lane(wiring.Component):
     ready : Out(1)
         Enough pieces for this step, and for those under way.
     asks : Out(1)
-        The step of the cycle before used up a word.
+        The step two cycles before used up a word.
     tables : In(TableWrite)
     symbol : Out(32)
         C bytes in the low bits.
@@ -88,7 +92,7 @@ class Lane(wiring.Component):
         m = Module()
         K = pieces(self.config)
         depth = max(16, 4 * K)
-        assert (AHEAD + 1) * K <= depth         # words asked for, and those of the phase
+        assert 3 + SPARE <= ahead(self.config.W) * K <= depth - (K - 1)     # with those of the phase
 
         def reg(shape, name):
             return Signal(shape, name=name, reset_less=True)
@@ -97,58 +101,68 @@ class Lane(wiring.Component):
         m.submodules.queue = queue = memory.Memory(shape=PIECE, depth=depth, init=[])
         w, r = queue.write_port(), queue.read_port(domain="comb")
         at, level = Signal(range(K)), Signal(range(depth + 1))
-        shift, take = Signal(), Signal()
+        fill, advanced = Signal(), Signal()
         m.d.comb += [w.en.eq(self.load | (at != 0)), w.data.eq(self.buses[at]),
-                     self.receiving.eq(self.load | ((at != 0) & (at != K - 1))),
-                     take.eq(shift & (level != 0))]
-        m.d.sync += [at.eq(at + w.en), w.addr.eq(w.addr + w.en), r.addr.eq(r.addr + take),
-                     level.eq(level + w.en - take)]
+                     self.receiving.eq(self.load | ((at != 0) & (at != K - 1)))]
+        m.d.sync += [at.eq(at + w.en), w.addr.eq(w.addr + w.en),
+                     level.eq(level + w.en - ((fill | advanced) & (level != 0)))]
 
-        # The window: two pieces.
-        now, then = reg(PIECE, "now"), reg(PIECE, "then")
-        have = Signal(2)                        # one bit a piece, then's first
-        position = Signal(range(PIECE))
-        peek = Signal(MAX_LENGTH)
-        advance = Signal()
-        m.d.comb += [peek.eq(Cat(now, then) >> position),
-                     shift.eq((self.go & advance) | (~have.all() & (level != 0)))]
-        with m.If(shift):
-            m.d.sync += [now.eq(then), then.eq(r.data), have.eq(Cat(1, have[0]))]
+        # The window: three pieces. It is full before the first step.
+        window = [reg(PIECE, name) for name in ("now", "then", "last")]
+        have = Signal(len(window))              # one bit a piece, the last one's first
+        m.d.comb += fill.eq(~have.all() & ((level != 0) | self.drained))
+        position, advance = Signal(range(PIECE)), Signal()
+        reach = Signal(MAX_LENGTH + PREFIX)
+        m.d.comb += reach.eq(Cat(window) >> position)
+        with m.If(fill | (self.go & advance)):
+            m.d.sync += [Cat(window).eq(Cat(*window[1:], r.data)), r.addr.eq(r.addr + 1),
+                         have.eq(Cat(1, have[:-1]))]
+        m.d.sync += advanced.eq(self.go & advance)
 
-        # The loop: how long is the code word?
+        # The loop: how long is the code word? Lengths and bases are two memories: the more there is
+        # to read, the longer are the wires.
         prefix = PREFIX if self.with_entropy else MODE_BITS
-        m.submodules.classes = classes = memory.Memory(shape=ClassEntry, depth=1 << prefix, init=[])
-        c_w, c_r = classes.write_port(), classes.read_port(domain="comb")
+        lengths = memory.Memory(shape=4, depth=1 << prefix, init=[])
+        bases = memory.Memory(shape=8, depth=1 << prefix, init=[])
+        m.submodules.lengths, m.submodules.bases = lengths, bases
+        n_r, b_r = lengths.read_port(domain="comb"), bases.read_port(domain="comb")
+        for table, data_ in ((lengths, self.tables.class_data.length),
+                             (bases, self.tables.class_data.base)):
+            c_w = table.write_port()
+            m.d.comb += [c_w.en.eq(self.tables.class_en), c_w.addr.eq(self.tables.class_addr),
+                         c_w.data.eq(data_)]
+        next_bits = reg(prefix, "next_bits")    # the first ones of ``reach``
         width = reg(4, "width")
         length = Signal(4)
-        count = Signal(range(K), init=self.phase)
         after = Signal(range(2 * PIECE))
-        m.d.comb += [
-            c_w.en.eq(self.tables.class_en), c_w.addr.eq(self.tables.class_addr),
-            c_w.data.eq(self.tables.class_data), c_r.addr.eq(peek),
-            length.eq(c_r.data.length), after.eq(position + length), advance.eq(after[-1])]
-        with_first = self.first | ~self.meadow if self.with_entropy else self.first
+        m.d.comb += [n_r.addr.eq(next_bits), b_r.addr.eq(next_bits),
+                     after.eq(position + length), advance.eq(after[-1])]
         if self.with_meadow:
-            m.d.comb += length.eq(Mux(with_first, c_r.data.length, width))
+            begins = self.first | ~self.meadow if self.with_entropy else self.first
+            m.d.comb += length.eq(Mux(begins, n_r.data, width))
             with m.If(self.go & self.first):
-                m.d.sync += width.eq(c_r.data.base)
+                m.d.sync += width.eq(b_r.data)
+        else:
+            m.d.comb += length.eq(n_r.data)
+        m.d.sync += next_bits.eq(Mux(self.go, (reach >> length)[:prefix], reach[:prefix]))
         with m.If(self.go):
             m.d.sync += position.eq(after)
-        with m.If(self.go & advance):
-            m.d.sync += count.eq(count + 1)
-        m.d.sync += [
-            self.asks.eq(self.go & advance & (count == K - 1)),
-            self.ready.eq((have.all() & (level >= 2)) | self.drained)]
+
+        # What a step has used is known a cycle later.
+        count = Signal(range(K), init=self.phase)
+        m.d.sync += [count.eq(count + advanced),
+                     self.asks.eq(advanced & (count == K - 1)),
+                     self.ready.eq(have.all() & ((level >= SPARE) | self.drained))]
         with m.If(self.start):
             m.d.sync += [position.eq(0), have.eq(0), level.eq(0), count.eq(self.phase),
-                         r.addr.eq(w.addr), self.ready.eq(0)]
+                         advanced.eq(0), r.addr.eq(w.addr), self.ready.eq(0)]
 
         # 1: bits of the code word. 2: its rank.
         bits, base, long = reg(MAX_LENGTH, "bits"), reg(8, "base"), reg(4, "long")
         kind = reg(2, "kind")                   # 0 prefix code, 1 first of a packet, 2 others
         rank = reg(11 if self.with_meadow else 8, "rank")
         with m.If(self.go):
-            m.d.sync += [bits.eq(peek), base.eq(c_r.data.base), long.eq(length),
+            m.d.sync += [bits.eq(reach), base.eq(b_r.data), long.eq(length),
                          kind.eq(Cat(self.meadow & self.first, self.meadow & ~self.first))]
         own = Signal(MAX_LENGTH)
         m.d.comb += [own[j].eq(bits[j] & (long > j)) for j in range(MAX_LENGTH)]

@@ -12,7 +12,6 @@ from zlib import crc32
 import numpy as np
 
 PIECE = 16              #: bits that a lane takes in at once
-AHEAD = 3               #: words each lane gets before the first step
 PREFIX = 6              #: bits that tell the length of a code word
 CLASSES = 1 << PREFIX
 MODE_BITS = 3           #: of a MEADOW packet
@@ -82,6 +81,11 @@ def preamble(code: Code, *, steps: int, words: int, keep: bool, W: int) -> bytes
     return raw + bytes(-len(raw) % W)
 
 
+def ahead(W: int) -> int:
+    """Words each lane gets before the first step; a lane needs 7 pieces to be ready."""
+    return 4 if W == 4 else 3
+
+
 def phases(W: int) -> np.ndarray:
     """int64[W]: pieces by which each lane asks early."""
     return np.arange(W, dtype=np.int64) // 2
@@ -128,21 +132,22 @@ def pack(values: np.ndarray, lengths: np.ndarray, code: Code, *, tiles: Sequence
         end = np.append(first[1:], start.size) - 1
         lanes.ravel()[at + 1] |= shifted.ravel()[end] >> PIECE
     lanes = lanes.astype("<u2")[:, :-2].reshape(W, -1, K)
-    # The order: AHEAD words each, then as the steps ask.
+    # The order: some words each, then as the steps ask.
     used += PIECE * phases(W)[:, None].astype(np.int32)
     used >>= 4 + K.bit_length() - 1
     asks = np.empty((steps, W), bool)
     asks[:1], asks[1:] = used.T[:1] != 0, (used[:, 1:] != used[:, :-1]).T
     step, lane = np.nonzero(asks)
-    lane_order = np.concatenate([np.tile(np.arange(W), AHEAD), lane])
-    word_order = np.concatenate([np.repeat(np.arange(AHEAD), W), AHEAD - 1 + used[lane, step]])
+    lane_order = np.concatenate([np.tile(np.arange(W), ahead(W)), lane])
+    word_order = np.concatenate([np.repeat(np.arange(ahead(W)), W),
+                                 ahead(W) - 1 + used[lane, step]])
     needed = np.nonzero(word_order < have[lane_order])[0]
     words = int(needed[-1]) + 1 if len(needed) else 0
     stream = np.zeros((words, K), "<u2")
     stream[needed] = lanes[lane_order[needed], word_order[needed]]
 
     ends = np.cumsum(tiles)
-    cuts = np.minimum(words, AHEAD * W + np.searchsorted(step, ends))
+    cuts = np.minimum(words, ahead(W) * W + np.searchsorted(step, ends))
     cuts = [0, *cuts[:-1].tolist(), words]
     parts = [stream[a:b].tobytes() for a, b in zip(cuts, cuts[1:])]
     parts[0] = preamble(code, steps=steps, words=words, keep=keep, W=W) + parts[0]
@@ -224,7 +229,7 @@ class Unpacker:
         self._count = 0
         self._buffer, self._bits = [0] * W, [0] * W         # not yet used
         self._used, self._widths = (phases(W) * PIECE).tolist(), [0] * W
-        self._lane_order = list(range(W)) * AHEAD
+        self._lane_order = list(range(W)) * ahead(W)
         self._hand_out()
 
     def _word(self) -> bytes:

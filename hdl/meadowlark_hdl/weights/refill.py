@@ -8,14 +8,14 @@ from amaranth.lib.wiring import In, Out
 from ..config import Config
 from ..memory.fifo import Queue
 from .lane import pieces
-from .packing_golden import AHEAD, PIECE
+from .packing_golden import PIECE, ahead
 
 #: Bits of a segment's counts: of words and of steps.
 COUNT_BITS = 24
 
 
 class Refill(wiring.Component):
-    """Words of a segment to lanes: first AHEAD rounds, then as asked.
+    """Words of a segment to lanes: some rounds in turn, then as asked.
 
     Requests of a step wait as a mask; one a cycle is served, lowest lane first. When no words are
     left requests are void. A word's pieces go out on a bus each, a cycle apart. Behind the requests
@@ -80,7 +80,7 @@ class Refill(wiring.Component):
 
         # One request at a time: the lowest of the mask.
         mask, lowest = Signal(W), Signal(W)
-        rounds = Signal(range(AHEAD + 1))
+        rounds = Signal(range(ahead(W) + 1))
         request, asked, served = Signal(W), Signal(), Signal()
         ends, final = Signal(), Signal()                # flags of the mask
         rest = mask & ~lowest
@@ -109,7 +109,7 @@ class Refill(wiring.Component):
             with m.If(left == 1):
                 m.d.sync += self.over.eq(1)
         with m.If(self.start):
-            m.d.sync += [left.eq(self.words), self.over.eq(self.words == 0), rounds.eq(AHEAD)]
+            m.d.sync += [left.eq(self.words), self.over.eq(self.words == 0), rounds.eq(ahead(W))]
 
         # Piece k leaves k cycles after piece 0.
         m.d.sync += self.load.eq(request & (taken & ~self.drop).replicate(W))

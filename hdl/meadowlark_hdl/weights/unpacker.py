@@ -332,9 +332,9 @@ class Unpacker(wiring.Component):
         with m.If(begin):
             m.d.sync += packet.eq(0)
         m.d.sync += first.eq((packet == 0) & head.meadow)
-        m.d.comb += [refill.ends.eq(delay(m, step & (last | (steps == 1)), 2, name="ends",
+        m.d.comb += [refill.ends.eq(delay(m, step & (last | (steps == 1)), 3, name="ends",
                                           reset=True)),
-                     refill.final.eq(delay(m, step & (steps == 1), 2, name="final", reset=True))]
+                     refill.final.eq(delay(m, step & (steps == 1), 3, name="final", reset=True))]
         for k, lane in enumerate(lanes):
             go, start = Signal(name=f"go_{k}", attrs={"keep": 1}), Signal(name=f"start_{k}")
             m.d.sync += [go.eq(step), start.eq(begin)]
