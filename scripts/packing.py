@@ -60,7 +60,7 @@ def published(plain: np.ndarray, C: int) -> float:
 @click.argument("model")
 @click.option("--scale", type=click.Choice(("row", "tensor")), default="row", show_default=True)
 @click.option("-w", "W", default=16, show_default=True, help="Weights a beat.")
-@click.option("--least", default=0, show_default=True, help="Leave out matrices with fewer weights.")
+@click.option("--least", default=0, show_default=True, help="Leave out smaller matrices.")
 @click.option("--meadow/--no-meadow", default=True, help="Try MEADOW's packing too.")
 @click.option("--json", "as_json", is_flag=True)
 def main(model, scale, W, least, meadow, as_json) -> None:

@@ -1,4 +1,4 @@
-"""Unpacker: equals the golden model on random tensors at full rate; corrupt streams end in an error."""
+"""Unpacker: equals the golden model, W weights a cycle; corrupt streams end in an error."""
 import os
 import random
 

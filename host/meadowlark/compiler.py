@@ -162,7 +162,8 @@ class _Lists:
         for which, (weights, at, epilogue) in enumerate((
                 (layer.k, self.act.k, dict(epi=Epi.ROPE8, shift=layer.k_rope_shift)),
                 (layer.v, self.act.v, dict(epi=Epi.ACT8)))):
-            self.linear(weights, f"layers.{i}.{'kv'[which]}", x=self.act.x, y=at * self.config.W, **epilogue)
+            self.linear(weights, f"layers.{i}.{'kv'[which]}", x=self.act.x, y=at * self.config.W,
+                        **epilogue)
             for code in (self.prefill, self.decode):
                 for h in range(self.shape.kv_heads):
                     self._relative(code, Op.STORE, self._kv(i, which, h), x=at + h * self.head,

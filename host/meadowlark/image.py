@@ -112,6 +112,18 @@ class Image:
         """Parameters of the model; a tied head counts once."""
         return self.facts["parameters"]
 
+    def place(self, pc: int) -> str:
+        """What an instruction reads, for a sentence: tensor and address, as far as it is known."""
+        program, decode_pc = self.instructions, self.model_regs["decode_pc"]
+        at = self.model_regs["stream_addr"]
+        for i in program[decode_pc if pc >= decode_pc else 0:pc]:
+            if i["src"] == Src.STREAM:
+                at += (i["tiles"] - 1) * i["chunks"] + i["last_chunks"]
+        at *= self.config["W"]
+        before = [t["name"] for t in self.tensors if t["at"] <= at]
+        where = f", {before[-1]} at byte {at:,} of the memory" if before else ""
+        return f"instruction {pc}{where}"
+
     @property
     def needs_packing(self) -> int:
         """Packings in use, as ``Config.packing`` has them."""

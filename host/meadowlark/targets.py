@@ -129,7 +129,7 @@ class BoardTarget:
         image.check_config(info.config, memory_bytes=info.memory_bytes or len(image.memory),
                            name=info.name)
         self._load(image)
-        self._image = image
+        self._image, self.driver.places = image, image.place
 
     def _load(self, image: Image) -> None:
         def advance(done: int, total: int) -> None:

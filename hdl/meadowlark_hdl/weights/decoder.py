@@ -268,7 +268,8 @@ class PackedWeightDecoder(wiring.Component):
             with m.Default():
                 m.d.comb += size.eq((beats + 1 >> 1) + (beats + 7 >> 3))
         m.d.comb += [
-            own.eq(unpacker.ended & (owed == 0)), unpacker.tiles.valid.eq(known & tag.packed & ~told),
+            own.eq(unpacker.ended & (owed == 0)),
+            unpacker.tiles.valid.eq(known & tag.packed & ~told),
             unpacker.resume.eq(unpacker.ended & (owed != 0)),
             unpacker.i.valid.eq(self.chunks.valid & ~unpacker.ended),
             unpacker.i.payload.eq(self.chunks.payload),

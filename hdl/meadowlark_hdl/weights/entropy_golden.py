@@ -61,7 +61,7 @@ def prefix_code(histogram) -> Code:
 
 
 def code_words(code: Code) -> tuple[np.ndarray, np.ndarray]:
-    """(values, lengths): int64[256] each, by plain byte; length -1 for bytes without a code word."""
+    """(values, lengths): int64[256] each, by plain byte; length -1: there is no code word."""
     values, lengths = np.zeros(256, np.int64), np.full(256, -1, np.int64)
     symbols, bases = code.symbols[:, 0].astype(np.int64), code.bases()
     for u in range(CLASSES)[::-1]:          # of a symbol's several classes the first one counts

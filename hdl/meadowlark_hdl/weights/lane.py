@@ -92,7 +92,8 @@ class Lane(wiring.Component):
         m = Module()
         K = pieces(self.config)
         depth = max(16, 4 * K)
-        assert 3 + SPARE <= ahead(self.config.W) * K <= depth - (K - 1)     # with those of the phase
+        # Words asked for, and pieces of the phase; three are in the window.
+        assert 3 + SPARE <= ahead(self.config.W) * K <= depth + 3 - (K - 1)
 
         def reg(shape, name):
             return Signal(shape, name=name, reset_less=True)
