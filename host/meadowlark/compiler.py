@@ -71,7 +71,7 @@ class _Stream:
         header = Header.SCALE if q.bias is None else Header.BIAS
         t = tile_linear(rows, -(-columns // W), self.config, header=header, mode=q.mode,
                         divides=divides)
-        fields = dict(src=Src.STREAM, mode=q.mode, header=header, **t._asdict())
+        fields: dict = dict(src=Src.STREAM, mode=q.mode, header=header, **t._asdict())
         tiles = [encode_tile(**{key: part[at:at + t.rows] for key, part in parts.items()}, W=W,
                              mode=q.mode) for at in range(0, rows, t.rows)]
         heads = [header_chunks(header, n, W) * W

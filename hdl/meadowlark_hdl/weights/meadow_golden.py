@@ -11,7 +11,7 @@ import numpy as np
 from .packing_golden import CLASSES, MODE_BITS, REVERSED, TABLE_BYTES, Code, pack
 
 #: Ids that a packet can have.
-PACKETS = (4, 8, 16, 32)
+PACKETS: tuple[int, ...] = (4, 8, 16, 32)
 #: Entries of the table of uniques by C: what a block RAM holds, 256 bytes for C = 1.
 ENTRIES = {1: 256, 2: TABLE_BYTES // 2, 4: TABLE_BYTES // 4}
 
