@@ -31,8 +31,6 @@ EXACT = ("W", "P", "tile_beats")
 #: What a core must have at least, by Config field; ``memory_bytes`` is of the board.
 NEEDS = ("act_words", "residual_values", "rope_pairs", "score_depth", "context", "prog_depth",
          "tile_rows", "memory_bytes")
-#: What is known of each matrix of the stream.
-TENSOR = ("name", "mode", "how", "weights", "at", "raw_bytes", "bytes", "entropy")
 _SHAPE = ("hidden", "layers", "heads", "kv_heads", "head_dim", "head_pad", "ffn", "vocab",
           "context")
 _FACTS = ("parameters", "layer_bytes", "head_bytes", "embedding_bytes", "layer_macs", "head_macs")
@@ -301,7 +299,7 @@ class Image:
             bos_id=None if header["bos_id"] is None else _whole(header, "bos_id"),
             stop_ids=tuple(_whole(ids, i) for ids in [header["stop_ids"]] for i in range(len(ids))),
             seconds=float(header["seconds"]),
-            tensors=tuple({key: t[key] for key in TENSOR} for t in header["tensors"]), **data)
+            tensors=tuple(map(_tensor, header["tensors"])), **data)
         image._check_program()
         return image
 
@@ -328,6 +326,15 @@ def _whole(table: Any, key: str | int, limit: int = 1 << 63) -> int:
     if type(value) is not int or not 0 <= value < limit:
         raise ValueError(f"{key} is {value!r}")
     return value
+
+
+def _tensor(table: dict) -> dict:
+    found: dict = {key: _text(table, key) for key in ("name", "mode", "how")}
+    found |= {key: _whole(table, key) for key in ("weights", "at", "raw_bytes", "bytes")}
+    if found["mode"] not in ("raw", "meadow", "entropy") or not (found["weights"]
+                                                                 and found["bytes"]):
+        raise ValueError(f"a tensor {found!r}")
+    return found | {"entropy": float(table["entropy"])}
 
 
 def _text(table: dict, key: str) -> str:
