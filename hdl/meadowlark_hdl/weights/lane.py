@@ -10,7 +10,7 @@ from ..compute.pipeline import delay
 from ..config import Config
 from .packing_golden import MAX_LENGTH, MODE_BITS, PIECE, PREFIX, TABLE_BYTES, ahead
 
-#: Pieces that are queued when a lane is ready: its own step, two under way, one not yet counted.
+#: Pieces that are queued when a lane is ready: for its own step, two under way, one just done.
 SPARE = 4
 #: What a class says: bits of its code words, and the first one's rank (MEADOW: a mode's width).
 ClassEntry = data.StructLayout({"length": 4, "base": 8})
@@ -33,10 +33,11 @@ class TableWrite(wiring.Signature):
 class Lane(wiring.Component):
     """Bits of one lane to symbols.
 
-    A window of three pieces, of which ``position`` bits are used; each step takes a code word,
-    whose length a table knows from the next 6 bits, and may take in a piece. Those 6 bits are a
-    register: 20 bits behind ``position`` come beside the look-up of the length, which then picks
-    the next 6 of them. The rest is a pipeline.
+    A window of four pieces, of which ``position`` bits are used; each step takes a code word, whose
+    length a table knows from the next 6 bits. Those 6 bits are a register: 20 bits behind
+    ``position`` come beside the look-up of the length, which then picks the next 6 of them. A piece
+    that is used up leaves the window in the cycle after: until then ``position`` is 16 or more. The
+    rest is a pipeline.
 
     Golden: :class:`meadowlark_hdl.weights.packing_golden.Unpacker`, bit-exact.
     Timing: a step a cycle; a symbol leaves ``LATENCY`` cycles after its ``go`` and stays until the
@@ -92,8 +93,8 @@ class Lane(wiring.Component):
         m = Module()
         K = pieces(self.config)
         depth = max(16, 4 * K)
-        # Words asked for, and pieces of the phase; three are in the window.
-        assert 3 + SPARE <= ahead(self.config.W) * K <= depth + 3 - (K - 1)
+        # Words asked for, and pieces of the phase; four are in the window.
+        assert 4 + SPARE <= ahead(self.config.W) * K <= depth + 4 - (K - 1)
 
         def reg(shape, name):
             return Signal(shape, name=name, reset_less=True)
@@ -102,23 +103,24 @@ class Lane(wiring.Component):
         m.submodules.queue = queue = memory.Memory(shape=PIECE, depth=depth, init=[])
         w, r = queue.write_port(), queue.read_port(domain="comb")
         at, level = Signal(range(K)), Signal(range(depth + 1))
-        fill, advanced = Signal(), Signal()
+        shift = Signal()
         m.d.comb += [w.en.eq(self.load | (at != 0)), w.data.eq(self.buses[at]),
                      self.receiving.eq(self.load | ((at != 0) & (at != K - 1)))]
         m.d.sync += [at.eq(at + w.en), w.addr.eq(w.addr + w.en),
-                     level.eq(level + w.en - ((fill | advanced) & (level != 0)))]
+                     level.eq(level + w.en - (shift & (level != 0)))]
 
-        # The window: three pieces. It is full before the first step.
-        window = [reg(PIECE, name) for name in ("now", "then", "last")]
-        have = Signal(len(window))              # one bit a piece, the last one's first
-        m.d.comb += fill.eq(~have.all() & ((level != 0) | self.drained))
-        position, advance = Signal(range(PIECE)), Signal()
+        # The window: four pieces. It is full before the first step.
+        window = Signal(4 * PIECE, reset_less=True)
+        have = Signal(4)                        # one bit a piece, the last one's first
+        position = Signal(range(2 * PIECE))
+        advanced = position[-1]                 # by the last step
         reach = Signal(MAX_LENGTH + PREFIX)
-        m.d.comb += reach.eq(Cat(window) >> position)
-        with m.If(fill | (self.go & advance)):
-            m.d.sync += [Cat(window).eq(Cat(*window[1:], r.data)), r.addr.eq(r.addr + 1),
+        m.d.comb += [
+            shift.eq((~have.all() & ((level != 0) | self.drained)) | advanced),
+            reach.eq(window >> position)]
+        with m.If(shift):
+            m.d.sync += [window.eq(Cat(window[PIECE:], r.data)), r.addr.eq(r.addr + 1),
                          have.eq(Cat(1, have[:-1]))]
-        m.d.sync += advanced.eq(self.go & advance)
 
         # The loop: how long is the code word? Lengths and bases are two memories: the more there is
         # to read, the longer are the wires.
@@ -137,7 +139,7 @@ class Lane(wiring.Component):
         length = Signal(4)
         after = Signal(range(2 * PIECE))
         m.d.comb += [n_r.addr.eq(next_bits), b_r.addr.eq(next_bits),
-                     after.eq(position + length), advance.eq(after[-1])]
+                     after.eq(position[:-1] + Mux(self.go, length, 0))]
         if self.with_meadow:
             begins = self.first | ~self.meadow if self.with_entropy else self.first
             m.d.comb += length.eq(Mux(begins, n_r.data, width))
@@ -146,17 +148,14 @@ class Lane(wiring.Component):
         else:
             m.d.comb += length.eq(n_r.data)
         m.d.sync += next_bits.eq(Mux(self.go, (reach >> length)[:prefix], reach[:prefix]))
-        with m.If(self.go):
-            m.d.sync += position.eq(after)
-
-        # What a step has used is known a cycle later.
+        m.d.sync += position.eq(after)
         count = Signal(range(K), init=self.phase)
         m.d.sync += [count.eq(count + advanced),
                      self.asks.eq(advanced & (count == K - 1)),
                      self.ready.eq(have.all() & ((level >= SPARE) | self.drained))]
         with m.If(self.start):
             m.d.sync += [position.eq(0), have.eq(0), level.eq(0), count.eq(self.phase),
-                         advanced.eq(0), r.addr.eq(w.addr), self.ready.eq(0)]
+                         r.addr.eq(w.addr), self.ready.eq(0)]
 
         # 1: bits of the code word. 2: its rank.
         bits, base, long = reg(MAX_LENGTH, "bits"), reg(8, "base"), reg(4, "long")

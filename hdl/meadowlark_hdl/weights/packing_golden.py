@@ -83,7 +83,7 @@ def preamble(code: Code, *, steps: int, words: int, keep: bool, W: int) -> bytes
 
 def ahead(W: int) -> int:
     """Words each lane gets before the first step: 16 pieces or more, and a lane is only ready with
-    7; at least 3 words, so that requests may wait for each other."""
+    8; at least 3 words, so that requests may wait for each other."""
     return max(3, 32 // W)
 
 
