@@ -14,7 +14,8 @@ from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import Pass, prompt_passes
 from meadowlark_hdl.fixed import saturate
 from meadowlark_hdl.isa import Epi, Header, Op, Src
-from meadowlark_hdl.weights.decoder_golden import decode_tile, tile_chunks
+from meadowlark_hdl.weights.decoder_golden import decode_tile, header_chunks, tile_chunks
+from meadowlark_hdl.weights.packing_golden import Unpacker
 
 
 class Interpreter:
@@ -63,7 +64,7 @@ class Interpreter:
 
     def run(self, p: Pass, tokens) -> np.ndarray | None:
         self.p, self.tokens = p, tokens
-        self.stream = self.r["stream_addr"]
+        self.stream, self.unpacker = self.r["stream_addr"], Unpacker(self.c.W)
         self.logits = np.full(self.r["vocab"], 1 << 40)
         pc = self.r["decode_pc" if p.decode else "prefill_pc"]
         while True:
@@ -95,8 +96,28 @@ class Interpreter:
                                                 mode=i["mode"], header=i["header"])
         return mant, shift, bias, values.reshape(rows, -1)
 
+    def _packed_tiles(self, i):
+        """Tiles lie one behind the other; the jobs cover them together."""
+        W, mode, header, n = self.c.W, i["mode"], i["header"], i["tiles"]
+        chunks = (n - 1) * i["chunks"] + i["last_chunks"]
+        raw = self.memory[self.stream * W:(self.stream + chunks) * W].tobytes()
+        self.stream += chunks
+        at = 0
+        for k in range(n):
+            rows = i["last_rows"] if k == n - 1 else i["rows"]
+            shape = dict(rows=rows, row_beats=i["row_beats"], mode=mode, header=header)
+            head = header_chunks(header, rows, W)
+            plain, end = self.unpacker.tile(raw, at + head * W, tile_chunks(**shape, W=W) - head)
+            found = decode_tile(raw[at:at + head * W] + plain.tobytes(), W=W, **shape)
+            at = end
+            yield k * i["rows"], (*found[:3], found[3].reshape(rows, -1))
+        assert at == len(raw)
+
     def _stream_tiles(self, i):
         assert i["src"] == Src.STREAM
+        if i["packed"]:
+            yield from self._packed_tiles(i)
+            return
         for k in range(i["tiles"]):
             end = k == i["tiles"] - 1
             rows, chunks = (i["last_rows"], i["last_chunks"]) if end else (i["rows"], i["chunks"])

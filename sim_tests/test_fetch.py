@@ -19,7 +19,8 @@ def jobs_of(i: Instruction, pass_: dict, tokens: list[int], pointer: int):
     """-> (jobs of one instruction, new stream pointer); written from docs/architecture.md."""
     def job(addr, chunks, rows, beats, header=i["header"]):
         return {"addr": addr % 2**27, "chunks": chunks, "mode": i["mode"], "header": header,
-                "rows": rows, "beats": beats}
+                "rows": rows, "beats": beats,
+                "packed": i["packed"] if i["src"] == Src.STREAM else 0}
     jobs = []
     if i["src"] == Src.STREAM:
         for t in range(i["tiles"]):
@@ -47,7 +48,8 @@ def random_instruction(ops=("stream", "norm", "table", "token", "kv", "store", "
     f = {name: random.getrandbits(bits) for name, bits in
          (("epi", 4), ("heads", 1), ("lanes", 6), ("x", 12), ("y", 15), ("shift", 6),
           ("mant", 16), ("addr", 27), ("rows", 8), ("last_rows", 8), ("chunks", 12),
-          ("last_chunks", 12), ("tiles", 15), ("row_beats", 11), ("last", 1))}
+          ("last_chunks", 12), ("tiles", 15), ("row_beats", 11), ("last", 1),
+          ("packed", 1))}
     f |= {"mode": random.choice(list(Mode)), "header": random.choice(list(Header))}
     kind = random.choice(ops)
     if kind == "stream":

@@ -29,7 +29,8 @@ def random_jobs(c: Config, total: int, *, contiguous: bool, most: int = 40) -> l
             at = random.choice([0, size - chunks, random.randrange(size - chunks + 1)])
         jobs.append({"addr": at, "chunks": chunks, "mode": random.randrange(8),
                      "header": random.randrange(4), "rows": random.randrange(256),
-                     "beats": random.randrange(c.tile_beats + 1)})
+                     "beats": random.randrange(c.tile_beats + 1),
+                     "packed": random.randrange(2)})
         at, total = at + chunks, total - chunks
     return jobs
 
@@ -37,7 +38,7 @@ def random_jobs(c: Config, total: int, *, contiguous: bool, most: int = 40) -> l
 def expected(c: Config, memory: SimMemory, jobs: list[dict]) -> tuple[list[int], list[dict]]:
     chunks = [int.from_bytes(memory.data[i * c.W:(i + 1) * c.W].tobytes(), "little")
               for job in jobs for i in range(job["addr"], job["addr"] + job["chunks"])]
-    return chunks, [{k: job.get(k, 0) for k in ("mode", "header", "rows", "beats")}
+    return chunks, [{k: job.get(k, 0) for k in ("mode", "header", "rows", "beats", "packed")}
                     for job in jobs]
 
 

@@ -45,6 +45,8 @@ class Config:
         Longest memory burst, in bus words.
     topk : int
         Length of the sampler's sorted list.
+    packing : int, 0..3
+        Packed weights that the decoder reads: 1 entropy-coded, 2 MEADOW's, 3 both, 0 none.
     dsp : str
         "generic" (inferred products, for simulation) or "ecp5" (MULT18X18D instances).
     """
@@ -62,6 +64,7 @@ class Config:
     context: int = 1024
     burst_words: int = 128
     topk: int = 32
+    packing: int = 0
     dsp: str = "generic"
 
     def __post_init__(self) -> None:
@@ -85,6 +88,7 @@ class Config:
         need(self.W < 32 or self.P >= 5, f"P must be at least 5 with W=32, not {self.P!r}")
         need(self.context <= 4096, f"context must be at most 4096, not {self.context!r}")
         need(1 <= self.topk <= 32, f"topk must be in 1..32, not {self.topk!r}")
+        need(self.packing in range(4), f"packing must be in 0..3, not {self.packing!r}")
         need(self.dsp in ("generic", "ecp5"), f"dsp must be generic or ecp5, not {self.dsp!r}")
 
     # Widths that follow from the numerics (docs/numerics.md); facts live here once.

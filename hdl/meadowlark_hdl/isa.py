@@ -84,6 +84,7 @@ FIELDS = (
     Field("y", 15, "output: element address in the activation memory, within a block"),
     Field("shift", 6, "NORM, ROPE, SWIGLU, QK: right shift; SV: shift of mant"),
     Field("mant", 16, "SV: 16-bit mantissa of v scale / output scale, in 2**15..2**16-1"),
+    Field("packed", 1, "STREAM: tiles are packed behind their row headers (docs/packing.md)"),
 )
 INSTRUCTION_BITS = 168      #: stored as 21 bytes, little endian
 INSTRUCTION_BYTES = INSTRUCTION_BITS // 8

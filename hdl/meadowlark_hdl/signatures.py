@@ -60,16 +60,17 @@ class MemoryPort(Signature):
 def TileJob(config: Config) -> data.StructLayout:
     """One tile to read: addr in chunks, chunks in all (1..4095), and how to decode it.
 
-    rows: row headers in the tile. beats: beats of payload.
+    rows: row headers in the tile. beats: beats of payload. packed: the payload is packed; chunks
+    of such tiles need not be those of this tile, only in all.
     """
     return data.StructLayout({"addr": 27, "chunks": 12, "mode": 3, "header": 2, "rows": 8,
-                              "beats": range(config.tile_beats + 1)})
+                              "beats": range(config.tile_beats + 1), "packed": 1})
 
 
 def TileTag(config: Config) -> data.StructLayout:
     """The part of a TileJob that the decoder needs."""
     return data.StructLayout({"mode": 3, "header": 2, "rows": 8,
-                              "beats": range(config.tile_beats + 1)})
+                              "beats": range(config.tile_beats + 1), "packed": 1})
 
 
 def StoreCommand() -> data.StructLayout:

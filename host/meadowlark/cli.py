@@ -106,8 +106,9 @@ def _common(command: Callable) -> Callable:
                          help="sim (the gateware, simulated), pins (the whole chip, down to the "
                               "pins of its SDRAM and UART), golden (the bit-exact model), or the "
                               "port of a board."),
-            click.option("--packing", default="raw", show_default=True, metavar="PACKING",
-                         help="How weights are packed in memory; raw is all there is."),
+            click.option("--packing", default="auto", show_default=True, metavar="PACKING",
+                         help="How weights are packed in memory: raw, meadow, entropy, or auto, "
+                              "the smallest of them that the board can read, a tensor at a time."),
             click.option("--json", "json_to", metavar="FILE",
                          help="Write the results as JSON; - is stdout, which then gets nothing "
                               "else."),
@@ -117,8 +118,9 @@ def _common(command: Callable) -> Callable:
 
     @functools.wraps(command)
     def checked(*args, packing: str, **kw):
-        if packing != "raw":
-            raise UserError(f"there is no packing {packing!r}; raw is all there is")
+        from .packing import PACKINGS
+        if packing not in PACKINGS:
+            raise UserError(f"there is no packing {packing!r}; give one of {', '.join(PACKINGS)}")
         return command(*args, **kw)
     return checked
 
@@ -138,7 +140,8 @@ def _weights_option(command: Callable) -> Callable:
 
 def _source(model: str, board: Board, ctx: int | None, weights: str, progress: Progress) -> Source:
     from .prepare import Source
-    return Source(model, board, context=ctx, weights=weights, progress=progress)
+    packing = click.get_current_context().params["packing"]
+    return Source(model, board, context=ctx, weights=weights, packing=packing, progress=progress)
 
 
 def _given(name: str) -> bool:
@@ -586,18 +589,21 @@ def flash(board: str, output: str | None) -> int:
 
 @cli.command()
 @click.argument("what", metavar="[IMAGE|BOARD|MODEL]", required=False)
+@click.option("--plot", metavar="FILE", help="Draw the packing of an image, as SVG.")
 @_common
-def info(what: str | None, model: str, board: str, target: str, json_to: str | None,
-         seed: int) -> int:
+def info(what: str | None, plot: str | None, model: str, board: str, target: str,
+         json_to: str | None, seed: int) -> int:
     """Facts of an image, a board or a model; without an argument, what there is."""
     from meadowlark_boards import BOARDS
 
+    from . import packing_report
     from .gguf_file import is_gguf
     from .model import NAMES
     if what is None and (_given("model") or _given("board")):
         what = model if _given("model") else board
         if what == board:
             _board(board)
+    tensors: tuple[dict, ...] = ()
     if what is None:
         result: dict[str, Any] = {"boards": {b.name: b.title for b in BOARDS.values()},
                                   "models": list(NAMES)}
@@ -605,7 +611,8 @@ def info(what: str | None, model: str, board: str, target: str, json_to: str | N
         result = _board_facts(BOARDS[what])
     elif Path(what).is_file() and not is_gguf(what):
         from .image import Image
-        result = _image_facts(Image.load(what))
+        image = Image.load(what)
+        result, tensors = _image_facts(image), image.tensors
     elif what in NAMES or Path(what).exists():
         from .model import load_model
         m = load_model(what)
@@ -615,9 +622,19 @@ def info(what: str | None, model: str, board: str, target: str, json_to: str | N
     else:
         raise UserError(f"{what!r} is neither an image nor a model; the boards are "
                         f"{', '.join(BOARDS)}, the models by name {', '.join(NAMES)}")
-    _write_json(result, json_to)
+    if plot is not None:
+        if not tensors:
+            raise UserError("only the packing of an image can be drawn; give an image file")
+        from .files import write_atomic
+        try:
+            write_atomic(Path(plot), packing_report.svg(tensors, result["image"]).encode())
+        except OSError as error:
+            raise UserError(f"cannot write {plot}: {error.strerror or error}") from error
+    _write_json(result | ({"tensors": list(tensors)} if tensors else {}), json_to)
     if json_to != "-":
         print(_listing(result))
+        if tensors:
+            print(packing_report.table(tensors))
     return 0
 
 

@@ -12,13 +12,15 @@ from meadowlark_hdl.control.sequencer_golden import tile_keys
 from meadowlark_hdl.isa import (FIELDS, MODEL_REGS, Epi, Field, Header, Instruction, Mode, Op, Src,
                                 encode)
 from meadowlark_hdl.weights.block_golden import BLOCK
-from meadowlark_hdl.weights.decoder_golden import (HEADER_BYTES, encode_tile, row_headers,
-                                                    tile_chunks)
+from meadowlark_hdl.weights.decoder_golden import (HEADER_BYTES, encode_tile, header_chunks,
+                                                    row_headers, tile_chunks)
 
 from .blocks import KINDS
 from .errors import UserError
 from .image import Image
-from .layout import ALIGN, Shape, Tiling, act_map, check_envelope, round_up, tile_linear
+from .layout import (ALIGN, Shape, Tiling, act_map, check_envelope, packed_jobs, round_up,
+                     tile_linear)
+from .packing import Packer, Segment
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
@@ -40,9 +42,11 @@ _ROWS = ("codes", "mant", "shift", "bias", "scale", "minimum")
 class _Stream:
     """The weight stream under construction: appends tiles, returns instruction fields."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, packing: str) -> None:
         self.config = config
         self.parts: list[bytes] = []
+        self.tensors: list[dict] = []       # see Image.tensors
+        self.packer = Packer(packing, config.packing)
 
     def norm(self, gamma: np.ndarray) -> dict:
         """A tile of gammas, zeros where hidden is padded."""
@@ -52,9 +56,13 @@ class _Stream:
         return dict(src=Src.STREAM, mode=Mode.INT16, header=Header.NONE, tiles=1, rows=1,
                     last_rows=1, row_beats=chunks // 2, chunks=chunks, last_chunks=chunks)
 
-    def linear(self, q: QuantLinear, *, divides: int | None = None,
-               even: bool = True) -> tuple[Tiling, dict]:
-        """The tiles of a linear layer. even: add a row of zeros to an odd number of rows."""
+    def linear(self, q: QuantLinear, name: str, *, divides: int | None = None, even: bool = True,
+               ) -> tuple[Tiling, dict, list[int]]:
+        """The tiles of a linear layer: their shape, fields, and chunks of each.
+
+        divides: rows that are packed together; an instruction has whole ones. even: add a row of
+        zeros to an odd number of rows.
+        """
         W = self.config.W
         parts = {name: getattr(q, name) for name in _ROWS if getattr(q, name) is not None}
         if even and len(q.codes) % 2:
@@ -63,10 +71,36 @@ class _Stream:
         rows, columns = parts["codes"].shape
         t = tile_linear(rows, -(-columns // W), self.config, header=q.header, mode=q.mode,
                         divides=divides)
+        fields: dict = dict(src=Src.STREAM, mode=q.mode, header=q.header, **t._asdict())
+        tiles = []
         for at in range(0, rows, t.rows):
-            tile = {name: part[at:at + t.rows] for name, part in parts.items()}
-            self.parts.append(encode_tile(**tile, W=W, mode=q.mode, header=q.header))
-        return t, dict(src=Src.STREAM, mode=q.mode, header=q.header, **t._asdict())
+            tile = {key: part[at:at + t.rows] for key, part in parts.items()}
+            tiles.append(encode_tile(**tile, W=W, mode=q.mode, header=q.header))
+        heads = [header_chunks(q.header, n, W) * W
+                 for n in (*[t.rows] * (len(tiles) - 1), t.last_rows)]
+        each = divides // t.rows if divides else len(tiles)
+        plain = [np.frombuffer(tile, np.uint8, offset=head).reshape(-1, W)
+                 for tile, head in zip(tiles, heads)]
+        packed = self.packer.pack(
+            [Segment(np.concatenate(plain[k:k + each]), [len(p) for p in plain[k:k + each]])
+             for k in range(0, len(tiles), each)],
+            lambda parts: self._fits([[(head + len(part)) // W for head, part in zip(heads, some)]
+                                      for some in parts]))
+        self.tensors.append(dict(
+            name=name, mode=packed.mode, how=packed.how, weights=int(q.codes.size),
+            at=sum(map(len, self.parts)), raw_bytes=sum(map(len, plain)) * W,
+            bytes=packed.bytes, entropy=round(packed.entropy, 4)))
+        if packed.parts is not None:
+            coded = [part for parts in packed.parts for part in parts]
+            tiles = [tile[:head] + part for tile, head, part in zip(tiles, heads, coded)]
+            fields["packed"] = 1
+        self.parts += tiles
+        return t, fields, [len(tile) // W for tile in tiles]
+
+    def _fits(self, segments: list[list[int]]) -> bool:
+        """Whatever segments an instruction has, there are jobs for their tiles."""
+        return all(packed_jobs(sum(segments[a:b], [])) for b in range(1, len(segments) + 1)
+                   for a in range(max(0, b - self.config.P), b))
 
 
 class _Lists:
@@ -76,12 +110,12 @@ class _Lists:
     is known last, so addresses of the rest are counted from its end and completed by ``finish``.
     """
 
-    def __init__(self, shape: Shape, config: Config, embedding: QuantLinear) -> None:
+    def __init__(self, shape: Shape, config: Config, embedding: QuantLinear, packing: str) -> None:
         self.shape, self.config, W = shape, config, config.W
         self.act = act_map(shape, W)
         self.head = shape.head_pad // W             # words of a head
         self.hidden = round_up(shape.hidden, W)
-        self.stream = _Stream(config)
+        self.stream = _Stream(config, packing)
         self.prefill: list[Instruction] = []
         self.decode: list[Instruction] = []
         self._fixups: list[Instruction] = []        # addr counts from the end of the stream
@@ -121,15 +155,17 @@ class _Lists:
         self.both(Op.NORM, y=self.act.x * self.config.W, shift=norm.shift, last=last,
                   **self.stream.norm(norm.gamma))
 
-    def linear(self, weights: QuantLinear, even: bool = True, /, **fields: int) -> None:
-        self.both(Op.LINEAR, **fields, **self.stream.linear(weights, even=even)[1])
+    def linear(self, weights: QuantLinear, name: str, even: bool = True, /, **fields: int) -> None:
+        _, found, sizes = self.stream.linear(weights, name, even=even)
+        self.both(Op.LINEAR, **fields, **_of(found, sizes))
 
     def keys_and_values(self, i: int, layer: QuantLayer) -> None:
         """Keys are stored before the values are computed: their way to memory is then hidden."""
         for which, (weights, at, epilogue) in enumerate((
                 (layer.k, self.act.k, dict(epi=Epi.ROPE8, shift=layer.k_rope_shift)),
                 (layer.v, self.act.v, dict(epi=Epi.ACT8)))):
-            self.linear(weights, x=self.act.x, y=at * self.config.W, **epilogue)
+            self.linear(weights, f"layers.{i}.{'kv'[which]}", x=self.act.x, y=at * self.config.W,
+                        **epilogue)
             for code in (self.prefill, self.decode):
                 for h in range(self.shape.kv_heads):
                     self._relative(code, Op.STORE, self._kv(i, which, h), x=at + h * self.head,
@@ -143,13 +179,14 @@ class _Lists:
         side has those weights to read while it waits for the new keys to be stored.
         """
         s, config = self.shape, self.config
-        tiling, fields = self.stream.linear(layer.q, divides=s.head_pad)
+        tiling, fields, sizes = self.stream.linear(layer.q, f"layers.{i}.q", divides=s.head_pad)
         group = s.heads // s.kv_heads
 
-        def queries(code: list[Instruction], at: int, count: int, **lanes: int) -> None:
-            code.append(_instruction(Op.LINEAR, **fields | dict(
-                tiles=count * s.head_pad // tiling.rows, x=self.act.x, y=at * config.W,
-                epi=Epi.ROPE16, shift=layer.q_rope_shift, **lanes)))
+        def queries(code: list[Instruction], at: int, first: int, count: int, **lanes: int) -> None:
+            a, b = (n * s.head_pad // tiling.rows for n in (first, first + count))
+            code.append(_instruction(Op.LINEAR, **_of(fields, sizes[a:b]) | dict(
+                tiles=b - a, x=self.act.x, y=at * config.W, epi=Epi.ROPE16,
+                shift=layer.q_rope_shift, **lanes)))
 
         def attend(code: list[Instruction], at: int, first: int, **lanes: int) -> None:
             kv_head = first // group
@@ -164,7 +201,7 @@ class _Lists:
                            **kv)
 
         for h in range(s.heads):
-            queries(self.prefill, self.act.q, 1)
+            queries(self.prefill, self.act.q, h, 1)
             attend(self.prefill, self.act.q, h)
         # (first head, heads) of each group: at most a lane a head
         groups = [(h, min(config.P, end - h)) for end in range(group, s.heads + 1, group)
@@ -173,7 +210,7 @@ class _Lists:
         at = [self.act.block_words + g * self.head if early else self.act.q
               for g in range(len(groups))]
         for g, (first, n) in enumerate(groups):
-            queries(self.decode, at[g], n, heads=1, lanes=n)
+            queries(self.decode, at[g], first, n, heads=1, lanes=n)
             if not early:
                 attend(self.decode, at[g], first, heads=1, lanes=n)
         if early:
@@ -190,7 +227,8 @@ class _Lists:
         return weights, len(weights) + self.end
 
 
-def compile_model(qm: QuantModel, board: Board, *, context: int | None = None) -> Image:
+def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
+                  packing: str = "auto") -> Image:
     """Lay a model out for a board.
 
     Both lists consume the weight stream in the same order: per layer gamma, K, V, the query heads,
@@ -204,6 +242,8 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None) -
         Its Config is the envelope, its memory must hold image and KV cache.
     context : int, optional
         Tokens the KV cache holds, 1..; default: the smaller of the model's and the board's.
+    packing : str
+        One of :data:`meadowlark.packing.PACKINGS`.
 
     Returns
     -------
@@ -223,23 +263,26 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None) -
         raise UserError(f"the context must be in 1..{qm.context} for this model, not {context}")
     shape = shape_of(qm, context)
     blocks = check_envelope(shape, config)
+    for bit, mode in ((1, "entropy"), (2, "meadow")):
+        if packing == mode and not config.packing & bit:
+            raise UserError(f"the board {board.name} cannot read the packing {mode}")
 
-    lists = _Lists(shape, config, qm.embedding)
+    lists = _Lists(shape, config, qm.embedding, packing)
     act = lists.act
     lists.start()
     for i, layer in enumerate(qm.layers):
         lists.norm(layer.norm1)
         lists.keys_and_values(i, layer)
         lists.attention(i, layer)
-        lists.linear(layer.o, x=act.out, epi=Epi.RESID)
+        lists.linear(layer.o, f"layers.{i}.o", x=act.out, epi=Epi.RESID)
         lists.norm(layer.norm2)
-        lists.linear(layer.gate_up, x=act.x, y=act.ffn * W, epi=Epi.SWIGLU,
+        lists.linear(layer.gate_up, f"layers.{i}.gate_up", x=act.x, y=act.ffn * W, epi=Epi.SWIGLU,
                      shift=layer.swiglu_shift)
-        lists.linear(layer.down, x=act.ffn, epi=Epi.RESID)
+        lists.linear(layer.down, f"layers.{i}.down", x=act.ffn, epi=Epi.RESID)
     lists.both(Op.END, last=1)
     lists.norm(qm.final_norm, last=1)
     # Nothing pairs the rows of the head, and the sampler counts exactly ``vocab`` of them.
-    lists.linear(qm.head, False, last=1, x=act.x, epi=Epi.LOGIT)
+    lists.linear(qm.head, "head", False, last=1, x=act.x, epi=Epi.LOGIT)
     lists.both(Op.END)
 
     weights, memory_bytes = lists.finish()
@@ -272,13 +315,19 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None) -
                    tile_rows=max(i["rows"] for i in program if i["header"] != Header.NONE)),
         model_regs=regs, shape=asdict(shape), program=b"".join(map(encode, program)),
         memory=memory, tokenizer=qm.tokenizer_json, chat=qm.chat, bos_id=qm.bos_id,
-        stop_ids=tuple(qm.stop_ids), facts=_facts(qm, shape))
+        stop_ids=tuple(qm.stop_ids), facts=_facts(qm, shape, lists.stream.tensors),
+        tensors=tuple(lists.stream.tensors))
     return replace(image, seconds=round(time.monotonic() - started, 3))
 
 
 def _act_words(program: list[Instruction], blocks: int, head: int) -> int:
     """Activation words in use: resident blocks, or decode's queries behind the first one."""
     return max(blocks, *(i["x"] + head for i in program if i["op"] == Op.QK))
+
+
+def _of(fields: dict, sizes: list[int]) -> dict:
+    """Fields of an instruction that has the tiles of these chunks."""
+    return fields | (packed_jobs(sizes) or {}) if fields.get("packed") else fields
 
 
 def _instruction(op: Op, **fields: int) -> Instruction:
@@ -316,28 +365,29 @@ def _embedding(q: QuantLinear, W: int) -> bytes:
     return np.concatenate([chunks(part) for part in (*parts, codes)], axis=1).tobytes()
 
 
-def _facts(qm: QuantModel, s: Shape) -> dict:
+def _facts(qm: QuantModel, s: Shape, tensors: list[dict]) -> dict:
     """What of a pass is useful, without any padding; see :meth:`Image.useful_bytes`.
 
     layer_bytes, head_bytes: codes, scales and minima of blocks, row scales, biases and gammas read
     once a pass. embedding_bytes: those of a token's embedding row. layer_macs, head_macs: products
-    a token. parameters: weights of the float model.
+    a token. parameters: weights of the float model. Of what is packed, the packed bytes.
     """
-    def linear(q: QuantLinear, rows: int, columns: int) -> int:
+    packed = {t["name"]: t["bytes"] for t in tensors if t["mode"] != "raw"}
+
+    def linear(q: QuantLinear, rows: int, columns: int, name: str) -> int:
         row = columns if q.scale is None else columns // BLOCK * KINDS[q.mode.name]
-        return rows * (row + HEADER_BYTES[q.header])
+        return packed.get(name, rows * row) + rows * HEADER_BYTES[q.header]
     n_layer = n_bytes = 0
     qo, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
-    for layer in qm.layers:
-        for q, rows, columns in (
-                (layer.q, qo, s.hidden), (layer.k, kv, s.hidden), (layer.v, kv, s.hidden),
-                (layer.o, s.hidden, qo), (layer.gate_up, 2 * s.ffn, s.hidden),
-                (layer.down, s.hidden, s.ffn)):
+    for i, layer in enumerate(qm.layers):
+        for name, rows, columns in (
+                ("q", qo, s.hidden), ("k", kv, s.hidden), ("v", kv, s.hidden),
+                ("o", s.hidden, qo), ("gate_up", 2 * s.ffn, s.hidden), ("down", s.hidden, s.ffn)):
             n_layer += rows * columns
-            n_bytes += linear(q, rows, columns)
+            n_bytes += linear(getattr(layer, name), rows, columns, f"layers.{i}.{name}")
         n_bytes += 2 * 2 * s.hidden
     return dict(
         parameters=qm.parameters, layer_bytes=n_bytes,
-        head_bytes=linear(qm.head, s.vocab, s.hidden) + 2 * s.hidden,
-        embedding_bytes=linear(qm.embedding, 1, s.hidden),
+        head_bytes=linear(qm.head, s.vocab, s.hidden, "head") + 2 * s.hidden,
+        embedding_bytes=linear(qm.embedding, 1, s.hidden, "embedding"),
         layer_macs=n_layer, head_macs=s.vocab * s.hidden)

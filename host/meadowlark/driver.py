@@ -124,6 +124,8 @@ class Driver:
         self._heard = 0             # events received, repetitions and those of other runs too
         self._events: deque[TokenEvent] = deque()
         self._counting = False
+        #: What an instruction of the loaded image reads, for error messages.
+        self.places: Callable[[int], str] | None = None
         self.info = self._connect()
 
     def __enter__(self) -> Driver:
@@ -618,7 +620,9 @@ class Driver:
         """The last event said "aborted": by whom?"""
         status = self.status()
         if status.error:
-            raise BoardError(f"{sentence(status.error)} (instruction {status.error_pc})")
+            place = self.places(status.error_pc) if self.places else \
+                f"instruction {status.error_pc}"
+            raise BoardError(f"{sentence(status.error)} ({place})")
         raise BoardError("the run was aborted by somebody else; run it again")
 
     def _settle(self) -> Status:

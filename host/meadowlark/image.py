@@ -76,6 +76,10 @@ class Image:
         Tokens that end a text.
     seconds : float
         Time the compiler took.
+    tensors : tuple of dict
+        For each matrix of the stream, in order: its name, how it is packed (mode: raw, meadow,
+        entropy; how: for people), weights, where in memory it starts, bytes of its codes plain and
+        as they are, entropy of these in bits a byte.
     """
     name: str
     board: str
@@ -91,6 +95,7 @@ class Image:
     bos_id: int | None = None
     stop_ids: tuple[int, ...] = ()
     seconds: float = 0.0
+    tensors: tuple[dict, ...] = ()
 
     @property
     def context(self) -> int:
@@ -112,6 +117,24 @@ class Image:
     def parameters(self) -> int:
         """Parameters of the model; a tied head counts once."""
         return self.facts["parameters"]
+
+    def place(self, pc: int) -> str:
+        """What an instruction reads, for a sentence: tensor and address, as far as it is known."""
+        program, decode_pc = self.instructions, self.model_regs["decode_pc"]
+        at = self.model_regs["stream_addr"]
+        for i in program[decode_pc if pc >= decode_pc else 0:pc]:
+            if i["src"] == Src.STREAM:
+                at += (i["tiles"] - 1) * i["chunks"] + i["last_chunks"]
+        at *= self.config["W"]
+        before = [t["name"] for t in self.tensors if t["at"] <= at]
+        where = f", {before[-1]} at byte {at:,} of the memory" if before else ""
+        return f"instruction {pc}{where}"
+
+    @property
+    def needs_packing(self) -> int:
+        """Packings in use, as ``Config.packing`` has them."""
+        modes = {t["mode"] for t in self.tensors}
+        return ("entropy" in modes) | ("meadow" in modes) << 1
 
     @property
     def bits_per_weight(self) -> float:
@@ -158,6 +181,9 @@ class Image:
                     f"the image was compiled for a core with {field} = {self.config[field]} "
                     f"(board {self.board}), but {core} has {field} = {has}; compile the model for "
                     "that board")
+        if self.needs_packing & ~config.packing:
+            raise UserError(f"the image holds packed weights that {core} cannot read; compile the "
+                            "model for that board")
         for field in NEEDS:
             has = memory_bytes if field == "memory_bytes" else getattr(config, field)
             if self.needs[field] > has:
@@ -175,7 +201,7 @@ class Image:
             "isa": ISA_CRC, "name": self.name, "board": self.board, "seconds": self.seconds,
             "bos_id": self.bos_id, "stop_ids": self.stop_ids, "config": self.config,
             "needs": self.needs, "model_regs": self.model_regs, "shape": self.shape,
-            "facts": self.facts, "sections": sections},
+            "facts": self.facts, "tensors": self.tensors, "sections": sections},
             indent=1).encode() + b"\n"
         lead = _PREFIX.pack(MAGIC, VERSION, len(header), 0)
         check = crc32(header, crc32(lead[:-4]))
@@ -294,7 +320,8 @@ class Image:
             bos_id=None if header["bos_id"] is None else _whole(header, "bos_id"),
             stop_ids=tuple(_whole(ids, i) for ids in [header["stop_ids"]] for i in range(len(ids))),
             chat=ChatTemplate.from_json(chat, name) if chat else None,
-            seconds=float(header["seconds"]), **data)
+            seconds=float(header["seconds"]),
+            tensors=tuple(map(_tensor, header["tensors"])), **data)
         image._check_program()
         image._check_sizes()
         return image
@@ -343,6 +370,15 @@ def _whole(table: Any, key: str | int, limit: int = 1 << 63) -> int:
     if type(value) is not int or not 0 <= value < limit:
         raise ValueError(f"{key} is {value!r}")
     return value
+
+
+def _tensor(table: dict) -> dict:
+    found: dict = {key: _text(table, key) for key in ("name", "mode", "how")}
+    found |= {key: _whole(table, key) for key in ("weights", "at", "raw_bytes", "bytes")}
+    if found["mode"] not in ("raw", "meadow", "entropy") or not (found["weights"]
+                                                                 and found["bytes"]):
+        raise ValueError(f"a tensor {found!r}")
+    return found | {"entropy": float(table["entropy"])}
 
 
 def _text(table: dict, key: str) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.isa import Header, Mode
+from meadowlark_hdl.isa import FIELDS, Header, Mode
 from meadowlark_hdl.weights.decoder_golden import HEADER_BYTES, tile_chunks
 
 from .errors import UserError
@@ -75,6 +75,29 @@ def tile_linear(rows: int, row_beats: int, config: Config, *, header: Header,
     def chunks(n: int) -> int:
         return tile_chunks(mode, header, n, row_beats, config.W)
     return Tiling(tiles, size, last, row_beats, chunks(size), chunks(last))
+
+
+#: Tiles whose jobs the Reader can have issued before a tile is complete, and some to spare.
+LEAD = 12
+
+
+def packed_jobs(sizes: list[int]) -> dict[str, int] | None:
+    """Fields chunks and last_chunks for packed tiles of these sizes, or None if there are none.
+
+    All jobs but the last are equal; they cover the tiles together, not each its own. But no tile
+    may need chunks of a job that waits for it: at most LEAD tiles ahead.
+    """
+    most = (1 << next(f.bits for f in FIELDS if f.name == "chunks")) - 1
+    total, n = sum(sizes), len(sizes)
+    for chunks in (total // n, -(-total // n)):
+        last = total - (n - 1) * chunks
+        needed, ahead = 0, True
+        for k in range(n - LEAD):
+            needed += sizes[k]
+            ahead &= needed <= (k + LEAD) * chunks
+        if ahead and 1 <= chunks <= most and 1 <= last <= most:
+            return dict(chunks=chunks, last_chunks=last)
+    return None
 
 
 @dataclass(frozen=True)

@@ -44,12 +44,15 @@ class Source:
         See :func:`meadowlark.compiler.compile_model`.
     weights : str
         See :func:`meadowlark.quantise.quantise`.
+    packing : str
+        See :func:`meadowlark.compiler.compile_model`.
     progress : callable, optional
     """
     name: str
     board: Board
     context: int | None = None
     weights: str = "auto"
+    packing: str = "auto"
     progress: Progress | None = None
 
     @property
@@ -92,7 +95,8 @@ class Source:
         """The image for the board."""
         if self.is_image:
             for what, option, free in (("context", "--ctx", self.context is None),
-                                       ("weights", "--weights", self.weights == "auto")):
+                                       ("weights", "--weights", self.weights == "auto"),
+                                       ("packing", "--packing", self.packing == "auto")):
                 if not free:
                     raise UserError(f"the {what} of {self.name} was fixed when it was compiled; "
                                     f"leave {option} out or compile again with {option}")
@@ -102,7 +106,7 @@ class Source:
         from .compiler import compile_model
         qm = self.quantised
         self._tell("compiling")
-        return compile_model(qm, self.board, context=self.context)
+        return compile_model(qm, self.board, context=self.context, packing=self.packing)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

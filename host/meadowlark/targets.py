@@ -159,7 +159,7 @@ class BoardTarget(Target):
         image.check_config(info.config, memory_bytes=info.memory_bytes or len(image.memory),
                            name=info.name)
         self._write(image)
-        self._image = image
+        self._image, self.driver.places = image, image.place
 
     def _write(self, image: Image) -> None:
         def advance(done: int, total: int) -> None:

@@ -145,6 +145,7 @@ class Fetch(wiring.Component):
         m.d.comb += [free.eq(~self.jobs.valid | self.jobs.ready), self.jobs.payload.eq(job)]
         with m.If(put):
             m.d.sync += [self.jobs.valid.eq(1), job.mode.eq(work.mode),
+                         job.packed.eq(work.packed & (work.src == Src.STREAM)),
                          job.header.eq(Mux(work.src == Src.KV, Header.NONE, work.header))]
         with m.Elif(self.jobs.ready):
             m.d.sync += self.jobs.valid.eq(0)

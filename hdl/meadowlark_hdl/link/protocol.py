@@ -158,6 +158,7 @@ CONFIG_REGS = (
     Field("burst_words", 16, "bus words of a burst; a memory frame is at most one"),
     Field("topk", 6, "longest top_k"),
     Field("dsp", 1, "0 generic, 1 ecp5"),
+    Field("packing", 2, "packed weights: bit 0 entropy-coded, bit 1 MEADOW's"),
 )
 DSP_NAMES = ("generic", "ecp5")
 NAME_BYTES = 16

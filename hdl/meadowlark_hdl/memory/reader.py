@@ -102,7 +102,7 @@ class Reader(wiring.Component):
             self.tags.valid.eq(tags.o.valid), self.tags.payload.eq(tags.o.payload),
             tags.o.ready.eq(self.tags.ready)]
         m.d.comb += [tags.i.payload[name].eq(self.jobs.payload[name])
-                     for name in ("mode", "header", "rows", "beats")]
+                     for name in ("mode", "header", "rows", "beats", "packed")]
         m.d.sync += less_one.eq(length - 1)
 
         with m.FSM() as fsm:

@@ -12,6 +12,8 @@ from ..sleep import napping
 from .beat_unit import BeatUnit, beat_count
 from .block_unit import BlockUnit
 from .decoder_golden import SHORT_BITS
+from .refill import Refill
+from .unpacker import Unpacker
 
 
 class RawUnit(wiring.Component):
@@ -90,6 +92,9 @@ class NoUnit(wiring.Component):
 class PackedWeightDecoder(wiring.Component):
     """Takes tiles apart: row headers first, W / 4 of them an item, then the beats.
 
+    Behind the row headers a tile may be packed (docs/packing.md): the units then get its chunks
+    from an :class:`~.unpacker.Unpacker`.
+
     The beats are made by units, each for some modes, all behind :class:`BeatUnit`; a unit gets
     chunks only when the others have nothing left to give, so items leave in order.
 
@@ -103,9 +108,10 @@ class PackedWeightDecoder(wiring.Component):
     Parameters
     ----------
     config : Config
-        W, tile_beats, dsp.
+        W, tile_beats, packing, dsp.
     sleep : bool
-        The unit for the block modes stands still in the others, see :mod:`..sleep`.
+        The unit for the block modes and the unpacker stand still when there is nothing for them,
+        see :mod:`..sleep`.
 
     Members
     -------
@@ -116,7 +122,8 @@ class PackedWeightDecoder(wiring.Component):
     items : Out(stream of DecoderItem)
         Without header no item of the tile has ``is_scale``. With SCALE and SHORT, bias is 0.
     error : Out(1)
-        A tag had a mode that does not exist; stays until flush. Beats of such a tile
+        A tag had a mode or packing that does not exist, or what was packed is damaged;
+        stays until flush. Beats of such a tile
         mean nothing (no headers) and take no chunk, so what follows in ``chunks`` may be misread,
         but every tag gets its beats.
     flush : In(1)
@@ -146,7 +153,7 @@ class PackedWeightDecoder(wiring.Component):
             m.d.sync += [tag.eq(self.tags.payload), tag_valid.eq(1)]
         legal, headed, kind = Signal(), Signal(), Signal(range(len(units)))
         m.d.comb += [
-            legal.eq(tag.mode <= Mode.Q4_1),
+            legal.eq((tag.mode <= Mode.Q4_1) & (~tag.packed | bool(self.config.packing))),
             kind.eq(Mux(legal, tag.mode >= Mode.Q8_0, len(units) - 1)),
             headed.eq(legal & (tag.header != Header.NONE) & (tag.rows != 0))]
 
@@ -173,6 +180,9 @@ class PackedWeightDecoder(wiring.Component):
                                             (tag.rows * 4 + W - 1) >> W.bit_length() - 1)),
                          selected.eq(kind), self.error.eq(self.error | ~legal)]
 
+        # What the units get, and whether the next of the chunks is one of these, or a header.
+        plain, own = stream.Signature(8 * W).create(), Signal()
+
         # The item that leaves: at most one unit holds beats, and headers wait for all of them.
         go, head = Signal(), Signal()
         item = Signal(DecoderItem(self.config), reset_less=True)
@@ -193,7 +203,7 @@ class PackedWeightDecoder(wiring.Component):
                 u.start.eq(take_over & (kind == k)),
                 u.mode.eq(tag.mode), u.beats.eq(tag.beats),
                 u.enable.eq(in_beats & (selected == k) & ~others.any()),
-                u.i.valid.eq(self.chunks.valid & u.enable), u.i.payload.eq(self.chunks.payload),
+                u.i.valid.eq(plain.valid & u.enable), u.i.payload.eq(plain.payload),
                 u.o.ready.eq(go)]
 
         # Headers: W / 4 rows at once, half a chunk of SHORT, a chunk of SCALE or two of BIAS. In
@@ -202,7 +212,7 @@ class PackedWeightDecoder(wiring.Component):
         second = Signal()           # of a chunk's two items (SHORT), of an item's two chunks (BIAS)
         chunk, load, take, again = self.chunks.payload, Signal(), Signal(), Signal()
         m.d.comb += [
-            load.eq(in_header & ~busy.any() & go), take.eq(load & self.chunks.valid),
+            load.eq(in_header & ~busy.any() & go & own), take.eq(load & self.chunks.valid),
             last_header.eq(take & (header_left == 1)),
             again.eq(short & ~second & (header_left != 1)),     # the chunk stays
             head.eq(take & (~bias | second | (header_left == 1)))]
@@ -220,10 +230,65 @@ class PackedWeightDecoder(wiring.Component):
         with m.If(take):
             m.d.sync += [header_left.eq(header_left - 1), hold.eq(chunk),
                          second.eq(Mux(short, again, ~head))]
-        m.d.comb += self.chunks.ready.eq(
-            load & ~again | Cat(u.enable & u.i.ready for u in units).any())
+        m.d.comb += plain.ready.eq(Cat(u.enable & u.i.ready for u in units).any())
+        gone = load & ~again                    # the chunk at hand is done with
+        if self.config.packing:
+            self._unpack(m, tag, tag_valid & legal, take_over, in_beats, plain, own, gone)
+        else:
+            m.d.comb += [own.eq(1), plain.valid.eq(self.chunks.valid),
+                         plain.payload.eq(self.chunks.payload),
+                         self.chunks.ready.eq(gone | plain.ready)]
         m.submodules.blocks = napping(
             m, blocks, "blocks", blocks.unit.start | blocks.unit.busy | blocks.unit.enable,
             sleep=self.sleep, linger=32)
-        return ResetInserter(dict.fromkeys(
-            ("sync", "blocks") if self.sleep else ("sync",), self.flush))(m)
+        domains = ["blocks", "unpacker"][:1 + bool(self.config.packing)] if self.sleep else []
+        return ResetInserter(dict.fromkeys(("sync", *domains), self.flush))(m)
+
+    def _unpack(self, m, tag, known, take_over, in_beats, plain, own, gone):
+        """The unpacker, between the chunks and the units; it may run ahead by the next tag.
+
+        Chunks are its own from the end of a tile's row headers to the last one that the tile's
+        steps asked for.
+        """
+        kinds = self.config.packing
+        unpacker = Unpacker(self.config, entropy=bool(kinds & 1), meadow=bool(kinds & 2))
+        packed, told, counted = Signal(), Signal(), Signal()
+        # Tiles whose chunks may be taken, but those of an earlier one are still under way: lanes
+        # have bits in store, so that small tiles can be complete before their words are.
+        owed = Signal(range(2 * Refill.DEPTH))
+        behind = in_beats & packed & ~counted
+        with m.If(unpacker.tiles.valid & unpacker.tiles.ready):
+            m.d.sync += told.eq(1)
+        with m.If(behind):
+            m.d.sync += counted.eq(1)
+        with m.If(take_over):
+            m.d.sync += [packed.eq(known & tag.packed), told.eq(0), counted.eq(0)]
+        m.d.sync += owed.eq(owed + behind - unpacker.resume)
+        size, beats = unpacker.tiles.payload, tag.beats
+        with m.Switch(tag.mode):
+            with m.Case(Mode.INT8):
+                m.d.comb += size.eq(beats)
+            with m.Case(Mode.INT16):
+                m.d.comb += size.eq(beats << 1)
+            with m.Case(Mode.Q8_0):
+                m.d.comb += size.eq(beats + (beats + 15 >> 4))
+            with m.Case(Mode.Q4_0):
+                m.d.comb += size.eq((beats + 1 >> 1) + (beats + 15 >> 4))
+            with m.Default():
+                m.d.comb += size.eq((beats + 1 >> 1) + (beats + 7 >> 3))
+        m.d.comb += [
+            own.eq(unpacker.ended & (owed == 0)),
+            unpacker.tiles.valid.eq(known & tag.packed & ~told),
+            unpacker.resume.eq(unpacker.ended & (owed != 0)),
+            unpacker.i.valid.eq(self.chunks.valid & ~unpacker.ended),
+            unpacker.i.payload.eq(self.chunks.payload),
+            self.chunks.ready.eq(Mux(unpacker.ended, gone | (plain.ready & ~packed & own),
+                                     unpacker.i.ready)),
+            plain.valid.eq(Mux(packed, unpacker.o.valid, self.chunks.valid & own)),
+            plain.payload.eq(Mux(packed, unpacker.o.payload, self.chunks.payload)),
+            unpacker.o.ready.eq(plain.ready & packed)]
+        with m.If(unpacker.error):
+            m.d.sync += self.error.eq(1)
+        m.submodules.unpacker = napping(
+            m, unpacker, "unpacker", (known & tag.packed) | packed | unpacker.busy | ~own,
+            sleep=self.sleep, linger=64)

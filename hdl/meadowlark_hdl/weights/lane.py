@@ -1,0 +1,193 @@
+"""One lane of the unpacker: 16-bit pieces of its bit stream -> a symbol a step."""
+from __future__ import annotations
+
+from amaranth import Cat, Module, Mux, Signal
+from amaranth.lib import data, memory, wiring
+from amaranth.lib.wiring import In, Out
+
+from ..collisions import NO_RW_CHECK
+from ..compute.pipeline import delay
+from ..config import Config
+from .packing_golden import MAX_LENGTH, MODE_BITS, PIECE, PREFIX, TABLE_BYTES, ahead
+
+#: Pieces that are queued when a lane is ready: for its own step, two under way, one just done.
+SPARE = 4
+#: What a class says: bits of its code words, and the first one's rank (MEADOW: a mode's width).
+ClassEntry = data.StructLayout({"length": 4, "base": 8})
+
+
+def pieces(config: Config) -> int:
+    """Pieces of a word."""
+    return config.W * 8 // PIECE
+
+
+class TableWrite(wiring.Signature):
+    """Loads the tables of all lanes: an entry of the classes, four bytes of the symbols."""
+
+    def __init__(self) -> None:
+        super().__init__({
+            "class_en": Out(1), "class_addr": Out(PREFIX), "class_data": Out(ClassEntry),
+            "word_en": Out(1), "word_addr": Out(range(TABLE_BYTES // 4)), "word_data": Out(32)})
+
+
+class Lane(wiring.Component):
+    """Bits of one lane to symbols.
+
+    A window of four pieces, of which ``position`` bits are used; each step takes a code word, whose
+    length a table knows from the next 6 bits. Those 6 bits are a register: 20 bits behind
+    ``position`` come beside the look-up of the length, which then picks the next 6 of them. A piece
+    that is used up leaves the window in the cycle after: until then ``position`` is 16 or more. The
+    rest is a pipeline.
+
+    Golden: :class:`meadowlark_hdl.weights.packing_golden.Unpacker`, bit-exact.
+    Timing: a step a cycle; a symbol leaves ``LATENCY`` cycles after its ``go`` and stays until the
+    next step's.
+
+    Parameters
+    ----------
+    config : Config
+        W.
+    phase : int
+        Pieces by which the lane asks early.
+    entropy, meadow : bool
+        Which codes it can read.
+
+    Members
+    -------
+    start : In(1)
+        High for one cycle at the beginning of a segment: nothing is queued, no bit used.
+    meadow : In(1), first : In(1)
+        Constant in a segment; with ``go``: the step begins a packet.
+    log2_c : In(2)
+        Bytes of a symbol; constant in a segment.
+    load : In(1)
+        Piece 0 of a word for this lane is on ``buses[0]``, piece k on ``buses[k]`` k cycles later.
+    buses : In(16 bits * pieces of a word)
+    receiving : Out(1)
+        No word may be handed to this lane in this cycle: its ``load`` would come too early.
+    go : In(1)
+        A step; only if ``ready`` was high two cycles before.
+    drained : In(1)
+        No more words will come: steps need none.
+    ready : Out(1)
+        Enough pieces for this step, and for those under way.
+    asks : Out(1)
+        The step two cycles before used up a word.
+    tables : In(TableWrite)
+    symbol : Out(32)
+        C bytes in the low bits.
+    """
+
+    LATENCY = 5
+
+    def __init__(self, config: Config, *, phase: int, entropy: bool = True, meadow: bool = True):
+        self.config, self.phase = config, phase
+        self.with_entropy, self.with_meadow = entropy, meadow
+        super().__init__({
+            "start": In(1), "meadow": In(1), "first": In(1), "log2_c": In(2), "load": In(1),
+            "buses": In(data.ArrayLayout(PIECE, pieces(config))), "receiving": Out(1),
+            "go": In(1), "drained": In(1), "ready": Out(1), "asks": Out(1),
+            "tables": In(TableWrite()), "symbol": Out(32)})
+
+    def elaborate(self, platform):
+        m = Module()
+        K = pieces(self.config)
+        depth = max(16, 4 * K)
+        # Words asked for, and pieces of the phase; four are in the window.
+        assert 4 + SPARE <= ahead(self.config.W) * K <= depth + 4 - (K - 1)
+
+        def reg(shape, name):
+            return Signal(shape, name=name, reset_less=True)
+
+        # Pieces arrive.
+        m.submodules.queue = queue = memory.Memory(shape=PIECE, depth=depth, init=[])
+        w, r = queue.write_port(), queue.read_port(domain="comb")
+        at, level = Signal(range(K)), Signal(range(depth + 1))
+        shift = Signal()
+        m.d.comb += [w.en.eq(self.load | (at != 0)), w.data.eq(self.buses[at]),
+                     self.receiving.eq(self.load | ((at != 0) & (at != K - 1)))]
+        m.d.sync += [at.eq(at + w.en), w.addr.eq(w.addr + w.en),
+                     level.eq(level + w.en - (shift & (level != 0)))]
+
+        # The window: four pieces. It is full before the first step.
+        window = Signal(4 * PIECE, reset_less=True)
+        have = Signal(4)                        # one bit a piece, the last one's first
+        position = Signal(range(2 * PIECE))
+        advanced = position[-1]                 # by the last step
+        reach = Signal(MAX_LENGTH + PREFIX)
+        m.d.comb += [
+            shift.eq((~have.all() & ((level != 0) | self.drained)) | advanced),
+            reach.eq(window >> position)]
+        with m.If(shift):
+            m.d.sync += [window.eq(Cat(window[PIECE:], r.data)), r.addr.eq(r.addr + 1),
+                         have.eq(Cat(1, have[:-1]))]
+
+        # The loop: how long is the code word? Lengths and bases are two memories: the more there is
+        # to read, the longer are the wires.
+        prefix = PREFIX if self.with_entropy else MODE_BITS
+        lengths = memory.Memory(shape=4, depth=1 << prefix, init=[])
+        bases = memory.Memory(shape=8, depth=1 << prefix, init=[])
+        m.submodules.lengths, m.submodules.bases = lengths, bases
+        n_r, b_r = lengths.read_port(domain="comb"), bases.read_port(domain="comb")
+        for table, data_ in ((lengths, self.tables.class_data.length),
+                             (bases, self.tables.class_data.base)):
+            c_w = table.write_port()
+            m.d.comb += [c_w.en.eq(self.tables.class_en), c_w.addr.eq(self.tables.class_addr),
+                         c_w.data.eq(data_)]
+        next_bits = reg(prefix, "next_bits")    # the first ones of ``reach``
+        width = reg(4, "width")
+        length = Signal(4)
+        after = Signal(range(2 * PIECE))
+        m.d.comb += [n_r.addr.eq(next_bits), b_r.addr.eq(next_bits),
+                     after.eq(position[:-1] + Mux(self.go, length, 0))]
+        if self.with_meadow:
+            begins = self.first | ~self.meadow if self.with_entropy else self.first
+            m.d.comb += length.eq(Mux(begins, n_r.data, width))
+            with m.If(self.go & self.first):
+                m.d.sync += width.eq(b_r.data)
+        else:
+            m.d.comb += length.eq(n_r.data)
+        m.d.sync += next_bits.eq(Mux(self.go, (reach >> length)[:prefix], reach[:prefix]))
+        m.d.sync += position.eq(after)
+        count = Signal(range(K), init=self.phase)
+        m.d.sync += [count.eq(count + advanced),
+                     self.asks.eq(advanced & (count == K - 1)),
+                     self.ready.eq(have.all() & ((level >= SPARE) | self.drained))]
+        with m.If(self.start):
+            m.d.sync += [position.eq(0), have.eq(0), level.eq(0), count.eq(self.phase),
+                         r.addr.eq(w.addr), self.ready.eq(0)]
+
+        # 1: bits of the code word. 2: its rank.
+        bits, base, long = reg(MAX_LENGTH, "bits"), reg(8, "base"), reg(4, "long")
+        kind = reg(2, "kind")                   # 0 prefix code, 1 first of a packet, 2 others
+        rank = reg(11 if self.with_meadow else 8, "rank")
+        with m.If(self.go):
+            m.d.sync += [bits.eq(reach), base.eq(b_r.data), long.eq(length),
+                         kind.eq(Cat(self.meadow & self.first, self.meadow & ~self.first))]
+        own = Signal(MAX_LENGTH)
+        m.d.comb += [own[j].eq(bits[j] & (long > j)) for j in range(MAX_LENGTH)]
+        m.d.sync += rank.eq(Mux(
+            kind[1], own[:11], Mux(kind[0], own[MODE_BITS:], own[PREFIX:]
+                                   + (base if self.with_entropy else 0))))
+
+        # 3, 4: the symbols' block RAM and its register. 5: the bytes that are meant.
+        words = TABLE_BYTES // 4 if self.with_meadow else 64
+        m.submodules.symbols = ram = memory.Memory(shape=32, depth=words, init=[],
+                                                   attrs=NO_RW_CHECK)
+        s_w, s_r = ram.write_port(), ram.read_port()
+        word = reg(32, "word")
+        low = delay(m, rank[:2], 2, name="low")
+        one, two = self.log2_c == 0, self.log2_c == 1
+        m.d.comb += [
+            s_w.en.eq(self.tables.word_en), s_w.addr.eq(self.tables.word_addr),
+            s_w.data.eq(self.tables.word_data),
+            s_r.addr.eq(Mux(one, rank[2:], Mux(two, rank[1:], rank))
+                        if self.with_meadow else rank[2:])]
+        m.d.sync += word.eq(s_r.data)
+        byte = word.word_select(low, 8)
+        if self.with_meadow:
+            half = Mux(low[0], word[16:], word[:16])
+            m.d.sync += self.symbol.eq(Mux(one, byte, Mux(two, half, word)))
+        else:
+            m.d.sync += self.symbol.eq(byte)
+        return m

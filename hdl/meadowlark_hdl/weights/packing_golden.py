@@ -1,0 +1,270 @@
+"""Golden model of packed chunks: lanes, segments, preamble; docs/packing.md is the format.
+
+A :class:`Code` says how bits become plain bytes; :mod:`.entropy_golden` and :mod:`.meadow_golden`
+make codes, :func:`pack` lays a segment out and :class:`Unpacker` reads it as the gateware does.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from zlib import crc32
+
+import numpy as np
+
+PIECE = 16              #: bits that a lane takes in at once
+PREFIX = 6              #: bits that tell the length of a code word
+CLASSES = 1 << PREFIX
+MODE_BITS = 3           #: of a MEADOW packet
+MAX_LENGTH = 14         #: bits of a code word: the window always holds 17
+TABLE_BYTES = 2048      #: symbols a lane's table has room for
+HEAD_WORDS = 4          #: 32-bit words of a preamble without tables
+CLASS_WORDS = CLASSES // 8
+#: Reversed bits of a class, or of a rank in canonical order: one is the other.
+REVERSED = np.array([int(f"{u:0{PREFIX}b}"[::-1], 2) for u in range(CLASSES)])
+
+
+class PackingError(ValueError):
+    """A segment is not sound."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Code:
+    """How a lane turns bits into plain bytes.
+
+    Parameters
+    ----------
+    meadow : bool
+        Packets of ids; else a prefix code.
+    lengths : uint8[64]
+        Bits of the code words of each class, in canonical order, 0..14 (0: one symbol in all).
+        MEADOW: 3 + width of the mode.
+    symbols : uint8[entries, C]
+        Plain bytes of a rank or id.
+    packet : int, power of two
+        Ids of a packet; 1 for a prefix code.
+    """
+    meadow: bool
+    lengths: np.ndarray
+    symbols: np.ndarray
+    packet: int = 1
+
+    @property
+    def C(self) -> int:
+        """Plain bytes of a symbol: 1, 2 or 4."""
+        return self.symbols.shape[1]
+
+    @property
+    def table(self) -> bytes:
+        """Lengths and symbols as they stand in the preamble."""
+        n = self.lengths.astype(np.uint8)
+        symbols = self.symbols.tobytes()
+        return (n[0::2] | n[1::2] << 4).tobytes() + symbols + bytes(-len(symbols) % 4)
+
+    def bases(self) -> np.ndarray:
+        """int64[64]: rank of the first symbol of each class, in canonical order; MEADOW: 0."""
+        n = self.lengths.astype(np.int64)
+        if self.meadow:
+            return np.zeros(CLASSES, np.int64)
+        ends = (np.arange(CLASSES) + 1) % (1 << np.maximum(PREFIX - n, 0)) == 0
+        grown = np.where(n > PREFIX, 1 << np.maximum(n - PREFIX, 0), ends)
+        return np.concatenate([[0], np.cumsum(grown)[:-1]])
+
+
+def preamble(code: Code, *, steps: int, words: int, keep: bool, W: int) -> bytes:
+    """What a segment starts with, in whole chunks. keep: the tables are those already there."""
+    table = b"" if keep else code.table
+    n_symbols = 0 if keep else len(table) // 4 - CLASS_WORDS
+    first = (int(code.meadow) | (not keep) << 1 | (code.C.bit_length() - 1) << 2
+             | (code.packet.bit_length() - 1) << 4 | n_symbols << 16)
+    head = np.array([first, steps, words, ~(first ^ steps ^ words) & 0xffffffff], "<u4").tobytes()
+    raw = head + table
+    return raw + bytes(-len(raw) % W)
+
+
+def ahead(W: int) -> int:
+    """Words each lane gets before the first step: 16 pieces or more, and a lane is only ready with
+    8; at least 3 words, so that requests may wait for each other."""
+    return max(3, 32 // W)
+
+
+def phases(W: int) -> np.ndarray:
+    """int64[W]: pieces by which each lane asks early."""
+    return np.arange(W, dtype=np.int64) // 2
+
+
+def pack(values: np.ndarray, lengths: np.ndarray, code: Code, *, tiles: Sequence[int],
+         keep: bool = False) -> list[bytes]:
+    """Lay out a segment.
+
+    Parameters
+    ----------
+    values, lengths : int32[W, steps], uint8[W, steps]
+        Code words of each lane, first bit lowest, and their bits (0..14); W: 4, 8, 16 or 32.
+    code : Code
+    tiles : sequence of int
+        Steps of each tile; their sum is ``steps``.
+    keep : bool
+        The tables of the segment before are the same.
+
+    Returns
+    -------
+    list of bytes
+        Coded chunks of each tile.
+    """
+    W, steps = lengths.shape
+    K = W * 8 // PIECE
+    assert sum(tiles) == steps
+    used = np.cumsum(lengths, axis=1, dtype=np.int32)                 # after each step
+    total = used[:, -1].astype(np.int64) if steps else np.zeros(W, np.int64)
+    have = -(-total // (8 * W))                                 # words of each lane
+    # Bits: code words of different places never meet, at least one starts in each piece that is
+    # full, and only the last one of those may reach into the next.
+    most = int(have.max(initial=0)) * K + 2
+    start = used - lengths
+    shifted = values << (start & PIECE - 1)
+    start >>= 4
+    fresh = np.ones(start.shape, bool)
+    fresh[:, 1:] = start[:, 1:] != start[:, :-1]
+    first = np.nonzero(fresh.ravel())[0]
+    lanes = np.zeros((W, most), np.int32)
+    if len(first):
+        at = start.ravel()[first] + first // steps * most
+        lanes.ravel()[at] = np.add.reduceat(shifted.ravel(), first) & 0xffff
+        end = np.append(first[1:], start.size) - 1
+        lanes.ravel()[at + 1] |= shifted.ravel()[end] >> PIECE
+    lanes = lanes.astype("<u2")[:, :-2].reshape(W, -1, K)
+    # The order: some words each, then as the steps ask.
+    used += PIECE * phases(W)[:, None].astype(np.int32)
+    used >>= 4 + K.bit_length() - 1
+    asks = np.empty((steps, W), bool)
+    asks[:1], asks[1:] = used.T[:1] != 0, (used[:, 1:] != used[:, :-1]).T
+    step, lane = np.nonzero(asks)
+    lane_order = np.concatenate([np.tile(np.arange(W), ahead(W)), lane])
+    word_order = np.concatenate([np.repeat(np.arange(ahead(W)), W),
+                                 ahead(W) - 1 + used[lane, step]])
+    needed = np.nonzero(word_order < have[lane_order])[0]
+    words = int(needed[-1]) + 1 if len(needed) else 0
+    stream = np.zeros((words, K), "<u2")
+    stream[needed] = lanes[lane_order[needed], word_order[needed]]
+
+    ends = np.cumsum(tiles)
+    cuts = np.minimum(words, ahead(W) * W + np.searchsorted(step, ends))
+    cuts = [0, *cuts[:-1].tolist(), words]
+    parts = [stream[a:b].tobytes() for a, b in zip(cuts, cuts[1:])]
+    parts[0] = preamble(code, steps=steps, words=words, keep=keep, W=W) + parts[0]
+    check = 0
+    for part in parts:
+        check = crc32(part, check)
+    parts[-1] += check.to_bytes(4, "little").ljust(W, b"\0")
+    return parts
+
+
+class Unpacker:
+    """Reads coded chunks step by step, as the gateware does.
+
+    Parameters
+    ----------
+    W : int
+
+    Raises
+    ------
+    PackingError
+        From :meth:`tile`, where the gateware raises ``error``.
+    """
+
+    def __init__(self, W: int) -> None:
+        self.W, self.K = W, W * 8 // PIECE
+        self.steps = 0          # left of the segment
+        self._lengths = np.zeros(CLASSES, np.int64)
+        self._bases = np.zeros(CLASSES, np.int64)
+        self._symbols = b""
+
+    def tile(self, raw: bytes, at: int, chunks: int) -> tuple[np.ndarray, int]:
+        """Plain chunks of the next tile: (uint8[chunks, W], where the coded ones end in raw).
+
+        at: where its coded chunks start.
+        """
+        self._raw, self._at = raw, at
+        if not self.steps:
+            self._preamble()
+        if chunks % self.C or chunks // self.C > self.steps:
+            raise PackingError(f"a tile of {chunks} chunks, and {self.steps} steps are left")
+        out = np.zeros((chunks // self.C, self.W), np.int64)
+        for k in range(len(out)):
+            out[k] = self._step()
+        if not self.steps:
+            while self._left:
+                self._word()
+            check = self._check
+            if int.from_bytes(self._take(self.W)[:4], "little") != check:
+                raise PackingError("the checksum is wrong")
+        table = np.frombuffer(self._symbols.ljust(TABLE_BYTES, b"\0"), np.uint8)
+        table = table.reshape(-1, self.C)
+        return table[out % len(table)].reshape(chunks, self.W), self._at
+
+    def _take(self, n: int) -> bytes:
+        part = self._raw[self._at:self._at + n]
+        if len(part) < n:
+            raise PackingError("the stream ends")
+        self._at += n
+        self._check = crc32(part, self._check)
+        return part
+
+    def _preamble(self) -> None:
+        W, self._check = self.W, 0
+        start = self._at
+        head = np.frombuffer(self._take(4 * HEAD_WORDS), "<u4").tolist()
+        if head[0] ^ head[1] ^ head[2] ^ head[3] != 0xffffffff:
+            raise PackingError("the preamble is wrong")
+        self._meadow, new = head[0] & 1, head[0] >> 1 & 1
+        self.C, self._packet = 1 << (head[0] >> 2 & 3), 1 << (head[0] >> 4 & 15)
+        self.steps, self._left = head[1:3]
+        if new:
+            nibbles = np.frombuffer(self._take(4 * CLASS_WORDS), np.uint8)
+            self._symbols = self._take(4 * (head[0] >> 16))
+            self._lengths = np.stack([nibbles & 15, nibbles >> 4], -1).ravel().astype(np.int64)
+            code = Code(meadow=bool(self._meadow), lengths=self._lengths,
+                        symbols=np.zeros((1, 1), np.uint8))
+            self._bases = code.bases()
+        self._take((start - self._at) % W)
+        self._count = 0
+        self._buffer, self._bits = [0] * W, [0] * W         # not yet used
+        self._used, self._widths = (phases(W) * PIECE).tolist(), [0] * W
+        self._lane_order = list(range(W)) * ahead(W)
+        self._hand_out()
+
+    def _word(self) -> bytes:
+        self._left -= 1
+        return self._take(self.W)
+
+    def _hand_out(self) -> None:
+        for lane in self._lane_order:
+            if self._left:
+                word = int.from_bytes(self._word(), "little")
+                self._buffer[lane] |= word << self._bits[lane]
+                self._bits[lane] += 8 * self.W
+        self._lane_order = []
+
+    def _step(self) -> list[int]:
+        first = self._meadow and self._count % self._packet == 0
+        ranks = []
+        for lane in range(self.W):
+            bits = self._buffer[lane]
+            u = int(REVERSED[bits & CLASSES - 1])
+            n, skip = int(self._lengths[u]), PREFIX
+            base = int(self._bases[u])
+            if first:
+                skip, self._widths[lane] = MODE_BITS, (n - MODE_BITS) % 16
+            elif self._meadow:
+                skip, n, base = 0, self._widths[lane], 0
+            ranks.append(base + (bits >> skip & (1 << max(n - skip, 0)) - 1))
+            self._buffer[lane] >>= n
+            self._bits[lane] = max(self._bits[lane] - n, 0)
+            asked = self._used[lane] // (8 * self.W)
+            self._used[lane] += n
+            if self._used[lane] // (8 * self.W) > asked:
+                self._lane_order.append(lane)
+        self._hand_out()
+        self._count += 1
+        self.steps -= 1
+        return ranks

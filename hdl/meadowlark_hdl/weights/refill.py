@@ -1,0 +1,122 @@
+"""Hands words to the lanes in the order in which their steps ask for them."""
+from __future__ import annotations
+
+from amaranth import Cat, Module, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from ..config import Config
+from ..memory.fifo import Queue
+from .lane import pieces
+from .packing_golden import PIECE, ahead
+
+#: Bits of a segment's counts: of words and of steps.
+COUNT_BITS = 24
+
+
+class Refill(wiring.Component):
+    """Words of a segment to lanes: some rounds in turn, then as asked.
+
+    Requests of a step wait as a mask; one a cycle is served, lowest lane first. When no words are
+    left requests are void. A word's pieces go out on a bus each, a cycle apart. Behind the requests
+    of the last step of a tile service stops until ``resume``.
+
+    Timing: a word a cycle, unless two for a lane come within K cycles; 4 cycles from ``asks`` to
+    ``load`` at the least.
+
+    Parameters
+    ----------
+    config : Config
+        W.
+
+    Members
+    -------
+    start : In(1), words : In(24)
+        A segment begins; its words, lane data only.
+    asks : In(W)
+        Requests of a step.
+    ends, final : In(1)
+        With ``asks``: the step was the last of a tile, of the segment.
+    room : Out(1)
+        Steps may go on: room for the requests of this one and of those under way.
+    drop : In(1)
+        Take what is left of the words, for nobody; only while ``at_end``.
+    i : In(stream of 8 * W bits)
+    receiving : In(W)
+        Of the lanes.
+    load : Out(W), buses : Out(16 bits * K)
+        To the lanes.
+    at_end, at_final : Out(1)
+        All requests of a tile are served, it was the last of the segment; until resume or start.
+    resume : In(1)
+        One cycle while ``at_end``.
+    over : Out(1)
+        No words are left.
+    """
+
+    DEPTH = 16
+    SPARE = 6               #: steps that ``room`` may learn of too late
+
+    def __init__(self, config: Config):
+        self.config = config
+        W, K = config.W, pieces(config)
+        super().__init__({
+            "start": In(1), "words": In(COUNT_BITS), "asks": In(W), "ends": In(1),
+            "final": In(1), "room": Out(1), "drop": In(1),
+            "i": In(stream.Signature(8 * W)), "receiving": In(W), "load": Out(W),
+            "buses": Out(data.ArrayLayout(PIECE, K)), "at_end": Out(1),
+            "at_final": Out(1), "resume": In(1), "over": Out(1, init=1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        W, K = self.config.W, pieces(self.config)
+        m.submodules.masks = masks = Queue(
+            data.StructLayout({"lanes": W, "ends": 1, "final": 1}), depth=self.DEPTH)
+        waiting = Signal(range(self.DEPTH + 1))
+        m.d.comb += [masks.i.valid.eq(self.asks.any() | self.ends | self.final),
+                     masks.i.payload.eq(Cat(self.asks, self.ends, self.final))]
+        m.d.sync += [waiting.eq(waiting + masks.i.valid - (masks.o.valid & masks.o.ready)),
+                     self.room.eq(waiting <= self.DEPTH - self.SPARE)]
+
+        # One request at a time: the lowest of the mask.
+        mask, lowest = Signal(W), Signal(W)
+        rounds = Signal(range(ahead(W) + 1))
+        request, asked, served = Signal(W), Signal(), Signal()
+        ends, final = Signal(), Signal()                # flags of the mask
+        rest = mask & ~lowest
+        m.d.comb += lowest.eq(Cat(mask[k] & ~mask[:k].any() for k in range(W)))
+        with m.If(~asked | served):
+            m.d.sync += [request.eq(lowest), asked.eq(mask.any()), mask.eq(rest)]
+            with m.If(~rest.any() & ~ends):
+                with m.If(rounds != 0):
+                    m.d.sync += [rounds.eq(rounds - 1), mask.eq((1 << W) - 1)]
+                with m.Else():
+                    m.d.comb += masks.o.ready.eq(1)
+                    with m.If(masks.o.valid):
+                        m.d.sync += Cat(mask, ends, final).eq(masks.o.payload)
+        m.d.comb += [self.at_end.eq(ends & ~asked & ~mask.any()), self.at_final.eq(final)]
+        with m.If(self.resume | self.start):
+            m.d.sync += [ends.eq(0), final.eq(0)]
+
+        left = Signal(COUNT_BITS, reset_less=True)
+        free, taken = Signal(), Signal()
+        m.d.comb += [free.eq(asked & ~(request & self.receiving).any()),
+                     self.i.ready.eq((free | self.drop) & ~self.over),
+                     taken.eq(self.i.valid & self.i.ready),
+                     served.eq((taken & free) | self.over)]
+        with m.If(taken):
+            m.d.sync += left.eq(left - 1)
+            with m.If(left == 1):
+                m.d.sync += self.over.eq(1)
+        with m.If(self.start):
+            m.d.sync += [left.eq(self.words), self.over.eq(self.words == 0), rounds.eq(ahead(W))]
+
+        # Piece k leaves k cycles after piece 0.
+        m.d.sync += self.load.eq(request & (taken & ~self.drop).replicate(W))
+        late = self.i.payload
+        for k in range(K):
+            now = Signal(8 * W - PIECE * k, name=f"pieces_{k}", reset_less=True)
+            m.d.sync += now.eq(late)
+            m.d.comb += self.buses[k].eq(now[:PIECE])
+            late = now[PIECE:]
+        return m

@@ -1,0 +1,380 @@
+"""Coded chunks to plain ones: the layer below the modes of the decoder."""
+from __future__ import annotations
+
+from amaranth import Cat, Const, Module, Mux, ResetInserter, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.crc.catalog import CRC32_ISO_HDLC
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
+
+from ..compute.pipeline import delay
+from ..config import Config
+from ..memory.fifo import Queue
+from .lane import Lane, TableWrite
+from .packing_golden import CLASSES, CLASS_WORDS, HEAD_WORDS, PREFIX, TABLE_BYTES, phases
+from .refill import COUNT_BITS, Refill
+
+
+class PreambleReader(wiring.Component):
+    """The head of a segment: fields to registers, tables to the lanes.
+
+    Timing: 4 bytes a cycle; a table takes 64 cycles for its classes and one for 4 bytes of symbols.
+
+    Parameters
+    ----------
+    config : Config
+        W.
+    meadow : bool
+        MEADOW's packing is there; else a preamble of it is wrong. entropy: likewise.
+
+    Members
+    -------
+    start : In(1)
+        High for one cycle while ``done``; a preamble comes.
+    done : Out(1)
+        Nothing to do: no chunk is taken. Fields hold until the next start.
+    wrong : Out(1)
+        What was read last is no preamble.
+    i : In(stream of 8 * W bits)
+    meadow, log2_c, log2_n, steps, words : Out
+        The fields.
+    tables : Out(TableWrite)
+    """
+
+    def __init__(self, config: Config, *, entropy: bool = True, meadow: bool = True):
+        self.config, self.with_entropy, self.with_meadow = config, entropy, meadow
+        super().__init__({
+            "start": In(1), "done": Out(1, init=1), "wrong": Out(1),
+            "i": In(stream.Signature(8 * config.W)), "meadow": Out(1), "log2_c": Out(2),
+            "log2_n": Out(3), "steps": Out(COUNT_BITS), "words": Out(COUNT_BITS),
+            "tables": Out(TableWrite())})
+
+    def elaborate(self, platform):
+        m = Module()
+        W = self.config.W
+        hold, in_hold = Signal(8 * W, reset_less=True), Signal(range(W // 4 + 1))
+        word, there, eat = hold[:32], Signal(), Signal()
+        reading, new = Signal(), Signal()
+        symbols = Signal(range(1 << 16), reset_less=True)       # words still to come
+        check = Signal(32, reset_less=True)
+        m.d.comb += [there.eq(in_hold != 0),
+                     self.i.ready.eq(reading & ((in_hold == 0) | ((in_hold == 1) & eat)))]
+        with m.If(eat):
+            m.d.sync += [hold.eq(hold >> 32), in_hold.eq(in_hold - 1)]
+        with m.If(self.i.valid & self.i.ready):
+            m.d.sync += [hold.eq(self.i.payload), in_hold.eq(W // 4)]
+
+        number = Signal(range(HEAD_WORDS))
+        unit, at_class = Signal(PREFIX), Signal()
+        with m.FSM():
+            with m.State("REST"):
+                with m.If(self.start):
+                    m.d.sync += [self.done.eq(0), self.wrong.eq(0), number.eq(0), check.eq(0),
+                                 in_hold.eq(0)]
+                    m.next = "FIELDS"
+            with m.State("FIELDS"):
+                # i.ready may not depend on i.valid through ``there``: a word a cycle.
+                m.d.comb += [reading.eq(1), eat.eq(there)]
+                with m.If(eat):
+                    m.d.sync += [check.eq(check ^ word), number.eq(number + 1)]
+                    with m.Switch(number):
+                        with m.Case(0):
+                            m.d.sync += [self.meadow.eq(word[0]), new.eq(word[1]),
+                                         self.log2_c.eq(word[2:4]), self.log2_n.eq(word[4:7]),
+                                         symbols.eq(word[16:])]
+                        with m.Case(1):
+                            m.d.sync += self.steps.eq(word)
+                        with m.Case(2):
+                            m.d.sync += self.words.eq(word)
+                        with m.Case(3):
+                            m.d.comb += reading.eq(0)       # if there is a table, it goes on
+                            m.next = "CHECK"
+            with m.State("CHECK"):
+                known = Mux(self.meadow, int(self.with_meadow), int(self.with_entropy)).bool()
+                good = check.all() & known & (self.log2_c <= Mux(self.meadow, 2, 0)) \
+                    & (self.steps != 0)
+                m.d.sync += [self.wrong.eq(~good), unit.eq(0)]
+                m.next = "END"
+                with m.If(good & new):
+                    m.next = "CLASSES"
+            with m.State("CLASSES"):
+                m.d.comb += [reading.eq(1), eat.eq(there & unit[:3].all()), at_class.eq(there)]
+                with m.If(there):
+                    m.d.sync += [unit.eq(unit + 1), self.tables.word_addr.eq(0)]
+                    with m.If(unit.all()):
+                        m.d.comb += reading.eq(symbols != 0)
+                        m.next = "SYMBOLS"
+            with m.State("SYMBOLS"):
+                m.d.comb += [reading.eq(symbols > 1), eat.eq(there & (symbols != 0)),
+                             self.tables.word_en.eq(eat)]
+                with m.If(eat):
+                    m.d.sync += [symbols.eq(symbols - 1),
+                                 self.tables.word_addr.eq(self.tables.word_addr + 1)]
+                with m.If(symbols == 0):
+                    m.next = "END"
+                with m.Elif(~there):
+                    m.d.comb += reading.eq(1)
+            with m.State("END"):
+                m.d.sync += self.done.eq(1)
+                m.next = "REST"
+
+        # Classes: a length, how many ranks it has, then its entry with the sum of those before.
+        def reg(shape, name):
+            return Signal(shape, name=name, reset_less=True)
+        length, late = reg(4, "length"), reg(4, "late")
+        ends = reg(PREFIX, "ends")              # this many low bits of the unit are ones
+        grows, base = reg(range(1 << 8), "grows"), reg(8, "base")
+        valid = delay(m, at_class, 2, name="valid", reset=True)
+        m.d.sync += [
+            length.eq(word.word_select(unit[:3], 4)), late.eq(length),
+            ends.eq(Cat(unit[:k + 1].all() for k in range(PREFIX)))]
+        with m.Switch(length):
+            for n in range(16):
+                with m.Case(n):
+                    m.d.sync += grows.eq(ends[PREFIX - 1 - n] if n < PREFIX
+                                         else 1 << min(n - PREFIX, 7))
+        address = delay(m, unit, 2, name="address")
+        with m.If(valid):
+            m.d.sync += base.eq(base + grows)
+        with m.If(self.start):
+            m.d.sync += base.eq(0)
+        m.d.comb += [
+            self.tables.class_en.eq(valid), self.tables.class_addr.eq(Cat(reversed(address))),
+            self.tables.class_data.length.eq(late),
+            self.tables.class_data.base.eq(Mux(self.meadow, late - 3, base)),
+            self.tables.word_data.eq(word)]
+        assert CLASSES == 8 * CLASS_WORDS
+        return m
+
+
+class Unpacker(wiring.Component):
+    """Takes segments apart, a tile at a time; see docs/packing.md.
+
+    Golden: :class:`meadowlark_hdl.weights.packing_golden.Unpacker`, bit-exact.
+    Timing: C chunks every C cycles while words come, a word a cycle, also across tiles if the next
+    one is known in time; 8 cycles from a step to its chunk. A segment takes besides W cycles for
+    the first words, about 10, and those of :class:`PreambleReader`.
+
+    Parameters
+    ----------
+    config : Config
+        W, tile_beats.
+    entropy, meadow : bool
+        Which codes it can read, at least one.
+
+    Members
+    -------
+    tiles : In(stream)
+        Plain chunks of each tile, 1..2 * tile_beats; may run ahead by two.
+    ended : Out(1)
+        All coded chunks of the tiles so far have been taken, up to the last one that their steps
+        asked for, and no other one will be before ``resume``. High after reset.
+    resume : In(1)
+        High while ``ended``: the next chunk is the next tile's.
+    i : In(stream of 8 * W bits)
+        Coded chunks.
+    o : Out(stream of 8 * W bits)
+        Plain chunks.
+    busy : Out(1)
+        A chunk is on its way to ``o``.
+    error : Out(1)
+        A segment was not sound; stays until flush. From the next tile on chunks are zeros, and
+        none is taken.
+    flush : In(1)
+        While high, as in reset.
+    """
+
+    DEPTH = 16              #: plain chunks under way
+
+    def __init__(self, config: Config, *, entropy: bool = True, meadow: bool = True):
+        if not (entropy or meadow):
+            raise ValueError("an unpacker reads at least one kind of code")
+        self.config, self.with_entropy, self.with_meadow = config, entropy, meadow
+        super().__init__({
+            "tiles": In(stream.Signature(range(2 * config.tile_beats + 1))),
+            "ended": Out(1, init=1), "resume": In(1),
+            "i": In(stream.Signature(8 * config.W)), "o": Out(stream.Signature(8 * config.W)),
+            "busy": Out(1), "error": Out(1), "flush": In(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        config, W = self.config, self.config.W
+        kinds = {"entropy": self.with_entropy, "meadow": self.with_meadow}
+        m.submodules.preamble = head = PreambleReader(config, **kinds)
+        m.submodules.refill = refill = Refill(config)
+        lanes = [Lane(config, phase=int(phase), **kinds) for phase in phases(W)]
+        for k, lane in enumerate(lanes):
+            m.submodules[f"lane{k}"] = lane
+
+        c = Mux(head.log2_c == 0, 1, Mux(head.log2_c == 1, 2, 4)) if self.with_meadow \
+            else Const(1, 1)
+        size, known = Signal.like(self.tiles.payload, reset_less=True), Signal()    # the next tile
+        to_issue = Signal.like(size)                    # steps of this tile
+        steps = Signal(COUNT_BITS)                      # of the segment, to issue
+        broken, begin, next_tile = Signal(), Signal(), Signal()
+        issue, with_room = Signal(), Signal(init=1)
+        check = CRC32_ISO_HDLC(data_width=8 * W).create()
+        m.submodules.check = check
+        m.d.comb += [self.tiles.ready.eq(~known), self.error.eq(broken)]
+        with m.If(self.tiles.valid & ~known):
+            m.d.sync += [size.eq(self.tiles.payload), known.eq(1)]
+
+        # Steps, tile after tile.
+        finished = Signal()                             # the segment's last chunk was taken
+        last = to_issue == 1
+        with m.If(issue):
+            m.d.sync += to_issue.eq(to_issue - 1)
+        with m.If(next_tile):
+            m.d.sync += [to_issue.eq(size >> head.log2_c), known.eq(0)]
+        with m.FSM() as fsm:
+            with m.State("REST"):
+                with m.If(known & broken):
+                    m.d.sync += [to_issue.eq(size), known.eq(0)]
+                    m.next = "ZEROS"
+                with m.Elif(known & (steps != 0)):
+                    m.d.comb += next_tile.eq(1)
+                    m.next = "STEPS"
+                    with m.If((size & (c - 1)) != 0):
+                        m.d.sync += [to_issue.eq(size), broken.eq(1)]
+                        m.next = "ZEROS"
+                with m.Elif(known & ~self.ended):
+                    m.d.comb += [head.start.eq(1), check.start.eq(1)]
+                    m.next = "PREAMBLE"
+            with m.State("PREAMBLE"):
+                with m.If(head.done):
+                    m.d.comb += begin.eq(~head.wrong)
+                    m.d.sync += [broken.eq(head.wrong), steps.eq(Mux(head.wrong, 0, head.steps))]
+                    m.next = "REST"
+            with m.State("STEPS"):
+                with m.If(steps == 0):                  # and there should be more
+                    m.d.sync += [to_issue.eq(to_issue << head.log2_c), broken.eq(1)]
+                    m.next = "ZEROS"
+                with m.If(issue & last):
+                    m.next = "REST"
+                    with m.If(steps == 1):
+                        m.next = "WORDS"
+                    with m.Elif(known & ((size & (c - 1)) == 0)):
+                        m.d.comb += next_tile.eq(1)
+                        m.next = "STEPS"
+            with m.State("WORDS"):
+                with m.If(finished):
+                    m.next = "REST"
+            with m.State("ZEROS"):
+                with m.If((to_issue == 0) | (issue & last)):
+                    m.next = "REST"
+
+        # Words, tile after tile; behind the last one what is left, and the checksum.
+        trailer = Signal()                              # the next chunk is the checksum
+        with m.FSM(name="words"):
+            with m.State("WORDS"):
+                with m.If(self.ended):
+                    m.d.comb += refill.resume.eq(self.resume)
+                    m.d.sync += self.ended.eq(~self.resume)
+                with m.Elif(broken):
+                    m.d.sync += self.ended.eq(1)
+                with m.Elif(refill.at_end):
+                    m.d.sync += self.ended.eq(~refill.at_final)
+                    with m.If(refill.at_final):
+                        m.next = "DROP"
+            with m.State("DROP"):
+                m.d.comb += refill.drop.eq(1)
+                with m.If(refill.over):
+                    m.next = "CHECK"
+            with m.State("CHECK"):                      # the last word is in the checksum
+                m.next = "TRAILER"
+            with m.State("TRAILER"):
+                m.d.comb += trailer.eq(1)
+                with m.If(self.i.valid):
+                    with m.If(self.i.payload[:32] != check.crc):
+                        m.d.sync += broken.eq(1)
+                    m.d.comb += finished.eq(1)
+                    m.d.sync += self.ended.eq(1)
+                    m.next = "WORDS"
+
+        # Chunks go to the preamble, to the lanes, or are the checksum.
+        reading = fsm.ongoing("PREAMBLE")
+        m.d.comb += [
+            head.i.valid.eq(self.i.valid & reading), head.i.payload.eq(self.i.payload),
+            refill.i.valid.eq(self.i.valid & ~reading & ~trailer & ~broken),
+            refill.i.payload.eq(self.i.payload),
+            self.i.ready.eq(Mux(reading, head.i.ready, (refill.i.ready & ~broken) | trailer)),
+            refill.start.eq(begin), refill.words.eq(head.words)]
+        checked = Signal(8 * W, reset_less=True)
+        m.d.sync += [checked.eq(self.i.payload),
+                     check.valid.eq(self.i.valid & self.i.ready & ~trailer)]
+        m.d.comb += check.data.eq(checked)
+
+        # When all words are with the lanes these need no more of them.
+        settle = Signal(range(2 * len(refill.buses) + 8))
+        drained = Signal()
+        with m.If(~refill.over | begin):
+            m.d.sync += [settle.eq(0), drained.eq(0)]
+        with m.Elif(settle != len(refill.buses) + 6):
+            m.d.sync += settle.eq(settle + 1)
+        with m.Else():
+            m.d.sync += drained.eq(1)
+
+        # When is there a step?
+        pace = Signal(2)                                # cycles until the next may come
+        packet, packet_end = Signal(7), Signal(7, reset_less=True)
+        first = Signal()
+        m.d.sync += packet_end.eq((1 << head.log2_n) - 1)
+        stepping = fsm.ongoing("STEPS") & (steps != 0)
+        m.d.comb += issue.eq(with_room & (
+            (stepping & (pace == 0) & refill.room & Cat(k.ready for k in lanes).all())
+            | (fsm.ongoing("ZEROS") & (to_issue != 0))))
+        step = issue & stepping
+        with m.If(step):
+            m.d.sync += [steps.eq(steps - 1), pace.eq(c - 1),
+                         packet.eq((packet + 1) & packet_end)]
+        with m.Elif(pace != 0):
+            m.d.sync += pace.eq(pace - 1)
+        with m.If(begin):
+            m.d.sync += packet.eq(0)
+        m.d.sync += first.eq((packet == 0) & head.meadow)
+        m.d.comb += [refill.ends.eq(delay(m, step & (last | (steps == 1)), 3, name="ends",
+                                          reset=True)),
+                     refill.final.eq(delay(m, step & (steps == 1), 3, name="final", reset=True))]
+        for k, lane in enumerate(lanes):
+            go, start = Signal(name=f"go_{k}", attrs={"keep": 1}), Signal(name=f"start_{k}")
+            m.d.sync += [go.eq(step), start.eq(begin)]
+            m.d.comb += [
+                lane.go.eq(go), lane.start.eq(start), lane.first.eq(first),
+                lane.meadow.eq(head.meadow), lane.log2_c.eq(head.log2_c),
+                lane.drained.eq(drained), lane.load.eq(refill.load[k]),
+                lane.buses.eq(refill.buses), refill.receiving[k].eq(lane.receiving),
+                refill.asks[k].eq(lane.asks)]
+            wiring.connect(m, head.tables, lane.tables)
+
+        # Symbols to chunks: a step gives C of them, one a cycle.
+        m.submodules.out = out = Queue(8 * W, depth=self.DEPTH)
+        chunk = Signal(8 * W, reset_less=True)
+        stepped = delay(m, step, Lane.LATENCY + 1, name="stepped", reset=True)
+        void = delay(m, issue & ~stepping, Lane.LATENCY + 1, name="void", reset=True)
+        part, more = Signal(2), Signal()
+        valid, zero = Signal(), Signal()
+        bytes_of = {1: Cat(k.symbol[:8] for k in lanes)}
+        if self.with_meadow:
+            bytes_of |= {C: Cat(k.symbol[:8 * C] for k in lanes) for C in (2, 4)}
+            chosen = Signal(2)
+            m.d.comb += [chosen.eq(Mux(stepped, 0, part)), more.eq(stepped | (part != 0))]
+            with m.If(more):
+                m.d.sync += part.eq((chosen + 1) & (c - 1))
+            four = bytes_of[4].word_select(chosen, 8 * W)
+            two = bytes_of[2].word_select(chosen[0], 8 * W)
+            m.d.sync += chunk.eq(Mux(head.log2_c == 0, bytes_of[1],
+                                     Mux(head.log2_c == 1, two, four)))
+        else:
+            m.d.comb += more.eq(stepped)
+            m.d.sync += chunk.eq(bytes_of[1])
+        m.d.sync += [valid.eq(more | void), zero.eq(void)]
+        room = Signal(range(self.DEPTH + 1), init=self.DEPTH)
+        after = Signal.like(room)
+        m.d.comb += [
+            out.i.valid.eq(valid), out.i.payload.eq(Mux(zero, 0, chunk)),
+            self.o.valid.eq(out.o.valid), self.o.payload.eq(out.o.payload),
+            out.o.ready.eq(self.o.ready), self.busy.eq(room != self.DEPTH),
+            after.eq(room - Mux(issue, Mux(stepping, c, 1), 0) + (self.o.valid & self.o.ready))]
+        m.d.sync += [room.eq(after), with_room.eq(after >= (4 if self.with_meadow else 1))]
+        assert exact_log2(TABLE_BYTES // 4) == 9
+        return ResetInserter(self.flush)(m)

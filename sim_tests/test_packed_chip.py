@@ -1,0 +1,47 @@
+"""The whole chip on packed weights: the same tokens and logits; damage is named."""
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_chip import Chip
+
+from meadowlark.driver import BoardError
+from meadowlark.sampling import sampling
+from meadowlark.targets import SimTarget
+from meadowlark_boards import get_board
+
+
+@pytest.fixture(scope="module")
+def ulx3s():
+    with closing(SimTarget(get_board("ulx3s_85f"))) as sim:
+        yield sim
+
+
+def test_story(ulx3s):
+    """Prefill and decode, every logit."""
+    chip = Chip(ulx3s, get_board("ulx3s_85f"), "stories")
+    image = chip.source.image
+    assert "entropy" in {t["mode"] for t in image.tensors}
+    assert sum(t["bytes"] for t in image.tensors) < 0.96 * sum(
+        t["raw_bytes"] for t in image.tensors)
+    prompt = chip.source.tokenizer.encode("Once upon a time")
+    assert len(chip.compare(prompt, max_new=3)) == 3
+
+
+def test_damage(ulx3s, seed):
+    """A flipped bit of a packed tensor ends the run with the tensor's name."""
+    chip = Chip(ulx3s, get_board("ulx3s_85f"), "stories")
+    image = chip.source.image
+    rng = np.random.default_rng(seed)
+    # In the words of its last tile: row headers have no checksum.
+    names = [t["name"] for t in image.tensors]
+    end = image.tensors[names.index("layers.2.gate_up") + 1]["at"]
+    memory = bytearray(image.memory)
+    at = end - 32 - int(rng.integers(1000))
+    memory[at] ^= 1 << int(rng.integers(8))
+    ulx3s._load(replace(image, memory=bytes(memory)))
+    with pytest.raises(BoardError, match=r"damaged.*layers\.2\.(gate_up|down) at byte"):
+        list(ulx3s.generate([0, 5], sampling(), max_new=2, stop_ids=()))
+    ulx3s._load(image)
+    assert chip.compare([0, 5], max_new=1)

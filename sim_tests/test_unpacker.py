@@ -1,0 +1,169 @@
+"""Unpacker: equals the golden model, W weights a cycle; corrupt streams end in an error."""
+import os
+import random
+
+import cocotb
+import numpy as np
+import pytest
+from bench import cycles, recv, send, simulate, start
+from cocotb.triggers import ClockCycles, RisingEdge
+
+from meadowlark_hdl.config import Config
+from meadowlark_hdl.weights.entropy_golden import pack_entropy
+from meadowlark_hdl.weights.meadow_golden import ENTRIES, PACKETS, pack_meadow, reindexed
+from meadowlark_hdl.weights.packing_golden import PackingError, Unpacker as Golden
+from meadowlark_hdl.weights.unpacker import Unpacker
+
+CONFIG = {"P": 8, "bus_bytes": 1, "tile_beats": 64}
+
+
+def weights(rng, chunks, W, spread):
+    """Bytes of int8 weights, all of them if spread is None."""
+    if spread is None:
+        return rng.integers(0, 256, (chunks, W)).astype(np.uint8)
+    values = np.rint(rng.normal(size=(chunks, W)) * spread)
+    return np.clip(values, -127, 127).astype(np.int8).view(np.uint8)
+
+
+def random_segment(rng, W, kind, tiles, spread):
+    """-> (plain chunks, coded chunks of each tile). kind: "entropy", or C of MEADOW's packing."""
+    plain = weights(rng, sum(tiles), W, spread)
+    if kind == "entropy":
+        return plain, pack_entropy(plain, tiles)[1]
+    while len(reindexed(plain, kind)[0]) > ENTRIES[kind]:
+        plain &= plain << 1             # fewer levels
+    return plain, pack_meadow(plain, tiles, kind, int(rng.choice(PACKETS)))[1]
+
+
+def kinds():
+    return {"entropy": ["entropy"], "meadow": [1, 2, 4],
+            "both": ["entropy", 1, 2, 4]}[os.environ["MODES"]]
+
+
+def segments(count, most=40):
+    rng = np.random.default_rng(random.getrandbits(32))
+    W, out = int(os.environ["W"]), []
+    for k in range(count):
+        tiles = [4 * int(rng.integers(1, most // 4)) for _ in range(rng.integers(1, 5))]
+        spread = [0, 0.3, 2, 10, 36, None][int(rng.integers(6))]
+        kind = kinds()[k % len(kinds())]
+        out.append((tiles, *random_segment(rng, W, kind, tiles, spread)))
+    return out
+
+
+def whole(raw, W):
+    return [int.from_bytes(raw[i:i + W], "little") for i in range(0, len(raw), W)]
+
+
+async def run(dut, found, stall, times=None, chunk_stall=None, taken=None):
+    """Sends segments, checks what they give."""
+    W = int(os.environ["W"])
+    cocotb.start_soon(send(dut, "tiles", [n for tiles, _, _ in found for n in tiles], stall))
+    chunks = [c for _, _, parts in found for part in parts for c in whole(part, W)]
+    cocotb.start_soon(send(dut, "i", chunks, stall if chunk_stall is None else chunk_stall,
+                           times=taken))
+    want = [c for _, plain, _ in found for c in whole(plain.tobytes(), W)]
+    got = await recv(dut, "o", len(want), stall, times=times)
+    assert got == want, f"chunk {next(i for i in range(len(want)) if got[i] != want[i])}"
+    await ClockCycles(dut.clk, 100)         # the checksum of the last one
+    assert not dut.error.value
+
+
+@cocotb.test(timeout_time=5, timeout_unit="ms")
+@cocotb.parametrize(stall=[0.0, 0.5])
+async def matches_golden(dut, stall):
+    await start(dut, resume=1)
+    await run(dut, segments(12), stall)
+
+
+@cocotb.test(timeout_time=5, timeout_unit="ms")
+async def slow_chunks(dut):
+    await start(dut, resume=1)
+    await run(dut, segments(6), 0.0, chunk_stall=0.75)
+
+
+@cocotb.test(timeout_time=5, timeout_unit="ms")
+async def keeps_tables(dut):
+    """A segment without tables uses those of the one before."""
+    await start(dut, resume=1)
+    rng, W = np.random.default_rng(random.getrandbits(32)), int(os.environ["W"])
+    if "entropy" not in kinds():
+        return
+    plain = weights(rng, 60, W, 20)
+    code, first = pack_entropy(plain, [20, 40])
+    some = rng.permutation(plain.ravel()).reshape(plain.shape)
+    _, second = pack_entropy(some, [40, 20], code, keep=True)
+    await run(dut, [([20, 40], plain, first), ([40, 20], some, second)], 0.0)
+
+
+@cocotb.test(timeout_time=20, timeout_unit="ms")
+@cocotb.parametrize(spread=[36, 10])
+async def full_rate(dut, spread):
+    """W weights a cycle in 0.98 of the cycles, tables and hand-overs of tiles included."""
+    await start(dut, resume=1)
+    rng, W = np.random.default_rng(random.getrandbits(32)), int(os.environ["W"])
+    for kind in kinds():
+        tiles = [128] * (400000 // W // 128 + 1) if os.environ.get("SLOW") else [128] * 40
+        plain, parts = random_segment(rng, W, kind, tiles, spread)
+        if sum(map(len, parts)) > plain.size:
+            continue                        # memory would have to give more than a chunk a cycle
+        times, began = [], cycles(dut)
+        await run(dut, [(tiles, plain, parts)], 0.0, times)
+        # Without the preamble, of which a tensor has one; here the tensor is short.
+        share, steady = len(times) / (times[-1] - began), len(times) / (times[-1] - times[0] + 1)
+        cocotb.log.info(f"W {W}, {kind}: {len(times)} chunks, {share:.4f}, steady {steady:.4f}, "
+                        f"{8 * sum(map(len, parts)) / plain.size:.3f} bits a weight")
+        assert steady >= 0.98
+
+
+@cocotb.test(timeout_time=900, timeout_unit="ms")
+async def corrupt(dut):
+    """Every tile gets its chunks, no wrong tensor goes without an error, flush helps."""
+    rng, W = np.random.default_rng(random.getrandbits(32)), int(os.environ["W"])
+    await start(dut, resume=1)
+    for _ in range(int(os.environ.get("FUZZ", 40))):
+        tiles, plain, parts = segments(1, 24)[0]
+        raw = bytearray(b"".join(parts))
+        how = rng.integers(5)
+        if how == 0:
+            raw[int(rng.integers(len(raw)))] ^= 1 << int(rng.integers(8))
+        elif how == 1:
+            for _ in range(rng.integers(2, 20)):
+                raw[int(rng.integers(len(raw)))] ^= 1 << int(rng.integers(8))
+        elif how == 2:
+            at = int(rng.integers(len(raw)))
+            raw[at:at + 32] = rng.bytes(len(raw[at:at + 32]))
+        elif how == 3:
+            a, b = (int(x) * W for x in rng.integers(len(raw) // W, size=2))
+            raw[a:a + W], raw[b:b + W] = raw[b:b + W], raw[a:a + W]
+        else:
+            raw[:] = rng.bytes(len(raw))
+        sound = bytes(raw) == b"".join(parts)
+        golden, at, fine = Golden(W), 0, True
+        try:
+            for n in tiles:
+                at = golden.tile(bytes(raw), at, n)[1]
+        except PackingError:
+            fine = False
+        tasks = [cocotb.start_soon(send(dut, "tiles", tiles)),
+                 cocotb.start_soon(send(dut, "i", whole(bytes(raw), W)))]
+        got = await recv(dut, "o", sum(tiles))
+        await ClockCycles(dut.clk, 100)
+        assert bool(dut.error.value) == (not fine) == (not sound)
+        assert not sound or got == whole(plain.tobytes(), W)
+        for task in tasks:
+            task.cancel()
+        dut.tiles__valid.value = dut.i__valid.value = 0
+        dut.flush.value = 1
+        await RisingEdge(dut.clk)
+        dut.flush.value = 0
+        await RisingEdge(dut.clk)
+        assert not dut.error.value
+    await run(dut, segments(1), 0.0)
+
+
+@pytest.mark.parametrize("modes, w", [("both", 4), ("both", 8), ("both", 16), ("both", 32),
+                                      ("entropy", 8), ("meadow", 8)])
+def test_unpacker(w, modes, seed):
+    dut = Unpacker(Config(W=w, **CONFIG), entropy=modes != "meadow", meadow=modes != "entropy")
+    simulate(dut, __name__, seed=seed, w=w, modes=modes)
