@@ -105,8 +105,8 @@ async def full_rate(dut, spread):
     for kind in kinds():
         tiles = [128] * (400000 // W // 128 + 1) if os.environ.get("SLOW") else [128] * 40
         plain, parts = random_segment(rng, W, kind, tiles, spread)
-        if sum(map(len, parts)) > plain.size:
-            continue                        # memory would have to give more than a chunk a cycle
+        if sum(map(len, parts)) > 0.98 * plain.size:
+            continue                        # memory would have to give a chunk every cycle
         times, began = [], cycles(dut)
         await run(dut, [(tiles, plain, parts)], 0.0, times)
         # Without the preamble, of which a tensor has one; here the tensor is short.
@@ -138,7 +138,8 @@ async def corrupt(dut):
             raw[a:a + W], raw[b:b + W] = raw[b:b + W], raw[a:a + W]
         else:
             raw[:] = rng.bytes(len(raw))
-        sound = bytes(raw) == b"".join(parts)
+        # Behind the checksum there are zeros, which nobody reads.
+        sound = bytes(raw)[:4 - W or None] == b"".join(parts)[:4 - W or None]
         golden, at, fine = Golden(W), 0, True
         try:
             for n in tiles:

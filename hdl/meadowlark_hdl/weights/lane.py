@@ -10,10 +10,18 @@ from ..compute.pipeline import delay
 from ..config import Config
 from .packing_golden import MAX_LENGTH, MODE_BITS, PIECE, PREFIX, TABLE_BYTES, ahead
 
-#: Pieces that are queued when a lane is ready: for its own step, two under way, one just done.
-SPARE = 4
+#: Pieces that are queued when a lane is ready: for its own step, three under way, one just done.
+SPARE = 5
 #: What a class says: bits of its code words, and the first one's rank (MEADOW: a mode's width).
 ClassEntry = data.StructLayout({"length": 4, "base": 8})
+
+
+def _behind(value, position, width: int):
+    """``width`` bits of value from a position on; widest shift first, so that few bits remain."""
+    for k in reversed(range(len(position))):
+        left = width + (1 << k) - 1
+        value = Mux(position[k], value[1 << k:(1 << k) + left], value[:left])
+    return value
 
 
 def pieces(config: Config) -> int:
@@ -66,7 +74,7 @@ class Lane(wiring.Component):
     receiving : Out(1)
         No word may be handed to this lane in this cycle: its ``load`` would come too early.
     go : In(1)
-        A step; only if ``ready`` was high two cycles before.
+        A step; only if ``ready`` was high three cycles before.
     drained : In(1)
         No more words will come: steps need none.
     ready : Out(1)
@@ -117,7 +125,7 @@ class Lane(wiring.Component):
         reach = Signal(MAX_LENGTH + PREFIX)
         m.d.comb += [
             shift.eq((~have.all() & ((level != 0) | self.drained)) | advanced),
-            reach.eq(window >> position)]
+            reach.eq(_behind(window, position, len(reach)))]
         with m.If(shift):
             m.d.sync += [window.eq(Cat(window[PIECE:], r.data)), r.addr.eq(r.addr + 1),
                          have.eq(Cat(1, have[:-1]))]
@@ -147,7 +155,7 @@ class Lane(wiring.Component):
                 m.d.sync += width.eq(b_r.data)
         else:
             m.d.comb += length.eq(n_r.data)
-        m.d.sync += next_bits.eq(Mux(self.go, (reach >> length)[:prefix], reach[:prefix]))
+        m.d.sync += next_bits.eq(Mux(self.go, _behind(reach, length, prefix), reach[:prefix]))
         m.d.sync += position.eq(after)
         count = Signal(range(K), init=self.phase)
         m.d.sync += [count.eq(count + advanced),

@@ -211,6 +211,7 @@ class Unpacker(wiring.Component):
         size, known = Signal.like(self.tiles.payload, reset_less=True), Signal()    # the next tile
         to_issue = Signal.like(size)                    # steps of this tile
         steps = Signal(COUNT_BITS)                      # of the segment, to issue
+        more_steps, last_step = Signal(), Signal()      # steps != 0, steps == 1
         broken, begin, next_tile = Signal(), Signal(), Signal()
         issue, with_room = Signal(), Signal(init=1)
         check = CRC32_ISO_HDLC(data_width=8 * W).create()
@@ -231,7 +232,7 @@ class Unpacker(wiring.Component):
                 with m.If(known & broken):
                     m.d.sync += [to_issue.eq(size), known.eq(0)]
                     m.next = "ZEROS"
-                with m.Elif(known & (steps != 0)):
+                with m.Elif(known & more_steps):
                     m.d.comb += next_tile.eq(1)
                     m.next = "STEPS"
                     with m.If((size & (c - 1)) != 0):
@@ -243,15 +244,16 @@ class Unpacker(wiring.Component):
             with m.State("PREAMBLE"):
                 with m.If(head.done):
                     m.d.comb += begin.eq(~head.wrong)
-                    m.d.sync += [broken.eq(head.wrong), steps.eq(Mux(head.wrong, 0, head.steps))]
+                    m.d.sync += [broken.eq(head.wrong), steps.eq(head.steps),
+                                 more_steps.eq(~head.wrong), last_step.eq(head.steps == 1)]
                     m.next = "REST"
             with m.State("STEPS"):
-                with m.If(steps == 0):                  # and there should be more
+                with m.If(~more_steps):                 # and there should be more
                     m.d.sync += [to_issue.eq(to_issue << head.log2_c), broken.eq(1)]
                     m.next = "ZEROS"
                 with m.If(issue & last):
                     m.next = "REST"
-                    with m.If(steps == 1):
+                    with m.If(last_step):
                         m.next = "WORDS"
                     with m.Elif(known & ((size & (c - 1)) == 0)):
                         m.d.comb += next_tile.eq(1)
@@ -317,24 +319,28 @@ class Unpacker(wiring.Component):
         # When is there a step?
         pace = Signal(2)                                # cycles until the next may come
         packet, packet_end = Signal(7), Signal(7, reset_less=True)
-        first = Signal()
+        first, ready = Signal(), Signal()
+        starting = Signal()                     # and the lanes do not know it yet
+        m.d.sync += [starting.eq(begin),
+                     ready.eq(Cat(k.ready for k in lanes).all() & ~begin & ~starting)]
         m.d.sync += packet_end.eq((1 << head.log2_n) - 1)
-        stepping = fsm.ongoing("STEPS") & (steps != 0)
+        stepping = fsm.ongoing("STEPS") & more_steps
         m.d.comb += issue.eq(with_room & (
-            (stepping & (pace == 0) & refill.room & Cat(k.ready for k in lanes).all())
+            (stepping & (pace == 0) & refill.room & ready)
             | (fsm.ongoing("ZEROS") & (to_issue != 0))))
         step = issue & stepping
         with m.If(step):
-            m.d.sync += [steps.eq(steps - 1), pace.eq(c - 1),
+            m.d.sync += [steps.eq(steps - 1), more_steps.eq(~last_step), last_step.eq(steps == 2),
+                         pace.eq(c - 1),
                          packet.eq((packet + 1) & packet_end)]
         with m.Elif(pace != 0):
             m.d.sync += pace.eq(pace - 1)
         with m.If(begin):
             m.d.sync += packet.eq(0)
         m.d.sync += first.eq((packet == 0) & head.meadow)
-        m.d.comb += [refill.ends.eq(delay(m, step & (last | (steps == 1)), 3, name="ends",
+        m.d.comb += [refill.ends.eq(delay(m, step & (last | last_step), 3, name="ends",
                                           reset=True)),
-                     refill.final.eq(delay(m, step & (steps == 1), 3, name="final", reset=True))]
+                     refill.final.eq(delay(m, step & last_step, 3, name="final", reset=True))]
         for k, lane in enumerate(lanes):
             go, start = Signal(name=f"go_{k}", attrs={"keep": 1}), Signal(name=f"start_{k}")
             m.d.sync += [go.eq(step), start.eq(begin)]
@@ -375,6 +381,7 @@ class Unpacker(wiring.Component):
             self.o.valid.eq(out.o.valid), self.o.payload.eq(out.o.payload),
             out.o.ready.eq(self.o.ready), self.busy.eq(room != self.DEPTH),
             after.eq(room - Mux(issue, Mux(stepping, c, 1), 0) + (self.o.valid & self.o.ready))]
-        m.d.sync += [room.eq(after), with_room.eq(after >= (4 if self.with_meadow else 1))]
+        # The next step's chunks; with C = 1 those of the one before are not in ``room`` yet.
+        m.d.sync += [room.eq(after), with_room.eq(room >= Mux(head.log2_c[1], 4, 2))]
         assert exact_log2(TABLE_BYTES // 4) == 9
         return ResetInserter(self.flush)(m)
