@@ -12,15 +12,20 @@ from meadowlark.targets import SimTarget
 from meadowlark_boards import get_board
 
 
+ULX3S = get_board("ulx3s_85f")
+#: No board reads packed weights yet: the decoder is not as quick as their clocks.
+BOARD = replace(ULX3S, config=ULX3S.config.replace(packing=3))
+
+
 @pytest.fixture(scope="module")
 def ulx3s():
-    with closing(SimTarget(get_board("ulx3s_85f"))) as sim:
+    with closing(SimTarget(BOARD)) as sim:
         yield sim
 
 
 def test_story(ulx3s):
     """Prefill and decode, every logit."""
-    chip = Chip(ulx3s, get_board("ulx3s_85f"), "stories")
+    chip = Chip(ulx3s, BOARD, "stories")
     image = chip.source.image
     assert "entropy" in {t["mode"] for t in image.tensors}
     assert sum(t["bytes"] for t in image.tensors) < 0.96 * sum(
@@ -31,7 +36,7 @@ def test_story(ulx3s):
 
 def test_damage(ulx3s, seed):
     """A flipped bit of a packed tensor ends the run with the tensor's name."""
-    chip = Chip(ulx3s, get_board("ulx3s_85f"), "stories")
+    chip = Chip(ulx3s, BOARD, "stories")
     image = chip.source.image
     rng = np.random.default_rng(seed)
     # In the words of its last tile: row headers have no checksum.

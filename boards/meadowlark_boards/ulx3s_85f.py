@@ -13,7 +13,7 @@ BOARD = Board(
     config=Config(
         W=16, P=8, bus_bytes=2,
         act_words=512, residual_values=16384, score_depth=2048, rope_pairs=2048, tile_beats=256,
-        prog_depth=2048, context=1024, packing=3, dsp="ecp5",
+        prog_depth=2048, context=1024, dsp="ecp5",
     ),
     clock_mhz=100.0,
     # CL 3, tRCD = tRP = 3, tRFC = 9 cycles at 100 MHz, memory clock = core clock.
