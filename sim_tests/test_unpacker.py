@@ -163,7 +163,8 @@ async def corrupt(dut):
     await run(dut, segments(1), 0.0)
 
 
-@pytest.mark.parametrize("modes, w", [("both", 8), ("both", 16)])
+@pytest.mark.parametrize("modes, w", [("both", 4), ("both", 8), ("both", 16), ("both", 32),
+                                      ("entropy", 8), ("meadow", 8)])
 def test_unpacker(w, modes, seed):
     dut = Unpacker(Config(W=w, **CONFIG), entropy=modes != "meadow", meadow=modes != "entropy")
     simulate(dut, __name__, seed=seed, w=w, modes=modes)
