@@ -21,14 +21,13 @@ from amaranth import ClockDomain, ClockSignal, Module, ResetSignal, Shape, Signa
 from amaranth.back import rtlil
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
-from meadowlark.ecp5 import Report, place_and_route, synthesise
+from meadowlark.ecp5 import CELLS, Report, place_and_route, synthesise
 from meadowlark.errors import UserError
 from meadowlark.files import write_atomic
 from meadowlark_boards import get_board
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "docs" / "fmax.md"
-CELLS = {"LUT": "TRELLIS_COMB", "FF": "TRELLIS_FF", "DSP": "MULT18X18D", "BRAM": "DP16KD"}
 
 
 class Harness(wiring.Component):
@@ -128,7 +127,7 @@ def summary(report: Report) -> dict:
     return {
         "fmax_mhz": round(report.core_mhz, 2),
         "clocks": {name: round(mhz, 2) for name, mhz in report.fmax_mhz.items()},
-        **{key.lower(): report.used.get(kind, 0) for key, kind in CELLS.items()},
+        **{key: report.used.get(kind, 0) for key, kind in CELLS.items()},
         "critical_path": path_lines(report),
     }
 
@@ -136,8 +135,8 @@ def summary(report: Report) -> dict:
 def table(what: str, config: str, found: dict, available: dict[str, int], minutes: float) -> str:
     """docs/fmax.md."""
     rows = "\n".join(
-        f"| {key} ({kind}) | {found[key.lower()]} | {available.get(kind, 0)} | "
-        f"{100 * found[key.lower()] / max(available.get(kind, 0), 1):.0f} % |"
+        f"| {key.upper()} ({kind}) | {found[key]} | {available.get(kind, 0)} | "
+        f"{100 * found[key] / max(available.get(kind, 0), 1):.0f} % |"
         for key, kind in CELLS.items())
     path = "\n".join("    " + line for line in found["critical_path"])
     return f"""# Speed and size on an ECP5-85F

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .ecp5 import Report, check_tools, place_and_route, synthesise
+from .ecp5 import CELLS, Report, check_tools, place_and_route, synthesise
 from .errors import UserError
 from .files import write_atomic
 
@@ -127,10 +127,6 @@ def build(board: Board, directory: Path, *, seeds: int = 1,
     return built
 
 
-#: What a report counts: name -> cell of nextpnr.
-COUNTED = {"lut": "TRELLIS_COMB", "ff": "TRELLIS_FF", "dsp": "MULT18X18D", "bram": "DP16KD"}
-
-
 def summary(board: Board, built: Built) -> dict[str, Any]:
     """What ``meadowlark build --json`` prints."""
     report = built.report
@@ -138,8 +134,8 @@ def summary(board: Board, built: Built) -> dict[str, Any]:
         "board": board.name, "fmax_mhz": round(report.core_mhz, 2),
         "wanted_mhz": board.clock_mhz, "meets_timing": built.meets_timing,
         "clocks": {name: round(mhz, 2) for name, mhz in report.fmax_mhz.items()},
-        **{name: report.used.get(cell, 0) for name, cell in COUNTED.items()},
-        "available": {name: report.available.get(cell, 0) for name, cell in COUNTED.items()},
+        **{name: report.used.get(cell, 0) for name, cell in CELLS.items()},
+        "available": {name: report.available.get(cell, 0) for name, cell in CELLS.items()},
         "seed": built.seed, "tried": {str(k): round(v, 2) for k, v in built.tried.items()},
         "critical_path": [f"{step.delay_ns:.2f} ns {step.kind} {step.sink}"
                           for step in report.critical],

@@ -31,6 +31,9 @@ for command in sys.argv[1:]:
     libyosys.run_pass(command, design)
 """
 
+#: What reports count: name -> cell of nextpnr.
+CELLS = {"lut": "TRELLIS_COMB", "ff": "TRELLIS_FF", "dsp": "MULT18X18D", "bram": "DP16KD"}
+
 #: Lines of the tools' logs that tell how far they are.
 _YOSYS_STEP = re.compile(r"^\d+\.\d+\. Executing \w+")
 _NEXTPNR_STEP = re.compile(

@@ -87,5 +87,3 @@ class Pll(wiring.Component):
             i_PHASELOADREG=Const(1), i_PLLWAKESYNC=Const(0), i_ENCLKOP=Const(0), o_CLKOP=self.o,
             o_LOCK=self.locked)
         return m
-
-

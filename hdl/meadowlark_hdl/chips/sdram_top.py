@@ -12,10 +12,8 @@ from ..memory.sdram import SdramController
 from ..memory.sdram_part import SdramPart
 from .ecp5_pll import Pll
 
-#: Pin groups of the SDRAM: name -> (direction, active low).
-SDRAM_PINS = {"clk": ("o", False), "clk_en": ("o", False), "cs": ("o", True), "ras": ("o", True),
-              "cas": ("o", True), "we": ("o", True), "ba": ("o", False), "a": ("o", False),
-              "dqm": ("o", False), "dq": ("io", False)}
+#: Pin groups of the SDRAM, by their names in amaranth-boards.
+SDRAM_PINS = ("clk", "clk_en", "cs", "ras", "cas", "we", "ba", "a", "dqm", "dq")
 
 
 class SdramTop(Elaboratable):

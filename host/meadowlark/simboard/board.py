@@ -89,11 +89,15 @@ class SimBoard:
             verilog = core_verilog(board, sleep=sleep, progress=progress)
         self._lib = open_library(build(verilog, board.config, tap=tap, progress=progress))
         m = board.memory
-        self._sim = self._lib.sim_new(ctypes.byref(_Timing(
+        self._begin(_Timing(
             m.size_bytes, m.latency_cycles, m.row_miss_cycles, m.page_bytes, m.banks,
-            m.turnaround_cycles, m.refresh_interval_cycles, m.refresh_cycles)))
+            m.turnaround_cycles, m.refresh_interval_cycles, m.refresh_cycles))
+
+    def _begin(self, facts: ctypes.Structure) -> None:
+        """The simulation itself; facts: its memory's, with size_bytes."""
+        self._sim = self._lib.sim_new(ctypes.byref(facts))
         at = ctypes.cast(self._lib.sim_memory(self._sim), ctypes.POINTER(ctypes.c_uint8))
-        self.memory = np.ctypeslib.as_array(at, (m.size_bytes,))
+        self.memory = np.ctypeslib.as_array(at, (facts.size_bytes,))
         self._tapped = np.zeros(0, np.int32)
 
     def close(self) -> None:

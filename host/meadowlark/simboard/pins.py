@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 
-import numpy as np
-
 from meadowlark_boards import Board
 
 from ..errors import UserError
@@ -51,14 +49,11 @@ class PinBoard(SimBoard):
         self._lib.sim_violation.argtypes = [ctypes.c_void_p]
         divisor = round(board.clock_mhz * 1e6 / board.link.baud)
         clocks = (ctypes.c_double * 4)(*(part.clock_ns.get(cas, 0.0) for cas in range(4)))
-        self._sim = self._lib.sim_new(ctypes.byref(_Chip(
+        self._begin(_Chip(
             part.size_bytes, part.row_bits, part.col_bits, part.bank_bits, part.data_bits,
             part.mrd_cycles, part.refreshes, divisor, 1000 / board.clock_mhz, part.rcd_ns,
             part.rp_ns, part.ras_ns, part.rc_ns, part.rrd_ns, part.rfc_ns, part.wr_ns,
-            part.refresh_ms, part.init_us, clocks)))
-        at = ctypes.cast(self._lib.sim_memory(self._sim), ctypes.POINTER(ctypes.c_uint8))
-        self.memory = np.ctypeslib.as_array(at, (part.size_bytes,))
-        self._tapped = np.zeros(0, np.int32)
+            part.refresh_ms, part.init_us, clocks))
         self.quiet = 20 * divisor
 
     def _faulty(self) -> SimulationError | None:
