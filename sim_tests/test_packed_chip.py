@@ -45,8 +45,8 @@ def test_damage(ulx3s, seed):
     memory = bytearray(image.memory)
     at = end - 32 - int(rng.integers(1000))
     memory[at] ^= 1 << int(rng.integers(8))
-    ulx3s._load(replace(image, memory=bytes(memory)))
+    ulx3s._write(replace(image, memory=bytes(memory)))
     with pytest.raises(BoardError, match=r"damaged.*layers\.2\.(gate_up|down) at byte"):
         list(ulx3s.generate([0, 5], sampling(), max_new=2, stop_ids=()))
-    ulx3s._load(image)
+    ulx3s._write(image)
     assert chip.compare([0, 5], max_new=1)

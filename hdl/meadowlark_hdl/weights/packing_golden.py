@@ -17,7 +17,6 @@ CLASSES = 1 << PREFIX
 MODE_BITS = 3           #: of a MEADOW packet
 MAX_LENGTH = 14         #: bits of a code word: the window always holds 17
 TABLE_BYTES = 2048      #: symbols a lane's table has room for
-HEAD_WORDS = 4          #: 32-bit words of a preamble without tables
 CLASS_WORDS = CLASSES // 8
 #: Reversed bits of a class, or of a rank in canonical order: one is the other.
 REVERSED = np.array([int(f"{u:0{PREFIX}b}"[::-1], 2) for u in range(CLASSES)])
@@ -70,14 +69,19 @@ class Code:
         return np.concatenate([[0], np.cumsum(grown)[:-1]])
 
 
+def head_words(W: int) -> int:
+    """32-bit words of a preamble's fields: whole chunks, the CRC-32 of the others last."""
+    return max(4, W // 4)
+
+
 def preamble(code: Code, *, steps: int, words: int, keep: bool, W: int) -> bytes:
     """What a segment starts with, in whole chunks. keep: the tables are those already there."""
     table = b"" if keep else code.table
     n_symbols = 0 if keep else len(table) // 4 - CLASS_WORDS
     first = (int(code.meadow) | (not keep) << 1 | (code.C.bit_length() - 1) << 2
              | (code.packet.bit_length() - 1) << 4 | n_symbols << 16)
-    head = np.array([first, steps, words, ~(first ^ steps ^ words) & 0xffffffff], "<u4").tobytes()
-    raw = head + table
+    head = np.array([first, steps, words], "<u4").tobytes().ljust(4 * (head_words(W) - 1), b"\0")
+    raw = head + crc32(head).to_bytes(4, "little") + table
     return raw + bytes(-len(raw) % W)
 
 
@@ -212,13 +216,14 @@ class Unpacker:
 
     def _preamble(self) -> None:
         W, self._check = self.W, 0
-        start = self._at
-        head = np.frombuffer(self._take(4 * HEAD_WORDS), "<u4").tolist()
-        if head[0] ^ head[1] ^ head[2] ^ head[3] != 0xffffffff:
+        raw = self._take(4 * head_words(W))
+        if crc32(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
             raise PackingError("the preamble is wrong")
+        head = np.frombuffer(raw, "<u4").tolist()
         self._meadow, new = head[0] & 1, head[0] >> 1 & 1
         self.C, self._packet = 1 << (head[0] >> 2 & 3), 1 << (head[0] >> 4 & 15)
         self.steps, self._left = head[1:3]
+        start = self._at
         if new:
             nibbles = np.frombuffer(self._take(4 * CLASS_WORDS), np.uint8)
             self._symbols = self._take(4 * (head[0] >> 16))

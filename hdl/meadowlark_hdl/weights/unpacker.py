@@ -11,7 +11,7 @@ from ..compute.pipeline import delay
 from ..config import Config
 from ..memory.fifo import Queue
 from .lane import Lane, TableWrite
-from .packing_golden import CLASSES, CLASS_WORDS, HEAD_WORDS, PREFIX, TABLE_BYTES, phases
+from .packing_golden import CLASSES, CLASS_WORDS, PREFIX, TABLE_BYTES, head_words, phases
 from .refill import COUNT_BITS, Refill
 
 
@@ -36,6 +36,8 @@ class PreambleReader(wiring.Component):
     wrong : Out(1)
         What was read last is no preamble.
     i : In(stream of 8 * W bits)
+    sound : In(1)
+        The chunks taken since ``start`` end with their CRC; two cycles after the last one.
     meadow, log2_c, log2_n, steps, words : Out
         The fields.
     tables : Out(TableWrite)
@@ -45,9 +47,9 @@ class PreambleReader(wiring.Component):
         self.config, self.with_entropy, self.with_meadow = config, entropy, meadow
         super().__init__({
             "start": In(1), "done": Out(1, init=1), "wrong": Out(1),
-            "i": In(stream.Signature(8 * config.W)), "meadow": Out(1), "log2_c": Out(2),
-            "log2_n": Out(3), "steps": Out(COUNT_BITS), "words": Out(COUNT_BITS),
-            "tables": Out(TableWrite())})
+            "i": In(stream.Signature(8 * config.W)), "sound": In(1),
+            "meadow": Out(1), "log2_c": Out(2), "log2_n": Out(3), "steps": Out(COUNT_BITS),
+            "words": Out(COUNT_BITS), "tables": Out(TableWrite())})
 
     def elaborate(self, platform):
         m = Module()
@@ -56,7 +58,6 @@ class PreambleReader(wiring.Component):
         word, there, eat = hold[:32], Signal(), Signal()
         reading, new = Signal(), Signal()
         symbols = Signal(range(1 << 16), reset_less=True)       # words still to come
-        check = Signal(32, reset_less=True)
         m.d.comb += [there.eq(in_hold != 0),
                      self.i.ready.eq(reading & ((in_hold == 0) | ((in_hold == 1) & eat)))]
         with m.If(eat):
@@ -64,19 +65,18 @@ class PreambleReader(wiring.Component):
         with m.If(self.i.valid & self.i.ready):
             m.d.sync += [hold.eq(self.i.payload), in_hold.eq(W // 4)]
 
-        number = Signal(range(HEAD_WORDS))
+        number = Signal(range(head_words(W)))
         unit, at_class = Signal(PREFIX), Signal()
         with m.FSM():
             with m.State("REST"):
                 with m.If(self.start):
-                    m.d.sync += [self.done.eq(0), self.wrong.eq(0), number.eq(0), check.eq(0),
-                                 in_hold.eq(0)]
+                    m.d.sync += [self.done.eq(0), self.wrong.eq(0), number.eq(0), in_hold.eq(0)]
                     m.next = "FIELDS"
             with m.State("FIELDS"):
                 # i.ready may not depend on i.valid through ``there``: a word a cycle.
                 m.d.comb += [reading.eq(1), eat.eq(there)]
                 with m.If(eat):
-                    m.d.sync += [check.eq(check ^ word), number.eq(number + 1)]
+                    m.d.sync += number.eq(number + 1)
                     with m.Switch(number):
                         with m.Case(0):
                             m.d.sync += [self.meadow.eq(word[0]), new.eq(word[1]),
@@ -86,12 +86,12 @@ class PreambleReader(wiring.Component):
                             m.d.sync += self.steps.eq(word)
                         with m.Case(2):
                             m.d.sync += self.words.eq(word)
-                        with m.Case(3):
+                        with m.Case(head_words(W) - 1):
                             m.d.comb += reading.eq(0)       # if there is a table, it goes on
                             m.next = "CHECK"
             with m.State("CHECK"):
                 known = Mux(self.meadow, int(self.with_meadow), int(self.with_entropy)).bool()
-                good = check.all() & known & (self.log2_c <= Mux(self.meadow, 2, 0)) \
+                good = self.sound & known & (self.log2_c <= Mux(self.meadow, 2, 0)) \
                     & (self.steps != 0)
                 m.d.sync += [self.wrong.eq(~good), unit.eq(0)]
                 m.next = "END"
@@ -304,7 +304,7 @@ class Unpacker(wiring.Component):
         checked = Signal(8 * W, reset_less=True)
         m.d.sync += [checked.eq(self.i.payload),
                      check.valid.eq(self.i.valid & self.i.ready & ~trailer)]
-        m.d.comb += check.data.eq(checked)
+        m.d.comb += [check.data.eq(checked), head.sound.eq(check.match_detected)]
 
         # When all words are with the lanes these need no more of them.
         settle = Signal(range(2 * len(refill.buses) + 8))
