@@ -21,10 +21,11 @@ from amaranth import ClockDomain, ClockSignal, Module, ResetSignal, Shape, Signa
 from amaranth.back import rtlil
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
-from meadowlark.ecp5 import CELLS, Report, place_and_route, synthesise
+from meadowlark.ecp5 import CELLS, Report, place, place_and_route, synthesise
 from meadowlark.errors import UserError
 from meadowlark.files import write_atomic
 from meadowlark_boards import get_board
+from sta import Timing, describe
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "docs" / "fmax.md"
@@ -106,8 +107,10 @@ def load(block: str | None, board: str, changes: dict, parameters: dict):
 
 
 def block_of(cell: str) -> str:
-    """"dut.engine.lane3.sum_TRELLIS_FF_Q_3.DI" -> "engine.lane3.sum"."""
-    name = cell.rpartition(".")[0].removeprefix("dut.")
+    """"dut.wired.engine.lane3.sum_TRELLIS_FF_Q_3.DI" -> "engine.lane3.sum"."""
+    name = cell.rpartition(".")[0]
+    for above in ("dut.", "core.", "wired."):
+        name = name.removeprefix(above)
     for kind in ("_TRELLIS", "_LUT", "_CCU", "_PFUMX", "_L6MUX", "_MULT18", "_DP16", "$", "["):
         name = name.split(kind)[0]
     return name
@@ -169,9 +172,10 @@ Critical path:
 @click.option("--seed", default=1, show_default=True, help="Seed of the placer.")
 @click.option("--freq", default=100.0, show_default=True, help="MHz to aim at.")
 @click.option("--synth-only", is_flag=True, help="Stop after synthesis: cell counts only.")
+@click.option("--placed", is_flag=True, help="Stop after placement: estimated paths, much sooner.")
 @click.option("--write", is_flag=True, help="Store docs/fmax.md.")
 @click.option("--json", "json_to", metavar="FILE", help="Results as one object; - for stdout.")
-def main(block, params, configs, board, seed, freq, synth_only, write, json_to) -> None:
+def main(block, params, configs, board, seed, freq, synth_only, placed, write, json_to) -> None:
     begun = time.monotonic()
     tty = sys.stderr.isatty()
 
@@ -192,20 +196,23 @@ def main(block, params, configs, board, seed, freq, synth_only, write, json_to) 
         cells = synthesise(text, directory, progress=progress)
         if synth_only:
             found = {"cells": dict(sorted(cells.items()))}
-            available = {}
+        elif placed:
+            timing = Timing(place(directory, seed=seed, freq_mhz=freq, progress=progress))
+            found = {"estimated_fmax_mhz": round(timing.fmax_mhz, 2),
+                     "slowest_paths": describe(timing, block_of)}
         else:
             report = place_and_route(directory, seed=seed, freq_mhz=freq, progress=progress)
             found = summary(report) | {"seed": seed}
-            available = report.available
+            if write:
+                fields = get_board(board).config.replace(dsp="ecp5").as_dict()
+                minutes = (time.monotonic() - begun) / 60
+                write_atomic(TABLE, table(
+                    what, ", ".join(f"{key}={value}" for key, value in fields.items()), found,
+                    report.available, minutes).encode())
     except (UserError, ValueError) as error:
         raise click.ClickException(str(error)) from None
     if tty:
         print("\r\x1b[K", end="", file=sys.stderr)
-    minutes = (time.monotonic() - begun) / 60
-    if not synth_only and write:
-        config = ", ".join(f"{key}={value}" for key, value in
-                           get_board(board).config.replace(dsp="ecp5").as_dict().items())
-        write_atomic(TABLE, table(what, config, found, available, minutes).encode())
     if json_to:
         out = json.dumps(found, indent=2)
         if json_to == "-":

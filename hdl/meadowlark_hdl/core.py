@@ -1,5 +1,6 @@
 """The core: every block, wired. Nothing is computed here."""
-from amaranth import Cat, Module, ResetInserter, Signal
+from amaranth import (Cat, ClockDomain, ClockSignal, DomainRenamer, Module, ResetInserter,
+                      ResetSignal, Signal)
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -42,7 +43,8 @@ class Core(wiring.Component):
     Members
     -------
     mem : Out(MemoryPort)
-    rx : In(stream of 8), tx : Out(stream of 8)    Host link; rx is always ready.
+    rx : In(stream of 8), tx : Out(stream of 8)    Host link; rx is always ready. In reset and for
+                                ``FLUSH`` cycles after it bytes are lost.
     tap : Out(LogitPort)        Each logit as the sampler sees it, for simulation.
     """
 
@@ -57,22 +59,42 @@ class Core(wiring.Component):
                           "tx": Out(stream.Signature(8)), "tap": Out(LogitPort())})
 
     def elaborate(self, platform):
+        # The reset of the domain would reach across the whole chip, through a gate wherever a
+        # flush joins it. Here it is one more reason for the registers of ``restart_of``, long
+        # enough for what is in flight in a rigid pipeline to leave it.
+        m = Module()
+        m.domains.core = ClockDomain(reset_less=True)
+        m.d.comb += ClockSignal("core").eq(ClockSignal())
+        left, restart = Signal(range(self.FLUSH + 1)), Signal()
+        m.d.core += restart.eq(left != 0)
+        with m.If(ResetSignal(allow_reset_less=True)):
+            m.d.core += left.eq(self.FLUSH)
+        with m.Elif(left != 0):
+            m.d.core += left.eq(left - 1)
+        m.submodules.wired = DomainRenamer("core")(self._wired(restart))
+        return m
+
+    def _wired(self, restart):
         m = Module()
         config, sleep = self.config, self.sleep
-        sequencer, reset = Sequencer(config), Signal()
+        sequencer, reset = Sequencer(config), Signal()      # reset: the host asks for it
+
+        def restart_of(name, *reasons):
+            """A register for each block: one for all would reach across the whole chip."""
+            late = Signal(name=f"restart_{name}", attrs=OWN)
+            m.d.sync += late.eq(Cat(restart, *reasons).any())
+            return late
 
         def flush_of(name):
-            """A register for each block: one for all would reach across the whole chip."""
-            flush = Signal(name=f"flush_{name}", attrs=OWN)
-            m.d.sync += flush.eq(sequencer.flush | reset)
-            return flush
+            return restart_of(name, sequencer.flush, reset)
 
-        def restarted(block, name, *domains):
-            """Starts anew on flush: rigid blocks have no other way to forget."""
-            return ResetInserter(dict.fromkeys(("sync", *domains), flush_of(name)))(block)
+        def restarted(block, when, *domains):
+            """Rigid blocks have no other way to forget."""
+            return ResetInserter(dict.fromkeys(("sync", *domains), when))(block)
 
         link = self._link
-        m.submodules.arbiter = arbiter = MemoryArbiter(config)
+        arbiter = MemoryArbiter(config)
+        m.submodules.arbiter = restarted(arbiter, restart_of("arbiter"))
         m.submodules.reader = reader = Reader(config)
         store = StoreUnit(config)
         m.submodules.decoder = decoder = PackedWeightDecoder(config, sleep=sleep)
@@ -82,19 +104,22 @@ class Core(wiring.Component):
         engine, vector = TilingEngine(config, sleep=sleep), VectorUnit(config, sleep=sleep)
         sampler, counters = Sampler(config), Counters()
         flush = flush_of("core")
-        m.submodules.issue = restarted(issue, "issue")
-        m.submodules.engine = restarted(engine, "engine")
-        m.submodules.vector = restarted(vector, "vector", *(vector.DOMAINS if sleep else ()))
+        m.submodules.issue = restarted(issue, flush_of("issue"))
+        m.submodules.engine = restarted(engine, flush_of("engine"))
+        m.submodules.vector = restarted(vector, flush_of("vector"),
+                                        *(vector.DOMAINS if sleep else ()))
         m.submodules.sampler = napping(
-            m, restarted(sampler, "sampler"), "sampler", flush | sampler.start | sampler.logit.valid
-            | sampler.finish | sampler.busy, sleep=sleep, linger=64)
+            m, restarted(sampler, flush_of("sampler")), "sampler", flush | sampler.start
+            | sampler.logit.valid | sampler.finish | sampler.busy, sleep=sleep, linger=64)
         known = Signal(2)                       # what the link has seen of the core's state
         m.d.sync += known.eq(Cat(link.seq.busy, self.mem.ready))
+        link_restart = restart_of("link")
         m.submodules.link = napping(
-            m, link, "link", ~link.idle | self.rx.valid | self.tx.valid | link.seq.events.valid
+            m, restarted(link, link_restart), "link", link_restart | ~link.idle | self.rx.valid
+            | self.tx.valid | link.seq.events.valid
             | (known != Cat(link.seq.busy, self.mem.ready)), sleep=sleep, linger=64)
-        m.submodules.sequencer = ResetInserter(reset)(sequencer)
-        m.submodules.counters = counters
+        m.submodules.sequencer = restarted(sequencer, restart_of("sequencer", reset))
+        m.submodules.counters = restarted(counters, restart_of("counters"))
 
         # Flush: what is in flight in a rigid pipeline leaves it while the flush lasts.
         held = Signal(range(self.FLUSH + 1))

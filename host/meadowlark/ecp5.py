@@ -135,15 +135,35 @@ def place_and_route(directory: Path, *, device: str = "85k", package: str = "CAB
     lpf : Path, optional
         Pins. Without, the tool chooses them.
     """
+    pins = (["--lpf", str(lpf.resolve())] if lpf else ["--lpf-allow-unconstrained"])
+    _run([*_command(device, package, speed, freq_mhz, seed), *pins, "--router", "router2",
+          "--textcfg", "top.config", "--report", "report.json", *options],
+         directory, "nextpnr.log", _NEXTPNR_STEP, progress)
+    return read_report(directory / "report.json")
+
+
+def place(directory: Path, *, device: str = "85k", package: str = "CABGA381", speed: int = 6,
+          freq_mhz: float = 100.0, seed: int = 1, options: Sequence[str] = (),
+          progress: Progress | None = None) -> Path:
+    """Place ``top.json`` as :func:`place_and_route`, and stop.
+
+    Returns
+    -------
+    Path
+        An SDF file with the delays of cells and estimated ones of wires.
+    """
+    _run([*_command(device, package, speed, freq_mhz, seed), "--lpf-allow-unconstrained",
+          "--no-route", "--sdf", "placed.sdf", *options], directory, "nextpnr.log", _NEXTPNR_STEP,
+         progress)
+    return directory / "placed.sdf"
+
+
+def _command(device: str, package: str, speed: int, freq_mhz: float, seed: int) -> list[str]:
     check_tools()
     tool = _nextpnr()
     assert tool is not None
-    pins = (["--lpf", str(lpf.resolve())] if lpf else ["--lpf-allow-unconstrained"])
-    _run([tool, f"--{device}", "--package", package, "--speed", str(speed), "--json", "top.json",
-          "--textcfg", "top.config", "--report", "report.json", "--freq", f"{freq_mhz:g}",
-          "--router", "router2", "--timing-allow-fail", "--seed", str(seed), *pins, *options],
-         directory, "nextpnr.log", _NEXTPNR_STEP, progress)
-    return read_report(directory / "report.json")
+    return [tool, f"--{device}", "--package", package, "--speed", str(speed), "--json", "top.json",
+            "--freq", f"{freq_mhz:g}", "--timing-allow-fail", "--seed", str(seed)]
 
 
 def read_report(path: Path) -> Report:
