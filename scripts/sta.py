@@ -59,16 +59,16 @@ class Timing:
                 edges[start].append((end, delay))
                 into[end] += 1
         self.setups, self.edges = setups, edges
-        # A clock starts each path: what leads to it does not count.
+        # A clock starts each path: neither what leads to it counts, nor constants.
         ready = [pin for pin in edges if not into[pin] or pin in clocks]
-        self.at: dict[Pin, int] = dict.fromkeys(ready, 0)
+        self.at: dict[Pin, int] = {pin: 0 for pin in ready if pin in clocks}
         self.before: dict[Pin, Pin] = {}
         while ready:
             pin = ready.pop()
             for end, delay in edges.get(pin, ()):
                 if end in clocks:
                     continue
-                if self.at[pin] + delay >= self.at.get(end, 0):
+                if pin in self.at and self.at[pin] + delay >= self.at.get(end, 0):
                     self.at[end], self.before[end] = self.at[pin] + delay, pin
                 into[end] -= 1
                 if not into[end]:

@@ -77,7 +77,7 @@ class StoreUnit(wiring.Component):
         remain = Signal(12 + shift, reset_less=True)    # bus words of the command
         length = Signal(range(c.burst_words + 1), reset_less=True)
         final = Signal(reset_less=True)
-        owed = Signal(range(c.burst_words + 1))         # beats of the burst still to be formed
+        owed, owing = Signal(range(c.burst_words + 1)), Signal()    # beats to form; there are some
         offered = Signal()
         command = Signal(ReadCommand(c), reset_less=True)
         m.d.comb += [self.mem.w_cmd.valid.eq(offered), self.mem.w_cmd.payload.eq(command),
@@ -107,43 +107,39 @@ class StoreUnit(wiring.Component):
                 with m.Elif(finals.i.ready):
                     m.d.comb += finals.i.valid.eq(1)
                     m.d.sync += [command.addr.eq(addr), command.len.eq(length - 1),
-                                 offered.eq(1), owed.eq(length),
+                                 offered.eq(1), owed.eq(length), owing.eq(1),
                                  addr.eq(addr + length), remain.eq(remain - length)]
                     m.next = "BURST"
             with m.State("BURST"):
-                with m.If((owed == 0) & ~offered):
+                with m.If(~owing & ~offered):
                     m.next = "LENGTH"
                     with m.If(final | drop):
                         m.next = "COMMAND"
 
-        # A chunk and how many of its bus words are still to go; then the beat offered to memory.
+        # A chunk and how many of its bus words are still to go; then beats, queued for memory with
+        # their strobe, so that a flush cannot change a beat already offered.
         chunk = Signal(8 * c.W, reset_less=True)
-        pieces = Signal(range(bpc + 1))
-        beat = self.mem.w_data
-        out = Signal(beat.payload.shape(), reset_less=True)
-        m.d.comb += beat.payload.eq(out)
+        pieces, some, one = Signal(range(bpc + 1)), Signal(), Signal()      # pieces != 0, == 1
+        m.submodules.beats = beats = Queue(self.mem.w_data.payload.shape(), depth=4)
+        wiring.connect(m, beats.o, wiring.flipped(self.mem.w_data))
         form, take = Signal(), Signal()
         m.d.comb += [
-            form.eq((owed != 0) & (drop | (pieces != 0)) & (~beat.valid | beat.ready)),
-            take.eq(words.o.valid & ((pieces == 0) | (form & (pieces == 1)))),
-            words.o.ready.eq(take)]
-        with m.If(beat.ready):
-            m.d.sync += beat.valid.eq(0)
+            form.eq(owing & (drop | some) & beats.i.ready), beats.i.valid.eq(form),
+            beats.i.payload.data.eq(chunk),
+            beats.i.payload.strb.eq(Mux(drop, 0, (1 << c.bus_bytes) - 1)),
+            take.eq(words.o.valid & (~some | (form & one))), words.o.ready.eq(take)]
         with m.If(form):
-            # Registered with its strobe, so that a flush cannot change a beat already offered.
-            m.d.sync += [beat.valid.eq(1), out.data.eq(chunk),
-                         out.strb.eq(Mux(drop, 0, (1 << c.bus_bytes) - 1)),
-                         owed.eq(owed - 1), pieces.eq(pieces - 1),
-                         chunk.eq(chunk >> 8 * c.bus_bytes)]
+            m.d.sync += [owed.eq(owed - 1), owing.eq(owed != 1), pieces.eq(pieces - 1),
+                         some.eq(~one), one.eq(pieces == 2), chunk.eq(chunk >> 8 * c.bus_bytes)]
         with m.If(take):
-            m.d.sync += [chunk.eq(words.o.payload), pieces.eq(bpc)]
+            m.d.sync += [chunk.eq(words.o.payload), pieces.eq(bpc), some.eq(1), one.eq(bpc == 1)]
         with m.If(drop):
-            m.d.sync += pieces.eq(0)
+            m.d.sync += [pieces.eq(0), some.eq(0), one.eq(0)]
 
         at_rest = Signal()
         m.d.comb += done.eq(self.mem.w_done & finals.o.payload & ~drop)
         m.d.sync += [self.done.eq(done), self.pending.eq(self.pending + accepted - done),
-                     at_rest.eq(fsm.ongoing("COMMAND") & ~finals.o.valid & ~beat.valid)]
+                     at_rest.eq(fsm.ongoing("COMMAND") & ~finals.o.valid & ~beats.o.valid)]
         with m.If(self.flush):
             m.d.sync += flushing.eq(1)
         with m.Elif(at_rest & fsm.ongoing("COMMAND")):
@@ -152,5 +148,5 @@ class StoreUnit(wiring.Component):
             m.d.sync += self.pending.eq(0)
         m.d.sync += self.idle.eq(
             at_rest & fsm.ongoing("COMMAND") & (self.pending == 0) & ~words.o.valid
-            & (pieces == 0) & ~accepted & ~(self.words.valid & self.words.ready & ~drop))
+            & ~some & ~accepted & ~(self.words.valid & self.words.ready & ~drop))
         return m

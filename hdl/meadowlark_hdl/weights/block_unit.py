@@ -51,70 +51,71 @@ class BlockUnit(wiring.Component):
         def reg(shape, name):
             return Signal(shape, name=name, reset_less=True)
 
-        # The tile at work.
+        # The tile at work. What others wait for is a register: is there anything to come, is this
+        # the last?
         with_minimum, bytes_each, offset = reg(1, "with_minimum"), reg(1, "bytes_each"), \
             reg(1, "offset")
         most_scales = max(-(-most * 4 // BLOCK), 2)
-        scale_chunks = Signal(range(most_scales + 1))               # to come
-        code_chunks = Signal(range(most + 1))
-        beats = Signal(beat_count(config))                          # to issue
+        scale_chunks, to_scales = Signal(range(most_scales + 1)), Signal()  # to come; some are
+        code_chunks, to_codes = Signal(range(most + 1)), Signal()
+        beats, last = Signal(beat_count(config)), Signal()                  # to issue; one is
 
-        # Scales: queued, then a word of W bytes taken apart, 2 or 4 bytes a block.
+        # Chunks: scales come first. Codes wait as well, so that what is issued does not reach the
+        # source in the same cycle.
         m.submodules.scales = scales = Queue(
             8 * W, depth=1 << (most_scales - 1).bit_length())
-        word, units = reg(8 * W, "word"), Signal(range(W // 2 + 1))     # units of 2 bytes
-        unit_count = Mux(with_minimum, 2, 1)
-        next_block, load_word = Signal(), Signal()
+        m.submodules.chunks = chunks = Queue(8 * W, depth=4)
+        m.d.comb += [
+            scales.i.valid.eq(u.i.valid & to_scales), scales.i.payload.eq(u.i.payload),
+            chunks.i.valid.eq(u.i.valid & ~to_scales & to_codes),
+            chunks.i.payload.eq(u.i.payload),
+            u.i.ready.eq(Mux(to_scales, scales.i.ready, to_codes & chunks.i.ready))]
+        with m.If(scales.i.valid & scales.i.ready):
+            m.d.sync += [scale_chunks.eq(scale_chunks - 1), to_scales.eq(scale_chunks != 1)]
+        with m.If(chunks.i.valid & chunks.i.ready):
+            m.d.sync += [code_chunks.eq(code_chunks - 1), to_codes.eq(code_chunks != 1)]
 
         # Codes: a chunk, given in one beat or two.
-        codes, codes_valid, half = reg(8 * W, "codes"), Signal(), Signal()
+        codes, half = chunks.o.payload, Signal()
         room = Signal(range(self.DEPTH + 1), init=self.DEPTH)
-        issue, last, chunk_done = Signal(), Signal(), Signal()
-        each = BLOCK // W                                           # beats a block
-        in_block = Signal(range(each)) if each > 1 else Const(0, 1)
+        issue, chunk_done, scaled = Signal(), Signal(), Signal()
         with_room = Signal(init=1)
         m.d.comb += [
-            issue.eq(codes_valid & (units >= unit_count) & with_room),
-            last.eq(beats == 1), chunk_done.eq(issue & (bytes_each | half | last)),
-            next_block.eq(issue & (in_block == each - 1)),
-            u.done.eq(issue & last), u.busy.eq(codes_valid | (room != self.DEPTH))]
-        to_scales, to_codes = Signal(), Signal()
-        m.d.comb += [
-            to_scales.eq(scale_chunks != 0),
-            to_codes.eq(~to_scales & (code_chunks != 0) & (~codes_valid | chunk_done)),
-            scales.i.valid.eq(u.i.valid & to_scales), scales.i.payload.eq(u.i.payload),
-            u.i.ready.eq(Mux(to_scales, scales.i.ready, to_codes))]
-        with m.If(to_scales & u.i.valid & scales.i.ready):
-            m.d.sync += scale_chunks.eq(scale_chunks - 1)
-        with m.If(chunk_done):
-            m.d.sync += codes_valid.eq(0)
-        with m.If(to_codes & u.i.valid):
-            m.d.sync += [codes.eq(u.i.payload), codes_valid.eq(1), half.eq(0),
-                         code_chunks.eq(code_chunks - 1)]
-        with m.Elif(issue):
-            m.d.sync += half.eq(1)
+            issue.eq(chunks.o.valid & scaled & with_room),
+            chunk_done.eq(issue & (bytes_each | half | last)),
+            chunks.o.ready.eq(chunk_done), u.done.eq(issue & last),
+            u.busy.eq(chunks.o.valid | (room != self.DEPTH))]
         with m.If(issue):
-            m.d.sync += beats.eq(beats - 1)
-            if each > 1:
-                m.d.sync += in_block.eq(in_block + 1)
+            m.d.sync += [half.eq(~chunk_done), beats.eq(beats - 1), last.eq(beats == 2)]
 
-        left = Signal(range(W // 2 + 1))
-        m.d.comb += [left.eq(units - Mux(next_block, unit_count, 0)),
-                     load_word.eq((left == 0) & ~u.done), scales.o.ready.eq(load_word)]
-        m.d.sync += units.eq(left)
+        # Scales: a word taken apart, 2 or 4 bytes a block.
+        word = reg(8 * W, "word")
+        blocks, final = Signal(range(W // 2 + 1)), Signal()             # in the word; there is one
+        each = BLOCK // W                                               # beats a block
+        in_block = Signal(range(each)) if each > 1 else Const(0, 1)
+        in_word = Mux(with_minimum, W // 4, W // 2)
+        next_block = Signal()
+        m.d.comb += [next_block.eq(issue & (in_block == each - 1)),
+                     scales.o.ready.eq((~scaled | (next_block & final)) & ~u.done)]
+        if each > 1:
+            with m.If(issue):
+                m.d.sync += in_block.eq(in_block + 1)
         with m.If(next_block):
-            m.d.sync += word.eq(Mux(with_minimum, word >> 32, word >> 16))
-        with m.If(load_word & scales.o.valid):
-            m.d.sync += [word.eq(scales.o.payload), units.eq(W // 2)]
+            m.d.sync += [word.eq(Mux(with_minimum, word >> 32, word >> 16)),
+                         blocks.eq(blocks - 1), final.eq(blocks == 2), scaled.eq(~final)]
+        with m.If(scales.o.ready & scales.o.valid):
+            m.d.sync += [word.eq(scales.o.payload), scaled.eq(1), blocks.eq(in_word),
+                         final.eq(in_word == 1)]
         with m.If(u.done):
-            m.d.sync += units.eq(0)                     # the rest of the word is padding
+            m.d.sync += scaled.eq(0)                    # the rest of the word is padding
 
         with m.If(u.start):
             wide = (u.mode == Mode.Q4_1)
             m.d.sync += [
                 with_minimum.eq(wide), offset.eq(u.mode == Mode.Q4_0),
-                bytes_each.eq(u.mode == Mode.Q8_0), beats.eq(u.beats),
+                bytes_each.eq(u.mode == Mode.Q8_0), beats.eq(u.beats), last.eq(u.beats == 1),
                 scale_chunks.eq(Mux(wide, (u.beats + 7) >> 3, (u.beats + 15) >> 4)),
+                to_scales.eq(1), to_codes.eq(1),
                 code_chunks.eq(Mux(u.mode == Mode.Q8_0, u.beats, (u.beats + 1) >> 1))]
 
         # Stage 1: what was issued.

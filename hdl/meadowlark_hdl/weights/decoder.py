@@ -35,6 +35,7 @@ class RawUnit(wiring.Component):
         m = Module()
         u, W = self.unit, self.config.W
         left = Signal(beat_count(self.config))
+        some, final = Signal(), Signal()        # left != 0, left == 1
         wide, half = Signal(), Signal()
         low = Signal(8 * W, reset_less=True)
         item = Signal(u.o.payload.shape(), reset_less=True)
@@ -42,22 +43,24 @@ class RawUnit(wiring.Component):
         whole, go, take = Signal(), Signal(), Signal()
         m.d.comb += [
             whole.eq(~wide | half),         # this chunk completes a beat
-            go.eq(~u.o.valid | u.o.ready), u.i.ready.eq((left != 0) & (go | ~whole)),
-            take.eq(u.i.valid & u.i.ready), u.done.eq(take & whole & (left == 1)),
+            go.eq(~u.o.valid | u.o.ready), u.i.ready.eq(some & (go | ~whole)),
+            take.eq(u.i.valid & u.i.ready), u.done.eq(take & whole & final),
             u.busy.eq(u.o.valid | half)]
         with m.If(u.o.ready):
             m.d.sync += u.o.valid.eq(0)
         with m.If(take & ~whole):
             m.d.sync += [low.eq(u.i.payload), half.eq(1)]
         with m.If(take & whole):
-            m.d.sync += [u.o.valid.eq(1), item.last.eq(left == 1), left.eq(left - 1), half.eq(0)]
+            m.d.sync += [u.o.valid.eq(1), item.last.eq(final), left.eq(left - 1),
+                         some.eq(~final), final.eq(left == 2), half.eq(0)]
             both = Cat(low, u.i.payload)
             for i in range(W):
                 m.d.sync += item.beat[i].eq(
                     Mux(wide, both.word_select(i, 16).as_signed(),
                         u.i.payload.word_select(i, 8).as_signed()))
         with m.If(u.start):
-            m.d.sync += [left.eq(u.beats), wide.eq(u.mode == Mode.INT16)]
+            m.d.sync += [left.eq(u.beats), some.eq(1), final.eq(u.beats == 1),
+                         wide.eq(u.mode == Mode.INT16)]
         return m
 
 
@@ -146,16 +149,19 @@ class PackedWeightDecoder(wiring.Component):
         m.submodules.none = none = NoUnit(self.config)
         units = [raw.unit, blocks.unit, none.unit]
 
-        # The next tag waits in a register, so that it can be taken over in one cycle.
+        # The next tag, and what follows from it, waits in registers, so that it can be taken over
+        # in one cycle.
         tag, tag_valid = Signal(TileTag(self.config), reset_less=True), Signal()
+        legal, headed = Signal(reset_less=True), Signal(reset_less=True)
+        kind = Signal(range(len(units)), reset_less=True)
         m.d.comb += self.tags.ready.eq(~tag_valid)
         with m.If(self.tags.valid & self.tags.ready):
-            m.d.sync += [tag.eq(self.tags.payload), tag_valid.eq(1)]
-        legal, headed, kind = Signal(), Signal(), Signal(range(len(units)))
-        m.d.comb += [
-            legal.eq((tag.mode <= Mode.Q4_1) & (~tag.packed | bool(self.config.packing))),
-            kind.eq(Mux(legal, tag.mode >= Mode.Q8_0, len(units) - 1)),
-            headed.eq(legal & (tag.header != Header.NONE) & (tag.rows != 0))]
+            new, known = self.tags.payload, Signal()
+            m.d.comb += known.eq((new.mode <= Mode.Q4_1)
+                                 & (~new.packed | bool(self.config.packing)))
+            m.d.sync += [tag.eq(new), tag_valid.eq(1), legal.eq(known),
+                         kind.eq(Mux(known, new.mode >= Mode.Q8_0, len(units) - 1)),
+                         headed.eq(known & (new.header != Header.NONE) & (new.rows != 0))]
 
         # Where the chunks go: in_header, in_beats, or neither while there is no tag.
         in_header, in_beats = Signal(), Signal()

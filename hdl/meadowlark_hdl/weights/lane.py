@@ -42,10 +42,11 @@ class Lane(wiring.Component):
     """Bits of one lane to symbols.
 
     A window of four pieces, of which ``position`` bits are used; each step takes a code word, whose
-    length a table knows from the next 6 bits. Those 6 bits are a register: 20 bits behind
-    ``position`` come beside the look-up of the length, which then picks the next 6 of them. A piece
-    that is used up leaves the window in the cycle after: until then ``position`` is 16 or more. The
-    rest is a pipeline.
+    length a table knows from the next 6 bits. Those 6 bits are a register, and the loop from one to
+    the next is short: what follows is taken out of the window by ``position`` and, as soon as it is
+    known, the coarse part of the length; the fine part is for the next cycle, beside the look-up of
+    the next length, which then picks its 6 bits. A piece that is used up leaves the window in the
+    cycle after: until then ``position`` is 16 or more. The rest is a pipeline.
 
     Golden: :class:`meadowlark_hdl.weights.packing_golden.Unpacker`, bit-exact.
     Timing: a step a cycle; a symbol leaves ``LATENCY`` cycles after its ``go`` and stays until the
@@ -86,7 +87,7 @@ class Lane(wiring.Component):
         C bytes in the low bits.
     """
 
-    LATENCY = 5
+    LATENCY = 6
 
     def __init__(self, config: Config, *, phase: int, entropy: bool = True, meadow: bool = True):
         self.config, self.phase = config, phase
@@ -111,7 +112,7 @@ class Lane(wiring.Component):
         m.submodules.queue = queue = memory.Memory(shape=PIECE, depth=depth, init=[])
         w, r = queue.write_port(), queue.read_port(domain="comb")
         at, level = Signal(range(K)), Signal(range(depth + 1))
-        shift = Signal()
+        fill, shift, advanced = Signal(), Signal(), Signal()
         m.d.comb += [w.en.eq(self.load | (at != 0)), w.data.eq(self.buses[at]),
                      self.receiving.eq(self.load | ((at != 0) & (at != K - 1)))]
         m.d.sync += [at.eq(at + w.en), w.addr.eq(w.addr + w.en),
@@ -121,17 +122,20 @@ class Lane(wiring.Component):
         window = Signal(4 * PIECE, reset_less=True)
         have = Signal(4)                        # one bit a piece, the last one's first
         position = Signal(range(2 * PIECE))
-        advanced = position[-1]                 # by the last step
+        m.d.comb += advanced.eq(position[-1])   # by the last step
+        taken, last = Signal(4), reg(4, "last")         # bits of this cycle's step, and before it
         reach = Signal(MAX_LENGTH + PREFIX)
+        early = reg(MAX_LENGTH + len(reach), "early")   # position + 34 <= 29 + 34 < 64
+        m.d.sync += [early.eq(_behind(window, position, len(early))),
+                     last.eq(taken), position.eq(position[:-1] + taken)]
         m.d.comb += [
-            shift.eq((~have.all() & ((level != 0) | self.drained)) | advanced),
-            reach.eq(_behind(window, position, len(reach)))]
+            fill.eq(~have.all() & ((level != 0) | self.drained)), shift.eq(fill | advanced),
+            reach.eq(_behind(early, last, len(reach)))]
         with m.If(shift):
             m.d.sync += [window.eq(Cat(window[PIECE:], r.data)), r.addr.eq(r.addr + 1),
                          have.eq(Cat(1, have[:-1]))]
 
-        # The loop: how long is the code word? Lengths and bases are two memories: the more there is
-        # to read, the longer are the wires.
+        # The loop: how long is the code word?
         prefix = PREFIX if self.with_entropy else MODE_BITS
         lengths = memory.Memory(shape=4, depth=1 << prefix, init=[])
         bases = memory.Memory(shape=8, depth=1 << prefix, init=[])
@@ -145,40 +149,41 @@ class Lane(wiring.Component):
         next_bits = reg(prefix, "next_bits")    # the first ones of ``reach``
         width = reg(4, "width")
         length = Signal(4)
-        after = Signal(range(2 * PIECE))
-        m.d.comb += [n_r.addr.eq(next_bits), b_r.addr.eq(next_bits),
-                     after.eq(position[:-1] + Mux(self.go, length, 0))]
+        m.d.comb += [n_r.addr.eq(next_bits), taken.eq(Mux(self.go, length, 0))]
         if self.with_meadow:
             begins = self.first | ~self.meadow if self.with_entropy else self.first
             m.d.comb += length.eq(Mux(begins, n_r.data, width))
             with m.If(self.go & self.first):
-                m.d.sync += width.eq(b_r.data)
+                m.d.sync += width.eq(n_r.data - MODE_BITS)
         else:
             m.d.comb += length.eq(n_r.data)
         m.d.sync += next_bits.eq(Mux(self.go, _behind(reach, length, prefix), reach[:prefix]))
-        m.d.sync += position.eq(after)
         count = Signal(range(K), init=self.phase)
         m.d.sync += [count.eq(count + advanced),
                      self.asks.eq(advanced & (count == K - 1)),
                      self.ready.eq(have.all() & ((level >= SPARE) | self.drained))]
         with m.If(self.start):
-            m.d.sync += [position.eq(0), have.eq(0), level.eq(0), count.eq(self.phase),
+            m.d.sync += [position.eq(0), have.eq(0), level.eq(0),
+                         count.eq(self.phase),
                          r.addr.eq(w.addr), self.ready.eq(0)]
 
-        # 1: bits of the code word. 2: its rank.
-        bits, base, long = reg(MAX_LENGTH, "bits"), reg(8, "base"), reg(4, "long")
-        kind = reg(2, "kind")                   # 0 prefix code, 1 first of a packet, 2 others
+        # 1: the code word, more bits behind it. 2: without those, what its class adds. 3: its rank.
+        bits, long = reg(MAX_LENGTH, "bits"), reg(4, "long")
+        own, base = reg(MAX_LENGTH, "own"), reg(8, "base")
+        # kind: 0 prefix code, 1 first of a packet, 2 others.
+        first, kind = reg(2, "first"), reg(2, "kind")
         rank = reg(11 if self.with_meadow else 8, "rank")
+        m.d.comb += b_r.addr.eq(bits)
+        m.d.sync += [own[j].eq(bits[j] & (long > j)) for j in range(MAX_LENGTH)]
+        m.d.sync += [base.eq(b_r.data), kind.eq(first)]
         with m.If(self.go):
-            m.d.sync += [bits.eq(reach), base.eq(b_r.data), long.eq(length),
-                         kind.eq(Cat(self.meadow & self.first, self.meadow & ~self.first))]
-        own = Signal(MAX_LENGTH)
-        m.d.comb += [own[j].eq(bits[j] & (long > j)) for j in range(MAX_LENGTH)]
+            m.d.sync += [bits.eq(reach), long.eq(length),
+                         first.eq(Cat(self.meadow & self.first, self.meadow & ~self.first))]
         m.d.sync += rank.eq(Mux(
             kind[1], own[:11], Mux(kind[0], own[MODE_BITS:], own[PREFIX:]
                                    + (base if self.with_entropy else 0))))
 
-        # 3, 4: the symbols' block RAM and its register. 5: the bytes that are meant.
+        # 4, 5: the symbols' block RAM and its register. 6: the bytes that are meant.
         words = TABLE_BYTES // 4 if self.with_meadow else 64
         m.submodules.symbols = ram = memory.Memory(shape=32, depth=words, init=[],
                                                    attrs=NO_RW_CHECK)
