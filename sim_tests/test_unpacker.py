@@ -99,7 +99,7 @@ async def keeps_tables(dut):
 @cocotb.test(timeout_time=20, timeout_unit="ms")
 @cocotb.parametrize(spread=[36, 10])
 async def full_rate(dut, spread):
-    """W weights a cycle in 0.98 of the cycles, tables and hand-overs of tiles included."""
+    """W weights in 0.98 of the cycles (or of those in which it may), tables and hand-overs of tiles included."""
     await start(dut, resume=1)
     rng, W = np.random.default_rng(random.getrandbits(32)), int(os.environ["W"])
     for kind in kinds():
@@ -113,7 +113,7 @@ async def full_rate(dut, spread):
         share, steady = len(times) / (times[-1] - began), len(times) / (times[-1] - times[0] + 1)
         cocotb.log.info(f"W {W}, {kind}: {len(times)} chunks, {share:.4f}, steady {steady:.4f}, "
                         f"{8 * sum(map(len, parts)) / plain.size:.3f} bits a weight")
-        assert steady >= 0.98
+        assert steady >= 0.98 * (1 if kind in (2, 4) else 1 / int(os.environ["CYCLES"]))
 
 
 @cocotb.test(timeout_time=40, timeout_unit="ms")
@@ -163,8 +163,10 @@ async def corrupt(dut):
     await run(dut, segments(1), 0.0)
 
 
-@pytest.mark.parametrize("modes, w", [("both", 4), ("both", 8), ("both", 16), ("both", 32),
-                                      ("entropy", 8), ("meadow", 8)])
-def test_unpacker(w, modes, seed):
-    dut = Unpacker(Config(W=w, **CONFIG), entropy=modes != "meadow", meadow=modes != "entropy")
-    simulate(dut, __name__, seed=seed, w=w, modes=modes)
+@pytest.mark.parametrize("modes, w, cycles", [
+    ("both", 4, 1), ("both", 8, 1), ("both", 16, 1), ("both", 32, 1), ("both", 8, 2),
+    ("entropy", 16, 2), ("entropy", 8, 1), ("meadow", 8, 1)])
+def test_unpacker(w, modes, cycles, seed):
+    dut = Unpacker(Config(W=w, unpack_cycles=cycles, **CONFIG), entropy=modes != "meadow",
+                   meadow=modes != "entropy")
+    simulate(dut, __name__, seed=seed, w=w, modes=modes, cycles=cycles)

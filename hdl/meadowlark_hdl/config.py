@@ -47,6 +47,9 @@ class Config:
         Length of the sampler's sorted list.
     packing : int, 0..3
         Packed weights that the decoder reads: 1 entropy-coded, 2 MEADOW's, 3 both, 0 none.
+    unpack_cycles : int, 1 or 2
+        Cycles in which the unpacker gives W weights. 2 where memory gives them no sooner: smaller,
+        and a quicker clock.
     dsp : str
         "generic" (inferred products, for simulation) or "ecp5" (MULT18X18D instances).
     """
@@ -65,6 +68,7 @@ class Config:
     burst_words: int = 128
     topk: int = 32
     packing: int = 0
+    unpack_cycles: int = 1
     dsp: str = "generic"
 
     def __post_init__(self) -> None:
@@ -89,6 +93,8 @@ class Config:
         need(self.context <= 4096, f"context must be at most 4096, not {self.context!r}")
         need(1 <= self.topk <= 32, f"topk must be in 1..32, not {self.topk!r}")
         need(self.packing in range(4), f"packing must be in 0..3, not {self.packing!r}")
+        need(self.unpack_cycles in (1, 2),
+             f"unpack_cycles must be 1 or 2, not {self.unpack_cycles!r}")
         need(self.dsp in ("generic", "ecp5"), f"dsp must be generic or ecp5, not {self.dsp!r}")
 
     # Widths that follow from the numerics (docs/numerics.md); facts live here once.

@@ -43,19 +43,20 @@ class Lane(wiring.Component):
 
     A window of four pieces, of which ``position`` bits are used; each step takes a code word, whose
     length a table knows from the next 6 bits. Those 6 bits are a register, and the loop from one to
-    the next is short: what follows is taken out of the window by ``position`` and, as soon as it is
-    known, the coarse part of the length; the fine part is for the next cycle, beside the look-up of
-    the next length, which then picks its 6 bits. A piece that is used up leaves the window in the
-    cycle after: until then ``position`` is 16 or more. The rest is a pipeline.
+    the next is two picks long: the 34 bits behind ``position`` are taken out of the window a cycle
+    early, before the last length is known; of them that length picks 20, beside the look-up of the
+    new length, which then picks the next 6 of those. A piece that is used up leaves the window in
+    the cycle after: until then ``position`` is 16 or more. The rest is a pipeline. With two cycles
+    a step look-up and pick have one each, and the last length is always known.
 
     Golden: :class:`meadowlark_hdl.weights.packing_golden.Unpacker`, bit-exact.
-    Timing: a step a cycle; a symbol leaves ``LATENCY`` cycles after its ``go`` and stays until the
+    Timing: a step in ``unpack_cycles``; a symbol leaves ``LATENCY`` cycles after its ``go`` and stays until the
     next step's.
 
     Parameters
     ----------
     config : Config
-        W.
+        W, unpack_cycles.
     phase : int
         Pieces by which the lane asks early.
     entropy, meadow : bool
@@ -75,7 +76,8 @@ class Lane(wiring.Component):
     receiving : Out(1)
         No word may be handed to this lane in this cycle: its ``load`` would come too early.
     go : In(1)
-        A step; only if ``ready`` was high three cycles before.
+        A step; only if ``ready`` was high three cycles before; with two cycles a step, not in the
+        cycle after another.
     drained : In(1)
         No more words will come: steps need none.
     ready : Out(1)
@@ -102,6 +104,7 @@ class Lane(wiring.Component):
         m = Module()
         K = pieces(self.config)
         depth = max(16, 4 * K)
+        spaced = self.config.unpack_cycles > 1
         # Words asked for, and pieces of the phase; four are in the window.
         assert 4 + SPARE <= ahead(self.config.W) * K <= depth + 4 - (K - 1)
 
@@ -123,14 +126,19 @@ class Lane(wiring.Component):
         have = Signal(4)                        # one bit a piece, the last one's first
         position = Signal(range(2 * PIECE))
         m.d.comb += advanced.eq(position[-1])   # by the last step
-        taken, last = Signal(4), reg(4, "last")         # bits of this cycle's step, and before it
+        taken = Signal(4)                       # bits of this cycle's step
         reach = Signal(MAX_LENGTH + PREFIX)
-        early = reg(MAX_LENGTH + len(reach), "early")   # position + 34 <= 29 + 34 < 64
+        early = reg(len(reach) + (0 if spaced else MAX_LENGTH), "early")    # 29 + 34 < 64
         m.d.sync += [early.eq(_behind(window, position, len(early))),
-                     last.eq(taken), position.eq(position[:-1] + taken)]
-        m.d.comb += [
-            fill.eq(~have.all() & ((level != 0) | self.drained)), shift.eq(fill | advanced),
-            reach.eq(_behind(early, last, len(reach)))]
+                     position.eq(position[:-1] + taken)]
+        if spaced:
+            m.d.comb += reach.eq(early)
+        else:
+            last = reg(4, "last")
+            m.d.sync += last.eq(taken)
+            m.d.comb += reach.eq(_behind(early, last, len(reach)))
+        m.d.comb += [fill.eq(~have.all() & ((level != 0) | self.drained)),
+                     shift.eq(fill | advanced)]
         with m.If(shift):
             m.d.sync += [window.eq(Cat(window[PIECE:], r.data)), r.addr.eq(r.addr + 1),
                          have.eq(Cat(1, have[:-1]))]
@@ -148,16 +156,26 @@ class Lane(wiring.Component):
                          c_w.data.eq(data_)]
         next_bits = reg(prefix, "next_bits")    # the first ones of ``reach``
         width = reg(4, "width")
-        length = Signal(4)
+        length, read = Signal(4), n_r.data
+        if spaced:
+            read = reg(4, "read")
+            m.d.sync += read.eq(n_r.data)
         m.d.comb += [n_r.addr.eq(next_bits), taken.eq(Mux(self.go, length, 0))]
         if self.with_meadow:
             begins = self.first | ~self.meadow if self.with_entropy else self.first
-            m.d.comb += length.eq(Mux(begins, n_r.data, width))
+            m.d.comb += length.eq(Mux(begins, read, width))
             with m.If(self.go & self.first):
-                m.d.sync += width.eq(n_r.data - MODE_BITS)
+                m.d.sync += width.eq(read - MODE_BITS)
         else:
-            m.d.comb += length.eq(n_r.data)
-        m.d.sync += next_bits.eq(Mux(self.go, _behind(reach, length, prefix), reach[:prefix]))
+            m.d.comb += length.eq(read)
+        picked = Mux(self.go, _behind(reach, length, prefix), reach[:prefix])
+        if spaced:                              # early does not know yet of a step just done
+            gone = Signal()
+            m.d.sync += gone.eq(self.go)
+            with m.If(~gone):
+                m.d.sync += next_bits.eq(picked)
+        else:
+            m.d.sync += next_bits.eq(picked)
         count = Signal(range(K), init=self.phase)
         m.d.sync += [count.eq(count + advanced),
                      self.asks.eq(advanced & (count == K - 1)),

@@ -151,14 +151,14 @@ class Unpacker(wiring.Component):
     """Takes segments apart, a tile at a time; see docs/packing.md.
 
     Golden: :class:`meadowlark_hdl.weights.packing_golden.Unpacker`, bit-exact.
-    Timing: C chunks every C cycles while words come, a word a cycle, also across tiles if the next
-    one is known in time; 8 cycles from a step to its chunk. A segment takes besides W cycles for
+    Timing: C chunks every C cycles (at least ``unpack_cycles``) while words come, a word a cycle,
+    also across tiles if the next one is known in time; 9 cycles from a step to its chunk. A segment takes besides W cycles for
     the first words, about 10, and those of :class:`PreambleReader`.
 
     Parameters
     ----------
     config : Config
-        W, tile_beats.
+        W, tile_beats, unpack_cycles.
     entropy, meadow : bool
         Which codes it can read, at least one.
 
@@ -331,7 +331,7 @@ class Unpacker(wiring.Component):
         step = issue & stepping
         with m.If(step):
             m.d.sync += [steps.eq(steps - 1), more_steps.eq(~last_step), last_step.eq(steps == 2),
-                         pace.eq(c - 1),
+                         pace.eq(Mux(c < config.unpack_cycles, config.unpack_cycles, c) - 1),
                          packet.eq((packet + 1) & packet_end)]
         with m.Elif(pace != 0):
             m.d.sync += pace.eq(pace - 1)
