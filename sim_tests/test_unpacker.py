@@ -99,7 +99,7 @@ async def keeps_tables(dut):
 @cocotb.test(timeout_time=20, timeout_unit="ms")
 @cocotb.parametrize(spread=[36, 10])
 async def full_rate(dut, spread):
-    """W weights in 0.98 of the cycles (or of those in which it may), tables and hand-overs of tiles included."""
+    """W weights in 0.98 of the cycles (of those in which it may), hand-overs of tiles included."""
     await start(dut, resume=1)
     rng, W = np.random.default_rng(random.getrandbits(32)), int(os.environ["W"])
     for kind in kinds():

@@ -132,16 +132,33 @@ def _ctx_option(command: Callable) -> Callable:
 
 
 def _weights_option(command: Callable) -> Callable:
-    return click.option("--weights", type=click.Choice(("auto", "int8")), default="auto",
-                        show_default=True,
-                        help="auto: blocks of a GGUF file (Q8_0, Q4_0, Q4_1) as they are, all else "
-                             "in int8 with a scale a row; int8: everything so.")(command)
+    """The options of how weights are quantised."""
+    for option in reversed((
+            click.option("--weights", type=click.Choice(("auto", "int8")), default="auto",
+                         show_default=True,
+                         help="auto: blocks of a GGUF file (Q8_0, Q4_0, Q4_1) as they are, all "
+                              "else in int8 with a scale a row; int8: everything so."),
+            click.option("--bits", type=float, metavar="B",
+                         help="int8 weights on the finest grid that takes B bits a weight, "
+                              "entropy-coded."),
+            click.option("--target-ppl", type=float, metavar="PERCENT",
+                         help="int8 weights on the coarsest grid that costs PERCENT of perplexity "
+                              "on the calibration text."))):
+        command = option(command)
+
+    @functools.wraps(command)
+    def checked(*args, bits: float | None, target_ppl: float | None, **kw):
+        from .budget import check_budget
+        check_budget(bits, target_ppl)
+        return command(*args, **kw)
+    return checked
 
 
 def _source(model: str, board: Board, ctx: int | None, weights: str, progress: Progress) -> Source:
     from .prepare import Source
-    packing = click.get_current_context().params["packing"]
-    return Source(model, board, context=ctx, weights=weights, packing=packing, progress=progress)
+    given = click.get_current_context().params
+    return Source(model, board, context=ctx, weights=weights, progress=progress,
+                  **{name: given[name] for name in ("packing", "bits", "target_ppl")})
 
 
 def _given(name: str) -> bool:

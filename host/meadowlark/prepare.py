@@ -46,6 +46,9 @@ class Source:
         See :func:`meadowlark.quantise.quantise`.
     packing : str
         See :func:`meadowlark.compiler.compile_model`.
+    bits, target_ppl : float, optional
+        Bits a weight, or per cent of perplexity, that int8 weights may cost (then all are int8);
+        see :mod:`meadowlark.budget`.
     progress : callable, optional
     """
     name: str
@@ -53,6 +56,8 @@ class Source:
     context: int | None = None
     weights: str = "auto"
     packing: str = "auto"
+    bits: float | None = None
+    target_ppl: float | None = None
     progress: Progress | None = None
 
     @property
@@ -79,13 +84,16 @@ class Source:
     def quantised(self) -> QuantModel:
         """The integer model, for the context asked for at least."""
         model = self.model      # a missing or damaged one is an error before anything else
-        kept = cache_dir() / f"model-{_digest(self.name, self.weights)}.pickle"
+        budget = "" if self.bits is self.target_ppl is None else f"{self.bits} {self.target_ppl}"
+        kept = cache_dir() / f"model-{_digest(self.name, self.weights + budget)}.pickle"
         try:
             return pickle.loads(kept.read_bytes())
         except Exception:
             pass            # not there, or damaged in any way: make it again
+        from .budget import choose_grid
         from .quantise import quantise
-        made = quantise(model, weights=self.weights,
+        grid = choose_grid(model, bits=self.bits, target_ppl=self.target_ppl, progress=self._tell)
+        made = quantise(model, weights="int8" if budget else self.weights, grid=grid,
                         progress=lambda n: self._tell("calibrating, tokens:", n))
         write_atomic(kept, pickle.dumps(made, protocol=5))
         return made
@@ -96,7 +104,9 @@ class Source:
         if self.is_image:
             for what, option, free in (("context", "--ctx", self.context is None),
                                        ("weights", "--weights", self.weights == "auto"),
-                                       ("packing", "--packing", self.packing == "auto")):
+                                       ("packing", "--packing", self.packing == "auto"),
+                                       ("grid", "--bits and --target-ppl",
+                                        self.bits is self.target_ppl is None)):
                 if not free:
                     raise UserError(f"the {what} of {self.name} was fixed when it was compiled; "
                                     f"leave {option} out or compile again with {option}")
@@ -104,6 +114,10 @@ class Source:
             image.check_board(self.board)
             return image
         from .compiler import compile_model
+        if not (self.bits is self.target_ppl is None or self.board.config.packing & 1):
+            raise UserError(f"--bits and --target-ppl save nothing on the board {self.board.name}: "
+                            "it reads no entropy-coded weights; leave them out, or take another "
+                            "--board")
         qm = self.quantised
         self._tell("compiling")
         return compile_model(qm, self.board, context=self.context, packing=self.packing)
@@ -175,17 +189,17 @@ class Source:
         return ids
 
 
-def _digest(name: str, weights: str) -> str:
+def _digest(name: str, how: str) -> str:
     """Hash of a model's files and of how, and with what code, they are quantised."""
     from meadowlark_hdl.weights import block_golden
 
     from .model import DATA, find_model
     versions = map(importlib.metadata.version, ("numpy", "tokenizers", "gguf"))
-    h = hashlib.sha256(" ".join((weights, *versions)).encode())
+    h = hashlib.sha256(" ".join((how, *versions)).encode())
     package = Path(__file__).parent
     code = [package / f"{x}.py" for x in (
-        "blocks", "chat", "gguf_file", "gguf_model", "gguf_tokenizer", "metadata", "model",
-        "quantise", "sampling")]
+        "blocks", "budget", "chat", "gguf_file", "gguf_model", "gguf_tokenizer", "metadata",
+        "model", "quantise", "sampling")]
     found = find_model(name)
     files = [found] if found.is_file() else [
         p for p in sorted(found.iterdir())

@@ -243,14 +243,20 @@ def _scales(factor: np.ndarray, what: str, bits: int = 16) -> tuple[np.ndarray, 
     return mant.astype(np.uint16), shift.astype(np.uint8)
 
 
-def _codes(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """float32[rows, K] -> (int8[rows, K], float64 scale[rows]); a zero row has scale 0."""
+def int8_codes(weight: np.ndarray, grid: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """float32[rows, K] -> (int8[rows, K], float64 scale[rows]); a zero row has scale 0.
+
+    grid: steps in a row's root mean square; None: as fine as int8 holds the row's largest weight.
+    """
     scale = np.abs(weight).max(axis=1).astype(np.float64) / INT8
+    if grid is not None:
+        mean_square = np.square(weight, dtype=np.float32).mean(axis=1, dtype=np.float64)
+        scale = np.maximum(scale, np.sqrt(mean_square) / grid)
     codes = np.rint(weight / np.where(scale > 0, scale, 1).astype(np.float32)[:, None])
     return codes.astype(np.int8), scale
 
 
-def _integers(weight: np.ndarray, blocks: BlockTensor | None, what: str,
+def _integers(weight: np.ndarray, blocks: BlockTensor | None, what: str, grid: float | None,
               ) -> tuple[dict, np.ndarray]:
     """float32[rows, K], and the same weights in blocks where they can be kept so.
 
@@ -258,7 +264,7 @@ def _integers(weight: np.ndarray, blocks: BlockTensor | None, what: str,
     float64[rows], 0 for a row of zeros.
     """
     if blocks is None or blocks.columns > MAX_BLOCK_COLUMNS:
-        codes, step = _codes(weight)
+        codes, step = int8_codes(weight, grid)
         return dict(codes=codes), step
     try:
         scale, minimum, up = normalise(blocks.codes, blocks.scale, blocks.minimum)
@@ -360,7 +366,7 @@ def _swiglu_scales(up: float, h: float) -> tuple[int, float, float]:
 
 
 def _layer(model: Model, i: int, ranges: Ranges, residual_scale: float, head_pad: int,
-           ) -> QuantLayer:
+           grid: float | None) -> QuantLayer:
     w: Layer = model.layers[i]
     what = f"{model.name}, layer {i}, "
     most = {node: _coarse(values[i]) for node, values in ranges.by_layer.items()}
@@ -391,8 +397,8 @@ def _layer(model: Model, i: int, ranges: Ranges, residual_scale: float, head_pad
         if move is not columns:             # blocks reach over heads and the zeros between them
             blocks = _moved(move, *map(w.blocks.get, keys))
             bias = None if bias is None else move(*(getattr(w, f"{key}_bias") for key in keys))
-        return _linear(_integers(move(*(getattr(w, key) for key in keys)), blocks, name), bias,
-                       x_scale, y_scale, name)
+        return _linear(_integers(move(*(getattr(w, key) for key in keys)), blocks, name, grid),
+                       bias, x_scale, y_scale, name)
 
     def per_row(scale: np.ndarray) -> np.ndarray:
         return np.repeat(scale, head_pad)
@@ -443,7 +449,7 @@ def _rope_table(model: Model, context: int, head_pad: int) -> np.ndarray:
 
 
 def quantise(model: Model, calibration: Iterable[Sequence[int]] | Ranges | None = None, *,
-             context: int | None = None, weights: str = "auto",
+             context: int | None = None, weights: str = "auto", grid: float | None = None,
              progress: Callable[[int], None] | None = None) -> QuantModel:
     """Turn a float model into integers.
 
@@ -458,6 +464,8 @@ def quantise(model: Model, calibration: Iterable[Sequence[int]] | Ranges | None 
         auto: matrices that the model has in blocks stay as they are, except those of more than
         4,096 columns, the attention output where heads are padded, and gate and up in kinds
         without a common one; all others are int8. int8: all of them.
+    grid : float, optional
+        Of int8 weights: steps in a row's root mean square (see :mod:`meadowlark.budget`).
     progress : callable, optional
         Gets the number of calibration tokens done.
 
@@ -499,14 +507,14 @@ def quantise(model: Model, calibration: Iterable[Sequence[int]] | Ranges | None 
 
     final = max(float(_coarse(ranges.final)), 1e-6) * HEADROOM / INT16
     what = f"{model.name}, embedding"
-    embedding = _integers(model.embedding, model.blocks.get("embedding"), what)
+    embedding = _integers(model.embedding, model.blocks.get("embedding"), what, grid)
     head = embedding if model.tied else _integers(
-        model.head, model.blocks.get("head"), f"{model.name}, head")
+        model.head, model.blocks.get("head"), f"{model.name}, head", grid)
     return QuantModel(
         name=model.name, hidden=model.hidden, heads=model.heads, kv_heads=model.kv_heads,
         head_dim=model.head_dim, head_pad=head_pad, ffn=model.ffn, vocab=model.vocab,
         context=context,
-        layers=tuple(_layer(model, i, ranges, residual_scale, head_pad)
+        layers=tuple(_layer(model, i, ranges, residual_scale, head_pad, grid)
                      for i in range(len(model.layers))),
         embedding=_linear(embedding, None, 1.0, residual_scale, what),
         rope=_rope_table(model, context, head_pad),

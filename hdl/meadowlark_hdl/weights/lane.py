@@ -50,8 +50,8 @@ class Lane(wiring.Component):
     a step look-up and pick have one each, and the last length is always known.
 
     Golden: :class:`meadowlark_hdl.weights.packing_golden.Unpacker`, bit-exact.
-    Timing: a step in ``unpack_cycles``; a symbol leaves ``LATENCY`` cycles after its ``go`` and stays until the
-    next step's.
+    Timing: a step in ``unpack_cycles``; a symbol leaves ``LATENCY`` cycles after its ``go`` and
+    stays until the next step's.
 
     Parameters
     ----------

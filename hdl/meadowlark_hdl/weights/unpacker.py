@@ -152,8 +152,8 @@ class Unpacker(wiring.Component):
 
     Golden: :class:`meadowlark_hdl.weights.packing_golden.Unpacker`, bit-exact.
     Timing: C chunks every C cycles (at least ``unpack_cycles``) while words come, a word a cycle,
-    also across tiles if the next one is known in time; 9 cycles from a step to its chunk. A segment takes besides W cycles for
-    the first words, about 10, and those of :class:`PreambleReader`.
+    also across tiles if the next one is known in time; 9 cycles from a step to its chunk. A segment
+    takes besides W cycles for the first words, about 10, and those of :class:`PreambleReader`.
 
     Parameters
     ----------
