@@ -11,10 +11,7 @@ from meadowlark.sampling import sampling
 from meadowlark.targets import SimTarget
 from meadowlark_boards import get_board
 
-
-ULX3S = get_board("ulx3s_85f")
-#: No board reads packed weights yet: the decoder is not as quick as their clocks.
-BOARD = replace(ULX3S, config=ULX3S.config.replace(packing=3))
+BOARD = get_board("ulx3s_85f")
 
 
 @pytest.fixture(scope="module")
