@@ -375,5 +375,27 @@ def test_bench_measures_what_the_counters_say(source):
     assert json.loads(bench.as_table(results, image, board, form="json"))["clock_mhz"] == 100
 
 
+def test_bench_against_raw(capsys, monkeypatch):
+    """Both in one run, on the same prompts; the ratio is that of the cycles."""
+    class Sized(Counted):
+        def load(self, source):
+            self.factor = {"raw": 3, "auto": 2}[source.packing]
+            assert source.packing == "auto" or source.bits is None
+
+        def counters(self):
+            return {"cycles": self.factor * 1000 * self.n}
+
+        def close(self):
+            pass
+    monkeypatch.setattr(targets, "open_target", lambda *_, **__: Sized())
+    args = ["bench", "--board", "ulx3s_85f", "--bits", "5", "--against-raw", "-p", "8", "-n", "4"]
+    assert cli.main([*args, "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["speedup"] == {"pp8": 1.5, "tg4": 1.5}
+    assert found["tests"]["tg4 raw"]["bytes"] > 1.3 * found["tests"]["tg4"]["bytes"]
+    assert cli.main(args) == 0
+    assert "tg4 raw" in capsys.readouterr().out
+
+
 def test_bench_takes_several_numbers():
     assert bench.counts("16,128,16,0", "-p") == [16, 128]

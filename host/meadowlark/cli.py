@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -527,11 +528,14 @@ def eval_(text: str | None, tokens: int | None, weights: str, model: str, board:
               help="Tokens to generate from bos; 0 leaves the test out.")
 @click.option("-o", "--output", "form", default="md", show_default=True, metavar="FORM",
               help="Table as md, csv or json.")
+@click.option("--against-raw", is_flag=True,
+              help="Measure the weights as they are without packing and budget too.")
 @_ctx_option
 @_weights_option
 @_common
-def bench(prompts: str, generates: str, form: str, ctx: int | None, weights: str, model: str,
-          board: str, target: str, json_to: str | None, seed: int) -> int:
+def bench(prompts: str, generates: str, form: str, against_raw: bool, ctx: int | None,
+          weights: str, model: str, board: str, target: str, json_to: str | None,
+          seed: int) -> int:
     """Cycles, bandwidth and products of prefill and decode, from the core's counters."""
     from . import bench as benching
     from .targets import open_target
@@ -549,6 +553,11 @@ def bench(prompts: str, generates: str, form: str, ctx: int | None, weights: str
         with closing(open_target(target, which, progress=progress)) as runner:
             runner.load(source)
             results = benching.run(runner, image, which, tests, progress=progress)
+            if against_raw:
+                raw = replace(source, packing="raw", bits=None, target_ppl=None)
+                runner.load(raw)
+                results |= {f"{name} raw": found for name, found in benching.run(
+                    runner, raw.image, which, tests, progress=progress).items()}
     _write_json(benching.as_json(results, image, which), json_to)
     if json_to != "-":
         print(benching.as_table(results, image, which, form=form))
