@@ -365,7 +365,8 @@ async def cancel_fail_and_go_on(dut, loss):
         assert [e.token for e in other.run([8], max_new=2)] == expected([8], 2)
 
     await host()
-    assert bench.aborts == 2
+    # An ABORT whose answer was lost is sent again, and ends the run that is ending.
+    assert bench.aborts == 2 if not loss else bench.aborts >= 2
 
 
 async def exchange(bench, *sent, cycles_to_wait=3000):
