@@ -21,7 +21,8 @@ from amaranth import ClockDomain, ClockSignal, Module, ResetSignal, Shape, Signa
 from amaranth.back import rtlil
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
-from meadowlark.ecp5 import CELLS, Report, place, place_and_route, synthesise
+from meadowlark.ecp5 import (CELLS, Report, block_of, path_lines, place, place_and_route,
+                             synthesise)
 from meadowlark.errors import UserError
 from meadowlark.files import write_atomic
 from meadowlark_boards import get_board
@@ -104,25 +105,6 @@ def load(block: str | None, board: str, changes: dict, parameters: dict):
     if "config" in accepted and accepted["config"].kind is not inspect.Parameter.KEYWORD_ONLY:
         return made_by(arguments.pop("config"), **arguments)
     return made_by(**arguments)
-
-
-def block_of(cell: str) -> str:
-    """"dut.wired.engine.lane3.sum_TRELLIS_FF_Q_3.DI" -> "engine.lane3.sum"."""
-    name = cell.rpartition(".")[0]
-    for above in ("dut.", "core.", "wired."):
-        name = name.removeprefix(above)
-    for kind in ("_TRELLIS", "_LUT", "_CCU", "_PFUMX", "_L6MUX", "_MULT18", "_DP16", "$", "["):
-        name = name.split(kind)[0]
-    return name
-
-
-def path_lines(report: Report) -> list[str]:
-    """The critical path, hops within one name joined: delay so far, what, where."""
-    lines, total = [], 0.0
-    for step in report.critical:
-        total += step.delay_ns
-        lines.append(f"{total:6.2f} ns  {step.kind:8s} {block_of(step.sink)}")
-    return lines
 
 
 def summary(report: Report) -> dict:

@@ -1,10 +1,11 @@
-"""Bitstreams, as far as they go without the synthesis tools: the chip's netlist, its pins, errors.
+"""Bitstreams, as far as they go without the synthesis tools: netlist, pins, report, errors.
 """
 import re
 
 import pytest
 from meadowlark.build import design, flash, platform_of
 from meadowlark.cli import main
+from meadowlark.ecp5 import PathStep, Report, path_lines
 from meadowlark.errors import UserError
 from meadowlark_boards import BOARDS, get_board
 from meadowlark_hdl.chips.ecp5_pll import dividers
@@ -52,3 +53,16 @@ def test_flash_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda tool: "/bin/true")
     with pytest.raises(UserError, match=r"^there is no .*a\.bit: run `meadowlark build"):
         flash(board, tmp_path / "a.bit")
+
+
+def test_critical_path_in_names_of_blocks():
+    """Cells become the blocks and signals they are part of; hops within one are joined."""
+    def step(delay, sink):
+        return PathStep(kind="logic", delay_ns=delay, source="", sink=sink)
+    report = Report(fmax_mhz={}, used={}, available={}, critical=[
+        step(0.5, "top.core.wired.issue.row_TRELLIS_FF_Q_3.Q"),
+        step(1.0, "core.wired.engine.lane3.sum0_1_LUT4_Z_5.A"),
+        step(0.25, "core.wired.engine.lane3.sum0_1_LUT4_Z_5.F"),
+        step(2.0, "sdram.pads$123.D")])
+    assert path_lines(report) == ["  0.50 ns   1 hops  issue.row", "  1.75 ns   2 hops  "
+                                  "engine.lane3.sum0_1", "  3.75 ns   1 hops  sdram.pads"]

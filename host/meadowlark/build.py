@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .ecp5 import CELLS, Report, check_tools, place_and_route, synthesise
+from .ecp5 import CELLS, Report, check_tools, path_lines, place_and_route, synthesise
 from .errors import UserError
 from .files import write_atomic
 
@@ -137,8 +137,7 @@ def summary(board: Board, built: Built) -> dict[str, Any]:
         **{name: report.used.get(cell, 0) for name, cell in CELLS.items()},
         "available": {name: report.available.get(cell, 0) for name, cell in CELLS.items()},
         "seed": built.seed, "tried": {str(k): round(v, 2) for k, v in built.tried.items()},
-        "critical_path": [f"{step.delay_ns:.2f} ns {step.kind} {step.sink}"
-                          for step in report.critical],
+        "critical_path": path_lines(report),
         "bitstream": str(built.bitstream)}
 
 

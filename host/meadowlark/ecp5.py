@@ -166,6 +166,28 @@ def _command(device: str, package: str, speed: int, freq_mhz: float, seed: int) 
             "--freq", f"{freq_mhz:g}", "--timing-allow-fail", "--seed", str(seed)]
 
 
+def block_of(pin: str) -> str:
+    """"top.core.wired.engine.lane3.sum_TRELLIS_FF_Q_3.DI" -> "engine.lane3.sum"."""
+    name = pin.rpartition(".")[0]
+    for above in ("top.", "dut.", "core.", "wired."):
+        name = name.removeprefix(above)
+    for kind in ("_TRELLIS", "_LUT", "_CCU", "_PFUMX", "_L6MUX", "_MULT18", "_DP16", "$", "["):
+        name = name.split(kind)[0]
+    return name
+
+
+def path_lines(report: Report) -> list[str]:
+    """The critical path in names of blocks: ns until a name is left, the hops in it, the name."""
+    hops: list[tuple[float, int, str]] = []
+    for step in report.critical:
+        name, (total, count, last) = block_of(step.sink), hops[-1] if hops else (0.0, 0, "")
+        if name == last and hops:
+            hops[-1] = total + step.delay_ns, count + 1, name
+        else:
+            hops.append((total + step.delay_ns, 1, name))
+    return [f"{total:6.2f} ns  {count:2} hops  {name}" for total, count, name in hops]
+
+
 def read_report(path: Path) -> Report:
     """nextpnr's ``--report`` file."""
     raw = json.loads(path.read_text())
