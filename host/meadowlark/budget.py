@@ -6,7 +6,7 @@ One grid for all matrices: the error of an output is then the same share of it e
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import exp, log2
 
@@ -143,13 +143,12 @@ def choose_grid(model: Model, *, bits: float | None, target_ppl: float | None,
     return None
 
 
-def check_budget(bits: float | None, target_ppl: float | None, options: Sequence[str] = (
-        "--bits", "--target-ppl")) -> None:
+def check_budget(bits: float | None, target_ppl: float | None) -> None:
     """Raise a :class:`UserError` unless at most one is given, and it is possible."""
     if bits is not None and target_ppl is not None:
-        raise UserError(f"{options[0]} and {options[1]} are two ways to say how coarse weights may "
-                        "be; give one")
+        raise UserError("--bits and --target-ppl are two ways to say how coarse weights may be; "
+                        "give one")
     if bits is not None and not 1 <= bits <= 8:
-        raise UserError(f"{options[0]} must be in 1..8 bits a weight, not {bits:g}")
+        raise UserError(f"--bits must be in 1..8 bits a weight, not {bits:g}")
     if target_ppl is not None and not target_ppl > 0:
-        raise UserError(f"{options[1]} must be above 0 per cent, not {target_ppl:g}")
+        raise UserError(f"--target-ppl must be above 0 per cent, not {target_ppl:g}")
