@@ -161,13 +161,15 @@ async def cycles_of_blocks(dut, mode):
     shapes = [(1, 64), (2, 32), (1, 32), (2, 32)]
     times = []
     await run(dut, [random_tile(W, *shape, mode, Header.NONE) for shape in shapes], 0.0, times)
+    before = None
     for rows, row_beats in shapes:
         beats = rows * row_beats
         ours, times = times[:beats], times[beats:]
         assert ours[-1] - ours[0] == beats - 1
-        if times:
-            # Scales of the next tile, a word of them, the first codes; the pipeline never empties.
-            assert times[0] - ours[-1] <= -(-max(shapes)[1] * SCALE_BYTES[mode] // 32) + 6
+        if before:
+            # The tile's scales, then the way of its first codes; the pipeline never empties.
+            assert ours[0] - before == beats * SCALE_BYTES[mode] // 32 + 3
+        before = ours[-1]
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")

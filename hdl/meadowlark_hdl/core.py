@@ -80,9 +80,9 @@ class Core(wiring.Component):
         sequencer, reset = Sequencer(config), Signal()      # reset: the host asks for it
 
         def restart_of(name, *reasons):
-            """A register for each block: one for all would reach across the whole chip."""
-            late = Signal(name=f"restart_{name}", attrs=OWN)
-            m.d.sync += late.eq(Cat(restart, *reasons).any())
+            """Two registers for each block: one for all would reach across the whole chip."""
+            early, late = (Signal(name=f"restart_{name}{k}", attrs=OWN) for k in (0, 1))
+            m.d.sync += [early.eq(Cat(restart, *reasons).any()), late.eq(early)]
             return late
 
         def flush_of(name):

@@ -26,7 +26,7 @@ def lane_schedule(config: Config) -> dict[str, tuple[object, int]]:
         "shift": (6, 1),                             # constant during an instruction
         "s_addr": (range(config.score_depth), 1),    # score to read
         "m_block": (block, 2),
-        "x_addr": (range(config.act_words), 8),      # activation word to read
+        "x_addr": (range(config.act_words), 7),      # activation word to read
         "sel_p": (1, 9),                             # multiply by the probability instead
         "sum_en": (1, 9), "sum_keep": (1, 9), "sum_read": (1, 9), "sum_block": (block, 9),
         "st_en": (1, 10), "st_lane": (range(config.P), 10),
@@ -127,10 +127,16 @@ class Lane(wiring.Component):
             shape=data.ArrayLayout(signed(Config.X_BITS), W), depth=config.act_words, init=[],
             attrs=NO_RW_CHECK)          # an instruction never reads what it writes
         wr, rd = acts.write_port(granularity=1), acts.read_port()
-        m.d.comb += [rd.addr.eq(c.x_addr), wr.addr.eq(act.addr),
-                     wr.en.eq(Mux(act.valid & (act.lane == self.index), act.mask, 0))]
+        # Registers of the memory's own on both sides: it is spread over many block RAMs.
+        here, words, mask = (reg(like.shape(), name) for like, name in (
+            (wr.addr, "act_addr"), (act.data, "act_data"), (act.mask, "act_mask")))
+        found = [reg(signed(Config.X_BITS), f"found{i}") for i in range(W)]
+        m.d.sync += [here.eq(act.addr), words.eq(act.data),
+                     mask.eq(Mux(act.valid & (act.lane == self.index), act.mask, 0))]
+        m.d.comb += [rd.addr.eq(c.x_addr), wr.addr.eq(here), wr.en.eq(mask)]
         for i in range(W):
-            m.d.comb += wr.data[i].eq(act.data[i % 4])
+            m.d.comb += wr.data[i].eq(words[i % 4])
+            m.d.sync += found[i].eq(rd.data[i])
 
         softmax = SoftmaxUnit(config)
         m.submodules.softmax = DomainRenamer(self.attention)(softmax)
@@ -138,7 +144,7 @@ class Lane(wiring.Component):
         # One operand register: the activation, or the probability for all W.
         x = [reg(signed(18), f"x{i}") for i in range(W)]
         for i in range(W):
-            m.d.sync += x[i].eq(Mux(near[i].sel_p, softmax.p, rd.data[i]))
+            m.d.sync += x[i].eq(Mux(near[i].sel_p, softmax.p, found[i]))
         products = []
         for i in range(W):
             m.submodules[f"mul{i}"] = mul = Multiplier(dsp=config.dsp)

@@ -101,9 +101,12 @@ class SoftmaxUnit(wiring.Component):
             shape=signed(bits), depth=self.config.score_depth, init=[],
             attrs=NO_RW_CHECK)          # QK writes, SV reads
         wr, rd = scores.write_port(), scores.read_port()
-        stored = Signal(signed(bits))
-        m.d.comb += [stored.eq(Mux(self.w_masked, MASKED, score)),
-                     wr.en.eq(self.w_en), wr.addr.eq(self.w_addr), wr.data.eq(stored),
+        # What is stored is in a register of its own, the maximum's candidate.
+        candidate, coming, at = reg(signed(bits), "candidate"), reg(1, "coming"), \
+            reg(wr.addr.shape(), "at")
+        m.d.sync += [candidate.eq(Mux(self.w_masked, MASKED, score)), coming.eq(self.w_en),
+                     at.eq(self.w_addr)]
+        m.d.comb += [wr.en.eq(coming), wr.addr.eq(at), wr.data.eq(candidate),
                      rd.addr.eq(self.r_addr)]
 
         # The maximum of the block at work is in a register; that of another block is fetched from
@@ -111,17 +114,16 @@ class SoftmaxUnit(wiring.Component):
         m.submodules.maxima = maxima = memory.Memory(
             shape=signed(bits), depth=Config.ACC_SLOTS, init=[])
         max_wr, max_rd = maxima.write_port(), maxima.read_port(domain="comb")
-        candidate, fetched, running = (reg(signed(bits), name)
-                                       for name in ("candidate", "fetched", "running"))
-        block, coming = reg(max_wr.addr.shape(), "block"), reg(1, "coming")
+        fetched, running = (reg(signed(bits), name) for name in ("fetched", "running"))
+        block = reg(max_wr.addr.shape(), "block")
         first, other, updated = reg(1, "first"), reg(1, "other"), reg(1, "updated")
         at_block = reg(max_wr.addr.shape(), "at_block")
         known = Signal(signed(bits))
         m.d.comb += [max_rd.addr.eq(Mux(self.w_en, self.w_block, self.r_block)),
                      known.eq(Mux(other, fetched, running)),
                      max_wr.addr.eq(at_block), max_wr.en.eq(updated), max_wr.data.eq(running)]
-        m.d.sync += [candidate.eq(stored), coming.eq(self.w_en), first.eq(self.w_first),
-                     fetched.eq(max_rd.data), updated.eq(coming), at_block.eq(block)]
+        m.d.sync += [first.eq(self.w_first), fetched.eq(max_rd.data), updated.eq(coming),
+                     at_block.eq(block)]
         with m.If(self.w_en):
             m.d.sync += [block.eq(self.w_block), other.eq(self.w_block != block)]
         with m.If(coming):

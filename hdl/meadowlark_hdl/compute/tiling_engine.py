@@ -1,10 +1,11 @@
 """TilingEngine: P lanes in a chain, fed with one beat a cycle."""
 from amaranth import Const, Module, Mux, Signal
-from amaranth.lib import data, fifo, memory, stream, wiring
+from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from ..config import Config
+from ..memory.fifo import RamQueue
 from ..signatures import ActWrite, Beat, ResultPort, RowScale
 from ..sleep import nap, napping
 from .lane import BEAT_CYCLE, Lane, LaneControl, lane_schedule, result_cycle
@@ -57,7 +58,7 @@ class TilingEngine(wiring.Component):
     scale : In(RowScale)                Row scale of the row whose result control (res_en) was
                                         presented 2 cycles ago.
     result : Out(ResultPort)
-    act : In(ActWrite)                  From the vector unit; lane k's memory is written k + 1
+    act : In(ActWrite)                  From the vector unit; lane k's memory is written k + 2
                                         cycles later.
     store : Out(stream of unsigned(8 * W))  Stored words, token after token.
     store_room : Out(range)             Words that may still be issued for the store FIFO.
@@ -170,10 +171,9 @@ class TilingEngine(wiring.Component):
         with m.Else():
             m.d.sync += out.lane.eq(out.lane + 1)
 
-        m.submodules.stored = stored = fifo.SyncFIFOBuffered(width=8 * W, depth=self.STORE_DEPTH)
-        m.d.comb += [stored.w_data.eq(word), stored.w_en.eq(word_valid),
-                     self.store.payload.eq(stored.r_data), self.store.valid.eq(stored.r_rdy),
-                     stored.r_en.eq(self.store.ready)]
+        m.submodules.stored = stored = RamQueue(8 * W, depth=self.STORE_DEPTH)
+        m.d.comb += [stored.i_data.eq(word), stored.i_valid.eq(word_valid)]
+        wiring.connect(m, stored.o, wiring.flipped(self.store))
         taken = self.store.valid & self.store.ready
         room = Signal(range(self.STORE_DEPTH + 1), init=self.STORE_DEPTH)
         m.d.sync += room.eq(room - control.lane.st_en + taken)

@@ -116,25 +116,25 @@ class StoreUnit(wiring.Component):
                     with m.If(final | drop):
                         m.next = "COMMAND"
 
-        # A chunk and how many of its bus words are still to go; then beats, queued for memory with
-        # their strobe, so that a flush cannot change a beat already offered.
+        # A chunk, which of its bus words is next and how many are still to go; then beats, queued
+        # for memory with their strobe, so that a flush cannot change a beat already offered.
         chunk = Signal(8 * c.W, reset_less=True)
-        pieces, some, one = Signal(range(bpc + 1)), Signal(), Signal()      # pieces != 0, == 1
+        piece, some, one = Signal(range(bpc)), Signal(), Signal()   # some are to go, one is
         m.submodules.beats = beats = Queue(self.mem.w_data.payload.shape(), depth=4)
         wiring.connect(m, beats.o, wiring.flipped(self.mem.w_data))
         form, take = Signal(), Signal()
         m.d.comb += [
             form.eq(owing & (drop | some) & beats.i.ready), beats.i.valid.eq(form),
-            beats.i.payload.data.eq(chunk),
+            beats.i.payload.data.eq(chunk.word_select(piece, 8 * c.bus_bytes)),
             beats.i.payload.strb.eq(Mux(drop, 0, (1 << c.bus_bytes) - 1)),
             take.eq(words.o.valid & (~some | (form & one))), words.o.ready.eq(take)]
         with m.If(form):
-            m.d.sync += [owed.eq(owed - 1), owing.eq(owed != 1), pieces.eq(pieces - 1),
-                         some.eq(~one), one.eq(pieces == 2), chunk.eq(chunk >> 8 * c.bus_bytes)]
+            m.d.sync += [owed.eq(owed - 1), owing.eq(owed != 1), piece.eq(piece + 1),
+                         some.eq(~one), one.eq(piece == bpc - 2)]
         with m.If(take):
-            m.d.sync += [chunk.eq(words.o.payload), pieces.eq(bpc), some.eq(1), one.eq(bpc == 1)]
+            m.d.sync += [chunk.eq(words.o.payload), some.eq(1), one.eq(bpc == 1)]
         with m.If(drop):
-            m.d.sync += [pieces.eq(0), some.eq(0), one.eq(0)]
+            m.d.sync += [piece.eq(0), some.eq(0), one.eq(0)]
 
         at_rest = Signal()
         m.d.comb += done.eq(self.mem.w_done & finals.o.payload & ~drop)

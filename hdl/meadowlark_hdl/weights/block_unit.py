@@ -23,7 +23,8 @@ class BlockUnit(wiring.Component):
 
     Golden: :mod:`.block_golden`, bit-exact.
     Timing: a chunk of scales a cycle, then a beat a cycle: Q8_0 takes a chunk each, the others one
-    every two. A beat leaves ``LATENCY`` cycles after its codes were there. Beats of a tile are
+    every two. A beat leaves ``LATENCY`` cycles after its codes left their queue; from the last beat
+    of a tile to the first of the next it is 3 cycles and the scales' chunks. Beats of a tile are
     whole blocks: a multiple of 32 / W.
 
     Parameters
@@ -60,19 +61,27 @@ class BlockUnit(wiring.Component):
         code_chunks, to_codes = Signal(range(most + 1)), Signal()
         beats, last = Signal(beat_count(config)), Signal()                  # to issue; one is
 
-        # Chunks: scales come first. Codes wait as well, so that what is issued does not reach the
-        # source in the same cycle.
+        # Chunks: scales come first, room for all of a tile's. Codes wait as well, so that what is
+        # issued does not reach the source in the same cycle. Both by way of a register.
         m.submodules.scales = scales = Queue(
             8 * W, depth=1 << (most_scales - 1).bit_length())
         m.submodules.chunks = chunks = Queue(8 * W, depth=4)
+        room_codes, more_codes = Signal(range(5), init=4), Signal(init=1)   # room_codes != 0
+        take_scales, take_codes = Signal(), Signal()
+        at_hand = reg(8 * W, "at_hand")
         m.d.comb += [
-            scales.i.valid.eq(u.i.valid & to_scales), scales.i.payload.eq(u.i.payload),
-            chunks.i.valid.eq(u.i.valid & ~to_scales & to_codes),
-            chunks.i.payload.eq(u.i.payload),
-            u.i.ready.eq(Mux(to_scales, scales.i.ready, to_codes & chunks.i.ready))]
-        with m.If(scales.i.valid & scales.i.ready):
+            u.i.ready.eq(to_scales | (to_codes & more_codes)),
+            take_scales.eq(u.i.valid & to_scales),
+            take_codes.eq(u.i.valid & ~to_scales & to_codes & more_codes),
+            scales.i.payload.eq(at_hand), chunks.i.payload.eq(at_hand)]
+        for queue, take in ((scales, take_scales), (chunks, take_codes)):
+            arrived = Signal()
+            m.d.sync += arrived.eq(take)
+            m.d.comb += queue.i.valid.eq(arrived)
+        m.d.sync += at_hand.eq(u.i.payload)
+        with m.If(take_scales):
             m.d.sync += [scale_chunks.eq(scale_chunks - 1), to_scales.eq(scale_chunks != 1)]
-        with m.If(chunks.i.valid & chunks.i.ready):
+        with m.If(take_codes):
             m.d.sync += [code_chunks.eq(code_chunks - 1), to_codes.eq(code_chunks != 1)]
 
         # Codes: a chunk, given in one beat or two.
@@ -84,7 +93,10 @@ class BlockUnit(wiring.Component):
             issue.eq(chunks.o.valid & scaled & with_room),
             chunk_done.eq(issue & (bytes_each | half | last)),
             chunks.o.ready.eq(chunk_done), u.done.eq(issue & last),
-            u.busy.eq(chunks.o.valid | (room != self.DEPTH))]
+            u.busy.eq((room_codes != 4) | (room != self.DEPTH))]
+        codes_after = Signal.like(room_codes)
+        m.d.comb += codes_after.eq(room_codes - take_codes + chunk_done)
+        m.d.sync += [room_codes.eq(codes_after), more_codes.eq(codes_after != 0)]
         with m.If(issue):
             m.d.sync += [half.eq(~chunk_done), beats.eq(beats - 1), last.eq(beats == 2)]
 
@@ -94,17 +106,21 @@ class BlockUnit(wiring.Component):
         each = BLOCK // W                                               # beats a block
         in_block = Signal(range(each)) if each > 1 else Const(0, 1)
         in_word = Mux(with_minimum, W // 4, W // 2)
-        next_block = Signal()
-        m.d.comb += [next_block.eq(issue & (in_block == each - 1)),
-                     scales.o.ready.eq((~scaled | (next_block & final)) & ~u.done)]
+        next_block, load = Signal(), Signal()
+        # The next word waits in a register, so that the queue does not see who takes it.
+        fresh, waits = reg(8 * W, "fresh"), Signal()
+        m.d.comb += [next_block.eq(issue & (in_block == each - 1)), scales.o.ready.eq(~waits),
+                     load.eq(waits & (~scaled | (next_block & final)))]
+        with m.If(~waits):
+            m.d.sync += [fresh.eq(scales.o.payload), waits.eq(scales.o.valid)]
         if each > 1:
             with m.If(issue):
                 m.d.sync += in_block.eq(in_block + 1)
         with m.If(next_block):
             m.d.sync += [word.eq(Mux(with_minimum, word >> 32, word >> 16)),
                          blocks.eq(blocks - 1), final.eq(blocks == 2), scaled.eq(~final)]
-        with m.If(scales.o.ready & scales.o.valid):
-            m.d.sync += [word.eq(scales.o.payload), scaled.eq(1), blocks.eq(in_word),
+        with m.If(load):
+            m.d.sync += [word.eq(fresh), waits.eq(0), scaled.eq(1), blocks.eq(in_word),
                          final.eq(in_word == 1)]
         with m.If(u.done):
             m.d.sync += scaled.eq(0)                    # the rest of the word is padding

@@ -49,10 +49,15 @@ class RawUnit(wiring.Component):
         with m.If(u.o.ready):
             m.d.sync += u.o.valid.eq(0)
         with m.If(take & ~whole):
-            m.d.sync += [low.eq(u.i.payload), half.eq(1)]
+            m.d.sync += half.eq(1)
         with m.If(take & whole):
-            m.d.sync += [u.o.valid.eq(1), item.last.eq(final), left.eq(left - 1),
-                         some.eq(~final), final.eq(left == 2), half.eq(0)]
+            m.d.sync += [u.o.valid.eq(1), left.eq(left - 1), some.eq(~final), final.eq(left == 2),
+                         half.eq(0)]
+        # Data move whenever they may, so that what enables them is not late.
+        with m.If(~half):
+            m.d.sync += low.eq(u.i.payload)
+        with m.If(go):
+            m.d.sync += item.last.eq(final)
             both = Cat(low, u.i.payload)
             for i in range(W):
                 m.d.sync += item.beat[i].eq(
@@ -170,7 +175,6 @@ class PackedWeightDecoder(wiring.Component):
         header_left = Signal(range(2 * 128 + 1), reset_less=True)
         selected = Signal(range(len(units)), reset_less=True)
         done, take_over, last_header = Signal(), Signal(), Signal()
-        busy = Cat(u.busy for u in units)
         m.d.comb += [done.eq(Cat(u.done for u in units).any()),
                      take_over.eq(tag_valid & (done | ~(in_header | in_beats)))]
         with m.If(last_header):
@@ -193,8 +197,10 @@ class PackedWeightDecoder(wiring.Component):
         go, head = Signal(), Signal()
         item = Signal(DecoderItem(self.config), reset_less=True)
         scales = Signal(data.ArrayLayout(RowScale(), W // 4))
-        from_blocks = Signal(reset_less=True)   # no other unit holds beats; valid is too late
-        m.d.sync += from_blocks.eq(blocks.unit.busy)
+        # Who holds beats, a cycle late. A unit is busy before the last of a tile's beats leaves
+        # it, and a late look lets one chunk pass to the next: of BlockUnit that is a scale.
+        from_blocks, from_raw = Signal(reset_less=True), Signal(reset_less=True)
+        m.d.sync += [from_blocks.eq(blocks.unit.busy), from_raw.eq(raw.unit.busy)]
         m.d.comb += [go.eq(~items.valid | items.ready), items.payload.eq(item)]
         with m.If(go):
             m.d.sync += [
@@ -203,12 +209,14 @@ class PackedWeightDecoder(wiring.Component):
                 item.last.eq(Cat(u.o.valid & u.o.payload.last for u in units).any()),
                 item.beat.eq(Mux(from_blocks, blocks.unit.o.payload.beat,
                                  raw.unit.o.payload.beat))]
+        others = [from_blocks | none.unit.busy, from_raw | none.unit.busy,
+                  from_blocks | raw.unit.busy]
+        busy = from_blocks | raw.unit.busy | none.unit.busy
         for k, u in enumerate(units):
-            others = busy & ~(1 << k)
             m.d.comb += [
                 u.start.eq(take_over & (kind == k)),
                 u.mode.eq(tag.mode), u.beats.eq(tag.beats),
-                u.enable.eq(in_beats & (selected == k) & ~others.any()),
+                u.enable.eq(in_beats & (selected == k) & ~others[k]),
                 u.i.valid.eq(plain.valid & u.enable), u.i.payload.eq(plain.payload),
                 u.o.ready.eq(go)]
 
@@ -218,7 +226,7 @@ class PackedWeightDecoder(wiring.Component):
         second = Signal()           # of a chunk's two items (SHORT), of an item's two chunks (BIAS)
         chunk, load, take, again = self.chunks.payload, Signal(), Signal(), Signal()
         m.d.comb += [
-            load.eq(in_header & ~busy.any() & go & own), take.eq(load & self.chunks.valid),
+            load.eq(in_header & ~busy & go & own), take.eq(load & self.chunks.valid),
             last_header.eq(take & (header_left == 1)),
             again.eq(short & ~second & (header_left != 1)),     # the chunk stays
             head.eq(take & (~bias | second | (header_left == 1)))]
@@ -234,8 +242,9 @@ class PackedWeightDecoder(wiring.Component):
                 scales[i].mant.eq(form[:16]), scales[i].shift.eq(form[16:]),
                 scales[i].bias.eq(Mux(bias, both[32:], 0).as_signed())]
         with m.If(take):
-            m.d.sync += [header_left.eq(header_left - 1), hold.eq(chunk),
-                         second.eq(Mux(short, again, ~head))]
+            m.d.sync += [header_left.eq(header_left - 1), second.eq(Mux(short, again, ~head))]
+        with m.If(~second):
+            m.d.sync += hold.eq(chunk)
         m.d.comb += plain.ready.eq(Cat(u.enable & u.i.ready for u in units).any())
         gone = load & ~again                    # the chunk at hand is done with
         if self.config.packing:
@@ -260,8 +269,11 @@ class PackedWeightDecoder(wiring.Component):
         unpacker = Unpacker(self.config, entropy=bool(kinds & 1), meadow=bool(kinds & 2))
         packed, told, counted = Signal(), Signal(), Signal()
         # Tiles whose chunks may be taken, but those of an earlier one are still under way: lanes
-        # have bits in store, so that small tiles can be complete before their words are.
+        # have bits in store, so that small tiles can be complete before their words are. The chunk
+        # at hand is not coded (``own``) when there are none; that is a register, maybe late to
+        # rise, but never to fall.
         owed = Signal(range(2 * Refill.DEPTH))
+        owed_after = Signal.like(owed)
         behind = in_beats & packed & ~counted
         with m.If(unpacker.tiles.valid & unpacker.tiles.ready):
             m.d.sync += told.eq(1)
@@ -269,7 +281,9 @@ class PackedWeightDecoder(wiring.Component):
             m.d.sync += counted.eq(1)
         with m.If(take_over):
             m.d.sync += [packed.eq(known & tag.packed), told.eq(0), counted.eq(0)]
-        m.d.sync += owed.eq(owed + behind - unpacker.resume)
+        m.d.comb += owed_after.eq(owed + behind - unpacker.resume)
+        m.d.sync += [owed.eq(owed_after),
+                     own.eq(unpacker.ended & ~unpacker.resume & (owed_after == 0))]
         size, beats = unpacker.tiles.payload, tag.beats
         with m.Switch(tag.mode):
             with m.Case(Mode.INT8):
@@ -283,7 +297,6 @@ class PackedWeightDecoder(wiring.Component):
             with m.Default():
                 m.d.comb += size.eq((beats + 1 >> 1) + (beats + 7 >> 3))
         m.d.comb += [
-            own.eq(unpacker.ended & (owed == 0)),
             unpacker.tiles.valid.eq(known & tag.packed & ~told),
             unpacker.resume.eq(unpacker.ended & (owed != 0)),
             unpacker.i.valid.eq(self.chunks.valid & ~unpacker.ended),

@@ -55,7 +55,7 @@ class Refill(wiring.Component):
     """
 
     DEPTH = 16
-    SPARE = 6               #: steps that ``room`` may learn of too late
+    SPARE = 7               #: steps that ``room`` may learn of too late
 
     def __init__(self, config: Config):
         self.config = config

@@ -18,7 +18,7 @@ from .refill import COUNT_BITS, Refill
 class PreambleReader(wiring.Component):
     """The head of a segment: fields to registers, tables to the lanes.
 
-    Timing: 4 bytes a cycle; a table takes 64 cycles for its classes and one for 4 bytes of symbols.
+    Timing: 4 bytes a cycle, and 2 cycles a chunk; a table takes besides 64 cycles for its classes.
 
     Parameters
     ----------
@@ -57,23 +57,23 @@ class PreambleReader(wiring.Component):
         hold, in_hold = Signal(8 * W, reset_less=True), Signal(range(W // 4 + 1))
         word, there, eat = hold[:32], Signal(), Signal()
         reading, new = Signal(), Signal()
-        symbols = Signal(range(1 << 16), reset_less=True)       # words still to come
-        m.d.comb += [there.eq(in_hold != 0),
-                     self.i.ready.eq(reading & ((in_hold == 0) | ((in_hold == 1) & eat)))]
+        symbols, some = Signal(range(1 << 16), reset_less=True), Signal()   # words to come; any?
+        # A chunk is asked for when there is nothing of the one before, and by a register.
+        take = self.i.valid & self.i.ready
+        m.d.sync += self.i.ready.eq(reading & ~there & ~take)
         with m.If(eat):
-            m.d.sync += [hold.eq(hold >> 32), in_hold.eq(in_hold - 1)]
-        with m.If(self.i.valid & self.i.ready):
-            m.d.sync += [hold.eq(self.i.payload), in_hold.eq(W // 4)]
+            m.d.sync += [hold.eq(hold >> 32), in_hold.eq(in_hold - 1), there.eq(in_hold != 1)]
+        with m.If(take):
+            m.d.sync += [hold.eq(self.i.payload), in_hold.eq(W // 4), there.eq(1)]
 
         number = Signal(range(head_words(W)))
         unit, at_class = Signal(PREFIX), Signal()
         with m.FSM():
             with m.State("REST"):
                 with m.If(self.start):
-                    m.d.sync += [self.done.eq(0), self.wrong.eq(0), number.eq(0), in_hold.eq(0)]
+                    m.d.sync += [self.done.eq(0), self.wrong.eq(0), number.eq(0), there.eq(0)]
                     m.next = "FIELDS"
             with m.State("FIELDS"):
-                # i.ready may not depend on i.valid through ``there``: a word a cycle.
                 m.d.comb += [reading.eq(1), eat.eq(there)]
                 with m.If(eat):
                     m.d.sync += number.eq(number + 1)
@@ -81,13 +81,12 @@ class PreambleReader(wiring.Component):
                         with m.Case(0):
                             m.d.sync += [self.meadow.eq(word[0]), new.eq(word[1]),
                                          self.log2_c.eq(word[2:4]), self.log2_n.eq(word[4:7]),
-                                         symbols.eq(word[16:])]
+                                         symbols.eq(word[16:]), some.eq(word[16:] != 0)]
                         with m.Case(1):
                             m.d.sync += self.steps.eq(word)
                         with m.Case(2):
                             m.d.sync += self.words.eq(word)
                         with m.Case(head_words(W) - 1):
-                            m.d.comb += reading.eq(0)       # if there is a table, it goes on
                             m.next = "CHECK"
             with m.State("CHECK"):
                 known = Mux(self.meadow, int(self.with_meadow), int(self.with_entropy)).bool()
@@ -102,18 +101,14 @@ class PreambleReader(wiring.Component):
                 with m.If(there):
                     m.d.sync += [unit.eq(unit + 1), self.tables.word_addr.eq(0)]
                     with m.If(unit.all()):
-                        m.d.comb += reading.eq(symbols != 0)
                         m.next = "SYMBOLS"
             with m.State("SYMBOLS"):
-                m.d.comb += [reading.eq(symbols > 1), eat.eq(there & (symbols != 0)),
-                             self.tables.word_en.eq(eat)]
+                m.d.comb += [reading.eq(some), eat.eq(there & some), self.tables.word_en.eq(eat)]
                 with m.If(eat):
-                    m.d.sync += [symbols.eq(symbols - 1),
+                    m.d.sync += [symbols.eq(symbols - 1), some.eq(symbols != 1),
                                  self.tables.word_addr.eq(self.tables.word_addr + 1)]
-                with m.If(symbols == 0):
+                with m.If(~some):
                     m.next = "END"
-                with m.Elif(~there):
-                    m.d.comb += reading.eq(1)
             with m.State("END"):
                 m.d.sync += self.done.eq(1)
                 m.next = "REST"
@@ -209,11 +204,11 @@ class Unpacker(wiring.Component):
         c = Mux(head.log2_c == 0, 1, Mux(head.log2_c == 1, 2, 4)) if self.with_meadow \
             else Const(1, 1)
         size, known = Signal.like(self.tiles.payload, reset_less=True), Signal()    # the next tile
-        to_issue = Signal.like(size)                    # steps of this tile
+        to_issue, last = Signal.like(size), Signal()    # steps of this tile; it is one
         steps = Signal(COUNT_BITS)                      # of the segment, to issue
         more_steps, last_step = Signal(), Signal()      # steps != 0, steps == 1
         broken, begin, next_tile = Signal(), Signal(), Signal()
-        issue, with_room = Signal(), Signal(init=1)
+        issue, with_room = Signal(), Signal()
         check = CRC32_ISO_HDLC(data_width=8 * W).create()
         m.submodules.check = check
         m.d.comb += [self.tiles.ready.eq(~known), self.error.eq(broken)]
@@ -222,11 +217,11 @@ class Unpacker(wiring.Component):
 
         # Steps, tile after tile.
         finished = Signal()                             # the segment's last chunk was taken
-        last = to_issue == 1
         with m.If(issue):
-            m.d.sync += to_issue.eq(to_issue - 1)
+            m.d.sync += [to_issue.eq(to_issue - 1), last.eq(to_issue == 2)]
         with m.If(next_tile):
-            m.d.sync += [to_issue.eq(size >> head.log2_c), known.eq(0)]
+            m.d.sync += [to_issue.eq(size >> head.log2_c), known.eq(0),
+                         last.eq((size >> head.log2_c) == 1)]
         with m.FSM() as fsm:
             with m.State("REST"):
                 with m.If(known & broken):
@@ -262,7 +257,7 @@ class Unpacker(wiring.Component):
                 with m.If(finished):
                     m.next = "REST"
             with m.State("ZEROS"):
-                with m.If((to_issue == 0) | (issue & last)):
+                with m.If(to_issue == 0):
                     m.next = "REST"
 
         # Words, tile after tile; behind the last one what is left, and the checksum.
@@ -294,12 +289,11 @@ class Unpacker(wiring.Component):
                     m.next = "WORDS"
 
         # Chunks go to the preamble, to the lanes, or are the checksum.
-        reading = fsm.ongoing("PREAMBLE")
         m.d.comb += [
-            head.i.valid.eq(self.i.valid & reading), head.i.payload.eq(self.i.payload),
-            refill.i.valid.eq(self.i.valid & ~reading & ~trailer & ~broken),
-            refill.i.payload.eq(self.i.payload),
-            self.i.ready.eq(Mux(reading, head.i.ready, (refill.i.ready & ~broken) | trailer)),
+            head.i.valid.eq(self.i.valid), head.i.payload.eq(self.i.payload),
+            # It takes none of the preamble or the checksum: before and behind its words it is over.
+            refill.i.valid.eq(self.i.valid & ~broken), refill.i.payload.eq(self.i.payload),
+            self.i.ready.eq(head.i.ready | (refill.i.ready & ~broken) | trailer),
             refill.start.eq(begin), refill.words.eq(head.words)]
         checked = Signal(8 * W, reset_less=True)
         m.d.sync += [checked.eq(self.i.payload),
@@ -316,22 +310,23 @@ class Unpacker(wiring.Component):
         with m.Else():
             m.d.sync += drained.eq(1)
 
-        # When is there a step?
+        # When is there a step? Whether there may be one is found out a cycle ahead.
         pace = Signal(2)                                # cycles until the next may come
+        per_step = Mux(c < config.unpack_cycles, config.unpack_cycles, c)
         packet, packet_end = Signal(7), Signal(7, reset_less=True)
-        first, ready = Signal(), Signal()
+        first, may, may_zero = Signal(), Signal(), Signal()
         starting = Signal()                     # and the lanes do not know it yet
-        m.d.sync += [starting.eq(begin),
-                     ready.eq(Cat(k.ready for k in lanes).all() & ~begin & ~starting)]
-        m.d.sync += packet_end.eq((1 << head.log2_n) - 1)
         stepping = fsm.ongoing("STEPS") & more_steps
-        m.d.comb += issue.eq(with_room & (
-            (stepping & (pace == 0) & refill.room & ready)
-            | (fsm.ongoing("ZEROS") & (to_issue != 0))))
-        step = issue & stepping
+        step = may & stepping
+        m.d.sync += [
+            starting.eq(begin), packet_end.eq((1 << head.log2_n) - 1),
+            may.eq(Cat(k.ready for k in lanes).all() & ~begin & ~starting & refill.room & with_room
+                   & Mux(step, per_step == 1, pace <= 1)),
+            may_zero.eq(fsm.ongoing("ZEROS") & (to_issue != 0) & with_room & ~may_zero)]
+        m.d.comb += issue.eq(step | may_zero)
         with m.If(step):
             m.d.sync += [steps.eq(steps - 1), more_steps.eq(~last_step), last_step.eq(steps == 2),
-                         pace.eq(Mux(c < config.unpack_cycles, config.unpack_cycles, c) - 1),
+                         pace.eq(per_step - 1),
                          packet.eq((packet + 1) & packet_end)]
         with m.Elif(pace != 0):
             m.d.sync += pace.eq(pace - 1)
@@ -382,6 +377,7 @@ class Unpacker(wiring.Component):
             out.o.ready.eq(self.o.ready), self.busy.eq(room != self.DEPTH),
             after.eq(room - Mux(issue, Mux(stepping, c, 1), 0) + (self.o.valid & self.o.ready))]
         # The next step's chunks; with C = 1 those of the one before are not in ``room`` yet.
-        m.d.sync += [room.eq(after), with_room.eq(room >= Mux(head.log2_c[1], 4, 2))]
+        m.d.comb += with_room.eq(room >= Mux(head.log2_c[1], 4, 2))
+        m.d.sync += room.eq(after)
         assert exact_log2(TABLE_BYTES // 4) == 9
         return ResetInserter(self.flush)(m)
