@@ -25,8 +25,8 @@ ODD = dict(hidden=96, layers=2, heads=6, kv_heads=2, head_dim=24, ffn=80, vocab=
 class Chip:
     """A simulated board with a model in it, and the golden model beside it."""
 
-    def __init__(self, target: SimTarget, board, model: str):
-        self.target, self.source = target, Source(model, board)
+    def __init__(self, target: SimTarget, board, model: str, packing: str = "auto"):
+        self.target, self.source = target, Source(model, board, packing=packing)
         target.load(self.source)
         self.golden = GoldenModel(self.source.quantised, context=self.source.image.context)
 

@@ -92,6 +92,10 @@ class Source:
             pass            # not there, or damaged in any way: make it again
         from .budget import choose_grid
         from .quantise import quantise
+        if budget:
+            from .equalise import equalise
+            model = equalise(
+                model, progress=lambda n: self._tell("evening out columns, tokens:", n))
         grid = choose_grid(model, bits=self.bits, target_ppl=self.target_ppl, progress=self._tell)
         made = quantise(model, weights="int8" if budget else self.weights, grid=grid,
                         progress=lambda n: self._tell("calibrating, tokens:", n))
@@ -198,8 +202,8 @@ def _digest(name: str, how: str) -> str:
     h = hashlib.sha256(" ".join((how, *versions)).encode())
     package = Path(__file__).parent
     code = [package / f"{x}.py" for x in (
-        "blocks", "budget", "chat", "gguf_file", "gguf_model", "gguf_tokenizer", "metadata",
-        "model", "quantise", "sampling")]
+        "blocks", "budget", "chat", "equalise", "gguf_file", "gguf_model", "gguf_tokenizer",
+        "metadata", "model", "quantise", "sampling")]
     found = find_model(name)
     files = [found] if found.is_file() else [
         p for p in sorted(found.iterdir())
