@@ -1,6 +1,7 @@
 # Every target sets up what it needs; `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-synth setup-smollm2 story test lint bench fmax mutate docs clean
+.PHONY: help setup setup-synth setup-smollm2 story test lint bench fmax netlist bitstreams mutate \
+    docs clean
 .DELETE_ON_ERROR:
 
 # The first Python that is new enough, or else python3, about which the set-up then complains.
@@ -35,6 +36,14 @@ bench: setup ## cycles, memory and MAC utilisation from the RTL's counters
 
 fmax: .venv/.synth ## place and route the core for an ECP5-85F; ARGS="--write" stores docs/fmax.md
 	@$(BIN)/python scripts/fmax.py $(ARGS)
+
+netlist: .venv/.synth ## does what synthesis made of the array compute the same? (minutes)
+	@$(BIN)/python -m pytest sim_tests/netlist_check.py $(ARGS)
+
+bitstreams: .venv/.synth ## build all boards that have a bitstream; ARGS="--seeds 3" tries placements
+	@for board in $$($(BIN)/python -c 'from meadowlark_boards import BOARDS; \
+	        print(*(b.name for b in BOARDS.values() if b.sdram))'); do \
+	    echo "== $$board"; $(BIN)/meadowlark build --board $$board $(ARGS) || exit; done
 
 mutate: setup ## break the gateware in many small ways and see the tests notice
 	@$(BIN)/python scripts/mutate.py $(ARGS)

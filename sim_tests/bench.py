@@ -40,7 +40,8 @@ _PORTS = "BENCH_PORTS"
 # Building and running: called by pytest.
 
 def simulate(component, module: str, *, seed: int, sim: str | None = None,
-             testcase: str | None = None, peek: bool = False, **params) -> None:
+             testcase: str | None = None, peek: bool = False, text: str | None = None,
+             **params) -> None:
     """Run cocotb tests on a component; fail if one of them does.
 
     Parameters
@@ -57,6 +58,8 @@ def simulate(component, module: str, *, seed: int, sim: str | None = None,
         Runs only the cocotb tests with this name, all their parametrisations included.
     peek : bool
         Makes signals inside the component readable too; ports always are. Slower on Verilator.
+    text : str, optional
+        Verilog to run instead of the component's own, with the same ports: a netlist.
     **params
         Reach the tests as environment variables, upper case, as ``str(value)``.
 
@@ -71,13 +74,13 @@ def simulate(component, module: str, *, seed: int, sim: str | None = None,
     if sim not in SIMULATORS:
         raise ValueError(f"sim must be one of {', '.join(SIMULATORS)}, not {sim!r}")
     waves = os.environ.get("WAVES", "0") not in ("", "0")
-    text = rtlil.convert(component, name="dut", emit_src=False)
     ports = _ports(component)
-    if sim == "verilator":
+    if text is None:
+        text = rtlil.convert(component, name="dut", emit_src=False)
         # Noise where memories make no promise; Icarus would spread it as X: no collisions there.
-        build_dir = _build_verilator(_verilog(relax(text)), list(ports), peek, waves)
-    else:
-        build_dir = _build_icarus(_verilog(text), waves)
+        text = _verilog(relax(text) if sim == "verilator" else text)
+    build_dir = _build_icarus(text, waves) if sim == "icarus" \
+        else _build_verilator(text, list(ports), peek, waves)
     _run(sim, build_dir, module, seed, testcase, waves, {
         _PORTS: json.dumps(ports), **{k.upper(): str(v) for k, v in params.items()}})
 

@@ -210,8 +210,7 @@ def test_ulx3s(ulx3s, tmp_path, seed):
 
 def test_sleep_changes_nothing(tmp_path, seed):
     """With and without gated clocks: the same tokens, logits and counters, to the cycle."""
-    board = get_board("virtual")
-    board = replace(board, config=board.config.replace(W=4, P=5, bus_bytes=4))
+    board = get_board("ulx3s_45f")
     model = str(random_model(tmp_path / "odd", seed=seed, **ODD))
     seen = []
     for sleep in (True, False):

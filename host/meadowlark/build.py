@@ -54,6 +54,12 @@ def platform_of(board: Board) -> Any:
     return getattr(importlib.import_module(module), name)()
 
 
+def _chip(platform: Any) -> dict[str, Any]:
+    """The platform's ECP5 in nextpnr's words."""
+    return {"device": {"LFE5U-25F": "25k", "LFE5U-45F": "45k", "LFE5U-85F": "85k"}[platform.device],
+            "package": platform.package.replace("BG", "CABGA"), "speed": int(platform.speed)}
+
+
 def design(board: Board) -> tuple[str, str]:
     """The whole chip as RTLIL, and its pins as a constraint file (LPF)."""
     from meadowlark_hdl.chips.sdram_top import SdramTop
@@ -88,7 +94,7 @@ def build(board: Board, directory: Path, *, seeds: int = 1,
         Synthesis is not installed, the board has no bitstream, or a tool failed.
     """
     tell = progress or (lambda line: None)
-    platform_of(board)
+    chip = _chip(platform_of(board))
     check_tools()
     directory.mkdir(parents=True, exist_ok=True)
     tell("elaborating the chip")
@@ -102,7 +108,7 @@ def build(board: Board, directory: Path, *, seeds: int = 1,
         place = directory / f"seed{seed}"
         place.mkdir(exist_ok=True)
         shutil.copyfile(directory / "top.json", place / "top.json")
-        report = place_and_route(place, seed=seed, freq_mhz=board.clock_mhz,
+        report = place_and_route(place, **chip, seed=seed, freq_mhz=board.clock_mhz,
                                  lpf=directory / "top.lpf", progress=progress)
         tried[seed] = report.core_mhz
         if best is None or report.core_mhz > best[1].core_mhz:

@@ -688,6 +688,9 @@ def _listing(facts: dict, indent: str = "") -> str:
     for name, value in facts.items():
         if isinstance(value, dict):
             lines += [f"{indent}{name}", _listing(value, indent + "  ")]
+        elif isinstance(value, list) and len(shown := list(map(str, value))) > 1 \
+                and max(map(len, shown)) > 20:
+            lines += [f"{indent}{name}", *(f"{indent}  {line}" for line in shown)]
         else:
             shown = ", ".join(map(str, value)) if isinstance(value, list) else \
                 f"{value:,}" if isinstance(value, (int, float)) else str(value)

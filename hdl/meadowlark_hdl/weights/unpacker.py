@@ -234,7 +234,7 @@ class Unpacker(wiring.Component):
                         m.d.sync += [to_issue.eq(size), broken.eq(1)]
                         m.next = "ZEROS"
                 with m.Elif(known & ~self.ended):
-                    m.d.comb += [head.start.eq(1), check.start.eq(1)]
+                    m.d.comb += head.start.eq(1)
                     m.next = "PREAMBLE"
             with m.State("PREAMBLE"):
                 with m.If(head.done):
@@ -296,7 +296,8 @@ class Unpacker(wiring.Component):
             self.i.ready.eq(head.i.ready | (refill.i.ready & ~broken) | trailer),
             refill.start.eq(begin), refill.words.eq(head.words)]
         checked = Signal(8 * W, reset_less=True)
-        m.d.sync += [checked.eq(self.i.payload),
+        # A preamble's first chunk is taken no sooner than two cycles after its start.
+        m.d.sync += [check.start.eq(head.start), checked.eq(self.i.payload),
                      check.valid.eq(self.i.valid & self.i.ready & ~trailer)]
         m.d.comb += [check.data.eq(checked), head.sound.eq(check.match_detected)]
 
