@@ -130,7 +130,7 @@ MUTANTS = [
     M("weights/decoder", "decoder", "the last chunk of short headers always gives two items",
       "short & ~second & (header_left != 1)", "short & ~second"),
     M("weights/decoder", "decoder", "units do not wait for each other",
-      "(selected == k) & ~others.any())", "(selected == k))"),
+      "(selected == k) & ~others[k]),", "(selected == k)),"),
     M("weights/tile_buffer", "tile_buffer", "a half is filled while it is read",
       "ready.eq(~after.bit_select(back ^ last, 1))", "ready.eq(1)"),
 

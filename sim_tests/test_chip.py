@@ -1,6 +1,5 @@
 """The whole chip, through the driver: every token and every logit equals the golden model's."""
 from contextlib import closing
-from dataclasses import replace
 
 import numpy as np
 import pytest

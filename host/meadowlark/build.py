@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -20,24 +21,28 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 
+#: Clocks that placer and router aim at, over those the board has: a higher aim gives quicker chips.
+AIM = 1.25
+
 
 @dataclass(frozen=True)
 class Built:
     """A bitstream and what it is made of.
 
     bitstream: file. seed: the placement it comes from. report: of that placement. tried: core
-    clock in MHz by seed. cells: of the netlist, by type.
+    clock in MHz by seed. cells: of the netlist, by type. wanted_mhz: what the board drives it with.
     """
     bitstream: Path
     seed: int
     report: Report
     tried: dict[int, float]
     cells: dict[str, int]
+    wanted_mhz: float
 
     @property
     def meets_timing(self) -> bool:
-        """Every clock reaches what it is driven with."""
-        return self.report.met
+        """Every clock reaches what it is driven with; there is one."""
+        return self.report.core_mhz >= self.wanted_mhz
 
 
 def platform_of(board: Board) -> Any:
@@ -74,6 +79,12 @@ def design(board: Board) -> tuple[str, str]:
     return files["top.il"], files["top.lpf"]
 
 
+def _aiming_higher(pins: str) -> str:
+    """The constraint file with :data:`AIM` times its frequencies."""
+    return re.sub(r'(FREQUENCY NET "[^"]*" )([0-9.]+)',
+                  lambda found: f"{found[1]}{AIM * float(found[2])}", pins)
+
+
 def build(board: Board, directory: Path, *, seeds: int = 1,
           progress: Progress | None = None) -> Built:
     """Build a bitstream.
@@ -99,7 +110,7 @@ def build(board: Board, directory: Path, *, seeds: int = 1,
     directory.mkdir(parents=True, exist_ok=True)
     tell("elaborating the chip")
     rtlil, pins = design(board)
-    (directory / "top.lpf").write_text(pins)
+    (directory / "top.lpf").write_text(_aiming_higher(pins))
     cells = synthesise(rtlil, directory, progress=progress)
     tried: dict[int, float] = {}
     best: tuple[int, Report] | None = None
@@ -108,12 +119,12 @@ def build(board: Board, directory: Path, *, seeds: int = 1,
         place = directory / f"seed{seed}"
         place.mkdir(exist_ok=True)
         shutil.copyfile(directory / "top.json", place / "top.json")
-        report = place_and_route(place, **chip, seed=seed, freq_mhz=board.clock_mhz,
+        report = place_and_route(place, **chip, seed=seed, freq_mhz=AIM * board.clock_mhz,
                                  lpf=directory / "top.lpf", progress=progress)
         tried[seed] = report.core_mhz
         if best is None or report.core_mhz > best[1].core_mhz:
             best = seed, report
-        if report.met:
+        if report.core_mhz >= board.clock_mhz:
             break
     assert best is not None
     seed, report = best
@@ -127,7 +138,7 @@ def build(board: Board, directory: Path, *, seeds: int = 1,
         raise UserError(f"ecppack failed with status {done.returncode}: "
                         f"{(done.stderr or done.stdout).strip()[-300:]}")
     beside.replace(bitstream)
-    built = Built(bitstream, seed, report, tried, cells)
+    built = Built(bitstream, seed, report, tried, cells, board.clock_mhz)
     write_atomic(directory / "report.json",
                  json.dumps(summary(board, built), indent=2).encode() + b"\n")
     return built

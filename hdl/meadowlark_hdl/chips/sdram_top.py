@@ -1,11 +1,13 @@
 """A core with SDR SDRAM and a UART, down to the pins."""
 from __future__ import annotations
 
-from amaranth import ClockDomain, ClockSignal, Elaboratable, Module
+from amaranth import (ClockDomain, ClockSignal, DomainRenamer, Elaboratable, Module, ResetInserter,
+                      ResetSignal, Signal)
 from amaranth.lib import cdc, io, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..config import Config
+from ..copies import OWN
 from ..core import Core
 from ..link.uart import Uart
 from ..memory.sdram import SdramController
@@ -56,9 +58,16 @@ class SdramTop(Elaboratable):
         hz = round(self.clock_mhz * 1e6)
         m.submodules.core = core = Core(self.config, board=self.name, clock_hz=hz,
                                         memory_bytes=self.part.size_bytes, sleep=self.sleep)
-        m.submodules.sdram = sdram = SdramController(self.config, self.part,
-                                                     clock_mhz=self.clock_mhz, pads=2)
-        m.submodules.uart = uart = Uart(clock_hz=hz, baud=self.baud)
+        sdram = SdramController(self.config, self.part, clock_mhz=self.clock_mhz, pads=2)
+        uart = Uart(clock_hz=hz, baud=self.baud)
+        # A register of reset for each block, as in the core: one would reach across the chip.
+        m.domains.around = ClockDomain(reset_less=True)
+        m.d.comb += ClockSignal("around").eq(ClockSignal())
+        for name, block in (("sdram", sdram), ("uart", uart)):
+            reset = Signal(name=f"reset_{name}", attrs=OWN)
+            m.d.around += reset.eq(ResetSignal(allow_reset_less=True))
+            m.submodules[name] = ResetInserter({"around": reset})(
+                DomainRenamer("around")(block))
         wiring.connect(m, core.mem, sdram.port)
         wiring.connect(m, uart.rx, core.rx)
         wiring.connect(m, core.tx, uart.tx)
