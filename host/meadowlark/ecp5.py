@@ -62,14 +62,11 @@ class Report:
         Count of each kind of cell of the chip, such as TRELLIS_COMB.
     critical : list of PathStep
         The slowest path of the slowest clock, from register to register.
-    met : bool
-        Each clock reaches its constraint.
     """
     fmax_mhz: dict[str, float]
     used: dict[str, int]
     available: dict[str, int]
     critical: list[PathStep]
-    met: bool = True
 
     @property
     def core_mhz(self) -> float:
@@ -205,9 +202,7 @@ def read_report(path: Path) -> Report:
     return Report(fmax_mhz={_clean(name): value for name, value in clocks.items()},
                   used={kind: value["used"] for kind, value in use.items()},
                   available={kind: value["available"] for kind, value in use.items()},
-                  critical=critical,
-                  met=all(value["achieved"] >= value["constraint"]
-                          for value in raw["fmax"].values()))
+                  critical=critical)
 
 
 def _clean(clock: str) -> str:

@@ -16,9 +16,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from .errors import UserError
-from .model import FloatModel, Layer, Model
-from .quantise import calibration_tokens
+from .model import Layer, Model
+from .quantise import calibration_tokens, observe
 
 #: Share of the spread of the activations (its logarithm) that the weights take over.
 STRENGTH = 0.5
@@ -79,14 +78,8 @@ def equalise(model: Model, calibration: Iterable[Sequence[int]] | None = None,
     """
     if calibration is None:
         calibration = calibration_tokens(model, max_tokens=TOKENS)
-    runner, columns = FloatModel(model), _Columns()
-    for tokens in calibration:
-        runner.forward(tokens, columns.observe)
-        columns.tokens += len(tokens)
-        if progress:
-            progress(columns.tokens)
-    if not columns.tokens:
-        raise UserError("evening out columns needs at least one sequence of tokens; give a text.")
+    columns = _Columns()
+    columns.tokens = observe(model, calibration, columns.observe, progress)
     final = columns.factors("final", -1)
     return replace(
         model, layers=tuple(_layer(model, i, layer, columns)

@@ -21,7 +21,7 @@ from meadowlark_hdl.weights.decoder_golden import SHORT_BITS
 from .blocks import BlockTensor
 from .chat import ChatTemplate
 from .errors import UserError
-from .model import DATA, FloatModel, Layer, Model, rope_angles
+from .model import DATA, FloatModel, Layer, Model, Observer, rope_angles
 from .sampling import LOG2_E, mantissa_shift
 
 ROPE_FRAC = 14          #: fractional bits of cos and sin
@@ -203,17 +203,26 @@ def calibration_tokens(model: Model, text: str | None = None, *, max_tokens: int
     return out
 
 
+def observe(model: Model, calibration: Iterable[Sequence[int]], observer: Observer,
+            progress: Callable[[int], None] | None = None) -> int:
+    """Run the float model over token sequences, watched; returns how many tokens that were.
+    progress gets the number of tokens done."""
+    runner, done = FloatModel(model), 0
+    for tokens in calibration:
+        runner.forward(tokens, observer)
+        done += len(tokens)
+        if progress:
+            progress(done)
+    if not done:
+        raise UserError("calibration needs at least one sequence of tokens; give a text.")
+    return done
+
+
 def measure(model: Model, calibration: Iterable[Sequence[int]],
             progress: Callable[[int], None] | None = None) -> Ranges:
     """Run the float model over token sequences; progress gets the number of tokens done."""
-    ranges, runner = Ranges(), FloatModel(model)
-    for tokens in calibration:
-        runner.forward(tokens, ranges.observe)
-        ranges.tokens += len(tokens)
-        if progress:
-            progress(ranges.tokens)
-    if not ranges.tokens:
-        raise UserError("calibration needs at least one sequence of tokens; give a text.")
+    ranges = Ranges()
+    ranges.tokens = observe(model, calibration, ranges.observe, progress)
     return ranges
 
 

@@ -172,7 +172,7 @@ class Issue(wiring.Component):
             return [release.eq(Mux(half, 2, 1)), half.eq(~half)]
 
         flight = result_cycle(config) + or_levels(config) + P + 3     # issue -> last result taken
-        scored = 18 + ceil_log2(W)                                    # issue -> score readable
+        scored = 18 + ceil_log2(W)      # issue -> score written; SV reads none in its first cycles
 
         def finish(cycles):
             m.d.sync += settle.eq(cycles)
