@@ -9,6 +9,7 @@ from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 from memory_model import SimMemory, begin
 
 from meadowlark_hdl.config import Config
+from meadowlark_hdl.memory.fifo import RamQueue
 from meadowlark_hdl.memory.reader import Reader
 from meadowlark_hdl.signatures import TileJob, TileTag
 
@@ -131,7 +132,7 @@ async def asks_only_for_what_has_room(dut):
     await ClockCycles(dut.clk, 400)             # nobody takes a chunk
     asked = sum(n for _, _, n in memory.reads)
     # Up to 4 chunks have left the RAM for its output queue.
-    assert c.fifo_words - c.burst_words < asked <= c.fifo_words + 4 * c.bus_per_chunk
+    assert c.fifo_words - c.burst_words < asked <= c.fifo_words + RamQueue.CREDITS * c.bus_per_chunk
     assert len(memory.read_times) == asked and dut.full.value and not dut.idle.value
     # What has run ahead comes out a chunk a cycle, whatever the bus.
     cocotb.start_soon(recv(dut, "tags", len(jobs), layout=TileTag(c)))

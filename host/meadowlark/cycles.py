@@ -79,7 +79,7 @@ class Overheads:
     plan_block: int = 5
     pass_: int = 4
     sample: int = 30
-    fetch: int = 8
+    fetch: int = 9
     table: int = 2
     queue: int = 8
     command: int = 3
@@ -99,10 +99,10 @@ class Overheads:
     sum_gap: int = 17
     norm: int = 42
     token: int = 5
-    store: int = 5
+    store: int = 4
     store_burst: int = 3
     store_ahead: int = 16
-    settle: int = 2
+    settle: int = 3
 
     def epilogue(self, epi: int) -> int:
         """Cycles from a result to its effect."""

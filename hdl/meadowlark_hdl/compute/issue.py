@@ -85,14 +85,16 @@ class Issue(wiring.Component):
         c = self.control
         lane = c.lane
 
-        # Every control bit is 0 unless this cycle sets it; addresses may be anything then.
-        m.d.sync += [c.eq(0), lane.shift.eq(instr.shift), self.norm_start.eq(0),
-                     self.rope.valid.eq(0), self.pass_end.eq(0), self.retired.eq(0)]
+        # Every control bit is 0 unless this cycle sets it; addresses always stand.
+        m.d.sync += [c.eq(0), self.norm_start.eq(0), self.rope.valid.eq(0), self.pass_end.eq(0),
+                     self.retired.eq(0), self.array_active.eq(0), self.wait_tile.eq(0),
+                     self.wait_vector.eq(0), self.wait_store.eq(0)]
 
         half = Signal()                     # of the tile at the front
         tiles_left = Signal(15)             # after this one
-        row = Signal(8)                     # within the tile; keys in QK and SV
-        row_end = Signal(8)                 # the tile's last one, or the last key for this block
+        row = Signal(8)                     # within the tile
+        rows_left = Signal(8)               # after this one; keys in QK and SV
+        row_end = Signal(8)                 # the tile's last one
         row_no = Signal(18)                 # within the instruction
         tile_row_no = Signal(18)            # row_no of the tile's first row
         beat = Signal(11)
@@ -103,17 +105,43 @@ class Issue(wiring.Component):
         x_first = Signal(13)                # the same of the first block
         x_addr = Signal(13)
         timer = Signal(range(max(P, self.sum_gap) + 1))     # cycles until a row may start
-        token = Signal(13)
+        may_start = Signal(init=1)          # timer is 0
+        tokens_left = Signal(13)            # after this one
         token_lane = Signal(range(P))
         settle = Signal(6)
-        last_beat = Signal()
-        # Ends of counts, a register ahead of the comparison.
-        beat_end, token_end, block_end = Signal(11), Signal(13), Signal(6)
-        m.d.sync += [beat_end.eq(instr.row_beats - 1), token_end.eq(pass_.n - 1),
-                     block_end.eq(pass_.nb - 1)]
-        m.d.comb += last_beat.eq(beat == beat_end)
+        # Whether a count is at its end: registers, so that no comparison is in a control's way.
+        first_beat, last_beat, one_beat = Signal(), Signal(), Signal()
+        last_row, one_row = Signal(), Signal()              # of the tile; its only one
+        last_tile, final_tile = Signal(), Signal()          # the next one, the one in use
+        last_block, first_is_last, last_token = Signal(), Signal(), Signal()
+        block_end, beat_before_end = Signal(6), Signal(11)
+        # A row of results takes at least P >= 4 cycles, so most ends are known in time.
+        m.d.sync += [
+            one_beat.eq(instr.row_beats == 1), beat_before_end.eq(instr.row_beats - 2),
+            block_end.eq(pass_.nb - 1), last_block.eq(block == block_end),
+            first_is_last.eq(first_block == block_end), last_tile.eq(tiles_left == 1)]
+
+        def begin_row():
+            return [beat.eq(0), first_beat.eq(1), last_beat.eq(one_beat)]
+
+        def next_beat_of_row():
+            return [beat.eq(Mux(last_beat, 0, beat + 1)), first_beat.eq(last_beat),
+                    last_beat.eq(Mux(last_beat, one_beat, beat == beat_before_end))]
+
+        def rows_to_do(n):
+            return [rows_left.eq(n - 1), last_row.eq(n == 1)]
+
+        def next_row():
+            return [rows_left.eq(rows_left - 1), last_row.eq(rows_left == 1)]
+
+        def next_token():
+            return [tokens_left.eq(tokens_left - 1), last_token.eq(tokens_left == 1)]
+
+        def hold_rows(cycles):
+            """The next row starts so many cycles from now at the earliest."""
+            return [timer.eq(cycles), may_start.eq(cycles == 0)]
         with m.If(timer != 0):
-            m.d.sync += timer.eq(timer - 1)
+            m.d.sync += hold_rows(timer - 1)
 
         # Attention
         tile_base = Signal(13)              # position of the tile's first key
@@ -130,35 +158,54 @@ class Issue(wiring.Component):
         single = Signal()                   # all keys are in one tile
         element = Signal(10)                # of the drain
         slot_addr = Signal(4)
+        drains = Signal()                   # the block sees its last key in this tile
+        last_keys = Signal()                # no keys after this tile
+        m.d.sync += last_keys.eq(keys_left == tile_keys)
         # An accumulator takes two cycles: SV with one beat a key issues every other cycle.
-        one_beat, held = Signal(), Signal()
-        m.d.sync += one_beat.eq((instr.op == Op.SV) & (beat_end == 0))
+        held = Signal()
+
+        # What the instruction is, in registers: constant from its second cycle on.
+        is_embed, is_rope, is_norm, is_linear, is_qk, is_sv = (
+            Signal(name=f"is_{op.name.lower()}") for op in (
+                Op.EMBED, Op.ROPE, Op.NORM, Op.LINEAR, Op.QK, Op.SV))
+        m.d.sync += [flag.eq(instr.op == op) for flag, op in (
+            (is_embed, Op.EMBED), (is_rope, Op.ROPE), (is_norm, Op.NORM),
+            (is_linear, Op.LINEAR), (is_qk, Op.QK), (is_sv, Op.SV))]
+
+        # Addresses and the like: they count for nothing where no enable goes with them.
+        m.d.sync += [
+            lane.shift.eq(instr.shift), lane.x_addr.eq(x_addr), lane.dot_keep.eq(~first_beat),
+            lane.sel_p.eq(is_sv), c.row.eq(Mux(is_linear, row_no, element)), c.block.eq(block),
+            lane.sc_addr.eq(score_addr), lane.sc_block.eq(block), lane.sc_first.eq(key == 0),
+            lane.sc_age.eq(Mux(instr.heads | (age < 0), -1, age)), lane.s_addr.eq(score_addr),
+            lane.m_block.eq(block), lane.sum_block.eq(block), lane.sum_keep.eq(key != 0),
+            lane.acc_addr.eq(slot_addr), lane.acc_keep.eq(key != 0), lane.dr_sel.eq(element),
+            lane.st_lane.eq(token_lane)]
 
         # The joined result: the array's, or a serial element.
         element_valid = Signal()
         element_row = Signal(18)
         shift_reg = Signal(Beat(config))
         serial = Signal(range(W + 1))       # elements still in shift_reg
-        next_beat = Signal()                # serial is 0: the next beat is due
-        is_rope = Signal()
-        m.d.sync += is_rope.eq(instr.op == Op.ROPE)
+        next_beat = Signal()                # of the tile, into shift_reg
         out = self.result
         m.d.sync += [out.valid.eq(self.engine_result.valid | element_valid),
-                     out.payload.eq(self.engine_result.payload)]
-        with m.If(element_valid):
+                     out.payload.eq(self.engine_result.payload), next_beat.eq(0)]
+        with m.If(is_embed):
             m.d.sync += [out.payload.acc.eq(shift_reg[0]), out.payload.lane.eq(token_lane),
                          out.payload.row.eq(element_row), out.payload.block.eq(block),
                          out.payload.kind.eq(0), out.payload.scale.eq(self.tile.scale)]
 
-        direct = Signal()                   # this block reads the tile itself
+        # Who reads the tile: the vector unit, this block, or the array.
         direct_addr = Signal(range(config.tile_beats))
-        norming = Signal()
         release = Signal(2)
         scale_addr = Signal(range(2 * config.tile_rows))
-        m.d.sync += release.eq(0)
+        m.d.sync += [release.eq(0), c.beat_addr.eq(Cat(addr, half)),
+                     scale_addr.eq(Cat(row[:ceil_log2(config.tile_rows)], half))]
         m.d.comb += [
-            self.tile.beat_addr.eq(Mux(norming, Cat(self.gamma_addr, half),
-                                   Mux(direct, Cat(direct_addr, half), self.engine_beat_addr))),
+            self.tile.beat_addr.eq(
+                Mux(is_norm, Cat(self.gamma_addr, half),
+                    Mux(is_embed | is_rope, Cat(direct_addr, half), self.engine_beat_addr))),
             self.tile.scale_addr.eq(scale_addr), self.gamma.eq(self.tile.beat),
             self.tile.release.eq(self.engine_release | release)]
         front = Signal()
@@ -171,23 +218,30 @@ class Issue(wiring.Component):
         def release_now():
             return [release.eq(Mux(half, 2, 1)), half.eq(~half)]
 
-        flight = result_cycle(config) + or_levels(config) + P + 3     # issue -> last result taken
+        # The vector unit is across the chip: what it says is a cycle old.
+        norm_done, vector_busy = Signal(), Signal()
+        m.d.sync += [norm_done.eq(self.norm_done), vector_busy.eq(self.vector_busy)]
+        flight = result_cycle(config) + or_levels(config) + P + 4     # issue -> last result seen
         scored = 18 + ceil_log2(W)      # issue -> score written; SV reads none in its first cycles
 
         def finish(cycles):
             m.d.sync += settle.eq(cycles)
             m.next = "SETTLE"
 
+        # row_beats = head_dim / W is a power of two
+        log2_words = Signal(3)
+        m.d.sync += [log2_words.eq(model.head_log2 - log2_w),
+                     self.store_cmd.payload.addr.eq(instr.addr + (pass_.pos0 << log2_words)),
+                     self.store_cmd.payload.chunks.eq(pass_.n << log2_words)]
         m.d.comb += [self.instr.ready.eq(0), self.bad_op.eq(0)]
-        scale_row = Cat(row[:ceil_log2(config.tile_rows)], half)
 
-        with m.FSM() as fsm:
+        with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.instr.ready.eq(1)
                 m.d.sync += [
                     instr.eq(self.instr.payload.instr), self.pc.eq(self.instr.payload.pc),
                     tiles_left.eq(self.instr.payload.instr.tiles),
-                    token.eq(0), token_lane.eq(0), block.eq(0), tile_base.eq(0),
+                    token_lane.eq(0), block.eq(0), tile_base.eq(0), row.eq(0),
                     row_no.eq(0), tile_row_no.eq(0), element_row.eq(0),
                     x_first.eq(self.instr.payload.instr.x)]
                 with m.If(self.instr.valid):
@@ -198,7 +252,8 @@ class Issue(wiring.Component):
                     self.lanes.eq(Mux(instr.heads | (pass_.n > P), P, pass_.n)),
                     self.attending.eq((instr.op == Op.QK) | (instr.op == Op.SV))]
                 m.d.sync += [first_block.eq(0), keys_left.eq(pass_.ctx),
-                             single.eq(pass_.ctx <= instr.rows)]
+                             single.eq(pass_.ctx <= instr.rows),
+                             tokens_left.eq(pass_.n - 1), last_token.eq(pass_.n == 1)]
                 with m.Switch(instr.op):
                     with m.Case(Op.END):
                         m.d.sync += self.pass_end.eq(1)
@@ -218,24 +273,20 @@ class Issue(wiring.Component):
 
             # -- EMBED, ROPE: elements of a tile, one (or one pair) a cycle -----------------------
             with m.State("TOKEN_TILE"):
-                m.d.comb += [direct.eq(1), self.wait_tile.eq(~front)]
-                m.d.sync += [direct_addr.eq(0), beat.eq(0), settle.eq(2),
-                             scale_addr.eq(Cat(Signal(range(config.tile_rows)), half)),
-                             element_row.eq(0)]
+                m.d.sync += [self.wait_tile.eq(~front), direct_addr.eq(0), begin_row(),
+                             settle.eq(2), element_row.eq(0)]
                 with m.If(front):
                     m.next = "TOKEN_READ"
             with m.State("TOKEN_READ"):                 # the address stands; data 2 cycles later
-                m.d.comb += direct.eq(1)
                 m.d.sync += settle.eq(settle - 1)
                 with m.If(settle == 1):
-                    m.d.sync += direct_addr.eq(1)
+                    m.d.sync += [direct_addr.eq(1), next_beat.eq(1)]
                 m.d.sync += serial.eq(Mux(is_rope, W // 2, W) - 1)
                 with m.If(settle == 0):
                     m.next = "TOKEN_SERIAL"
             with m.State("TOKEN_SERIAL"):
-                m.d.comb += direct.eq(1)
                 m.d.sync += [serial.eq(serial - 1), next_beat.eq(serial == 1)]
-                m.d.comb += element_valid.eq(~is_rope)
+                m.d.comb += element_valid.eq(is_embed)
                 m.d.sync += [self.rope.valid.eq(is_rope), row_no.eq(row_no + is_rope),
                              element_row.eq(element_row + 1)]
                 # Data comes 2 cycles after its address, and a beat lasts W/2 >= 2 cycles: the
@@ -243,27 +294,27 @@ class Issue(wiring.Component):
                 with m.If(serial == 1):
                     m.d.sync += direct_addr.eq(direct_addr + 1)
                 with m.If(serial == 0):
-                    m.d.sync += [beat.eq(beat + 1), serial.eq(Mux(is_rope, W // 2, W) - 1)]
+                    m.d.sync += [next_beat_of_row(), serial.eq(Mux(is_rope, W // 2, W) - 1)]
                     with m.If(last_beat):
                         m.d.sync += release_now()
                         m.next = "TOKEN_NEXT"
             with m.State("TOKEN_NEXT"):
-                m.d.sync += [token.eq(token + 1), token_lane.eq(token_lane + 1)]
+                m.d.sync += [next_token(), token_lane.eq(token_lane + 1)]
                 with m.If(token_lane == P - 1):
                     m.d.sync += [token_lane.eq(0), block.eq(block + 1)]
                 m.next = "TOKEN_TILE"
-                with m.If(token == token_end):
-                    finish(6)
+                with m.If(last_token):
+                    finish(7)
 
             # -- NORM: the vector unit reads the gammas -------------------------------------------
             with m.State("NORM"):
-                m.d.comb += self.wait_tile.eq(~front)
+                m.d.sync += self.wait_tile.eq(~front)
                 with m.If(front):
                     m.d.sync += self.norm_start.eq(1)
                     m.next = "NORM_WAIT"
             with m.State("NORM_WAIT"):
-                m.d.comb += [norming.eq(1), self.wait_vector.eq(1)]
-                with m.If(self.norm_done):
+                m.d.sync += self.wait_vector.eq(1)
+                with m.If(norm_done):
                     m.d.sync += release_now()
                     finish(2)
 
@@ -276,44 +327,41 @@ class Issue(wiring.Component):
                 with m.Else():
                     m.next = "TILE"
             with m.State("TILE"):
-                m.d.comb += self.wait_tile.eq(~front)
-                m.d.sync += [row_end.eq(Mux(tiles_left == 1, instr.last_rows, instr.rows) - 1),
-                             tiles_left.eq(tiles_left - front), row.eq(0), beat.eq(0), addr.eq(0),
-                             row_no.eq(tile_row_no), block.eq(first_block),
+                m.d.sync += self.wait_tile.eq(~front)
+                rows = Mux(last_tile, instr.last_rows, instr.rows)
+                m.d.sync += [rows_to_do(rows), row_end.eq(rows - 1), one_row.eq(rows == 1),
+                             final_tile.eq(last_tile), tiles_left.eq(tiles_left - front),
+                             begin_row(), row.eq(0), addr.eq(0), row_no.eq(tile_row_no),
+                             block.eq(first_block), last_block.eq(first_is_last),
                              x_block.eq(x_first), x_addr.eq(x_first)]
                 with m.If(front):
                     m.next = "ROWS"
             with m.State("ROWS"):
-                with m.If((beat != 0) | (timer == 0)):
-                    m.d.comb += self.array_active.eq(1)
-                    with m.If(beat == 0):
-                        m.d.sync += timer.eq(P - 1)
-                    m.d.sync += [
-                        c.beat_addr.eq(Cat(addr, half)), lane.x_addr.eq(x_addr),
-                        lane.dot_keep.eq(beat != 0), lane.res_en.eq(last_beat),
-                        lane.res_kind.eq(0), c.row.eq(row_no), c.block.eq(block),
-                        scale_addr.eq(scale_row),
-                        addr.eq(addr + 1), beat.eq(beat + 1), x_addr.eq(x_addr + 1)]
+                with m.If(~first_beat | may_start):
+                    with m.If(first_beat):
+                        m.d.sync += hold_rows(P - 1)
+                    m.d.sync += [self.array_active.eq(1), lane.res_en.eq(last_beat),
+                                 next_beat_of_row(), addr.eq(addr + 1), x_addr.eq(x_addr + 1)]
                     with m.If(last_beat):
-                        m.d.sync += [beat.eq(0), x_addr.eq(x_block), row.eq(row + 1),
+                        m.d.sync += [next_row(), x_addr.eq(x_block), row.eq(row + 1),
                                      row_no.eq(row_no + 1)]
-                        with m.If(row == row_end):
-                            m.d.sync += [row.eq(0), addr.eq(0), row_no.eq(tile_row_no),
-                                         block.eq(block + 1),
+                        with m.If(last_row):
+                            m.d.sync += [rows_left.eq(row_end), last_row.eq(one_row), row.eq(0),
+                                         addr.eq(0), row_no.eq(tile_row_no), block.eq(block + 1),
                                          x_block.eq(x_block + model.block_words),
                                          x_addr.eq(x_block + model.block_words)]
-                            with m.If(block == block_end):
+                            with m.If(last_block):
                                 m.d.sync += [release_by_control(),
                                              tile_row_no.eq(row_no + 1)]
                                 m.next = "TILE"
-                                with m.If(tiles_left == 0):
+                                with m.If(final_tile):
                                     finish(flight)
                 with m.Else():
-                    m.d.comb += self.wait_vector.eq(1)
+                    m.d.sync += self.wait_vector.eq(1)
 
             # -- QK, SV ---------------------------------------------------------------------------
             with m.State("KEY_TILE"):
-                m.d.comb += self.wait_tile.eq(~front)
+                m.d.sync += self.wait_tile.eq(~front)
                 m.d.sync += [tile_keys.eq(Mux(keys_left < instr.rows, keys_left, instr.rows)),
                              block.eq(0), x_block.eq(x_first), position.eq(pass_.pos0),
                              score_block.eq(0), slot.eq(0)]
@@ -327,12 +375,13 @@ class Issue(wiring.Component):
             with m.State("BLOCK_KEYS"):
                 m.d.sync += [unseen.eq(limit - tile_base), age.eq(tile_base - position),
                              score_addr.eq(score_block + tile_base), key.eq(tile_base),
-                             addr.eq(0), row.eq(0), beat.eq(0), x_addr.eq(x_block),
-                             slot_addr.eq(slot)]
+                             addr.eq(0), begin_row(), x_addr.eq(x_block),
+                             slot_addr.eq(slot), element.eq(0)]
                 m.next = "BLOCK_COUNT"
             with m.State("BLOCK_COUNT"):
-                m.d.sync += [row_end.eq(Mux(unseen < tile_keys, unseen[:8] - 1, tile_keys[:8] - 1)),
-                             held.eq(0)]
+                keys = Mux(unseen < tile_keys, unseen[:8], tile_keys[:8])
+                m.d.sync += [rows_to_do(keys), held.eq(0),
+                             drains.eq(is_sv & (unseen <= tile_keys))]
                 m.next = "KEYS"
                 with m.If(unseen <= 0):
                     m.next = "BLOCK_NEXT"
@@ -340,47 +389,31 @@ class Issue(wiring.Component):
                 with m.If(held):
                     m.d.sync += held.eq(0)
                 with m.Else():
-                    m.d.comb += self.array_active.eq(1)
                     m.d.sync += [
-                        held.eq(one_beat),
-                        c.beat_addr.eq(Cat(addr, half)), lane.x_addr.eq(x_addr),
-                        lane.dot_keep.eq(beat != 0),
-                        lane.sc_addr.eq(score_addr), lane.sc_block.eq(block),
-                        lane.sc_first.eq(key == 0),
-                        lane.sc_age.eq(Mux(instr.heads | (age < 0), -1, age)),
-                        lane.s_addr.eq(score_addr), lane.m_block.eq(block),
-                        lane.sum_block.eq(block), lane.sum_keep.eq(key != 0),
-                        lane.acc_addr.eq(slot_addr), lane.acc_keep.eq(key != 0),
-                        addr.eq(addr + 1), beat.eq(beat + 1), x_addr.eq(x_addr + 1),
-                        slot_addr.eq(slot_addr + 1)]
-                    with m.If(instr.op == Op.QK):
-                        m.d.sync += lane.sc_en.eq(last_beat)
-                    with m.Else():
-                        m.d.sync += [lane.sel_p.eq(1), lane.acc_en.eq(1), lane.sum_en.eq(beat == 0)]
+                        self.array_active.eq(1), held.eq(is_sv & one_beat),
+                        lane.sc_en.eq(is_qk & last_beat), lane.acc_en.eq(is_sv),
+                        lane.sum_en.eq(is_sv & first_beat), next_beat_of_row(),
+                        addr.eq(addr + 1), x_addr.eq(x_addr + 1), slot_addr.eq(slot_addr + 1)]
                     with m.If(last_beat):
-                        m.d.sync += [beat.eq(0), x_addr.eq(x_block), slot_addr.eq(slot),
+                        m.d.sync += [next_row(), x_addr.eq(x_block), slot_addr.eq(slot),
                                      score_addr.eq(score_addr + 1), key.eq(key + 1),
-                                     age.eq(age + 1), row.eq(row + 1)]
-                        with m.If(row == row_end):
+                                     age.eq(age + 1)]
+                        with m.If(last_row):
                             m.next = "BLOCK_NEXT"
-                            with m.If((instr.op == Op.SV) & (unseen <= tile_keys)):
-                                m.next = "DRAIN_SUM"        # the block has seen its last key
+                            with m.If(drains):
+                                m.next = "DRAIN_SUM"
             with m.State("DRAIN_SUM"):
-                with m.If(timer == 0):
-                    m.d.sync += [lane.sum_read.eq(1), lane.sum_block.eq(block),
-                                 lane.res_en.eq(1), lane.res_kind.eq(1), c.row.eq(0),
-                                 c.block.eq(block), timer.eq(self.sum_gap - 1),
-                                 element.eq(0), beat.eq(0), slot_addr.eq(slot)]
+                with m.If(may_start):
+                    m.d.sync += [lane.sum_read.eq(1), lane.res_en.eq(1), lane.res_kind.eq(1),
+                                 hold_rows(self.sum_gap - 1), begin_row(), slot_addr.eq(slot)]
                     m.next = "DRAIN"
             with m.State("DRAIN"):
-                m.d.comb += self.wait_vector.eq(timer != 0)
-                with m.If(timer == 0):
-                    m.d.sync += [lane.dr_en.eq(1), lane.dr_sel.eq(element),
-                                 lane.acc_addr.eq(slot_addr), lane.res_en.eq(1),
-                                 lane.res_kind.eq(2), c.row.eq(element), c.block.eq(block),
-                                 timer.eq(P - 1), element.eq(element + 1)]
+                m.d.sync += self.wait_vector.eq(~may_start)
+                with m.If(may_start):
+                    m.d.sync += [lane.dr_en.eq(1), lane.res_en.eq(1), lane.res_kind.eq(2),
+                                 hold_rows(P - 1), element.eq(element + 1)]
                     with m.If(element[:log2_w].all()):
-                        m.d.sync += [slot_addr.eq(slot_addr + 1), beat.eq(beat + 1)]
+                        m.d.sync += [slot_addr.eq(slot_addr + 1), next_beat_of_row()]
                         with m.If(last_beat):
                             m.next = "BLOCK_NEXT"
             with m.State("BLOCK_NEXT"):
@@ -388,57 +421,50 @@ class Issue(wiring.Component):
                              position.eq(position + P), score_block.eq(score_block + pass_.ctx),
                              slot.eq(Mux(single, 0, slot + instr.row_beats))]
                 m.next = "BLOCK"
-                with m.If(block == block_end):
+                with m.If(last_block):
                     m.d.sync += [release_by_control(), tile_base.eq(tile_base + instr.rows),
                                  keys_left.eq(keys_left - tile_keys)]
                     m.next = "KEY_TILE"
-                    with m.If(keys_left == tile_keys):
+                    with m.If(last_keys):
                         finish(flight)
-                        with m.If(instr.op == Op.QK):
+                        with m.If(is_qk):
                             finish(scored)
 
             # -- STORE: words of all tokens, token after token ------------------------------------
             with m.State("STORE"):
-                m.d.comb += [self.store_cmd.valid.eq(1), self.wait_store.eq(1)]
-                # row_beats = head_dim / W is a power of two
-                log2_words = Signal(3)
-                m.d.comb += log2_words.eq(model.head_log2 - log2_w)
-                m.d.comb += [
-                    self.store_cmd.payload.addr.eq(instr.addr + (pass_.pos0 << log2_words)),
-                    self.store_cmd.payload.chunks.eq(pass_.n << log2_words)]
-                m.d.sync += [x_block.eq(instr.x), x_addr.eq(instr.x), beat.eq(0)]
+                m.d.comb += self.store_cmd.valid.eq(1)
+                m.d.sync += [self.wait_store.eq(1), x_block.eq(instr.x), x_addr.eq(instr.x),
+                             begin_row()]
                 with m.If(self.store_cmd.ready):
                     m.next = "STORE_WORDS"
             with m.State("STORE_WORDS"):
                 # One word may be on its way to the count.
                 with m.If(self.store_room[2:].any()):
-                    m.d.sync += [lane.st_en.eq(1), lane.st_lane.eq(token_lane),
-                                 lane.x_addr.eq(x_addr),
-                                 x_addr.eq(x_addr + 1), beat.eq(beat + 1)]
+                    m.d.sync += [lane.st_en.eq(1), next_beat_of_row(), x_addr.eq(x_addr + 1)]
                     with m.If(last_beat):
-                        m.d.sync += [x_addr.eq(x_block), beat.eq(0), token.eq(token + 1),
+                        m.d.sync += [next_token(), x_addr.eq(x_block),
                                      token_lane.eq(token_lane + 1)]
                         with m.If(token_lane == P - 1):
                             m.d.sync += [token_lane.eq(0),
                                          x_block.eq(x_block + model.block_words),
                                          x_addr.eq(x_block + model.block_words)]
-                        with m.If(token == token_end):
+                        with m.If(last_token):
                             finish(0)
                 with m.Else():
-                    m.d.comb += self.wait_store.eq(1)
+                    m.d.sync += self.wait_store.eq(1)
 
             with m.State("SETTLE"):
-                m.d.comb += self.wait_vector.eq(1)
+                m.d.sync += self.wait_vector.eq(1)
                 with m.If(settle != 0):
                     m.d.sync += settle.eq(settle - 1)
-                with m.Elif(~self.vector_busy):
+                with m.Elif(~vector_busy):
                     m.d.sync += self.retired.eq(1)
                     m.next = "IDLE"
 
         # Always moving: it is 18 * W flip-flops wide, so its enable would come late.
         m.d.sync += [self.rope.cos.eq(shift_reg[0]), self.rope.sin.eq(shift_reg[1]),
                      self.rope.addr.eq(row_no)]
-        with m.If(fsm.ongoing("TOKEN_READ") | next_beat):
+        with m.If(next_beat):
             m.d.sync += shift_reg.eq(self.tile.beat)
         with m.Else():
             for i in range(W):

@@ -174,7 +174,8 @@ class TilingEngine(wiring.Component):
         m.submodules.stored = stored = RamQueue(8 * W, depth=self.STORE_DEPTH)
         m.d.comb += [stored.i_data.eq(word), stored.i_valid.eq(word_valid)]
         wiring.connect(m, stored.o, wiring.flipped(self.store))
-        taken = self.store.valid & self.store.ready
+        taken = Signal()
+        m.d.sync += taken.eq(self.store.valid & self.store.ready)
         room = Signal(range(self.STORE_DEPTH + 1), init=self.STORE_DEPTH)
         m.d.sync += room.eq(room - control.lane.st_en + taken)
         m.d.comb += self.store_room.eq(room)

@@ -30,8 +30,8 @@ class Fetch(wiring.Component):
     no jobs.
 
     Timing: the next instruction is fetched while jobs are made (4 cycles each). The first job of
-    an instruction comes 8 cycles after the last one of the instruction before (TOKEN: 9); further
-    ones follow every 2 cycles (TOKEN: 5).
+    an instruction comes 9 cycles after the last one of the instruction before (TOKEN: 10); further
+    ones follow every 2 cycles (TOKEN: 6).
 
     Parameters
     ----------
@@ -140,6 +140,8 @@ class Fetch(wiring.Component):
     def _jobs(self, m, work, work_valid, finished, stores_done):
         c, pass_ = self.config, self.pass_
         m.submodules.multiplier = mul = Multiplier(dsp=c.dsp)
+        a, b = (Signal.like(x, reset_less=True) for x in (mul.a, mul.b))
+        m.d.comb += [mul.a.eq(a), mul.b.eq(b)]
         job = Signal(TileJob(c), reset_less=True)
         free, put = Signal(), Signal()
         m.d.comb += [free.eq(~self.jobs.valid | self.jobs.ready), self.jobs.payload.eq(job)]
@@ -170,7 +172,7 @@ class Fetch(wiring.Component):
         base = Signal(27, reset_less=True)
         chunks = Signal(12, reset_less=True)        # of the tile to come
         # In the states that do not say otherwise.
-        m.d.comb += [mul.a.eq(token.as_signed()), mul.b.eq(work.chunks)]
+        m.d.sync += [a.eq(token.as_signed()), b.eq(work.chunks)]
 
         def count():
             m.d.sync += [left.eq(left - 1), last.eq(left == 1)]
@@ -178,8 +180,8 @@ class Fetch(wiring.Component):
         with m.FSM(name="make"):
             with m.State("TURN"):
                 # The first product starts at once.
-                m.d.comb += [mul.a.eq(Mux(work.src == Src.TABLE, pass_.pos0, work.rows)),
-                             mul.b.eq(Mux(work.src == Src.TABLE, work.chunks, work.row_beats))]
+                m.d.sync += [a.eq(Mux(work.src == Src.TABLE, pass_.pos0, work.rows)),
+                             b.eq(Mux(work.src == Src.TABLE, work.chunks, work.row_beats))]
                 many = Mux(streaming, work.tiles, pass_.n)
                 m.d.sync += [left.eq(many - 1), addr.eq(Mux(streaming, pointer, work.addr)),
                              last.eq(many == 1), self.token_addr.eq(pass_.pos0)]
@@ -188,13 +190,15 @@ class Fetch(wiring.Component):
                     with m.If(work.src == Src.TOKEN):
                         m.next = "TOKEN_RAM"
             with m.State("SECOND"):
-                m.d.comb += [mul.a.eq(Mux(work.src == Src.KV, pass_.ctx, work.last_rows)),
-                             mul.b.eq(work.row_beats)]
-                m.next = "WAIT"
+                m.d.sync += [a.eq(Mux(work.src == Src.KV, pass_.ctx, work.last_rows)),
+                             b.eq(work.row_beats)]
+                m.next = "WAIT_1"
                 with m.If(streaming & (work.tiles == 0)):
                     m.d.comb += finished.eq(1)
                     m.next = "TURN"
-            with m.State("WAIT"):
+            with m.State("WAIT_1"):
+                m.next = "WAIT_2"
+            with m.State("WAIT_2"):
                 m.next = "PRODUCT_1"
             with m.State("PRODUCT_1"):
                 m.d.sync += full_beats.eq(mul.p)
@@ -250,7 +254,7 @@ class Fetch(wiring.Component):
             with m.State("TOKEN_REGISTER"):
                 m.next = "TOKEN"
             with m.State("TOKEN"):
-                # The read of the next token starts here; 5 cycles later its id is there.
+                # The read of the next token starts here; 6 cycles later its id is there.
                 m.d.sync += [token.eq(self.token_data), self.token_addr.eq(self.token_addr + 1)]
                 m.next = "TOKEN_PRODUCT"
             with m.State("TOKEN_PRODUCT"):
@@ -258,8 +262,10 @@ class Fetch(wiring.Component):
                 m.d.sync += base.eq(addr + Mux(token[-1], work.chunks << 18, 0))
                 m.next = "TOKEN_WAIT"
             with m.State("TOKEN_WAIT"):
-                m.next = "TOKEN_PIPE"
-            with m.State("TOKEN_PIPE"):
+                m.next = "TOKEN_PIPE_1"
+            with m.State("TOKEN_PIPE_1"):
+                m.next = "TOKEN_PIPE_2"
+            with m.State("TOKEN_PIPE_2"):
                 m.next = "TOKEN_TILE"
             with m.State("TOKEN_TILE"):
                 with m.If(free):

@@ -61,8 +61,8 @@ class Queue(wiring.Component):
 class RamQueue(wiring.Component):
     """First in, first out, in block RAM whose output is registered before anything uses it.
 
-    Four read credits cover the way from the RAM's address to the output, so that ``o.ready``
-    reaches nothing but a small output queue.
+    Read credits cover the way from the RAM's address to the output and back, so that ``o.ready``
+    reaches nothing but a small output queue and a register.
 
     Timing: 4 cycles from ``i`` to ``o`` when empty, one element a cycle, both ways registered.
     The producer keeps count of the room: an element offered while ``depth`` are in the RAM
@@ -73,7 +73,7 @@ class RamQueue(wiring.Component):
     width : int
         Bits of an element.
     depth : int, power of two, at least 2
-        Elements in the RAM; up to 4 more are on their way out.
+        Elements in the RAM; up to ``CREDITS`` more are on their way out.
 
     Members
     -------
@@ -92,7 +92,7 @@ class RamQueue(wiring.Component):
         super().__init__({"i_valid": In(1), "i_data": In(width), "left": Out(1),
                           "empty": Out(1), "o": Out(stream.Signature(width))})
 
-    CREDITS = 4     # address, RAM, register, output queue: a credit is back 4 cycles later
+    CREDITS = 8     # a credit is back 5 cycles later: address, RAM, register, queue, register
 
     def elaborate(self, platform):
         m = Module()
@@ -102,7 +102,7 @@ class RamQueue(wiring.Component):
         m.submodules.out = out = Queue(self.width, depth=self.CREDITS)
         level = Signal(range(self.depth + 1))
         credit = Signal(range(self.CREDITS + 1), init=self.CREDITS)
-        read, back = Signal(), self.o.valid & self.o.ready
+        read, back = Signal(), Signal()
         register = Signal(self.width, reset_less=True)
         in_ram, in_register = Signal(), Signal()
         m.d.comb += [
@@ -112,6 +112,7 @@ class RamQueue(wiring.Component):
             self.o.valid.eq(out.o.valid), self.o.payload.eq(out.o.payload),
             out.o.ready.eq(self.o.ready)]
         m.d.sync += [level.eq(level + self.i_valid - read), credit.eq(credit + back - read),
+                     back.eq(self.o.valid & self.o.ready),
                      in_ram.eq(read), in_register.eq(in_ram), register.eq(r.data)]
         with m.If(self.i_valid):
             m.d.sync += w.addr.eq(w.addr + 1)

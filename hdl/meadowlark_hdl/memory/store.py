@@ -38,9 +38,10 @@ class StoreUnit(wiring.Component):
     pending : Out(range(COMMANDS + 1))
         Commands accepted and not yet done.
     flush : In(1)
-        While high commands and words are taken and dropped; a burst already offered is completed
-        with strobe 0, the rest of its command is dropped. This goes on until all offered bursts
-        are acknowledged, even if ``flush`` is low again. No ``done`` for what was dropped.
+        From the cycle after on commands and words are taken and dropped; a burst already offered
+        is completed with strobe 0, the rest of its command is dropped. This goes on until all
+        offered bursts are acknowledged, even if ``flush`` is low again. No ``done`` for what was
+        dropped.
     idle : Out(1)
         Nothing in progress and all bursts acknowledged; after a flush as after reset.
     """
@@ -62,8 +63,7 @@ class StoreUnit(wiring.Component):
         m = Module()
         c, bpc = self.config, self.config.bus_per_chunk
         shift = exact_log2(bpc)
-        drop, flushing = Signal(), Signal()
-        m.d.comb += drop.eq(self.flush | flushing)
+        drop = Signal()
         words = Queue(8 * c.W, depth=self.WORDS)
         finals = Queue(1, depth=self.BURSTS)        # of each burst: it is its command's last
         m.submodules.words = ResetInserter(drop)(words)
@@ -141,9 +141,9 @@ class StoreUnit(wiring.Component):
         m.d.sync += [self.done.eq(done), self.pending.eq(self.pending + accepted - done),
                      at_rest.eq(fsm.ongoing("COMMAND") & ~finals.o.valid & ~beats.o.valid)]
         with m.If(self.flush):
-            m.d.sync += flushing.eq(1)
+            m.d.sync += drop.eq(1)
         with m.Elif(at_rest & fsm.ongoing("COMMAND")):
-            m.d.sync += flushing.eq(0)
+            m.d.sync += drop.eq(0)
         with m.If(drop & at_rest):
             m.d.sync += self.pending.eq(0)
         m.d.sync += self.idle.eq(
