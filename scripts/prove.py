@@ -7,6 +7,7 @@ checking. ``make prove``.
 """
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 import tempfile
@@ -34,8 +35,9 @@ for command in ("read_rtlil proof.il", "prep -flatten -top top", "memory_map", "
 
 def prove(proof: Proof, seconds: int, cycles: int | None = None) -> tuple[bool, str]:
     """Whether the claims hold, and in words for how long or when they do not."""
-    import pyosys
-    abc = Path(pyosys.__file__).parent / "yosys-abc"
+    package = importlib.util.find_spec("pyosys")
+    assert package and package.origin           # check_tools has been here
+    abc = Path(package.origin).parent / "yosys-abc"
     claims = proof.claims()
     bound = proof.bounded and (cycles or proof.bounded)
     with tempfile.TemporaryDirectory() as folder:
