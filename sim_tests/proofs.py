@@ -6,6 +6,7 @@ a queue of 4 elements differs from one of 512 but how far it counts, and data of
 """
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from unittest import mock
@@ -20,7 +21,7 @@ from meadowlark_hdl.memory.sdram import (ACTIVATE, MODE, NOP, PRECHARGE, READ, R
 from meadowlark_hdl.memory.sdram_part import SdramPart
 
 
-class Claims(Elaboratable):
+class Claims(Elaboratable, ABC):
     """A module whose inputs may do anything: ``inputs`` says which signals they are."""
 
     def __init__(self) -> None:
@@ -36,9 +37,9 @@ class Claims(Elaboratable):
         self.inputs.append(Signal(width, name=name))
         return self.inputs[-1]
 
+    @abstractmethod
     def claim(self) -> None:
         """Fill ``self.m``."""
-        raise NotImplementedError
 
     def in_order(self, put: Value, given: Value, take: Value, got: Value, *, most: int) -> Signal:
         """Any element that was put comes out as it was, behind those before it and never twice; at

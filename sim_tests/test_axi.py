@@ -34,9 +34,15 @@ def quiet(ram):
         half.log.setLevel(logging.WARNING)
 
 
-def pauses(share):
-    while True:
-        yield random.random() < share
+def pause(ram, share):
+    """Each of the five channels refuses by itself, in so many cycles."""
+    def pauses():
+        while True:
+            yield random.random() < share
+    if share:
+        for channel in (ram.write_if.aw_channel, ram.write_if.w_channel, ram.write_if.b_channel,
+                        ram.read_if.ar_channel, ram.read_if.r_channel):
+            channel.set_pause_generator(pauses())
 
 
 async def rules(dut, c, seen):
@@ -63,11 +69,7 @@ async def begin(dut, stall):
     ram = AxiRam(AxiBus.from_prefix(dut, "axi_"), dut.clk, dut.rst, size=BASE + SIZE)
     quiet(ram)
     ram.write(BASE, random.randbytes(SIZE))
-    if stall:
-        assert ram.write_if and ram.read_if
-        for channel in (ram.write_if.aw_channel, ram.write_if.w_channel, ram.write_if.b_channel,
-                        ram.read_if.ar_channel, ram.read_if.r_channel):
-            channel.set_pause_generator(pauses(stall))
+    pause(ram, stall)
     seen = {"ar": 0, "aw": 0}
     cocotb.start_soon(rules(dut, c, seen))
     return c, ram, seen

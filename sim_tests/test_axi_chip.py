@@ -22,7 +22,7 @@ from meadowlark_hdl.control.sampler_golden import logits_crc
 from meadowlark_hdl.core import Core
 from meadowlark_hdl.memory.axi import Axi4, AxiMaster
 from random_model import random_model
-from test_axi import pauses, quiet
+from test_axi import pause, quiet
 
 BASE, SIZE = 0x7_0000, 1 << 18
 CONFIG = Config(W=8, P=4, bus_bytes=8, act_words=128, residual_values=1024, score_depth=128,
@@ -95,12 +95,8 @@ async def tokens_through_axi(dut, stall):
     await start(dut)
     await ClockCycles(dut.clk, 2 * Core.FLUSH)          # bytes are lost before
     ram = AxiRam(AxiBus.from_prefix(dut, "axi_"), dut.clk, dut.rst, size=BASE + SIZE)
-    assert ram.write_if and ram.read_if
     quiet(ram)
-    if stall:
-        for channel in (ram.write_if.aw_channel, ram.write_if.w_channel, ram.write_if.b_channel,
-                        ram.read_if.ar_channel, ram.read_if.r_channel):
-            channel.set_pause_generator(pauses(stall))
+    pause(ram, stall)
     board = replace(get_board("virtual"), name="axi", config=CONFIG)
     with tempfile.TemporaryDirectory() as folder:
         source = Source(str(random_model(folder, seed=int(os.environ["SEED_OF_MODEL"]), hidden=32,

@@ -131,7 +131,7 @@ async def asks_only_for_what_has_room(dut):
     cocotb.start_soon(send(dut, "jobs", jobs, layout=TileJob(c)))
     await ClockCycles(dut.clk, 400)             # nobody takes a chunk
     asked = sum(n for _, _, n in memory.reads)
-    # Up to 4 chunks have left the RAM for its output queue.
+    # Up to CREDITS chunks have left the RAM for its output queue.
     assert c.fifo_words - c.burst_words < asked <= c.fifo_words + RamQueue.CREDITS * c.bus_per_chunk
     assert len(memory.read_times) == asked and dut.full.value and not dut.idle.value
     # What has run ahead comes out a chunk a cycle, whatever the bus.
