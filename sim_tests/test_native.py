@@ -37,7 +37,7 @@ NARROW = Config(W=8, P=4, bus_bytes=2, act_words=256, residual_values=4096, scor
                 rope_pairs=512, tile_beats=64, tile_rows=16, fifo_words=256, burst_words=64,
                 context=128)
 WIDE = Config(W=32, P=5, bus_bytes=32, residual_values=4000, score_depth=128, tile_beats=64,
-              context=128)
+              context=128, sv_cycles=4)
 
 
 def board(config):

@@ -21,7 +21,8 @@ from meadowlark_hdl.control.sequencer_golden import (
 from meadowlark_hdl.signatures import ModelLayout, PassLayout, RunLayout, TokenEvent
 
 # Small, so that the scores, the accumulators and the context all come into play.
-CONFIG = Config(W=8, P=4, bus_bytes=2, context=128, score_depth=256, tile_beats=16, topk=16)
+CONFIG = Config(W=8, P=4, bus_bytes=2, context=128, score_depth=256, tile_beats=16, topk=16,
+                sv_cycles=2)
 WATCHDOG = 8
 PREFILL, DECODE = 0x1234, 0xABCD
 
@@ -327,8 +328,8 @@ async def bad_requests_are_refused(dut):
 async def a_model_of_which_no_block_fits(dut):
     await start(dut)
     chip = Chip(dut)
-    # 128 values a head are 16 slices: one block fits; keys of a tile: 1
-    await begin(dut, {**some_model(), "head_log2": 7}, prompt=9, max_new=2)
+    # 64 values a head are 16 slices: one block fits; keys of a tile: 2
+    await begin(dut, {**some_model(), "head_log2": 6}, prompt=9, max_new=2)
     assert [e["reason"] for e in await collect(dut)] == [0, 2]
     assert [p.nb for p, _ in chip.passes] == [1, 1, 1, 1]
 
@@ -447,7 +448,7 @@ def test_tile_keys_fit_the_instruction_field():
 
 def test_prompt_that_does_not_fit():
     with pytest.raises(ValueError, match=r"^no pass fits at position 0$"):
-        list(prompt_passes(CONFIG.replace(W=4), 7, 1, 0, 4))
+        list(prompt_passes(CONFIG.replace(W=4, sv_cycles=1), 7, 1, 0, 4))
 
 
 def test_every_error_has_a_sentence():

@@ -19,6 +19,10 @@ CONFIGS = {"w8p16": Config(W=8, P=16, bus_bytes=2, act_words=64, score_depth=256
                            tile_rows=16),
            "w16p4": Config(W=16, P=4, bus_bytes=16, act_words=64, score_depth=256, tile_beats=64,
                            tile_rows=16),
+           "w16p4sv4": Config(W=16, P=4, bus_bytes=16, act_words=64, score_depth=256,
+                              tile_beats=64, tile_rows=16, sv_cycles=4),
+           "w8p5sv2": Config(W=8, P=5, bus_bytes=4, act_words=64, score_depth=256, tile_beats=64,
+                             tile_rows=16, sv_cycles=2),
            "w4p5": Config(W=4, P=5, bus_bytes=4, act_words=64, score_depth=256, tile_beats=64,
                           tile_rows=16)}
 
@@ -126,7 +130,7 @@ async def attention_of_tokens(dut, stall, single):
     # Keys above the diagonal of a block are skipped.
     seen = sum(min(p["ctx"], pos0 + (b + 1) * c.P) for b in range(p["nb"]))
     assert beats == seen * row_beats
-    assert bench.active == 2 * beats
+    assert bench.active == (1 + c.sv_cycles) * beats
 
 
 @cocotb.test(timeout_time=300, timeout_unit="us")
@@ -158,7 +162,7 @@ async def attention_of_heads(dut, stall, ctx):
     if not stall:
         count = -(-ctx // per_tile)
         assert qk <= ctx * row_beats + 8 * count + 32
-        assert sv <= ctx * row_beats + 8 * count + SUM_GAP + head_dim * c.P + c.P + 40
+        assert sv <= ctx * row_beats * c.sv_cycles + 8 * count + SUM_GAP + head_dim * c.P + c.P + 40
 
 
 @cocotb.test(timeout_time=300, timeout_unit="us")

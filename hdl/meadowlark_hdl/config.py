@@ -50,6 +50,10 @@ class Config:
     unpack_cycles : int, 1 or 2
         Cycles in which the unpacker gives W weights. 2 where memory gives them no sooner: smaller,
         and a quicker clock.
+    sv_cycles : int, power of two, at most W / 4
+        Cycles in which a lane takes a beat of W values in SV. Only W / sv_cycles of its
+        multipliers have an accumulator: logic against time in a tenth of a prefill, and blocks of a
+        long prompt's pass (their accumulators are as many fewer).
     dsp : str
         "generic" (inferred products, for simulation) or "ecp5" (MULT18X18D instances).
     """
@@ -69,6 +73,7 @@ class Config:
     topk: int = 32
     packing: int = 0
     unpack_cycles: int = 1
+    sv_cycles: int = 1
     dsp: str = "generic"
 
     def __post_init__(self) -> None:
@@ -95,6 +100,8 @@ class Config:
         need(self.packing in range(4), f"packing must be in 0..3, not {self.packing!r}")
         need(self.unpack_cycles in (1, 2),
              f"unpack_cycles must be 1 or 2, not {self.unpack_cycles!r}")
+        need(_pow2(self.sv_cycles) and self.sv_cycles <= self.W // 4, "sv_cycles must be a power "
+             f"of two of at most W / 4={self.W // 4}, not {self.sv_cycles!r}")
         need(self.dsp in ("generic", "ecp5"), f"dsp must be generic or ecp5, not {self.dsp!r}")
 
     # Widths that follow from the numerics (docs/numerics.md); facts live here once.
@@ -110,12 +117,17 @@ class Config:
     LOGIT_BITS = 32     # 12 fractional bits
     TOKEN_BITS = 18
     NORM_WIDTH = 4      # residual values a cycle in NORM
-    ACC_SLOTS = 16      # depth of the broadcast accumulators, in slices of W
+    ACC_SLOTS = 16      # depth of the broadcast accumulators, in slices of sv_columns
 
     @property
     def bus_per_chunk(self) -> int:
         """Bus words in a chunk of W bytes."""
         return self.W // self.bus_bytes
+
+    @property
+    def sv_columns(self) -> int:
+        """Multipliers of a lane that have a broadcast accumulator: values of a slice."""
+        return self.W // self.sv_cycles
 
     def replace(self, **changes) -> Config:
         return replace(self, **changes)

@@ -169,7 +169,7 @@ def check_envelope(shape: Shape, config: Config) -> int:
         raise UserError(f"{shape.heads} query heads cannot share {shape.kv_heads} KV heads")
     for what, need, has, where in (
             Limit("a hidden size of", hidden, 4096, "the sum of squares"),
-            Limit("slices of a head:", shape.head_pad // W, Config.ACC_SLOTS,
+            Limit("slices of a head:", shape.head_pad // config.sv_columns, Config.ACC_SLOTS,
                   "the lanes' accumulators"),
             Limit("a head dimension of", shape.head_pad, 128, "the head_log2 register"),
             Limit("beats of a pair of rows:", 2 * (widest // W), config.tile_beats,

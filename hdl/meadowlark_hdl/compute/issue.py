@@ -21,7 +21,8 @@ class Issue(wiring.Component):
     docs/architecture.md, "Instructions", says what each one does.
 
     Timing: control, scale_addr, result and rope are registers. LINEAR: blocks * rows *
-    max(row_beats, P) cycles a tile plus 2. QK, SV: keys * row_beats plus 4 a block of a tile;
+    max(row_beats, P) cycles a tile plus 2. QK: keys * row_beats plus 4 a block of a tile; SV: sv_cycles
+    times as many;
     drain of a block: SUM_GAP + P + head_dim * P. EMBED: hidden + 5 a token. ROPE: head_dim/2 + 5 a
     token. STORE: row_beats a token while the store FIFO has room.
 
@@ -80,7 +81,8 @@ class Issue(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config, P, W = self.config, self.config.P, self.config.W
-        log2_w = ceil_log2(W)
+        log2_w, log2_parts = ceil_log2(W), ceil_log2(config.sv_cycles)
+        log2_columns = log2_w - log2_parts
         instr, pass_, model = self.current, self.pass_, self.model
         c = self.control
         lane = c.lane
@@ -115,9 +117,11 @@ class Issue(wiring.Component):
         last_tile, final_tile = Signal(), Signal()          # the next one, the one in use
         last_block, first_is_last, last_token = Signal(), Signal(), Signal()
         block_end, beat_before_end = Signal(6), Signal(11)
+        row_steps = Signal(11)              # beats of a row; in SV their parts
+        last_part = Signal()                # of the beat
         # A row of results takes at least P >= 4 cycles, so most ends are known in time.
         m.d.sync += [
-            one_beat.eq(instr.row_beats == 1), beat_before_end.eq(instr.row_beats - 2),
+            one_beat.eq(row_steps == 1), beat_before_end.eq(row_steps - 2),
             block_end.eq(pass_.nb - 1), last_block.eq(block == block_end),
             first_is_last.eq(first_block == block_end), last_tile.eq(tiles_left == 1)]
 
@@ -172,6 +176,11 @@ class Issue(wiring.Component):
             (is_embed, Op.EMBED), (is_rope, Op.ROPE), (is_norm, Op.NORM),
             (is_linear, Op.LINEAR), (is_qk, Op.QK), (is_sv, Op.SV))]
 
+        # SV takes a beat in parts. Only the array's rows are concerned, cycles later.
+        parts = Mux(is_sv, instr.row_beats << log2_parts, instr.row_beats)
+        m.d.sync += row_steps.eq(parts)
+        m.d.comb += last_part.eq((beat[:log2_parts].all() if log2_parts else 1) | ~is_sv)
+
         # Addresses and the like: they count for nothing where no enable goes with them.
         m.d.sync += [
             lane.shift.eq(instr.shift), lane.x_addr.eq(x_addr), lane.dot_keep.eq(~first_beat),
@@ -200,7 +209,7 @@ class Issue(wiring.Component):
         direct_addr = Signal(range(config.tile_beats))
         release = Signal(2)
         scale_addr = Signal(range(2 * config.tile_rows))
-        m.d.sync += [release.eq(0), c.beat_addr.eq(Cat(addr, half)),
+        m.d.sync += [release.eq(0), c.beat_addr.eq(Cat(addr, half)), c.part.eq(Mux(is_sv, beat, 0)),
                      scale_addr.eq(Cat(row[:ceil_log2(config.tile_rows)], half))]
         m.d.comb += [
             self.tile.beat_addr.eq(
@@ -393,7 +402,8 @@ class Issue(wiring.Component):
                         self.array_active.eq(1), held.eq(is_sv & one_beat),
                         lane.sc_en.eq(is_qk & last_beat), lane.acc_en.eq(is_sv),
                         lane.sum_en.eq(is_sv & first_beat), next_beat_of_row(),
-                        addr.eq(addr + 1), x_addr.eq(x_addr + 1), slot_addr.eq(slot_addr + 1)]
+                        addr.eq(addr + last_part), x_addr.eq(x_addr + 1),
+                        slot_addr.eq(slot_addr + 1)]
                     with m.If(last_beat):
                         m.d.sync += [next_row(), x_addr.eq(x_block), slot_addr.eq(slot),
                                      score_addr.eq(score_addr + 1), key.eq(key + 1),
@@ -412,14 +422,14 @@ class Issue(wiring.Component):
                 with m.If(may_start):
                     m.d.sync += [lane.dr_en.eq(1), lane.res_en.eq(1), lane.res_kind.eq(2),
                                  hold_rows(P - 1), element.eq(element + 1)]
-                    with m.If(element[:log2_w].all()):
+                    with m.If(element[:log2_columns].all()):
                         m.d.sync += [slot_addr.eq(slot_addr + 1), next_beat_of_row()]
                         with m.If(last_beat):
                             m.next = "BLOCK_NEXT"
             with m.State("BLOCK_NEXT"):
                 m.d.sync += [block.eq(block + 1), x_block.eq(x_block + model.block_words),
                              position.eq(position + P), score_block.eq(score_block + pass_.ctx),
-                             slot.eq(Mux(single, 0, slot + instr.row_beats))]
+                             slot.eq(Mux(single, 0, slot + row_steps))]
                 m.next = "BLOCK"
                 with m.If(last_block):
                     m.d.sync += [release_by_control(), tile_base.eq(tile_base + instr.rows),

@@ -32,7 +32,7 @@ def lane_schedule(config: Config) -> dict[str, tuple[object, int]]:
         "st_en": (1, 10), "st_lane": (range(config.P), 10),
         "dot_keep": (1, 13 + tree),                   # add to what is there
         "acc_addr": (block, 13), "acc_en": (1, 14), "acc_keep": (1, 14),
-        "dr_en": (1, 14), "dr_sel": (range(config.W), 14),
+        "dr_en": (1, 14), "dr_sel": (range(config.sv_columns), 14),
         "res_en": (1, 14 + tree), "res_kind": (2, 14 + tree),
         "sc_en": (1, 17 + tree), "sc_addr": (range(config.score_depth), 17 + tree),
         "sc_age": (signed(7), 17 + tree),            # key - position of lane 0: hidden if > lane
@@ -60,8 +60,8 @@ class Lane(wiring.Component):
     """One token lane.
 
     Dot mode (LINEAR, QK): ``acc = sum(beat * x)`` over the beats of a row by an adder tree.
-    Broadcast mode (SV): W accumulators a slice take ``beat * p``, p a probability of this lane's
-    SoftmaxUnit; 16 slices in LUTRAM. Source: parallel and broadcasting PEs of MEADOW,
+    Broadcast mode (SV): the accumulators of a slice, one for each of the first ``sv_columns``
+    multipliers, take ``beat * p``, p a probability of this lane's SoftmaxUnit; 16 slices in LUTRAM. Source: parallel and broadcasting PEs of MEADOW,
     arXiv:2503.11663, section IV, on the same multipliers.
     Golden: :mod:`.tiling_engine_golden`.
     Timing: rigid, a beat a cycle; a field of ``c`` acts in the cycle that :func:`lane_schedule`
@@ -169,7 +169,7 @@ class Lane(wiring.Component):
         # Broadcast: read in cycle 13, add and write in cycle 14; the LUTRAM shows the new value in
         # cycle 15, so a slice may come again after two cycles.
         columns, written = [], []
-        for i in range(W):
+        for i in range(config.sv_columns):
             product, base = (reg(signed(bits), f"{name}{i}") for name, bits in (
                 ("product", Config.BROADCAST_BITS), ("base", Config.PV_BITS)))
             m.submodules[f"add{i}"] = add = GatedAdder(Config.PV_BITS, dsp=config.dsp)
@@ -187,7 +187,7 @@ class Lane(wiring.Component):
             columns.append(base)
         # Drain: four columns a step, in cycles 14 and 15; the value stays until the next.
         groups = []
-        for i in range(0, W, 4):
+        for i in range(0, config.sv_columns, 4):
             some = reg(signed(Config.PV_BITS), f"group{i // 4}")
             with m.If(near[i].dr_en):
                 m.d[self.attention] += some.eq(Array(columns[i:i + 4])[near[i].dr_sel[:2]])

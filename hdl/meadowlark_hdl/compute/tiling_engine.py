@@ -15,12 +15,13 @@ def EngineControl(config: Config) -> data.StructLayout:
     """What the issue stage presents each cycle.
 
     lane: the lanes' fields. beat_addr: tile-buffer address of the beat ({half, beat}).
+    part: in SV, which of the beat's ``sv_cycles`` parts the first ``sv_columns`` multipliers take.
     release: the two halves of the tile buffer to give back after this beat. row, block: of a
     result (lane.res_en).
     """
     return data.StructLayout({
         "lane": LaneControl(config),
-        "beat_addr": range(2 * config.tile_beats), "release": 2,
+        "beat_addr": range(2 * config.tile_beats), "part": range(config.sv_cycles), "release": 2,
         "row": 18, "block": 6})
 
 
@@ -109,7 +110,15 @@ class TilingEngine(wiring.Component):
         attention = nap(m, "attention", self.attending, sleep=self.sleep, linger=P + 32)
         in_use = [delayed(f"in_use{k}", self.lanes > k, k) for k in range(P)]
 
-        beat, act = self.beat, self.act
+        # In SV one part of the beat after the other stands in front of the first columns.
+        columns, part = config.sv_columns, delayed("part", control.part, BEAT_CYCLE - 1)
+        beat = Signal(Beat(config), name="beat_in")
+        m.d.comb += beat.eq(self.beat)
+        with m.Switch(part):
+            for k in range(1, config.sv_cycles):
+                with m.Case(k):
+                    m.d.comb += [beat[i].eq(self.beat[k * columns + i]) for i in range(columns)]
+        act = self.act
         results = []
         # Stored words travel along the lanes too: with the control's way to its lane that is the
         # same time for every lane, so they come out in order.

@@ -111,6 +111,7 @@ class Sequencer(wiring.Component):
         # What the model allows. head_log2 < log2 W is refused, so the shifts are as meant; when a
         # block needs more than ACC_SLOTS the quotient is 0 and nothing fits.
         w_log2 = config.W.bit_length() - 1
+        slice_log2 = config.sv_columns.bit_length() - 1
         tile_log2 = w_log2 + config.tile_beats.bit_length() - 1
         keys_max = MAX_TILE_KEYS.bit_length() - 1
         tile_keys = Signal(range(MAX_TILE_KEYS + 1))
@@ -120,7 +121,7 @@ class Sequencer(wiring.Component):
                 with m.Case(h):
                     m.d.sync += [
                         tile_keys.eq(1 << min(tile_log2 - h, keys_max) if h <= tile_log2 else 0),
-                        acc_blocks.eq(Config.ACC_SLOTS >> max(h - w_log2, 0))]
+                        acc_blocks.eq(Config.ACC_SLOTS >> max(h - slice_log2, 0))]
 
         # Reasons to give a run up. Inputs are registered: they come from all over the chip.
         active = Signal()

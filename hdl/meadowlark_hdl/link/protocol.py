@@ -160,6 +160,7 @@ CONFIG_REGS = (
     Field("dsp", 1, "0 generic, 1 ecp5"),
     Field("packing", 2, "packed weights: bit 0 entropy-coded, bit 1 MEADOW's"),
     Field("unpack_cycles", 2, "cycles in which the unpacker gives W weights"),
+    Field("sv_cycles", 4, "cycles in which a lane takes a beat in SV"),
 )
 DSP_NAMES = ("generic", "ecp5")
 NAME_BYTES = 16
