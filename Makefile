@@ -1,7 +1,7 @@
 # Every target sets up what it needs; `make` lists them.
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-synth setup-smollm2 story test lint bench fmax netlist prove link-faults \
-    bitstreams mutate docs clean
+    bitstreams resources mutate docs clean
 .DELETE_ON_ERROR:
 
 # The first Python that is new enough, or else python3, about which the set-up then complains.
@@ -50,6 +50,9 @@ bitstreams: .venv/.synth ## build all boards that have a bitstream; ARGS="--seed
 	@for board in $$($(BIN)/python -c 'from meadowlark_boards import BOARDS; \
 	        print(*(b.name for b in BOARDS.values() if b.sdram))'); do \
 	    echo "== $$board"; $(BIN)/meadowlark build --board $$board $(ARGS) || exit; done
+
+resources: .venv/.synth ## have the chips grown over boards/resources.json? ARGS=--write records
+	@$(BIN)/python scripts/resources.py $(ARGS)
 
 mutate: setup ## break the gateware in many small ways and see the tests notice
 	@$(BIN)/python scripts/mutate.py $(ARGS)

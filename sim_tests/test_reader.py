@@ -183,8 +183,3 @@ def test_reader(w, bus, burst, seed):
     # Bursts of one word cannot fill the bus: 3 cycles a command.
     only = "chunks_and_tags_in_order" if burst == 1 else None
     simulate(Reader(c), __name__, seed=seed, w=w, bus=bus, burst=burst, testcase=only)
-
-
-def test_fifo_too_small():
-    with pytest.raises(ValueError, match=r"^fifo_words must hold two chunks of 8 words, not 8$"):
-        Reader(Config(W=8, P=4, bus_bytes=1, fifo_words=8, burst_words=4))

@@ -42,7 +42,7 @@ class Config:
     context : int, power of two
         Tokens the token memory and the counters can hold.
     burst_words : int, power of two
-        Longest memory burst, in bus words.
+        Longest memory burst, in bus words; at least a chunk.
     topk : int
         Length of the sampler's sorted list.
     packing : int, 0..3
@@ -90,6 +90,8 @@ class Config:
                  f"not {getattr(self, name)!r}")
         need(self.burst_words <= self.fifo_words // 2,
              f"burst_words must be at most half of fifo_words, not {self.burst_words!r}")
+        need(self.burst_words >= self.bus_per_chunk, "burst_words must be at least the "
+             f"{self.bus_per_chunk} bus words of a chunk, not {self.burst_words!r}")
         need(self.residual_values % 4 == 0,
              f"residual_values must be a multiple of 4, not {self.residual_values!r}")
         need(_pow2(self.tile_rows) and 2 <= self.tile_rows <= 128,

@@ -60,9 +60,6 @@ class Reader(wiring.Component):
 
     def __init__(self, config: Config):
         self.config = config
-        if config.fifo_words < 2 * config.bus_per_chunk:
-            raise ValueError(f"fifo_words must hold two chunks of {config.bus_per_chunk} words, "
-                             f"not {config.fifo_words!r}")
         super().__init__({
             "jobs": In(stream.Signature(TileJob(config))),
             "tags": Out(stream.Signature(TileTag(config))),
@@ -149,8 +146,6 @@ class Reader(wiring.Component):
             m.d.sync += whole.eq(arrived & (piece == bpc - 1) & ~drop)
             with m.If(arrived):
                 m.d.sync += [chunk.eq(Cat(chunk[len(word):], word)), piece.eq(piece + 1)]
-            with m.If(drop):
-                m.d.sync += piece.eq(0)
         m.d.comb += [self.chunks.valid.eq(fifo.o.valid & ~drop),
                      self.chunks.payload.eq(fifo.o.payload), fifo.o.ready.eq(self.chunks.ready)]
 
