@@ -433,7 +433,8 @@ class _Machine:
         rows = 1 + (1 << self.regs["head_log2"])
         for blocks in self._kv_tiles(i, p, spent):
             for keys, last in blocks:
-                self._work(spent, keys * max(2, i["row_beats"] * self.c.sv_cycles))  # an accumulator takes two
+                # An accumulator takes two cycles.
+                self._work(spent, keys * max(2, i["row_beats"] * self.c.sv_cycles))
                 if last:
                     self._work(spent, rows * self.c.P)
                     self._lose(spent, self.o.sum_gap)

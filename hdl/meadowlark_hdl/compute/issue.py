@@ -23,7 +23,8 @@ class Issue(wiring.Component):
     Timing: control, scale_addr, result and rope are registers. LINEAR: blocks * rows *
     max(row_beats, P) cycles a tile plus 2. QK: keys * row_beats plus 4 a block of a
     tile; SV: sv_cycles times the beats, and the drain of a block: SUM_GAP + P + head_dim * P.
-    EMBED: hidden + 5 a token. ROPE: head_dim/2 + 5 a token. STORE: row_beats a token while the store FIFO has room.
+    EMBED: hidden + 5 a token. ROPE: head_dim/2 + 5 a token. STORE: row_beats a token while the
+    store FIFO has room.
 
     Parameters
     ----------

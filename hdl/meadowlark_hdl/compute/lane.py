@@ -61,8 +61,9 @@ class Lane(wiring.Component):
 
     Dot mode (LINEAR, QK): ``acc = sum(beat * x)`` over the beats of a row by an adder tree.
     Broadcast mode (SV): the accumulators of a slice, one for each of the first ``sv_columns``
-    multipliers, take ``beat * p``, p a probability of this lane's SoftmaxUnit; 16 slices in LUTRAM. Source: parallel and broadcasting PEs of MEADOW,
-    arXiv:2503.11663, section IV, on the same multipliers.
+    multipliers, take ``beat * p``, p a probability of this lane's SoftmaxUnit; 16 slices in LUTRAM.
+    Source: parallel and broadcasting PEs of MEADOW, arXiv:2503.11663, section IV, on the same
+    multipliers.
     Golden: :mod:`.tiling_engine_golden`.
     Timing: rigid, a beat a cycle; a field of ``c`` acts in the cycle that :func:`lane_schedule`
     gives, and leaves on ``c_out``, like beat and act write, one cycle after it came.
