@@ -4,6 +4,7 @@ from __future__ import annotations
 from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from ..collisions import NO_RW_CHECK
 from ..compute.pipeline import delay
@@ -27,6 +28,11 @@ def _behind(value, position, width: int):
 def pieces(config: Config) -> int:
     """Pieces of a word."""
     return config.W * 8 // PIECE
+
+
+def buses(config: Config) -> int:
+    """Pieces that can be on their way to the lanes in a cycle: twice what memory brings in one."""
+    return min(pieces(config), config.bus_bytes)
 
 
 class TableWrite(wiring.Signature):
@@ -56,7 +62,7 @@ class Lane(wiring.Component):
     Parameters
     ----------
     config : Config
-        W, unpack_cycles.
+        W, bus_bytes, unpack_cycles.
     phase : int
         Pieces by which the lane asks early.
     entropy, meadow : bool
@@ -71,8 +77,9 @@ class Lane(wiring.Component):
     log2_c : In(2)
         Bytes of a symbol; constant in a segment.
     load : In(1)
-        Piece 0 of a word for this lane is on ``buses[0]``, piece k on ``buses[k]`` k cycles later.
-    buses : In(16 bits * pieces of a word)
+        Piece 0 of a word for this lane is on ``buses[0]``, piece k on ``buses[k % B]`` k cycles
+        later.
+    buses : In(16 bits * B), see :func:`buses`
     receiving : Out(1)
         No word may be handed to this lane in this cycle: its ``load`` would come too early.
     go : In(1)
@@ -96,7 +103,7 @@ class Lane(wiring.Component):
         self.with_entropy, self.with_meadow = entropy, meadow
         super().__init__({
             "start": In(1), "meadow": In(1), "first": In(1), "log2_c": In(2), "load": In(1),
-            "buses": In(data.ArrayLayout(PIECE, pieces(config))), "receiving": Out(1),
+            "buses": In(data.ArrayLayout(PIECE, buses(config))), "receiving": Out(1),
             "go": In(1), "drained": In(1), "ready": Out(1), "asks": Out(1),
             "tables": In(TableWrite()), "symbol": Out(32)})
 
@@ -116,7 +123,8 @@ class Lane(wiring.Component):
         w, r = queue.write_port(), queue.read_port(domain="comb")
         at, level = Signal(range(K)), Signal(range(depth + 1))
         fill, shift, advanced = Signal(), Signal(), Signal()
-        m.d.comb += [w.en.eq(self.load | (at != 0)), w.data.eq(self.buses[at]),
+        bus = at[:exact_log2(buses(self.config))]
+        m.d.comb += [w.en.eq(self.load | (at != 0)), w.data.eq(self.buses[bus]),
                      self.receiving.eq(self.load | ((at != 0) & (at != K - 1)))]
         m.d.sync += [at.eq(at + w.en), w.addr.eq(w.addr + w.en),
                      level.eq(level + w.en - (shift & (level != 0)))]

@@ -1,13 +1,16 @@
 """Hands words to the lanes in the order in which their steps ask for them."""
 from __future__ import annotations
 
+from functools import reduce
+from operator import or_
+
 from amaranth import Cat, Module, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..config import Config
 from ..memory.fifo import Queue
-from .lane import pieces
+from .lane import buses, pieces
 from .packing_golden import PIECE, ahead
 
 #: Bits of a segment's counts: of words and of steps.
@@ -18,16 +21,16 @@ class Refill(wiring.Component):
     """Words of a segment to lanes: some rounds in turn, then as asked.
 
     Requests of a step wait as a mask; one a cycle is served, lowest lane first. When no words are
-    left requests are void. A word's pieces go out on a bus each, a cycle apart. Behind the requests
-    of the last step of a tile service stops until ``resume``.
+    left requests are void. A word's K pieces go out a cycle apart, on the B buses in turn. Behind
+    the requests of the last step of a tile service stops until ``resume``.
 
-    Timing: a word a cycle, unless two for a lane come within K cycles; 4 cycles from ``asks`` to
-    ``load`` at the least.
+    Timing: B words in K cycles, unless two for a lane come within K cycles; 4 cycles from ``asks``
+    to ``load`` at the least.
 
     Parameters
     ----------
     config : Config
-        W.
+        W, bus_bytes.
 
     Members
     -------
@@ -44,7 +47,7 @@ class Refill(wiring.Component):
     i : In(stream of 8 * W bits)
     receiving : In(W)
         Of the lanes.
-    load : Out(W), buses : Out(16 bits * K)
+    load : Out(W), buses : Out(16 bits * B)
         To the lanes.
     at_end, at_final : Out(1)
         All requests of a tile are served, it was the last of the segment; until resume or start.
@@ -59,17 +62,17 @@ class Refill(wiring.Component):
 
     def __init__(self, config: Config):
         self.config = config
-        W, K = config.W, pieces(config)
+        W = config.W
         super().__init__({
             "start": In(1), "words": In(COUNT_BITS), "asks": In(W), "ends": In(1),
             "final": In(1), "room": Out(1), "drop": In(1),
             "i": In(stream.Signature(8 * W)), "receiving": In(W), "load": Out(W),
-            "buses": Out(data.ArrayLayout(PIECE, K)), "at_end": Out(1),
+            "buses": Out(data.ArrayLayout(PIECE, buses(config))), "at_end": Out(1),
             "at_final": Out(1), "resume": In(1), "over": Out(1, init=1)})
 
     def elaborate(self, platform):
         m = Module()
-        W, K = self.config.W, pieces(self.config)
+        W, K, B = self.config.W, pieces(self.config), buses(self.config)
         m.submodules.masks = masks = Queue(
             data.StructLayout({"lanes": W, "ends": 1, "final": 1}), depth=self.DEPTH)
         waiting = Signal(range(self.DEPTH + 1))
@@ -99,8 +102,8 @@ class Refill(wiring.Component):
             m.d.sync += [ends.eq(0), final.eq(0)]
 
         left = Signal(COUNT_BITS, reset_less=True)
-        free, taken = Signal(), Signal()
-        m.d.comb += [free.eq(asked & ~(request & self.receiving).any()),
+        free, taken, crowded = Signal(), Signal(), Signal()
+        m.d.comb += [free.eq(asked & ~(request & self.receiving).any() & ~crowded),
                      self.i.ready.eq((free | self.drop) & ~self.over),
                      taken.eq(self.i.valid & self.i.ready),
                      served.eq((taken & free) | self.over)]
@@ -113,10 +116,21 @@ class Refill(wiring.Component):
 
         # Piece k leaves k cycles after piece 0.
         m.d.sync += self.load.eq(request & (taken & ~self.drop).replicate(W))
-        late = self.i.payload
+        late, piece = self.i.payload, []
         for k in range(K):
             now = Signal(8 * W - PIECE * k, name=f"pieces_{k}", reset_less=True)
             m.d.sync += now.eq(late)
-            m.d.comb += self.buses[k].eq(now[:PIECE])
+            piece.append(now[:PIECE])
             late = now[PIECE:]
+        # Bus b takes pieces b, b + B, .. of words that began at other cycles, modulo B.
+        moving, after = Signal(K), Signal(K)            # bit k: the word whose piece k goes now
+        m.d.comb += after.eq(Cat(taken & ~self.drop, moving[:-1]))
+        m.d.sync += moving.eq(after)
+        if B == K:
+            m.d.comb += [self.buses[k].eq(piece[k]) for k in range(K)]
+        else:
+            m.d.sync += crowded.eq(after[B - 1:K - 1:B].any())
+            for b in range(B):
+                some = [piece[k] & moving[k].replicate(PIECE) for k in range(b, K, B)]
+                m.d.comb += self.buses[b].eq(reduce(or_, some))
         return m

@@ -10,7 +10,7 @@ from amaranth.utils import exact_log2
 from ..compute.pipeline import delay
 from ..config import Config
 from ..memory.fifo import Queue
-from .lane import Lane, TableWrite
+from .lane import Lane, TableWrite, pieces
 from .packing_golden import CLASSES, CLASS_WORDS, PREFIX, TABLE_BYTES, head_words, phases
 from .refill import COUNT_BITS, Refill
 
@@ -302,11 +302,12 @@ class Unpacker(wiring.Component):
         m.d.comb += [check.data.eq(checked), head.sound.eq(check.match_detected)]
 
         # When all words are with the lanes these need no more of them.
-        settle = Signal(range(2 * len(refill.buses) + 8))
+        arrive = pieces(config) + 6             # cycles until the last one's pieces have come
+        settle = Signal(range(arrive + 1))
         drained = Signal()
         with m.If(~refill.over | begin):
             m.d.sync += [settle.eq(0), drained.eq(0)]
-        with m.Elif(settle != len(refill.buses) + 6):
+        with m.Elif(settle != arrive):
             m.d.sync += settle.eq(settle + 1)
         with m.Else():
             m.d.sync += drained.eq(1)
