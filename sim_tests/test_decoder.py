@@ -156,7 +156,7 @@ async def cycles_with_headers(dut, header):
 @cocotb.parametrize(mode=list(SCALE_BYTES))
 async def cycles_of_blocks(dut, mode):
     """Within a tile a beat a cycle; before it the scales, a chunk a cycle, and the pipeline."""
-    W = int(os.environ["W"])
+    W, parts = int(os.environ["W"]), int(os.environ["PARTS"])
     await start(dut)
     shapes = [(1, 64), (2, 32), (1, 32), (2, 32)]
     times = []
@@ -165,7 +165,7 @@ async def cycles_of_blocks(dut, mode):
     for rows, row_beats in shapes:
         beats = rows * row_beats
         ours, times = times[:beats], times[beats:]
-        assert ours[-1] - ours[0] == beats - 1
+        assert ours[-1] - ours[0] == (beats - 1) * parts
         if before:
             # The tile's scales, then the way of its first codes; the pipeline never empties.
             assert ours[0] - before == beats * SCALE_BYTES[mode] // 32 + 3
@@ -237,6 +237,7 @@ def test_what_short_headers_hold(mant, wrong):
     assert got[0].tolist() == [1 << 15, 0xFFE0, 1 << 15] and got[1].tolist() == shift
 
 
-@pytest.mark.parametrize("w", [4, 8, 16, 32])
-def test_decoder(w, seed):
-    simulate(PackedWeightDecoder(Config(W=w, **CONFIG)), __name__, seed=seed, w=w)
+@pytest.mark.parametrize("w, parts", [(4, 1), (8, 1), (16, 1), (32, 1), (4, 2), (16, 2)])
+def test_decoder(w, parts, seed):
+    config = Config(W=w, unpack_cycles=parts, **CONFIG)
+    simulate(PackedWeightDecoder(config), __name__, seed=seed, w=w, parts=parts)

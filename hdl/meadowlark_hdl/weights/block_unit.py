@@ -23,14 +23,16 @@ class BlockUnit(wiring.Component):
 
     Golden: :mod:`.block_golden`, bit-exact.
     Timing: a chunk of scales a cycle, then a beat a cycle: Q8_0 takes a chunk each, the others one
-    every two. A beat leaves ``LATENCY`` cycles after its codes left their queue; from the last beat
+    every two. A beat leaves ``LATENCY`` cycles after its codes left their queue. With
+    ``unpack_cycles`` 2 a beat takes two cycles, its lower half first, and half of the adders are
+    there; it leaves a cycle later. From the last beat
     of a tile to the first of the next it is 3 cycles and the scales' chunks. Beats of a tile are
     whole blocks: a multiple of 32 / W.
 
     Parameters
     ----------
     config : Config
-        W, tile_beats, dsp.
+        W, tile_beats, unpack_cycles, dsp.
 
     Members
     -------
@@ -47,6 +49,8 @@ class BlockUnit(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         u, config, W = self.unit, self.config, self.config.W
+        parts = config.unpack_cycles
+        V = W // parts                      # values a cycle
         most = config.tile_beats
 
         def reg(shape, name):
@@ -88,9 +92,11 @@ class BlockUnit(wiring.Component):
         codes, half = chunks.o.payload, Signal()
         room = Signal(range(self.DEPTH + 1), init=self.DEPTH)
         issue, chunk_done, scaled = Signal(), Signal(), Signal()
-        with_room = Signal(init=1)
+        with_room, upper = Signal(init=1), Signal()     # upper: that half of what was issued
+        if parts > 1:
+            m.d.sync += upper.eq(issue)
         m.d.comb += [
-            issue.eq(chunks.o.valid & scaled & with_room),
+            issue.eq(chunks.o.valid & scaled & with_room & ~upper),
             chunk_done.eq(issue & (bytes_each | half | last)),
             chunks.o.ready.eq(chunk_done), u.done.eq(issue & last),
             u.busy.eq((room_codes != 4) | (room != self.DEPTH))]
@@ -134,14 +140,19 @@ class BlockUnit(wiring.Component):
                 to_scales.eq(1), to_codes.eq(1),
                 code_chunks.eq(Mux(u.mode == Mode.Q8_0, u.beats, (u.beats + 1) >> 1))]
 
-        # Stage 1: what was issued.
-        q = reg(data.ArrayLayout(8, W), "q")
+        # Stage 1: what was issued; its scale stands for all parts.
+        q, rest = reg(data.ArrayLayout(8, V), "q"), reg(data.ArrayLayout(8, W - V), "rest")
         for i in range(W):
             pair = codes.word_select(i, 8)
-            m.d.sync += q[i].eq(Mux(bytes_each, pair, Mux(half, pair[4:], pair[:4])))
-        d, low = reg(16, "d"), reg(16, "low")
-        m.d.sync += [d.eq(word[:16]), low.eq(Mux(with_minimum, word[16:32], 0))]
-        at_offset = delay(m, offset, 1, name="offset")
+            code = Mux(bytes_each, pair, Mux(half, pair[4:], pair[:4]))
+            if i < V:
+                m.d.sync += q[i].eq(Mux(upper, rest[i], code) if parts > 1 else code)
+            else:
+                m.d.sync += rest[i - V].eq(code)
+        d, low, at_offset = reg(16, "d"), reg(16, "low"), reg(1, "at_offset")
+        with m.If(~upper):
+            m.d.sync += [d.eq(word[:16]), low.eq(Mux(with_minimum, word[16:32], 0)),
+                         at_offset.eq(offset)]
 
         # Stages 2 to 4: half precision to fixed point; 5: its sign.
         scale, minimum = (self._fixed(m, value, name) for value, name in
@@ -155,13 +166,13 @@ class BlockUnit(wiring.Component):
         scale = delay(m, scale, 1, name="scale_6").as_signed()
         bits = delay(m, q, 5, name="q")
         negative = reg(signed(SUM_BITS), "negative")
-        totals = [total] * W
+        totals = [total] * V
         for k in range(8):
             if k == 6:          # so that it is there with the top bit
                 m.d.sync += negative.eq(-(scale << 7))
             part = negative if k == 7 else (scale << k)[:SUM_BITS].as_signed()
             sums = []
-            for i in range(W):
+            for i in range(V):
                 m.submodules[f"add{k}_{i}"] = add = GatedAdder(SUM_BITS, dsp=config.dsp)
                 m.d.comb += [add.a.eq(part), add.keep.eq(bits[(8 - k) * i]), add.b.eq(totals[i])]
                 s = reg(signed(SUM_BITS), f"sum{k}_{i}")
@@ -169,17 +180,23 @@ class BlockUnit(wiring.Component):
                 sums.append(s)
             totals = sums
             scale = delay(m, scale, 1, name=f"scale_{k + 7}").as_signed()
-            bits = delay(m, Cat(bits[(8 - k) * i + 1:(8 - k) * (i + 1)] for i in range(W)), 1,
+            bits = delay(m, Cat(bits[(8 - k) * i + 1:(8 - k) * (i + 1)] for i in range(V)), 1,
                          name=f"q_{k + 7}")
         assert GRID + FRAC == 8
 
+        done = [t[FRAC:] for t in totals]
+        if parts > 1:
+            lower = [reg(len(t), f"lower{i}") for i, t in enumerate(done)]
+            m.d.sync += [held.eq(t) for held, t in zip(lower, done, strict=True)]
+            done = lower + done
         m.submodules.out = out = Queue(u.o.payload.shape(), depth=self.DEPTH)
+        late = self.LATENCY - 1 + parts - 1
         m.d.comb += [
-            out.i.valid.eq(delay(m, issue, self.LATENCY - 1, name="valid", reset=True)),
-            out.i.payload.last.eq(delay(m, last, self.LATENCY - 1, name="last")),
+            out.i.valid.eq(delay(m, issue, late, name="valid", reset=True)),
+            out.i.payload.last.eq(delay(m, last, late, name="last")),
             u.o.valid.eq(out.o.valid), u.o.payload.eq(out.o.payload), out.o.ready.eq(u.o.ready)]
         for i in range(W):
-            m.d.comb += out.i.payload.beat[i].eq(totals[i][FRAC:])
+            m.d.comb += out.i.payload.beat[i].eq(done[i])
         after = Signal.like(room)
         m.d.comb += after.eq(room - issue + (u.o.valid & u.o.ready))
         m.d.sync += [room.eq(after), with_room.eq(after != 0)]
