@@ -48,8 +48,8 @@ class Config:
     packing : int, 0..3
         Packed weights that the decoder reads: 1 entropy-coded, 2 MEADOW's, 3 both, 0 none.
     unpack_cycles : int, 1 or 2
-        Cycles in which the unpacker, or the unit of the block modes, gives W weights. 2 where memory
-        gives them no sooner: smaller, and a quicker clock.
+        Cycles in which the unpacker, or the unit of the block modes, gives W weights. 2 where
+        memory gives them no sooner: smaller, and a quicker clock.
     sv_cycles : int, power of two, at most W / 4
         Cycles in which a lane takes a beat of W values in SV. Only W / sv_cycles of its
         multipliers have an accumulator: logic against time in a tenth of a prefill, and blocks of a

@@ -109,13 +109,15 @@ class Lane(wiring.Component):
         beat = reg(Beat(config), "beat_reg")
         m.d.sync += [c.eq(self.c), beat.eq(self.beat)]
         m.d.comb += [self.c_out.eq(c), self.beat_out.eq(beat)]
-        near = [c] * W                          # by column
+        columns_of_sv = config.sv_columns
+        near = [c] * columns_of_sv              # by column
         if config.dsp != "generic":             # simulation would only pay for it
             pairs = [Signal(data.StructLayout({
                 name: lane_schedule(config)[name][0] for name in COLUMN_CONTROL}),
-                reset_less=True, name=f"pair{i}", attrs=OWN) for i in range(-(-W // 2))]
+                reset_less=True, name=f"pair{i}", attrs=OWN)
+                for i in range(columns_of_sv // 2)]
             m.d.sync += [pair[name].eq(self.c[name]) for pair in pairs for name in COLUMN_CONTROL]
-            near = [pairs[i // 2] for i in range(W)]
+            near = [pairs[i // 2] for i in range(columns_of_sv)]
 
         # Activation memory: written from the chain, one lane at a time.
         act = reg(data.StructLayout({
@@ -142,10 +144,13 @@ class Lane(wiring.Component):
         softmax = SoftmaxUnit(config)
         m.submodules.softmax = DomainRenamer(self.attention)(softmax)
 
-        # One operand register: the activation, or the probability for all W.
+        # One operand register: the activation or, in the columns of SV, the probability.
         x = [reg(signed(18), f"x{i}") for i in range(W)]
         for i in range(W):
-            m.d.sync += x[i].eq(Mux(near[i].sel_p, softmax.p, found[i]))
+            m.d.sync += x[i].eq(found[i])
+        for i in range(columns_of_sv):
+            with m.If(near[i].sel_p):
+                m.d.sync += x[i].eq(softmax.p)
         products = []
         for i in range(W):
             m.submodules[f"mul{i}"] = mul = Multiplier(dsp=config.dsp)
@@ -170,7 +175,7 @@ class Lane(wiring.Component):
         # Broadcast: read in cycle 13, add and write in cycle 14; the LUTRAM shows the new value in
         # cycle 15, so a slice may come again after two cycles.
         columns, written = [], []
-        for i in range(config.sv_columns):
+        for i in range(columns_of_sv):
             product, base = (reg(signed(bits), f"{name}{i}") for name, bits in (
                 ("product", Config.BROADCAST_BITS), ("base", Config.PV_BITS)))
             m.submodules[f"add{i}"] = add = GatedAdder(Config.PV_BITS, dsp=config.dsp)
@@ -188,7 +193,7 @@ class Lane(wiring.Component):
             columns.append(base)
         # Drain: four columns a step, in cycles 14 and 15; the value stays until the next.
         groups = []
-        for i in range(0, config.sv_columns, 4):
+        for i in range(0, columns_of_sv, 4):
             some = reg(signed(Config.PV_BITS), f"group{i // 4}")
             with m.If(near[i].dr_en):
                 m.d[self.attention] += some.eq(Array(columns[i:i + 4])[near[i].dr_sel[:2]])
