@@ -14,8 +14,8 @@ BOARD = Board(
         act_words=512, residual_values=4096, score_depth=1024, rope_pairs=512, tile_beats=512,
         prog_depth=1024, context=1024, dsp="ecp5", packing=1,
     ),
-    clock_mhz=75.0,
-    # The SDRAM of ulx3s_85f: CL 3, tRCD = tRP = 2, tRFC = 5 cycles at 75 MHz.
+    clock_mhz=60.0,
+    # The SDRAM of ulx3s_85f: CL 3, tRCD = tRP = 2, tRFC = 4 cycles at 60 MHz.
     memory=MemoryTiming(
         size_bytes=32 << 20,
         latency_cycles=9,
@@ -23,8 +23,8 @@ BOARD = Board(
         page_bytes=1024,
         banks=4,
         turnaround_cycles=7,
-        refresh_interval_cycles=4680,   # eight refreshes of 7.8 us
-        refresh_cycles=8 * 5 + 8,
+        refresh_interval_cycles=3744,   # eight refreshes of 7.8 us
+        refresh_cycles=8 * 4 + 8,
     ),
     link=LinkInfo(kind="uart", baud=2_500_000),
     platform="amaranth_boards.ulx3s:ULX3S_45F_Platform",
