@@ -313,3 +313,11 @@ def test_no_amaranth():
             "sys.exit(any(m.split('.')[0] == 'amaranth' for m in sys.modules))")
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert (PACKAGED["stories"] / "NOTICE").is_file()
+
+
+def test_a_tokenizer_that_names_what_it_does_not_have():
+    """The library panics, which is no Exception; people get a sentence."""
+    source = json.loads((PACKAGED["stories"] / "tokenizer.json").read_text())
+    source["post_processor"]["special_tokens"] = {}
+    with pytest.raises(UserError, match=r"^mine is not a tokenizer \(.*\); get the file again"):
+        Tokenizer(json.dumps(source).encode(), "mine").encode("Hello")

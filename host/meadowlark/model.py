@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -85,18 +86,27 @@ class Tokenizer:
     Raises
     ------
     UserError
-        The bytes are not a tokenizer.
+        The bytes are not a tokenizer; :meth:`encode` and :meth:`decode`: what they say of some
+        token does not fit together.
     """
 
     def __init__(self, source: bytes, name: str = "tokenizer.json") -> None:
-        self.json = bytes(source)
-        try:
+        self.json, self.name = bytes(source), name
+        with self._sound():
             self._tokenizer = tokenizers.Tokenizer.from_str(self.json.decode())
-        except Exception as e:           # tokenizers raises a bare Exception
-            raise UserError(f"{name} is not a tokenizer ({brief(e)}); get the file again "
-                            "from where the model came from.") from e
         self._tokenizer.no_truncation()  # a stored limit would silently cut prompts
         self._tokenizer.no_padding()
+
+    @contextmanager
+    def _sound(self) -> Iterator[None]:
+        """What the library makes of a damaged file, as one sentence."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as e:      # bare Exceptions, and panics, which are none
+            raise UserError(f"{self.name} is not a tokenizer ({brief(e)}); get the file again "
+                            "from where the model came from.") from e
 
     @property
     def size(self) -> int:
@@ -108,11 +118,13 @@ class Tokenizer:
 
         special: False leaves those away; special tokens that stand in the text stay tokens.
         """
-        return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+        with self._sound():
+            return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Ids -> text; bytes that are not UTF-8 become U+FFFD. special: special tokens too."""
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=not special)
+        with self._sound():
+            return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=not special)
 
     def stream(self, after: Sequence[int] = ()) -> TextStream:
         """A decoder for tokens that come one by one, after the given ones (the prompt)."""
