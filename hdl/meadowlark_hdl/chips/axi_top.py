@@ -1,7 +1,7 @@
 """A core beside a processor system: AXI4 to its memory, AXI4-Lite registers for its programs."""
 from __future__ import annotations
 
-from amaranth import ClockDomain, ClockSignal, Module, ResetSignal
+from amaranth import ClockDomain, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -67,8 +67,9 @@ class AxiTop(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.domains.sync = ClockDomain()
-        m.d.comb += [ClockSignal().eq(self.aclk), ResetSignal().eq(~self.aresetn)]
+        m.domains.sync = sync = ClockDomain()
+        sync.clk, sync.rst = self.aclk, Signal(name="reset")
+        m.d.comb += sync.rst.eq(~self.aresetn)
         m.submodules.core, m.submodules.link = core, link = self.core, self.link
         m.submodules.memory = memory = self.memory
         wiring.connect(m, link.rx, core.rx)
