@@ -76,7 +76,7 @@ async def tokens(dut, stall):
     board = replace(get_board("kv260"), name="axi", config=CONFIG)
     with tempfile.TemporaryDirectory() as folder:
         source = Source(str(random_model(folder, seed=int(os.environ["SEED_OF_MODEL"]), hidden=32,
-                                         heads=4, kv_heads=2, head_dim=8, context=64)), board)
+                                         heads=2, kv_heads=1, head_dim=16, context=64)), board)
         image = source.image
     around = random.randbytes(BASE), random.randbytes(SIZE)
     ram.write(0, around[0])
