@@ -213,5 +213,5 @@ def test_sizes_without_a_port():
     with pytest.raises(ValueError, match="bus_bytes must be in 4..128"):
         AxiMaster(Config(W=16, P=4, bus_bytes=2), memory_bytes=SIZE)
     for size in (2048, 5000, 1 << 41):
-        with pytest.raises(ValueError, match=f"^memory_bytes must be a power of two .*, not {size}"):
+        with pytest.raises(ValueError, match=f"^memory_bytes must be .*, not {size}$"):
             AxiMaster(wide(16), memory_bytes=size)

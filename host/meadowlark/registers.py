@@ -200,7 +200,7 @@ def overlay(path: str) -> tuple[MappedWindow, int]:
     loaded = attempt(f"load {path}", lambda: pynq.Overlay(path))
     facts = loaded.ip_dict.get("meadowlark")
     if facts is None:
-        raise TransportError(f"{path} holds no Meadowlark, only {', '.join(loaded.ip_dict) or '-'}; "
+        raise TransportError(f"{path} holds no Meadowlark, only {', '.join(loaded.ip_dict)}; "
                              "check that its .hwh file is of the same build")
     registers = pynq.MMIO(facts["phys_addr"], WINDOW_BYTES)
     size = registers.read(WINDOW_ADDRESS["memory_kib"]) << 10

@@ -175,7 +175,7 @@ class Issue(wiring.Component):
             (is_embed, Op.EMBED), (is_rope, Op.ROPE), (is_norm, Op.NORM),
             (is_linear, Op.LINEAR), (is_qk, Op.QK), (is_sv, Op.SV))]
 
-        # SV takes a beat in parts. EMBED, ROPE and STORE may begin in their second cycle: so the ends
+        # SV takes a beat in parts. EMBED, ROPE and STORE may begin in their second cycle: the ends
         # of their rows must be known by then, a register away from the instruction.
         parts = Mux(is_sv, instr.row_beats << log2_parts, instr.row_beats)
         m.d.sync += [row_steps.eq(parts), one_beat.eq(parts == 1), beat_before_end.eq(parts - 2)]

@@ -145,7 +145,8 @@ class AxiLiteLink(wiring.Component):
 
         # Loads.
         of, of_held = Signal(WINDOW_BITS - 2, reset_less=True), Signal()
-        m.d.comb += [bus.arready.eq(~of_held & ~bus.rvalid), take.eq(of_held & (of == index["data"]))]
+        m.d.comb += [bus.arready.eq(~of_held & ~bus.rvalid),
+                     take.eq(of_held & (of == index["data"]))]
         with m.If(bus.arready):
             m.d.sync += [of_held.eq(bus.arvalid), of.eq(bus.araddr[2:])]
         with m.If(bus.rready):
