@@ -1,5 +1,5 @@
-"""The whole chip of a Zynq board at its ports: the host's own transport on an AXI4-Lite manager that
-is not ours, weights in an AXI4 memory that is not ours; every token is right."""
+"""The whole chip of a Zynq board at its ports, driven by the host's own transport: an AXI4-Lite
+manager and an AXI4 memory that are not ours, and every token is right."""
 import os
 import random
 import tempfile
