@@ -161,7 +161,7 @@ def test_tcl_that_ends_with_a_sentence(written, answers, message):
         vivado.run(written / "build.tcl")
 
 
-def test_an_earlier_package_is_replaced_and_nothing_else(written, tmp_path, monkeypatch, capsys):
+def test_an_earlier_package_is_replaced_and_nothing_else(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(BOARDS, "kv260", small("kv260"))
     monkeypatch.setattr("amaranth.back.verilog.convert", lambda *args, **kw: "module new;")
     folder = tmp_path / "kv260"
