@@ -12,7 +12,7 @@ from pathlib import Path
 
 from meadowlark_hdl import isa
 from meadowlark_hdl.control import counters_table, errors
-from meadowlark_hdl.link import protocol
+from meadowlark_hdl.link import axi_lite_table, protocol
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -89,7 +89,13 @@ def registers() -> str:
             f"{counters_table.COUNTER_BITS} bits each; counter i reads as the words "
             f"{protocol.COUNTER_BASE:#x} + 2*i and the next.\n",
             table(("index", "counter", "meaning"),
-                  ((i, f"`{c.name}`", c.doc) for i, c in enumerate(counters_table.COUNTERS)))]
+                  ((i, f"`{c.name}`", c.doc) for i, c in enumerate(counters_table.COUNTERS))),
+            "## AXI4-Lite window\n",
+            f"Version {axi_lite_table.WINDOW_VERSION}. On boards with a Zynq the frames go through "
+            'this window; see "AXI boards" in [boards.md](boards.md).\n',
+            table(("byte", "register", "width", "access", "meaning"),
+                  ((f"{r.address:#04x}", f"`{r.name}`", r.width, r.access, r.doc)
+                   for r in axi_lite_table.WINDOW))]
     return "\n".join(out)
 
 

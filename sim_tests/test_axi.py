@@ -175,12 +175,43 @@ async def faults_are_seen(dut, write):
     assert dut.fault.value
 
 
+@cocotb.test()
+@cocotb.parametrize(write=[False, True])
+async def addresses_wrap(dut, write):
+    """Beyond the end of the memory comes its beginning: in the middle of a burst and far beyond."""
+    c, ram, seen = await begin(dut, 0.0)
+    words, value = SIZE // c.bus_bytes, random.randbytes(8 * c.bus_bytes)
+    for first in (words - 4, 5 * words - 4, (1 << 32) - 4):
+        command = [{"addr": first, "len": 7}]
+        if write:
+            ram.write(BASE, bytes(SIZE))
+            cocotb.start_soon(send(dut, "port__w_cmd", command, 0.0, layout=ReadCommand(c)))
+            full = (1 << c.bus_bytes) - 1 << 8 * c.bus_bytes
+            await send(dut, "port__w_data", [
+                full | int.from_bytes(value[k * c.bus_bytes:(k + 1) * c.bus_bytes], "little")
+                for k in range(8)])
+            while not dut.port__w_done.value:
+                await RisingEdge(dut.clk)
+        else:
+            ram.write(BASE, value[len(value) // 2:])
+            ram.write(BASE + SIZE - len(value) // 2, value[:len(value) // 2])
+            cocotb.start_soon(send(dut, "port__r_cmd", command, 0.0, layout=ReadCommand(c)))
+            got = await recv(dut, "port__r_data", 8, 0.0)
+            assert b"".join(w.to_bytes(c.bus_bytes, "little") for w in got) == value
+        assert ram.read(BASE + SIZE - 4 * c.bus_bytes, 4 * c.bus_bytes) + \
+            ram.read(BASE, 4 * c.bus_bytes) == value
+    assert seen["aw" if write else "ar"] == 6
+
+
 # A page is 1,024, 256 and 128 words; AXI's limit is 256.
 @pytest.mark.parametrize("bus", [4, 16, 32])
 def test_axi(bus, seed):
-    simulate(AxiMaster(wide(bus)), __name__, seed=seed, bus=bus)
+    simulate(AxiMaster(wide(bus), memory_bytes=SIZE), __name__, seed=seed, bus=bus)
 
 
-def test_widths_without_a_port():
+def test_sizes_without_a_port():
     with pytest.raises(ValueError, match="bus_bytes must be in 4..128"):
-        AxiMaster(Config(W=16, P=4, bus_bytes=2))
+        AxiMaster(Config(W=16, P=4, bus_bytes=2), memory_bytes=SIZE)
+    for size in (2048, 5000, 1 << 41):
+        with pytest.raises(ValueError, match=f"^memory_bytes must be .*, not {size}$"):
+            AxiMaster(wide(16), memory_bytes=size)

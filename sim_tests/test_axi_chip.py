@@ -41,7 +41,7 @@ class Chip(wiring.Component):
         m = Module()
         m.submodules.core = core = Core(CONFIG, board="axi", clock_hz=100_000_000,
                                         memory_bytes=SIZE)
-        m.submodules.axi = axi = AxiMaster(CONFIG)
+        m.submodules.axi = axi = AxiMaster(CONFIG, memory_bytes=SIZE)
         wiring.connect(m, core.mem, axi.port)
         wiring.connect(m, axi.axi, wiring.flipped(self.axi))
         wiring.connect(m, core.rx, wiring.flipped(self.rx))

@@ -36,7 +36,10 @@ def test_the_whole_chip_on_its_pins():
 
 def test_boards_without_a_bitstream_say_so(tmp_path):
     for board in BOARDS.values():
-        if board.sdram is None:
+        if board.zynq is not None:
+            with pytest.raises(UserError, match=f"^board {board.name} is loaded by its own proces"):
+                platform_of(board)
+        elif board.sdram is None:
             with pytest.raises(UserError, match=f"^board {board.name} has no bitstream: it exists"):
                 platform_of(board)
     assert main(["build", "--board", "virtual", "-o", str(tmp_path)]) == 2

@@ -293,7 +293,7 @@ def test_board_data_is_checked():
     with pytest.raises(ValueError, match="refresh_cycles .* not 200"):
         MemoryTiming(size_bytes=1 << 20, latency_cycles=5, refresh_interval_cycles=100,
                      refresh_cycles=200)
-    with pytest.raises(ValueError, match="kind must be uart or queue, not 'usb'"):
+    with pytest.raises(ValueError, match="kind must be uart, axi or queue, not 'usb'"):
         LinkInfo(kind="usb")
 
 

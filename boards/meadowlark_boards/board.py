@@ -80,18 +80,19 @@ class LinkInfo:
     Parameters
     ----------
     kind : str
-        "uart", or "queue" (the simulated board's byte queues).
+        "uart", "axi" (registers that a processor on the chip sees), or "queue" (the simulated
+        board's byte queues).
     baud : int
-        Bits a second of a UART, 0 for a queue.
+        Bits a second of a UART, else 0.
     """
     kind: str
     baud: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("uart", "queue"):
-            raise ValueError(f"kind must be uart or queue, not {self.kind!r}")
+        if self.kind not in ("uart", "axi", "queue"):
+            raise ValueError(f"kind must be uart, axi or queue, not {self.kind!r}")
         if (self.baud > 0) != (self.kind == "uart"):
-            raise ValueError(f"baud must be positive for a uart and 0 for a queue, "
+            raise ValueError(f"baud must be positive for a uart and 0 for others, "
                              f"not {self.baud!r}")
 
 
@@ -116,6 +117,24 @@ class SdramInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ZynqInfo:
+    """What Vivado needs for a board with a Zynq UltraScale+; the core uses the processor's memory.
+
+    Parameters
+    ----------
+    part : str
+        The chip.
+    board_part : str
+        Whose preset the processor system gets.
+    window : int
+        Where the processor sees the core's registers: 4 KiB of M_AXI_HPM0_FPD.
+    """
+    part: str
+    board_part: str
+    window: int = 0xA000_0000
+
+
+@dataclass(frozen=True, kw_only=True)
 class Board:
     """A board and the core that is built for it.
 
@@ -137,6 +156,8 @@ class Board:
         ``module:class`` of the amaranth-boards platform; empty where there is no hardware.
     sdram : SdramInfo, optional
         Of a board whose memory is SDR SDRAM.
+    zynq : ZynqInfo, optional
+        Of a board whose memory and host are a processor's.
     """
     name: str
     title: str
@@ -146,6 +167,7 @@ class Board:
     link: LinkInfo
     platform: str = ""
     sdram: SdramInfo | None = None
+    zynq: ZynqInfo | None = None
 
     def __post_init__(self) -> None:
         if not self.clock_mhz > 0:

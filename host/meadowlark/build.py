@@ -51,8 +51,11 @@ def platform_of(board: Board) -> Any:
     Raises
     ------
     UserError
-        The board is a simulation only.
+        The board is a simulation only, or Vivado's.
     """
+    if board.zynq is not None:
+        raise UserError(f"board {board.name} is loaded by its own processor: run `meadowlark build "
+                        f"--board {board.name}` and follow the README.md that it writes")
     if not board.platform or board.sdram is None:
         raise UserError(f"board {board.name} has no bitstream: it exists in simulation only")
     module, _, name = board.platform.partition(":")

@@ -578,11 +578,16 @@ _build_directory = click.option(
 @click.option("--json", "json_to", metavar="FILE",
               help="Write the report as JSON; - is stdout, which then gets nothing else.")
 def build(board: str, seeds: int, output: str | None, json_to: str | None) -> int:
-    """A board's bitstream, by Yosys and nextpnr; ends with a report."""
+    """A board's bitstream, by Yosys and nextpnr; ends with a report. Of a board with a Zynq, the
+    package from which Vivado makes it."""
     from . import build as building
     if seeds < 1:
         raise UserError(f"--seeds must be at least 1, not {seeds}")
     which = _board(board)
+    if which.zynq is not None:
+        if _given("seeds"):
+            raise UserError(f"--seeds is for nextpnr, and board {board} is Vivado's; leave it out")
+        return _package(which, Path(output or f"build/{board}"), json_to)
     begun = time.monotonic()
     with Progress() as progress:
         def tell(line: str) -> None:
@@ -596,6 +601,20 @@ def build(board: str, seeds: int, output: str | None, json_to: str | None) -> in
         _say(f"timing is missed: {result['fmax_mhz']} of {which.clock_mhz:g} MHz. The bitstream is "
              "there, but may fail on the board; try --seeds, or a smaller Config")
         return DIFFERENT
+    return 0
+
+
+def _package(board: Board, directory: Path, json_to: str | None) -> int:
+    """`build` where the bitstream is left to the vendor's tool."""
+    from . import vivado
+    with Progress() as progress:
+        written = vivado.package(board, directory, progress=progress)
+    result = vivado.summary(board, written)
+    _write_json(result, json_to)
+    if json_to != "-":
+        print(_listing({name: fact for name, fact in result.items() if fact is not None}))
+    _say(f"this is no bitstream yet: `{vivado.COMMAND}` in {directory} makes it. No vendor tool "
+         f"has run on this package, so neither its Tcl nor {board.clock_mhz:g} MHz is confirmed")
     return 0
 
 

@@ -247,7 +247,8 @@ def open_target(name: str, board: Board, *, progress: Progress | None = None) ->
     Parameters
     ----------
     name : str
-        "golden", "sim", "pins", or a port: ``/dev/...[@baud]``, ``COMn[@baud]``, ``tcp:host:port``.
+        "golden", "sim", "pins", or a port: ``/dev/...[@baud]``, ``COMn[@baud]``, ``tcp:host:port``,
+        on a Zynq itself ``uio:/dev/uioN@memory``, ``mem:window@memory`` or ``pynq:file.bit``.
     board : Board
         Which board is simulated. A board at a port says itself what it is.
     progress : callable, optional
@@ -269,7 +270,9 @@ def open_target(name: str, board: Board, *, progress: Progress | None = None) ->
         raise UserError(str(error)) from error
     except ValueError as error:
         raise UserError(f"there is no target {name!r}; give golden, sim, pins, a serial port such "
-                        "as /dev/ttyUSB0, or tcp:host:port") from error
+                        "as /dev/ttyUSB0, tcp:host:port, or, on a Zynq itself, "
+                        "uio:/dev/uio0@0x60000000, mem:0xa0000000@0x60000000 or pynq:kv260.bit"
+                        ) from error
     try:
         return BoardTarget(name, Driver(transport), progress=progress)
     except BaseException:

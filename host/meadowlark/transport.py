@@ -171,7 +171,8 @@ class LoopbackTransport:
 
 
 def open_transport(target: str) -> Transport:
-    """``/dev/...[@baud]`` or ``COMn[@baud]``: serial; ``tcp:host:port``: a socket.
+    """``/dev/...[@baud]`` or ``COMn[@baud]``: serial; ``tcp:host:port``: a socket; ``uio:``,
+    ``mem:`` and ``pynq:``: see :func:`~.registers.open_registers`.
 
     Raises ValueError for another form, TransportError if it cannot be opened.
     """
@@ -180,6 +181,9 @@ def open_transport(target: str) -> Transport:
         if not host or not port.isdigit():
             raise ValueError(f"target must be tcp:host:port, not {target!r}")
         return SocketTransport(host, int(port))
+    if target.startswith(("uio:", "mem:", "pynq:")):
+        from .registers import open_registers
+        return open_registers(target)
     name, _, baud = target.partition("@")
     if not name.startswith("/") and not name.upper().startswith("COM"):
         raise ValueError(f"target must be a serial port or tcp:host:port, not {target!r}")

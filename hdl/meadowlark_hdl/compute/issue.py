@@ -121,7 +121,6 @@ class Issue(wiring.Component):
         last_part = Signal()                # of the beat
         # A row of results takes at least P >= 4 cycles, so most ends are known in time.
         m.d.sync += [
-            one_beat.eq(row_steps == 1), beat_before_end.eq(row_steps - 2),
             block_end.eq(pass_.nb - 1), last_block.eq(block == block_end),
             first_is_last.eq(first_block == block_end), last_tile.eq(tiles_left == 1)]
 
@@ -176,9 +175,10 @@ class Issue(wiring.Component):
             (is_embed, Op.EMBED), (is_rope, Op.ROPE), (is_norm, Op.NORM),
             (is_linear, Op.LINEAR), (is_qk, Op.QK), (is_sv, Op.SV))]
 
-        # SV takes a beat in parts. Only the array's rows are concerned, cycles later.
+        # SV takes a beat in parts. EMBED, ROPE and STORE may begin in their second cycle: the ends
+        # of their rows must be known by then, a register away from the instruction.
         parts = Mux(is_sv, instr.row_beats << log2_parts, instr.row_beats)
-        m.d.sync += row_steps.eq(parts)
+        m.d.sync += [row_steps.eq(parts), one_beat.eq(parts == 1), beat_before_end.eq(parts - 2)]
         m.d.comb += last_part.eq((beat[:log2_parts].all() if log2_parts else 1) | ~is_sv)
 
         # Addresses and the like: they count for nothing where no enable goes with them.

@@ -46,6 +46,8 @@ class Splitter(wiring.Component):
     Parameters
     ----------
     config : Config
+    memory_bytes : int
+        As for :class:`AxiMaster`.
 
     Members
     -------
@@ -54,8 +56,8 @@ class Splitter(wiring.Component):
     o : Out(stream of Burst)    From registers.
     """
 
-    def __init__(self, config: Config):
-        self.config = config
+    def __init__(self, config: Config, *, memory_bytes: int):
+        self.config, self.memory_bytes = config, memory_bytes
         super().__init__({"i": In(stream.Signature(ReadCommand(config))),
                           "base": In(ADDRESS_BITS), "o": Out(stream.Signature(Burst()))})
 
@@ -63,7 +65,8 @@ class Splitter(wiring.Component):
         m = Module()
         c = self.config
         block = min(PAGE_BYTES // c.bus_bytes, BURST_WORDS)         # words; blocks tile a page
-        at = Signal(32, reset_less=True)
+        # In words. Bursts end with a page and the memory with one, so here is where it wraps.
+        at = Signal(exact_log2(self.memory_bytes // c.bus_bytes), reset_less=True)
         left = Signal(range(c.burst_words + 1), reset_less=True)
         room = Signal(range(block + 1), reset_less=True)
         words = Signal(range(min(block, c.burst_words) + 1), reset_less=True)
@@ -107,6 +110,8 @@ class AxiMaster(wiring.Component):
     ----------
     config : Config
         bus_bytes is the width of the port; 4..128 bytes.
+    memory_bytes : int, power of two, PAGE_BYTES..2**ADDRESS_BITS
+        Addresses wrap there: nothing else is touched, whatever the core is told.
 
     Members
     -------
@@ -123,15 +128,18 @@ class AxiMaster(wiring.Component):
     Raises
     ------
     ValueError
-        No AXI port is that wide.
+        No AXI port is that wide, or no memory has that size.
     """
 
     WRITES = 16     # bursts written and not yet answered
 
-    def __init__(self, config: Config):
-        self.config = config
+    def __init__(self, config: Config, *, memory_bytes: int):
+        self.config, self.memory_bytes = config, memory_bytes
         if not 4 <= config.bus_bytes <= 128:
             raise ValueError(f"bus_bytes must be in 4..128 for AXI, not {config.bus_bytes!r}")
+        if memory_bytes & (memory_bytes - 1) or not PAGE_BYTES <= memory_bytes <= 1 << ADDRESS_BITS:
+            raise ValueError("memory_bytes must be a power of two of at least "
+                             f"{PAGE_BYTES}, not {memory_bytes!r}")
         super().__init__({
             "port": In(MemoryPort(config)), "base": In(ADDRESS_BITS), "enable": In(1),
             "fault": Out(1), "axi": Out(Axi4(8 * config.bus_bytes))})
@@ -140,8 +148,8 @@ class AxiMaster(wiring.Component):
         m = Module()
         c, port, axi = self.config, self.port, self.axi
         m.d.comb += port.ready.eq(self.enable)
-        m.submodules.reads = reads = Splitter(c)
-        m.submodules.writes = writes = Splitter(c)
+        m.submodules.reads = reads = Splitter(c, memory_bytes=self.memory_bytes)
+        m.submodules.writes = writes = Splitter(c, memory_bytes=self.memory_bytes)
         for splitter, command in ((reads, port.r_cmd), (writes, port.w_cmd)):
             m.d.comb += [splitter.base.eq(self.base), splitter.i.valid.eq(command.valid),
                          splitter.i.payload.eq(command.payload), command.ready.eq(splitter.i.ready)]

@@ -1,0 +1,32 @@
+"""AMD Kria KV260: Zynq UltraScale+ XCK26, 4 GB of 64-bit DDR4 at its processor system."""
+from meadowlark_hdl.config import Config
+
+from .board import Board, LinkInfo, MemoryTiming, ZynqInfo
+
+BOARD = Board(
+    name="kv260",
+    title="KV260, XCK26, DDR4 of the processor at 16 bytes a cycle",
+    # 128 multipliers for 1,248 DSP48E2. A beat is a word of the bus, so decode keeps lane 0 busy
+    # and packing would gain nothing. Envelope: hidden 576, FFN 1,536, head 64, 32 layers,
+    # vocabulary 49,152, 2,048 tokens.
+    config=Config(
+        W=16, P=8, bus_bytes=16,
+        act_words=512, residual_values=16384, score_depth=2048, rope_pairs=2048, tile_beats=512,
+        prog_depth=4096, context=2048,
+    ),
+    clock_mhz=200.0,                    # a target: no tool has placed it
+    # Estimates. The port moves a sixth of what DDR4-2400 of 64 bits does, so most of what rows and
+    # refresh cost is hidden behind it.
+    memory=MemoryTiming(
+        size_bytes=256 << 20,           # of 4 GB: the region that Linux leaves to the core
+        latency_cycles=50,              # 250 ns through interconnect and controller
+        row_miss_cycles=6,              # tRP + tRCD = 28 ns
+        page_bytes=8192,                # 1,024 columns x 64 bits
+        banks=8,
+        turnaround_cycles=4,
+        refresh_interval_cycles=1560,   # tREFI = 7.8 us
+        refresh_cycles=70,              # tRFC = 350 ns (8 Gbit)
+    ),
+    link=LinkInfo(kind="axi"),
+    zynq=ZynqInfo(part="xck26-sfvc784-2LV-c", board_part="xilinx.com:kv260_som:part0:1.4"),
+)

@@ -1,0 +1,124 @@
+"""The whole chip of a Zynq board at its ports, driven by the host's own transport: an AXI4-Lite
+manager and an AXI4 memory that are not ours, and every token is right."""
+import os
+import random
+import tempfile
+from dataclasses import replace
+
+import cocotb
+from bench import PERIOD_NS, simulate, start
+from cocotb.clock import Clock
+from cocotb.task import bridge, resume
+from cocotb.triggers import ClockCycles
+from cocotb.utils import get_sim_time
+from cocotbext.axi import AxiBus, AxiLiteBus, AxiLiteMaster, AxiRam
+
+from meadowlark.driver import Driver
+from meadowlark.golden import GoldenModel
+from meadowlark.prepare import Source
+from meadowlark.registers import RegisterTransport
+from meadowlark_boards import get_board
+from meadowlark_hdl.chips.axi_top import AxiTop
+from meadowlark_hdl.control.sampler_golden import logits_crc
+from meadowlark_hdl.link.axi_lite_table import CONTROL_MEMORY, STATUS_LISTENS, WINDOW_ADDRESS
+from random_model import random_model
+from test_axi import pause, quiet
+from test_axi_chip import CONFIG, SIZE
+
+BASE = 0x7_1000
+
+
+class MasterWindow:
+    """Loads and stores of the host as cocotbext-axi's; a second is a million cycles."""
+
+    def __init__(self, dut, master):
+        self.dut, self.master = dut, master
+
+    @resume
+    async def load(self, address):
+        return await self.master.read_dword(address)
+
+    @resume
+    async def store(self, address, value):
+        await self.master.write_dword(address, value)
+
+    @resume
+    async def store_byte(self, address, value):
+        await self.master.write(address, bytes([value]))
+
+    @resume
+    async def now(self):
+        return get_sim_time("ns") / PERIOD_NS / 1e6
+
+    @resume
+    async def pause(self, seconds):
+        await ClockCycles(self.dut.aclk, max(1, round(seconds * 1e6)))
+
+    def close(self):
+        pass
+
+
+@cocotb.test()
+@cocotb.parametrize(stall=[0.0, 0.4])
+async def tokens(dut, stall):
+    await start(dut)
+    cocotb.start_soon(Clock(dut.aclk, PERIOD_NS, "ns").start())
+    await ClockCycles(dut.aclk, 3)
+    ram = AxiRam(AxiBus.from_prefix(dut, "m_axi"), dut.aclk, dut.aresetn,
+                 reset_active_level=False, size=BASE + 2 * SIZE)
+    host = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "s_axi"), dut.aclk, dut.aresetn,
+                         reset_active_level=False)
+    for end in (ram, host):
+        quiet(end)
+        pause(end, stall)
+    dut.aresetn.value = 1
+    window = MasterWindow(dut, host)
+    board = replace(get_board("kv260"), name="axi", config=CONFIG)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Source(str(random_model(folder, seed=int(os.environ["SEED_OF_MODEL"]), hidden=32,
+                                         heads=2, kv_heads=1, head_dim=16, context=64)), board)
+        image = source.image
+    around = random.randbytes(BASE), random.randbytes(SIZE)
+    ram.write(0, around[0])
+    ram.write(BASE + SIZE, around[1])
+    ram.write(BASE, image.memory)           # frame by frame this takes longer than the run
+    note = random.randbytes(331)
+    prompt = [0, 17, 33, 5, 90, 41]
+
+    def driver(memory):
+        return Driver(RegisterTransport(window, memory, now=window.now, pause=window.pause))
+
+    @bridge
+    def run():
+        board = driver(BASE)
+        assert board.info.config == CONFIG and board.info.memory_bytes == SIZE
+        board.load([(SIZE - 1024, note)], program=image.program, model=image.model_regs)
+        assert board.read_memory(SIZE - 1024, len(note)) == note
+        got = [(event.token, event.crc) for event in board.run(prompt, max_new=8)]
+        # Nothing was lost or said twice, the first bytes after the reset included.
+        assert board.read_register("frames_bad") == board.read_register("frames_dropped") == 0
+        assert window.load(WINDOW_ADDRESS["status"]) == STATUS_LISTENS
+        return got
+
+    @bridge
+    def elsewhere():
+        """Another program on the same chip; the region is told anew, and only then moves."""
+        assert driver(BASE).read_memory(SIZE - 1024, len(note)) == note
+        assert driver(BASE + SIZE).read_memory(64, 99) == around[1][64:163]
+        assert window.load(WINDOW_ADDRESS["control"]) == CONTROL_MEMORY
+    got = await run()
+    golden = GoldenModel(source.quantised, context=image.context)
+    assert got == [(token, logits_crc(logits))
+                   for token, logits in golden.generate(prompt, max_new=8)]
+    assert len(got) == 8
+    assert ram.read(BASE, len(image.memory)) == image.memory
+    assert ram.read(BASE + SIZE - 1024, len(note)) == note
+    between = ram.read(BASE + len(image.memory), SIZE - 1024 - len(image.memory))
+    assert any(between)                     # keys and values
+    await elsewhere()
+    assert (ram.read(0, BASE), ram.read(BASE + SIZE, SIZE)) == around
+
+
+def test_axi_top(seed):
+    simulate(AxiTop(CONFIG, name="axi", clock_mhz=100, memory_bytes=SIZE), __name__, seed=seed,
+             seed_of_model=seed)
