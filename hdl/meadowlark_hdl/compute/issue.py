@@ -1,5 +1,5 @@
 """Issue: executes instructions, one at a time, as a beat of control a cycle."""
-from amaranth import Cat, Module, Mux, Signal, signed
+from amaranth import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -175,10 +175,12 @@ class Issue(wiring.Component):
             (is_embed, Op.EMBED), (is_rope, Op.ROPE), (is_norm, Op.NORM),
             (is_linear, Op.LINEAR), (is_qk, Op.QK), (is_sv, Op.SV))]
 
-        # SV takes a beat in parts. EMBED, ROPE and STORE may begin in their second cycle: the ends
-        # of their rows must be known by then, a register away from the instruction.
-        parts = Mux(is_sv, instr.row_beats << log2_parts, instr.row_beats)
-        m.d.sync += [row_steps.eq(parts), one_beat.eq(parts == 1), beat_before_end.eq(parts - 2)]
+        # SV takes a beat in parts. EMBED, ROPE and STORE may begin in their second cycle, so
+        # whether their rows are of one beat must be a register away from the instruction.
+        in_parts = (instr.op == Op.SV) if log2_parts else Const(0)
+        steps = Mux(in_parts, instr.row_beats << log2_parts, instr.row_beats)
+        m.d.sync += [row_steps.eq(steps), one_beat.eq((instr.row_beats == 1) & ~in_parts),
+                     beat_before_end.eq(steps - 2)]
         m.d.comb += last_part.eq((beat[:log2_parts].all() if log2_parts else 1) | ~is_sv)
 
         # Addresses and the like: they count for nothing where no enable goes with them.
