@@ -1,3 +1,4 @@
+# pyright: reportOptionalMemberAccess=false
 """The register window against independent AXI4-Lite drivers: bytes both ways, every word of it."""
 import random
 

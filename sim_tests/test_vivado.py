@@ -33,7 +33,7 @@ def test_boards_with_a_zynq():
     assert ZYNQ == ["kv260", "zcu102"]
     for name in ZYNQ:
         board = get_board(name)
-        assert board.link.kind == "axi" and board.config.bus_bytes == 16
+        assert board.zynq and board.link.kind == "axi" and board.config.bus_bytes == 16
         assert board.zynq.window % 4096 == 0
         top(board)                      # its sizes are ones that AXI has
 
@@ -127,6 +127,7 @@ def test_tcl(written):
     vivado = Vivado().run(written / "build.tcl")
     calls = [" ".join(map(str, call)) for call in vivado.calls]
     board = get_board("kv260")
+    assert board.zynq
     assert f"create_project -force meadowlark {written}/vivado -part {board.zynq.part}" in calls
     assert f"set_property board_part {board.zynq.board_part} " in calls
     for name in ("meadowlark.v", "meadowlark.xdc"):
