@@ -28,6 +28,7 @@ BASE, SIZE = 0x7_0000, 1 << 18
 CONFIG = Config(W=8, P=4, bus_bytes=8, act_words=128, residual_values=1024, score_depth=128,
                 rope_pairs=512, tile_beats=64, tile_rows=16, prog_depth=256, context=64,
                 fifo_words=128, burst_words=64)
+PROMPT = [0, 17, 33, 5, 90, 41]
 
 
 class Chip(wiring.Component):
@@ -89,6 +90,29 @@ class ByteTransport:
         pass
 
 
+def random_source(like, **shape):
+    """A random model with the given shape for a board ``like`` another one, with CONFIG's core."""
+    board = replace(get_board(like), name="axi", config=CONFIG)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Source(str(random_model(folder, seed=int(os.environ["SEED_OF_MODEL"]), hidden=32,
+                                         context=64, **shape)), board)
+        assert source.image             # compiled while the folder is there
+        return source
+
+
+def check_run(source, got, ram, base, note):
+    """Eight tokens after PROMPT are the golden model's; memory holds what it should."""
+    image = source.image
+    golden = GoldenModel(source.quantised, context=image.context)
+    assert got == [(token, logits_crc(logits))
+                   for token, logits in golden.generate(PROMPT, max_new=8)]
+    assert len(got) == 8
+    assert ram.read(base, len(image.memory)) == image.memory
+    assert ram.read(base + SIZE - 1024, len(note)) == note
+    between = ram.read(base + len(image.memory), SIZE - 1024 - len(image.memory))
+    assert any(between)                     # keys and values
+
+
 @cocotb.test()
 @cocotb.parametrize(stall=[0.0, 0.4])
 async def tokens_through_axi(dut, stall):
@@ -97,30 +121,19 @@ async def tokens_through_axi(dut, stall):
     ram = AxiRam(AxiBus.from_prefix(dut, "axi_"), dut.clk, dut.rst, size=BASE + SIZE)
     quiet(ram)
     pause(ram, stall)
-    board = replace(get_board("virtual"), name="axi", config=CONFIG)
-    with tempfile.TemporaryDirectory() as folder:
-        source = Source(str(random_model(folder, seed=int(os.environ["SEED_OF_MODEL"]), hidden=32,
-                                         heads=4, kv_heads=2, head_dim=8, context=64)), board)
-        image = source.image
+    source = random_source("virtual", heads=4, kv_heads=2, head_dim=8)
+    image = source.image
     ram.write(BASE, image.memory)           # frame by frame this takes longer than the run
     note = random.randbytes(333)
-    prompt = [0, 17, 33, 5, 90, 41]
 
     @bridge
     def host():
         driver = Driver(ByteTransport(dut))
         driver.load([(SIZE - 1024, note)], program=image.program, model=image.model_regs)
         assert driver.read_memory(SIZE - 1024, len(note)) == note
-        return [(event.token, event.crc) for event in driver.run(prompt, max_new=8)]
-    got = await host()
-    golden = GoldenModel(source.quantised, context=image.context)
-    assert got == [(token, logits_crc(logits))
-                   for token, logits in golden.generate(prompt, max_new=8)]
-    assert len(got) == 8 and not dut.fault.value
-    assert ram.read(BASE, len(image.memory)) == image.memory
-    assert ram.read(BASE + SIZE - 1024, len(note)) == note
-    between = ram.read(BASE + len(image.memory), SIZE - 1024 - len(image.memory))
-    assert any(between)                     # keys and values
+        return [(event.token, event.crc) for event in driver.run(PROMPT, max_new=8)]
+    check_run(source, await host(), ram, BASE, note)
+    assert not dut.fault.value
 
 
 def test_axi_chip(seed):
