@@ -98,9 +98,10 @@ class Fetch(wiring.Component):
         stores = Signal(16)                 # STORE instructions queued in this pass
         needed = Signal(16, reset_less=True)        # stores, when work was fetched
         stored = Signal(16)                 # STORE instructions completed
-        stores_done = Signal()
+        ahead = Signal(signed(17))          # later STOREs may be done as well
         m.d.sync += [word.eq(r.data), stored.eq(stored + self.store_done),
-                     stores_done.eq(stored == needed)]
+                     ahead.eq(stored - needed)]
+        stores_done = ahead >= 0
         is_end, ends, has_jobs = Signal(), Signal(), Signal()
         m.d.comb += [
             is_end.eq(word.op == Op.END), ends.eq(is_end & ~(word.last & self.pass_.final)),
