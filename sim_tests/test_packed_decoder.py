@@ -5,13 +5,13 @@ import random
 import cocotb
 import numpy as np
 import pytest
-from bench import recv, send, simulate, start
+from bench import send, simulate, start
 from cocotb.triggers import ClockCycles, RisingEdge
-from test_decoder import CONFIG, check, random_tile, random_tiles
+from test_decoder import CONFIG, check, random_tile, random_tiles, take_items
 
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import Header, Mode
-from meadowlark_hdl.signatures import DecoderItem, TileTag
+from meadowlark_hdl.signatures import TileTag
 from meadowlark_hdl.weights.decoder import PackedWeightDecoder
 from meadowlark_hdl.weights.decoder_golden import header_chunks
 from meadowlark_hdl.weights.entropy_golden import pack_entropy
@@ -51,7 +51,7 @@ async def run(dut, tiles, stall, chunk_stall=None):
             cocotb.start_soon(send(dut, "chunks", sum(chunks, []),
                                    stall if chunk_stall is None else chunk_stall))]
     want = sum(items, [])
-    check(await recv(dut, "items", len(want), stall, layout=DecoderItem(config)), want)
+    check(await take_items(dut, config, len(want), stall), want)
     for task in sent:                   # the checksum comes behind the last item
         await task
     await ClockCycles(dut.clk, 20)
@@ -83,7 +83,7 @@ async def damage_and_flush(dut):
         tasks = [cocotb.start_soon(send(dut, "tags", [t[0] for t in tiles],
                                         layout=TileTag(config))),
                  cocotb.start_soon(send(dut, "chunks", sum([t[1] for t in tiles], [])))]
-        await recv(dut, "items", sum(len(t[2]) for t in tiles), layout=DecoderItem(config))
+        await take_items(dut, config, sum(len(t[2]) for t in tiles))
         await ClockCycles(dut.clk, 100)
         assert dut.error.value
         for task in tasks:

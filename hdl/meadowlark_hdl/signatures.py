@@ -98,6 +98,17 @@ def DecoderItem(config: Config) -> data.StructLayout:
                               "beat": Beat(config)})
 
 
+class TileFill(Signature):
+    """Decoder -> tile buffer: items, never stalled.
+
+    freed: one bit a half of the buffer, high for one cycle when the half is empty again. Both are
+    after reset; a tile's items may come only for a half that is.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__({"valid": Out(1), "payload": Out(DecoderItem(config)), "freed": In(2)})
+
+
 class TileRead(Signature):
     """Engine -> tile buffer.
 

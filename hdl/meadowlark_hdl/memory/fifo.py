@@ -1,7 +1,7 @@
 """Queues between the blocks: a short one in distributed RAM, a deep one in block RAM."""
 from __future__ import annotations
 
-from amaranth import Module, Signal
+from amaranth import Module, Mux, Signal
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -44,7 +44,9 @@ class Queue(wiring.Component):
         level = Signal(range(self.depth + 1))
         put, take = self.i.valid & self.i.ready, self.o.valid & self.o.ready
         ready = Signal(init=1)
-        m.d.comb += [w.en.eq(put), w.data.eq(self.i.payload), self.o.payload.eq(r.data),
+        # The place behind the last element is written in every cycle with room: the enable of a
+        # wide memory is then a register, and whether an element came is not in its way.
+        m.d.comb += [w.en.eq(ready), w.data.eq(self.i.payload), self.o.payload.eq(r.data),
                      self.i.ready.eq(ready)]
         with m.If(put):
             m.d.sync += w.addr.eq(w.addr + 1)
@@ -55,6 +57,42 @@ class Queue(wiring.Component):
                          ready.eq(level != self.depth - 1)]
         with m.Elif(take & ~put):
             m.d.sync += [level.eq(level - 1), self.o.valid.eq(level != 1), ready.eq(1)]
+        return m
+
+
+class Skid(wiring.Component):
+    """Two elements in registers: cuts valid, payload and ready of a wide stream.
+
+    Timing: 1 cycle from ``i`` to ``o``, one element a cycle; every output is a register.
+
+    Parameters
+    ----------
+    shape : shape-like
+        Of the elements.
+
+    Members
+    -------
+    i : In(stream of shape)
+    o : Out(stream of shape)
+    """
+
+    def __init__(self, shape):
+        self.shape = shape
+        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
+
+    def elaborate(self, platform):
+        m = Module()
+        payload = Signal(self.shape, reset_less=True)
+        spare = Signal(self.shape, reset_less=True)     # came when the first could not leave
+        ready = Signal(init=1)                          # nothing in it
+        m.d.comb += [self.i.ready.eq(ready), self.o.payload.eq(payload)]
+        with m.If(ready):
+            m.d.sync += spare.eq(self.i.payload)
+        with m.If(~self.o.valid | self.o.ready):
+            m.d.sync += [payload.eq(Mux(ready, self.i.payload, spare)), ready.eq(1),
+                         self.o.valid.eq(self.i.valid | ~ready)]
+        with m.Elif(self.i.valid):
+            m.d.sync += ready.eq(0)
         return m
 
 

@@ -18,13 +18,14 @@ class BeatUnit(Signature):
     start: one cycle, with mode and beats (1..tile_beats) of the next tile; at the earliest in the
     cycle of ``done`` of the tile before. enable: the unit may work (no other one holds beats).
     i: chunks of the tile. done: one cycle, in the cycle the unit takes the tile's last chunk or
-    later; it takes no other before the next start. o: the beats. busy: the unit holds something
-    that is yet to leave through o.
+    later; it takes no other before the next start. o: the beats, which nothing stalls. busy: the
+    unit holds something that is yet to leave through o, from the cycle before the first beat on.
     """
 
     def __init__(self, config: Config) -> None:
         super().__init__({
             "start": Out(1), "mode": Out(3), "beats": Out(beat_count(config)),
             "enable": Out(1), "i": Out(stream.Signature(8 * config.W)), "done": In(1),
-            "o": In(stream.Signature(data.StructLayout({"beat": Beat(config), "last": 1}))),
+            "o": In(stream.Signature(data.StructLayout({"beat": Beat(config), "last": 1}),
+                                     always_ready=True)),
             "busy": In(1)})

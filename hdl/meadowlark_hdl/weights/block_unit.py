@@ -4,10 +4,12 @@ from __future__ import annotations
 from amaranth import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In
+from amaranth.utils import exact_log2
 
 from ..compute.adder import GatedAdder
 from ..compute.pipeline import delay
 from ..config import Config
+from ..copies import OWN
 from ..isa import Mode
 from ..memory.fifo import Queue
 from .block_golden import BLOCK, FRAC, GRID, SUM_BITS
@@ -26,8 +28,8 @@ class BlockUnit(wiring.Component):
     every two. A beat leaves ``LATENCY`` cycles after its codes left their queue. With
     ``unpack_cycles`` 2 a beat takes two cycles, its lower half first, and half of the adders are
     there; it leaves a cycle later. From the last beat
-    of a tile to the first of the next it is 3 cycles and the scales' chunks. Beats of a tile are
-    whole blocks: a multiple of 32 / W.
+    of a tile to the first of the next it is 3 cycles and the scales' chunks, or 6. Beats of a tile
+    are whole blocks: a multiple of 32 / W. Nothing behind the codes' queue stalls.
 
     Parameters
     ----------
@@ -39,8 +41,7 @@ class BlockUnit(wiring.Component):
     unit : In(BeatUnit)
     """
 
-    LATENCY = 15
-    DEPTH = 16              #: beats under way, at least LATENCY + 1 for one a cycle
+    LATENCY = 16
 
     def __init__(self, config: Config):
         self.config = config
@@ -90,46 +91,54 @@ class BlockUnit(wiring.Component):
 
         # Codes: a chunk, given in one beat or two.
         codes, half = chunks.o.payload, Signal()
-        room = Signal(range(self.DEPTH + 1), init=self.DEPTH)
-        issue, chunk_done, scaled = Signal(), Signal(), Signal()
-        with_room, upper = Signal(init=1), Signal()     # upper: that half of what was issued
+        issue, chunk_done, upper = Signal(), Signal(), Signal()     # upper: that half of a beat
         if parts > 1:
             m.d.sync += upper.eq(issue)
+        m.submodules.pairs = pairs = Queue(data.StructLayout({"scale": 16, "minimum": 16}),
+                                           depth=16)
+        late = self.LATENCY - 1 + parts - 1
+        under_way = Signal(range(late + 1))
         m.d.comb += [
-            issue.eq(chunks.o.valid & scaled & with_room & ~upper),
+            issue.eq(chunks.o.valid & pairs.o.valid & ~upper),
             chunk_done.eq(issue & (bytes_each | half | last)),
             chunks.o.ready.eq(chunk_done), u.done.eq(issue & last),
-            u.busy.eq((room_codes != 4) | (room != self.DEPTH))]
+            u.busy.eq((room_codes != 4) | (under_way != 0))]
         codes_after = Signal.like(room_codes)
         m.d.comb += codes_after.eq(room_codes - take_codes + chunk_done)
         m.d.sync += [room_codes.eq(codes_after), more_codes.eq(codes_after != 0)]
         with m.If(issue):
-            m.d.sync += [half.eq(~chunk_done), beats.eq(beats - 1), last.eq(beats == 2)]
+            m.d.sync += [half.eq(~chunk_done), beats.eq(beats - 1), last.eq(beats == 2),
+                         under_way.eq(late)]
+        with m.Elif(under_way != 0):
+            m.d.sync += under_way.eq(under_way - 1)
 
-        # Scales: a word taken apart, 2 or 4 bytes a block.
-        word = reg(8 * W, "word")
-        blocks, final = Signal(range(W // 2 + 1)), Signal()             # in the word; there is one
+        # Scales: a word taken apart, 2 or 4 bytes a block, ahead of the codes and at its own pace.
+        # The next word waits in a register, so that the queue does not see who takes it.
+        word, fresh, waits = reg(8 * W, "word"), reg(8 * W, "fresh"), Signal()
+        left_in_word, some, final = Signal(range(W // 2 + 1)), Signal(), Signal()   # final: is 1
+        left_in_tile, ending = Signal(range(most * W // BLOCK + 1)), Signal()
         each = BLOCK // W                                               # beats a block
         in_block = Signal(range(each)) if each > 1 else Const(0, 1)
         in_word = Mux(with_minimum, W // 4, W // 2)
-        next_block, load = Signal(), Signal()
-        # The next word waits in a register, so that the queue does not see who takes it.
-        fresh, waits = reg(8 * W, "fresh"), Signal()
-        m.d.comb += [next_block.eq(issue & (in_block == each - 1)), scales.o.ready.eq(~waits),
-                     load.eq(waits & (~scaled | (next_block & final)))]
+        put, load = Signal(), Signal()
+        m.d.comb += [
+            pairs.o.ready.eq(issue & (in_block == each - 1)), put.eq(some & pairs.i.ready),
+            pairs.i.valid.eq(some), pairs.i.payload.scale.eq(word[:16]),
+            pairs.i.payload.minimum.eq(Mux(with_minimum, word[16:32], 0)),
+            scales.o.ready.eq(~waits), load.eq(waits & (~some | (put & final & ~ending)))]
         with m.If(~waits):
             m.d.sync += [fresh.eq(scales.o.payload), waits.eq(scales.o.valid)]
         if each > 1:
             with m.If(issue):
                 m.d.sync += in_block.eq(in_block + 1)
-        with m.If(next_block):
+        with m.If(put):                         # behind the tile's last block there is padding
             m.d.sync += [word.eq(Mux(with_minimum, word >> 32, word >> 16)),
-                         blocks.eq(blocks - 1), final.eq(blocks == 2), scaled.eq(~final)]
+                         left_in_word.eq(left_in_word - 1), final.eq(left_in_word == 2),
+                         left_in_tile.eq(left_in_tile - 1), ending.eq(left_in_tile == 2),
+                         some.eq(~final & ~ending)]
         with m.If(load):
-            m.d.sync += [word.eq(fresh), waits.eq(0), scaled.eq(1), blocks.eq(in_word),
+            m.d.sync += [word.eq(fresh), waits.eq(0), some.eq(1), left_in_word.eq(in_word),
                          final.eq(in_word == 1)]
-        with m.If(u.done):
-            m.d.sync += scaled.eq(0)                    # the rest of the word is padding
 
         with m.If(u.start):
             wide = (u.mode == Mode.Q4_1)
@@ -138,21 +147,30 @@ class BlockUnit(wiring.Component):
                 bytes_each.eq(u.mode == Mode.Q8_0), beats.eq(u.beats), last.eq(u.beats == 1),
                 scale_chunks.eq(Mux(wide, (u.beats + 7) >> 3, (u.beats + 15) >> 4)),
                 to_scales.eq(1), to_codes.eq(1),
-                code_chunks.eq(Mux(u.mode == Mode.Q8_0, u.beats, (u.beats + 1) >> 1))]
+                code_chunks.eq(Mux(u.mode == Mode.Q8_0, u.beats, (u.beats + 1) >> 1)),
+                left_in_tile.eq(u.beats >> exact_log2(each)),
+                ending.eq(u.beats >> exact_log2(each) == 1)]
 
-        # Stage 1: what was issued; its scale stands for all parts.
+        # Stage 0: what was issued, and how its codes lie in the chunk, in registers next to those
+        # that take them. Stage 1: the beat's codes; its scale stands for all parts.
+        at = delay(m, codes, 1, name="at")
+        how = [Signal(3, name=f"how{g}", reset_less=True, attrs=OWN) for g in range(W // 4)]
+        m.d.sync += [h.eq(Cat(bytes_each, half, upper)) for h in how]
         q, rest = reg(data.ArrayLayout(8, V), "q"), reg(data.ArrayLayout(8, W - V), "rest")
         for i in range(W):
-            pair = codes.word_select(i, 8)
-            code = Mux(bytes_each, pair, Mux(half, pair[4:], pair[:4]))
+            whole, second, now_upper = how[i // 4]
+            code8 = at.word_select(i, 8)
+            code = Mux(whole, code8, Mux(second, code8[4:], code8[:4]))
             if i < V:
-                m.d.sync += q[i].eq(Mux(upper, rest[i], code) if parts > 1 else code)
+                m.d.sync += q[i].eq(Mux(now_upper, rest[i], code) if parts > 1 else code)
             else:
                 m.d.sync += rest[i - V].eq(code)
-        d, low, at_offset = reg(16, "d"), reg(16, "low"), reg(1, "at_offset")
-        with m.If(~upper):
-            m.d.sync += [d.eq(word[:16]), low.eq(Mux(with_minimum, word[16:32], 0)),
-                         at_offset.eq(offset)]
+        pair = delay(m, pairs.o.payload, 1, name="pair")
+        at_offset, offset_0 = reg(1, "at_offset"), reg(1, "offset_0")
+        d, low = reg(16, "d"), reg(16, "low")
+        m.d.sync += offset_0.eq(offset)
+        with m.If(~how[0][2]):
+            m.d.sync += [d.eq(pair[:16]), low.eq(pair[16:]), at_offset.eq(offset_0)]
 
         # Stages 2 to 4: half precision to fixed point; 5: its sign.
         scale, minimum = (self._fixed(m, value, name) for value, name in
@@ -189,17 +207,10 @@ class BlockUnit(wiring.Component):
             lower = [reg(len(t), f"lower{i}") for i, t in enumerate(done)]
             m.d.sync += [held.eq(t) for held, t in zip(lower, done, strict=True)]
             done = lower + done
-        m.submodules.out = out = Queue(u.o.payload.shape(), depth=self.DEPTH)
-        late = self.LATENCY - 1 + parts - 1
-        m.d.comb += [
-            out.i.valid.eq(delay(m, issue, late, name="valid", reset=True)),
-            out.i.payload.last.eq(delay(m, last, late, name="last")),
-            u.o.valid.eq(out.o.valid), u.o.payload.eq(out.o.payload), out.o.ready.eq(u.o.ready)]
+        m.d.comb += [u.o.valid.eq(delay(m, issue, late, name="valid", reset=True)),
+                     u.o.payload.last.eq(delay(m, last, late, name="last"))]
         for i in range(W):
-            m.d.comb += out.i.payload.beat[i].eq(done[i])
-        after = Signal.like(room)
-        m.d.comb += after.eq(room - issue + (u.o.valid & u.o.ready))
-        m.d.sync += [room.eq(after), with_room.eq(after != 0)]
+            m.d.comb += u.o.payload.beat[i].eq(done[i])
         return m
 
     @staticmethod

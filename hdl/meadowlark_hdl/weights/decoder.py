@@ -7,7 +7,8 @@ from amaranth.lib.wiring import In, Out
 
 from ..config import Config
 from ..isa import Header, Mode
-from ..signatures import DecoderItem, RowScale, TileTag
+from ..memory.fifo import Skid
+from ..signatures import DecoderItem, RowScale, TileFill, TileTag
 from ..sleep import napping
 from .beat_unit import BeatUnit, beat_count
 from .block_unit import BlockUnit
@@ -40,29 +41,25 @@ class RawUnit(wiring.Component):
         low = Signal(8 * W, reset_less=True)
         item = Signal(u.o.payload.shape(), reset_less=True)
         m.d.comb += u.o.payload.eq(item)
-        whole, go, take = Signal(), Signal(), Signal()
+        whole, take = Signal(), Signal()
         m.d.comb += [
             whole.eq(~wide | half),         # this chunk completes a beat
-            go.eq(~u.o.valid | u.o.ready), u.i.ready.eq(some & (go | ~whole)),
-            take.eq(u.i.valid & u.i.ready), u.done.eq(take & whole & final),
+            u.i.ready.eq(some), take.eq(u.i.valid & some), u.done.eq(take & whole & final),
             u.busy.eq(u.o.valid | half)]
-        with m.If(u.o.ready):
-            m.d.sync += u.o.valid.eq(0)
-        with m.If(take & ~whole):
-            m.d.sync += half.eq(1)
+        m.d.sync += u.o.valid.eq(take & whole)
+        with m.If(take):
+            m.d.sync += half.eq(~whole)
         with m.If(take & whole):
-            m.d.sync += [u.o.valid.eq(1), left.eq(left - 1), some.eq(~final), final.eq(left == 2),
-                         half.eq(0)]
-        # Data move whenever they may, so that what enables them is not late.
+            m.d.sync += [left.eq(left - 1), some.eq(~final), final.eq(left == 2)]
+        # Data move in every cycle, so that what enables them is not late.
         with m.If(~half):
             m.d.sync += low.eq(u.i.payload)
-        with m.If(go):
-            m.d.sync += item.last.eq(final)
-            both = Cat(low, u.i.payload)
-            for i in range(W):
-                m.d.sync += item.beat[i].eq(
-                    Mux(wide, both.word_select(i, 16).as_signed(),
-                        u.i.payload.word_select(i, 8).as_signed()))
+        m.d.sync += item.last.eq(final)
+        both = Cat(low, u.i.payload)
+        for i in range(W):
+            m.d.sync += item.beat[i].eq(
+                Mux(wide, both.word_select(i, 16).as_signed(),
+                    u.i.payload.word_select(i, 8).as_signed()))
         with m.If(u.start):
             m.d.sync += [left.eq(u.beats), some.eq(1), final.eq(u.beats == 1),
                          wide.eq(u.mode == Mode.INT16)]
@@ -86,12 +83,10 @@ class NoUnit(wiring.Component):
         u = self.unit
         left, form = Signal(beat_count(self.config)), Signal()
         m.d.comb += [
-            form.eq(u.enable & (left != 0) & (~u.o.valid | u.o.ready)),
-            u.done.eq(form & (left == 1)), u.busy.eq(u.o.valid)]
+            form.eq(u.enable & (left != 0)), u.done.eq(form & (left == 1)), u.busy.eq(u.o.valid)]
+        m.d.sync += [u.o.valid.eq(form), u.o.payload.last.eq(left == 1)]
         with m.If(form):
-            m.d.sync += [u.o.valid.eq(1), u.o.payload.last.eq(left == 1), left.eq(left - 1)]
-        with m.Elif(u.o.ready):
-            m.d.sync += u.o.valid.eq(0)
+            m.d.sync += left.eq(left - 1)
         with m.If(u.start):
             m.d.sync += left.eq(u.beats)
         return m
@@ -107,11 +102,12 @@ class PackedWeightDecoder(wiring.Component):
     chunks only when the others have nothing left to give, so items leave in order.
 
     Golden: :func:`meadowlark_hdl.weights.decoder_golden.decode_tile`, bit-exact.
-    Timing: 2 cycles from a chunk to its beat. One beat a cycle in INT8, one every two cycles in
+    Timing: 3 cycles from a chunk to its beat. One beat a cycle in INT8, one every two cycles in
     INT16, a chunk a cycle in headers, one every two in SHORT ones. No idle cycle from tile to tile
-    of at least 2 beats if tags are there and the mode does not need another unit, but one in front
-    of headers. The block modes: see :class:`.BlockUnit`; headers wait until its pipeline is empty.
-    A stalled output stalls the input, nothing drops.
+    of at least 2 beats if tags and halves are there and the mode does not need another unit, but
+    one in front of headers. The block modes: see :class:`.BlockUnit`; headers wait until its
+    pipeline is empty. A tile begins when a half of the tile buffer is free for it, and then nothing
+    stalls it but the chunks: no ready reaches back through the units.
 
     Parameters
     ----------
@@ -127,7 +123,7 @@ class PackedWeightDecoder(wiring.Component):
         One for each tile, in order; beats in 1..tile_beats.
     chunks : In(stream of 8 * W bits)
         The tiles' chunks, back to back.
-    items : Out(stream of DecoderItem)
+    items : Out(TileFill)
         Without header no item of the tile has ``is_scale``. With SCALE and SHORT, bias is 0.
     error : Out(1)
         A tag had a mode or packing that does not exist, or what was packed is damaged;
@@ -143,7 +139,7 @@ class PackedWeightDecoder(wiring.Component):
         super().__init__({
             "tags": In(stream.Signature(TileTag(config))),
             "chunks": In(stream.Signature(8 * config.W)),
-            "items": Out(stream.Signature(DecoderItem(config))),
+            "items": Out(TileFill(config)),
             "error": Out(1), "flush": In(1)})
 
     def elaborate(self, platform):
@@ -153,6 +149,15 @@ class PackedWeightDecoder(wiring.Component):
         blocks = BlockUnit(self.config)
         m.submodules.none = none = NoUnit(self.config)
         units = [raw.unit, blocks.unit, none.unit]
+        m.submodules.chunk = chunk_in = Skid(8 * W)
+        wiring.connect(m, wiring.flipped(self.chunks), chunk_in.i)
+        chunks = chunk_in.o
+
+        # Halves of the tile buffer that no tile has been begun for.
+        halves, some_half, begun = Signal(range(3), init=2), Signal(init=1), Signal()
+        halves_after = Signal.like(halves)
+        m.d.comb += halves_after.eq(halves + items.freed[0] + items.freed[1] - begun)
+        m.d.sync += [halves.eq(halves_after), some_half.eq(halves_after != 0)]
 
         # The next tag, and what follows from it, waits in registers, so that it can be taken over
         # in one cycle.
@@ -176,7 +181,8 @@ class PackedWeightDecoder(wiring.Component):
         selected = Signal(range(len(units)), reset_less=True)
         done, take_over, last_header = Signal(), Signal(), Signal()
         m.d.comb += [done.eq(Cat(u.done for u in units).any()),
-                     take_over.eq(tag_valid & (done | ~(in_header | in_beats)))]
+                     take_over.eq(tag_valid & some_half & (done | ~(in_header | in_beats))),
+                     begun.eq(take_over)]
         with m.If(last_header):
             m.d.sync += [in_header.eq(0), in_beats.eq(1)]
         with m.If(done):
@@ -194,21 +200,19 @@ class PackedWeightDecoder(wiring.Component):
         plain, own = stream.Signature(8 * W).create(), Signal()
 
         # The item that leaves: at most one unit holds beats, and headers wait for all of them.
-        go, head = Signal(), Signal()
+        head = Signal()
         item = Signal(DecoderItem(self.config), reset_less=True)
         scales = Signal(data.ArrayLayout(RowScale(), W // 4))
         # Who holds beats, a cycle late. A unit is busy before the last of a tile's beats leaves
         # it, and a late look lets one chunk pass to the next: of BlockUnit that is a scale.
         from_blocks, from_raw = Signal(reset_less=True), Signal(reset_less=True)
         m.d.sync += [from_blocks.eq(blocks.unit.busy), from_raw.eq(raw.unit.busy)]
-        m.d.comb += [go.eq(~items.valid | items.ready), items.payload.eq(item)]
-        with m.If(go):
-            m.d.sync += [
-                items.valid.eq(head | Cat(u.o.valid for u in units).any()),
-                item.is_scale.eq(head), item.scales.eq(scales),
-                item.last.eq(Cat(u.o.valid & u.o.payload.last for u in units).any()),
-                item.beat.eq(Mux(from_blocks, blocks.unit.o.payload.beat,
-                                 raw.unit.o.payload.beat))]
+        m.d.comb += items.payload.eq(item)
+        m.d.sync += [
+            items.valid.eq(head | Cat(u.o.valid for u in units).any()),
+            item.is_scale.eq(head), item.scales.eq(scales),
+            item.last.eq(Cat(u.o.valid & u.o.payload.last for u in units).any()),
+            item.beat.eq(Mux(from_blocks, blocks.unit.o.payload.beat, raw.unit.o.payload.beat))]
         others = [from_blocks | none.unit.busy, from_raw | none.unit.busy,
                   from_blocks | raw.unit.busy]
         busy = from_blocks | raw.unit.busy | none.unit.busy
@@ -217,16 +221,15 @@ class PackedWeightDecoder(wiring.Component):
                 u.start.eq(take_over & (kind == k)),
                 u.mode.eq(tag.mode), u.beats.eq(tag.beats),
                 u.enable.eq(in_beats & (selected == k) & ~others[k]),
-                u.i.valid.eq(plain.valid & u.enable), u.i.payload.eq(plain.payload),
-                u.o.ready.eq(go)]
+                u.i.valid.eq(plain.valid & u.enable), u.i.payload.eq(plain.payload)]
 
         # Headers: W / 4 rows at once, half a chunk of SHORT, a chunk of SCALE or two of BIAS. In
         # the last item the second chunk may be missing.
         hold = Signal(8 * W, reset_less=True)
         second = Signal()           # of a chunk's two items (SHORT), of an item's two chunks (BIAS)
-        chunk, load, take, again = self.chunks.payload, Signal(), Signal(), Signal()
+        chunk, load, take, again = chunks.payload, Signal(), Signal(), Signal()
         m.d.comb += [
-            load.eq(in_header & ~busy & go & own), take.eq(load & self.chunks.valid),
+            load.eq(in_header & ~busy & own), take.eq(load & chunks.valid),
             last_header.eq(take & (header_left == 1)),
             again.eq(short & ~second & (header_left != 1)),     # the chunk stays
             head.eq(take & (~bias | second | (header_left == 1)))]
@@ -248,18 +251,17 @@ class PackedWeightDecoder(wiring.Component):
         m.d.comb += plain.ready.eq(Cat(u.enable & u.i.ready for u in units).any())
         gone = load & ~again                    # the chunk at hand is done with
         if self.config.packing:
-            self._unpack(m, tag, tag_valid & legal, take_over, in_beats, plain, own, gone)
+            self._unpack(m, chunks, tag, tag_valid & legal, take_over, in_beats, plain, own, gone)
         else:
-            m.d.comb += [own.eq(1), plain.valid.eq(self.chunks.valid),
-                         plain.payload.eq(self.chunks.payload),
-                         self.chunks.ready.eq(gone | plain.ready)]
+            m.d.comb += [own.eq(1), plain.valid.eq(chunks.valid),
+                         plain.payload.eq(chunks.payload), chunks.ready.eq(gone | plain.ready)]
         m.submodules.blocks = napping(
             m, blocks, "blocks", blocks.unit.start | blocks.unit.busy | blocks.unit.enable,
             sleep=self.sleep, linger=32)
         domains = ["blocks", "unpacker"][:1 + bool(self.config.packing)] if self.sleep else []
         return ResetInserter(dict.fromkeys(("sync", *domains), self.flush))(m)
 
-    def _unpack(self, m, tag, known, take_over, in_beats, plain, own, gone):
+    def _unpack(self, m, chunks, tag, known, take_over, in_beats, plain, own, gone):
         """The unpacker, between the chunks and the units; it may run ahead by the next tag.
 
         Chunks are its own from the end of a tile's row headers to the last one that the tile's
@@ -299,12 +301,12 @@ class PackedWeightDecoder(wiring.Component):
         m.d.comb += [
             unpacker.tiles.valid.eq(known & tag.packed & ~told),
             unpacker.resume.eq(unpacker.ended & (owed != 0)),
-            unpacker.i.valid.eq(self.chunks.valid & ~unpacker.ended),
-            unpacker.i.payload.eq(self.chunks.payload),
-            self.chunks.ready.eq(Mux(unpacker.ended, gone | (plain.ready & ~packed & own),
+            unpacker.i.valid.eq(chunks.valid & ~unpacker.ended),
+            unpacker.i.payload.eq(chunks.payload),
+            chunks.ready.eq(Mux(unpacker.ended, gone | (plain.ready & ~packed & own),
                                      unpacker.i.ready)),
-            plain.valid.eq(Mux(packed, unpacker.o.valid, self.chunks.valid & own)),
-            plain.payload.eq(Mux(packed, unpacker.o.payload, self.chunks.payload)),
+            plain.valid.eq(Mux(packed, unpacker.o.valid, chunks.valid & own)),
+            plain.payload.eq(Mux(packed, unpacker.o.payload, chunks.payload)),
             unpacker.o.ready.eq(plain.ready & packed)]
         with m.If(unpacker.error):
             m.d.sync += self.error.eq(1)

@@ -2,13 +2,13 @@
 from __future__ import annotations
 
 from amaranth import Cat, Module, ResetInserter, Signal
-from amaranth.lib import memory, stream, wiring
+from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In
 from amaranth.utils import ceil_log2
 
 from ..collisions import NO_RW_CHECK
 from ..config import Config
-from ..signatures import DecoderItem, TileRead
+from ..signatures import TileFill, TileRead
 
 
 class TileBuffer(wiring.Component):
@@ -18,10 +18,10 @@ class TileBuffer(wiring.Component):
     with ``last`` completes it. A complete half can be read until its ``release``; the halves fill
     in turn, half 0 first.
 
-    Timing: one item a cycle; a half is ``available`` the cycle after its last item was taken.
+    Timing: one item a cycle; a half is ``available`` the cycle after its last item came.
     Reading: RAM, then its register: data 2 cycles after its address (a row's scale is chosen from
-    its W / 4 neighbours behind that register). A half takes items from the
-    cycle after its ``release`` on, in which it may be addressed for the last time.
+    its W / 4 neighbours behind that register). A half is
+    ``freed`` in the cycle after its ``release``, in which it may be addressed for the last time.
 
     Parameters
     ----------
@@ -30,31 +30,29 @@ class TileBuffer(wiring.Component):
 
     Members
     -------
-    i : In(stream of DecoderItem)
+    i : In(TileFill)
         At most tile_beats beats and the scales of tile_rows rows a tile (more overwrite the first
-        ones).
+        ones); a tile for each half that was freed, no more.
     read : In(TileRead)
         ``release`` of a half only while it is ``available``. The scales of a tile without headers
         are those of some earlier tile.
     flush : In(1)
-        While high, as in reset: both halves empty, items are taken and dropped.
+        While high, as in reset: both halves empty, items are dropped.
     """
 
     def __init__(self, config: Config):
         self.config = config
-        super().__init__({"i": In(stream.Signature(DecoderItem(config))),
-                          "read": In(TileRead(config)), "flush": In(1)})
+        super().__init__({"i": In(TileFill(config)), "read": In(TileRead(config)),
+                          "flush": In(1)})
 
     def elaborate(self, platform):
         m = Module()
         c, read = self.config, self.read
         full = Signal(2)            # of each half
         back = Signal()             # the half that fills
-        ready = Signal(init=1)
-        put, last = Signal(), Signal()
+        put, last = self.i.valid, Signal()
         item = self.i.payload
-        m.d.comb += [self.i.ready.eq(ready), put.eq(self.i.valid & ready),
-                     last.eq(put & item.last), read.available.eq(full)]
+        m.d.comb += [last.eq(put & item.last), read.available.eq(full)]
 
         group = c.W // 4            # rows whose scales come together
         groups = max(c.tile_rows // group, 1)
@@ -88,8 +86,6 @@ class TileBuffer(wiring.Component):
         m.d.comb += [read.beat.eq(found["beat"]), read.scale.eq(found["scales"][row[-1]])]
 
         # A half is filled only while empty, and released only while full.
-        after = Signal(2)
-        m.d.comb += after.eq((full | (last << back)) & ~read.release)
-        m.d.sync += [full.eq(after), back.eq(back ^ last),
-                     ready.eq(~after.bit_select(back ^ last, 1))]
+        m.d.sync += [full.eq((full | (last << back)) & ~read.release), back.eq(back ^ last),
+                     self.i.freed.eq(read.release)]
         return ResetInserter(self.flush)(m)
