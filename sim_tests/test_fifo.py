@@ -6,7 +6,7 @@ import pytest
 from bench import recv, send, simulate, start
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 
-from meadowlark_hdl.memory.fifo import Queue, RamQueue
+from meadowlark_hdl.memory.fifo import Queue, RamQueue, Skid
 
 DEPTH, WIDTH = 8, 12
 
@@ -28,6 +28,25 @@ async def queue(dut, give, take):
         taken += int(dut.i__ready.value)
         await RisingEdge(dut.clk)
     assert taken == DEPTH and dut.o__valid.value
+
+
+@cocotb.test()
+@cocotb.parametrize((("give", "take"), [(0.0, 0.0), (0.0, 0.8), (0.8, 0.0), (0.5, 0.5)]))
+async def skid(dut, give, take):
+    await start(dut)
+    values = [random.getrandbits(WIDTH) for _ in range(300)]
+    cocotb.start_soon(send(dut, "i", values, give))
+    times: list = []
+    assert await recv(dut, "o", len(values), take, times=times) == values
+    if not give and not take:
+        assert times[-1] - times[0] == len(values) - 1
+    dut.i__valid.value = 1
+    taken = 0
+    for _ in range(6):
+        await ReadOnly()
+        taken += int(dut.i__ready.value)
+        await RisingEdge(dut.clk)
+    assert taken == 2 and dut.o__valid.value
 
 
 @cocotb.test()
@@ -58,6 +77,10 @@ async def ram_queue(dut, take):
 
 def test_queue(seed):
     simulate(Queue(WIDTH, depth=DEPTH), __name__, seed=seed, testcase="queue")
+
+
+def test_skid(seed):
+    simulate(Skid(WIDTH), __name__, seed=seed, testcase="skid")
 
 
 def test_ram_queue(seed):

@@ -70,9 +70,9 @@ async def matches_golden(dut, tokens, last, beats):
     cocotb.start_soon(_memory(dut, "read_word", "read", 3, lambda a: pack(
         data.ArrayLayout(27, 4), **{}) if a >= len(flat) else sum(
             (int(v) & 2**27 - 1) << 27 * k for k, v in enumerate(flat[a]))))
-    cocotb.start_soon(_memory(dut, "gamma_addr", "gamma", 2, lambda a: pack(beat) if (
-        a >= beats) else sum((int(v) & 0x3ffff) << 18 * k
-                             for k, v in enumerate(gamma[a * W:(a + 1) * W]))))
+    cocotb.start_soon(_memory(
+        dut, "gamma_addr", "gamma", Norm.GAMMA_LATENCY, lambda a: pack(beat) if a >= beats else sum(
+            (int(v) & 0x3ffff) << 18 * k for k, v in enumerate(gamma[a * W:(a + 1) * W]))))
     await start(dut, model=pack(ModelLayout, hidden=hidden, eps=eps), last_only=last,
                 pass_=pack(PassLayout(), n=tokens), base=(tokens - 1) * hidden // 4 if last else 0,
                 last_lane=(tokens - 1) % P, last_block=(tokens - 1) // P)

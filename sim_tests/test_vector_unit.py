@@ -8,6 +8,7 @@ import pytest
 from cocotb.triggers import ReadOnly, RisingEdge
 
 from bench import cycles, pack, simulate, start, unpack
+from meadowlark_hdl.compute.norm import Norm
 from meadowlark_hdl.compute.norm_golden import add_residual, rmsnorm, sum_of_squares
 from meadowlark_hdl.compute.requant_golden import requant
 from meadowlark_hdl.compute.rope_golden import rope
@@ -71,13 +72,13 @@ class Bench:
             await RisingEdge(dut.clk)
 
     async def _gamma(self):
-        """The tile buffer's read port: what was asked for 2 cycles ago."""
-        dut, W, asked = self.dut, self.config.W, [0, 0]
+        """The tile buffer's read port: what was asked for GAMMA_LATENCY cycles ago."""
+        dut, W, asked = self.dut, self.config.W, [0] * (Norm.GAMMA_LATENCY - 1)
         while True:
             await ReadOnly()
             asked.append(int(dut.gamma_addr.value))
             await RisingEdge(dut.clk)
-            beat = self.gamma[(at := asked[-2]) * W:(at + 1) * W]
+            beat = self.gamma[(at := asked.pop(0)) * W:(at + 1) * W]
             dut.gamma.value = pack(self.beats, **{}) if len(beat) < W else sum(
                 (int(v) & 0x3ffff) << 18 * k for k, v in enumerate(beat))
 

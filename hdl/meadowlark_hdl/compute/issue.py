@@ -5,6 +5,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from ..config import Config
+from ..copies import OWN
 from ..isa import Op
 from ..signatures import (Beat, FetchedInstruction, InstructionLayout, ModelLayout, PassLayout,
                           ResultPort, RopeWrite, StoreCommand, TileRead)
@@ -38,7 +39,8 @@ class Issue(wiring.Component):
     pass_ : In(PassLayout), model : In(ModelLayout)   Constant while an instruction runs.
     control : Out(EngineControl)
     tile : Out(TileRead)
-    engine_beat_addr, engine_release : In   The array's side of the tile buffer.
+    engine_beat_addr, engine_release : In   The array's side of the tile buffer; addresses of it
+                                            and of gammas pass a register.
     engine_result : In(ResultPort), result : Out(ResultPort)   Joined, one cycle later.
     rope : Out(RopeWrite)
     norm_start : Out(1), norm_done : In(1), gamma_addr : In, gamma : Out(Beat), vector_busy : In(1)
@@ -92,32 +94,36 @@ class Issue(wiring.Component):
                      self.retired.eq(0), self.array_active.eq(0), self.wait_tile.eq(0),
                      self.wait_vector.eq(0), self.wait_store.eq(0)]
 
+        # Most counts are set before they are used. Without a reset the wire of it stays short.
+        def reg(*shape):
+            return Signal(*shape, reset_less=True, src_loc_at=1)
+
         half = Signal()                     # of the tile at the front
-        tiles_left = Signal(15)             # after this one
-        row = Signal(8)                     # within the tile
-        rows_left = Signal(8)               # after this one; keys in QK and SV
-        row_end = Signal(8)                 # the tile's last one
-        row_no = Signal(18)                 # within the instruction
-        tile_row_no = Signal(18)            # row_no of the tile's first row
+        tiles_left = reg(15)                # after this one
+        row = reg(8)                        # within the tile
+        rows_left = reg(8)                  # after this one; keys in QK and SV
+        row_end = reg(8)                    # the tile's last one
+        row_no = reg(18)                    # within the instruction
+        tile_row_no = reg(18)               # row_no of the tile's first row
         beat = Signal(11)
-        addr = Signal(range(config.tile_beats))     # within the tile
-        block = Signal(6)
-        first_block = Signal(6)
-        x_block = Signal(13)                # activation address of word x of the block
-        x_first = Signal(13)                # the same of the first block
-        x_addr = Signal(13)
+        addr = reg(range(config.tile_beats))  # within the tile
+        block = reg(6)
+        first_block = reg(6)
+        x_block = reg(13)                   # activation address of word x of the block
+        x_first = reg(13)                   # the same of the first block
+        x_addr = reg(13)
         timer = Signal(range(max(P, self.sum_gap) + 1))     # cycles until a row may start
         may_start = Signal(init=1)          # timer is 0
-        tokens_left = Signal(13)            # after this one
-        token_lane = Signal(range(P))
-        settle = Signal(6)
+        tokens_left = reg(13)               # after this one
+        token_lane = reg(range(P))
+        settle = reg(6)
         # Whether a count is at its end: registers, so that no comparison is in a control's way.
         first_beat, last_beat, one_beat = Signal(), Signal(), Signal()
         last_row, one_row = Signal(), Signal()              # of the tile; its only one
         last_tile, final_tile = Signal(), Signal()          # the next one, the one in use
         last_block, first_is_last, last_token = Signal(), Signal(), Signal()
         block_end, beat_before_end = Signal(6), Signal(11)
-        row_steps = Signal(11)              # beats of a row; in SV their parts
+        row_steps = reg(11)                 # beats of a row; in SV their parts
         last_part = Signal()                # of the beat
         # A row of results takes at least P >= 4 cycles, so most ends are known in time.
         m.d.sync += [
@@ -147,21 +153,21 @@ class Issue(wiring.Component):
             m.d.sync += hold_rows(timer - 1)
 
         # Attention
-        tile_base = Signal(13)              # position of the tile's first key
-        tile_keys = Signal(13)
-        keys_left = Signal(14)              # keys from the tile's first one on
-        position = Signal(14)               # of lane 0's token of the block: pos0 + block * P
-        limit = Signal(14)                  # keys the block sees
-        unseen = Signal(signed(15))         # limit - tile_base
-        score_block = Signal(range(2 * config.score_depth))     # block * ctx
-        score_addr = Signal(range(2 * config.score_depth))
-        age = Signal(signed(15))            # key position - position
-        key = Signal(13)
-        slot = Signal(5)                    # accumulator slice 0 of the block
-        single = Signal()                   # all keys are in one tile
-        element = Signal(10)                # of the drain
-        slot_addr = Signal(4)
-        drains = Signal()                   # the block sees its last key in this tile
+        tile_base = reg(13)                 # position of the tile's first key
+        tile_keys = reg(13)
+        keys_left = reg(14)                 # keys from the tile's first one on
+        position = reg(14)                  # of lane 0's token of the block: pos0 + block * P
+        limit = reg(14)                     # keys the block sees
+        unseen = reg(signed(15))            # limit - tile_base
+        score_block = reg(range(2 * config.score_depth))  # block * ctx
+        score_addr = reg(range(2 * config.score_depth))
+        age = reg(signed(15))               # key position - position
+        key = reg(13)
+        slot = reg(5)                       # accumulator slice 0 of the block
+        single = reg()                      # all keys are in one tile
+        element = reg(10)                   # of the drain
+        slot_addr = reg(4)
+        drains = reg()                      # the block sees its last key in this tile
         last_keys = Signal()                # no keys after this tile
         m.d.sync += last_keys.eq(keys_left == tile_keys)
         # An accumulator takes two cycles: SV with one beat a key issues every other cycle.
@@ -195,29 +201,30 @@ class Issue(wiring.Component):
 
         # The joined result: the array's, or a serial element.
         element_valid = Signal()
-        element_row = Signal(18)
-        shift_reg = Signal(Beat(config))
-        serial = Signal(range(W + 1))       # elements still in shift_reg
-        next_beat = Signal()                # of the tile, into shift_reg
+        element_row = reg(18)
+        shift_reg = reg(Beat(config))
+        serial = reg(range(W + 1))          # elements still in shift_reg
+        next_beat = Signal()                # of the tile, into shift_reg in the next cycle
         out = self.result
         m.d.sync += [out.valid.eq(self.engine_result.valid | element_valid),
-                     out.payload.eq(self.engine_result.payload), next_beat.eq(0)]
+                     out.payload.eq(self.engine_result.payload)]
         with m.If(is_embed):
             m.d.sync += [out.payload.acc.eq(shift_reg[0]), out.payload.lane.eq(token_lane),
                          out.payload.row.eq(element_row), out.payload.block.eq(block),
                          out.payload.kind.eq(0), out.payload.scale.eq(self.tile.scale)]
 
         # Who reads the tile: the vector unit, this block, or the array.
-        direct_addr = Signal(range(config.tile_beats))
+        beat_addr = reg(range(2 * config.tile_beats))       # EMBED and ROPE set it themselves
+        with m.If(~(is_embed | is_rope)):
+            m.d.sync += beat_addr.eq(Mux(is_norm, Cat(self.gamma_addr, half),
+                                         self.engine_beat_addr))
         release = Signal(2)
-        scale_addr = Signal(range(2 * config.tile_rows))
+        scale_addr = reg(range(2 * config.tile_rows))
         m.d.sync += [release.eq(0), c.beat_addr.eq(Cat(addr, half)), c.part.eq(Mux(is_sv, beat, 0)),
                      scale_addr.eq(Cat(row[:ceil_log2(config.tile_rows)], half))]
         m.d.comb += [
-            self.tile.beat_addr.eq(
-                Mux(is_norm, Cat(self.gamma_addr, half),
-                    Mux(is_embed | is_rope, Cat(direct_addr, half), self.engine_beat_addr))),
-            self.tile.scale_addr.eq(scale_addr), self.gamma.eq(self.tile.beat),
+            self.tile.beat_addr.eq(beat_addr), self.tile.scale_addr.eq(scale_addr),
+            self.gamma.eq(self.tile.beat),
             self.tile.release.eq(self.engine_release | release)]
         front = Signal()
         m.d.comb += front.eq(Mux(half, self.tile.available[1], self.tile.available[0]))
@@ -240,7 +247,7 @@ class Issue(wiring.Component):
             m.next = "SETTLE"
 
         # row_beats = head_dim / W is a power of two
-        log2_words = Signal(3)
+        log2_words = reg(3)
         m.d.sync += [log2_words.eq(model.head_log2 - log2_w),
                      self.store_cmd.payload.addr.eq(instr.addr + (pass_.pos0 << log2_words)),
                      self.store_cmd.payload.chunks.eq(pass_.n << log2_words)]
@@ -284,26 +291,28 @@ class Issue(wiring.Component):
 
             # -- EMBED, ROPE: elements of a tile, one (or one pair) a cycle -----------------------
             with m.State("TOKEN_TILE"):
-                m.d.sync += [self.wait_tile.eq(~front), direct_addr.eq(0), begin_row(),
+                m.d.sync += [self.wait_tile.eq(~front), begin_row(),
+                             beat_addr.eq(Cat(Const(0, len(addr)), half)),
                              settle.eq(2), element_row.eq(0)]
                 with m.If(front):
                     m.next = "TOKEN_READ"
             with m.State("TOKEN_READ"):                 # the address stands; data 2 cycles later
                 m.d.sync += settle.eq(settle - 1)
                 with m.If(settle == 1):
-                    m.d.sync += [direct_addr.eq(1), next_beat.eq(1)]
+                    m.d.sync += beat_addr[0].eq(1)
+                    m.d.comb += next_beat.eq(1)
                 m.d.sync += serial.eq(Mux(is_rope, W // 2, W) - 1)
                 with m.If(settle == 0):
                     m.next = "TOKEN_SERIAL"
             with m.State("TOKEN_SERIAL"):
-                m.d.sync += [serial.eq(serial - 1), next_beat.eq(serial == 1)]
-                m.d.comb += element_valid.eq(is_embed)
+                m.d.sync += serial.eq(serial - 1)
+                m.d.comb += [element_valid.eq(is_embed), next_beat.eq(serial == 1)]
                 m.d.sync += [self.rope.valid.eq(is_rope), row_no.eq(row_no + is_rope),
                              element_row.eq(element_row + 1)]
                 # Data comes 2 cycles after its address, and a beat lasts W/2 >= 2 cycles: the
                 # address moves on a cycle before the beat it asked for is taken.
                 with m.If(serial == 1):
-                    m.d.sync += direct_addr.eq(direct_addr + 1)
+                    m.d.sync += beat_addr[:len(addr)].eq(beat_addr[:len(addr)] + 1)
                 with m.If(serial == 0):
                     m.d.sync += [next_beat_of_row(), serial.eq(Mux(is_rope, W // 2, W) - 1)]
                     with m.If(last_beat):
@@ -476,10 +485,11 @@ class Issue(wiring.Component):
         # Always moving: it is 18 * W flip-flops wide, so its enable would come late.
         m.d.sync += [self.rope.cos.eq(shift_reg[0]), self.rope.sin.eq(shift_reg[1]),
                      self.rope.addr.eq(row_no)]
-        with m.If(next_beat):
-            m.d.sync += shift_reg.eq(self.tile.beat)
-        with m.Else():
-            for i in range(W):
-                one, two = (shift_reg[min(i + k, W - 1)] for k in (1, 2))
-                m.d.sync += shift_reg[i].eq(Mux(is_rope, two, one))
+        for i in range(W):
+            if i % 4 == 0:                  # a register for each few values that hear it
+                load, by_two = (Signal(name=f"{name}{i // 4}", reset_less=True, attrs=OWN)
+                                for name in ("load", "by_two"))
+                m.d.sync += [load.eq(next_beat), by_two.eq(instr.op == Op.ROPE)]
+            one, two = (shift_reg[min(i + k, W - 1)] for k in (1, 2))
+            m.d.sync += shift_reg[i].eq(Mux(load, self.tile.beat[i], Mux(by_two, two, one)))
         return m

@@ -134,8 +134,11 @@ class Lane(wiring.Component):
         here, words, mask = (reg(like.shape(), name) for like, name in (
             (wr.addr, "act_addr"), (act.data, "act_data"), (act.mask, "act_mask")))
         found = [reg(signed(Config.X_BITS), f"found{i}") for i in range(W)]
+        # Whether something is for this lane is known as soon as it stands in the lane's register.
+        mine = reg(1, "act_mine")
         m.d.sync += [here.eq(act.addr), words.eq(act.data),
-                     mask.eq(Mux(act.valid & (act.lane == self.index), act.mask, 0))]
+                     mine.eq(self.act.valid & (self.act.lane == self.index)),
+                     mask.eq(act.mask & mine.replicate(W))]
         m.d.comb += [rd.addr.eq(c.x_addr), wr.addr.eq(here), wr.en.eq(mask)]
         for i in range(W):
             m.d.comb += wr.data[i].eq(words[i % 4])
@@ -206,11 +209,13 @@ class Lane(wiring.Component):
                 m.d[self.attention] += group.eq(c.dr_sel[2:])
             m.d[self.attention] += drained.eq(Array(groups)[group])
 
+        masked = reg(1, "masked")
+        m.d.sync += masked.eq(self.c.sc_age > self.index)
         m.d.comb += [
             softmax.acc.eq(acc), softmax.shift.eq(c.shift),
             softmax.w_en.eq(c.sc_en), softmax.w_addr.eq(c.sc_addr),
             softmax.w_first.eq(c.sc_first), softmax.w_block.eq(c.sc_block),
-            softmax.w_masked.eq(c.sc_age > self.index),
+            softmax.w_masked.eq(masked),
             softmax.r_addr.eq(c.s_addr), softmax.r_block.eq(c.m_block),
             softmax.sum_en.eq(c.sum_en), softmax.sum_keep.eq(c.sum_keep),
             softmax.sum_read.eq(c.sum_read), softmax.sum_block.eq(c.sum_block),
@@ -228,6 +233,8 @@ class Lane(wiring.Component):
                     m.d.sync += result.eq(drained)
         m.d.comb += self.result.eq(result)
 
+        stored_valid = reg(1, "stored_valid_reg")
+        m.d.sync += stored_valid.eq(self.c.st_en & (self.c.st_lane == self.index))
         m.d.comb += [self.stored.eq(Cat(x[i][:8] for i in range(W))),
-                     self.stored_valid.eq(c.st_en & (c.st_lane == self.index))]
+                     self.stored_valid.eq(stored_valid)]
         return m

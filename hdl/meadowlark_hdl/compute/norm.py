@@ -47,7 +47,7 @@ class Norm(wiring.Component):
     read_word, read : Out, In(4 of signed(27))
         :class:`Residual`.
     gamma_addr, gamma : Out, In(Beat)
-        The gamma tile; valid 2 cycles after the address.
+        The gamma tile; valid ``GAMMA_LATENCY`` cycles after the address.
     tag : Out(structure)
         ``TAG_LEAD`` cycles ahead of the values: valid; lane and block of the token; word: index of
         its first value divided by 4; last: the last values of the instruction.
@@ -62,8 +62,9 @@ class Norm(wiring.Component):
     LEAD = Residual.SUM_LATENCY + 1 + Reciprocal.LATENCY + 1 - Residual.READ_LATENCY
     BASE_CYCLE = LEAD
     FIRST = 1 + LEAD + WORD_LATENCY
-    #: The beat of gamma takes 2 cycles, choosing 4 of it another.
-    GAMMA_CYCLE = WORD_LATENCY - Multiplier.LATENCY - 3
+    GAMMA_LATENCY = 3       #: an address's register, the RAM, the data's register
+    #: Choosing 4 of the beat takes another cycle.
+    GAMMA_CYCLE = WORD_LATENCY - Multiplier.LATENCY - GAMMA_LATENCY - 1
     TAG_LEAD = 6
 
     def __init__(self, config: Config):
@@ -139,8 +140,9 @@ class Norm(wiring.Component):
             m.d.sync += reading.eq(0)
         m.d.comb += self.read_word.eq(read_word)
         at_tag = self.WORD_LATENCY - self.TAG_LEAD
-        assert at_tag == self.GAMMA_CYCLE
-        word_later = delay(m, word, at_tag, name="word")
+        assert at_tag == self.GAMMA_CYCLE + 1
+        word_asked = delay(m, word, self.GAMMA_CYCLE, name="word")
+        word_later = delay(m, word_asked, 1, name="word_later")
         m.d.comb += [
             self.tag.valid.eq(delay(m, reading, at_tag, name="reading", reset=True)),
             self.tag.lane.eq(delay(m, lane, at_tag, name="lane")),
@@ -150,8 +152,8 @@ class Norm(wiring.Component):
 
         # Gamma: W/4 words a beat.
         split = config.W.bit_length() - 3               # log2(W/4)
-        m.d.comb += self.gamma_addr.eq(word_later[split:])
-        part = delay(m, word_later[:split], 2, name="part") if split else None
+        m.d.comb += self.gamma_addr.eq(word_asked[split:])
+        part = delay(m, word_asked[:split], self.GAMMA_LATENCY, name="part") if split else None
         gammas = [reg(signed(16), f"gamma_{k}") for k in range(4)]
         for k, gamma in enumerate(gammas):
             # INT16 values, so the upper two bits of the beat say nothing new.

@@ -147,10 +147,9 @@ class SoftmaxUnit(wiring.Component):
         m.d.sync += t.eq(table.data)                                            # cycle 6
         halves = reg(17, "halves")
         m.d.sync += halves.eq((t << 1) >> whole[1])                             # cycle 7
-        with m.If(hidden[4]):
-            m.d.sync += self.p.eq(0)
-        with m.Else():
-            m.d.sync += self.p.eq((halves + 1) >> 1)                            # cycle 8
+        p, total = reg(16, "p_reg"), reg(28, "total_reg")
+        m.d.comb += [self.p.eq(p), self.total.eq(total)]
+        m.d.sync += p.eq(Mux(hidden[4], 0, (halves + 1) >> 1))                  # cycle 8
 
         m.submodules.sums = sums = memory.Memory(shape=28, depth=Config.ACC_SLOTS, init=[])
         m.submodules.add = add = GatedAdder(28, dsp=self.config.dsp)
@@ -160,5 +159,5 @@ class SoftmaxUnit(wiring.Component):
                      add.a.eq(sum_rd.data), add.keep.eq(self.sum_keep), add.b.eq(self.p),
                      sum_wr.data.eq(add.o)]
         with m.If(self.sum_read):
-            m.d.sync += self.total.eq(sum_rd.data)
+            m.d.sync += total.eq(sum_rd.data)
         return m

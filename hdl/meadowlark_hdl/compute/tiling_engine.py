@@ -54,7 +54,7 @@ class TilingEngine(wiring.Component):
     lanes, attending : In(range(P + 1)), In(1)
         Lanes in use, QK or SV in execution: from 3 cycles before an instruction's first control
         until the next one's. Of interest only to ``sleep``.
-    beat_addr : Out, beat : In(Beat)    Tile buffer, data 2 cycles after the address.
+    beat_addr : Out, beat : In(Beat)    Tile buffer, data 3 cycles after the address.
     release : Out(2)                    One cycle a half.
     scale : In(RowScale)                Row scale of the row whose result control (res_en) was
                                         presented 2 cycles ago.
@@ -100,10 +100,10 @@ class TilingEngine(wiring.Component):
         chain = Signal(LaneControl(config))
         for name, (_, cycle) in lane_schedule(config).items():
             m.d.comb += chain[name].eq(delayed(name, control.lane[name], cycle - 1))
-        # Address in cycle BEAT_CYCLE - 3, RAM, its register, lane 0's register.
-        at = BEAT_CYCLE - 3
+        # Address in cycle BEAT_CYCLE - 4, its register, RAM, its register, lane 0's register.
+        at = BEAT_CYCLE - 4
         m.d.comb += [self.beat_addr.eq(delayed("beat_addr", control.beat_addr, at)),
-                     self.release.eq(delayed("release", control.release, at + 1))]
+                     self.release.eq(delayed("release", control.release, at + 2))]
 
         # What an instruction leaves in a lane arrives there in the order of the lanes, and so does
         # the first control of the next: the gates open and close in that order too.

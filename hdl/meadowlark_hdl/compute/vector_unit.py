@@ -56,7 +56,7 @@ class VectorUnit(wiring.Component):
     norm_done : Out(1)
         One cycle, with the last write of the NORM.
     gamma_addr, gamma : Out, In(Beat)
-        Gamma tile, valid 2 cycles after the address.
+        Gamma tile, valid ``Norm.GAMMA_LATENCY`` cycles after the address.
     busy : Out(1)
         High from the cycle of a result or norm_start through that of the last write.
     clear : In(1)

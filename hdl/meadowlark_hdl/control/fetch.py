@@ -29,7 +29,7 @@ class Fetch(wiring.Component):
     come from one :class:`~meadowlark_hdl.compute.multiplier.Multiplier`. An unknown ``src`` makes
     no jobs.
 
-    Timing: the next instruction is fetched while jobs are made (4 cycles each). The first job of
+    Timing: the next instruction is fetched while jobs are made (5 cycles each). The first job of
     an instruction comes 9 cycles after the last one of the instruction before (TOKEN: 10); further
     ones follow every 2 cycles (TOKEN: 6).
 
@@ -102,11 +102,16 @@ class Fetch(wiring.Component):
         m.d.sync += [word.eq(r.data), stored.eq(stored + self.store_done),
                      ahead.eq(stored - needed)]
         stores_done = ahead >= 0
-        is_end, ends, has_jobs = Signal(), Signal(), Signal()
-        m.d.comb += [
-            is_end.eq(word.op == Op.END), ends.eq(is_end & ~(word.last & self.pass_.final)),
+        # What kind it is, in registers a cycle behind it.
+        skipped, ends, has_jobs, is_store = (Signal(name=name, reset_less=True) for name in (
+            "skipped", "ends", "has_jobs", "is_store"))
+        is_end = word.op == Op.END
+        goes_on = word.last & self.pass_.final
+        m.d.sync += [
+            skipped.eq(is_end & goes_on), ends.eq(is_end & ~goes_on),
             has_jobs.eq((word.src != Src.NONE) & (word.src <= Src.KV) & ~is_end),
-            queue.i.payload.instr.eq(word), queue.i.payload.pc.eq(self.pc)]
+            is_store.eq(word.op == Op.STORE)]
+        m.d.comb += [queue.i.payload.instr.eq(word), queue.i.payload.pc.eq(self.pc)]
         with m.If(finished):
             m.d.sync += work_valid.eq(0)
         with m.FSM(name="walk") as walk:
@@ -117,14 +122,16 @@ class Fetch(wiring.Component):
             with m.State("ADDRESS"):
                 m.next = "RAM"
             with m.State("RAM"):
+                m.next = "KIND"
+            with m.State("KIND"):
                 m.next = "WORD"
             with m.State("WORD"):
-                with m.If(is_end & ~ends):
+                with m.If(skipped):
                     m.d.sync += self.pc.eq(self.pc + 1)
                     m.next = "ADDRESS"
                 with m.Elif(queue.i.ready & ~(has_jobs & work_valid)):
                     m.d.comb += queue.i.valid.eq(1)
-                    m.d.sync += stores.eq(stores + (word.op == Op.STORE))
+                    m.d.sync += stores.eq(stores + is_store)
                     with m.If(has_jobs):
                         m.d.sync += [work.eq(word), needed.eq(stores), work_valid.eq(1)]
                     with m.If(ends):
