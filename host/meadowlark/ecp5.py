@@ -19,6 +19,7 @@ from meadowlark_hdl.collisions import relax
 from meadowlark_hdl.copies import KEEP_APART
 
 from .errors import UserError
+from .floorplan import place_hard_blocks
 
 #: What a long step is told about its progress: one short line.
 Progress = Callable[[str], None]
@@ -30,6 +31,13 @@ design = libyosys.Design()
 for command in sys.argv[1:]:
     libyosys.run_pass(command, design)
 """
+
+#: Synthesis turns "0 where this bit is set" into a synchronous reset and "hold" into a clock enable,
+#: however few flip-flops share them. Such a net reaches the flip-flops by the slow way, and binds
+#: those in a slice together; for few of them a LUT input is better.
+FEW_CONTROL_SETS = " ".join([
+    "dfflegalize -minsrst 64 -mince 4", "-cell $_DFF_?_ 01 -cell $_DFF_?P?_ r -cell $_SDFF_?P?_ r",
+    "-cell $_DFFE_??_ 01 -cell $_DFFE_?P??_ r -cell $_SDFFE_?P??_ r"])
 
 #: What reports count: name -> cell of nextpnr.
 CELLS = {"lut": "TRELLIS_COMB", "ff": "TRELLIS_FF", "dsp": "MULT18X18D", "bram": "DP16KD"}
@@ -111,7 +119,8 @@ def synthesise(rtlil: str, directory: Path, *, top: str = "top", options: Sequen
     command = " ".join(["synth_ecp5", "-top", top, *options])
     # Split nets: with some vectors abc9 of Yosys 0.70 stops at an assertion about widths.
     _run([sys.executable, "-c", _YOSYS, "read_rtlil top.il", KEEP_APART,
-          f"{command} -run :map_luts", "splitnets", f"{command} -run map_luts: -json top.json"],
+          f"{command} -run :map_ffs", FEW_CONTROL_SETS, f"{command} -run map_ffs:map_luts",
+          "splitnets", f"{command} -run map_luts: -json top.json"],
          directory, "yosys.log", _YOSYS_STEP, progress)
     modules = json.loads((directory / "top.json").read_text())["modules"]
     cells = modules[top]["cells"].values()
@@ -121,7 +130,7 @@ def synthesise(rtlil: str, directory: Path, *, top: str = "top", options: Sequen
 def place_and_route(directory: Path, *, device: str = "85k", package: str = "CABGA381",
                     speed: int = 6, freq_mhz: float = 100.0, seed: int = 1, lpf: Path | None = None,
                     options: Sequence[str] = (), progress: Progress | None = None) -> Report:
-    """Place and route ``top.json``; writes ``top.config``, ``report.json`` and ``nextpnr.log``.
+    """Place and route ``top.json``, the array by :mod:`.floorplan`; writes ``top.config``, ``report.json`` and ``nextpnr.log``.
 
     Parameters
     ----------
@@ -135,7 +144,8 @@ def place_and_route(directory: Path, *, device: str = "85k", package: str = "CAB
         Pins. Without, the tool chooses them.
     """
     pins = (["--lpf", str(lpf.resolve())] if lpf else ["--lpf-allow-unconstrained"])
-    _run([*_command(device, package, speed, freq_mhz, seed), *pins, "--router", "router2",
+    _run([*_command(directory, device, package, speed, freq_mhz, seed), *pins,
+          "--router", "router2",
           "--textcfg", "top.config", "--report", "report.json", *options],
          directory, "nextpnr.log", _NEXTPNR_STEP, progress)
     return read_report(directory / "report.json")
@@ -151,17 +161,21 @@ def place(directory: Path, *, device: str = "85k", package: str = "CABGA381", sp
     Path
         An SDF file with the delays of cells and estimated ones of wires.
     """
-    _run([*_command(device, package, speed, freq_mhz, seed), "--lpf-allow-unconstrained",
+    _run([*_command(directory, device, package, speed, freq_mhz, seed), "--lpf-allow-unconstrained",
           "--no-route", "--sdf", "placed.sdf", *options], directory, "nextpnr.log", _NEXTPNR_STEP,
          progress)
     return directory / "placed.sdf"
 
 
-def _command(device: str, package: str, speed: int, freq_mhz: float, seed: int) -> list[str]:
+def _command(directory: Path, device: str, package: str, speed: int, freq_mhz: float,
+             seed: int) -> list[str]:
+    """nextpnr on ``top.json``, or on a copy in which the array has its sites."""
     check_tools()
     tool = _nextpnr()
     assert tool is not None
-    return [tool, f"--{device}", "--package", package, "--speed", str(speed), "--json", "top.json",
+    planned = place_hard_blocks(directory / "top.json", directory / "planned.json", device)
+    return [tool, f"--{device}", "--package", package, "--speed", str(speed),
+            "--json", "planned.json" if planned else "top.json",
             "--freq", f"{freq_mhz:g}", "--timing-allow-fail", "--seed", str(seed)]
 
 

@@ -1,0 +1,163 @@
+"""Where the array stands on an ECP5: sites for its multipliers and block RAMs.
+
+A chip whose multipliers are nearly all in use leaves a placer little choice where they go, and the
+analytic one of nextpnr takes them as they come: the columns of a lane end up all over the chip, and
+all its wires with them. Here every lane gets a stretch of a multiplier row, its memories in the row
+of block RAMs beside it, and the lanes lie in a ring in the order in which beats travel, around the
+vector unit that takes their results. The rest is placed by nextpnr.
+"""
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .files import write_atomic
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sites:
+    """Hard blocks of a chip, in tiles: they stand in groups of four, each four in one row.
+
+    columns: x of each group, the same for both kinds. multipliers, memories: y of their rows.
+    Read off placements by nextpnr that used every site.
+    """
+    columns: tuple[int, ...]
+    multipliers: tuple[int, ...]
+    memories: tuple[int, ...]
+
+
+_85K = Sites(columns=(4, 13, 22, 31, 40, 49, 58, 69, 78, 87, 96, 105, 114),
+             multipliers=(10, 34, 58), memories=(22, 46, 70, 82))
+#: By nextpnr's name of the device.
+SITES = {"85k": _85K, "um-85k": _85K, "um5g-85k": _85K}
+
+_LANE = re.compile(r"\bengine\.lane(\d+)\.(mul(\d+)\.|acts\.|softmax\.)")
+_MULTIPLIER, _MEMORY = "MULT18X18D", "DP16KD"
+
+
+def plan(cells: Mapping[str, str], sites: Sites) -> dict[str, str]:
+    """Sites for the hard blocks of a core.
+
+    Parameters
+    ----------
+    cells : mapping of str to str
+        Name of each cell -> its type.
+    sites : Sites
+        Of the chip.
+
+    Returns
+    -------
+    dict
+        Name of a cell -> name of its site ("bel") in nextpnr; empty if the array does not fit in
+        such an order, or takes less than half of the multipliers: then nextpnr needs no help.
+    """
+    lanes: dict[int, dict[str, list[str]]] = {}
+    for name, kind in cells.items():
+        if kind in (_MULTIPLIER, _MEMORY) and (found := _LANE.search(name)):
+            lanes.setdefault(int(found[1]), {}).setdefault(kind, []).append(name)
+    products = [len(lane.get(_MULTIPLIER, ())) for lane in lanes.values()]
+    have = 4 * len(sites.columns) * len(sites.multipliers)
+    if not products or 2 * sum(products) < have:
+        return {}
+    groups = -(-max(products) // 4)
+    slots = _ring(sites, groups, len(lanes))
+    found_at: dict[str, str] = {}
+    if slots is None:
+        return found_at
+    taken: set[str] = set()
+
+    def fix(name: str, bel: str) -> None:
+        found_at[name] = bel
+        taken.add(bel)
+
+    for (_, lane), (y, first) in zip(sorted(lanes.items()), slots, strict=True):
+        for k, name in enumerate(sorted(lane[_MULTIPLIER], key=_natural)):
+            fix(name, _multiplier(sites, y, 4 * first + k))
+        memories = sorted(lane.get(_MEMORY, ()), key=_natural)
+        columns = [name for name in memories if ".acts." in name]
+        others = [name for name in memories if ".acts." not in name]
+        row = min(sites.memories, key=lambda r: (_crowded(sites, taken, r, first, groups),
+                                                 r < y, abs(r - y)))
+        # Each memory below the columns that it feeds; what is left stands in the middle.
+        step = 4 * groups / max(len(columns), 1)
+        for k, name in enumerate(columns):
+            fix(name, _memory(sites, row, 4 * first + int(k * step)))
+        free = [s for s in range(4 * first, 4 * (first + groups))
+                if _memory(sites, row, s) not in taken]
+        middle = 4 * first + 2 * groups
+        for name, site in zip(others, sorted(free, key=lambda s: abs(s - middle)), strict=False):
+            fix(name, _memory(sites, row, site))
+    return found_at
+
+
+def place_hard_blocks(source: Path, target: Path, device: str) -> int:
+    """Copy a netlist (Yosys JSON) with a site for each cell that :func:`plan` names.
+
+    Returns
+    -------
+    int
+        How many cells got one; 0, and no copy, if the device is not known or there is no plan.
+    """
+    if device not in SITES:
+        return 0
+    netlist = json.loads(source.read_text())
+    count = 0
+    for module in netlist["modules"].values():
+        cells = module.get("cells", {})
+        sites = plan({name: cell["type"] for name, cell in cells.items()}, SITES[device])
+        for name, bel in sites.items():
+            cells[name]["attributes"]["BEL"] = bel
+        count += len(sites)
+    if count:
+        write_atomic(target, json.dumps(netlist).encode())
+    return count
+
+
+def _ring(sites: Sites, groups: int, lanes: int) -> list[tuple[int, int]] | None:
+    """(y, first group) of a stretch for each lane, neighbours side by side; None if they do not
+    fit."""
+    across = len(sites.columns) // groups
+    spare = len(sites.columns) - across * groups
+    # What is left over lies in the middle, where the vector unit is.
+    starts = [groups * k + (spare if 2 * k + 1 >= across else 0) for k in range(across)]
+    slots = [(y, start) for y in sites.multipliers for start in starts]
+    if len(slots) < lanes:
+        return None
+    middle_y = sum(sites.multipliers) / len(sites.multipliers)
+    middle_x = (len(sites.columns) - groups) / 2
+
+    def from_middle(slot: tuple[int, int]) -> tuple[float, float]:
+        return (slot[0] - middle_y) / 24, (slot[1] - middle_x) / groups
+    slots.sort(key=lambda slot: -math.hypot(*from_middle(slot)))
+    slots = slots[:lanes]
+
+    def angle(slot: tuple[int, int]) -> float:
+        """From below the middle, where weights come in, all the way round."""
+        dy, dx = from_middle(slot)
+        return math.atan2(dx, dy) % math.tau
+    return sorted(slots, key=angle)
+
+
+def _crowded(sites: Sites, taken: set[str], row: int, first: int, groups: int) -> bool:
+    """Another lane's memories stand in that stretch of the row."""
+    return any(_memory(sites, row, s) in taken for s in range(4 * first, 4 * (first + groups)))
+
+
+def _multiplier(sites: Sites, y: int, site: int) -> str:
+    group, k = divmod(site, 4)
+    at = (0, 1, 4, 5)[k]
+    return f"X{sites.columns[group] + at}/Y{y}/MULT18_{at}"
+
+
+def _memory(sites: Sites, y: int, site: int) -> str:
+    group, k = divmod(site, 4)
+    return f"X{sites.columns[group] + 2 * k}/Y{y}/EBR{k}"
+
+
+def _natural(name: str) -> list:
+    """mul2 before mul10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

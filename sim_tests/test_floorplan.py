@@ -1,0 +1,67 @@
+"""The floorplan of the array: every hard block on a site of its own, neighbours side by side."""
+import json
+import re
+
+import pytest
+from meadowlark.floorplan import SITES, place_hard_blocks, plan
+
+SITE = re.compile(r"X(\d+)/Y(\d+)/(MULT18_|EBR)(\d)")
+
+
+def array(lanes, columns, memories=8):
+    """Names of a core's hard blocks, and some others."""
+    cells = {"dut.vector.square.dsp": "MULT18X18D", "dut.tiles.beat.0.0": "DP16KD"}
+    for lane in range(lanes):
+        name = f"dut.wired.engine.lane{lane}"
+        cells |= {f"{name}.mul{k}.dsp": "MULT18X18D" for k in range(columns)}
+        cells |= {f"{name}.acts.0.{k}": "DP16KD" for k in range(memories)}
+        cells |= {f"{name}.softmax.{what}.0.0": "DP16KD" for what in ("exp2", "scores")}
+        cells |= {f"{name}.sum_{k}": "TRELLIS_FF" for k in range(3)}
+    return cells
+
+
+@pytest.mark.parametrize("lanes, columns, memories", [(8, 16, 8), (16, 8, 4), (3, 32, 16),
+                                                      (5, 16, 8)])
+def test_every_hard_block_of_the_array_has_its_site(lanes, columns, memories):
+    cells, sites = array(lanes, columns, memories), SITES["85k"]
+    found = plan(cells, sites)
+    assert set(found) == {name for name, kind in cells.items()
+                          if kind != "TRELLIS_FF" and "engine" in name}
+    assert len(set(found.values())) == len(found)
+    middle = []
+    for lane in range(lanes):
+        at = {}
+        for name, bel in found.items():
+            if f"lane{lane}." in name:
+                x, y, kind, k = SITE.fullmatch(bel).groups()
+                offset = {"MULT18_": {0: 0, 1: 1, 4: 4, 5: 5}, "EBR": {0: 0, 1: 2, 2: 4, 3: 6}}
+                assert int(x) - offset[kind][int(k)] in sites.columns
+                assert int(y) in (sites.multipliers if kind == "MULT18_" else sites.memories)
+                at[name] = int(x), int(y)
+        ours = [at[f"dut.wired.engine.lane{lane}.mul{k}.dsp"] for k in range(columns)]
+        assert ours == sorted(ours) and len({y for _, y in ours}) == 1
+        assert ours[-1][0] - ours[0][0] <= 3 * columns
+        for k in range(memories):           # below the columns that it feeds
+            x, y = at[f"dut.wired.engine.lane{lane}.acts.0.{k}"]
+            assert abs(x - ours[k * columns // memories][0]) <= 4 and abs(y - ours[0][1]) <= 36
+        middle.append((ours[columns // 2][0], ours[0][1]))
+    if (lanes, columns) == (8, 16):         # beats go from a lane to one beside it
+        assert all(abs(a[0] - b[0]) + abs(a[1] - b[1]) <= 50
+                   for a, b in zip(middle, middle[1:]))
+
+
+def test_no_plan_where_none_is_needed():
+    assert plan(array(4, 4), SITES["85k"]) == {}
+    assert plan({}, SITES["85k"]) == {}
+    assert plan(array(3, 48), SITES["85k"]) != {} and plan(array(4, 48), SITES["85k"]) == {}
+
+
+def test_netlist_gets_sites(tmp_path):
+    source, target = tmp_path / "top.json", tmp_path / "planned.json"
+    cells = {name: {"type": kind, "attributes": {}} for name, kind in array(8, 16).items()}
+    source.write_text(json.dumps({"modules": {"top": {"cells": cells}}}))
+    assert place_hard_blocks(source, target, "25k") == 0 and not target.exists()
+    assert place_hard_blocks(source, target, "85k") == 8 * 26
+    out = json.loads(target.read_text())["modules"]["top"]["cells"]
+    assert sum("BEL" in cell["attributes"] for cell in out.values()) == 8 * 26
+    assert out["dut.wired.engine.lane0.mul0.dsp"]["attributes"]["BEL"] == "X49/Y58/MULT18_0"
