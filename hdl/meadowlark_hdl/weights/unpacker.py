@@ -9,6 +9,7 @@ from amaranth.utils import exact_log2
 
 from ..compute.pipeline import delay
 from ..config import Config
+from ..copies import OWN
 from ..memory.fifo import Queue
 from .lane import Lane, TableWrite, pieces
 from .packing_golden import CLASSES, CLASS_WORDS, PREFIX, TABLE_BYTES, head_words, phases
@@ -347,7 +348,13 @@ class Unpacker(wiring.Component):
                 lane.drained.eq(drained), lane.load.eq(refill.load[k]),
                 lane.buses.eq(refill.buses), refill.receiving[k].eq(lane.receiving),
                 refill.asks[k].eq(lane.asks)]
-            wiring.connect(m, head.tables, lane.tables)
+            # Tables come by a register for each four lanes: they are written long before a step.
+            if k % 4 == 0:
+                late = {name: Signal.like(getattr(head.tables, name), name=f"{name}_{k}",
+                                          reset_less=not name.endswith("en"), attrs=OWN)
+                        for name in head.tables.signature.members}
+                m.d.sync += [s.eq(getattr(head.tables, name)) for name, s in late.items()]
+            m.d.comb += [getattr(lane.tables, name).eq(s) for name, s in late.items()]
 
         # Symbols to chunks: a step gives C of them, one a cycle.
         m.submodules.out = out = Queue(8 * W, depth=self.DEPTH)
