@@ -33,7 +33,9 @@ def test_every_hard_block_of_the_array_has_its_site(lanes, columns, memories):
         at = {}
         for name, bel in found.items():
             if f"lane{lane}." in name:
-                x, y, kind, k = SITE.fullmatch(bel).groups()
+                site = SITE.fullmatch(bel)
+                assert site is not None
+                x, y, kind, k = site.groups()
                 offset = {"MULT18_": {0: 0, 1: 1, 4: 4, 5: 5}, "EBR": {0: 0, 1: 2, 2: 4, 3: 6}}
                 assert int(x) - offset[kind][int(k)] in sites.columns
                 assert int(y) in (sites.multipliers if kind == "MULT18_" else sites.memories)

@@ -32,7 +32,7 @@ for command in sys.argv[1:]:
     libyosys.run_pass(command, design)
 """
 
-#: Synthesis turns "0 where this bit is set" into a synchronous reset and "hold" into a clock enable,
+#: Synthesis turns "0 where this bit is set" into a synchronous reset, "hold" into a clock enable,
 #: however few flip-flops share them. Such a net reaches the flip-flops by the slow way, and binds
 #: those in a slice together; for few of them a LUT input is better.
 FEW_CONTROL_SETS = " ".join([
@@ -130,7 +130,9 @@ def synthesise(rtlil: str, directory: Path, *, top: str = "top", options: Sequen
 def place_and_route(directory: Path, *, device: str = "85k", package: str = "CABGA381",
                     speed: int = 6, freq_mhz: float = 100.0, seed: int = 1, lpf: Path | None = None,
                     options: Sequence[str] = (), progress: Progress | None = None) -> Report:
-    """Place and route ``top.json``, the array by :mod:`.floorplan`; writes ``top.config``, ``report.json`` and ``nextpnr.log``.
+    """Place and route ``top.json``, the array by :mod:`.floorplan`.
+
+    Writes ``top.config``, ``report.json`` and ``nextpnr.log``.
 
     Parameters
     ----------

@@ -485,11 +485,13 @@ class Issue(wiring.Component):
         # Always moving: it is 18 * W flip-flops wide, so its enable would come late.
         m.d.sync += [self.rope.cos.eq(shift_reg[0]), self.rope.sin.eq(shift_reg[1]),
                      self.rope.addr.eq(row_no)]
+        # A register for each few values that hear it.
+        loads, twos = ([Signal(name=f"{name}{k}", reset_less=True, attrs=OWN)
+                        for k in range(W // 4)] for name in ("load", "by_two"))
+        m.d.sync += [load.eq(next_beat) for load in loads]
+        m.d.sync += [by_two.eq(instr.op == Op.ROPE) for by_two in twos]
         for i in range(W):
-            if i % 4 == 0:                  # a register for each few values that hear it
-                load, by_two = (Signal(name=f"{name}{i // 4}", reset_less=True, attrs=OWN)
-                                for name in ("load", "by_two"))
-                m.d.sync += [load.eq(next_beat), by_two.eq(instr.op == Op.ROPE)]
+            load, by_two = loads[i // 4], twos[i // 4]
             one, two = (shift_reg[min(i + k, W - 1)] for k in (1, 2))
             m.d.sync += shift_reg[i].eq(Mux(load, self.tile.beat[i], Mux(by_two, two, one)))
         return m

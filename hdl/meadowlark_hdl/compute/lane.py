@@ -1,5 +1,5 @@
 """A lane of the array: one activation memory, W multipliers, dot and broadcast accumulators."""
-from amaranth import Array, Cat, DomainRenamer, Module, Mux, Signal, signed
+from amaranth import Array, Cat, DomainRenamer, Module, Signal, signed
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2

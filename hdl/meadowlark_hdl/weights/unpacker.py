@@ -339,6 +339,7 @@ class Unpacker(wiring.Component):
         m.d.comb += [refill.ends.eq(delay(m, step & (last | last_step), 3, name="ends",
                                           reset=True)),
                      refill.final.eq(delay(m, step & last_step, 3, name="final", reset=True))]
+        late: dict[str, Signal] = {}
         for k, lane in enumerate(lanes):
             go, start = Signal(name=f"go_{k}", attrs={"keep": 1}), Signal(name=f"start_{k}")
             m.d.sync += [go.eq(step), start.eq(begin)]
