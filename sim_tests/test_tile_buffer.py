@@ -51,13 +51,13 @@ async def fill(dut, c, tiles, stall=0.0, times=None):
         free -= 1
         for item in items(tile):
             while stall and random.random() < stall:
-                dut.i__valid.value = 0
+                dut.i__valid.value = dut.i__payload.value = 0
                 await next_cycle()
             dut.i__valid.value, dut.i__payload.value = 1, pack(DecoderItem(c), **item)
             if times is not None:
                 times.append(cycles(dut))
             await next_cycle()
-        dut.i__valid.value = 0
+        dut.i__valid.value = dut.i__payload.value = 0
 
 
 class Engine:
@@ -170,7 +170,7 @@ async def flush_empties_both_halves(dut):
         task = cocotb.start_soon(fill(dut, c, tiles))
         await ClockCycles(dut.clk, 1 + at)
         task.cancel()
-        dut.i__valid.value = 0
+        dut.i__valid.value = dut.i__payload.value = 0
         dut.flush.value = 1
         await RisingEdge(dut.clk)
         dut.flush.value = 0

@@ -253,16 +253,20 @@ class Issue(wiring.Component):
                      self.store_cmd.payload.chunks.eq(pass_.n << log2_words)]
         m.d.comb += [self.instr.ready.eq(0), self.bad_op.eq(0)]
 
+        # What waits is copied until an instruction starts. ``idle`` is the state's name, once more.
+        idle = Signal(init=1)
+        with m.If(idle):
+            m.d.sync += [
+                instr.eq(self.instr.payload.instr), self.pc.eq(self.instr.payload.pc),
+                tiles_left.eq(self.instr.payload.instr.tiles),
+                token_lane.eq(0), block.eq(0), tile_base.eq(0), row.eq(0),
+                row_no.eq(0), tile_row_no.eq(0), element_row.eq(0),
+                x_first.eq(self.instr.payload.instr.x)]
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.instr.ready.eq(1)
-                m.d.sync += [
-                    instr.eq(self.instr.payload.instr), self.pc.eq(self.instr.payload.pc),
-                    tiles_left.eq(self.instr.payload.instr.tiles),
-                    token_lane.eq(0), block.eq(0), tile_base.eq(0), row.eq(0),
-                    row_no.eq(0), tile_row_no.eq(0), element_row.eq(0),
-                    x_first.eq(self.instr.payload.instr.x)]
                 with m.If(self.instr.valid):
+                    m.d.sync += idle.eq(0)
                     m.next = "START"
 
             with m.State("START"):
@@ -479,7 +483,7 @@ class Issue(wiring.Component):
                 with m.If(settle != 0):
                     m.d.sync += settle.eq(settle - 1)
                 with m.Elif(~vector_busy):
-                    m.d.sync += self.retired.eq(1)
+                    m.d.sync += [self.retired.eq(1), idle.eq(1)]
                     m.next = "IDLE"
 
         # Always moving: it is 18 * W flip-flops wide, so its enable would come late.

@@ -82,8 +82,9 @@ class Lane(wiring.Component):
     beat, beat_out : Beat         Weight chain.
     act, act_out : ActWrite       Write chain of the activation memories.
     result : Out(signed(45))      0 except in the cycle of a result: lanes are OR-ed together.
-    stored : Out(8 * W), stored_valid : Out(1)   Low bytes of the word in the operand registers;
-                                  a STORE of this lane wants them.
+    stored : Out(8 * W), stored_valid : Out(W // 4)   Low bytes of the word in the operand
+                                  registers; a STORE of this lane wants them: a bit, the same, for
+                                  each four of them.
     """
 
     def __init__(self, config: Config, *, index: int, attention: str = "sync"):
@@ -95,7 +96,7 @@ class Lane(wiring.Component):
             "beat": In(Beat(config)), "beat_out": Out(Beat(config)),
             "act": In(ActWrite(config)), "act_out": Out(ActWrite(config)),
             "result": Out(signed(Config.ACC_BITS)),
-            "stored": Out(8 * config.W), "stored_valid": Out(1),
+            "stored": Out(8 * config.W), "stored_valid": Out(config.W // 4),
         })
 
     def elaborate(self, platform):
@@ -233,8 +234,10 @@ class Lane(wiring.Component):
                     m.d.sync += result.eq(drained)
         m.d.comb += self.result.eq(result)
 
-        stored_valid = reg(1, "stored_valid_reg")
-        m.d.sync += stored_valid.eq(self.c.st_en & (self.c.st_lane == self.index))
+        stored_valid = [Signal(reset_less=True, name=f"stored_valid{k}", attrs=OWN)
+                        for k in range(W // 4)]
+        m.d.sync += [valid.eq(self.c.st_en & (self.c.st_lane == self.index))
+                     for valid in stored_valid]
         m.d.comb += [self.stored.eq(Cat(x[i][:8] for i in range(W))),
-                     self.stored_valid.eq(stored_valid)]
+                     self.stored_valid.eq(Cat(stored_valid))]
         return m

@@ -5,6 +5,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from ..config import Config
+from ..copies import OWN
 from ..memory.fifo import RamQueue
 from ..signatures import ActWrite, Beat, ResultPort, RowScale
 from ..sleep import nap, napping
@@ -133,8 +134,10 @@ class TilingEngine(wiring.Component):
             results.append(lane.result)
             passed = Signal(8 * W, reset_less=True, name=f"word{k}")
             passed_valid = Signal(reset_less=True, name=f"word_valid{k}")
-            m.d.sync += [passed.eq(Mux(lane.stored_valid, lane.stored, word)),
-                         passed_valid.eq(lane.stored_valid | word_valid)]
+            m.d.sync += [passed_valid.eq(lane.stored_valid[0] | word_valid), *(
+                passed[32 * i:32 * i + 32].eq(
+                    Mux(mine, lane.stored[32 * i:32 * i + 32], word[32 * i:32 * i + 32]))
+                for i, mine in enumerate(lane.stored_valid))]
             word, word_valid = passed, passed_valid
 
         def gather(terms, name):
@@ -167,7 +170,9 @@ class TilingEngine(wiring.Component):
                      wr.data.scale.eq(self.scale)]
         with m.If(wr.en):
             m.d.sync += wp.eq(wp + 1)
-        head = delayed("res_en", control.lane.res_en, self.RESULT_CYCLE - 1)
+        # Not the same register as that of the lane which happens to be as late.
+        head = Signal(reset_less=True, attrs=OWN)
+        m.d.sync += head.eq(delayed("res_en", control.lane.res_en, self.RESULT_CYCLE - 2))
         out = self.result.payload
         gathered = gather(results, "result")
         m.d.comb += out.acc.eq(gathered.as_signed())

@@ -28,7 +28,7 @@ class BlockUnit(wiring.Component):
     every two. A beat leaves ``LATENCY`` cycles after its codes left their queue. With
     ``unpack_cycles`` 2 a beat takes two cycles, its lower half first, and half of the adders are
     there; it leaves a cycle later. From the last beat
-    of a tile to the first of the next it is 3 cycles and the scales' chunks, or 6. Beats of a tile
+    of a tile to the first of the next it is 4 cycles and the scales' chunks, or 7. Beats of a tile
     are whole blocks: a multiple of 32 / W. Nothing behind the codes' queue stalls.
 
     Parameters
@@ -101,8 +101,9 @@ class BlockUnit(wiring.Component):
         m.d.comb += [
             issue.eq(chunks.o.valid & pairs.o.valid & ~upper),
             chunk_done.eq(issue & (bytes_each | half | last)),
-            chunks.o.ready.eq(chunk_done), u.done.eq(issue & last),
+            chunks.o.ready.eq(chunk_done),
             u.busy.eq((room_codes != 4) | (under_way != 0))]
+        m.d.sync += u.done.eq(issue & last)
         codes_after = Signal.like(room_codes)
         m.d.comb += codes_after.eq(room_codes - take_codes + chunk_done)
         m.d.sync += [room_codes.eq(codes_after), more_codes.eq(codes_after != 0)]

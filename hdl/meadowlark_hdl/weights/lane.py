@@ -78,10 +78,8 @@ class Lane(wiring.Component):
         Bytes of a symbol; constant in a segment.
     load : In(1)
         Piece 0 of a word for this lane is on ``buses[0]``, piece k on ``buses[k % B]`` k cycles
-        later.
+        later; not again before the last piece has come.
     buses : In(16 bits * B), see :func:`buses`
-    receiving : Out(1)
-        No word may be handed to this lane in this cycle: its ``load`` would come too early.
     go : In(1)
         A step; only if ``ready`` was high three cycles before; with two cycles a step, not in the
         cycle after another.
@@ -103,7 +101,7 @@ class Lane(wiring.Component):
         self.with_entropy, self.with_meadow = entropy, meadow
         super().__init__({
             "start": In(1), "meadow": In(1), "first": In(1), "log2_c": In(2), "load": In(1),
-            "buses": In(data.ArrayLayout(PIECE, buses(config))), "receiving": Out(1),
+            "buses": In(data.ArrayLayout(PIECE, buses(config))),
             "go": In(1), "drained": In(1), "ready": Out(1), "asks": Out(1),
             "tables": In(TableWrite()), "symbol": Out(32)})
 
@@ -124,8 +122,7 @@ class Lane(wiring.Component):
         at, level = Signal(range(K)), Signal(range(depth + 1))
         fill, shift, advanced = Signal(), Signal(), Signal()
         bus = at[:exact_log2(buses(self.config))]
-        m.d.comb += [w.en.eq(self.load | (at != 0)), w.data.eq(self.buses[bus]),
-                     self.receiving.eq(self.load | ((at != 0) & (at != K - 1)))]
+        m.d.comb += [w.en.eq(self.load | (at != 0)), w.data.eq(self.buses[bus])]
         m.d.sync += [at.eq(at + w.en), w.addr.eq(w.addr + w.en),
                      level.eq(level + w.en - (shift & (level != 0)))]
 

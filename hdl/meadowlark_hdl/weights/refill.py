@@ -24,8 +24,8 @@ class Refill(wiring.Component):
     left requests are void. A word's K pieces go out a cycle apart, on the B buses in turn. Behind
     the requests of the last step of a tile service stops until ``resume``.
 
-    Timing: B words in K cycles, unless two for a lane come within K cycles; 4 cycles from ``asks``
-    to ``load`` at the least.
+    Timing: B words in K cycles, unless two for a lane come within K cycles; 5 cycles from ``asks``
+    to ``load`` at the least (4 where W is at most 8).
 
     Parameters
     ----------
@@ -45,8 +45,6 @@ class Refill(wiring.Component):
     drop : In(1)
         Take what is left of the words, for nobody; only while ``at_end``.
     i : In(stream of 8 * W bits)
-    receiving : In(W)
-        Of the lanes.
     load : Out(W), buses : Out(16 bits * B)
         To the lanes.
     at_end, at_final : Out(1)
@@ -66,7 +64,7 @@ class Refill(wiring.Component):
         super().__init__({
             "start": In(1), "words": In(COUNT_BITS), "asks": In(W), "ends": In(1),
             "final": In(1), "room": Out(1), "drop": In(1),
-            "i": In(stream.Signature(8 * W)), "receiving": In(W), "load": Out(W),
+            "i": In(stream.Signature(8 * W)), "load": Out(W),
             "buses": Out(data.ArrayLayout(PIECE, buses(config))), "at_end": Out(1),
             "at_final": Out(1), "resume": In(1), "over": Out(1, init=1)})
 
@@ -103,7 +101,15 @@ class Refill(wiring.Component):
 
         left = Signal(COUNT_BITS, reset_less=True)
         free, taken, crowded = Signal(), Signal(), Signal()
-        m.d.comb += [free.eq(asked & ~(request & self.receiving).any() & ~crowded),
+        # Lanes that got a word in the last K - 1 cycles take none yet.
+        recent = [request & (taken & ~self.drop).replicate(W)]
+        for k in range(max(K - 2, 1)):
+            given = Signal(W, name=f"given_{k}")
+            m.d.sync += given.eq(recent[-1])
+            recent.append(given)
+        receiving = Signal(W)
+        m.d.sync += receiving.eq(reduce(or_, recent[:K - 1]))
+        m.d.comb += [free.eq(asked & ~(request & receiving).any() & ~crowded),
                      self.i.ready.eq((free | self.drop) & ~self.over),
                      taken.eq(self.i.valid & self.i.ready),
                      served.eq((taken & free) | self.over)]
@@ -114,8 +120,11 @@ class Refill(wiring.Component):
         with m.If(self.start):
             m.d.sync += [left.eq(self.words), self.over.eq(self.words == 0), rounds.eq(ahead(W))]
 
-        # Piece k leaves k cycles after piece 0.
-        m.d.sync += self.load.eq(request & (taken & ~self.drop).replicate(W))
+        # Piece k leaves k cycles after piece 0. To many lanes it is far: there is a register on the
+        # way. With few the cycle would cost more than it brings, 1 % of their rate.
+        far = W > 8
+        m.d.sync += self.load.eq(recent[1] if far else recent[0])
+        bus_domain = m.d.sync if far else m.d.comb
         late, piece = self.i.payload, []
         for k in range(K):
             now = Signal(8 * W - PIECE * k, name=f"pieces_{k}", reset_less=True)
@@ -127,10 +136,10 @@ class Refill(wiring.Component):
         m.d.comb += after.eq(Cat(taken & ~self.drop, moving[:-1]))
         m.d.sync += moving.eq(after)
         if B == K:
-            m.d.comb += [self.buses[k].eq(piece[k]) for k in range(K)]
+            bus_domain += [self.buses[k].eq(piece[k]) for k in range(K)]
         else:
             m.d.sync += crowded.eq(after[B - 1:K - 1:B].any())
             for b in range(B):
                 some = [piece[k] & moving[k].replicate(PIECE) for k in range(b, K, B)]
-                m.d.comb += self.buses[b].eq(reduce(or_, some))
+                bus_domain += self.buses[b].eq(reduce(or_, some))
         return m

@@ -60,7 +60,7 @@ class TileBuffer(wiring.Component):
         in_group = read.scale_addr[:min(ceil_log2(group), row_bits)]
         taken = {
             "beat": (put & ~item.is_scale, c.tile_beats, item.beat, read.beat_addr),
-            "scales": (put & item.is_scale, groups, item.scales,
+            "scales": (item.is_scale, groups, item.scales,
                        Cat(read.scale_addr[len(in_group):row_bits], half))}
         found = {}
         for name, (enable, depth, value, address) in taken.items():

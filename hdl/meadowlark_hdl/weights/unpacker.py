@@ -62,10 +62,11 @@ class PreambleReader(wiring.Component):
         # A chunk is asked for when there is nothing of the one before, and by a register.
         take = self.i.valid & self.i.ready
         m.d.sync += self.i.ready.eq(reading & ~there & ~take)
-        with m.If(eat):
+        # What is offered is copied as long as there is nothing else: only ``there`` waits for it.
+        with m.If(~there):
+            m.d.sync += [hold.eq(self.i.payload), in_hold.eq(W // 4), there.eq(take)]
+        with m.Elif(eat):
             m.d.sync += [hold.eq(hold >> 32), in_hold.eq(in_hold - 1), there.eq(in_hold != 1)]
-        with m.If(take):
-            m.d.sync += [hold.eq(self.i.payload), in_hold.eq(W // 4), there.eq(1)]
 
         number = Signal(range(head_words(W)))
         unit, at_class = Signal(PREFIX), Signal()
@@ -303,7 +304,7 @@ class Unpacker(wiring.Component):
         m.d.comb += [check.data.eq(checked), head.sound.eq(check.match_detected)]
 
         # When all words are with the lanes these need no more of them.
-        arrive = pieces(config) + 6             # cycles until the last one's pieces have come
+        arrive = pieces(config) + 7             # cycles until the last one's pieces have come
         settle = Signal(range(arrive + 1))
         drained = Signal()
         with m.If(~refill.over | begin):
@@ -347,7 +348,7 @@ class Unpacker(wiring.Component):
                 lane.go.eq(go), lane.start.eq(start), lane.first.eq(first),
                 lane.meadow.eq(head.meadow), lane.log2_c.eq(head.log2_c),
                 lane.drained.eq(drained), lane.load.eq(refill.load[k]),
-                lane.buses.eq(refill.buses), refill.receiving[k].eq(lane.receiving),
+                lane.buses.eq(refill.buses),
                 refill.asks[k].eq(lane.asks)]
             # Tables come by a register for each four lanes: they are written long before a step.
             if k % 4 == 0:
