@@ -36,6 +36,9 @@ _85K = Sites(columns=(4, 13, 22, 31, 40, 49, 58, 69, 78, 87, 96, 105, 114),
 SITES = {"85k": _85K, "um-85k": _85K, "um5g-85k": _85K}
 
 _LANE = re.compile(r"\bengine\.lane(\d+)\.(mul(\d+)\.|acts\.|softmax\.)")
+#: Of the vector unit: in the middle of the ring. Of the tile buffer: beside the first lane.
+_VECTOR = re.compile(r"\bvector\.")
+_TILES = re.compile(r"\btiles\.beat\b")
 _MULTIPLIER, _MEMORY = "MULT18X18D", "DP16KD"
 
 
@@ -91,6 +94,27 @@ def plan(cells: Mapping[str, str], sites: Sites) -> dict[str, str]:
         middle = 4 * first + 2 * groups
         for name, site in zip(others, sorted(free, key=lambda s: abs(s - middle)), strict=False):
             fix(name, _memory(sites, row, site))
+
+    def some(pattern: re.Pattern, kind: str) -> list[str]:
+        return sorted((name for name, is_a in cells.items()
+                       if is_a == kind and pattern.search(name)), key=_natural)
+
+    def gather(names: list[str], bels: list[str]) -> None:
+        """As many as there are free sites for; the rest is nextpnr's."""
+        free = [bel for bel in bels if bel not in taken]
+        for name, bel in zip(names, free, strict=False):
+            fix(name, bel)
+    y = sites.multipliers[len(sites.multipliers) // 2]
+    gather(some(_VECTOR, _MULTIPLIER),
+           [_multiplier(sites, y, s) for s in range(4 * len(sites.columns))])
+    below, first = slots[0]
+    stretch = range(4 * first, 4 * (first + groups))
+    gather(some(_TILES, _MEMORY), [_memory(sites, max(sites.memories), s) for s in stretch][::2])
+    spare = len(sites.columns) % groups
+    middle_of_chip = range(4 * (first - spare), 4 * (first + groups))
+    gather(some(_VECTOR, _MEMORY), [
+        _memory(sites, row, s) for row in sorted(sites.memories, key=lambda r: (abs(r - y), -r))
+        if row != max(sites.memories) for s in middle_of_chip])
     return found_at
 
 
