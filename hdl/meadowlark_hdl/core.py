@@ -175,8 +175,6 @@ class Core(wiring.Component):
             m.d.comb += [block.model.eq(model), block.pass_.eq(sequencer.pass_)]
         m.d.comb += [
             fetch.start.eq(sequencer.fetch_start), fetch.start_pc.eq(sequencer.fetch_pc),
-            fetch.prog_en.eq(link.seq.prog_en), fetch.prog_addr.eq(link.seq.prog_addr),
-            fetch.prog_data.eq(link.seq.prog_data),
             sequencer.token_addr.eq(fetch.token_addr), fetch.token_data.eq(sequencer.token_data),
             sequencer.pass_end.eq(issue.pass_end),
             sampler.run.eq(link.seq.run), sampler.position.eq(sequencer.sample_position),
@@ -184,6 +182,9 @@ class Core(wiring.Component):
             sequencer.sample_done.eq(sampler.done), sequencer.sample_token.eq(sampler.token),
             sequencer.sample_crc.eq(sampler.crc), sequencer.ready.eq(self.mem.ready),
             sequencer.fault_pc.eq(issue.pc)]
+        m.d.sync += [           # a program is written long before it runs, from across the chip
+            fetch.prog_en.eq(link.seq.prog_en), fetch.prog_addr.eq(link.seq.prog_addr),
+            fetch.prog_data.eq(link.seq.prog_data)]
         m.d.sync += [
             sequencer.progress.eq(reader.beats | issue.retired),
             sequencer.faults[FAULTS.index(Error.BAD_INSTRUCTION)].eq(issue.bad_op),
