@@ -26,12 +26,19 @@ GOOD = Config(W=16, P=8, bus_bytes=4)
     ({"unpack_cycles": 3}, "unpack_cycles must be 1 or 2, not 3"),
     ({"sv_cycles": 8}, "sv_cycles must be a power of two of at most W / 4=4, not 8"),
     ({"sv_cycles": 3}, "sv_cycles must be a power of two of at most W / 4=4, not 3"),
+    ({"vector_products": 9}, "vector_products must be 8 or 23, not 9"),
+    ({"block_modes": 2}, "block_modes must be True or False, not 2"),
     ({"dsp": "intel"}, "dsp must be generic or ecp5, not 'intel'")],
     ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items())
         if isinstance(value, dict) else "")
 def test_config_refuses(changes, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         GOOD.replace(**changes)
+
+
+def test_values_of_a_norm():
+    assert [GOOD.replace(vector_products=n).norm_width for n in (23, 8)] == [4, 1]
+    assert not GOOD.shared_products
 
 
 def test_columns_of_sv():

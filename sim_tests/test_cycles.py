@@ -9,6 +9,7 @@ from meadowlark.errors import UserError
 from meadowlark.model import load_model
 from meadowlark.quantise import quantise
 from meadowlark_boards import get_board
+from meadowlark_hdl.compute.vector_unit import VectorUnit
 from meadowlark_hdl.isa import Epi, Op, Src
 from random_model import random_model, random_texts
 
@@ -109,6 +110,23 @@ def test_overheads_count(case):
     # a refresh falls elsewhere than before
     slack = 2 * board.memory.refresh_cycles
     assert abs(more.cycles - base.cycles - 4 * (1000 + 100)) <= slack
+
+
+def test_shared_multipliers_cost_a_norm_and_latencies(case):
+    """Four times the cycles in NORM; elsewhere no more than the vector unit's own latencies."""
+    image, board = case
+    shared = replace(board, config=board.config.replace(vector_products=8))
+    plain, slow = (predict(image, b, prompt=40, generate=1).by_kind() for b in (board, shared))
+    assert slow["NORM"].work == 4 * plain["NORM"].work > 0
+    assert {name: s.work for name, s in slow.items() if name != "NORM"} \
+        == {name: s.work for name, s in plain.items() if name != "NORM"}
+    a, b = (Overheads.of(x.config) for x in (board, shared))
+    assert a == Overheads()
+    for epi in Epi:
+        assert b.epilogue(epi) - a.epilogue(epi) \
+            == VectorUnit.latency(epi, True) - VectorUnit.latency(epi, False)
+    assert b.sum_gap - a.sum_gap == VectorUnit.sum_gap(True) - VectorUnit.sum_gap(False)
+    assert b.norm - a.norm == VectorUnit.norm_latency(True) - VectorUnit.norm_latency(False)
 
 
 def test_budget_adds_up(case):

@@ -15,6 +15,7 @@ from meadowlark.evaluate import perplexity
 from meadowlark.golden import GoldenModel
 from meadowlark.gguf_model import load_gguf
 from meadowlark.model import FloatModel, load_model
+from meadowlark.prepare import Source
 from meadowlark.quantise import measure, quantise
 from meadowlark_boards import get_board
 from meadowlark_hdl.config import Config
@@ -67,6 +68,28 @@ def models(tmp_path_factory):
             made[name] = model, measure(model, random_texts(model, seed=4))
         return made[name]
     return get
+
+
+def test_a_core_without_blocks(models, tmp_path):
+    """The compiler refuses, an image is refused; what a command reads from a file is converted."""
+    model, ranges = models("mixed")
+    small = board(NARROW.replace(block_modes=False))
+    qm = quantise(model, ranges)
+    with pytest.raises(UserError, match="^the board virtual cannot read weights in blocks, as GGUF "
+                       r"files have them; quantise the model to int8 \(--weights int8\)$"):
+        compile_model(qm, small)
+    image = compile_model(qm, board(NARROW))
+    assert image.needs_blocks
+    with pytest.raises(UserError, match="^the image holds weights in blocks, .* that this board "
+                       "cannot read; compile the model for that board$"):
+        image.check_config(small.config, memory_bytes=1 << 30)
+    plain = compile_model(quantise(model, ranges, weights="int8"), small)
+    assert not plain.needs_blocks
+    plain.check_config(small.config, memory_bytes=1 << 30)
+    folder = random_model(tmp_path / "m", seed=3, hidden=64, ffn=64)
+    path = write_gguf(tmp_path / "m.gguf", folder, kind="Q4_1")
+    assert [Source(str(path), board(config)).image.needs_blocks for config in
+            (NARROW, small.config)] == [True, False]
 
 
 def test_modes_and_weights(models):

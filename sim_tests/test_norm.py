@@ -11,6 +11,7 @@ from cocotb.triggers import ReadOnly, RisingEdge
 
 from bench import cycles, pack, simulate, start, unpack
 from meadowlark_hdl.compute.function import Reciprocal
+from meadowlark_hdl.compute.multiplier import share
 from meadowlark_hdl.compute.norm import Norm
 from meadowlark_hdl.compute.norm_golden import rmsnorm, sum_of_squares
 from meadowlark_hdl.config import Config
@@ -19,14 +20,19 @@ from meadowlark_hdl.signatures import Beat, ModelLayout, PassLayout
 
 CONFIGS = {"w4p5": Config(W=4, P=5, bus_bytes=1), "w8p4": Config(W=8, P=4, bus_bytes=1),
            "w16p16": Config(W=16, P=16, bus_bytes=4)}
+CONFIGS |= {f"{name}-shared": config.replace(vector_products=8)
+            for name, config in CONFIGS.items()}
 
 
 class WithRoot(wiring.Component):
-    """A Norm with its reciprocal root; the memories stay outside."""
+    """A Norm with its reciprocal root and, if they are not its own, its multipliers.
+
+    The memories stay outside.
+    """
 
     def __init__(self, config):
         self.norm = Norm(config)
-        inside = ("x", "t", "k")
+        inside = ("x", "t", "k", "root0", "gamma0")
         super().__init__({name: member for name, member in self.norm.signature.members.items()
                           if name not in inside})
 
@@ -36,6 +42,9 @@ class WithRoot(wiring.Component):
         m.submodules.root = root = Reciprocal()
         m.d.comb += [root.root.eq(1), root.x.eq(self.norm.x), self.norm.t.eq(root.t),
                      self.norm.k.eq(root.k)]
+        if self.norm.shared:
+            for k, port in enumerate((self.norm.root0, self.norm.gamma0)):
+                share(m, f"product{k}", 0, [port], dsp="generic")
         for name, member in self.signature.members.items():
             ours, inner = getattr(self, name), getattr(self.norm, name)
             m.d.comb += inner.eq(ours) if member.flow == In else ours.eq(inner)
@@ -43,13 +52,13 @@ class WithRoot(wiring.Component):
 
 
 async def _memory(dut, address, port, latency, words):
-    """Drive a read port: what ``address`` asked for ``latency`` cycles ago, else noise."""
-    asked = [0] * latency
+    """Drive a read port: what its ports ``address`` asked for ``latency`` cycles ago."""
+    asked = [[0] * len(address)] * latency
     while True:
         await ReadOnly()
-        asked.append(int(getattr(dut, address).value))
+        asked.append([int(getattr(dut, name).value) for name in address])
         await RisingEdge(dut.clk)
-        getattr(dut, port).value = words(asked[-latency])
+        getattr(dut, port).value = words(*asked[-latency])
 
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
@@ -58,6 +67,7 @@ async def matches_golden(dut, tokens, last, beats):
     config = CONFIGS[os.environ["CONFIG"]]
     rng = np.random.default_rng(cocotb.RANDOM_SEED)
     P, W, hidden = config.P, config.W, beats * config.W
+    width, shared = config.norm_width, config.shared_products
     residual = rng.integers(-2**26, 2**26, (tokens, hidden)) >> rng.integers(0, 26, (tokens, 1))
     residual[0] = 0
     residual[-1, 0] = -2**26
@@ -65,13 +75,18 @@ async def matches_golden(dut, tokens, last, beats):
     gamma = rng.integers(-2**15, 2**15, hidden)
     flat = residual.reshape(-1, 4)
     beat = Beat(config)
-    cocotb.start_soon(_memory(dut, "sum_slot", "sum", 2, lambda s: (
+    cocotb.start_soon(_memory(dut, ["sum_slot"], "sum", 2, lambda s: (
         int(sums[s]) if s < tokens else 0)))
-    cocotb.start_soon(_memory(dut, "read_word", "read", 3, lambda a: pack(
-        data.ArrayLayout(27, 4), **{}) if a >= len(flat) else sum(
-            (int(v) & 2**27 - 1) << 27 * k for k, v in enumerate(flat[a]))))
+    if width == 4:
+        cocotb.start_soon(_memory(dut, ["read_word"], "read", 3, lambda a: pack(
+            data.ArrayLayout(27, 4), **{}) if a >= len(flat) else sum(
+                (int(v) & 2**27 - 1) << 27 * k for k, v in enumerate(flat[a]))))
+    else:
+        cocotb.start_soon(_memory(dut, ["read_word", "read_element"], "read", 4, lambda a, k: (
+            int(flat[a, k]) & 2**27 - 1 if a < len(flat) else 0)))
     cocotb.start_soon(_memory(
-        dut, "gamma_addr", "gamma", Norm.GAMMA_LATENCY, lambda a: pack(beat) if a >= beats else sum(
+        dut, ["gamma_addr"], "gamma", Norm.GAMMA_LATENCY,
+        lambda a: pack(beat) if a >= beats else sum(
             (int(v) & 0x3ffff) << 18 * k for k, v in enumerate(gamma[a * W:(a + 1) * W]))))
     await start(dut, model=pack(ModelLayout, hidden=hidden, eps=eps), last_only=last,
                 pass_=pack(PassLayout(), n=tokens), base=(tokens - 1) * hidden // 4 if last else 0,
@@ -82,19 +97,19 @@ async def matches_golden(dut, tokens, last, beats):
         await RisingEdge(dut.clk)
         dut.start.value = 0
         slots = [tokens - 1] if last else list(range(tokens))
-        count = len(slots) * hidden // 4
+        count = len(slots) * hidden // width
         tags, values = [], []
-        for _ in range(Norm.FIRST + count + 8):
+        for _ in range(Norm.first(shared) + count + 8):
             await ReadOnly()
             tag = unpack(Norm(config).tag.shape(), int(dut.tag.value))
             tags.append((cycles(dut) - began, tag))
             raw = int(dut.o.value)
-            values.append([raw >> 34 * k & 2**34 - 1 for k in range(4)])
+            values.append([raw >> 34 * k & 2**34 - 1 for k in range(width)])
             await RisingEdge(dut.clk)
         at = [k for k, (_, tag) in enumerate(tags) if tag["valid"]]
-        assert tags[at[0]][0] == Norm.FIRST - Norm.TAG_LEAD
+        assert tags[at[0]][0] == Norm.first(shared) - Norm.TAG_LEAD
         assert at == list(range(at[0], at[0] + count)), "a gap"
-        words = [(s % P, s // P, i) for s in slots for i in range(hidden // 4)]
+        words = [(s % P, s // P, i) for s in slots for i in range(hidden // width)]
         assert [(tags[k][1]["lane"], tags[k][1]["block"], tags[k][1]["word"]) for k in at] == words
         assert [tags[k][1]["last"] for k in at] == [0] * (count - 1) + [1]
         got = np.array([values[k + Norm.TAG_LEAD] for k in at]).reshape(len(slots), hidden)

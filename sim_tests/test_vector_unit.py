@@ -25,6 +25,8 @@ CONFIGS = {
     "w4p5": Config(W=4, P=5, bus_bytes=1, residual_values=2048),
     "w16p4": Config(W=16, P=4, bus_bytes=4, residual_values=2048),
 }
+CONFIGS |= {f"{name}-shared": config.replace(vector_products=8)
+            for name, config in CONFIGS.items()}
 DRAIN_CYCLES = 60       # more than anything takes
 
 
@@ -37,11 +39,15 @@ class Bench:
 
     def __init__(self, dut, config, rng):
         self.dut, self.config, self.rng = dut, config, rng
+        self.shared = config.shared_products
         self.act = np.zeros((config.P, config.act_words * config.W), np.int64)
         self.logits, self.written, self.saturated = [], 0, 0
         self.last_write = self.last_result = self.norm_done = None
         self.gamma = np.zeros(0, np.int64)
         self.beats = Beat(config)
+
+    def latency(self, epi):
+        return VectorUnit.latency(epi, self.shared)
 
     async def begin(self, **model):
         self.model = dict(hidden=32, head_log2=3, eps=7, block_words=40) | model
@@ -188,7 +194,7 @@ async def _embed(bench, n):
             items.append(int(rng.integers(1, 30)))
     await bench.results(items)
     last = await bench.finish()
-    assert last - bench.last_result == VectorUnit.latency(Epi.RESID)
+    assert last - bench.last_result == bench.latency(Epi.RESID)
     assert bench.written == 0
     return residual
 
@@ -212,9 +218,9 @@ async def _norm(bench, residual, last=False):
         at = s // P * bench.model["block_words"] * W + y
         before[s % P, at:at + hidden] = want[s]
     np.testing.assert_array_equal(bench.act, before)
-    # hidden/4 cycles a token, no gap between tokens.
-    first = started + VectorUnit.NORM_LATENCY
-    assert bench.norm_done - first == len(slots) * hidden // 4 - 1
+    # hidden / norm_width cycles a token, no gap between tokens.
+    first = started + VectorUnit.norm_latency(bench.shared)
+    assert bench.norm_done - first == len(slots) * hidden // config.norm_width - 1
     exact = np.abs(want[list(slots)])
     assert await bench.saturations() - count >= (exact > 2**15).sum()
 
@@ -232,7 +238,7 @@ async def embed_norm_and_residual(dut):
             items, y = bench.rows(hidden, range(p["nb"]), 8, bits=big, gaps=gaps)
             await bench.results(items)
             last = await bench.finish()
-            assert last - bench.last_result == VectorUnit.latency(Epi.RESID)
+            assert last - bench.last_result == bench.latency(Epi.RESID)
             residual = add_residual(residual, y.reshape(-1, hidden)[:n])
             await _norm(bench, residual)
         await _norm(bench, residual, last=True)
@@ -249,7 +255,7 @@ async def plain_rows(dut, gaps):
         items, y = bench.rows(14, range(2), 6, bits=bits, gaps=gaps)
         await bench.results(items)
         last = await bench.finish()
-        assert last == bench.last_write == bench.last_result + VectorUnit.latency(epi)
+        assert last == bench.last_write == bench.last_result + bench.latency(epi)
         want = saturate(y, 16 if epi == Epi.ACT16 else 8)
         for block in range(2):
             at = block * bench.model["block_words"] * W + 9
@@ -289,7 +295,7 @@ async def pairs_of_rows(dut, gaps):
         items, rows = bench.rows(32, blocks, 8, bits=bits, gaps=gaps)
         await bench.results(items)
         last = await bench.finish()
-        assert last == bench.last_write == bench.last_result + VectorUnit.latency(epi)
+        assert last == bench.last_write == bench.last_result + bench.latency(epi)
         even, odd = rows[..., ::2], rows[..., 1::2]
         if epi == Epi.SWIGLU:
             want, exact = (swiglu(even, odd, shift), None)
@@ -319,7 +325,7 @@ async def logits_of_the_last_token(dut):
         await bench.finish()
         assert bench.written == 0
         assert bench.logits == [(r, y[-1, (n - 1) % P, r]) for r in range(10)]
-        assert bench.last_write - bench.last_result <= VectorUnit.latency(Epi.LOGIT)
+        assert bench.last_write - bench.last_result <= bench.latency(Epi.LOGIT)
 
 
 def _attention(bench, blocks, mant, shift):
@@ -330,7 +336,8 @@ def _attention(bench, blocks, mant, shift):
     for block in blocks:
         total = rng.integers(2**15, 2**rng.integers(16, 28), P)
         sums = [dict(acc=int(total[k]), lane=k, row=0, block=block, kind=1) for k in range(P)]
-        items += [*sums, *[VectorUnit.SUM_GAP - P] * (P < VectorUnit.SUM_GAP)]
+        gap = VectorUnit.sum_gap(bench.shared)
+        items += [*sums, *[gap - P] * (P < gap)]
         scale, down = output_scale(total, mant, shift)
         for row in range(dim):
             acc = rng.integers(-128, 128, P) * total + rng.integers(-2**15, 2**15, P)
@@ -351,7 +358,7 @@ async def attention_output(dut):
         items, y = _attention(bench, range(2), mant, shift)
         await bench.results(items)
         last = await bench.finish()
-        assert last == bench.last_write == bench.last_result + VectorUnit.latency(Epi.ACT16)
+        assert last == bench.last_write == bench.last_result + bench.latency(Epi.ACT16)
         want = saturate(y, 16)
         for block in range(2):
             at = block * bench.model["block_words"] * W + 3

@@ -54,6 +54,12 @@ class Config:
         Cycles in which a lane takes a beat of W values in SV. Only W / sv_cycles of its
         multipliers have an accumulator: logic against time in a tenth of a prefill, and blocks of a
         long prompt's pass (their accumulators are as many fewer).
+    vector_products : int, 8 or 23
+        Multipliers of the vector unit. 23: each has one job. 8: those that are never busy at once
+        are one, and NORM does a value a cycle instead of four; results are the same.
+    block_modes : bool
+        The decoder reads blocks of GGUF files (modes Q8_0, Q4_0, Q4_1). Without, such models are
+        run from int8 weights.
     dsp : str
         "generic" (inferred products, for simulation) or "ecp5" (MULT18X18D instances).
     """
@@ -74,6 +80,8 @@ class Config:
     packing: int = 0
     unpack_cycles: int = 1
     sv_cycles: int = 1
+    vector_products: int = 23
+    block_modes: bool = True
     dsp: str = "generic"
 
     def __post_init__(self) -> None:
@@ -104,6 +112,10 @@ class Config:
              f"unpack_cycles must be 1 or 2, not {self.unpack_cycles!r}")
         need(_pow2(self.sv_cycles) and self.sv_cycles <= self.W // 4, "sv_cycles must be a power "
              f"of two of at most W / 4={self.W // 4}, not {self.sv_cycles!r}")
+        need(self.vector_products in (8, 23),
+             f"vector_products must be 8 or 23, not {self.vector_products!r}")
+        need(self.block_modes in (0, 1),
+             f"block_modes must be True or False, not {self.block_modes!r}")
         need(self.dsp in ("generic", "ecp5"), f"dsp must be generic or ecp5, not {self.dsp!r}")
 
     # Widths that follow from the numerics (docs/numerics.md); facts live here once.
@@ -118,7 +130,6 @@ class Config:
     SUMSQ_BITS = 64
     LOGIT_BITS = 32     # 12 fractional bits
     TOKEN_BITS = 18
-    NORM_WIDTH = 4      # residual values a cycle in NORM
     ACC_SLOTS = 16      # depth of the broadcast accumulators, in slices of sv_columns
 
     @property
@@ -130,6 +141,16 @@ class Config:
     def sv_columns(self) -> int:
         """Multipliers of a lane that have a broadcast accumulator: values of a slice."""
         return self.W // self.sv_cycles
+
+    @property
+    def shared_products(self) -> bool:
+        """Operators of the vector unit share multipliers."""
+        return self.vector_products < 23
+
+    @property
+    def norm_width(self) -> int:
+        """Residual values a cycle in NORM."""
+        return 1 if self.shared_products else 4
 
     def replace(self, **changes) -> Config:
         return replace(self, **changes)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -267,6 +268,10 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
         if packing == mode and not config.packing & bit:
             raise UserError(f"the board {board.name} cannot read the packing {mode}")
 
+    if not config.block_modes and any(q.scale is not None for q in _matrices(qm)):
+        raise UserError(f"the board {board.name} cannot read weights in blocks, as GGUF files have "
+                        "them; quantise the model to int8 (--weights int8)")
+
     lists = _Lists(shape, config, qm.embedding, packing)
     act = lists.act
     lists.start()
@@ -318,6 +323,13 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
         stop_ids=tuple(qm.stop_ids), facts=_facts(qm, shape, lists.stream.tensors),
         tensors=tuple(lists.stream.tensors))
     return replace(image, seconds=round(time.monotonic() - started, 3))
+
+
+def _matrices(qm: QuantModel) -> Iterator[QuantLinear]:
+    """All of a model."""
+    yield from (qm.embedding, qm.head)
+    for layer in qm.layers:
+        yield from (layer.q, layer.k, layer.v, layer.o, layer.gate_up, layer.down)
 
 
 def _act_words(program: list[Instruction], blocks: int, head: int) -> int:

@@ -104,6 +104,13 @@ class Overheads:
     store_ahead: int = 16
     settle: int = 3
 
+    @classmethod
+    def of(cls, config: Config) -> Overheads:
+        """Those of a core: a product by a multiplier that is shared takes a cycle more."""
+        later = int(config.shared_products)
+        return cls(rope=cls.rope + later, swiglu=cls.swiglu + 3 * later, resid=cls.resid + later,
+                   sum_gap=cls.sum_gap + 2 * later, norm=cls.norm + 3 * later)
+
     def epilogue(self, epi: int) -> int:
         """Cycles from a result to its effect."""
         return {Epi.ROPE16: self.rope, Epi.ROPE8: self.rope, Epi.SWIGLU: self.swiglu,
@@ -380,7 +387,7 @@ class _Machine:
 
     def _norm(self, i: Instruction, p: Pass, spent: Spent) -> None:
         self._stream_tile(i, spent, i["chunks"])
-        self._work(spent, (1 if i["last"] else p.n) * self.regs["hidden"] // Config.NORM_WIDTH)
+        self._work(spent, (1 if i["last"] else p.n) * self.regs["hidden"] // self.c.norm_width)
         self._lose(spent, self.o.norm)
         self.memory.release(self.now)
 
@@ -455,7 +462,7 @@ def predict(image: Image, board: Board, *, prompt: int, generate: int, start_pos
     start_pos : int, 0..
         Tokens whose keys and values are in the cache already.
     overheads : Overheads, optional
-        Latencies; the calibrated ones by default.
+        Latencies; by default the calibrated ones of the board's core.
 
     Raises
     ------
@@ -469,7 +476,7 @@ def predict(image: Image, board: Board, *, prompt: int, generate: int, start_pos
     if total > image.context:
         raise UserError(f"{total} tokens do not fit the image's context of {image.context}")
     image.check_board(board)
-    machine = _Machine(image, board, overheads or Overheads())
+    machine = _Machine(image, board, overheads or Overheads.of(board.config))
     regs = image.model_regs
     plan = list(prompt_passes(board.config, regs["head_log2"], regs["blocks"], start_pos, prompt,
                               generate > 0))

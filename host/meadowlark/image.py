@@ -137,6 +137,11 @@ class Image:
         return ("entropy" in modes) | ("meadow" in modes) << 1
 
     @property
+    def needs_blocks(self) -> bool:
+        """Some tiles are blocks of GGUF files."""
+        return any(i["src"] != Src.NONE and i["mode"] >= Mode.Q8_0 for i in self.instructions)
+
+    @property
     def bits_per_weight(self) -> float:
         """Bits of external memory (codes, scales, tables, padding; no KV cache) a parameter."""
         return 8 * len(self.memory) / self.parameters
@@ -184,6 +189,9 @@ class Image:
         if self.needs_packing & ~config.packing:
             raise UserError(f"the image holds packed weights that {core} cannot read; compile the "
                             "model for that board")
+        if self.needs_blocks and not config.block_modes:
+            raise UserError(f"the image holds weights in blocks, as GGUF files have them, that "
+                            f"{core} cannot read; compile the model for that board")
         for field in NEEDS:
             has = memory_bytes if field == "memory_bytes" else getattr(config, field)
             if self.needs[field] > has:

@@ -84,8 +84,9 @@ class Source:
     def quantised(self) -> QuantModel:
         """The integer model, for the context asked for at least."""
         model = self.model      # a missing or damaged one is an error before anything else
+        weights = self.weights if self.board.config.block_modes else "int8"
         budget = "" if self.bits is self.target_ppl is None else f"{self.bits} {self.target_ppl}"
-        kept = cache_dir() / f"model-{_digest(self.name, self.weights + budget)}.pickle"
+        kept = cache_dir() / f"model-{_digest(self.name, weights + budget)}.pickle"
         try:
             return pickle.loads(kept.read_bytes())
         except Exception:
@@ -97,7 +98,7 @@ class Source:
             model = equalise(
                 model, progress=lambda n: self._tell("evening out columns, tokens:", n))
         grid = choose_grid(model, bits=self.bits, target_ppl=self.target_ppl, progress=self._tell)
-        made = quantise(model, weights="int8" if budget else self.weights, grid=grid,
+        made = quantise(model, weights="int8" if budget else weights, grid=grid,
                         progress=lambda n: self._tell("calibrating, tokens:", n))
         write_atomic(kept, pickle.dumps(made, protocol=5))
         return made

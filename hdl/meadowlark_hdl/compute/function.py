@@ -4,7 +4,7 @@ from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..fixed import RECIP_TABLE, RSQRT_TABLE, SIGMOID_TABLE
-from .multiplier import Multiplier
+from .multiplier import Multiplier, product, product_latency, product_ports
 from .pipeline import delay
 
 
@@ -23,7 +23,8 @@ class Reciprocal(wiring.Component):
 
     Golden: :func:`meadowlark_hdl.fixed.recip` and :func:`~meadowlark_hdl.fixed.rsqrt`, bit-exact.
     Error: relative, below 2**-14.
-    Timing: ``LATENCY`` cycles, one value a cycle, never stalls.
+    Timing: ``latency(shared)`` cycles, ``LATENCY`` with a multiplier of its own; one value a cycle,
+    never stalls.
 
     Both functions share the search for the leading one, one block RAM of 512 segments and the
     multiplier that interpolates. x = 0 gives a meaningless value.
@@ -32,6 +33,8 @@ class Reciprocal(wiring.Component):
     ----------
     dsp : str
         As for :class:`Multiplier`; one is used.
+    shared : bool
+        It is outside, behind interpolate (:class:`.multiplier.ProductPort`).
 
     Members
     -------
@@ -48,9 +51,15 @@ class Reciprocal(wiring.Component):
     LATENCY = 6 + TABLE_LATENCY + Multiplier.LATENCY + 1
     BASE_BITS, STEP_BITS = 17, 9        # up to 65536; the steepest segment falls by 255
 
-    def __init__(self, *, dsp: str = "generic"):
-        self.dsp = dsp
-        super().__init__({"x": In(64), "root": In(1), "t": Out(17), "k": Out(6)})
+    @classmethod
+    def latency(cls, shared: bool) -> int:
+        """Cycles with multipliers of its own, or shared ones."""
+        return cls.LATENCY + product_latency(shared) - Multiplier.LATENCY
+
+    def __init__(self, *, dsp: str = "generic", shared: bool = False):
+        self.dsp, self.shared = dsp, shared
+        super().__init__({"x": In(64), "root": In(1), "t": Out(17), "k": Out(6),
+                          **product_ports(shared, "interpolate")})
 
     def elaborate(self, platform):
         m = Module()
@@ -95,13 +104,11 @@ class Reciprocal(wiring.Component):
         m.d.comb += port.addr.eq(Mux(root, Cat(x[11:18], k[0], 1), x[10:18]))
         rest = delay(m, Mux(root, x[1:11], x[:10]), TABLE_LATENCY, name="rest")
         segment = reg(port.data, "segment")
-        m.submodules.interpolate = multiplier = Multiplier(dsp=self.dsp)
-        m.d.comb += [multiplier.a.eq(segment[self.BASE_BITS:].as_signed()),
-                     multiplier.b.eq(rest)]
-        base = delay(m, segment[:self.BASE_BITS], Multiplier.LATENCY, name="base")
+        step = product(m, self, "interpolate", segment[self.BASE_BITS:].as_signed(), rest)
+        base = delay(m, segment[:self.BASE_BITS], product_latency(self.shared), name="base")
         t = Signal(17, reset_less=True)
-        m.d.sync += t.eq((Cat(Const(512, 10), base) + multiplier.p)[10:])
-        m.d.comb += [self.t.eq(t), self.k.eq(delay(m, k, self.LATENCY - 6, name="k"))]
+        m.d.sync += t.eq((Cat(Const(512, 10), base) + step)[10:])
+        m.d.comb += [self.t.eq(t), self.k.eq(delay(m, k, self.latency(self.shared) - 6, name="k"))]
         return m
 
 
@@ -109,12 +116,15 @@ class Sigmoid(wiring.Component):
     """``sigmoid(g / 2048)`` as u1.15.
 
     Golden: :func:`meadowlark_hdl.fixed.sigmoid`, bit-exact. Error: absolute, below 2**-13.
-    Timing: ``LATENCY`` cycles, one value a cycle, never stalls.
+    Timing: ``latency(shared)`` cycles, ``LATENCY`` with a multiplier of its own; one value a cycle,
+    never stalls.
 
     Parameters
     ----------
     dsp : str
         As for :class:`Multiplier`; one is used.
+    shared : bool
+        It is outside, behind interpolate (:class:`.multiplier.ProductPort`).
 
     Members
     -------
@@ -126,9 +136,15 @@ class Sigmoid(wiring.Component):
     LATENCY = 1 + TABLE_LATENCY + Multiplier.LATENCY + 2
     BASE_BITS, STEP_BITS = 16, 11       # up to 32768; the steepest segment climbs by 512
 
-    def __init__(self, *, dsp: str = "generic"):
-        self.dsp = dsp
-        super().__init__({"g": In(signed(18)), "o": Out(16)})
+    @classmethod
+    def latency(cls, shared: bool) -> int:
+        """Cycles with multipliers of its own, or shared ones."""
+        return cls.LATENCY + product_latency(shared) - Multiplier.LATENCY
+
+    def __init__(self, *, dsp: str = "generic", shared: bool = False):
+        self.dsp, self.shared = dsp, shared
+        super().__init__({"g": In(signed(18)), "o": Out(16),
+                          **product_ports(shared, "interpolate")})
 
     def elaborate(self, platform):
         m = Module()
@@ -139,15 +155,14 @@ class Sigmoid(wiring.Component):
             init=_segments(SIGMOID_TABLE, self.BASE_BITS, self.STEP_BITS), attrs={"rom_block": 1})
         port = table.read_port()
         m.d.comb += port.addr.eq(magnitude[7:15])
-        m.submodules.interpolate = multiplier = Multiplier(dsp=self.dsp)
         segment = delay(m, port.data, 1, name="segment")
-        m.d.comb += [multiplier.a.eq(segment[self.BASE_BITS:].as_signed()),
-                     multiplier.b.eq(delay(m, magnitude[:7], TABLE_LATENCY, name="rest"))]
-        base = delay(m, segment[:self.BASE_BITS], Multiplier.LATENCY, name="base")
+        step = product(m, self, "interpolate", segment[self.BASE_BITS:].as_signed(),
+                       delay(m, magnitude[:7], TABLE_LATENCY, name="rest"))
+        base = delay(m, segment[:self.BASE_BITS], product_latency(self.shared), name="base")
         positive = Signal(16, reset_less=True)
-        m.d.sync += positive.eq((Cat(Const(64, 7), base) + multiplier.p)[7:])
-        negative = delay(m, self.g[-1], self.LATENCY - 1, name="negative")
-        large = delay(m, magnitude[15:].any(), self.LATENCY - 2, name="large")
+        m.d.sync += positive.eq((Cat(Const(64, 7), base) + step)[7:])
+        negative = delay(m, self.g[-1], self.latency(self.shared) - 1, name="negative")
+        large = delay(m, magnitude[15:].any(), self.latency(self.shared) - 2, name="large")
         o = Signal(16, reset_less=True)
         with m.If(large):
             m.d.sync += o.eq(Mux(negative, 0, 32768))

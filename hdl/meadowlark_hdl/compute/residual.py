@@ -5,7 +5,7 @@ from amaranth.lib.wiring import In, Out
 
 from ..collisions import NO_RW_CHECK
 from ..config import Config
-from .multiplier import Multiplier
+from .multiplier import Multiplier, product, product_latency, product_ports
 from .pipeline import delay
 
 
@@ -15,7 +15,8 @@ class Residual(wiring.Component):
     Golden: :func:`meadowlark_hdl.compute.norm_golden.add_residual`, ``square`` and
     ``sum_of_squares``, bit-exact.
     Timing: one update a cycle, never stalls. An update is complete, its sum of squares included,
-    ``LATENCY`` cycles after it was given. With add = 1, updates of the same slot have to be at
+    ``latency(shared_products)`` cycles after it was given: ``LATENCY`` if it has a multiplier of
+    its own. With add = 1, updates of the same slot have to be at
     least 4 cycles apart (the loop through the memory of sums); with add = 0, consecutive updates
     belong to one token until the next ``first``. Updates of one value at less than 6 cycles'
     distance do not occur: each is written once an instruction.
@@ -23,7 +24,9 @@ class Residual(wiring.Component):
     Parameters
     ----------
     config : Config
-        ``residual_values`` and ``P`` size the memories: 32 blocks of P token slots at most.
+        ``residual_values`` and ``P`` size the memories: 32 blocks of P token slots at most. With
+        ``shared_products`` the multiplier is outside, behind square
+        (:class:`.multiplier.ProductPort`).
 
     Members
     -------
@@ -40,28 +43,41 @@ class Residual(wiring.Component):
     norm : In(1)
         The read ports serve read_word and sum_slot; constant while anything is in flight.
     read_word : In(range(residual_values / 4))
-    read : Out(4 of signed(27))
-        ``READ_LATENCY`` cycles after read_word.
+    read : Out(norm_width of signed(27))
+        ``READ_LATENCY`` cycles after read_word if these are all 4 values of the word, else
+        ``READ_ONE_LATENCY``.
+    read_element : In(2)
+        With norm_width = 1: which one of the word; add has to be 1.
     sum_slot : In(range(32 * P))
     sum : Out(64)
         ``SUM_LATENCY`` cycles after sum_slot.
     """
 
     READ_LATENCY = 3        # address register, block RAM, register
+    READ_ONE_LATENCY = READ_LATENCY + 1     # one of four
     SUM_LATENCY = 2         # block RAM, register
     SQUARED = 6 + 2 + Multiplier.LATENCY + 1            # cycle in which the square is there
     LATENCY = SQUARED + 2
 
+    @classmethod
+    def latency(cls, shared: bool) -> int:
+        """Cycles with multipliers of its own, or shared ones."""
+        return cls.LATENCY + product_latency(shared) - Multiplier.LATENCY
+
     def __init__(self, config: Config):
-        self.config = config
+        self.config, self.dsp, self.shared = config, config.dsp, config.shared_products
         self.words = config.residual_values // 4
         self.slots = 32 * config.P
+        self.width = config.norm_width
+        self.squared = self.SQUARED - self.LATENCY + self.latency(self.shared)
         super().__init__({
             "valid": In(1), "add": In(1), "first": In(1), "word": In(range(self.words)),
             "element": In(2), "slot": In(range(self.slots)), "value": In(signed(32)),
             "norm": In(1), "read_word": In(range(self.words)),
-            "read": Out(data.ArrayLayout(signed(Config.RESID_BITS), 4)),
-            "sum_slot": In(range(self.slots)), "sum": Out(Config.SUMSQ_BITS)})
+            "read": Out(data.ArrayLayout(signed(Config.RESID_BITS), self.width)),
+            "sum_slot": In(range(self.slots)), "sum": Out(Config.SUMSQ_BITS),
+            **({"read_element": In(2)} if self.width == 1 else {}),
+            **product_ports(self.shared, "square")})
 
     def elaborate(self, platform):
         m = Module()
@@ -84,11 +100,15 @@ class Residual(wiring.Component):
             value = reg(signed(bits), f"old_{k}")
             old.append(value)
             m.d.sync += value.eq(read.data)
-            m.d.comb += [read.addr.eq(read_word), self.read[k].eq(value), port.en.eq(write[k]),
+            m.d.comb += [read.addr.eq(read_word), port.en.eq(write[k]),
                          port.addr.eq(write_word), port.data.eq(new)]
         valid = delay(m, self.valid, 6, name="valid", reset=True)
-        element = delay(m, self.element, 3, name="element")
+        element = self.element if self.width == 4 else Mux(self.norm, self.read_element,
+                                                           self.element)
+        element = delay(m, element, 3, name="element")
         chosen = reg(signed(bits), "chosen")
+        m.d.comb += [self.read[k].eq(value) for k, value in enumerate(
+            old if self.width == 4 else [chosen])]
         with m.If(delay(m, self.add, 3, name="add")):
             m.d.sync += chosen.eq(Array(old)[element])
         with m.Else():
@@ -109,25 +129,23 @@ class Residual(wiring.Component):
         m.d.sync += [new_7.eq(new), drop5.eq(unequal(new[17:])), drop10.eq(unequal(new[22:])),
                      leading.eq(Mux(drop10, new_7[10:].as_signed(),
                                     Mux(drop5, new_7[5:].as_signed(), new_7)))]
-        m.submodules.square = multiplier = Multiplier(dsp=self.config.dsp)
-        m.d.comb += [multiplier.a.eq(leading), multiplier.b.eq(leading)]
-        product = multiplier.p[:35]                     # (-2**17)**2 at most
-        drops = delay(m, Cat(drop5, drop10), 1 + Multiplier.LATENCY, name="drops")
+        small = product(m, self, "square", leading, leading)[:35]       # (-2**17)**2 at most
+        drops = delay(m, Cat(drop5, drop10), 1 + product_latency(self.shared), name="drops")
         square = reg(53, "square")                      # (-2**26)**2 at most
-        m.d.sync += square.eq(Mux(drops[1], Cat(Const(0, 20), product),
-                                  Mux(drops[0], Cat(Const(0, 10), product), product)))
+        m.d.sync += square.eq(Mux(drops[1], Cat(Const(0, 20), small),
+                                  Mux(drops[0], Cat(Const(0, 10), small), small)))
 
         # Loop of 4 cycles for one slot: address, block RAM, register, sum (then written). Without
         # add, what is read meanwhile does not count.
         m.submodules.sums = sums = memory.Memory(shape=Config.SUMSQ_BITS, depth=self.slots,
                                                  init=[], attrs=NO_RW_CHECK)
         read, port = sums.read_port(), sums.write_port()
-        slot = delay(m, self.slot, self.SQUARED - self.SUM_LATENCY, name="slot")
+        slot = delay(m, self.slot, self.squared - self.SUM_LATENCY, name="slot")
         so_far = reg(Config.SUMSQ_BITS, "so_far")
         running = reg(Config.SUMSQ_BITS, "running")
-        from_memory = delay(m, self.add & ~self.first, self.SQUARED, name="from_memory")
-        from_running = delay(m, ~self.add & ~self.first, self.SQUARED, name="from_running")
-        squared = delay(m, valid, self.SQUARED - 6, name="squared", reset=True)
+        from_memory = delay(m, self.add & ~self.first, self.squared, name="from_memory")
+        from_running = delay(m, ~self.add & ~self.first, self.squared, name="from_running")
+        squared = delay(m, valid, self.squared - 6, name="squared", reset=True)
         m.d.comb += [read.addr.eq(Mux(self.norm, self.sum_slot, slot)), self.sum.eq(so_far)]
         m.d.sync += so_far.eq(read.data)
         with m.If(squared):

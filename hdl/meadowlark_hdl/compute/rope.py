@@ -3,7 +3,7 @@ from amaranth import Module, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from .multiplier import Multiplier
+from .multiplier import Multiplier, product, product_latency, product_ports
 
 
 class Rope(wiring.Component):
@@ -12,12 +12,15 @@ class Rope(wiring.Component):
     Source: RoFormer, arXiv:2104.09864, section 3.2; the compiler makes rotated rows adjacent.
     Golden: :func:`meadowlark_hdl.compute.rope_golden.rope`, bit-exact once each sum has gone
     through a :class:`Narrow` (which the vector unit shares between its epilogues).
-    Timing: ``LATENCY`` cycles, one pair a cycle, never stalls.
+    Timing: ``latency(shared)`` cycles, ``LATENCY`` with multipliers of its own; one pair a cycle,
+    never stalls.
 
     Parameters
     ----------
     dsp : str
         As for :class:`Multiplier`; four are used.
+    shared : bool
+        They are outside, behind a_cos, b_sin, a_sin and b_cos (:class:`.multiplier.ProductPort`).
 
     Members
     -------
@@ -30,23 +33,27 @@ class Rope(wiring.Component):
 
     LATENCY = Multiplier.LATENCY + 1
 
-    def __init__(self, *, dsp: str = "generic"):
-        self.dsp = dsp
+    @classmethod
+    def latency(cls, shared: bool) -> int:
+        """Cycles with multipliers of its own, or shared ones."""
+        return cls.LATENCY + product_latency(shared) - Multiplier.LATENCY
+
+    def __init__(self, *, dsp: str = "generic", shared: bool = False):
+        self.dsp, self.shared = dsp, shared
         super().__init__({"a": In(signed(16)), "b": In(signed(16)),
                           "cos": In(signed(16)), "sin": In(signed(16)),
-                          "o_a": Out(signed(33)), "o_b": Out(signed(33))})
+                          "o_a": Out(signed(33)), "o_b": Out(signed(33)),
+                          **product_ports(shared, "a_cos", "b_sin", "a_sin", "b_cos")})
 
     def elaborate(self, platform):
         m = Module()
 
-        def product(name, x, y):
-            m.submodules[name] = multiplier = Multiplier(dsp=self.dsp)
-            m.d.comb += [multiplier.a.eq(x), multiplier.b.eq(y)]
-            return multiplier.p[:32].as_signed()        # 16 x 16 bits
+        def times(name, x, y):
+            return product(m, self, name, x, y)[:32].as_signed()        # 16 x 16 bits
         o_a = Signal(signed(33), reset_less=True)
         o_b = Signal(signed(33), reset_less=True)
         m.d.sync += [
-            o_a.eq(product("a_cos", self.a, self.cos) - product("b_sin", self.b, self.sin)),
-            o_b.eq(product("a_sin", self.a, self.sin) + product("b_cos", self.b, self.cos))]
+            o_a.eq(times("a_cos", self.a, self.cos) - times("b_sin", self.b, self.sin)),
+            o_b.eq(times("a_sin", self.a, self.sin) + times("b_cos", self.b, self.cos))]
         m.d.comb += [self.o_a.eq(o_a), self.o_b.eq(o_b)]
         return m

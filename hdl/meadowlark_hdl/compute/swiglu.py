@@ -4,7 +4,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from .function import Sigmoid
-from .multiplier import Multiplier
+from .multiplier import Multiplier, product, product_latency, product_ports
 from .pipeline import delay
 
 
@@ -14,12 +14,15 @@ class SwiGlu(wiring.Component):
     Source: GLU Variants, arXiv:2002.05202.
     Golden: :func:`meadowlark_hdl.compute.swiglu_golden.swiglu`, bit-exact once the product has gone
     through a :class:`Narrow` (which the vector unit shares between its epilogues).
-    Timing: ``LATENCY`` cycles, one value a cycle, never stalls.
+    Timing: ``latency(shared)`` cycles, ``LATENCY`` with multipliers of its own; one value a cycle,
+    never stalls.
 
     Parameters
     ----------
     dsp : str
         As for :class:`Multiplier`; three are used, the one of the sigmoid included.
+    shared : bool
+        They are outside, behind interpolate, gated and product (:class:`.multiplier.ProductPort`).
 
     Members
     -------
@@ -32,20 +35,28 @@ class SwiGlu(wiring.Component):
 
     LATENCY = Sigmoid.LATENCY + 2 * Multiplier.LATENCY + 1
 
-    def __init__(self, *, dsp: str = "generic"):
-        self.dsp = dsp
-        super().__init__({"gate": In(signed(18)), "up": In(signed(16)), "o": Out(signed(34))})
+    @classmethod
+    def latency(cls, shared: bool) -> int:
+        """Cycles with multipliers of its own, or shared ones."""
+        return cls.LATENCY + 3 * (product_latency(shared) - Multiplier.LATENCY)
+
+    def __init__(self, *, dsp: str = "generic", shared: bool = False):
+        self.dsp, self.shared = dsp, shared
+        super().__init__({"gate": In(signed(18)), "up": In(signed(16)), "o": Out(signed(34)),
+                          **product_ports(shared, "interpolate", "gated", "product")})
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.sigmoid = sigmoid = Sigmoid(dsp=self.dsp)
-        m.submodules.gated = gated = Multiplier(dsp=self.dsp)
-        m.submodules.product = product = Multiplier(dsp=self.dsp)
-        m.d.comb += [sigmoid.g.eq(self.gate), gated.b.eq(sigmoid.o),
-                     gated.a.eq(delay(m, self.gate, Sigmoid.LATENCY, name="gate"))]
+        m.submodules.sigmoid = sigmoid = Sigmoid(dsp=self.dsp, shared=self.shared)
+        if self.shared:
+            wiring.connect(m, wiring.flipped(self.interpolate), sigmoid.interpolate)
+        m.d.comb += sigmoid.g.eq(self.gate)
+        gate = delay(m, self.gate, Sigmoid.latency(self.shared), name="gate")
+        gated = product(m, self, "gated", gate, sigmoid.o)
         # The sigmoid is 1 at most, so the rounded product is no larger than the gate: 18 bits.
         silu = Signal(signed(18), reset_less=True)
-        m.d.sync += silu.eq(gated.p[15:] + gated.p[14])
-        m.d.comb += [product.a.eq(silu), self.o.eq(product.p),
-                     product.b.eq(delay(m, self.up, self.LATENCY - Multiplier.LATENCY, name="up"))]
+        m.d.sync += silu.eq(gated[15:] + gated[14])
+        before = self.latency(self.shared) - product_latency(self.shared)
+        m.d.comb += self.o.eq(product(m, self, "product", silu,
+                                      delay(m, self.up, before, name="up")))
         return m

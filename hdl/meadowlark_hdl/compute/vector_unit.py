@@ -10,7 +10,7 @@ from ..signatures import (ActWrite, Beat, InstructionLayout, LogitPort, ModelLay
                           ResultPort, RopeWrite)
 from ..sleep import napping
 from .function import Reciprocal
-from .multiplier import Multiplier
+from .multiplier import Multiplier, ProductPort, product_latency, share
 from .narrow import Narrow
 from .norm import Norm
 from .pipeline import delay
@@ -25,19 +25,25 @@ class VectorUnit(wiring.Component):
 
     Golden: :mod:`~meadowlark_hdl.compute.requant_golden`, ``rope_golden``, ``swiglu_golden``,
     ``norm_golden`` and :func:`~meadowlark_hdl.compute.softmax_golden.output_scale`, bit-exact.
-    Timing: a rigid pipeline, one result a cycle in; writes leave ``latency(epi)`` cycles after the
-    result, NORM takes hidden/4 cycles a token after ``NORM_LATENCY`` cycles. Nothing stalls.
+    Timing: a rigid pipeline, one result a cycle in; writes leave ``latency(epi, shared)`` cycles
+    after the result, NORM takes hidden / norm_width cycles a token after ``norm_latency(shared)``
+    cycles. Nothing stalls.
+
+    With ``vector_products`` = 8 the requantiser has its three multipliers, addresses one, and four
+    serve the operator at work: ROPE four, SWIGLU three, SV two (1/sum and the scale of the lane),
+    NORM three (root, and the two products of a value), EMBED and RESID one (the square). The
+    choice is a register in front of each: a cycle a product.
 
     Results of a row come P >= 4 cycles apart from the next row's for the same lane (RESID, ROPE,
     SWIGLU); rows 2i and 2i+1 of a block follow each other. Rows of kind 2 start at least
-    ``SUM_GAP`` cycles after the row of kind 1. RESID, EMBED and LOGIT results of tokens that the
-    pass does not have (lanes beyond n) are dropped; with ``heads`` so are those of unused lanes.
-    y is even for ROPE, and a multiple of W for NORM.
+    ``sum_gap(shared)`` cycles after the row of kind 1. RESID, EMBED and LOGIT results of tokens
+    that the pass does not have (lanes beyond n) are dropped; with ``heads`` so are those of unused
+    lanes. y is even for ROPE, and a multiple of W for NORM.
 
     Parameters
     ----------
     config : Config
-        23 multipliers whatever its size.
+        ``vector_products`` multipliers whatever its size.
     sleep : bool
         What only some instructions use stands still in the others, see :mod:`..sleep`; the clock
         domains are ``DOMAINS``.
@@ -71,25 +77,40 @@ class VectorUnit(wiring.Component):
     NARROW_LATENCY = 6
     #: Requantised value -> what goes into the narrower.
     PAIR = 3                                    # saturate (2 cycles), row 2i out of its memory
-    ROPE_CYCLE = PAIR + Rope.LATENCY
-    SWIGLU_CYCLE = PAIR + SwiGlu.LATENCY
-    #: From a row of kind 1 to the first row of kind 2: register, 1/sum, product, rounding.
-    SUM_GAP = 1 + Reciprocal.LATENCY + Multiplier.LATENCY + 1 + 1
     #: Cycles that addresses take: ready together with the requantised value.
     ADDRESS_CYCLES = 5
     DOMAINS = ("residual", "reciprocal", "norm", "rotate", "gate")
-    NORM_LATENCY = Norm.FIRST + 1 + NARROW_LATENCY
 
     @classmethod
-    def latency(cls, epi: Epi) -> int:
+    def rope_cycle(cls, shared: bool) -> int:
+        """Requantised value -> a rotated pair."""
+        return cls.PAIR + Rope.latency(shared)
+
+    @classmethod
+    def swiglu_cycle(cls, shared: bool) -> int:
+        """Requantised value -> a gated one."""
+        return cls.PAIR + SwiGlu.latency(shared)
+
+    @classmethod
+    def sum_gap(cls, shared: bool) -> int:
+        """From a row of kind 1 to the first row of kind 2: register, 1/sum, product, rounding."""
+        return 1 + Reciprocal.latency(shared) + product_latency(shared) + 1 + 1
+
+    @classmethod
+    def norm_latency(cls, shared: bool) -> int:
+        """From norm_start to the first write."""
+        return Norm.first(shared) + 1 + cls.NARROW_LATENCY
+
+    @classmethod
+    def latency(cls, epi: Epi, shared: bool = False) -> int:
         """Cycles from a result to its effect (for RESID: until the sum of squares is written)."""
         if epi == Epi.LOGIT:
             return cls.REQUANTISED + 1
         if epi == Epi.RESID:
-            return cls.REQUANTISED + Residual.LATENCY
-        source = {Epi.ROPE16: cls.ROPE_CYCLE, Epi.ROPE8: cls.ROPE_CYCLE,
-                  Epi.SWIGLU: cls.SWIGLU_CYCLE}.get(epi, 0)
-        return cls.REQUANTISED + source + 1 + cls.NARROW_LATENCY
+            return cls.REQUANTISED + Residual.latency(shared)
+        source = {Epi.ROPE16: cls.rope_cycle, Epi.ROPE8: cls.rope_cycle,
+                  Epi.SWIGLU: cls.swiglu_cycle}.get(epi)
+        return cls.REQUANTISED + (source(shared) if source else 0) + 1 + cls.NARROW_LATENCY
 
     def __init__(self, config: Config, *, sleep: bool = False):
         self.config, self.sleep = config, sleep
@@ -103,8 +124,9 @@ class VectorUnit(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        config, dsp = self.config, self.config.dsp
+        config, dsp, shared = self.config, self.config.dsp, self.config.shared_products
         W, P = config.W, config.P
+        one = config.norm_width == 1            # value of a NORM a cycle, not 4
 
         def reg(shape, name):
             return Signal(shape, name=name, reset_less=True)
@@ -142,7 +164,8 @@ class VectorUnit(wiring.Component):
             m.submodules[name] = napping(m, block, name, awake, sleep=self.sleep, linger=64)
             return block
         residual = lent("residual", Residual(config), (op == Op.NORM) | is_resid)
-        reciprocal = lent("reciprocal", Reciprocal(dsp=dsp), (op == Op.NORM) | (op == Op.SV))
+        reciprocal = lent("reciprocal", Reciprocal(dsp=dsp, shared=shared),
+                          (op == Op.NORM) | (op == Op.SV))
         norm = lent("norm", Norm(config), op == Op.NORM)
 
         # Cycle 1: the result, with the scale of its lane if it is of kind 2.
@@ -164,16 +187,19 @@ class VectorUnit(wiring.Component):
         # Kind 1: sum of probabilities -> scale of the lane. No clamp of t * mant / 2**16: t is at
         # most 2**16, mant below it. Beyond 63 a shift leaves nothing either way.
         is_sum = delay(m, self.r.valid & (given.kind == 1), 1, name="is_sum", reset=True)
-        m.submodules.output_scale = product = Multiplier(dsp=dsp)
+        if shared:
+            product = ProductPort().create()
+        else:
+            m.submodules.output_scale = product = Multiplier(dsp=dsp)
         m.d.comb += [reciprocal.root.eq(is_norm),
                      reciprocal.x.eq(Mux(is_norm, norm.x, acc[:32])),
                      norm.t.eq(reciprocal.t), norm.k.eq(reciprocal.k),
                      product.a.eq(reciprocal.t), product.b.eq(self.instr.mant)]
         down = saved(reciprocal.k + self.instr.shift, "sum_down")
-        down = delay(m, Mux(down[6], 63, down[:6]), Multiplier.LATENCY, name="sum_clipped")
+        down = delay(m, Mux(down[6], 63, down[:6]), product_latency(shared), name="sum_clipped")
         scales_in = scales.write_port()
-        to_table = Reciprocal.LATENCY + Multiplier.LATENCY + 1
-        assert self.SUM_GAP == 1 + to_table + 1
+        to_table = Reciprocal.latency(shared) + product_latency(shared) + 1
+        assert self.sum_gap(shared) == 1 + to_table + 1
         m.d.comb += [
             scales_in.en.eq(delay(m, is_sum, to_table, name="sum_valid", reset=True)),
             scales_in.addr.eq(delay(m, lane, to_table, name="sum_lane")),
@@ -186,7 +212,7 @@ class VectorUnit(wiring.Component):
             (lane, "lane"), (block, "block"), (row, "row")))
         lane = saved(Mux(is_norm, norm.tag.lane, lane), "lane_0")
         block = saved(Mux(is_norm, norm.tag.block, block), "block_0")
-        row = saved(Mux(is_norm, Cat(C(0, 2), norm.tag.word), row), "row_0")
+        row = saved(Mux(is_norm, Cat(C(0, 0 if one else 2), norm.tag.word), row), "row_0")
         is_drain = delay(m, is_drain, early, name="is_drain")
         ending = saved(norm.tag.last, "ending_0")
         valid = delay(m, Mux(is_norm, norm.tag.valid,
@@ -199,12 +225,23 @@ class VectorUnit(wiring.Component):
             m.d.sync += slot.eq(0)
         with m.Else():
             m.d.sync += slot.eq(_times(block, P) + lane)
-        m.submodules.block_start = block_start = Multiplier(dsp=dsp)
-        m.submodules.token_start = token_start = Multiplier(dsp=dsp)
-        m.d.comb += [block_start.a.eq(block), block_start.b.eq(self.model.block_words),
-                     token_start.a.eq(Mux(is_norm, last_token, slot)),
-                     token_start.b.eq(self.model.hidden[2:]),
-                     norm.base.eq(Mux(self.instr["last"], token_start.p, 0))]
+        if shared:
+            # Only EMBED, RESID and, before its first value, NORM use the residual's. The choice
+            # takes slot's cycle.
+            m.submodules.start = block_start = token_start = Multiplier(dsp=dsp)
+            of_token = is_resid | is_norm & ~valid
+            m.d.comb += [
+                block_start.a.eq(saved(Mux(of_token, Mux(is_norm, last_token, Mux(
+                    heads, 0, _times(block, P) + lane)), block), "start_a")),
+                block_start.b.eq(saved(Mux(of_token, self.model.hidden[2:],
+                                           self.model.block_words), "start_b"))]
+        else:
+            m.submodules.block_start = block_start = Multiplier(dsp=dsp)
+            m.submodules.token_start = token_start = Multiplier(dsp=dsp)
+            m.d.comb += [block_start.a.eq(block), block_start.b.eq(self.model.block_words),
+                         token_start.a.eq(Mux(is_norm, last_token, slot)),
+                         token_start.b.eq(self.model.hidden[2:])]
+        m.d.comb += norm.base.eq(Mux(self.instr["last"], token_start.p, 0))
 
         # Cycle 1: row within the instruction's output; which lane it goes to, whether it counts.
         row_1 = saved(Mux(is_swiglu, row[1:], row & row_mask), "row_1")
@@ -224,9 +261,9 @@ class VectorUnit(wiring.Component):
         used = saved(~heads | head_used, "used")
         rope_addr = saved(((slot << self.model.head_log2) >> 1 | pair)[:len(self.rope.addr)],
                           "rope_addr")
-        # Cycle 4.
+        # Cycle 4, or 5 if the multiplier is shared.
         at = W.bit_length() - 1
-        word = block_start.p + saved(element, "element_3")[at:]
+        word = block_start.p + delay(m, element, 1 + shared, name="element_3")[at:]
         word = saved(word[:len(self.act.addr)], "word")
         # Cycle 5: with the requantised value, or the products of the norm.
         now = self.ADDRESS_CYCLES
@@ -240,6 +277,8 @@ class VectorUnit(wiring.Component):
                 (is_last, "is_last"), (exists, "exists"), (used, "used"), (to_lane, "to_lane")))
         value = requant.o
 
+        if one:
+            m.d.comb += residual.read_element.eq(norm.read_element)
         m.d.comb += [
             residual.valid.eq(valid & is_resid & exists), residual.add.eq(~is_embed),
             residual.first.eq(delay(m, row == 0, now, name="first")),
@@ -281,8 +320,18 @@ class VectorUnit(wiring.Component):
             shape=32, depth=config.rope_pairs, init=[], attrs=NO_RW_CHECK)
         angles_in, angles_out = angles.write_port(), angles.read_port()
         angle = saved(angles_out.data, "angle")
-        rope = lent("rotate", Rope(dsp=dsp), is_rope)
-        swiglu = lent("gate", SwiGlu(dsp=dsp), is_swiglu)
+        rope = lent("rotate", Rope(dsp=dsp, shared=shared), is_rope)
+        swiglu = lent("gate", SwiGlu(dsp=dsp, shared=shared), is_swiglu)
+        if shared:
+            # Who multiplies: in ROPE, in SWIGLU, in NORM, in all others.
+            turn = saved(Mux(is_rope, 0, Mux(is_swiglu, 1, Mux(is_norm, 2, 3))), "turn")
+            for k, users in enumerate((
+                    (rope.a_cos, swiglu.interpolate, reciprocal.interpolate,
+                     reciprocal.interpolate),
+                    (rope.b_sin, swiglu.gated, norm.root0, product),
+                    (rope.a_sin, swiglu.product, norm.gamma0, norm.gamma0),
+                    (rope.b_cos, residual.square, residual.square, residual.square))):
+                share(m, f"product{k}", turn, users, dsp=dsp)
         m.d.comb += [
             angles_in.en.eq(delay(m, self.rope.valid, 1, name="angle_valid", reset=True)),
             angles_in.addr.eq(saved(self.rope.addr, "angle_addr")),
@@ -294,9 +343,9 @@ class VectorUnit(wiring.Component):
         # One shift, rounding and saturation for all that goes to the activation memory.
         writes = valid & used & (is_act | is_norm | (is_rope | is_swiglu) & odd)
         sub = delay(m, element[:at], now - 2, name="sub")
-        where = Cat(delay(m, word, now - 4, name="word"), to_lane, sub, exists,
+        where = Cat(delay(m, word, now - 4 - shared, name="word"), to_lane, sub, exists,
                     delay(m, ending, now, name="ending"))
-        rope_at, swiglu_at = self.ROPE_CYCLE, self.SWIGLU_CYCLE
+        rope_at, swiglu_at = self.rope_cycle(shared), self.swiglu_cycle(shared)
         # A longer way takes only its own writes: what a short one has done must not be found there
         # by the next instruction.
         writes_rope = delay(m, writes & (is_rope | is_swiglu), rope_at, name="writes_rope",
@@ -310,43 +359,45 @@ class VectorUnit(wiring.Component):
             return Mux(is_swiglu, gated, Mux(is_rope, rotated, plain))
         writes = delay(m, chosen(writes, writes_rope, writes_swiglu), 1, name="writes", reset=True)
         where = saved(chosen(where, where_rope, where_swiglu), "where")
-        saturated = []
-        for k in range(4):
+        narrows = []
+        for k in range(2 if one else 4):            # two of a pair, or four of the norm
             m.submodules[f"narrow{k}"] = narrow = Narrow(width=34, shift_bits=6, bits=16, small=8)
             assert narrow.latency == self.NARROW_LATENCY
-            plain = Mux(is_norm, norm.o[k], value)
+            plain = Mux(is_norm, norm.o[0 if one else k], value)
             rotated = rope.o_b if k % 2 else rope.o_a
             m.d.comb += [narrow.i.eq(saved(chosen(plain, rotated, swiglu.o), f"source_{k}")),
-                         narrow.shift.eq(shift), narrow.small.eq(is_small),
-                         self.act.data[k].eq(narrow.o)]
-            saturated.append(narrow.saturated)
+                         narrow.shift.eq(shift), narrow.small.eq(is_small)]
+            narrows.append(narrow)
+        m.d.comb += [data.eq(narrows[k % len(narrows)].o) for k, data in enumerate(self.act.data)]
         word, to_lane, sub, exists, ending = _split(
             delay(m, where, self.NARROW_LATENCY - 1, name="where_narrow"),
             len(self.act.addr), len(lane), at, 1, 1)
-        mask = [is_norm & (sub[2:] == k >> 2) | ~is_norm & (sub[1:] == k >> 1)
-                & ((sub[0] == k & 1) | is_rope) for k in range(W)]
+        single_mask = [(sub[1:] == k >> 1) & ((sub[0] == k & 1) | is_rope) for k in range(W)]
+        mask = single_mask if one else [is_norm & (sub[2:] == k >> 2) | ~is_norm & bit
+                                        for k, bit in enumerate(single_mask)]
         writes = delay(m, writes, self.NARROW_LATENCY, name="writes_narrow", reset=True)
         m.d.comb += [self.act.valid.eq(writes), self.act.addr.eq(saved(word, "act_addr")),
                      self.act.lane.eq(saved(to_lane, "act_lane")),
                      self.act.mask.eq(saved(Cat(mask), "act_mask")),
                      self.norm_done.eq(writes & is_norm & saved(ending, "act_ending"))]
 
-        # Saturations: one value a write, two of a pair, four of the norm.
+        # Saturations: one value a write, two of a pair, all of the norm's.
         counts = writes & saved(exists, "act_exists")
         counted = Signal(3)
         m.d.sync += counted.eq(sum(
-            (flag & counts & which for flag, which in zip(
-                saturated, (1, is_rope | is_norm, is_norm, is_norm), strict=True)), C(0, 1)))
+            (narrow.saturated & counts & which for narrow, which in zip(
+                narrows, (1, is_rope) if one else (1, is_rope | is_norm, is_norm, is_norm),
+                strict=True)), C(0, 1)))
         m.d.sync += self.saturations.eq(self.saturations + counted)
         with m.If(self.clear):
             m.d.sync += self.saturations.eq(0)
 
         # Busy: so many cycles from the latest result.
-        needed = saved(Mux(is_swiglu, self.latency(Epi.SWIGLU),
-                           Mux(is_rope, self.latency(Epi.ROPE16),
-                               Mux(is_resid, self.latency(Epi.RESID),
-                                   self.latency(Epi.ACT16)))), "needed")
-        left = Signal(range(self.latency(Epi.SWIGLU) + 1))
+        needed = saved(Mux(is_swiglu, self.latency(Epi.SWIGLU, shared),
+                           Mux(is_rope, self.latency(Epi.ROPE16, shared),
+                               Mux(is_resid, self.latency(Epi.RESID, shared),
+                                   self.latency(Epi.ACT16, shared)))), "needed")
+        left = Signal(range(self.latency(Epi.SWIGLU, shared) + 1))
         norming = Signal()
         with m.If(self.r.valid):
             m.d.sync += left.eq(needed)

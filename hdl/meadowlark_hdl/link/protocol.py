@@ -161,6 +161,8 @@ CONFIG_REGS = (
     Field("packing", 2, "packed weights: bit 0 entropy-coded, bit 1 MEADOW's"),
     Field("unpack_cycles", 2, "cycles in which packed weights or blocks give W of them"),
     Field("sv_cycles", 4, "cycles in which a lane takes a beat in SV"),
+    Field("vector_products", 5, "multipliers of the vector unit"),
+    Field("block_modes", 1, "1: reads blocks of GGUF files"),
 )
 DSP_NAMES = ("generic", "ecp5")
 NAME_BYTES = 16

@@ -146,7 +146,8 @@ class PackedWeightDecoder(wiring.Component):
         m = Module()
         W, items = self.config.W, self.items
         m.submodules.raw = raw = RawUnit(self.config)
-        blocks = BlockUnit(self.config)
+        able = bool(self.config.block_modes)
+        blocks = (BlockUnit if able else NoUnit)(self.config)
         m.submodules.none = none = NoUnit(self.config)
         units = [raw.unit, blocks.unit, none.unit]
         m.submodules.chunk = chunk_in = Skid(8 * W)
@@ -167,7 +168,7 @@ class PackedWeightDecoder(wiring.Component):
         m.d.comb += self.tags.ready.eq(~tag_valid)
         with m.If(self.tags.valid & self.tags.ready):
             new, known = self.tags.payload, Signal()
-            m.d.comb += known.eq((new.mode <= Mode.Q4_1)
+            m.d.comb += known.eq((new.mode <= (Mode.Q4_1 if able else Mode.INT16))
                                  & (~new.packed | bool(self.config.packing)))
             m.d.sync += [tag.eq(new), tag_valid.eq(1), legal.eq(known),
                          kind.eq(Mux(known, new.mode >= Mode.Q8_0, len(units) - 1)),
