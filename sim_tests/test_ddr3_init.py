@@ -21,10 +21,10 @@ for phase in (0, 1):
     for name, at, words in (("command", 4, 1), ("command_issue", 8, 1), ("address", 12, 1),
                             ("baddress", 16, 1), ("wrdata", 20, 2), ("rddata", 28, 2)):
         NAMES[f"sdram_dfii_pi{phase}_{name}"] = (0x1000 + 0x20 * phase + at, words)
+MODE = RAS | CAS | WE | CS
 SEQUENCE = (("control", 0, 0, 0xC, 50000), ("control", 0, 0, 0xE, 10000),
-            ("command", 0x200, 2, RAS | CAS | WE | CS, 0), ("command", 0, 3, RAS | CAS | WE | CS, 0),
-            ("command", 6, 1, RAS | CAS | WE | CS, 0), ("command", 0x320, 0, RAS | CAS | WE | CS, 200),
-            ("command", 0x400, 0, WE | CS, 200))
+            ("command", 0x200, 2, MODE, 0), ("command", 0, 3, MODE, 0), ("command", 6, 1, MODE, 0),
+            ("command", 0x320, 0, MODE, 200), ("command", 0x400, 0, WE | CS, 200))
 CORE = LiteDramCore(registers=NAMES, sequence=SEQUENCE, read_phase=0, write_phase=1, modules=2,
                     delays=8, bitslips=4, native_bytes=16, address_bits=25)
 

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from amaranth import Cat, Module, Mux, Signal
-from amaranth.lib import data, stream, wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
@@ -22,7 +22,8 @@ class NativePort(wiring.Signature):
     def __init__(self, *, native_bytes: int, address_bits: int) -> None:
         bits = 8 * native_bytes
         super().__init__({
-            "cmd_valid": Out(1), "cmd_ready": In(1), "cmd_we": Out(1), "cmd_addr": Out(address_bits),
+            "cmd_valid": Out(1), "cmd_ready": In(1), "cmd_we": Out(1),
+            "cmd_addr": Out(address_bits),
             "wdata_valid": Out(1), "wdata_ready": In(1), "wdata_we": Out(native_bytes),
             "wdata_data": Out(bits),
             "rdata_valid": In(1), "rdata_ready": Out(1), "rdata_data": In(bits)})
@@ -37,10 +38,10 @@ class LiteDramPort(wiring.Component):
     """Bus words <-> the wider words of a LiteDRAM core, which come in order.
 
     A read becomes one command for each native word that it touches; what it did not ask for at
-    both ends is left out. Writes are gathered to native words and go when a command has all its
-    words, or half of the room is taken; what is between them keeps its bytes by the strobes. They go
-    before reads then, a command at a time. ``w_done`` comes when LiteDRAM has taken the last word:
-    commands of a port to one address are in order there, so a later read sees it.
+    both ends is left out. Writes are gathered to native words, the bytes between them kept by the
+    strobes; they go, before reads, when a command has all its words or half of the room is taken.
+    ``w_done`` comes when LiteDRAM has taken the last word: commands of a port to one address are
+    in order there, so a later read sees it.
 
     Source: LiteDRAM's ``core/crossbar.py``: neither data channel can be stalled, so a read is
     asked for only when there is room for its word, and a write only when its word is there.
