@@ -1,7 +1,7 @@
 # Every target sets up what it needs; `make` lists them.
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-synth setup-smollm2 story test lint bench fmax netlist prove link-faults \
-    bitstreams resources mutate docs clean
+    sdram-stream bitstreams resources mutate docs clean
 .DELETE_ON_ERROR:
 
 # The first Python that is new enough, or else python3, about which the set-up then complains.
@@ -43,12 +43,15 @@ netlist: .venv/.synth ## does what synthesis made of the array compute the same?
 link-faults: setup ## harm 10,000 frames of the host link; every token must still be right (minutes)
 	@$(BIN)/python scripts/link_faults.py $(ARGS)
 
+sdram-stream: setup ## read 10 million words through the SDRAM controller at 100 and 133 MHz (minutes)
+	@$(BIN)/python scripts/sdram_stream.py $(ARGS)
+
 prove: .venv/.synth ## prove FIFOs, the Reader's credit and the SDRAM's rules (minutes)
 	@$(BIN)/python scripts/prove.py $(ARGS)
 
 bitstreams: .venv/.synth ## build all boards that have a bitstream; ARGS="--seeds 3" tries placements
 	@for board in $$($(BIN)/python -c 'from meadowlark_boards import BOARDS; \
-	        print(*(b.name for b in BOARDS.values() if b.sdram))'); do \
+	        print(*(b.name for b in BOARDS.values() if b.sdram or b.ddr3))'); do \
 	    echo "== $$board"; $(BIN)/meadowlark build --board $$board $(ARGS) || exit; done
 
 resources: .venv/.synth ## have the chips grown over boards/resources.json? ARGS=--write records

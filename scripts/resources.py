@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import click
-from meadowlark.build import design
+from meadowlark.build import design, modules
 from meadowlark.ecp5 import synthesise
 from meadowlark.errors import UserError
 from meadowlark.files import write_atomic
@@ -30,8 +30,9 @@ ALLOWED, FEW = 0.03, 8
 
 def measure(name: str) -> dict[str, int]:
     """Cells of a board's chip by kind."""
-    text, _ = design(get_board(name))
-    found = synthesise(text, ROOT / "build" / "resources" / name)
+    board, directory = get_board(name), ROOT / "build" / "resources" / name
+    text, _ = design(board, directory)
+    found = synthesise(text, directory, verilog=modules(board, directory))
     return {cell: found.get(cell, 0) for cell in CELLS}
 
 
@@ -47,7 +48,7 @@ def grown(old: dict[str, int], new: dict[str, int]) -> list[str]:
 @click.option("--write", is_flag=True, help="Record what is found.")
 def main(names: tuple[str, ...], write: bool) -> None:
     record: dict[str, dict[str, int]] = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    known = [board.name for board in BOARDS.values() if board.sdram]
+    known = [board.name for board in BOARDS.values() if board.sdram or board.ddr3]
     bad = False
     try:
         for name in names or list(record) or known:

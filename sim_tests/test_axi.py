@@ -16,7 +16,8 @@ from meadowlark_hdl.signatures import ReadCommand
 
 SIZE = 1 << 17
 BASE = 0x4_7000
-#: Random commands each way and test; there are 12. More: AXI_BURSTS=17000 make test ARGS="-k axi".
+#: Random commands each way and test; there are 12. More: AXI_BURSTS=17000 make test
+#: ARGS="sim_tests/test_axi.py".
 BURSTS = int(os.environ.get("AXI_BURSTS", "1000"))
 
 

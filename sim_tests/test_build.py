@@ -1,12 +1,15 @@
 """Bitstreams, as far as they go without the synthesis tools: netlist, pins, report, errors.
 """
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from meadowlark.build import design, flash, platform_of
+from meadowlark.build import AIM, Built, design, flash, modules, platform_of
 from meadowlark.cli import main
 from meadowlark.ecp5 import PathStep, Report, path_lines
 from meadowlark.errors import UserError
+from meadowlark.litedram import read_core
 from meadowlark_boards import BOARDS, get_board
 from meadowlark_hdl.chips.ecp5_pll import dividers
 
@@ -34,12 +37,53 @@ def test_the_whole_chip_on_its_pins():
         assert f"cell \\{cell} " in rtlil, cell
 
 
+def test_the_whole_chip_with_ddr3(tmp_path):
+    pytest.importorskip("litedram")
+    board = get_board("ecpix5_85f")
+    small = replace(board, config=board.config.replace(W=8, P=4, tile_beats=256))
+    rtlil, pins = design(small, tmp_path)
+    sites = dict(re.findall(r'LOCATE COMP "([^"]+)" SITE "([^"]+)"', pins))
+    assert sites["ddr3_0__dqs__p[0]"] == "V4" and sites["ddr3_0__clk__p"] == "H3"
+    assert sum(p.startswith("ddr3_0__dq__io") for p in sites) == 16
+    assert sum(p.startswith("ddr3_0__a__io") for p in sites) == 15
+    assert {"clk100_0__io", "uart_0__rx__io", "uart_0__tx__io", "ddr3_0__ras__io"} <= set(sites)
+    assert 'FREQUENCY PORT "clk100_0__io" 100000000' in pins
+    assert rtlil.count("cell \\litedram_core ") == 1
+    made, = modules(small, tmp_path)
+    text = made.read_text()
+    for cell in ("ECP5", "DQSBUFM", "DDRDLLA", "ECLKSYNCB", "CLKDIVF", "ODDRX2DQSB", "IDDRX2DQA"):
+        assert cell in text, cell
+    core = read_core(made.with_suffix(".json"))
+    assert core.native_bytes == 16 and core.native_bytes << core.address_bits == 512 << 20
+    assert [step[0] for step in core.sequence[:2]] == ["control", "control"]
+    assert modules(get_board("ulx3s_85f"), tmp_path) == []
+
+
+def test_ddr3_needs_its_generator(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="^the generator of the DDR3 controller is not installed: "):
+        design(get_board("ecpix5_85f"), tmp_path)
+
+
+def test_timing_is_met_when_each_clock_is():
+    """The core's clock was told to reach AIM times as much, others just what they have to."""
+    def met(fmax, wanted, mhz=75.0):
+        report = Report(fmax_mhz=fmax, used={}, available={}, critical=[], wanted_mhz=wanted)
+        return Built(Path("a.bit"), 1, report, {}, {}, mhz).meets_timing
+    assert met({"core": 76.0}, {"core": AIM * 75})
+    assert not met({"core": 74.0}, {"core": AIM * 75})
+    assert met({"core": 76.0, "in": 101.0, "init": 30.0}, {"core": 75.0, "in": 100.0, "init": 25.0})
+    assert not met({"core": 76.0, "in": 99.0}, {"core": 75.0, "in": 100.0})
+    assert not met({"core": 76.0, "init": 24.0}, {"core": 75.0, "init": 25.0})
+    assert not met({"core": 74.0}, {})
+
+
 def test_boards_without_a_bitstream_say_so(tmp_path):
     for board in BOARDS.values():
         if board.zynq is not None:
             with pytest.raises(UserError, match=f"^board {board.name} is loaded by its own proces"):
                 platform_of(board)
-        elif board.sdram is None:
+        elif board.sdram is None and board.ddr3 is None:
             with pytest.raises(UserError, match=f"^board {board.name} has no bitstream: it exists"):
                 platform_of(board)
     assert main(["build", "--board", "virtual", "-o", str(tmp_path)]) == 2

@@ -1,5 +1,5 @@
 """One file a board: its core's Config, memory, clock and link. Data, no logic."""
-from .board import Board, LinkInfo, MemoryTiming, SdramInfo, ZynqInfo
+from .board import Board, Ddr3Info, LinkInfo, MemoryTiming, SdramInfo, ZynqInfo
 from .ecpix5_85f import BOARD as ECPIX5_85F
 from .kv260 import BOARD as KV260
 from .ulx3s_25f import BOARD as ULX3S_25F
@@ -8,8 +8,8 @@ from .ulx3s_85f import BOARD as ULX3S_85F
 from .virtual import BOARD as VIRTUAL
 from .zcu102 import BOARD as ZCU102
 
-__all__ = ["BOARDS", "Board", "LinkInfo", "MemoryTiming", "SdramInfo", "ZynqInfo",
-           "get_board"]
+__all__ = ["BOARDS", "Board", "Ddr3Info", "LinkInfo", "MemoryTiming", "SdramInfo",
+           "ZynqInfo", "get_board"]
 
 #: Name -> board, in the order they are listed to people; the first is the default.
 BOARDS = {board.name: board for board in (VIRTUAL, ULX3S_85F, ULX3S_45F, ULX3S_25F, ECPIX5_85F,

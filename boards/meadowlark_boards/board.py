@@ -117,6 +117,37 @@ class SdramInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ddr3Info:
+    """What a board with DDR3 needs besides its platform.
+
+    Parameters
+    ----------
+    module : str
+        The chip's class in LiteDRAM's ``modules.py``: its geometry.
+    rcd_ns, rp_ns, ras_ns, wr_ns, rfc_ns, faw_ns : float
+        Its datasheet's least times.
+    device : str
+        The FPGA as LiteX calls it.
+    oscillator : str
+        Resource of its clock input.
+    oscillator_mhz : float
+    loader : str
+        Its name in openFPGALoader.
+    """
+    module: str
+    rcd_ns: float
+    rp_ns: float
+    ras_ns: float
+    wr_ns: float
+    rfc_ns: float
+    faw_ns: float
+    device: str
+    oscillator: str
+    oscillator_mhz: float
+    loader: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ZynqInfo:
     """What Vivado needs for a board with a Zynq UltraScale+; the core uses the processor's memory.
 
@@ -156,6 +187,8 @@ class Board:
         ``module:class`` of the amaranth-boards platform; empty where there is no hardware.
     sdram : SdramInfo, optional
         Of a board whose memory is SDR SDRAM.
+    ddr3 : Ddr3Info, optional
+        Of a board whose memory is DDR3 behind a LiteDRAM core.
     zynq : ZynqInfo, optional
         Of a board whose memory and host are a processor's.
     """
@@ -167,6 +200,7 @@ class Board:
     link: LinkInfo
     platform: str = ""
     sdram: SdramInfo | None = None
+    ddr3: Ddr3Info | None = None
     zynq: ZynqInfo | None = None
 
     def __post_init__(self) -> None:

@@ -1,11 +1,11 @@
 """LambdaConcept ECPIX-5 with a Lattice ECP5 LFE5UM5G-85F and 512 MB of 16-bit DDR3."""
 from meadowlark_hdl.config import Config
 
-from .board import Board, LinkInfo, MemoryTiming
+from .board import Board, Ddr3Info, LinkInfo, MemoryTiming
 
 BOARD = Board(
     name="ecpix5_85f",
-    title="Simulated ECPIX-5, LFE5UM5G-85F, 512 MB DDR3 at 8 bytes a cycle",
+    title="ECPIX-5, LFE5UM5G-85F, 512 MB DDR3 at 8 bytes a cycle",
     # 128 of 156 MULT18X18D. Envelope: hidden 576, FFN 1,536, head 64, 32 layers, vocabulary
     # 49,152, 2,048 tokens.
     config=Config(
@@ -14,9 +14,9 @@ BOARD = Board(
         prog_depth=4096, context=2048, dsp="ecp5",
     ),
     clock_mhz=75.0,
-    # 16 bits at 600 million transfers a second behind a controller at a quarter of its clock: 8
-    # bytes a cycle of the core. tRCD = tRP = 13.75 ns, tRFC = 160 ns (2 Gbit) and the banks closed
-    # before and opened after it.
+    # 16 bits at 300 million transfers a second behind a controller at half of the chip's clock: 8
+    # bytes a cycle of the core. tRCD = tRP = 13.75 ns, tRFC = 260 ns; the banks are closed before
+    # and opened after a refresh. Estimates; docs/boards.md has what LiteDRAM's controller does.
     memory=MemoryTiming(
         size_bytes=512 << 20,
         latency_cycles=24,
@@ -28,4 +28,9 @@ BOARD = Board(
         refresh_cycles=39,          # 260 ns each
     ),
     link=LinkInfo(kind="uart", baud=2_000_000),
+    platform="amaranth_boards.ecpix5:ECPIX585Platform",
+    # Micron's MT41K256M16, 4 Gbit DDR3L, -125, as LiteX's own target of this board has it.
+    ddr3=Ddr3Info(module="MT41K256M16", rcd_ns=13.75, rp_ns=13.75, ras_ns=35, wr_ns=15, rfc_ns=260,
+                  faw_ns=40, device="LFE5UM5G-85F-8BG554C", oscillator="clk100",
+                  oscillator_mhz=100.0, loader="ecpix5"),
 )

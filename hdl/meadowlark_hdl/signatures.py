@@ -90,9 +90,9 @@ def Beat(config: Config) -> data.ArrayLayout:
 
 
 def DecoderItem(config: Config) -> data.StructLayout:
-    """Decoder -> tile buffer. is_scale (only in a valid item): ``scales`` are the headers of the next rows, W / 4 at once
-    (beyond the tile's last row they mean nothing), else ``beat`` is the next beat. last: last item
-    of the tile (always a beat)."""
+    """Decoder -> tile buffer. is_scale (only in a valid item): ``scales`` are the headers of the
+    next rows, W / 4 at once (beyond the tile's last row they mean nothing), else ``beat`` is the
+    next beat. last: last item of the tile (always a beat)."""
     return data.StructLayout({"is_scale": 1, "last": 1,
                               "scales": data.ArrayLayout(RowScale(), config.W // 4),
                               "beat": Beat(config)})

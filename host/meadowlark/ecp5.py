@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from meadowlark_hdl.collisions import relax
@@ -66,6 +66,8 @@ class Report:
     ----------
     fmax_mhz : dict
         Highest frequency after routing of each clock, MHz.
+    wanted_mhz : dict
+        What each clock was to reach; of some nothing is known.
     used, available : dict
         Count of each kind of cell of the chip, such as TRELLIS_COMB.
     critical : list of PathStep
@@ -75,6 +77,7 @@ class Report:
     used: dict[str, int]
     available: dict[str, int]
     critical: list[PathStep]
+    wanted_mhz: dict[str, float] = field(default_factory=dict)
 
     @property
     def core_mhz(self) -> float:
@@ -94,7 +97,7 @@ def _nextpnr() -> str | None:
 
 
 def synthesise(rtlil: str, directory: Path, *, top: str = "top", options: Sequence[str] = (),
-               progress: Progress | None = None) -> dict[str, int]:
+               verilog: Sequence[Path] = (), progress: Progress | None = None) -> dict[str, int]:
     """Synthesise for ECP5.
 
     Parameters
@@ -107,6 +110,8 @@ def synthesise(rtlil: str, directory: Path, *, top: str = "top", options: Sequen
         Gets ``top.il``, ``top.json`` (for :func:`place_and_route`) and ``yosys.log``.
     options : sequence of str
         More options of ``synth_ecp5``.
+    verilog : sequence of Path
+        Modules that the design only names.
 
     Returns
     -------
@@ -118,7 +123,8 @@ def synthesise(rtlil: str, directory: Path, *, top: str = "top", options: Sequen
     (directory / "top.il").write_text(relax(rtlil))
     command = " ".join(["synth_ecp5", "-top", top, *options])
     # Split nets: with some vectors abc9 of Yosys 0.70 stops at an assertion about widths.
-    _run([sys.executable, "-c", _YOSYS, "read_rtlil top.il", KEEP_APART,
+    others = [f"read_verilog {path.resolve()}" for path in verilog]
+    _run([sys.executable, "-c", _YOSYS, *others, "read_rtlil top.il", KEEP_APART,
           f"{command} -run :map_ffs", FEW_CONTROL_SETS, f"{command} -run map_ffs:map_luts",
           "splitnets", f"{command} -run map_luts: -json top.json"],
          directory, "yosys.log", _YOSYS_STEP, progress)
@@ -218,7 +224,9 @@ def read_report(path: Path) -> Report:
     return Report(fmax_mhz={_clean(name): value for name, value in clocks.items()},
                   used={kind: value["used"] for kind, value in use.items()},
                   available={kind: value["available"] for kind, value in use.items()},
-                  critical=critical)
+                  critical=critical,
+                  wanted_mhz={_clean(name): value["constraint"]
+                              for name, value in raw["fmax"].items() if "constraint" in value})
 
 
 def _clean(clock: str) -> str:

@@ -149,3 +149,50 @@ class SdramBench(wiring.Component):
         m.d.comb += [self.dq_o.eq(dq.o), self.dq_oe.eq(dq.oe[0]), dq.i.eq(self.dq_i),
                      pads["uart_rx"].i.eq(self.uart_rx), self.uart_tx.eq(pads["uart_tx"].o)]
         return m
+
+
+class SdramStream(wiring.Component):
+    """The controller alone with its registers in the pads, for long reads in simulation.
+
+    Parameters
+    ----------
+    config, part, clock_mhz
+        As for :class:`SdramTop`.
+
+    Members
+    -------
+    cke, ras, cas, we, ba, a, dqm, dq_o, dq_oe : Out
+        What the pads drive; commands are high when asserted.
+    dq_i : In
+        What the chip drives.
+    ready, r_cmd_*, r_data_valid, r_data
+        The reading half of the controller's port; its words are always taken.
+    """
+
+    def __init__(self, config: Config, part: SdramPart, clock_mhz: float) -> None:
+        self.controller = SdramController(config, part, clock_mhz=clock_mhz, pads=2)
+        self.widths = {"cke": 1, "ras": 1, "cas": 1, "we": 1, "ba": part.bank_bits,
+                       "a": max(part.row_bits, 11), "dqm": part.data_bits // 8,
+                       "dq_o": part.data_bits, "dq_oe": 1}
+        super().__init__({name: Out(width) for name, width in self.widths.items()} | {
+            "dq_i": In(part.data_bits), "ready": Out(1),
+            "r_cmd_valid": In(1), "r_cmd_ready": Out(1), "r_cmd_addr": In(32),
+            "r_cmd_len": In(range(config.burst_words)),
+            "r_data_valid": Out(1), "r_data": Out(part.data_bits)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.controller = controller = self.controller
+        pins, port = controller.pins, controller.port
+        for name in self.widths:
+            value = ~getattr(pins, f"{name}_n") if name in ("ras", "cas", "we") else \
+                getattr(pins, name)
+            m.d.sync += getattr(self, name).eq(value)
+        pad = Signal.like(pins.dq_i)
+        m.d.sync += pad.eq(self.dq_i)
+        m.d.comb += [
+            pins.dq_i.eq(pad), self.ready.eq(port.ready), port.r_cmd.valid.eq(self.r_cmd_valid),
+            port.r_cmd.payload.addr.eq(self.r_cmd_addr), port.r_cmd.payload.len.eq(self.r_cmd_len),
+            self.r_cmd_ready.eq(port.r_cmd.ready), self.r_data_valid.eq(port.r_data.valid),
+            self.r_data.eq(port.r_data.payload), port.r_data.ready.eq(1)]
+        return m

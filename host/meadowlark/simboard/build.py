@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
 HARNESS = Path(__file__).with_name("harness.cpp")
 PINS = Path(__file__).with_name("pins.cpp")
-SHARED = Path(__file__).with_name("queues.hpp")     #: included by both
+#: Feeds a long read to an SDRAM controller alone, see scripts/sdram_stream.py.
+STREAM = Path(__file__).with_name("stream.cpp")
+#: What they include.
+SHARED = tuple(Path(__file__).with_name(name) for name in ("queues.hpp", "sdram.hpp"))
 JOBS = 2
 VERILATOR_FLAGS = (
     "--cc", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "--no-timing",
@@ -251,7 +254,8 @@ def build(verilog: str, config: Config, *, tap: bool = True, harness: Path = HAR
     """
     defines = (f"-DBUS_BYTES={config.bus_bytes}",
                f"-DLEN_BITS={(config.burst_words - 1).bit_length()}", f"-DHAS_TAP={int(tap)}")
-    key = _digest(verilog, harness.read_bytes(), SHARED.read_bytes(), _tools(), defines)
+    key = _digest(verilog, harness.read_bytes(), *(file.read_bytes() for file in SHARED), _tools(),
+                  defines)
     base = cache_dir()
     target = base / f"sim-{key}.so"
     if target.exists():

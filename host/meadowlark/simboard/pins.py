@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 
 from meadowlark_boards import Board
+from meadowlark_hdl.memory.sdram_part import SdramPart
 
 from ..errors import UserError
 from .board import SimBoard, SimulationError, open_library
@@ -18,6 +19,16 @@ _TIMES = ("period", "rcd", "rp", "ras", "rc", "rrd", "rfc", "wr", "refresh_ms", 
 class _Chip(ctypes.Structure):
     _fields_ = [(x, ctypes.c_uint64) for x in _WORDS] + [(x, ctypes.c_double) for x in _TIMES] + [
         ("clock_ns", ctypes.c_double * 4)]
+
+
+def chip_of(part: SdramPart, clock_mhz: float, divisor: int = 1) -> ctypes.Structure:
+    """A part as the C++ model takes it; ``divisor``: cycles of a bit of the UART."""
+    clocks = (ctypes.c_double * 4)(*(part.clock_ns.get(cas, 0.0) for cas in range(4)))
+    return _Chip(
+        part.size_bytes, part.row_bits, part.col_bits, part.bank_bits, part.data_bits,
+        part.mrd_cycles, part.refreshes, divisor, 1000 / clock_mhz, part.rcd_ns, part.rp_ns,
+        part.ras_ns, part.rc_ns, part.rrd_ns, part.rfc_ns, part.wr_ns, part.refresh_ms,
+        part.init_us, clocks)
 
 
 class PinBoard(SimBoard):
@@ -48,12 +59,7 @@ class PinBoard(SimBoard):
         self._lib.sim_violation.restype = ctypes.c_char_p
         self._lib.sim_violation.argtypes = [ctypes.c_void_p]
         divisor = round(board.clock_mhz * 1e6 / board.link.baud)
-        clocks = (ctypes.c_double * 4)(*(part.clock_ns.get(cas, 0.0) for cas in range(4)))
-        self._begin(_Chip(
-            part.size_bytes, part.row_bits, part.col_bits, part.bank_bits, part.data_bits,
-            part.mrd_cycles, part.refreshes, divisor, 1000 / board.clock_mhz, part.rcd_ns,
-            part.rp_ns, part.ras_ns, part.rc_ns, part.rrd_ns, part.rfc_ns, part.wr_ns,
-            part.refresh_ms, part.init_us, clocks))
+        self._begin(chip_of(part, board.clock_mhz, divisor))
         self.quiet = 20 * divisor
 
     def _faulty(self) -> SimulationError | None:

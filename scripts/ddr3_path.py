@@ -1,0 +1,68 @@
+#!/usr/bin/env python3
+"""Build the chip of a board with DDR3 without its core: does all around it fit and keep time?
+
+In the core's place stands a block that moves words between UART and memory, so that nothing of the
+path is optimised away: LiteDRAM with its PHY and clocks, start-up, port, UART, all pins. Minutes,
+where the whole chip takes hours. The bitstream is of no use.
+"""
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+from amaranth import Cat, Module, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+from meadowlark.build import build, summary
+from meadowlark.errors import UserError
+from meadowlark_boards import get_board
+from meadowlark_hdl.config import Config
+from meadowlark_hdl.signatures import MemoryPort
+
+
+class StandIn(wiring.Component):
+    """Bytes of the UART become commands and words of the memory port; what is read, bytes."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__({"mem": Out(MemoryPort(config)), "rx": In(stream.Signature(8)),
+                          "tx": Out(stream.Signature(8))})
+
+    def elaborate(self, platform):
+        m = Module()
+        mem, taken = self.mem, Signal(160)
+        read = Signal.like(mem.r_data.payload)
+        with m.If(self.rx.valid):
+            m.d.sync += taken.eq(Cat(self.rx.payload, taken))
+        for port, bit in ((mem.r_cmd, 1), (mem.w_cmd, 2), (mem.w_data, 3)):
+            m.d.sync += port.valid.eq(taken[:8] == bit)
+            m.d.sync += port.payload.eq(taken[8:])
+        with m.If(mem.r_data.valid):
+            m.d.sync += read.eq(mem.r_data.payload ^ read.rotate_left(1))
+        m.d.comb += [self.rx.ready.eq(1), mem.r_data.ready.eq(1)]
+        m.d.sync += [self.tx.valid.eq(mem.w_done | mem.ready),
+                     self.tx.payload.eq(Cat(read[k::8].xor() for k in range(8)))]
+        return m
+
+
+@click.command(help=(__doc__ or "").partition("\n\n")[0])
+@click.option("--board", "name", default="ecpix5_85f", show_default=True)
+@click.option("--seeds", default=1, show_default=True)
+def main(name: str, seeds: int) -> None:
+    try:
+        board = get_board(name)
+        if board.ddr3 is None:
+            raise UserError(f"board {name} has no DDR3")
+        directory = Path(__file__).resolve().parents[1] / "build" / "ddr3_path"
+        built = build(board, directory, seeds=seeds, stand_in=StandIn(board.config),
+                      progress=lambda line: print(line[:100], file=sys.stderr))
+    except (UserError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    print(json.dumps(summary(board, built), indent=1))
+    raise SystemExit(not built.meets_timing)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""A long read through the SDRAM controller alone, against the chip's model in C++."""
+from dataclasses import replace
+
+import pytest
+from meadowlark.simboard.stream import stream
+from meadowlark_hdl.memory.sdram_part import PARTS
+
+
+@pytest.mark.parametrize("mhz", [100, 133])
+@pytest.mark.parametrize("name", list(PARTS))
+def test_a_stream_leaves_0_985_of_the_peak(name, mhz):
+    """Of 100,000 words, in the middle of a page and beyond several rows of each bank."""
+    found = stream(PARTS[name], mhz, 100_000, first=12_345 * 8)
+    assert (found.words, found.wrong, found.violation) == (100_000, 0, "")
+    assert found.share >= 0.985
+    assert found.refreshes >= 8 + found.cycles / mhz / 7.8125 - 16
+
+
+def test_the_chip_objects():
+    """A chip that is slower than the controller was told."""
+    part = PARTS["MT48LC16M16A2"]
+    for field, slower, says in (("rcd_ns", 31.0, "READ after ACTIVATE: 20.0 ns, 31 ns are needed"),
+                                ("rfc_ns", 120.0, "after REFRESH"),
+                                ("refresh_ms", 60.0, "a row was refreshed too late")):
+        words = 7_000_000 if field == "refresh_ms" else 20_000
+        found = stream(part, 100, words, chip=replace(part, **{field: slower}))
+        assert says in found.violation, (field, found)
+
+
+def test_what_does_not_fit():
+    with pytest.raises(ValueError, match="^100 words from 16777200 on do not fit MT48LC16M16A2-75, "
+                                         "which has 16777216$"):
+        stream(PARTS["MT48LC16M16A2"], 100, 100, first=16_777_200)
