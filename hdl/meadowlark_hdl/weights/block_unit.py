@@ -10,8 +10,8 @@ from ..compute.pipeline import delay
 from ..config import Config
 from ..isa import Mode
 from ..memory.fifo import Queue
+from .beat_unit import BeatUnit, beat_count
 from .block_golden import BLOCK, FRAC, GRID, SUM_BITS
-from .decoder import BeatUnit, beat_count
 
 
 class BlockUnit(wiring.Component):
