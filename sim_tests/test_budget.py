@@ -66,9 +66,11 @@ def test_bits(stories, bits):
 
 def test_more_bits_than_int8_needs(stories):
     """The grid is then that of int8 without a budget."""
-    grid = grid_for_bits(stories, 8)
     row = stories.layers[0].down
-    np.testing.assert_array_equal(int8_codes(row, grid)[0], int8_codes(row)[0])
+    share = np.full(len(row), 0.1)
+    for known in (None, {("down", 0): share}):
+        grid = grid_for_bits(stories, 8, shares=known) * (share if known else 1.0)
+        np.testing.assert_array_equal(int8_codes(row, grid)[0], int8_codes(row)[0])
 
 
 def test_too_few_bits(tmp_path, seed):

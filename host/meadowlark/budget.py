@@ -105,6 +105,11 @@ def coded_size(model: Model, grid: float, shares: Shares | None = None,
     return bits / weights
 
 
+def _finest(shares: Shares | None) -> float:
+    """On this grid int8 holds no row finer."""
+    return FINEST / min((float(share.min()) for share in (shares or {}).values()), default=1.0)
+
+
 def grid_for_bits(model: Model, bits: float, progress: Progress | None = None,
                   shares: Shares | None = None) -> float:
     """The finest grid with at most ``bits`` a weight, entropy-coded.
@@ -114,7 +119,8 @@ def grid_for_bits(model: Model, bits: float, progress: Progress | None = None,
     UserError
         No grid has so few bits.
     """
-    low, high, grid = COARSEST, FINEST, 2.0 ** (bits - 2.05)        # of a normal distribution
+    finest = _finest(shares)
+    low, high, grid = COARSEST, finest, 2.0 ** (bits - 2.05)        # of a normal distribution
     for step in range(20):
         grid = min(max(grid, low), high)
         if progress:
@@ -125,13 +131,13 @@ def grid_for_bits(model: Model, bits: float, progress: Progress | None = None,
                 raise UserError(f"no grid brings the weights of {model.name} to {bits:g} bits; the "
                                 f"coarsest takes {size:.2f}")
             high = grid
-        elif size > bits - SLACK or grid == FINEST:
+        elif size > bits - SLACK or grid == finest:
             return grid
         else:
             low = grid
         grid *= 2.0 ** (bits - SLACK / 2 - size)
         if not low < grid < high:
-            grid = (low * high) ** 0.5 if size > bits or high < FINEST else FINEST
+            grid = (low * high) ** 0.5 if size > bits or high < finest else finest
     return low
 
 
@@ -197,7 +203,7 @@ def grid_for_perplexity(model: Model, percent: float, texts: list[list[int]],
             done += len(tokens)
         return float(np.concatenate(found).mean())
 
-    low, high = log2(COARSEST), log2(FINEST)
+    low, high = log2(COARSEST), log2(_finest(shares))
     for step in range(HALVINGS):
         middle = (low + high) / 2
         cost = lost(rounded(model, 2.0 ** middle, shares),
