@@ -91,15 +91,20 @@ class Source:
             return pickle.loads(kept.read_bytes())
         except Exception:
             pass            # not there, or damaged in any way: make it again
-        from .budget import choose_grid
         from .quantise import quantise
         if budget:
+            from .budget import choose
             from .equalise import equalise
+            from .own_text import own_text
+            texts = own_text(model, progress=lambda n: self._tell("writing a text, tokens:", n))
             model = equalise(
-                model, progress=lambda n: self._tell("evening out columns, tokens:", n))
-        grid = choose_grid(model, bits=self.bits, target_ppl=self.target_ppl, progress=self._tell)
-        made = quantise(model, weights="int8" if budget else weights, grid=grid,
-                        progress=lambda n: self._tell("calibrating, tokens:", n))
+                model, texts, progress=lambda n: self._tell("evening out columns, tokens:", n))
+            rounded, ranges = choose(model, texts, bits=self.bits, target_ppl=self.target_ppl,
+                                     progress=self._tell)
+            made = quantise(model, ranges, weights="int8", rounded=rounded)
+        else:
+            made = quantise(model, weights=weights,
+                            progress=lambda n: self._tell("calibrating, tokens:", n))
         write_atomic(kept, pickle.dumps(made, protocol=5))
         return made
 
@@ -203,8 +208,9 @@ def _digest(name: str, how: str) -> str:
     h = hashlib.sha256(" ".join((how, *versions)).encode())
     package = Path(__file__).parent
     code = [package / f"{x}.py" for x in (
-        "blocks", "budget", "chat", "equalise", "gguf_file", "gguf_model", "gguf_tokenizer",
-        "metadata", "model", "quantise", "sampling")]
+        "blocks", "budget", "chat", "equalise", "feedback", "gguf_file", "gguf_model",
+        "gguf_tokenizer", "metadata", "model", "own_text", "quantise", "sampling",
+        "sensitivity")]
     found = find_model(name)
     files = [found] if found.is_file() else [
         p for p in sorted(found.iterdir())

@@ -38,6 +38,8 @@ INT16, INT8 = (1 << 15) - 1, (1 << 7) - 1
 MAX_CONTEXT = 4096
 #: Most columns of a matrix in blocks: 2**12 products of 17 and 15 bits fit the 45 of a sum.
 MAX_BLOCK_COLUMNS = 4096
+#: Matrix and layer ("head", -1) -> (codes int8[rows, K], what one is worth float64[rows]).
+Rounded = dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]
 #: What ``weights`` of :func:`quantise` can be.
 WEIGHTS = ("auto", "int8")
 
@@ -252,28 +254,38 @@ def _scales(factor: np.ndarray, what: str, bits: int = 16) -> tuple[np.ndarray, 
     return mant.astype(np.uint16), shift.astype(np.uint8)
 
 
-def int8_codes(weight: np.ndarray, grid: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """float32[rows, K] -> (int8[rows, K], float64 scale[rows]); a zero row has scale 0.
+def int8_scale(weight: np.ndarray, grid: float | np.ndarray | None = None) -> np.ndarray:
+    """float32[rows, K] -> float64[rows], what a code of 1 is worth; 0 for a row of zeros.
 
-    grid: steps in a row's root mean square; None: as fine as int8 holds the row's largest weight.
+    grid: steps in a row's root mean square, one or float64[rows]; None: as fine as int8 holds the
+    row's largest weight.
     """
     scale = np.abs(weight).max(axis=1).astype(np.float64) / INT8
     if grid is not None:
         mean_square = np.square(weight, dtype=np.float32).mean(axis=1, dtype=np.float64)
         scale = np.maximum(scale, np.sqrt(mean_square) / grid)
+    return scale
+
+
+def int8_codes(weight: np.ndarray, grid: float | np.ndarray | None = None,
+               ) -> tuple[np.ndarray, np.ndarray]:
+    """float32[rows, K] -> (int8[rows, K], float64 scale[rows]): the nearest of the grid that
+    :func:`int8_scale` chooses."""
+    scale = int8_scale(weight, grid)
     codes = np.rint(weight / np.where(scale > 0, scale, 1).astype(np.float32)[:, None])
     return codes.astype(np.int8), scale
 
 
-def _integers(weight: np.ndarray, blocks: BlockTensor | None, what: str, grid: float | None,
-              ) -> tuple[dict, np.ndarray]:
-    """float32[rows, K], and the same weights in blocks where they can be kept so.
+def _integers(weight: np.ndarray, blocks: BlockTensor | None, what: str,
+              rounded: tuple[np.ndarray, np.ndarray] | None = None) -> tuple[dict, np.ndarray]:
+    """float32[rows, K], and the same weights in blocks where they can be kept so; rounded: their
+    codes and scales, where these are made already.
 
     Returns fields of a :class:`QuantLinear`, and the real weight of an integer of 1 in each row:
     float64[rows], 0 for a row of zeros.
     """
-    if blocks is None or blocks.columns > MAX_BLOCK_COLUMNS:
-        codes, step = int8_codes(weight, grid)
+    if rounded or blocks is None or blocks.columns > MAX_BLOCK_COLUMNS:
+        codes, step = rounded or int8_codes(weight)
         return dict(codes=codes), step
     try:
         scale, minimum, up = normalise(blocks.codes, blocks.scale, blocks.minimum)
@@ -375,7 +387,7 @@ def _swiglu_scales(up: float, h: float) -> tuple[int, float, float]:
 
 
 def _layer(model: Model, i: int, ranges: Ranges, residual_scale: float, head_pad: int,
-           grid: float | None) -> QuantLayer:
+           rounded: Rounded) -> QuantLayer:
     w: Layer = model.layers[i]
     what = f"{model.name}, layer {i}, "
     most = {node: _coarse(values[i]) for node, values in ranges.by_layer.items()}
@@ -406,7 +418,12 @@ def _layer(model: Model, i: int, ranges: Ranges, residual_scale: float, head_pad
         if move is not columns:             # blocks reach over heads and the zeros between them
             blocks = _moved(move, *map(w.blocks.get, keys))
             bias = None if bias is None else move(*(getattr(w, f"{key}_bias") for key in keys))
-        return _linear(_integers(move(*(getattr(w, key) for key in keys)), blocks, name, grid),
+        made = [rounded[key, i] for key in keys if (key, i) in rounded]
+        done = None
+        if made:            # the columns of ``columns`` move, its rows and so their scales do not
+            codes, scales = zip(*made, strict=True)
+            done = move(*codes), scales[0] if move is columns else move(*scales)
+        return _linear(_integers(move(*(getattr(w, key) for key in keys)), blocks, name, done),
                        bias, x_scale, y_scale, name)
 
     def per_row(scale: np.ndarray) -> np.ndarray:
@@ -458,7 +475,7 @@ def _rope_table(model: Model, context: int, head_pad: int) -> np.ndarray:
 
 
 def quantise(model: Model, calibration: Iterable[Sequence[int]] | Ranges | None = None, *,
-             context: int | None = None, weights: str = "auto", grid: float | None = None,
+             context: int | None = None, weights: str = "auto", rounded: Rounded | None = None,
              progress: Callable[[int], None] | None = None) -> QuantModel:
     """Turn a float model into integers.
 
@@ -473,8 +490,9 @@ def quantise(model: Model, calibration: Iterable[Sequence[int]] | Ranges | None 
         auto: matrices that the model has in blocks stay as they are, except those of more than
         4,096 columns, the attention output where heads are padded, and gate and up in kinds
         without a common one; all others are int8. int8: all of them.
-    grid : float, optional
-        Of int8 weights: steps in a row's root mean square (see :mod:`meadowlark.budget`).
+    rounded : dict, optional
+        Codes of int8 and scales of some matrices (see :mod:`meadowlark.budget`), instead of the
+        finest that int8 has. Those of gate and up come together.
     progress : callable, optional
         Gets the number of calibration tokens done.
 
@@ -516,19 +534,22 @@ def quantise(model: Model, calibration: Iterable[Sequence[int]] | Ranges | None 
 
     final = max(float(_coarse(ranges.final)), 1e-6) * HEADROOM / INT16
     what = f"{model.name}, embedding"
-    embedding = _integers(model.embedding, model.blocks.get("embedding"), what, grid)
-    head = embedding if model.tied else _integers(
-        model.head, model.blocks.get("head"), f"{model.name}, head", grid)
+    rounded = rounded or {}
+    own = rounded.get(("head", -1))
+    tied = model.tied and own is None
+    embedding = _integers(model.embedding, model.blocks.get("embedding"), what)
+    head = embedding if tied else _integers(
+        model.head, model.blocks.get("head"), f"{model.name}, head", own)
     return QuantModel(
         name=model.name, hidden=model.hidden, heads=model.heads, kv_heads=model.kv_heads,
         head_dim=model.head_dim, head_pad=head_pad, ffn=model.ffn, vocab=model.vocab,
         context=context,
-        layers=tuple(_layer(model, i, ranges, residual_scale, head_pad, grid)
+        layers=tuple(_layer(model, i, ranges, residual_scale, head_pad, rounded)
                      for i in range(len(model.layers))),
         embedding=_linear(embedding, None, 1.0, residual_scale, what),
         rope=_rope_table(model, context, head_pad),
         final_norm=_norm(model.final_norm, final, f"{model.name}, final norm"),
         head=_linear(head, None, final, 2.0**-LOGIT_FRAC, f"{model.name}, head"),
-        tied=model.tied, eps=eps, residual_frac=residual_frac,
+        tied=tied, eps=eps, residual_frac=residual_frac,
         tokenizer_json=model.tokenizer.json, bos_id=model.bos_id, stop_ids=model.stop_ids,
         chat=model.chat, parameters=model.parameters)

@@ -12,8 +12,8 @@ from ..config import Config
 from ..copies import OWN
 from ..isa import Mode
 from ..memory.fifo import Queue
+from .beat_unit import BeatUnit, beat_count
 from .block_golden import BLOCK, FRAC, GRID, SUM_BITS
-from .decoder import BeatUnit, beat_count
 
 
 class BlockUnit(wiring.Component):

@@ -1,0 +1,79 @@
+"""What an error costs: the gradients against differences, of every kind of matrix and cache."""
+import numpy as np
+import pytest
+from random_model import random_model
+
+from meadowlark.evaluate import negative_log_likelihood
+from meadowlark.model import FloatModel, load_model
+from meadowlark.sensitivity import MATRICES, Sensitivity
+
+EPSILON = 2e-2
+
+
+@pytest.fixture
+def model(tmp_path, seed):
+    return load_model(random_model(
+        tmp_path / "m", seed=seed, hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48,
+        vocab=64, tied=False, attention_bias=True, mlp_bias=True))
+
+
+def drawn(model, tokens, seed):
+    """The labels that :class:`Sensitivity` draws."""
+    logits = FloatModel(model).forward(tokens).astype(np.float64)
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    below = np.cumsum(p / p.sum(axis=1, keepdims=True), axis=1)
+    return (below < np.random.default_rng(seed).random((len(tokens), 1))).sum(axis=1)
+
+
+def test_rows(model, seed, monkeypatch):
+    """Squares of the gradient at a row's outputs, times those of the row's inputs."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, model.vocab, 6)
+    found = Sensitivity(model, seed=seed)
+    found.observe(tokens)
+    assert found.tokens == 6
+    labels = drawn(model, tokens, seed)
+    seen = {}
+    FloatModel(model).forward(tokens, lambda *node: seen.setdefault(node[:2], node[2]))
+    plain = FloatModel._linear
+    for i in range(2):
+        for number, name in enumerate(MATRICES):
+            x = seen[{"o": "attention", "down": "h", "gate": "x2", "up": "x2"}.get(name, "x1"), i]
+            square = np.square(x.reshape(len(x), -1)).sum(axis=1)
+            rows = rng.choice(len(found.rows[name, i]), 3, replace=False)
+            want = []
+            for row in rows:
+                total = 0.0
+                for t in range(len(tokens)):
+                    ends = []
+                    for sign in (1, -1):
+                        calls = iter(range(1000))
+
+                        def moved(x, weight, bias, calls=calls, sign=sign, t=t, row=row):
+                            y = plain(x, weight, bias)
+                            if next(calls) == 7 * i + number:
+                                y = y.copy()
+                                y[t, row] += sign * EPSILON
+                            return y
+                        with monkeypatch.context() as patch:
+                            patch.setattr(FloatModel, "_linear", staticmethod(moved))
+                            logits = FloatModel(model).forward(tokens)
+                        ends.append(negative_log_likelihood(logits, labels).sum())
+                    total += square[t] * ((ends[0] - ends[1]) / (2 * EPSILON)) ** 2
+                want.append(total)
+            np.testing.assert_allclose(found.rows[name, i][rows], want, rtol=0.05,
+                                       atol=1e-3 * found.rows[name, i].max())
+
+
+def test_head(model, seed):
+    """Of the head the curvature itself, without drawing: p (1 - p)."""
+    tokens = np.random.default_rng(seed).integers(0, model.vocab, 6)
+    found = Sensitivity(model)
+    found.observe(tokens)
+    found.observe(tokens)
+    seen = {}
+    logits = FloatModel(model).forward(tokens, lambda *node: seen.setdefault(node[:2], node[2]))
+    p = np.exp(-np.array([negative_log_likelihood(logits, np.full(6, v))
+                          for v in range(model.vocab)])).T
+    want = 2 * np.square(seen["final", -1]).sum(axis=1) @ (p * (1 - p))
+    np.testing.assert_allclose(found.rows["head", -1], want, rtol=1e-3)
