@@ -149,7 +149,7 @@ def rounded_codes(model: Model, grid: float, shares: Shares | None = None,
     """
     out: Rounded = {}
     total = 1 + len(model.layers) * len(MATRICES)
-    last, how = None, None
+    last, how = None, ()
     for tensor in _tensors(model):
         for name, i in tensor:
             weight, node = _matrix(model, name, i), (INPUTS[name], i)
@@ -249,6 +249,7 @@ def choose(model: Model, texts: list[list[int]], *, bits: float | None, target_p
         tell("weighing errors, tokens:")(cost.tokens)
     share = shares(model, cost)
     if bits is None:
+        assert target_ppl is not None
         grid = grid_for_perplexity(model, target_ppl, texts, progress, share)
     else:
         grid = grid_for_bits(model, bits, progress, share)
