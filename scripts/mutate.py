@@ -156,7 +156,7 @@ MUTANTS = [
     M("weights/decoder", "decoder", "a chunk of short headers gives its first half twice",
       "chunk[4 * W:], chunk[:4 * W])", "chunk[:4 * W], chunk[:4 * W])"),
     M("weights/decoder", "decoder", "the last chunk of short headers always gives two items",
-      "short & ~second & (header_left != 1)", "short & ~second"),
+      "short & ~second & ~one_left", "short & ~second"),
     M("weights/decoder", "decoder", "units do not wait for each other",
       "(selected == k) & ~others[k]),", "(selected == k)),"),
     M("weights/decoder", "decoder", "a tile begins without a half for it",

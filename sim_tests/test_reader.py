@@ -120,7 +120,7 @@ async def first_command_and_first_job(dut):
                            times=times))
     await ClockCycles(dut.clk, 20)
     assert memory.reads[0][0] - times[0] == 3
-    assert memory.reads[1][0] - memory.reads[0][0] == 4
+    assert memory.reads[1][0] - memory.reads[0][0] == 5
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")

@@ -274,7 +274,8 @@ class Driver:
         if facts["isa"] != ISA_CRC:
             raise BoardError("the board has another instruction set than this program; build the "
                              "bitstream again with this version")
-        numbers = {f.name: facts[f.name] for f in CONFIG_REGS if f.name not in ("dsp", "block_modes")}
+        numbers = {f.name: facts[f.name] for f in CONFIG_REGS
+                   if f.name not in ("dsp", "block_modes")}
         config = Config(**numbers, dsp=DSP_NAMES[facts["dsp"]],
                         block_modes=bool(facts["block_modes"]))
         name = b"".join(facts[f"name_{i}"].to_bytes(4, "little") for i in range(NAME_BYTES // 4))

@@ -10,6 +10,7 @@ from ..isa import Op
 from ..signatures import (Beat, FetchedInstruction, InstructionLayout, ModelLayout, PassLayout,
                           ResultPort, RopeWrite, StoreCommand, TileRead)
 from .lane import result_cycle
+from .pipeline import delay
 from .tiling_engine import EngineControl, or_levels
 
 
@@ -206,12 +207,21 @@ class Issue(wiring.Component):
         serial = reg(range(W + 1))          # elements still in shift_reg
         next_beat = Signal()                # of the tile, into shift_reg in the next cycle
         out = self.result
-        m.d.sync += [out.valid.eq(self.engine_result.valid | element_valid),
-                     out.payload.eq(self.engine_result.payload)]
-        with m.If(is_embed):
-            m.d.sync += [out.payload.acc.eq(shift_reg[0]), out.payload.lane.eq(token_lane),
-                         out.payload.row.eq(element_row), out.payload.block.eq(block),
-                         out.payload.kind.eq(0), out.payload.scale.eq(self.tile.scale)]
+        # The element and what belongs to it, a register nearer to the vector unit.
+        element_at = {"acc": shift_reg[0], "lane": token_lane, "row": element_row, "block": block}
+        element_at = {name: delay(m, value, 1, name=f"element_{name}")
+                      for name, value in element_at.items()}
+        element_valid_at = delay(m, element_valid, 1, name="element_valid", reset=True)
+        m.d.sync += out.valid.eq(self.engine_result.valid | element_valid_at)
+        serials = {"kind": Const(0, 2), "scale": self.tile.scale} | element_at
+        for name, value in serials.items():
+            serial_now = Signal(name=f"serial_{name}", reset_less=True, attrs=OWN)
+            m.d.sync += serial_now.eq(instr.op == Op.EMBED)
+            given = self.engine_result.payload[name]
+            with m.If(serial_now):
+                m.d.sync += out.payload[name].eq(value)
+            with m.Else():
+                m.d.sync += out.payload[name].eq(given)
 
         # Who reads the tile: the vector unit, this block, or the array.
         beat_addr = reg(range(2 * config.tile_beats))       # EMBED and ROPE set it themselves
@@ -226,6 +236,9 @@ class Issue(wiring.Component):
             self.tile.beat_addr.eq(beat_addr), self.tile.scale_addr.eq(scale_addr),
             self.gamma.eq(self.tile.beat),
             self.tile.release.eq(self.engine_release | release)]
+        # Up to three words are on their way to the count.
+        with_room = Signal()
+        m.d.sync += with_room.eq(self.store_room[2:].any())
         front = Signal()
         m.d.comb += front.eq(Mux(half, self.tile.available[1], self.tile.available[0]))
 
@@ -328,7 +341,7 @@ class Issue(wiring.Component):
                     m.d.sync += [token_lane.eq(0), block.eq(block + 1)]
                 m.next = "TOKEN_TILE"
                 with m.If(last_token):
-                    finish(7)
+                    finish(8)
 
             # -- NORM: the vector unit reads the gammas -------------------------------------------
             with m.State("NORM"):
@@ -463,8 +476,7 @@ class Issue(wiring.Component):
                 with m.If(self.store_cmd.ready):
                     m.next = "STORE_WORDS"
             with m.State("STORE_WORDS"):
-                # One word may be on its way to the count.
-                with m.If(self.store_room[2:].any()):
+                with m.If(with_room):
                     m.d.sync += [lane.st_en.eq(1), next_beat_of_row(), x_addr.eq(x_addr + 1)]
                     with m.If(last_beat):
                         m.d.sync += [next_token(), x_addr.eq(x_block),

@@ -125,11 +125,13 @@ class Reader(wiring.Component):
             with m.State("COMMAND"):
                 m.d.comb += self.mem.r_cmd.valid.eq(1)
                 with m.If(self.mem.r_cmd.ready):
-                    m.d.sync += [issued.eq(issued + length), addr.eq(addr + length),
-                                 remain.eq(remain - length)]
-                    m.next = "LENGTH"
-                    with m.If(final | drop):
-                        m.next = "JOB"
+                    m.next = "COUNT"
+            with m.State("COUNT"):              # apart from ready, which comes from far
+                m.d.sync += [issued.eq(issued + length), addr.eq(addr + length),
+                             remain.eq(remain - length)]
+                m.next = "LENGTH"
+                with m.If(final | drop):
+                    m.next = "JOB"
 
         # Arrivals: a register, then the words of a chunk are joined, then the FIFO.
         word = Signal(8 * c.bus_bytes, reset_less=True)

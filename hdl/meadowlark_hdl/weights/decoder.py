@@ -164,21 +164,27 @@ class PackedWeightDecoder(wiring.Component):
         # in one cycle.
         tag, tag_valid = Signal(TileTag(self.config), reset_less=True), Signal()
         legal, headed = Signal(reset_less=True), Signal(reset_less=True)
+        header_size = Signal(range(2 * 128 + 1), reset_less=True)
+        header_single = Signal(reset_less=True)
         kind = Signal(range(len(units)), reset_less=True)
         m.d.comb += self.tags.ready.eq(~tag_valid)
         with m.If(self.tags.valid & self.tags.ready):
             new, known = self.tags.payload, Signal()
+            size = Mux(new.header == Header.BIAS, (new.rows * 8 + W - 1) >> W.bit_length() - 1,
+                       (new.rows * 4 + W - 1) >> W.bit_length() - 1)
             m.d.comb += known.eq((new.mode <= (Mode.Q4_1 if able else Mode.INT16))
                                  & (~new.packed | bool(self.config.packing)))
             m.d.sync += [tag.eq(new), tag_valid.eq(1), legal.eq(known),
                          kind.eq(Mux(known, new.mode >= Mode.Q8_0, len(units) - 1)),
-                         headed.eq(known & (new.header != Header.NONE) & (new.rows != 0))]
+                         headed.eq(known & (new.header != Header.NONE) & (new.rows != 0)),
+                         header_size.eq(size), header_single.eq(size == 1)]
 
         # Where the chunks go: in_header, in_beats, or neither while there is no tag.
         in_header, in_beats = Signal(), Signal()
         bias, short = Signal(reset_less=True), Signal(reset_less=True)  # BIAS, SHORT headers
         # Cycles they take: a chunk each, but two a chunk of SHORT ones, of the last maybe one.
-        header_left = Signal(range(2 * 128 + 1), reset_less=True)
+        header_left = Signal.like(header_size, reset_less=True)
+        one_left = Signal(reset_less=True)      # header_left == 1
         selected = Signal(range(len(units)), reset_less=True)
         done, take_over, last_header = Signal(), Signal(), Signal()
         m.d.comb += [done.eq(Cat(u.done for u in units).any()),
@@ -192,9 +198,7 @@ class PackedWeightDecoder(wiring.Component):
             m.d.sync += [tag_valid.eq(0), in_header.eq(headed), in_beats.eq(~headed),
                          bias.eq(tag.header == Header.BIAS),
                          short.eq(tag.header == Header.SHORT),
-                         header_left.eq(Mux(tag.header == Header.BIAS,
-                                            (tag.rows * 8 + W - 1) >> W.bit_length() - 1,
-                                            (tag.rows * 4 + W - 1) >> W.bit_length() - 1)),
+                         header_left.eq(header_size), one_left.eq(header_single),
                          selected.eq(kind), self.error.eq(self.error | ~legal)]
 
         # What the units get, and whether the next of the chunks is one of these, or a header.
@@ -231,9 +235,9 @@ class PackedWeightDecoder(wiring.Component):
         chunk, load, take, again = chunks.payload, Signal(), Signal(), Signal()
         m.d.comb += [
             load.eq(in_header & ~busy & own), take.eq(load & chunks.valid),
-            last_header.eq(take & (header_left == 1)),
-            again.eq(short & ~second & (header_left != 1)),     # the chunk stays
-            head.eq(take & (~bias | second | (header_left == 1)))]
+            last_header.eq(take & one_left),
+            again.eq(short & ~second & ~one_left),      # the chunk stays
+            head.eq(take & (~bias | second | one_left))]
         pair = Cat(Mux(second, hold, chunk), chunk)
         part = Mux(second, chunk[4 * W:], chunk[:4 * W])
         for i in range(W // 4):
@@ -246,7 +250,8 @@ class PackedWeightDecoder(wiring.Component):
                 scales[i].mant.eq(form[:16]), scales[i].shift.eq(form[16:]),
                 scales[i].bias.eq(Mux(bias, both[32:], 0).as_signed())]
         with m.If(take):
-            m.d.sync += [header_left.eq(header_left - 1), second.eq(Mux(short, again, ~head))]
+            m.d.sync += [header_left.eq(header_left - 1), one_left.eq(header_left == 2),
+                         second.eq(Mux(short, again, ~head))]
         with m.If(~second):
             m.d.sync += hold.eq(chunk)
         m.d.comb += plain.ready.eq(Cat(u.enable & u.i.ready for u in units).any())
