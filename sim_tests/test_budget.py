@@ -10,7 +10,7 @@ from random_model import random_model
 from meadowlark import budget, cli
 from meadowlark.budget import (choose, coded_size, divergence, grid_for_bits, grid_for_perplexity,
                                rounded, rounded_codes, shares)
-from meadowlark.equalise import equalise
+from meadowlark.equalise import _Columns, equalise
 from meadowlark.errors import UserError
 from meadowlark.evaluate import negative_log_likelihood, validation_text, windows
 from meadowlark.feedback import Moments
@@ -142,6 +142,19 @@ def test_equalise_caches(tmp_path, seed):
     assert pair[live].std() / pair[live].mean() < 0.03
     assert after["h"].max() / np.median(after["h"]) \
         < 0.5 * before["h"].max() / np.median(before["h"])
+
+
+@pytest.mark.parametrize("small, most", [(1.0, 2.0), (0.01, 300 / 48)])
+def test_one_large_column(seed, small, most):
+    """A peak 100 times the others takes more, up to what int8 has room for in the down rows."""
+    columns = _Columns()
+    columns.tokens, columns.sums["h", 0] = 100, np.full(400, 100.0)
+    columns.peaks["h", 0] = np.full(400, 3.0)
+    columns.peaks["h", 0][7] = 300
+    down = np.random.default_rng(seed).normal(size=(300, 400)).astype(np.float32)
+    down[:, 7] *= small
+    factors = columns.hidden(0, down)
+    assert (np.delete(factors, 7) == 1).all() and 0.85 * most < factors[7] < 1.15 * most
 
 
 def test_shares(stories, cost):
