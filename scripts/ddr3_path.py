@@ -3,12 +3,14 @@
 
 In the core's place stands a block that moves words between UART and memory, so that nothing of the
 path is optimised away: LiteDRAM with its PHY and clocks, start-up, port, UART, all pins. Minutes,
-where the whole chip takes hours. The bitstream is of no use.
+where the whole chip takes hours. The bitstream is of no use. With ``--core`` the core is in it, as
+small as ``--config`` makes it.
 """
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -49,13 +51,19 @@ class StandIn(wiring.Component):
 @click.command(help=(__doc__ or "").partition("\n\n")[0])
 @click.option("--board", "name", default="ecpix5_85f", show_default=True)
 @click.option("--seeds", default=1, show_default=True)
-def main(name: str, seeds: int) -> None:
+@click.option("--core", is_flag=True, help="With the core after all.")
+@click.option("--config", "changes", multiple=True, metavar="NAME=VALUE",
+              help="Another value of the board's Config; repeat for more.")
+def main(name: str, seeds: int, core: bool, changes: tuple[str, ...]) -> None:
     try:
         board = get_board(name)
         if board.ddr3 is None:
             raise UserError(f"board {name} has no DDR3")
+        values = {key: int(value) for key, _, value in (x.partition("=") for x in changes)}
+        board = replace(board, config=board.config.replace(**values))
         directory = Path(__file__).resolve().parents[1] / "build" / "ddr3_path"
-        built = build(board, directory, seeds=seeds, stand_in=StandIn(board.config),
+        built = build(board, directory, seeds=seeds,
+                      stand_in=None if core else StandIn(board.config),
                       progress=lambda line: print(line[:100], file=sys.stderr))
     except (UserError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
