@@ -24,6 +24,7 @@ from .sensitivity import MATRICES, Sensitivity
 
 #: Gets a sentence and, where it is known, the steps done and the steps in all.
 Progress = Callable[[str, int, int], None]
+HEAD = (("head", -1),)
 #: Matrix and layer ("head", -1) -> float64[rows]; without one: 1.
 Shares = Mapping[tuple[str, int], np.ndarray]
 
@@ -55,7 +56,7 @@ def _tensors(model: Model) -> Iterator[tuple[tuple[str, int], ...]]:
     for i in range(len(model.layers)):
         for names in (("q",), ("k",), ("v",), ("o",), ("gate", "up"), ("down",)):
             yield tuple((name, i) for name in names)
-    yield (("head", -1),)
+    yield HEAD
 
 
 def shares(model: Model, sensitivity: Sensitivity) -> Shares:
@@ -73,8 +74,11 @@ def shares(model: Model, sensitivity: Sensitivity) -> Shares:
         cost = np.concatenate([sensitivity.rows[key] for key in tensor]) / sensitivity.tokens
         cost = np.maximum(cost, max(LEAST * cost.mean(), 1e-30))
         rms = np.maximum(rms, max(1e-3 * rms.mean(), 1e-30))
-        # A step is base times one number for the tensor.
-        base = rms ** (1 - FOLLOW) * cost ** (-FOLLOW / 2)
+        # A step is base times one number for the tensor. The head's rows do not differ: likely
+        # tokens stand together, and jobs of equal size would bring their tiles too late
+        # (:func:`~.layout.packed_jobs`), so that it could not be coded at all.
+        follow = 0.0 if tensor == HEAD else FOLLOW
+        base = rms ** (1 - follow) * cost ** (-follow / 2)
         base /= np.sqrt((cost * base ** 2).mean())
         share = np.log2(rms / base)
         for key, part in zip(tensor, np.split(share, np.cumsum([len(m) for m in matrices])[:-1]),
