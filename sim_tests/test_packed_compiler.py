@@ -4,15 +4,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from interpreter import Interpreter
-from meadowlark.compiler import compile_model
+from meadowlark.compiler import _Stream, compile_model
 from meadowlark.errors import UserError
 from meadowlark.golden import GoldenModel
 from meadowlark.image import Image
-from meadowlark.layout import LEAD, packed_jobs
+from meadowlark.layout import LEAD, packed_jobs, spare_chunks
 from meadowlark.model import load_model
-from meadowlark.quantise import quantise
+from meadowlark.quantise import QuantLinear, quantise
 from meadowlark_boards import get_board
 from meadowlark_hdl.config import Config
+from meadowlark_hdl.weights.decoder_golden import header_chunks
+from meadowlark_hdl.weights.packing_golden import Unpacker
 from random_model import random_model, random_texts
 
 CONFIG = Config(W=8, P=4, bus_bytes=2, act_words=256, residual_values=4096, score_depth=128,
@@ -92,3 +94,38 @@ def test_jobs_cover_the_tiles(seed):
         ahead = np.minimum(np.arange(len(sizes)) + LEAD, len(sizes) - 1)
         assert (needed <= given[ahead]).all()
     assert packed_jobs([500] + [1] * 100) is None
+
+
+def test_spare_chunks_make_jobs(seed):
+    """The first tiles are the larger ones: with chunks at the end there are jobs, without not."""
+    rng, helped = np.random.default_rng(seed), 0
+    for _ in range(300):
+        n = int(rng.integers(1, 400))
+        sizes = np.sort(rng.integers(1, 600, n))[::-1].tolist()
+        spare = spare_chunks(sizes)
+        helped += packed_jobs(sizes) is None
+        padded = [*sizes[:-1], sizes[-1] + spare]
+        assert packed_jobs(padded), (n, spare)
+    assert helped > 100
+
+
+def test_a_tensor_whose_first_rows_need_more_is_packed(seed):
+    """Spare words reach the image, decode to the same codes, and are counted."""
+    rng = np.random.default_rng(seed)
+    rows, columns = 2048, 64
+    spread = np.linspace(30, 2, rows)[:, None]
+    codes = np.clip(np.rint(rng.normal(size=(rows, columns)) * spread), -127, 127).astype(np.int8)
+    q = QuantLinear(codes=codes, mant=np.full(rows, 1 << 15), shift=np.full(rows, 20))
+    stream = _Stream(CONFIG, "auto")
+    t, fields, sizes = stream.linear(q, "head")
+    assert fields["packed"] == 1 and packed_jobs(sizes)
+    found = stream.tensors[0]
+    assert found["mode"] == "entropy" and found["bytes"] < 0.95 * found["raw_bytes"]
+    unpacker, raw, at, got = Unpacker(CONFIG.W), b"".join(stream.parts), 0, []
+    for k in range(t.tiles):
+        n = t.last_rows if k == t.tiles - 1 else t.rows
+        at += header_chunks(q.header, n, CONFIG.W) * CONFIG.W
+        plain, at = unpacker.tile(raw, at, n * t.row_beats)
+        got.append(plain)
+    assert at == len(raw)
+    np.testing.assert_array_equal(np.concatenate(got).view(np.int8).reshape(rows, columns), codes)

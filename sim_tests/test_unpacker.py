@@ -29,11 +29,12 @@ def weights(rng, chunks, W, spread):
 def random_segment(rng, W, kind, tiles, spread):
     """-> (plain chunks, coded chunks of each tile). kind: "entropy", or C of MEADOW's packing."""
     plain = weights(rng, sum(tiles), W, spread)
+    spare = int(rng.choice([0, 0, 0, 1, 7, 40]))        # words at the end that nobody needs
     if kind == "entropy":
-        return plain, pack_entropy(plain, tiles)[1]
+        return plain, pack_entropy(plain, tiles, spare=spare)[1]
     while len(reindexed(plain, kind)[0]) > ENTRIES[kind]:
         plain &= plain << 1             # fewer levels
-    return plain, pack_meadow(plain, tiles, kind, int(rng.choice(PACKETS)))[1]
+    return plain, pack_meadow(plain, tiles, kind, int(rng.choice(PACKETS)), spare=spare)[1]
 
 
 def kinds():

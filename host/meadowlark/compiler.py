@@ -20,7 +20,7 @@ from .blocks import KINDS
 from .errors import UserError
 from .image import Image
 from .layout import (ALIGN, Shape, Tiling, act_map, check_envelope, packed_jobs, round_up,
-                     tile_linear)
+                     spare_chunks, tile_linear)
 from .packing import Packer, Segment
 
 if TYPE_CHECKING:
@@ -82,11 +82,21 @@ class _Stream:
         each = divides // t.rows if divides else len(tiles)
         plain = [np.frombuffer(tile, np.uint8, offset=head).reshape(-1, W)
                  for tile, head in zip(tiles, heads)]
-        packed = self.packer.pack(
-            [Segment(np.concatenate(plain[k:k + each]), [len(p) for p in plain[k:k + each]])
-             for k in range(0, len(tiles), each)],
-            lambda parts: self._fits([[(head + len(part)) // W for head, part in zip(heads, some)]
-                                      for some in parts]))
+        segments = [Segment(np.concatenate(plain[k:k + each]), [len(p) for p in plain[k:k + each]])
+                    for k in range(0, len(tiles), each)]
+        spare = 0
+
+        def fits(parts: list[list[bytes]]) -> bool:
+            nonlocal spare
+            sizes = [[(head + len(part)) // W for head, part in zip(heads, some)]
+                     for some in parts]
+            if len(parts) == 1:
+                spare = spare_chunks(sizes[0])
+            return self._fits(sizes)
+        packed = self.packer.pack(segments, fits)
+        if packed.parts is None and spare:
+            # Its first tiles are the larger ones, so all jobs must be: chunks at the end fill them.
+            packed = self.packer.pack([segments[0]._replace(spare=spare)], fits)
         self.tensors.append(dict(
             name=name, mode=packed.mode, how=packed.how, weights=int(q.codes.size),
             at=sum(map(len, self.parts)), raw_bytes=sum(map(len, plain)) * W,

@@ -89,7 +89,8 @@ def packed_jobs(sizes: list[int]) -> dict[str, int] | None:
     """
     most = (1 << next(f.bits for f in FIELDS if f.name == "chunks")) - 1
     total, n = sum(sizes), len(sizes)
-    for chunks in (total // n, -(-total // n)):
+    # The last job may be smaller than the others by much: see :func:`spare_chunks`.
+    for chunks in (total // n, -(-total // n), (total - 1) // max(n - 1, 1)):
         last = total - (n - 1) * chunks
         needed, ahead = 0, True
         for k in range(n - LEAD):
@@ -98,6 +99,17 @@ def packed_jobs(sizes: list[int]) -> dict[str, int] | None:
         if ahead and 1 <= chunks <= most and 1 <= last <= most:
             return dict(chunks=chunks, last_chunks=last)
     return None
+
+
+def spare_chunks(sizes: list[int]) -> int:
+    """Chunks to add to the last tile, so that :func:`packed_jobs` has an answer: jobs as large as
+    the first tiles want them, for all."""
+    n, total, needed, chunks = len(sizes), sum(sizes), 0, -(-sum(sizes) // len(sizes))
+    for k in range(n - LEAD):
+        needed += sizes[k]
+        chunks = max(chunks, -(-needed // (k + LEAD)))
+    # The last job has a chunk at least; and the jobs are then the larger of two sizes.
+    return max((n - 1) * chunks + 1 - total, 0)
 
 
 @dataclass(frozen=True)

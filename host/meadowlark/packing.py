@@ -18,10 +18,12 @@ PACKINGS = ("auto", "raw", "meadow", "entropy")
 class Segment(NamedTuple):
     """Consecutive tiles that are packed together: what follows their row headers.
 
-    plain: uint8[chunks, W]. tiles: chunks of each tile.
+    plain: uint8[chunks, W]. tiles: chunks of each tile. spare: coded chunks at the end that nobody
+    needs.
     """
     plain: np.ndarray
     tiles: Sequence[int]
+    spare: int = 0
 
 
 class Packed(NamedTuple):
@@ -75,12 +77,13 @@ class Packer:
             if options:
                 bits, C, N = min(options)
                 if self.packing == "meadow" or bits < 8 * best.bytes:
-                    made = [pack_meadow(*s, C, N) for s in segments]
+                    made = [pack_meadow(s.plain, s.tiles, C, N, spare=s.spare) for s in segments]
                     best = self._better(best, "meadow", f"C={C} N={N}", made, bound)
         if "entropy" in self._tried:
             code, keep = self._entropy_code(histogram)
             if self.packing == "entropy" or coded_bits(code, histogram) < 8 * best.bytes:
-                made = [pack_entropy(*s, code, keep=keep or k > 0) for k, s in enumerate(segments)]
+                made = [pack_entropy(s.plain, s.tiles, code, keep=keep or k > 0, spare=s.spare)
+                        for k, s in enumerate(segments)]
                 best = self._better(best, "entropy", "same table" if keep else "", made, bound)
         if best.parts is None or not fits(best.parts):
             return Packed("raw", "", None, plain, bound)
@@ -113,10 +116,10 @@ class Packer:
         if C == 4 and any(len(reindexed(s.plain, 2)[0]) > 2 * ENTRIES[4] for s in segments):
             return {}
         sizes = dict.fromkeys(PACKETS, 0)
-        for plain, _ in segments:
-            symbols, ids = reindexed(plain, C)
+        for segment in segments:
+            symbols, ids = reindexed(segment.plain, C)
             if len(symbols) > ENTRIES[C]:
                 return {}
             for N in PACKETS:
-                sizes[N] += meadow_bits(ids.reshape(-1, plain.shape[1]), N)
+                sizes[N] += meadow_bits(ids.reshape(-1, segment.plain.shape[1]), N)
         return sizes

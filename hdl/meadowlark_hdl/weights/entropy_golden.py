@@ -83,7 +83,7 @@ def coded_bits(code: Code, histogram) -> float:
 
 
 def pack_entropy(plain: np.ndarray, tiles: Sequence[int], code: Code | None = None, *,
-                 keep: bool = False) -> tuple[Code, list[bytes]]:
+                 keep: bool = False, spare: int = 0) -> tuple[Code, list[bytes]]:
     """A segment of entropy-coded chunks.
 
     Parameters
@@ -95,6 +95,8 @@ def pack_entropy(plain: np.ndarray, tiles: Sequence[int], code: Code | None = No
         By default the best one.
     keep : bool
         The decoder has the code's tables already.
+    spare : int
+        See :func:`.packing_golden.pack`.
 
     Returns
     -------
@@ -108,4 +110,4 @@ def pack_entropy(plain: np.ndarray, tiles: Sequence[int], code: Code | None = No
     if (np.bincount(lanes.ravel(), minlength=256)[lengths < 0] > 0).any():
         raise ValueError("the code has no word for some of the bytes")
     return code, pack(values.astype(np.int32)[lanes], lengths.astype(np.uint8)[lanes], code,
-                      tiles=tiles, keep=keep)
+                      tiles=tiles, keep=keep, spare=spare)

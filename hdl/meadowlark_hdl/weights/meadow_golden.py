@@ -94,8 +94,8 @@ def meadow_code(ids: np.ndarray, symbols: np.ndarray, N: int) -> tuple[Code, np.
     return code, np.searchsorted(chosen, widths)
 
 
-def pack_meadow(plain: np.ndarray, tiles: Sequence[int], C: int, N: int,
-                ) -> tuple[Code, list[bytes]]:
+def pack_meadow(plain: np.ndarray, tiles: Sequence[int], C: int, N: int, *,
+                spare: int = 0) -> tuple[Code, list[bytes]]:
     """A segment of chunks in MEADOW's packing.
 
     Parameters
@@ -107,6 +107,8 @@ def pack_meadow(plain: np.ndarray, tiles: Sequence[int], C: int, N: int,
         1, 2 or 4.
     N : int
         One of :data:`PACKETS`.
+    spare : int
+        See :func:`.packing_golden.pack`.
 
     Raises
     ------
@@ -128,4 +130,4 @@ def pack_meadow(plain: np.ndarray, tiles: Sequence[int], C: int, N: int,
     values = np.where(first, ids << MODE_BITS | mode, ids)
     return code, pack(np.ascontiguousarray(values.T, np.int32),
                       np.ascontiguousarray(lengths.T, np.uint8), code,
-                      tiles=[n // C for n in tiles])
+                      tiles=[n // C for n in tiles], spare=spare)

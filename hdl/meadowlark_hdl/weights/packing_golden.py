@@ -97,7 +97,7 @@ def phases(W: int) -> np.ndarray:
 
 
 def pack(values: np.ndarray, lengths: np.ndarray, code: Code, *, tiles: Sequence[int],
-         keep: bool = False) -> list[bytes]:
+         keep: bool = False, spare: int = 0) -> list[bytes]:
     """Lay out a segment.
 
     Parameters
@@ -109,6 +109,8 @@ def pack(values: np.ndarray, lengths: np.ndarray, code: Code, *, tiles: Sequence
         Steps of each tile; their sum is ``steps``.
     keep : bool
         The tables of the segment before are the same.
+    spare : int
+        Words of zeros at the end, which nobody needs.
 
     Returns
     -------
@@ -147,7 +149,7 @@ def pack(values: np.ndarray, lengths: np.ndarray, code: Code, *, tiles: Sequence
     word_order = np.concatenate([np.repeat(np.arange(ahead(W)), W),
                                  ahead(W) - 1 + used[lane, step]])
     needed = np.nonzero(word_order < have[lane_order])[0]
-    words = int(needed[-1]) + 1 if len(needed) else 0
+    words = (int(needed[-1]) + 1 if len(needed) else 0) + spare
     stream = np.zeros((words, K), "<u2")
     stream[needed] = lanes[lane_order[needed], word_order[needed]]
 
