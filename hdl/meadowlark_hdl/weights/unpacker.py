@@ -150,7 +150,7 @@ class Unpacker(wiring.Component):
     Golden: :class:`meadowlark_hdl.weights.packing_golden.Unpacker`, bit-exact.
     Timing: C chunks every C cycles (at least ``unpack_cycles``) while words come, a word a cycle,
     also across tiles if the next one is known in time; 9 cycles from a step to its chunk. A segment
-    takes besides W cycles for the first words, about 10, and those of :class:`PreambleReader`.
+    takes besides W cycles for the first words, about 11, and those of :class:`PreambleReader`.
 
     Parameters
     ----------
@@ -264,6 +264,9 @@ class Unpacker(wiring.Component):
 
         # Words, tile after tile; behind the last one what is left, and the checksum.
         trailer = Signal()                              # the next chunk is the checksum
+        differs = Signal(8, reset_less=True)            # the chunk from it, by groups of 4 bits
+        m.d.sync += differs.eq(Cat(self.i.payload.word_select(k, 4) != check.crc.word_select(k, 4)
+                                   for k in range(len(differs))))
         with m.FSM(name="words"):
             with m.State("WORDS"):
                 with m.If(self.ended):
@@ -284,11 +287,13 @@ class Unpacker(wiring.Component):
             with m.State("TRAILER"):
                 m.d.comb += trailer.eq(1)
                 with m.If(self.i.valid):
-                    with m.If(self.i.payload[:32] != check.crc):
-                        m.d.sync += broken.eq(1)
-                    m.d.comb += finished.eq(1)
-                    m.d.sync += self.ended.eq(1)
-                    m.next = "WORDS"
+                    m.next = "VERDICT"
+            with m.State("VERDICT"):
+                with m.If(differs.any()):
+                    m.d.sync += broken.eq(1)
+                m.d.comb += finished.eq(1)
+                m.d.sync += self.ended.eq(1)
+                m.next = "WORDS"
 
         # Chunks go to the preamble, to the lanes, or are the checksum.
         m.d.comb += [
