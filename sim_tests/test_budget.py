@@ -10,7 +10,7 @@ from random_model import random_model
 from meadowlark import budget, cli
 from meadowlark.budget import (choose, coded_size, divergence, grid_for_bits, grid_for_perplexity,
                                rounded, rounded_codes, shares)
-from meadowlark.equalise import _Columns, equalise
+from meadowlark.equalise import SMALLEST_KEY, _Columns, equalise
 from meadowlark.errors import UserError
 from meadowlark.evaluate import negative_log_likelihood, validation_text, windows
 from meadowlark.feedback import Moments
@@ -81,11 +81,15 @@ def test_too_few_bits(tmp_path, seed):
 
 def test_equalise(tmp_path, seed):
     """The same function, with biases and shared heads; rounded, it is wrong by less."""
-    folder = random_model(tmp_path / "m", seed=seed, hidden=64, layers=2, heads=6, kv_heads=2,
-                          head_dim=16, ffn=96, vocab=200, tied=False, attention_bias=True,
-                          mlp_bias=True)
-    model = load_model(folder)
-    rng = np.random.default_rng(seed)
+    ratios = [_equalised(tmp_path / f"m{k}", np.random.default_rng([seed, k])) for k in range(8)]
+    assert np.mean(ratios) < 0.7, ratios       # 0.42 on average; of one model it may be 1.1
+
+
+def _equalised(folder, rng) -> float:
+    """Mean square error of rounded gate rows, columns evened out, divided by that without."""
+    model = load_model(random_model(
+        folder, seed=int(rng.integers(2**31)), hidden=64, layers=2, heads=6, kv_heads=2,
+        head_dim=16, ffn=96, vocab=200, tied=False, attention_bias=True, mlp_bias=True))
 
     def spread():           # some of what a norm gives is large, as in trained models
         return np.exp(rng.normal(0, 1.2, 64)).astype(np.float32)
@@ -107,7 +111,7 @@ def test_equalise(tmp_path, seed):
 
     def wrong(of):
         return np.square(run(rounded(of, 12.0))[1] - want[1]).mean()
-    assert wrong(even) < 0.85 * wrong(model)
+    return float(wrong(even) / wrong(model))
 
 
 def test_equalise_caches(tmp_path, seed):
@@ -137,8 +141,9 @@ def test_equalise_caches(tmp_path, seed):
     np.testing.assert_allclose(ratio[1][:, 0] / ratio[1][:, 1], ratio[0][:, 0] / ratio[0][:, 1],
                                rtol=1e-3)
     pair = ratio[1].max(axis=1)
-    live = pair > pair.max(axis=-1, keepdims=True) / 2
-    assert live.mean() > 0.7        # but for rows of zeros, or nearly so
+    first = ratio[0].max(axis=1)
+    live = first > first.max(axis=-1, keepdims=True) * SMALLEST_KEY     # rows of zeros apart
+    assert live.mean() > 0.5
     assert pair[live].std() / pair[live].mean() < 0.03
     assert after["h"].max() / np.median(after["h"]) \
         < 0.5 * before["h"].max() / np.median(before["h"])
