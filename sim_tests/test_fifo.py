@@ -11,28 +11,23 @@ from meadowlark_hdl.memory.fifo import Queue, RamQueue, Skid
 DEPTH, WIDTH = 8, 12
 
 
+PAUSES = (("give", "take"), [(0.0, 0.0), (0.0, 0.8), (0.8, 0.0), (0.5, 0.5)])
+
+
 @cocotb.test()
-@cocotb.parametrize((("give", "take"), [(0.0, 0.0), (0.0, 0.8), (0.8, 0.0), (0.5, 0.5)]))
+@cocotb.parametrize(PAUSES)
 async def queue(dut, give, take):
-    await start(dut)
-    values = [random.getrandbits(WIDTH) for _ in range(300)]
-    cocotb.start_soon(send(dut, "i", values, give))
-    times: list = []
-    assert await recv(dut, "o", len(values), take, times=times) == values
-    if not give and not take:
-        assert times[-1] - times[0] == len(values) - 1
-    dut.i__valid.value = 1
-    taken = 0
-    for _ in range(3 * DEPTH):
-        await ReadOnly()
-        taken += int(dut.i__ready.value)
-        await RisingEdge(dut.clk)
-    assert taken == DEPTH and dut.o__valid.value
+    await _in_order(dut, give, take, holds=DEPTH)
 
 
 @cocotb.test()
-@cocotb.parametrize((("give", "take"), [(0.0, 0.0), (0.0, 0.8), (0.8, 0.0), (0.5, 0.5)]))
+@cocotb.parametrize(PAUSES)
 async def skid(dut, give, take):
+    await _in_order(dut, give, take, holds=2)
+
+
+async def _in_order(dut, give, take, *, holds):
+    """Everything comes out in order, one a cycle; when nobody takes, ``holds`` elements go in."""
     await start(dut)
     values = [random.getrandbits(WIDTH) for _ in range(300)]
     cocotb.start_soon(send(dut, "i", values, give))
@@ -42,11 +37,11 @@ async def skid(dut, give, take):
         assert times[-1] - times[0] == len(values) - 1
     dut.i__valid.value = 1
     taken = 0
-    for _ in range(6):
+    for _ in range(3 * holds):
         await ReadOnly()
         taken += int(dut.i__ready.value)
         await RisingEdge(dut.clk)
-    assert taken == 2 and dut.o__valid.value
+    assert taken == holds and dut.o__valid.value
 
 
 @cocotb.test()

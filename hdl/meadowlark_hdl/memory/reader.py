@@ -21,8 +21,8 @@ class Reader(wiring.Component):
     chunks before the FIFO: after a stall the core can take a chunk a cycle whatever the width of
     the bus.
 
-    Timing: 3 cycles from a job to its command, then at most 3 cycles from one command to the
-    next and 4 to the first of the next job (while there is room); 7 cycles from the last bus
+    Timing: 3 cycles from a job to its command, then at most 4 cycles from one command to the
+    next and 5 to the first of the next job (while there is room); 7 cycles from the last bus
     word of a chunk to the chunk. One bus word a cycle for tiles of at least 4 bus words.
 
     Source: the loads that run ahead across operators are those of FlashFormer,
