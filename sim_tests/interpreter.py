@@ -64,7 +64,8 @@ class Interpreter:
 
     def run(self, p: Pass, tokens) -> np.ndarray | None:
         self.p, self.tokens = p, tokens
-        self.stream, self.unpacker = self.r["stream_addr"], Unpacker(self.c.W)
+        self.stream, self.unpacker = self.r["stream_addr"], Unpacker(
+            self.c.unpack_lanes, self.c.W)
         self.logits = np.full(self.r["vocab"], 1 << 40)
         pc = self.r["decode_pc" if p.decode else "prefill_pc"]
         while True:

@@ -275,7 +275,8 @@ def test_what_short_headers_hold(mant, wrong):
     assert got[0].tolist() == [1 << 15, 0xFFE0, 1 << 15] and got[1].tolist() == shift
 
 
-@pytest.mark.parametrize("w, parts", [(4, 1), (8, 1), (16, 1), (32, 1), (4, 2), (16, 2)])
+@pytest.mark.parametrize("w, parts", [(4, 1), (8, 1), (16, 1), (32, 1), (4, 2), (16, 2), (16, 4),
+                                      (8, 4)])
 def test_decoder(w, parts, seed):
     config = Config(W=w, unpack_cycles=parts, **CONFIG)
     simulate(PackedWeightDecoder(config), __name__, seed=seed, w=w, parts=parts, blocks=1)

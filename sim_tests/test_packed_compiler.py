@@ -72,6 +72,8 @@ def test_image_keeps_tensors(qm, tmp_path):
     assert Image.load(tmp_path / "x").tensors == image.tensors
     with pytest.raises(UserError, match="packed weights that this board cannot read"):
         image.check_config(CONFIG.replace(packing=0), memory_bytes=1 << 30)
+    with pytest.raises(UserError, match=f"packed for {CONFIG.W} lanes, but .* {CONFIG.W // 2};"):
+        image.check_config(CONFIG.replace(unpack_cycles=4), memory_bytes=1 << 30)
 
 
 def test_a_core_without_the_unpacker(qm):

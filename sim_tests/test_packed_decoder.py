@@ -31,14 +31,14 @@ def random_tensor(W):
              for (_, chunks, _), n in zip(tiles, heads)]
     rows = np.frombuffer(b"".join(sum(plain, [])), np.uint8).reshape(-1, W)
     sizes = [len(part) for part in plain]
-    coded = None
+    coded, lanes = None, int(os.environ["LANES"])
     if random.random() < 0.5:
         for C in random.sample(list(ENTRIES), 3):
             try:
-                coded = pack_meadow(rows, sizes, C, 8)[1]
+                coded = pack_meadow(rows, sizes, C, 8, lanes=lanes)[1]
             except ValueError:
                 continue
-    coded = coded or pack_entropy(rows, sizes)[1]
+    coded = coded or pack_entropy(rows, sizes, lanes=lanes)[1]
     return [({**tag, "packed": 1}, [*chunks[:n], *(int.from_bytes(part[i:i + W], "little")
                                                   for i in range(0, len(part), W))], items)
             for (tag, chunks, items), n, part in zip(tiles, heads, coded)]
@@ -96,7 +96,9 @@ async def damage_and_flush(dut):
         await run(dut, random_tensor(W), 0.0)
 
 
-@pytest.mark.parametrize("w, sleep", [(8, False), (8, True), (16, False)])
-def test_packed_decoder(w, sleep, seed):
-    simulate(PackedWeightDecoder(Config(W=w, packing=3, **CONFIG), sleep=sleep), __name__,
-             seed=seed, w=w)
+@pytest.mark.parametrize("w, pace, sleep", [
+    (8, 1, False), (8, 1, True), (16, 1, False), (16, 4, False), (8, 4, True)])
+def test_packed_decoder(w, pace, sleep, seed):
+    config = Config(W=w, packing=3, unpack_cycles=pace, **CONFIG)
+    simulate(PackedWeightDecoder(config, sleep=sleep), __name__, seed=seed, w=w,
+             lanes=config.unpack_lanes)

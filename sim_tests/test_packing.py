@@ -31,9 +31,10 @@ def random_plain(rng, chunks, W):
         .view(np.uint8)
 
 
-def unpacked(W, segments):
+def unpacked(W, segments, lanes=None):
     """Segments (coded chunks of each tile, plain chunks of each tile) through the golden model."""
-    raw, golden, at, out = b"".join(p for parts, _ in segments for p in parts), Unpacker(W), 0, []
+    raw, at, out = b"".join(p for parts, _ in segments for p in parts), 0, []
+    golden = Unpacker(lanes or W, W)
     for parts, tiles in segments:
         for part, chunks in zip(parts, tiles, strict=True):
             plain, end = golden.tile(raw, at, chunks)
@@ -48,17 +49,18 @@ def test_lossless(seed):
     rng, ways = np.random.default_rng(seed), collections.Counter()
     for _ in range(1000):
         W = int(rng.choice([4, 8, 16, 32]))
+        lanes = int(rng.choice([W, max(4, W // 2)]))
         tiles = rng.integers(1, 12, rng.integers(1, 4)).tolist()
         plain = random_plain(rng, sum(tiles), W)
         way = [0, *ENTRIES][rng.integers(4)]
         try:
-            parts = pack_meadow(plain, tiles, way, int(rng.choice(PACKETS)))[1] if way \
-                else pack_entropy(plain, tiles)[1]
+            parts = pack_meadow(plain, tiles, way, int(rng.choice(PACKETS)), lanes=lanes)[1] \
+                if way else pack_entropy(plain, tiles, lanes=lanes)[1]
         except ValueError as error:
             assert "unique" in str(error) or "cannot be cut" in str(error)
-            way, parts = 0, pack_entropy(plain, tiles)[1]
+            way, parts = 0, pack_entropy(plain, tiles, lanes=lanes)[1]
         ways[way] += 1
-        np.testing.assert_array_equal(unpacked(W, [(parts, tiles)]), plain)
+        np.testing.assert_array_equal(unpacked(W, [(parts, tiles)], lanes), plain)
     assert len(ways) == 4
 
 
@@ -163,10 +165,11 @@ def test_choose_widths(seed):
 
 
 @pytest.mark.parametrize("packing", ["auto", "raw", "meadow", "entropy"])
-def test_packer(packing, seed):
+@pytest.mark.parametrize("lanes", [None, 8])
+def test_packer(packing, lanes, seed):
     """A model's worth of tensors: lossless with the tables that are kept; auto never grows."""
-    rng, packer, stream, plains, modes = np.random.default_rng(seed), Packer(packing), [], [], set()
-    W = 16
+    rng, stream, plains, modes = np.random.default_rng(seed), [], [], set()
+    packer, W = Packer(packing, lanes=lanes), 16
     for k in range(24):
         segments = []
         plain = random_plain(rng, 120, W)
@@ -185,7 +188,7 @@ def test_packer(packing, seed):
             stream += [(parts, s.tiles) for parts, s in zip(packed.parts, segments, strict=True)]
             plains.append(plain)
     if plains:
-        np.testing.assert_array_equal(unpacked(W, stream), np.concatenate(plains))
+        np.testing.assert_array_equal(unpacked(W, stream, lanes), np.concatenate(plains))
     assert len(modes) == (3 if packing == "auto" else 1)
 
 

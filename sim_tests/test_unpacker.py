@@ -30,11 +30,13 @@ def random_segment(rng, W, kind, tiles, spread):
     """-> (plain chunks, coded chunks of each tile). kind: "entropy", or C of MEADOW's packing."""
     plain = weights(rng, sum(tiles), W, spread)
     spare = int(rng.choice([0, 0, 0, 1, 7, 40]))        # words at the end that nobody needs
+    lanes = int(os.environ["LANES"])
     if kind == "entropy":
-        return plain, pack_entropy(plain, tiles, spare=spare)[1]
+        return plain, pack_entropy(plain, tiles, spare=spare, lanes=lanes)[1]
     while len(reindexed(plain, kind)[0]) > ENTRIES[kind]:
         plain &= plain << 1             # fewer levels
-    return plain, pack_meadow(plain, tiles, kind, int(rng.choice(PACKETS)), spare=spare)[1]
+    return plain, pack_meadow(plain, tiles, kind, int(rng.choice(PACKETS)), spare=spare,
+                              lanes=lanes)[1]
 
 
 def kinds():
@@ -92,9 +94,10 @@ async def keeps_tables(dut):
     if "entropy" not in kinds():
         return
     plain = weights(rng, 60, W, 20)
-    code, first = pack_entropy(plain, [20, 40])
+    lanes = int(os.environ["LANES"])
+    code, first = pack_entropy(plain, [20, 40], lanes=lanes)
     some = rng.permutation(plain.ravel()).reshape(plain.shape)
-    _, second = pack_entropy(some, [40, 20], code, keep=True)
+    _, second = pack_entropy(some, [40, 20], code, keep=True, lanes=lanes)
     await run(dut, [([20, 40], plain, first), ([40, 20], some, second)], 0.0)
 
 
@@ -115,7 +118,8 @@ async def full_rate(dut, spread):
         share, steady = len(times) / (times[-1] - began), len(times) / (times[-1] - times[0] + 1)
         cocotb.log.info(f"W {W}, {kind}: {len(times)} chunks, {share:.4f}, steady {steady:.4f}, "
                         f"{8 * sum(map(len, parts)) / plain.size:.3f} bits a weight")
-        pace = 1 if kind in (2, 4) else 1 / int(os.environ["CYCLES"])
+        share_of_lanes = int(os.environ["LANES"]) / W
+        pace = share_of_lanes if kind in (2, 4) else 1 / int(os.environ["CYCLES"])
         share_of_buses = int(os.environ["BUSES"]) * 2 / W
         if share_of_buses < 1:              # words may get to the lanes more slowly than that
             pace = min(pace, 0.95 * share_of_buses * plain.size / sum(map(len, parts)))
@@ -145,8 +149,9 @@ async def corrupt(dut):
         else:
             raw[:] = rng.bytes(len(raw))
         # Behind the checksum there are zeros, which nobody reads.
-        sound = bytes(raw)[:4 - W or None] == b"".join(parts)[:4 - W or None]
-        golden, at, fine = Golden(W), 0, True
+        lanes = int(os.environ["LANES"])
+        sound = bytes(raw)[:4 - lanes or None] == b"".join(parts)[:4 - lanes or None]
+        golden, at, fine = Golden(lanes, W), 0, True
         try:
             for n in tiles:
                 at = golden.tile(bytes(raw), at, n)[1]
@@ -172,8 +177,9 @@ async def corrupt(dut):
 @pytest.mark.parametrize("modes, w, bus, cycles", [
     ("both", 4, 4, 1), ("both", 8, 8, 1), ("both", 16, 16, 1), ("both", 32, 32, 1),
     ("both", 8, 4, 2), ("both", 8, 1, 2), ("entropy", 16, 2, 2), ("entropy", 8, 2, 1),
-    ("meadow", 8, 8, 1)])
+    ("meadow", 8, 8, 1), ("both", 8, 2, 4), ("both", 16, 4, 4), ("entropy", 16, 2, 4)])
 def test_unpacker(w, modes, bus, cycles, seed):
     config = Config(W=w, bus_bytes=bus, unpack_cycles=cycles, **CONFIG)
     dut = Unpacker(config, entropy=modes != "meadow", meadow=modes != "entropy")
-    simulate(dut, __name__, seed=seed, w=w, modes=modes, cycles=cycles, buses=buses(config))
+    simulate(dut, __name__, seed=seed, w=w, modes=modes, cycles=cycles, buses=buses(config),
+             lanes=config.unpack_lanes)

@@ -18,6 +18,8 @@ from typing import Any
 #: ``attrs=`` of an ``amaranth.lib.memory.Memory`` without a promise for colliding reads. Only
 #: synchronous read ports that are not transparent change their meaning.
 NO_RW_CHECK: dict[str, Any] = {"no_rw_check": 1}
+#: The same, and always in block RAM: for wide memories that are shallow enough for LUTs.
+IN_BLOCKS: dict[str, Any] = NO_RW_CHECK | {"ram_style": "block"}
 
 _TOKEN = re.compile(
     r"^  attribute \\no_rw_check .*$"

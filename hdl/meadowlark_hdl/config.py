@@ -47,9 +47,10 @@ class Config:
         Length of the sampler's sorted list.
     packing : int, 0..3
         Packed weights that the decoder reads: 1 entropy-coded, 2 MEADOW's, 3 both, 0 none.
-    unpack_cycles : int, 1 or 2
-        Cycles in which the unpacker, or the unit of the block modes, gives W weights. 2 where
-        memory gives them no sooner: smaller, and a quicker clock.
+    unpack_cycles : int, 1, 2 or 4
+        Cycles in which the unpacker, or the unit of the block modes, gives W weights. More where
+        memory gives them no sooner: 2 is smaller and has a quicker clock, 4 (W from 8 on) is half
+        of that again.
     sv_cycles : int, power of two, at most W / 4
         Cycles in which a lane takes a beat of W values in SV. Only W / sv_cycles of its
         multipliers have an accumulator: logic against time in a tenth of a prefill, and blocks of a
@@ -108,8 +109,9 @@ class Config:
         need(self.context <= 4096, f"context must be at most 4096, not {self.context!r}")
         need(1 <= self.topk <= 32, f"topk must be in 1..32, not {self.topk!r}")
         need(self.packing in range(4), f"packing must be in 0..3, not {self.packing!r}")
-        need(self.unpack_cycles in (1, 2),
-             f"unpack_cycles must be 1 or 2, not {self.unpack_cycles!r}")
+        need(self.unpack_cycles in (1, 2, 4),
+             f"unpack_cycles must be 1, 2 or 4, not {self.unpack_cycles!r}")
+        need(self.unpack_lanes >= 4, f"unpack_cycles must be 1 or 2 with W={self.W}")
         need(_pow2(self.sv_cycles) and self.sv_cycles <= self.W // 4, "sv_cycles must be a power "
              f"of two of at most W / 4={self.W // 4}, not {self.sv_cycles!r}")
         need(self.vector_products in (8, 23),
@@ -136,6 +138,11 @@ class Config:
     def bus_per_chunk(self) -> int:
         """Bus words in a chunk of W bytes."""
         return self.W // self.bus_bytes
+
+    @property
+    def unpack_lanes(self) -> int:
+        """Lanes of the unpacker: each gives a weight in one or two cycles."""
+        return self.W // 2 if self.unpack_cycles == 4 else self.W
 
     @property
     def sv_columns(self) -> int:

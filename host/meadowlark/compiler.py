@@ -47,7 +47,7 @@ class _Stream:
         self.config = config
         self.parts: list[bytes] = []
         self.tensors: list[dict] = []       # see Image.tensors
-        self.packer = Packer(packing, config.packing)
+        self.packer = Packer(packing, config.packing, config.unpack_lanes)
 
     def norm(self, gamma: np.ndarray) -> dict:
         """A tile of gammas, zeros where hidden is padded."""

@@ -189,6 +189,10 @@ class Image:
         if self.needs_packing & ~config.packing:
             raise UserError(f"the image holds packed weights that {core} cannot read; compile the "
                             "model for that board")
+        lanes = Config(**self.config).unpack_lanes
+        if self.needs_packing and lanes != config.unpack_lanes:
+            raise UserError(f"the image holds weights packed for {lanes} lanes, but {core} unpacks "
+                            f"{config.unpack_lanes}; compile the model for that board")
         if self.needs_blocks and not config.block_modes:
             raise UserError(f"the image holds weights in blocks, as GGUF files have them, that "
                             f"{core} cannot read; compile the model for that board")

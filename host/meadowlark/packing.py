@@ -52,15 +52,18 @@ class Packer:
         One of :data:`PACKINGS`. A forced packing falls back to raw where it is impossible.
     able : int, 0..3
         What the core can read, see ``Config.packing``.
+    lanes : int, optional
+        Of the core's unpacker, see ``Config.unpack_lanes``; by default one for each byte of a
+        chunk.
     """
 
-    def __init__(self, packing: str = "auto", able: int = 3) -> None:
+    def __init__(self, packing: str = "auto", able: int = 3, lanes: int | None = None) -> None:
         if packing not in PACKINGS:
             raise ValueError(f"packing must be one of {', '.join(PACKINGS)}, not {packing!r}")
         wanted = ("entropy", "meadow") if packing == "auto" else (packing,)
         self._tried = [mode for bit, mode in ((1, "entropy"), (2, "meadow"))
                        if mode in wanted and able & bit]
-        self.packing = packing
+        self.packing, self.lanes = packing, lanes
         self._code: Code | None = None          # of the last segment
 
     def pack(self, segments: Sequence[Segment],
@@ -77,13 +80,14 @@ class Packer:
             if options:
                 bits, C, N = min(options)
                 if self.packing == "meadow" or bits < 8 * best.bytes:
-                    made = [pack_meadow(s.plain, s.tiles, C, N, spare=s.spare) for s in segments]
+                    made = [pack_meadow(s.plain, s.tiles, C, N, spare=s.spare, lanes=self.lanes)
+                            for s in segments]
                     best = self._better(best, "meadow", f"C={C} N={N}", made, bound)
         if "entropy" in self._tried:
             code, keep = self._entropy_code(histogram)
             if self.packing == "entropy" or coded_bits(code, histogram) < 8 * best.bytes:
-                made = [pack_entropy(s.plain, s.tiles, code, keep=keep or k > 0, spare=s.spare)
-                        for k, s in enumerate(segments)]
+                made = [pack_entropy(s.plain, s.tiles, code, keep=keep or k > 0, spare=s.spare,
+                                     lanes=self.lanes) for k, s in enumerate(segments)]
                 best = self._better(best, "entropy", "same table" if keep else "", made, bound)
         if best.parts is None or not fits(best.parts):
             return Packed("raw", "", None, plain, bound)
@@ -107,10 +111,11 @@ class Packer:
             return self._code, True
         return code, False
 
-    @staticmethod
-    def _meadow_sizes(segments: Sequence[Segment], C: int) -> dict[int, int]:
+    def _meadow_sizes(self, segments: Sequence[Segment], C: int) -> dict[int, int]:
         """Bits by packet length; empty if the table has no room or tiles cannot be cut."""
-        if any(n % C for s in segments for n in s.tiles):
+        W = segments[0].plain.shape[1]
+        lanes = self.lanes or W
+        if any(n * W // lanes % C for s in segments for n in s.tiles):
             return {}
         # Each half of a chunk of 4 is a chunk of 2: too many of those are too many of these.
         if C == 4 and any(len(reindexed(s.plain, 2)[0]) > 2 * ENTRIES[4] for s in segments):
@@ -121,5 +126,5 @@ class Packer:
             if len(symbols) > ENTRIES[C]:
                 return {}
             for N in PACKETS:
-                sizes[N] += meadow_bits(ids.reshape(-1, segment.plain.shape[1]), N)
+                sizes[N] += meadow_bits(ids.reshape(-1, lanes), N)
         return sizes

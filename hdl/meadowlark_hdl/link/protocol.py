@@ -159,7 +159,7 @@ CONFIG_REGS = (
     Field("topk", 6, "longest top_k"),
     Field("dsp", 1, "0 generic, 1 ecp5"),
     Field("packing", 2, "packed weights: bit 0 entropy-coded, bit 1 MEADOW's"),
-    Field("unpack_cycles", 2, "cycles in which packed weights or blocks give W of them"),
+    Field("unpack_cycles", 3, "cycles in which packed weights or blocks give W of them"),
     Field("sv_cycles", 4, "cycles in which a lane takes a beat in SV"),
     Field("vector_products", 5, "multipliers of the vector unit"),
     Field("block_modes", 1, "1: reads blocks of GGUF files"),

@@ -26,8 +26,8 @@ class BlockUnit(wiring.Component):
     Golden: :mod:`.block_golden`, bit-exact.
     Timing: a chunk of scales a cycle, then a beat a cycle: Q8_0 takes a chunk each, the others one
     every two. A beat leaves ``LATENCY`` cycles after its codes left their queue. With
-    ``unpack_cycles`` 2 a beat takes two cycles, its lower half first, and half of the adders are
-    there; it leaves a cycle later. From the last beat
+    ``unpack_cycles`` of 2 or 4 a beat takes as many cycles, its first values first, and there are
+    as many fewer adders; it leaves 1 or 3 cycles later. From the last beat
     of a tile to the first of the next it is 4 cycles and the scales' chunks, or 7. Beats of a tile
     are whole blocks: a multiple of 32 / W. Nothing behind the codes' queue stalls.
 
@@ -91,9 +91,11 @@ class BlockUnit(wiring.Component):
 
         # Codes: a chunk, given in one beat or two.
         codes, half = chunks.o.payload, Signal()
-        issue, chunk_done, upper = Signal(), Signal(), Signal()     # upper: that half of a beat
+        issue, chunk_done = Signal(), Signal()
+        later, upper = Signal(parts - 1), Signal()      # the parts of a beat behind its first
         if parts > 1:
-            m.d.sync += upper.eq(issue)
+            m.d.sync += later.eq(Cat(issue, later[:-1]))
+            m.d.comb += upper.eq(later.any())
         m.submodules.pairs = pairs = Queue(data.StructLayout({"scale": 16, "minimum": 16}),
                                            depth=16)
         late = self.LATENCY - 1 + parts - 1
@@ -162,10 +164,8 @@ class BlockUnit(wiring.Component):
             whole, second, now_upper = how[i // 4]
             code8 = at.word_select(i, 8)
             code = Mux(whole, code8, Mux(second, code8[4:], code8[:4]))
-            if i < V:
-                m.d.sync += q[i].eq(Mux(now_upper, rest[i], code) if parts > 1 else code)
-            else:
-                m.d.sync += rest[i - V].eq(code)
+            into = q[i] if i < V else rest[i - V]
+            m.d.sync += into.eq(Mux(now_upper, rest[i], code) if i < W - V else code)
         pair = delay(m, pairs.o.payload, 1, name="pair")
         at_offset, offset_0 = reg(1, "at_offset"), reg(1, "offset_0")
         d, low = reg(16, "d"), reg(16, "low")
@@ -204,10 +204,10 @@ class BlockUnit(wiring.Component):
         assert GRID + FRAC == 8
 
         done = [t[FRAC:] for t in totals]
-        if parts > 1:
-            lower = [reg(len(t), f"lower{i}") for i, t in enumerate(done)]
-            m.d.sync += [held.eq(t) for held, t in zip(lower, done, strict=True)]
-            done = lower + done
+        for part in range(parts - 1):           # the parts meet; the last one comes last
+            earlier = [reg(len(t), f"earlier{part}_{i}") for i, t in enumerate(done[-V:])]
+            m.d.sync += [held.eq(t) for held, t in zip(earlier, done[:V], strict=True)]
+            done = earlier + done
         m.d.comb += [u.o.valid.eq(delay(m, issue, late, name="valid", reset=True)),
                      u.o.payload.last.eq(delay(m, last, late, name="last"))]
         for i in range(W):

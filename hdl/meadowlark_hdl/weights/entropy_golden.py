@@ -83,7 +83,8 @@ def coded_bits(code: Code, histogram) -> float:
 
 
 def pack_entropy(plain: np.ndarray, tiles: Sequence[int], code: Code | None = None, *,
-                 keep: bool = False, spare: int = 0) -> tuple[Code, list[bytes]]:
+                 keep: bool = False, spare: int = 0, lanes: int | None = None,
+                 ) -> tuple[Code, list[bytes]]:
     """A segment of entropy-coded chunks.
 
     Parameters
@@ -97,6 +98,8 @@ def pack_entropy(plain: np.ndarray, tiles: Sequence[int], code: Code | None = No
         The decoder has the code's tables already.
     spare : int
         See :func:`.packing_golden.pack`.
+    lanes : int, optional
+        Of the unpacker, W or W / 2; by default W.
 
     Returns
     -------
@@ -106,8 +109,10 @@ def pack_entropy(plain: np.ndarray, tiles: Sequence[int], code: Code | None = No
     if code is None:
         code = prefix_code(np.bincount(plain.ravel(), minlength=256))
     values, lengths = code_words(code)
-    lanes = np.ascontiguousarray(plain.T)
-    if (np.bincount(lanes.ravel(), minlength=256)[lengths < 0] > 0).any():
+    W = plain.shape[1]
+    lanes = lanes or W
+    by_lane = np.ascontiguousarray(plain.reshape(-1, lanes).T)
+    if (np.bincount(by_lane.ravel(), minlength=256)[lengths < 0] > 0).any():
         raise ValueError("the code has no word for some of the bytes")
-    return code, pack(values.astype(np.int32)[lanes], lengths.astype(np.uint8)[lanes], code,
-                      tiles=tiles, keep=keep, spare=spare)
+    return code, pack(values.astype(np.int32)[by_lane], lengths.astype(np.uint8)[by_lane], code,
+                      tiles=[n * W // lanes for n in tiles], chunk=W, keep=keep, spare=spare)

@@ -95,20 +95,22 @@ def meadow_code(ids: np.ndarray, symbols: np.ndarray, N: int) -> tuple[Code, np.
 
 
 def pack_meadow(plain: np.ndarray, tiles: Sequence[int], C: int, N: int, *,
-                spare: int = 0) -> tuple[Code, list[bytes]]:
+                spare: int = 0, lanes: int | None = None) -> tuple[Code, list[bytes]]:
     """A segment of chunks in MEADOW's packing.
 
     Parameters
     ----------
     plain : uint8[chunks, W]
     tiles : sequence of int
-        Chunks of each tile, multiples of C.
+        Chunks of each tile; W / lanes times that is a multiple of C.
     C : int
         1, 2 or 4.
     N : int
         One of :data:`PACKETS`.
     spare : int
         See :func:`.packing_golden.pack`.
+    lanes : int, optional
+        Of the unpacker, W or W / 2; by default W.
 
     Raises
     ------
@@ -116,12 +118,14 @@ def pack_meadow(plain: np.ndarray, tiles: Sequence[int], C: int, N: int, *,
         More unique chunks than the table has room for, or a tile that is no multiple of C.
     """
     W = plain.shape[1]
+    lanes = lanes or W
+    steps = [n * W // lanes for n in tiles]
     symbols, ids = reindexed(plain, C)
     if len(symbols) > ENTRIES[C]:
         raise ValueError(f"{len(symbols)} unique chunks of {C}, room for {ENTRIES[C]}")
-    if any(n % C for n in tiles):
+    if any(n % C for n in steps):
         raise ValueError(f"tiles of {tiles!r} chunks cannot be cut into {C} each")
-    ids = ids.reshape(-1, W)
+    ids = ids.reshape(-1, lanes)
     code, modes = meadow_code(ids, symbols, N)
     mode = np.repeat(modes, N, axis=0)[:len(ids)]
     first = (np.arange(len(ids)) % N == 0)[:, None]
@@ -130,4 +134,4 @@ def pack_meadow(plain: np.ndarray, tiles: Sequence[int], C: int, N: int, *,
     values = np.where(first, ids << MODE_BITS | mode, ids)
     return code, pack(np.ascontiguousarray(values.T, np.int32),
                       np.ascontiguousarray(lengths.T, np.uint8), code,
-                      tiles=[n // C for n in tiles], spare=spare)
+                      tiles=[n // C for n in steps], chunk=W, spare=spare)

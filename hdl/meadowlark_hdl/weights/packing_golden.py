@@ -97,20 +97,23 @@ def phases(W: int) -> np.ndarray:
 
 
 def pack(values: np.ndarray, lengths: np.ndarray, code: Code, *, tiles: Sequence[int],
-         keep: bool = False, spare: int = 0) -> list[bytes]:
+         chunk: int, keep: bool = False, spare: int = 0) -> list[bytes]:
     """Lay out a segment.
 
     Parameters
     ----------
     values, lengths : int32[W, steps], uint8[W, steps]
-        Code words of each lane, first bit lowest, and their bits (0..14); W: 4, 8, 16 or 32.
+        Code words of each lane, first bit lowest, and their bits (0..14); W lanes: 4, 8, 16 or 32.
     code : Code
     tiles : sequence of int
         Steps of each tile; their sum is ``steps``.
+    chunk : int
+        Bytes of a chunk of memory, W or 2 * W. A tile has whole ones, and so has the segment: of a
+        chunk of two words the first one's tile has both.
     keep : bool
         The tables of the segment before are the same.
     spare : int
-        Words of zeros at the end, which nobody needs.
+        Chunks of zeros at the end, which nobody needs.
 
     Returns
     -------
@@ -149,20 +152,20 @@ def pack(values: np.ndarray, lengths: np.ndarray, code: Code, *, tiles: Sequence
     word_order = np.concatenate([np.repeat(np.arange(ahead(W)), W),
                                  ahead(W) - 1 + used[lane, step]])
     needed = np.nonzero(word_order < have[lane_order])[0]
-    words = (int(needed[-1]) + 1 if len(needed) else 0) + spare
+    each = chunk // W                                           # words of a chunk
+    words = (int(needed[-1]) + 1 if len(needed) else 0) + spare * each
+    head = len(preamble(code, steps=steps, words=words, keep=keep, W=W))
+    words += -(head // W + words + 1) % each
     stream = np.zeros((words, K), "<u2")
     stream[needed] = lanes[lane_order[needed], word_order[needed]]
 
     ends = np.cumsum(tiles)
     cuts = np.minimum(words, ahead(W) * W + np.searchsorted(step, ends))
     cuts = [0, *cuts[:-1].tolist(), words]
-    parts = [stream[a:b].tobytes() for a, b in zip(cuts, cuts[1:])]
-    parts[0] = preamble(code, steps=steps, words=words, keep=keep, W=W) + parts[0]
-    check = 0
-    for part in parts:
-        check = crc32(part, check)
-    parts[-1] += check.to_bytes(4, "little").ljust(W, b"\0")
-    return parts
+    raw = preamble(code, steps=steps, words=words, keep=keep, W=W) + stream.tobytes()
+    raw += crc32(raw).to_bytes(4, "little").ljust(W, b"\0")
+    cuts = [-(-(head + cut * W) // chunk) * chunk for cut in cuts[1:-1]]
+    return [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)])]
 
 
 class Unpacker:
@@ -171,6 +174,9 @@ class Unpacker:
     Parameters
     ----------
     W : int
+        Lanes, bytes of a word.
+    chunk : int
+        Bytes of a chunk of memory, W (the default) or 2 * W.
 
     Raises
     ------
@@ -178,19 +184,21 @@ class Unpacker:
         From :meth:`tile`, where the gateware raises ``error``.
     """
 
-    def __init__(self, W: int) -> None:
-        self.W, self.K = W, W * 8 // PIECE
+    def __init__(self, W: int, chunk: int | None = None) -> None:
+        self.W, self.K, self.chunk = W, W * 8 // PIECE, chunk or W
         self.steps = 0          # left of the segment
+        self._rest = b""        # of the last chunk
         self._lengths = np.zeros(CLASSES, np.int64)
         self._bases = np.zeros(CLASSES, np.int64)
         self._symbols = b""
 
     def tile(self, raw: bytes, at: int, chunks: int) -> tuple[np.ndarray, int]:
-        """Plain chunks of the next tile: (uint8[chunks, W], where the coded ones end in raw).
+        """Plain chunks of the next tile: (uint8[chunks, chunk], where the coded ones end in raw).
 
         at: where its coded chunks start.
         """
         self._raw, self._at = raw, at
+        chunks *= self.chunk // self.W
         if not self.steps:
             self._preamble()
         if chunks % self.C or chunks // self.C > self.steps:
@@ -206,13 +214,16 @@ class Unpacker:
                 raise PackingError("the checksum is wrong")
         table = np.frombuffer(self._symbols.ljust(TABLE_BYTES, b"\0"), np.uint8)
         table = table.reshape(-1, self.C)
-        return table[out % len(table)].reshape(chunks, self.W), self._at
+        return table[out % len(table)].reshape(-1, self.chunk), self._at
 
     def _take(self, n: int) -> bytes:
-        part = self._raw[self._at:self._at + n]
-        if len(part) < n:
-            raise PackingError("the stream ends")
-        self._at += n
+        while len(self._rest) < n:
+            part = self._raw[self._at:self._at + self.chunk]
+            if len(part) < self.chunk:
+                raise PackingError("the stream ends")
+            self._at += self.chunk
+            self._rest += part
+        part, self._rest = self._rest[:n], self._rest[n:]
         self._check = crc32(part, self._check)
         return part
 
@@ -225,15 +236,14 @@ class Unpacker:
         self._meadow, new = head[0] & 1, head[0] >> 1 & 1
         self.C, self._packet = 1 << (head[0] >> 2 & 3), 1 << (head[0] >> 4 & 15)
         self.steps, self._left = head[1:3]
-        start = self._at
         if new:
             nibbles = np.frombuffer(self._take(4 * CLASS_WORDS), np.uint8)
             self._symbols = self._take(4 * (head[0] >> 16))
+            self._take(-(len(nibbles) + len(self._symbols)) % W)
             self._lengths = np.stack([nibbles & 15, nibbles >> 4], -1).ravel().astype(np.int64)
             code = Code(meadow=bool(self._meadow), lengths=self._lengths,
                         symbols=np.zeros((1, 1), np.uint8))
             self._bases = code.bases()
-        self._take((start - self._at) % W)
         self._count = 0
         self._buffer, self._bits = [0] * W, [0] * W         # not yet used
         self._used, self._widths = (phases(W) * PIECE).tolist(), [0] * W

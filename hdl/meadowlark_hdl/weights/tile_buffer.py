@@ -6,7 +6,7 @@ from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In
 from amaranth.utils import ceil_log2
 
-from ..collisions import NO_RW_CHECK
+from ..collisions import IN_BLOCKS
 from ..config import Config
 from ..signatures import TileFill, TileRead
 
@@ -66,7 +66,7 @@ class TileBuffer(wiring.Component):
         for name, (enable, depth, value, address) in taken.items():
             at = Signal(range(depth))
             shape = value.shape()
-            ram = memory.Memory(shape=shape, depth=2 * depth, init=[], attrs=NO_RW_CHECK)
+            ram = memory.Memory(shape=shape, depth=2 * depth, init=[], attrs=IN_BLOCKS)
             m.submodules[name] = ram
             w, r = ram.write_port(), ram.read_port()
             out = found[name] = Signal(shape, reset_less=True, name=name)

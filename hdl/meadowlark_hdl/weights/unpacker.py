@@ -151,6 +151,8 @@ class Unpacker(wiring.Component):
     Timing: C chunks every C cycles (at least ``unpack_cycles``) while words come, a word a cycle,
     also across tiles if the next one is known in time; 9 cycles from a step to its chunk. A segment
     takes besides W cycles for the first words, about 11, and those of :class:`PreambleReader`.
+    With ``unpack_cycles`` 4 there are W / 2 lanes: an unpacker for chunks of half the size, between
+    a stage that cuts chunks in two and one that joins them.
 
     Parameters
     ----------
@@ -194,9 +196,13 @@ class Unpacker(wiring.Component):
             "busy": Out(1), "error": Out(1), "flush": In(1)})
 
     def elaborate(self, platform):
-        m = Module()
         config, W = self.config, self.config.W
         kinds = {"entropy": self.with_entropy, "meadow": self.with_meadow}
+        if config.unpack_lanes < W:
+            return self._halved(Unpacker(config.replace(
+                W=W // 2, bus_bytes=min(config.bus_bytes, W // 2), unpack_cycles=2,
+                tile_beats=2 * config.tile_beats, sv_cycles=1), **kinds))
+        m = Module()
         m.submodules.preamble = head = PreambleReader(config, **kinds)
         m.submodules.refill = refill = Refill(config)
         lanes = [Lane(config, phase=int(phase), **kinds) for phase in phases(W)]
@@ -396,4 +402,33 @@ class Unpacker(wiring.Component):
         m.d.comb += with_room.eq(room >= Mux(head.log2_c[1], 4, 2))
         m.d.sync += room.eq(after)
         assert exact_log2(TABLE_BYTES // 4) == 9
+        return ResetInserter(self.flush)(m)
+
+    def _halved(self, inner: Unpacker):
+        """Chunks cut in two for ``inner``, and joined behind it."""
+        m = Module()
+        m.submodules.inner = inner
+        bits = 4 * self.config.W
+        upper, kept = Signal(), Signal(bits, reset_less=True)       # of the chunk taken last
+        m.d.comb += [
+            inner.tiles.valid.eq(self.tiles.valid), inner.tiles.payload.eq(self.tiles.payload << 1),
+            self.tiles.ready.eq(inner.tiles.ready),
+            self.ended.eq(inner.ended), inner.resume.eq(self.resume),
+            inner.i.valid.eq(self.i.valid | upper),
+            inner.i.payload.eq(Mux(upper, kept, self.i.payload[:bits])),
+            self.i.ready.eq(inner.i.ready & ~upper)]
+        with m.If(inner.i.valid & inner.i.ready):
+            m.d.sync += upper.eq(~upper)
+        with m.If(~upper):
+            m.d.sync += kept.eq(self.i.payload[bits:])
+        second, lower = Signal(), Signal(bits, reset_less=True)
+        m.d.comb += [
+            inner.o.ready.eq(self.o.ready | ~second),
+            self.o.valid.eq(inner.o.valid & second), self.o.payload.eq(Cat(lower, inner.o.payload)),
+            self.busy.eq(inner.busy | second), self.error.eq(inner.error),
+            inner.flush.eq(self.flush)]
+        with m.If(inner.o.valid & inner.o.ready):
+            m.d.sync += second.eq(~second)
+        with m.If(~second):
+            m.d.sync += lower.eq(inner.o.payload)
         return ResetInserter(self.flush)(m)
