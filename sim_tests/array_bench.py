@@ -38,7 +38,7 @@ class ArrayUnderTest(wiring.Component):
             "norm_start": Out(1), "norm_done": In(1),
             "gamma_addr": In(range(config.tile_beats)), "gamma": Out(Beat(config)),
             "vector_busy": In(1), "store_cmd": ports["store_cmd"],
-            "store": Out(stream.Signature(8 * config.W)),
+            "store": Out(stream.Signature(8 * config.store_bytes)),
             "pass_end": Out(1), "retired": Out(1), "array_active": Out(1), "bad_op": Out(1)})
 
     def elaborate(self, platform):

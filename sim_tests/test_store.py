@@ -26,6 +26,11 @@ async def setup(dut, **timing):
     return c, await begin(dut, "mem", SIZE, bus_bytes=c.bus_bytes, **timing)
 
 
+def random_words(c, chunks):
+    """Parts of words, as the lanes give them."""
+    return [random.getrandbits(8 * c.store_bytes) for _ in range(chunks * c.W // c.store_bytes)]
+
+
 def random_commands(c, count, base=0):
     """Commands with room between them, and their words."""
     commands, words, at = [], [], base
@@ -33,15 +38,15 @@ def random_commands(c, count, base=0):
         n = random.choice([1, 2, 8, random.randint(1, 30)])
         at += random.randrange(3)
         commands.append({"addr": at, "chunks": n})
-        words.append([random.getrandbits(8 * c.W) for _ in range(n)])
+        words.append(random_words(c, n))
         at += n
     return commands, words
 
 
 def put(c, shadow, command, words):
-    for j, value in enumerate(words):
-        at = (command["addr"] + j) * c.W
-        shadow[at:at + c.W] = np.frombuffer(value.to_bytes(c.W, "little"), np.uint8)
+    raw = b"".join(value.to_bytes(c.store_bytes, "little") for value in words)
+    at = command["addr"] * c.W
+    shadow[at:at + len(raw)] = np.frombuffer(raw, np.uint8)
 
 
 async def run(dut, c, memory, commands, words, stall):
@@ -89,7 +94,7 @@ async def cycles_of_a_long_store(dut):
     times = []
     cocotb.start_soon(send(dut, "cmd", [{"addr": 5, "chunks": n}], layout=StoreCommand(),
                            times=times))
-    cocotb.start_soon(send(dut, "words", [random.getrandbits(8 * c.W) for _ in range(n)]))
+    cocotb.start_soon(send(dut, "words", random_words(c, n)))
     while not dut.done.value:
         await RisingEdge(dut.clk)
         await ReadOnly()
@@ -106,7 +111,7 @@ async def pending_from_acceptance_to_completion(dut):
     assert dut.pending.value == 1
     await ClockCycles(dut.clk, 50)              # no data yet
     assert dut.pending.value == 1 and not dut.idle.value
-    await send(dut, "words", [0x1234])
+    await send(dut, "words", random_words(c, 1))
     for _ in range(30):
         await ReadOnly()
         assert dut.pending.value == 1 and not dut.done.value
@@ -156,7 +161,7 @@ async def flush_in_mid_transfer(dut, stall):
         await RisingEdge(dut.clk)
 
 
-@pytest.mark.parametrize("w, bus", [(8, 2), (16, 16), (8, 4)])
+@pytest.mark.parametrize("w, bus", [(8, 2), (16, 16), (8, 4), (16, 2), (8, 8)])
 def test_store(w, bus, seed):
     c = Config(W=w, P=4, bus_bytes=bus, fifo_words=64, burst_words=16)
     simulate(StoreUnit(c), __name__, seed=seed, w=w, bus=bus)

@@ -183,11 +183,12 @@ async def store_once(dut, c, rng, bench, n, words, stall):
     x = rng.integers(-128, 128, (2, c.P, words * c.W))
     await bench.write_acts(x, 4)
     commands = cocotb.start_soon(recv(dut, "store_cmd", 1, stall))
-    stored = cocotb.start_soon(recv(dut, "store", n * words, stall))
+    parts = c.W // c.store_bytes
+    stored = cocotb.start_soon(recv(dut, "store", n * words * parts, stall))
     await bench.execute(Instruction(Op.STORE, addr=1000, row_beats=words, x=4))
     assert unpack(StoreCommand(), (await commands)[0]) == {
         "addr": 1000 + 7 * words, "chunks": n * words}
-    flat = x.reshape(-1, words, c.W)[:n].reshape(-1, c.W)
+    flat = x.reshape(-1, words, c.W)[:n].reshape(-1, c.store_bytes)
     want = [int.from_bytes(bytes(int(v) & 255 for v in word), "little") for word in flat]
     assert await stored == want
 

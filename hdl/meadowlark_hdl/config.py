@@ -145,6 +145,11 @@ class Config:
         return self.W // 2 if self.unpack_cycles == 4 else self.W
 
     @property
+    def store_bytes(self) -> int:
+        """Bytes of a stored word that leave a lane in a cycle: those memory takes, at least 4."""
+        return min(self.W, max(4, self.bus_bytes))
+
+    @property
     def sv_columns(self) -> int:
         """Multipliers of a lane that have a broadcast accumulator: values of a slice."""
         return self.W // self.sv_cycles

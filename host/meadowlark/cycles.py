@@ -70,7 +70,7 @@ class Overheads:
     store_burst : int
         STORE: between bursts.
     store_ahead : int
-        STORE: chunks that are taken ahead of memory.
+        STORE: parts of words that are taken ahead of memory.
     settle : int
         From the last effect of an instruction to its end.
     """
@@ -414,7 +414,8 @@ class _Machine:
             self.storing += n + o.store_burst
             self.memory.write(at + first, n, self.storing)
         # the engine is done when the last chunk is taken, ahead of memory
-        end = max(self.now + chunks, self.storing - o.store_ahead * c.bus_per_chunk)
+        ahead = o.store_ahead * c.store_bytes // c.bus_bytes
+        end = max(self.now + chunks * c.W // c.store_bytes, self.storing - ahead)
         self._work(spent, end - self.now)
         self._lose(spent, o.store)
 

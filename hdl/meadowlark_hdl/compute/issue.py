@@ -11,7 +11,7 @@ from ..signatures import (Beat, FetchedInstruction, InstructionLayout, ModelLayo
                           ResultPort, RopeWrite, StoreCommand, TileRead)
 from .lane import result_cycle
 from .pipeline import delay
-from .tiling_engine import EngineControl, or_levels
+from .tiling_engine import EngineControl, or_levels, store_depth
 
 
 class Issue(wiring.Component):
@@ -25,8 +25,8 @@ class Issue(wiring.Component):
     Timing: control, scale_addr, result and rope are registers. LINEAR: blocks * rows *
     max(row_beats, P) cycles a tile plus 2. QK: keys * row_beats plus 4 a block of a
     tile; SV: sv_cycles times the beats, and the drain of a block: SUM_GAP + P + head_dim * P.
-    EMBED: hidden + 5 a token. ROPE: head_dim/2 + 5 a token. STORE: row_beats a token while the
-    store FIFO has room.
+    EMBED: hidden + 5 a token. ROPE: head_dim/2 + 5 a token. STORE: row_beats * W / store_bytes a
+    token while the store FIFO has room.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ class Issue(wiring.Component):
             # Everything is in use until an instruction says otherwise, so also during a flush.
             "lanes": Out(range(config.P + 1), init=config.P), "attending": Out(1, init=1),
             "store_cmd": Out(stream.Signature(StoreCommand())),
-            "store_room": In(7),
+            "store_room": In(range(store_depth(config) + 1)),
             "pass_end": Out(1), "retired": Out(1), "pc": Out(16), "bad_op": Out(1),
             "array_active": Out(1), "wait_tile": Out(1), "wait_vector": Out(1),
             "wait_store": Out(1),
@@ -85,7 +85,7 @@ class Issue(wiring.Component):
         m = Module()
         config, P, W = self.config, self.config.P, self.config.W
         log2_w, log2_parts = ceil_log2(W), ceil_log2(config.sv_cycles)
-        log2_columns = log2_w - log2_parts
+        log2_columns, log2_stores = log2_w - log2_parts, ceil_log2(W // config.store_bytes)
         instr, pass_, model = self.current, self.pass_, self.model
         c = self.control
         lane = c.lane
@@ -124,7 +124,7 @@ class Issue(wiring.Component):
         last_tile, final_tile = Signal(), Signal()          # the next one, the one in use
         last_block, first_is_last, last_token = Signal(), Signal(), Signal()
         block_end, beat_before_end = Signal(6), Signal(11)
-        row_steps = reg(11)                 # beats of a row; in SV their parts
+        row_steps = reg(11)                 # beats of a row; in SV and STORE their parts
         last_part = Signal()                # of the beat
         # A row of results takes at least P >= 4 cycles, so most ends are known in time.
         m.d.sync += [
@@ -182,13 +182,17 @@ class Issue(wiring.Component):
             (is_embed, Op.EMBED), (is_rope, Op.ROPE), (is_norm, Op.NORM),
             (is_linear, Op.LINEAR), (is_qk, Op.QK), (is_sv, Op.SV))]
 
-        # SV takes a beat in parts. EMBED, ROPE and STORE may begin in their second cycle, so
-        # whether their rows are of one beat must be a register away from the instruction.
-        in_parts = (instr.op == Op.SV) if log2_parts else Const(0)
-        steps = Mux(in_parts, instr.row_beats << log2_parts, instr.row_beats)
-        m.d.sync += [row_steps.eq(steps), one_beat.eq((instr.row_beats == 1) & ~in_parts),
+        # SV and STORE take a beat in parts. EMBED, ROPE and STORE may begin in their second cycle,
+        # so whether their rows are of one beat must be a register away from the instruction.
+        in_parts, by_store = ((instr.op == op) if log2 else Const(0) for op, log2 in (
+            (Op.SV, log2_parts), (Op.STORE, log2_stores)))
+        steps = Mux(in_parts, instr.row_beats << log2_parts,
+                    Mux(by_store, instr.row_beats << log2_stores, instr.row_beats))
+        m.d.sync += [row_steps.eq(steps),
+                     one_beat.eq((instr.row_beats == 1) & ~in_parts & ~by_store),
                      beat_before_end.eq(steps - 2)]
         m.d.comb += last_part.eq((beat[:log2_parts].all() if log2_parts else 1) | ~is_sv)
+        last_store = beat[:log2_stores].all() if log2_stores else Const(1)
 
         # Addresses and the like: they count for nothing where no enable goes with them.
         m.d.sync += [
@@ -198,7 +202,7 @@ class Issue(wiring.Component):
             lane.sc_age.eq(Mux(instr.heads | (age < 0), -1, age)), lane.s_addr.eq(score_addr),
             lane.m_block.eq(block), lane.sum_block.eq(block), lane.sum_keep.eq(key != 0),
             lane.acc_addr.eq(slot_addr), lane.acc_keep.eq(key != 0), lane.dr_sel.eq(element),
-            lane.st_lane.eq(token_lane)]
+            lane.st_lane.eq(token_lane), lane.st_part.eq(beat)]
 
         # The joined result: the array's, or a serial element.
         element_valid = Signal()
@@ -236,7 +240,7 @@ class Issue(wiring.Component):
             self.tile.beat_addr.eq(beat_addr), self.tile.scale_addr.eq(scale_addr),
             self.gamma.eq(self.tile.beat),
             self.tile.release.eq(self.engine_release | release)]
-        # Up to three words are on their way to the count.
+        # Up to three parts of words are on their way to the count.
         with_room = Signal()
         m.d.sync += with_room.eq(self.store_room[2:].any())
         front = Signal()
@@ -477,7 +481,8 @@ class Issue(wiring.Component):
                     m.next = "STORE_WORDS"
             with m.State("STORE_WORDS"):
                 with m.If(with_room):
-                    m.d.sync += [lane.st_en.eq(1), next_beat_of_row(), x_addr.eq(x_addr + 1)]
+                    m.d.sync += [lane.st_en.eq(1), next_beat_of_row(),
+                                 x_addr.eq(x_addr + last_store)]
                     with m.If(last_beat):
                         m.d.sync += [next_token(), x_addr.eq(x_block),
                                      token_lane.eq(token_lane + 1)]

@@ -30,6 +30,7 @@ def lane_schedule(config: Config) -> dict[str, tuple[object, int]]:
         "sel_p": (1, 9),                             # multiply by the probability instead
         "sum_en": (1, 9), "sum_keep": (1, 9), "sum_read": (1, 9), "sum_block": (block, 9),
         "st_en": (1, 10), "st_lane": (range(config.P), 10),
+        "st_part": (range(config.W // config.store_bytes), 10),
         "dot_keep": (1, 13 + tree),                   # add to what is there
         "acc_addr": (block, 13), "acc_en": (1, 14), "acc_keep": (1, 14),
         "dr_en": (1, 14), "dr_sel": (range(config.sv_columns), 14),
@@ -82,9 +83,9 @@ class Lane(wiring.Component):
     beat, beat_out : Beat         Weight chain.
     act, act_out : ActWrite       Write chain of the activation memories.
     result : Out(signed(45))      0 except in the cycle of a result: lanes are OR-ed together.
-    stored : Out(8 * W), stored_valid : Out(W // 4)   Low bytes of the word in the operand
-                                  registers; a STORE of this lane wants them: a bit, the same, for
-                                  each four of them.
+    stored : Out(8 * store_bytes), stored_valid : Out(store_bytes // 4)   A part of the low bytes of
+                                  the word in the operand registers; a STORE of this lane wants it:
+                                  a bit, the same, for each four of them.
     """
 
     def __init__(self, config: Config, *, index: int, attention: str = "sync"):
@@ -96,7 +97,7 @@ class Lane(wiring.Component):
             "beat": In(Beat(config)), "beat_out": Out(Beat(config)),
             "act": In(ActWrite(config)), "act_out": Out(ActWrite(config)),
             "result": Out(signed(Config.ACC_BITS)),
-            "stored": Out(8 * config.W), "stored_valid": Out(config.W // 4),
+            "stored": Out(8 * config.store_bytes), "stored_valid": Out(config.store_bytes // 4),
         })
 
     def elaborate(self, platform):
@@ -235,9 +236,10 @@ class Lane(wiring.Component):
         m.d.comb += self.result.eq(result)
 
         stored_valid = [Signal(reset_less=True, name=f"stored_valid{k}", attrs=OWN)
-                        for k in range(W // 4)]
+                        for k in range(len(self.stored_valid))]
         m.d.sync += [valid.eq(self.c.st_en & (self.c.st_lane == self.index))
                      for valid in stored_valid]
-        m.d.comb += [self.stored.eq(Cat(x[i][:8] for i in range(W))),
+        low = Cat(x[i][:8] for i in range(W))
+        m.d.comb += [self.stored.eq(low.word_select(c.st_part, len(self.stored))),
                      self.stored_valid.eq(Cat(stored_valid))]
         return m

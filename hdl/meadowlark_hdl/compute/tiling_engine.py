@@ -31,6 +31,11 @@ def or_levels(config: Config) -> int:
     return -(-ceil_log2(config.P) // 2)
 
 
+def store_depth(config: Config) -> int:
+    """Parts of words in the store FIFO: 64 words."""
+    return 64 * config.W // config.store_bytes
+
+
 class TilingEngine(wiring.Component):
     """P token lanes x W multipliers, token-parallel and head-sequential.
 
@@ -62,11 +67,9 @@ class TilingEngine(wiring.Component):
     result : Out(ResultPort)
     act : In(ActWrite)                  From the vector unit; lane k's memory is written k + 2
                                         cycles later.
-    store : Out(stream of unsigned(8 * W))  Stored words, token after token.
-    store_room : Out(range)             Words that may still be issued for the store FIFO.
+    store : Out(stream of unsigned(8 * store_bytes))    Stored words in parts, token after token.
+    store_room : Out(range)             Parts that may still be issued for the store FIFO.
     """
-
-    STORE_DEPTH = 64
 
     def __init__(self, config: Config, *, sleep: bool = False):
         self.config, self.sleep = config, sleep
@@ -77,13 +80,13 @@ class TilingEngine(wiring.Component):
             "beat_addr": Out(range(2 * config.tile_beats)), "beat": In(Beat(config)),
             "release": Out(2), "scale": In(RowScale()),
             "result": Out(ResultPort(config)), "act": In(ActWrite(config)),
-            "store": Out(stream.Signature(8 * config.W)),
-            "store_room": Out(range(self.STORE_DEPTH + 1)),
+            "store": Out(stream.Signature(8 * config.store_bytes)),
+            "store_room": Out(range(store_depth(config) + 1)),
         })
 
     def elaborate(self, platform):
         m = Module()
-        config, P, W = self.config, self.config.P, self.config.W
+        config, P = self.config, self.config.P
 
         delays: dict[str, list] = {}
 
@@ -123,7 +126,7 @@ class TilingEngine(wiring.Component):
         results = []
         # Stored words travel along the lanes too: with the control's way to its lane that is the
         # same time for every lane, so they come out in order.
-        word, word_valid = Const(0, 8 * W), Const(0, 1)
+        word, word_valid = Const(0, 8 * config.store_bytes), Const(0, 1)
         for k in range(P):
             lane = Lane(config, index=k, attention=attention)
             m.submodules[f"lane{k}"] = napping(m, lane, f"lane{k}", in_use[k], sleep=self.sleep)
@@ -132,7 +135,7 @@ class TilingEngine(wiring.Component):
                 m.d.comb += getattr(lane.act, name).eq(getattr(act, name))
             chain, beat, act = lane.c_out, lane.beat_out, lane.act_out
             results.append(lane.result)
-            passed = Signal(8 * W, reset_less=True, name=f"word{k}")
+            passed = Signal(len(word), reset_less=True, name=f"word{k}")
             passed_valid = Signal(reset_less=True, name=f"word_valid{k}")
             m.d.sync += [passed_valid.eq(lane.stored_valid[0] | word_valid), *(
                 passed[32 * i:32 * i + 32].eq(
@@ -185,12 +188,13 @@ class TilingEngine(wiring.Component):
         with m.Else():
             m.d.sync += out.lane.eq(out.lane + 1)
 
-        m.submodules.stored = stored = RamQueue(8 * W, depth=self.STORE_DEPTH)
+        depth = store_depth(config)
+        m.submodules.stored = stored = RamQueue(len(word), depth=depth)
         m.d.comb += [stored.i_data.eq(word), stored.i_valid.eq(word_valid)]
         wiring.connect(m, stored.o, wiring.flipped(self.store))
         taken = Signal()
         m.d.sync += taken.eq(self.store.valid & self.store.ready)
-        room = Signal(range(self.STORE_DEPTH + 1), init=self.STORE_DEPTH)
+        room = Signal(range(depth + 1), init=depth)
         m.d.sync += room.eq(room - control.lane.st_en + taken)
         m.d.comb += self.store_room.eq(room)
         return m

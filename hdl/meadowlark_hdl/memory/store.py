@@ -1,4 +1,4 @@
-"""Chunks from the activation memory -> bursts -> memory (KV cache)."""
+"""Words from the activation memory -> bursts -> memory (KV cache)."""
 from __future__ import annotations
 
 from amaranth import Module, Mux, ResetInserter, Signal
@@ -15,8 +15,8 @@ from .port import WritePort
 class StoreUnit(wiring.Component):
     """Writes chunks of int8 values to memory.
 
-    Word j of a command becomes chunk ``addr + j``. Words may come before their command; up to
-    ``WORDS`` are taken ahead.
+    A command's chunks, from ``addr`` on, come in parts of ``store_bytes``. Parts may come before
+    their command; up to ``WORDS`` are taken ahead.
 
     Timing: 3 cycles from a command to its first burst, 3 cycles from the end of a burst to the
     next; within a burst one bus word a cycle. Command and data are offered independently, so
@@ -25,12 +25,12 @@ class StoreUnit(wiring.Component):
     Parameters
     ----------
     config : Config
-        W, bus_bytes, burst_words.
+        W, bus_bytes, store_bytes, burst_words.
 
     Members
     -------
     cmd : In(stream of StoreCommand)
-    words : In(stream of 8 * W bits)
+    words : In(stream of 8 * store_bytes bits)
         Low byte first in memory.
     mem : Out(WritePort)
     done : Out(1)
@@ -46,7 +46,7 @@ class StoreUnit(wiring.Component):
         Nothing in progress and all bursts acknowledged; after a flush as after reset.
     """
 
-    WORDS = 16      # words taken ahead of memory
+    WORDS = 16      # parts taken ahead of memory
     BURSTS = 16     # bursts not yet acknowledged
     COMMANDS = BURSTS + 1
 
@@ -54,17 +54,17 @@ class StoreUnit(wiring.Component):
         self.config = config
         super().__init__({
             "cmd": In(stream.Signature(StoreCommand())),
-            "words": In(stream.Signature(8 * config.W)),
+            "words": In(stream.Signature(8 * config.store_bytes)),
             "mem": Out(WritePort(config)),
             "done": Out(1), "pending": Out(range(self.COMMANDS + 1)),
             "flush": In(1), "idle": Out(1)})
 
     def elaborate(self, platform):
         m = Module()
-        c, bpc = self.config, self.config.bus_per_chunk
-        shift = exact_log2(bpc)
+        c = self.config
+        shift, pieces = exact_log2(c.bus_per_chunk), c.store_bytes // c.bus_bytes
         drop = Signal()
-        words = Queue(8 * c.W, depth=self.WORDS)
+        words = Queue(8 * c.store_bytes, depth=self.WORDS)
         finals = Queue(1, depth=self.BURSTS)        # of each burst: it is its command's last
         m.submodules.words = ResetInserter(drop)(words)
         m.submodules.finals = finals
@@ -116,23 +116,23 @@ class StoreUnit(wiring.Component):
                     with m.If(final | drop):
                         m.next = "COMMAND"
 
-        # A chunk, which of its bus words is next and how many are still to go; then beats, queued
+        # A part, which of its bus words is next and how many are still to go; then beats, queued
         # for memory with their strobe, so that a flush cannot change a beat already offered.
-        chunk = Signal(8 * c.W, reset_less=True)
-        piece, some, one = Signal(range(bpc)), Signal(), Signal()   # some are to go, one is
+        part = Signal(8 * c.store_bytes, reset_less=True)
+        piece, some, one = Signal(range(pieces)), Signal(), Signal()    # some are to go, one is
         m.submodules.beats = beats = Queue(self.mem.w_data.payload.shape(), depth=4)
         wiring.connect(m, beats.o, wiring.flipped(self.mem.w_data))
         form, take = Signal(), Signal()
         m.d.comb += [
             form.eq(owing & (drop | some) & beats.i.ready), beats.i.valid.eq(form),
-            beats.i.payload.data.eq(chunk.word_select(piece, 8 * c.bus_bytes)),
+            beats.i.payload.data.eq(part.word_select(piece, 8 * c.bus_bytes)),
             beats.i.payload.strb.eq(Mux(drop, 0, (1 << c.bus_bytes) - 1)),
             take.eq(words.o.valid & (~some | (form & one))), words.o.ready.eq(take)]
         with m.If(form):
             m.d.sync += [owed.eq(owed - 1), owing.eq(owed != 1), piece.eq(piece + 1),
-                         some.eq(~one), one.eq(piece == bpc - 2)]
+                         some.eq(~one), one.eq(piece == pieces - 2)]
         with m.If(take):
-            m.d.sync += [chunk.eq(words.o.payload), some.eq(1), one.eq(bpc == 1)]
+            m.d.sync += [part.eq(words.o.payload), some.eq(1), one.eq(pieces == 1)]
         with m.If(drop):
             m.d.sync += [piece.eq(0), some.eq(0), one.eq(0)]
 
