@@ -19,7 +19,9 @@ from meadowlark_hdl.collisions import relax
 from meadowlark_hdl.copies import KEEP_APART
 
 from .errors import UserError
+from .files import write_atomic
 from .floorplan import place_hard_blocks
+from .ram_registers import fold_ram_registers
 
 #: What a long step is told about its progress: one short line.
 Progress = Callable[[str], None]
@@ -105,7 +107,8 @@ def synthesise(rtlil: str, directory: Path, *, top: str = "top", options: Sequen
     rtlil : str
         The design, as ``amaranth.back.rtlil`` writes it. Reads of marked memories that collide
         with a write become undefined, see :mod:`meadowlark_hdl.collisions`; marked registers stay
-        apart, see :mod:`meadowlark_hdl.copies`.
+        apart, see :mod:`meadowlark_hdl.copies`. Registers behind block RAMs become those that the
+        RAMs have, see :mod:`.ram_registers`.
     directory : Path
         Gets ``top.il``, ``top.json`` (for :func:`place_and_route`) and ``yosys.log``.
     options : sequence of str
@@ -128,9 +131,11 @@ def synthesise(rtlil: str, directory: Path, *, top: str = "top", options: Sequen
           f"{command} -run :map_ffs", FEW_CONTROL_SETS, f"{command} -run map_ffs:map_luts",
           "splitnets", f"{command} -run map_luts: -json top.json"],
          directory, "yosys.log", _YOSYS_STEP, progress)
-    modules = json.loads((directory / "top.json").read_text())["modules"]
-    cells = modules[top]["cells"].values()
-    return dict(collections.Counter(cell["type"] for cell in cells))
+    netlist = json.loads((directory / "top.json").read_text())
+    module = netlist["modules"][top]
+    if fold_ram_registers(module):
+        write_atomic(directory / "top.json", json.dumps(netlist).encode())
+    return dict(collections.Counter(cell["type"] for cell in module["cells"].values()))
 
 
 def place_and_route(directory: Path, *, device: str = "85k", package: str = "CABGA381",

@@ -9,6 +9,10 @@ from .multiplier import Multiplier, product, product_latency, product_ports
 from .pipeline import delay
 
 
+#: Of a block RAM of an ECP5, as 512 words of 36 or fewer and longer ones.
+RAM_BITS = 512 * 36
+
+
 class Residual(wiring.Component):
     """Four banks of block RAM with read-modify-write, and sums of squares beside them.
 
@@ -92,16 +96,21 @@ class Residual(wiring.Component):
         write = Signal(4)
         write_word = Signal(range(self.words))
         new = reg(signed(bits), "new")
+        # A bank is cut into what a block RAM holds in all its words, so that there is no choice
+        # between block RAMs behind their outputs.
+        cut = max(1, RAM_BITS // max(self.words, 512))
         old = []
         for k in range(4):
-            m.submodules[f"bank{k}"] = bank = memory.Memory(
-                shape=signed(bits), depth=self.words, init=[], attrs=NO_RW_CHECK)
-            read, port = bank.read_port(), bank.write_port()
             value = reg(signed(bits), f"old_{k}")
             old.append(value)
-            m.d.sync += value.eq(read.data)
-            m.d.comb += [read.addr.eq(read_word), port.en.eq(write[k]),
-                         port.addr.eq(write_word), port.data.eq(new)]
+            for at in range(0, bits, cut):
+                some = value[at:at + cut]
+                m.submodules[f"bank{k}_{at}"] = bank = memory.Memory(
+                    shape=len(some), depth=self.words, init=[], attrs=NO_RW_CHECK)
+                read, port = bank.read_port(), bank.write_port()
+                m.d.sync += some.eq(read.data)
+                m.d.comb += [read.addr.eq(read_word), port.en.eq(write[k]),
+                             port.addr.eq(write_word), port.data.eq(new[at:at + cut])]
         valid = delay(m, self.valid, 6, name="valid", reset=True)
         element = self.element if self.width == 4 else Mux(self.norm, self.read_element,
                                                            self.element)

@@ -158,19 +158,19 @@ class TilingEngine(wiring.Component):
                 terms, level = merged, level + 1
             return terms[0]
 
-        # Rows in flight wait here for their results: written 2 cycles after issue with the scale
-        # just read, taken when lane 0's result leaves. Rows are P >= 4 cycles apart and take at
-        # most 15 + 5 + 3 cycles, so 16 entries never fill.
+        # Rows in flight wait here for their results: written 3 cycles after issue, when the scale
+        # stands in its register, taken when lane 0's result leaves. Rows are P >= 4 cycles apart
+        # and take at most 15 + 5 + 3 cycles, so 16 entries never fill.
         row_layout = data.StructLayout({"row": 18, "block": 6, "kind": 2, "scale": RowScale()})
         m.submodules.rows = rows = memory.Memory(shape=row_layout, depth=16, init=[])
         wr, rd = rows.write_port(), rows.read_port(domain="comb")
         wp, rp = Signal(4), Signal(4)
         m.d.comb += [wr.addr.eq(wp), rd.addr.eq(rp),
-                     wr.en.eq(delayed("res_en", control.lane.res_en, 2)),
-                     wr.data.row.eq(delayed("row", control.row, 2)),
-                     wr.data.block.eq(delayed("block", control.block, 2)),
-                     wr.data.kind.eq(delayed("res_kind", control.lane.res_kind, 2)),
-                     wr.data.scale.eq(self.scale)]
+                     wr.en.eq(delayed("res_en", control.lane.res_en, 3)),
+                     wr.data.row.eq(delayed("row", control.row, 3)),
+                     wr.data.block.eq(delayed("block", control.block, 3)),
+                     wr.data.kind.eq(delayed("res_kind", control.lane.res_kind, 3)),
+                     wr.data.scale.eq(delayed("scale", self.scale, 1))]
         with m.If(wr.en):
             m.d.sync += wp.eq(wp + 1)
         # Not the same register as that of the lane which happens to be as late.

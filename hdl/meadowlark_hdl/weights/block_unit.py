@@ -115,33 +115,45 @@ class BlockUnit(wiring.Component):
         with m.Elif(under_way != 0):
             m.d.sync += under_way.eq(under_way - 1)
 
-        # Scales: a word taken apart, 2 or 4 bytes a block, ahead of the codes and at its own pace.
-        # The next word waits in a register, so that the queue does not see who takes it.
-        word, fresh, waits = reg(8 * W, "word"), reg(8 * W, "fresh"), Signal()
-        left_in_word, some, final = Signal(range(W // 2 + 1)), Signal(), Signal()   # final: is 1
+        # Scales: words taken apart, 2 or 4 bytes a block, ahead of the codes and at their own pace.
+        # Two words, in turn; one that is not full takes what the queue offers, so what enables it
+        # is a register.
+        words, full = [reg(8 * W, f"word{k}") for k in range(2)], Signal(2)
+        filled, taken = Signal(), Signal()                      # the one to fill, to take apart
+        place, at_end = Signal(range(W // 2)), Signal()         # in the word; its last one
         left_in_tile, ending = Signal(range(most * W // BLOCK + 1)), Signal()
         each = BLOCK // W                                               # beats a block
         in_block = Signal(range(each)) if each > 1 else Const(0, 1)
-        in_word = Mux(with_minimum, W // 4, W // 2)
-        put, load = Signal(), Signal()
+        put, found = Signal(), Signal(pairs.i.payload.shape(), reset_less=True)
+        next_full = Signal(2)
         m.d.comb += [
-            pairs.o.ready.eq(issue & (in_block == each - 1)), put.eq(some & pairs.i.ready),
-            pairs.i.valid.eq(some), pairs.i.payload.scale.eq(word[:16]),
-            pairs.i.payload.minimum.eq(Mux(with_minimum, word[16:32], 0)),
-            scales.o.ready.eq(~waits), load.eq(waits & (~some | (put & final & ~ending)))]
-        with m.If(~waits):
-            m.d.sync += [fresh.eq(scales.o.payload), waits.eq(scales.o.valid)]
+            pairs.o.ready.eq(issue & (in_block == each - 1)),
+            put.eq(full.bit_select(taken, 1) & (~pairs.i.valid | pairs.i.ready)),
+            pairs.i.payload.eq(found), scales.o.ready.eq(~full.bit_select(filled, 1)),
+            next_full.eq(full)]
+        m.d.sync += full.eq(next_full)
+        for k, word in enumerate(words):
+            with m.If(~full[k]):
+                m.d.sync += word.eq(scales.o.payload)
+        with m.If(scales.o.valid & scales.o.ready):
+            m.d.sync += filled.eq(~filled)
+            m.d.comb += next_full.bit_select(filled, 1).eq(1)
+        with m.If(~pairs.i.valid | pairs.i.ready):
+            word = Mux(taken, words[1], words[0])
+            pair = word.word_select(place[:-1], 32)
+            m.d.sync += [
+                pairs.i.valid.eq(put), found.minimum.eq(Mux(with_minimum, pair[16:], 0)),
+                found.scale.eq(Mux(with_minimum, pair[:16], word.word_select(place, 16)))]
         if each > 1:
             with m.If(issue):
                 m.d.sync += in_block.eq(in_block + 1)
-        with m.If(put):                         # behind the tile's last block there is padding
-            m.d.sync += [word.eq(Mux(with_minimum, word >> 32, word >> 16)),
-                         left_in_word.eq(left_in_word - 1), final.eq(left_in_word == 2),
-                         left_in_tile.eq(left_in_tile - 1), ending.eq(left_in_tile == 2),
-                         some.eq(~final & ~ending)]
-        with m.If(load):
-            m.d.sync += [word.eq(fresh), waits.eq(0), some.eq(1), left_in_word.eq(in_word),
-                         final.eq(in_word == 1)]
+        ends_at = Mux(with_minimum, W // 4, W // 2) - 2
+        with m.If(put):
+            m.d.sync += [place.eq(place + 1), at_end.eq(place == ends_at),
+                         left_in_tile.eq(left_in_tile - 1), ending.eq(left_in_tile == 2)]
+            with m.If(at_end | ending):         # behind the tile's last block there is padding
+                m.d.sync += [taken.eq(~taken), place.eq(0), at_end.eq(ends_at < 0)]
+                m.d.comb += next_full.bit_select(taken, 1).eq(0)
 
         with m.If(u.start):
             wide = (u.mode == Mode.Q4_1)
@@ -152,7 +164,8 @@ class BlockUnit(wiring.Component):
                 to_scales.eq(1), to_codes.eq(1),
                 code_chunks.eq(Mux(u.mode == Mode.Q8_0, u.beats, (u.beats + 1) >> 1)),
                 left_in_tile.eq(u.beats >> exact_log2(each)),
-                ending.eq(u.beats >> exact_log2(each) == 1)]
+                ending.eq(u.beats >> exact_log2(each) == 1),
+                at_end.eq(wide & (W == 4))]
 
         # Stage 0: what was issued, and how its codes lie in the chunk, in registers next to those
         # that take them. Stage 1: the beat's codes; its scale stands for all parts.
