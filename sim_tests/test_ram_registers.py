@@ -35,7 +35,8 @@ def module(cells, ports=()):
 
 
 def test_a_wide_port_is_at_both():
-    m = module({"r": ram(DOA3="a", DOB0="b", DOB1="nobody"), "x": ff("qa", "a"), "y": ff("qb", "b")})
+    outputs = {"DOA3": "a", "DOB0": "b", "DOB1": "nobody"}
+    m = module({"r": ram(**outputs), "x": ff("qa", "a"), "y": ff("qb", "b")})
     assert fold_ram_registers(m) == 2 and list(m["cells"]) == ["r"]
     r = m["cells"]["r"]
     assert r["connections"]["DOA3"] == ["qa"] and r["connections"]["DOB0"] == ["qb"]
@@ -54,14 +55,25 @@ def test_narrow_ports_are_apart():
 
 
 @pytest.mark.parametrize("other", [
-    ff("q", "a", CEMUX="CE", wires={"CE": ["en"]}), ff("q", "a", wires={"LSR": ["rst"]}),
+    ff("q", "a", CEMUX="CE", wires={"CE": ["en"]}),
+    ff("q", "a", CEMUX="INV", wires={"CE": ["en"]}), ff("q", "a", wires={"LSR": ["rst"]}),
     ff("q", "a", LSRMUX="INV"), ff("q", "a", wires={"CLK": ["other"]}), ff("q", "a", CLKMUX="INV"),
     ff("q", "a", attributes={"keep": "1"})],
-    ids=["enable", "reset", "inverted reset", "another clock", "other edge", "kept"])
+    ids=["another enable", "inverted enable", "reset", "inverted reset", "another clock",
+         "other edge", "kept"])
 def test_only_plain_registers(other):
     m = module({"r": ram(DOA3="a", DOB0="b"), "x": other, "y": ff("qb", "b")})
     before = copy.deepcopy(m)
     assert fold_ram_registers(m) == 0 and m == before
+
+
+def test_a_common_enable():
+    change = {"CEMUX": "CE", "wires": {"CE": ["en"]}}
+    m = module({"r": ram(DOA3="a", DOB0="b"), "x": ff("qa", "a", **copy.deepcopy(change)),
+                "y": ff("qb", "b", **change)})
+    assert fold_ram_registers(m) == 2
+    assert m["cells"]["r"]["connections"]["OCEA"] == m["cells"]["r"]["connections"]["OCEB"] == [
+        "en"]
 
 
 @pytest.mark.parametrize("extra", ["register", "port"])

@@ -17,7 +17,8 @@ def fold_ram_registers(module: dict) -> int:
     """Fold them in a module of a flat Yosys JSON netlist, in place.
 
     A port is changed if each of its outputs that anything hears is heard by one flip-flop alone,
-    with the port's clock, without enable and reset. A port of 36 bits has its data at both.
+    with the port's clock, without reset and with the same enable or none. A port of 36 bits has
+    its data at both.
 
     Returns
     -------
@@ -45,29 +46,34 @@ def fold_ram_registers(module: dict) -> int:
 def _fold(ram: dict, ports: str, cells: dict, heard: Mapping) -> int:
     """The flip-flops behind a port, or behind both."""
     wires, found = ram["connections"], {}
+    enables = []
     for name in (name for port in ports for name in _DATA[port]):
         for bit in wires.get(name, []):
             users = heard.get(bit, [])
             if not users:
                 continue
             register = cells.get(users[0]) if len(users) == 1 and users[0] else None
-            if register is None or not _plain(register, wires[f"CLK{ports[-1]}"]):
+            enable = register and _enable(register, wires[f"CLK{ports[-1]}"])
+            if not enable:
                 return 0
             found[name] = users[0]
-    if not found or any(ram["parameters"][f"REGMODE_{port}"] != "NOREG" for port in ports):
+            enables.append(enable)
+    if not found or any(enable != enables[0] for enable in enables) or any(
+            ram["parameters"][f"REGMODE_{port}"] != "NOREG" for port in ports):
         return 0
     for port in ports:
         ram["parameters"][f"REGMODE_{port}"] = "OUTREG"
-        wires[f"OCE{port}"] = ["1"]
+        wires[f"OCE{port}"] = enables[0]
     for name, register in found.items():
         wires[name] = cells.pop(register)["connections"]["Q"]
     return len(found)
 
 
-def _plain(register: dict, clock: list) -> bool:
-    """Takes its input in every cycle of that clock."""
+def _enable(register: dict, clock: list) -> list | None:
+    """What enables it, as a connection; None if it does more than take its input."""
     wires, options = register["connections"], register["parameters"]
-    return (wires["CLK"] == clock and options.get("CLKMUX", "CLK") == "CLK"
-            and (options.get("CEMUX", "").strip() == "1" or wires.get("CE") == ["1"])
-            and options.get("LSRMUX", "LSR") == "LSR" and wires.get("LSR", ["0"]) == ["0"]
-            and not register.get("attributes", {}).get("keep"))
+    enable = {"1": ["1"], "CE": wires.get("CE")}.get(options.get("CEMUX", "").strip())
+    plain = (wires["CLK"] == clock and options.get("CLKMUX", "CLK") == "CLK"
+             and options.get("LSRMUX", "LSR") == "LSR" and wires.get("LSR", ["0"]) == ["0"]
+             and not register.get("attributes", {}).get("keep"))
+    return enable if plain else None

@@ -117,6 +117,7 @@ class Issue(wiring.Component):
         may_start = Signal(init=1)          # timer is 0
         tokens_left = reg(13)               # after this one
         token_lane = reg(range(P))
+        last_lane = Signal()                # it is P - 1
         settle = reg(6)
         # Whether a count is at its end: registers, so that no comparison is in a control's way.
         first_beat, last_beat, one_beat = Signal(), Signal(), Signal()
@@ -145,7 +146,9 @@ class Issue(wiring.Component):
             return [rows_left.eq(rows_left - 1), last_row.eq(rows_left == 1)]
 
         def next_token():
-            return [tokens_left.eq(tokens_left - 1), last_token.eq(tokens_left == 1)]
+            return [tokens_left.eq(tokens_left - 1), last_token.eq(tokens_left == 1),
+                    token_lane.eq(Mux(last_lane, 0, token_lane + 1)),
+                    last_lane.eq(token_lane == P - 2)]
 
         def hold_rows(cycles):
             """The next row starts so many cycles from now at the earliest."""
@@ -210,22 +213,24 @@ class Issue(wiring.Component):
         shift_reg = reg(Beat(config))
         serial = reg(range(W + 1))          # elements still in shift_reg
         next_beat = Signal()                # of the tile, into shift_reg in the next cycle
-        out = self.result
+        out = self.result.payload
+        result = reg(out.shape())
+        m.d.comb += out.eq(result)
         # The element and what belongs to it, a register nearer to the vector unit.
         element_at = {"acc": shift_reg[0], "lane": token_lane, "row": element_row, "block": block}
         element_at = {name: delay(m, value, 1, name=f"element_{name}")
                       for name, value in element_at.items()}
         element_valid_at = delay(m, element_valid, 1, name="element_valid", reset=True)
-        m.d.sync += out.valid.eq(self.engine_result.valid | element_valid_at)
+        m.d.sync += self.result.valid.eq(self.engine_result.valid | element_valid_at)
         serials = {"kind": Const(0, 2), "scale": self.tile.scale} | element_at
         for name, value in serials.items():
             serial_now = Signal(name=f"serial_{name}", reset_less=True, attrs=OWN)
             m.d.sync += serial_now.eq(instr.op == Op.EMBED)
             given = self.engine_result.payload[name]
             with m.If(serial_now):
-                m.d.sync += out.payload[name].eq(value)
+                m.d.sync += result[name].eq(value)
             with m.Else():
-                m.d.sync += out.payload[name].eq(given)
+                m.d.sync += result[name].eq(given)
 
         # Who reads the tile: the vector unit, this block, or the array.
         beat_addr = reg(range(2 * config.tile_beats))       # EMBED and ROPE set it themselves
@@ -276,7 +281,7 @@ class Issue(wiring.Component):
             m.d.sync += [
                 instr.eq(self.instr.payload.instr), self.pc.eq(self.instr.payload.pc),
                 tiles_left.eq(self.instr.payload.instr.tiles),
-                token_lane.eq(0), block.eq(0), tile_base.eq(0), row.eq(0),
+                token_lane.eq(0), last_lane.eq(0), block.eq(0), tile_base.eq(0), row.eq(0),
                 row_no.eq(0), tile_row_no.eq(0), element_row.eq(0),
                 x_first.eq(self.instr.payload.instr.x)]
         with m.FSM():
@@ -340,9 +345,9 @@ class Issue(wiring.Component):
                         m.d.sync += release_now()
                         m.next = "TOKEN_NEXT"
             with m.State("TOKEN_NEXT"):
-                m.d.sync += [next_token(), token_lane.eq(token_lane + 1)]
-                with m.If(token_lane == P - 1):
-                    m.d.sync += [token_lane.eq(0), block.eq(block + 1)]
+                m.d.sync += next_token()
+                with m.If(last_lane):
+                    m.d.sync += block.eq(block + 1)
                 m.next = "TOKEN_TILE"
                 with m.If(last_token):
                     finish(8)
@@ -484,11 +489,9 @@ class Issue(wiring.Component):
                     m.d.sync += [lane.st_en.eq(1), next_beat_of_row(),
                                  x_addr.eq(x_addr + last_store)]
                     with m.If(last_beat):
-                        m.d.sync += [next_token(), x_addr.eq(x_block),
-                                     token_lane.eq(token_lane + 1)]
-                        with m.If(token_lane == P - 1):
-                            m.d.sync += [token_lane.eq(0),
-                                         x_block.eq(x_block + model.block_words),
+                        m.d.sync += [next_token(), x_addr.eq(x_block)]
+                        with m.If(last_lane):
+                            m.d.sync += [x_block.eq(x_block + model.block_words),
                                          x_addr.eq(x_block + model.block_words)]
                         with m.If(last_token):
                             finish(0)

@@ -4,6 +4,7 @@ from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
+from ..collisions import IN_BLOCKS
 from ..config import Config
 from ..copies import OWN
 from ..memory.fifo import RamQueue
@@ -162,9 +163,12 @@ class TilingEngine(wiring.Component):
         # stands in its register, taken when lane 0's result leaves. Rows are P >= 4 cycles apart
         # and take at most 15 + 5 + 3 cycles, so 16 entries never fill.
         row_layout = data.StructLayout({"row": 18, "block": 6, "kind": 2, "scale": RowScale()})
-        m.submodules.rows = rows = memory.Memory(shape=row_layout, depth=16, init=[])
-        wr, rd = rows.write_port(), rows.read_port(domain="comb")
+        m.submodules.rows = rows = memory.Memory(shape=row_layout, depth=16, init=[],
+                                                 attrs=IN_BLOCKS)
+        wr, rd = rows.write_port(), rows.read_port()
         wp, rp = Signal(4), Signal(4)
+        oldest = Signal(row_layout, reset_less=True)        # 3 cycles after the one before left
+        m.d.sync += oldest.eq(rd.data)
         m.d.comb += [wr.addr.eq(wp), rd.addr.eq(rp),
                      wr.en.eq(delayed("res_en", control.lane.res_en, 3)),
                      wr.data.row.eq(delayed("row", control.row, 3)),
@@ -180,8 +184,8 @@ class TilingEngine(wiring.Component):
         gathered = gather(results, "result")
         m.d.comb += out.acc.eq(gathered.as_signed())
         with m.If(head):
-            m.d.sync += [rp.eq(rp + 1), out.row.eq(rd.data.row), out.block.eq(rd.data.block),
-                         out.kind.eq(rd.data.kind), out.scale.eq(rd.data.scale),
+            m.d.sync += [rp.eq(rp + 1), out.row.eq(oldest.row), out.block.eq(oldest.block),
+                         out.kind.eq(oldest.kind), out.scale.eq(oldest.scale),
                          out.lane.eq(0), self.result.valid.eq(1)]
         with m.Elif(out.lane == P - 1):
             m.d.sync += self.result.valid.eq(0)

@@ -151,8 +151,9 @@ class Fetch(wiring.Component):
         a, b = (Signal.like(x, reset_less=True) for x in (mul.a, mul.b))
         m.d.comb += [mul.a.eq(a), mul.b.eq(b)]
         job = Signal(TileJob(c), reset_less=True)
+        # A job takes several cycles to make, so it need not wait for the ready of the one before.
         free, put = Signal(), Signal()
-        m.d.comb += [free.eq(~self.jobs.valid | self.jobs.ready), self.jobs.payload.eq(job)]
+        m.d.comb += [free.eq(~self.jobs.valid), self.jobs.payload.eq(job)]
         with m.If(put):
             m.d.sync += [self.jobs.valid.eq(1), job.mode.eq(work.mode),
                          job.packed.eq(work.packed & (work.src == Src.STREAM)),

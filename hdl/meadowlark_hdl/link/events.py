@@ -6,6 +6,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
+from ..collisions import NO_RW_CHECK
 from ..signatures import TokenEvent
 from .framer import FramePort
 from .protocol import EVENT_BYTES, EVENT_RING, TOKEN
@@ -48,7 +49,8 @@ class EventRing(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.ram = ram = Memory(shape=TokenEvent(), depth=self.ring, init=[])
+        m.submodules.ram = ram = Memory(shape=TokenEvent(), depth=self.ring, init=[],
+                                       attrs=NO_RW_CHECK)     # READ waits until after a write
         # Indices count from the start of the run. 16 bits: a run has at most 4096 + 1 events.
         taken, acked, send = self.count, Signal(16), Signal(16)
 

@@ -196,10 +196,10 @@ class PackedWeightDecoder(wiring.Component):
             m.d.sync += in_beats.eq(0)
         with m.If(take_over):
             m.d.sync += [tag_valid.eq(0), in_header.eq(headed), in_beats.eq(~headed),
-                         bias.eq(tag.header == Header.BIAS),
-                         short.eq(tag.header == Header.SHORT),
-                         header_left.eq(header_size), one_left.eq(header_single),
                          selected.eq(kind), self.error.eq(self.error | ~legal)]
+        with m.If(~in_header):
+            m.d.sync += [bias.eq(tag.header == Header.BIAS), short.eq(tag.header == Header.SHORT),
+                         header_left.eq(header_size), one_left.eq(header_single)]
 
         # What the units get, and whether the next of the chunks is one of these, or a header.
         plain, own = stream.Signature(8 * W).create(), Signal()

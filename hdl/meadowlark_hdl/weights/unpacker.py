@@ -152,7 +152,7 @@ class Unpacker(wiring.Component):
     also across tiles if the next one is known in time; 9 cycles from a step to its chunk. A segment
     takes besides W cycles for the first words, about 11, and those of :class:`PreambleReader`.
     With ``unpack_cycles`` 4 there are W / 2 lanes: an unpacker for chunks of half the size, between
-    a stage that cuts chunks in two and one that joins them.
+    a stage that cuts chunks in two and one that joins them; a chunk then takes 3 cycles at least.
 
     Parameters
     ----------
@@ -409,18 +409,24 @@ class Unpacker(wiring.Component):
         m = Module()
         m.submodules.inner = inner
         bits = 4 * self.config.W
-        upper, kept = Signal(), Signal(bits, reset_less=True)       # of the chunk taken last
+        # A chunk is asked for when ``inner`` has asked and nothing is left of the one before, by a
+        # register: inner may pause, but asks again until it gets what it needs.
+        chunk, left = Signal(2 * bits, reset_less=True), Signal(2)      # and halves that are left
+        asks = Signal()
         m.d.comb += [
             inner.tiles.valid.eq(self.tiles.valid), inner.tiles.payload.eq(self.tiles.payload << 1),
             self.tiles.ready.eq(inner.tiles.ready),
             self.ended.eq(inner.ended), inner.resume.eq(self.resume),
-            inner.i.valid.eq(self.i.valid | upper),
-            inner.i.payload.eq(Mux(upper, kept, self.i.payload[:bits])),
-            self.i.ready.eq(inner.i.ready & ~upper)]
-        with m.If(inner.i.valid & inner.i.ready):
-            m.d.sync += upper.eq(~upper)
-        with m.If(~upper):
-            m.d.sync += kept.eq(self.i.payload[bits:])
+            inner.i.valid.eq(Mux(asks, self.i.valid, left.any())),
+            inner.i.payload.eq(Mux(asks, self.i.payload[:bits],
+                                   Mux(left[0], chunk[:bits], chunk[bits:]))),
+            self.i.ready.eq(asks)]
+        m.d.sync += asks.eq(Mux(asks, ~self.i.valid, inner.i.ready & ~left.any()))
+        with m.If(asks):
+            m.d.sync += [chunk.eq(self.i.payload),
+                         left.eq(Cat(~inner.i.ready, 1) & self.i.valid.replicate(2))]
+        with m.Elif(inner.i.ready):
+            m.d.sync += left.eq(Cat(Const(0, 1), left.all()))
         second, lower = Signal(), Signal(bits, reset_less=True)
         m.d.comb += [
             inner.o.ready.eq(self.o.ready | ~second),
