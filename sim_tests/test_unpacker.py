@@ -69,7 +69,7 @@ async def run(dut, found, stall, times=None, chunk_stall=None, taken=None):
     want = [c for _, plain, _ in found for c in whole(plain.tobytes(), W)]
     got = await recv(dut, "o", len(want), stall, times=times)
     assert got == want, f"chunk {next(i for i in range(len(want)) if got[i] != want[i])}"
-    await ClockCycles(dut.clk, 100)         # the checksum of the last one
+    await ClockCycles(dut.clk, 300)         # the checksum of the last one
     assert not dut.error.value
 
 
@@ -162,7 +162,7 @@ async def corrupt(dut):
         tasks = [cocotb.start_soon(send(dut, "tiles", tiles)),
                  cocotb.start_soon(send(dut, "i", whole(bytes(raw), W)))]
         got = await recv(dut, "o", sum(tiles))
-        await ClockCycles(dut.clk, 100)
+        await ClockCycles(dut.clk, 300)
         assert bool(dut.error.value) == (not fine) == (not sound)
         assert not sound or got == whole(plain.tobytes(), W)
         for task in tasks:
