@@ -15,11 +15,11 @@ from amaranth.back import rtlil
 
 from array_bench import ArrayUnderTest
 from bench import simulate
+from cell_models import CELLS
 from conftest import ICARUS
 from meadowlark.ecp5 import synthesise
 
 CASE = "w4p5"
-MODEL = Path(__file__).with_name("mult18x18d.v")
 FLATTEN = """
 from pyosys import libyosys
 design = libyosys.Design()
@@ -41,7 +41,7 @@ def netlist(component, directory: Path) -> str:
     assert "$mul" not in json.dumps(cells)
     subprocess.run([sys.executable, "-c", FLATTEN], cwd=directory, check=True,
                    stdout=subprocess.DEVNULL)
-    return (directory / "flat.v").read_text() + MODEL.read_text()
+    return (directory / "flat.v").read_text() + CELLS
 
 
 def test_array(seed, tmp_path):
