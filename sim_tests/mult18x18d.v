@@ -7,6 +7,11 @@ module MULT18X18D(
     input C17, C16, C15, C14, C13, C12, C11, C10, C9, C8, C7, C6, C5, C4, C3, C2, C1, C0,
     input SIGNEDA, SIGNEDB, SOURCEA, SOURCEB,
     input CLK3, CLK2, CLK1, CLK0, CE3, CE2, CE1, CE0, RST3, RST2, RST1, RST0,
+    output SIGNEDP,
+    output ROA17, ROA16, ROA15, ROA14, ROA13, ROA12, ROA11, ROA10, ROA9, ROA8, ROA7, ROA6, ROA5,
+    output ROA4, ROA3, ROA2, ROA1, ROA0,
+    output ROB17, ROB16, ROB15, ROB14, ROB13, ROB12, ROB11, ROB10, ROB9, ROB8, ROB7, ROB6, ROB5,
+    output ROB4, ROB3, ROB2, ROB1, ROB0,
     output P35, P34, P33, P32, P31, P30, P29, P28, P27, P26, P25, P24, P23, P22, P21, P20, P19, P18,
     output P17, P16, P15, P14, P13, P12, P11, P10, P9, P8, P7, P6, P5, P4, P3, P2, P1, P0);
     parameter REG_INPUTA_CLK = "NONE";
@@ -51,4 +56,10 @@ module MULT18X18D(
     assign {P35, P34, P33, P32, P31, P30, P29, P28, P27, P26, P25, P24, P23, P22, P21, P20, P19, P18,
             P17, P16, P15, P14, P13, P12, P11, P10, P9, P8, P7, P6, P5, P4, P3, P2, P1, P0}
         = REG_OUTPUT_CLK == "NONE" ? piped : result;
+    // To the ALU54B beside it.
+    assign {ROA17, ROA16, ROA15, ROA14, ROA13, ROA12, ROA11, ROA10, ROA9, ROA8, ROA7, ROA6, ROA5,
+            ROA4, ROA3, ROA2, ROA1, ROA0} = a_used;
+    assign {ROB17, ROB16, ROB15, ROB14, ROB13, ROB12, ROB11, ROB10, ROB9, ROB8, ROB7, ROB6, ROB5,
+            ROB4, ROB3, ROB2, ROB1, ROB0} = b_used;
+    assign SIGNEDP = 1;
 endmodule

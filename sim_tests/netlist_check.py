@@ -1,9 +1,9 @@
 """What synthesis made of the array computes what the golden models say.
 
-The netlist of issue stage and engine for an ECP5 (LUTs, carry chains, flip-flops, MULT18X18D) goes
-through the bench of test_tiling_engine, dot and broadcast mode. Its memories are in distributed
-RAM: Yosys has no model of the block RAM. ``make setup-synth`` installs what this needs, and Icarus
-Verilog runs it (Verilator compiles a netlist for many minutes).
+The netlist of issue stage and engine for an ECP5 (LUTs, carry chains, flip-flops, MULT18X18D,
+ALU54B) goes through the bench of test_tiling_engine, dot and broadcast mode. Its memories are in
+distributed RAM: Yosys has no model of the block RAM. ``make setup-synth`` installs what this needs,
+and Icarus Verilog runs it (Verilator compiles a netlist for many minutes).
 """
 import json
 import subprocess
@@ -15,11 +15,11 @@ from amaranth.back import rtlil
 
 from array_bench import ArrayUnderTest
 from bench import simulate
+from cell_models import CELLS
 from conftest import ICARUS
 from meadowlark.ecp5 import synthesise
 
 CASE = "w4p5"
-MODEL = Path(__file__).with_name("mult18x18d.v")
 FLATTEN = """
 from pyosys import libyosys
 design = libyosys.Design()
@@ -37,11 +37,11 @@ def netlist(component, directory: Path) -> str:
     """Verilog of a component after synthesis, its cells replaced by what they do."""
     cells = synthesise(rtlil.convert(component, name="dut", emit_src=False), directory, top="dut",
                        options=["-nobram"])
-    assert cells["MULT18X18D"] == component.config.W * component.config.P
+    assert cells["MULT18X18D"] == 2 * cells["ALU54B"] == component.config.W * component.config.P
     assert "$mul" not in json.dumps(cells)
     subprocess.run([sys.executable, "-c", FLATTEN], cwd=directory, check=True,
                    stdout=subprocess.DEVNULL)
-    return (directory / "flat.v").read_text() + MODEL.read_text()
+    return (directory / "flat.v").read_text() + CELLS
 
 
 def test_array(seed, tmp_path):

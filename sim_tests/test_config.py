@@ -25,8 +25,9 @@ GOOD = Config(W=16, P=8, bus_bytes=4)
     ({"packing": 4}, r"packing must be in 0\.\.3, not 4"),
     ({"unpack_cycles": 3}, "unpack_cycles must be 1, 2 or 4, not 3"),
     ({"W": 4, "bus_bytes": 4, "unpack_cycles": 4}, "unpack_cycles must be 1 or 2 with W=4"),
-    ({"sv_cycles": 8}, "sv_cycles must be a power of two of at most W / 4=4, not 8"),
-    ({"sv_cycles": 3}, "sv_cycles must be a power of two of at most W / 4=4, not 3"),
+    ({"sv_cycles": 1}, "sv_cycles must be a power of two in 2..W/2=8, not 1"),
+    ({"sv_cycles": 16}, "sv_cycles must be a power of two in 2..W/2=8, not 16"),
+    ({"sv_cycles": 3}, "sv_cycles must be a power of two in 2..W/2=8, not 3"),
     ({"vector_products": 9}, "vector_products must be 8 or 23, not 9"),
     ({"block_modes": 2}, "block_modes must be True or False, not 2"),
     ({"dsp": "intel"}, "dsp must be generic or ecp5, not 'intel'")],
@@ -43,6 +44,6 @@ def test_values_of_a_norm():
 
 
 def test_columns_of_sv():
-    assert [GOOD.replace(sv_cycles=n).sv_columns for n in (1, 2, 4)] == [16, 8, 4]
+    assert [GOOD.replace(sv_cycles=n).sv_columns for n in (2, 4, 8)] == [8, 4, 2]
     assert all(board.config.as_dict() == Config(**board.config.as_dict()).as_dict()
                for board in BOARDS.values())

@@ -5,7 +5,9 @@ import re
 import pytest
 from meadowlark.floorplan import SITES, place_hard_blocks, plan
 
-SITE = re.compile(r"X(\d+)/Y(\d+)/(MULT18_|EBR)(\d)")
+SITE = re.compile(r"X(\d+)/Y(\d+)/(MULT18_|ALU54_|EBR)(\d)")
+OFFSETS = {"MULT18_": {0: 0, 1: 1, 4: 4, 5: 5}, "ALU54_": {3: 3, 7: 7},
+           "EBR": {0: 0, 1: 2, 2: 4, 3: 6}}
 
 
 def array(lanes, columns, memories=8):
@@ -13,7 +15,8 @@ def array(lanes, columns, memories=8):
     cells = {"dut.vector.square.dsp": "MULT18X18D", "dut.tiles.beat.0.0": "DP16KD"}
     for lane in range(lanes):
         name = f"dut.wired.engine.lane{lane}"
-        cells |= {f"{name}.mul{k}.dsp": "MULT18X18D" for k in range(columns)}
+        cells |= {f"{name}.pair{k // 2}.mul{k % 2}": "MULT18X18D" for k in range(columns)}
+        cells |= {f"{name}.pair{k}.alu": "ALU54B" for k in range(columns // 2)}
         cells |= {f"{name}.acts.0.{k}": "DP16KD" for k in range(memories)}
         cells |= {f"{name}.softmax.{what}.0.0": "DP16KD" for what in ("exp2", "scores")}
         cells |= {f"{name}.sum_{k}": "TRELLIS_FF" for k in range(3)}
@@ -35,15 +38,18 @@ def test_every_hard_block_of_the_array_has_its_site(lanes, columns, memories):
                 site = SITE.fullmatch(bel)
                 assert site is not None
                 x, y, kind, k = site.groups()
-                offset = {"MULT18_": {0: 0, 1: 1, 4: 4, 5: 5}, "EBR": {0: 0, 1: 2, 2: 4, 3: 6}}
-                assert int(x) - offset[kind][int(k)] in sites.columns
-                assert int(y) in (sites.multipliers if kind == "MULT18_" else sites.memories)
+                assert int(x) - OFFSETS[kind][int(k)] in sites.columns
+                assert int(y) in (sites.memories if kind == "EBR" else sites.multipliers)
                 at[name] = int(x), int(y)
-        ours = [at[f"dut.wired.engine.lane{lane}.mul{k}.dsp"] for k in range(columns)]
+        name = f"dut.wired.engine.lane{lane}"
+        ours = [at[f"{name}.pair{k // 2}.mul{k % 2}"] for k in range(columns)]
         assert ours == sorted(ours) and len({y for _, y in ours}) == 1
         assert ours[-1][0] - ours[0][0] <= 3 * columns
+        for k in range(columns // 2):       # where nextpnr wants the adder of two multipliers
+            x, y = at[f"{name}.pair{k}.alu"]
+            assert ours[2 * k:2 * k + 2] == [(x - 3, y), (x - 2, y)]
         for k in range(memories):           # below the columns that it feeds
-            x, y = at[f"dut.wired.engine.lane{lane}.acts.0.{k}"]
+            x, y = at[f"{name}.acts.0.{k}"]
             assert abs(x - ours[k * columns // memories][0]) <= 4 and abs(y - ours[0][1]) <= 36
         middle.append((ours[columns // 2][0], ours[0][1]))
     if (lanes, columns) == (8, 16):         # beats go from a lane to one beside it
@@ -62,7 +68,8 @@ def test_netlist_gets_sites(tmp_path):
     cells = {name: {"type": kind, "attributes": {}} for name, kind in array(8, 16).items()}
     source.write_text(json.dumps({"modules": {"top": {"cells": cells}}}))
     assert place_hard_blocks(source, target, "25k") == 0 and not target.exists()
-    assert place_hard_blocks(source, target, "85k") == 8 * 26 + 2
+    assert place_hard_blocks(source, target, "85k") == 8 * 34 + 2
     out = json.loads(target.read_text())["modules"]["top"]["cells"]
-    assert sum("BEL" in cell["attributes"] for cell in out.values()) == 8 * 26 + 2
-    assert out["dut.wired.engine.lane0.mul0.dsp"]["attributes"]["BEL"] == "X49/Y58/MULT18_0"
+    assert sum("BEL" in cell["attributes"] for cell in out.values()) == 8 * 34 + 2
+    assert out["dut.wired.engine.lane0.pair0.mul0"]["attributes"]["BEL"] == "X49/Y58/MULT18_0"
+    assert out["dut.wired.engine.lane0.pair1.alu"]["attributes"]["BEL"] == "X56/Y58/ALU54_7"

@@ -448,7 +448,7 @@ def test_tile_keys_fit_the_instruction_field():
 
 def test_prompt_that_does_not_fit():
     with pytest.raises(ValueError, match=r"^no pass fits at position 0$"):
-        list(prompt_passes(CONFIG.replace(W=4, sv_cycles=1), 7, 1, 0, 4))
+        list(prompt_passes(CONFIG.replace(W=4), 7, 1, 0, 4))
 
 
 def test_every_error_has_a_sentence():

@@ -22,8 +22,8 @@ CONFIGS = {"w8p16": Config(W=8, P=16, bus_bytes=2, act_words=64, score_depth=256
                            tile_rows=16),
            "w16p4sv4": Config(W=16, P=4, bus_bytes=16, act_words=64, score_depth=256,
                               tile_beats=64, tile_rows=16, sv_cycles=4),
-           "w8p5sv2": Config(W=8, P=5, bus_bytes=4, act_words=64, score_depth=256, tile_beats=64,
-                             tile_rows=16, sv_cycles=2),
+           "w8p5sv4": Config(W=8, P=5, bus_bytes=4, act_words=64, score_depth=256, tile_beats=64,
+                             tile_rows=16, sv_cycles=4),
            "w4p5": Config(W=4, P=5, bus_bytes=4, act_words=64, score_depth=256, tile_beats=64,
                           tile_rows=16)}
 
@@ -87,11 +87,10 @@ async def linear(dut, stall, only_last):
 
 
 @cocotb.test(timeout_time=300, timeout_unit="us")
-@cocotb.parametrize(stall=[0.0, 0.9], single=[0, 1])
-async def attention_of_tokens(dut, stall, single):
+@cocotb.parametrize(stall=[0.0, 0.9], single=[0, 1], row_beats=[1, 2])
+async def attention_of_tokens(dut, stall, single, row_beats):
     """Prefill: lanes are tokens, causal mask, several blocks, one or several tiles of keys."""
     c, rng = config(), generator()
-    row_beats = 2
     head_dim = row_beats * c.W
     per_tile = 32
     pos0 = 0 if single else int(rng.integers(20, 60))

@@ -51,10 +51,10 @@ class Config:
         Cycles in which the unpacker, or the unit of the block modes, gives W weights. More where
         memory gives them no sooner: 2 is smaller and has a quicker clock, 4 (W from 8 on) is half
         of that again.
-    sv_cycles : int, power of two, at most W / 4
-        Cycles in which a lane takes a beat of W values in SV. Only W / sv_cycles of its
-        multipliers have an accumulator: logic against time in a tenth of a prefill, and blocks of a
-        long prompt's pass (their accumulators are as many fewer).
+    sv_cycles : int, power of two, 2..W/2
+        Cycles in which a lane takes a beat of W values in SV. W / sv_cycles of its multipliers
+        have an accumulator, at most one of two that share an adder: logic against time in a tenth
+        of a prefill, and blocks of a long prompt's pass (their accumulators are as many fewer).
     vector_products : int, 8 or 23
         Multipliers of the vector unit. 23: each has one job. 8: those that are never busy at once
         are one, and NORM does a value a cycle instead of four; results are the same.
@@ -62,7 +62,7 @@ class Config:
         The decoder reads blocks of GGUF files (modes Q8_0, Q4_0, Q4_1). Without, such models are
         run from int8 weights.
     dsp : str
-        "generic" (inferred products, for simulation) or "ecp5" (MULT18X18D instances).
+        "generic" (inferred products, for simulation) or "ecp5" (MULT18X18D and ALU54B instances).
     """
     W: int
     P: int
@@ -80,7 +80,7 @@ class Config:
     topk: int = 32
     packing: int = 0
     unpack_cycles: int = 1
-    sv_cycles: int = 1
+    sv_cycles: int = 2
     vector_products: int = 23
     block_modes: bool = True
     dsp: str = "generic"
@@ -112,8 +112,8 @@ class Config:
         need(self.unpack_cycles in (1, 2, 4),
              f"unpack_cycles must be 1, 2 or 4, not {self.unpack_cycles!r}")
         need(self.unpack_lanes >= 4, f"unpack_cycles must be 1 or 2 with W={self.W}")
-        need(_pow2(self.sv_cycles) and self.sv_cycles <= self.W // 4, "sv_cycles must be a power "
-             f"of two of at most W / 4={self.W // 4}, not {self.sv_cycles!r}")
+        need(_pow2(self.sv_cycles) and 2 <= self.sv_cycles <= self.W // 2, "sv_cycles must be a "
+             f"power of two in 2..W/2={self.W // 2}, not {self.sv_cycles!r}")
         need(self.vector_products in (8, 23),
              f"vector_products must be 8 or 23, not {self.vector_products!r}")
         need(self.block_modes in (0, 1),
@@ -125,14 +125,14 @@ class Config:
     X_BITS = 16         # an activation
     ACC_BITS = 45       # 18 + 16 + log2(2048)
     DOT_BITS = 34       # product of a weight and an activation
-    BROADCAST_BITS = 24         # product of an int8 value and a probability of at most 2**15
-    PV_BITS = 36        # sum of those over 4096 keys
+    PV_BITS = 36        # int8 value times a probability of at most 2**15, over 4096 keys
     SCORE_BITS = 18     # 10 fractional bits
     RESID_BITS = 27     # residual, saturating (stored in 32)
     SUMSQ_BITS = 64
     LOGIT_BITS = 32     # 12 fractional bits
     TOKEN_BITS = 18
     ACC_SLOTS = 16      # depth of the broadcast accumulators, in slices of sv_columns
+    ACC_TURN = 4        # cycles from a slice to the same slice, at least
 
     @property
     def bus_per_chunk(self) -> int:

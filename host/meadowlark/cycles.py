@@ -441,8 +441,7 @@ class _Machine:
         rows = 1 + (1 << self.regs["head_log2"])
         for blocks in self._kv_tiles(i, p, spent):
             for keys, last in blocks:
-                # An accumulator takes two cycles.
-                self._work(spent, keys * max(2, i["row_beats"] * self.c.sv_cycles))
+                self._work(spent, keys * max(self.c.ACC_TURN, i["row_beats"] * self.c.sv_cycles))
                 if last:
                     self._work(spent, rows * self.c.P)
                     self._lose(spent, self.o.sum_gap)

@@ -1,4 +1,4 @@
-"""Where the array stands on an ECP5: sites for its multipliers and block RAMs.
+"""Where the array stands on an ECP5: sites for its multipliers, their adders and block RAMs.
 
 A chip whose multipliers are nearly all in use leaves a placer little choice where they go, and the
 analytic one of nextpnr takes them as they come: the columns of a lane end up all over the chip, and
@@ -22,7 +22,8 @@ from .files import write_atomic
 class Sites:
     """Hard blocks of a chip, in tiles: they stand in groups of four, each four in one row.
 
-    columns: x of each group, the same for both kinds. multipliers, memories: y of their rows.
+    columns: x of each group, the same for both kinds. multipliers, memories: y of their rows. Of
+    four multipliers the first two have an adder, and the others.
     Read off placements by nextpnr that used every site.
     """
     columns: tuple[int, ...]
@@ -35,11 +36,11 @@ _85K = Sites(columns=(4, 13, 22, 31, 40, 49, 58, 69, 78, 87, 96, 105, 114),
 #: By nextpnr's name of the device.
 SITES = {"85k": _85K, "um-85k": _85K, "um5g-85k": _85K}
 
-_LANE = re.compile(r"\bengine\.lane(\d+)\.(mul(\d+)\.|acts\.|softmax\.)")
+_LANE = re.compile(r"\bengine\.lane(\d+)\.(pair\d+\.|acts\.|softmax\.)")
 #: Of the vector unit: in the middle of the ring. Of the tile buffer: beside the first lane.
 _VECTOR = re.compile(r"\bvector\.")
 _TILES = re.compile(r"\btiles\.beat\b")
-_MULTIPLIER, _MEMORY = "MULT18X18D", "DP16KD"
+_MULTIPLIER, _ADDER, _MEMORY = "MULT18X18D", "ALU54B", "DP16KD"
 
 
 def plan(cells: Mapping[str, str], sites: Sites) -> dict[str, str]:
@@ -60,7 +61,7 @@ def plan(cells: Mapping[str, str], sites: Sites) -> dict[str, str]:
     """
     lanes: dict[int, dict[str, list[str]]] = {}
     for name, kind in cells.items():
-        if kind in (_MULTIPLIER, _MEMORY) and (found := _LANE.search(name)):
+        if kind in (_MULTIPLIER, _ADDER, _MEMORY) and (found := _LANE.search(name)):
             lanes.setdefault(int(found[1]), {}).setdefault(kind, []).append(name)
     products = [len(lane.get(_MULTIPLIER, ())) for lane in lanes.values()]
     have = 4 * len(sites.columns) * len(sites.multipliers)
@@ -80,6 +81,9 @@ def plan(cells: Mapping[str, str], sites: Sites) -> dict[str, str]:
     for (_, lane), (y, first) in zip(sorted(lanes.items()), slots, strict=True):
         for k, name in enumerate(sorted(lane[_MULTIPLIER], key=_natural)):
             fix(name, _multiplier(sites, y, 4 * first + k))
+        # nextpnr takes a pair and its adder with a site each, or none of them.
+        for k, name in enumerate(sorted(lane.get(_ADDER, ()), key=_natural)):
+            fix(name, _adder(sites, y, 2 * first + k))
         memories = sorted(lane.get(_MEMORY, ()), key=_natural)
         columns = [name for name in memories if ".acts." in name]
         others = [name for name in memories if ".acts." not in name]
@@ -175,6 +179,12 @@ def _multiplier(sites: Sites, y: int, site: int) -> str:
     group, k = divmod(site, 4)
     at = (0, 1, 4, 5)[k]
     return f"X{sites.columns[group] + at}/Y{y}/MULT18_{at}"
+
+
+def _adder(sites: Sites, y: int, site: int) -> str:
+    group, k = divmod(site, 2)
+    at = (3, 7)[k]
+    return f"X{sites.columns[group] + at}/Y{y}/ALU54_{at}"
 
 
 def _memory(sites: Sites, y: int, site: int) -> str:

@@ -9,7 +9,7 @@ from ..copies import OWN
 from ..isa import Op
 from ..signatures import (Beat, FetchedInstruction, InstructionLayout, ModelLayout, PassLayout,
                           ResultPort, RopeWrite, StoreCommand, TileRead)
-from .lane import result_cycle
+from .lane import DRAIN_LATER, result_cycle
 from .pipeline import delay
 from .tiling_engine import EngineControl, or_levels, store_depth
 
@@ -24,9 +24,9 @@ class Issue(wiring.Component):
 
     Timing: control, scale_addr, result and rope are registers. LINEAR: blocks * rows *
     max(row_beats, P) cycles a tile plus 2. QK: keys * row_beats plus 4 a block of a
-    tile; SV: sv_cycles times the beats, and the drain of a block: SUM_GAP + P + head_dim * P.
-    EMBED: hidden + 5 a token. ROPE: head_dim/2 + 5 a token. STORE: row_beats * W / store_bytes a
-    token while the store FIFO has room.
+    tile; SV: sv_cycles times the beats, ACC_TURN cycles a key at least, and the drain of a block:
+    SUM_GAP + P + head_dim * P. EMBED: hidden + 5 a token. ROPE: head_dim/2 + 5 a token. STORE:
+    row_beats * W / store_bytes a token while the store FIFO has room.
 
     Parameters
     ----------
@@ -174,8 +174,9 @@ class Issue(wiring.Component):
         drains = reg()                      # the block sees its last key in this tile
         last_keys = Signal()                # no keys after this tile
         m.d.sync += last_keys.eq(keys_left == tile_keys)
-        # An accumulator takes two cycles: SV with one beat a key issues every other cycle.
-        held = Signal()
+        # The slices of the next key are those of this one: not sooner than the accumulators allow.
+        held = Signal(Config.ACC_TURN - 2) # a bit for each cycle to wait
+        short = Signal()                    # a key has two slices, else ACC_TURN at least
 
         # What the instruction is, in registers: constant from its second cycle on.
         is_embed, is_rope, is_norm, is_linear, is_qk, is_sv = (
@@ -187,14 +188,14 @@ class Issue(wiring.Component):
 
         # SV and STORE take a beat in parts. EMBED, ROPE and STORE may begin in their second cycle,
         # so whether their rows are of one beat must be a register away from the instruction.
-        in_parts, by_store = ((instr.op == op) if log2 else Const(0) for op, log2 in (
-            (Op.SV, log2_parts), (Op.STORE, log2_stores)))
+        in_parts = instr.op == Op.SV
+        by_store = (instr.op == Op.STORE) if log2_stores else Const(0)
         steps = Mux(in_parts, instr.row_beats << log2_parts,
                     Mux(by_store, instr.row_beats << log2_stores, instr.row_beats))
         m.d.sync += [row_steps.eq(steps),
                      one_beat.eq((instr.row_beats == 1) & ~in_parts & ~by_store),
-                     beat_before_end.eq(steps - 2)]
-        m.d.comb += last_part.eq((beat[:log2_parts].all() if log2_parts else 1) | ~is_sv)
+                     beat_before_end.eq(steps - 2), short.eq(is_sv & (row_steps == 2))]
+        m.d.comb += last_part.eq(beat[:log2_parts].all() | ~is_sv)
         last_store = beat[:log2_stores].all() if log2_stores else Const(1)
 
         # Addresses and the like: they count for nothing where no enable goes with them.
@@ -204,8 +205,12 @@ class Issue(wiring.Component):
             lane.sc_addr.eq(score_addr), lane.sc_block.eq(block), lane.sc_first.eq(key == 0),
             lane.sc_age.eq(Mux(instr.heads | (age < 0), -1, age)), lane.s_addr.eq(score_addr),
             lane.m_block.eq(block), lane.sum_block.eq(block), lane.sum_keep.eq(key != 0),
-            lane.acc_addr.eq(slot_addr), lane.acc_keep.eq(key != 0), lane.dr_sel.eq(element),
-            lane.st_lane.eq(token_lane), lane.st_part.eq(beat)]
+            lane.acc_to.eq(slot_addr), lane.acc_keep.eq(is_sv & (key != 0)),
+            lane.dr_sel.eq(element[log2_parts:]), lane.st_lane.eq(token_lane),
+            lane.st_part.eq(beat)]
+        # Values follow each other in the slices of a beat before they do in a slice.
+        to_drain = Cat(element[:log2_parts], slot_addr[log2_parts:])
+        m.d.sync += lane.acc_addr.eq(delay(m, to_drain, DRAIN_LATER, name="to_drain"))
 
         # The joined result: the array's, or a serial element.
         element_valid = Signal()
@@ -432,11 +437,10 @@ class Issue(wiring.Component):
                 with m.If(unseen <= 0):
                     m.next = "BLOCK_NEXT"
             with m.State("KEYS"):
-                with m.If(held):
-                    m.d.sync += held.eq(0)
-                with m.Else():
+                m.d.sync += [lane.acc_addr.eq(slot_addr), held.eq(held >> 1)]
+                with m.If(~held[0]):
                     m.d.sync += [
-                        self.array_active.eq(1), held.eq(is_sv & one_beat),
+                        self.array_active.eq(1),
                         lane.sc_en.eq(is_qk & last_beat), lane.acc_en.eq(is_sv),
                         lane.sum_en.eq(is_sv & first_beat), next_beat_of_row(),
                         addr.eq(addr + last_part), x_addr.eq(x_addr + 1),
@@ -444,7 +448,7 @@ class Issue(wiring.Component):
                     with m.If(last_beat):
                         m.d.sync += [next_row(), x_addr.eq(x_block), slot_addr.eq(slot),
                                      score_addr.eq(score_addr + 1), key.eq(key + 1),
-                                     age.eq(age + 1)]
+                                     age.eq(age + 1), held.eq(short.replicate(len(held)))]
                         with m.If(last_row):
                             m.next = "BLOCK_NEXT"
                             with m.If(drains):
@@ -459,8 +463,10 @@ class Issue(wiring.Component):
                 with m.If(may_start):
                     m.d.sync += [lane.dr_en.eq(1), lane.res_en.eq(1), lane.res_kind.eq(2),
                                  hold_rows(P - 1), element.eq(element + 1)]
+                    with m.If(element[:log2_w].all()):
+                        m.d.sync += slot_addr.eq(slot_addr + config.sv_cycles)
                     with m.If(element[:log2_columns].all()):
-                        m.d.sync += [slot_addr.eq(slot_addr + 1), next_beat_of_row()]
+                        m.d.sync += next_beat_of_row()
                         with m.If(last_beat):
                             m.next = "BLOCK_NEXT"
             with m.State("BLOCK_NEXT"):

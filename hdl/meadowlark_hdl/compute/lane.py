@@ -9,7 +9,7 @@ from ..config import Config
 from ..copies import OWN
 from ..signatures import ActWrite, Beat
 from .adder import GatedAdder
-from .multiplier import Multiplier
+from .product_pair import ProductPair
 from .softmax import SoftmaxUnit
 
 
@@ -32,7 +32,9 @@ def lane_schedule(config: Config) -> dict[str, tuple[object, int]]:
         "st_en": (1, 10), "st_lane": (range(config.P), 10),
         "st_part": (range(config.W // config.store_bytes), 10),
         "dot_keep": (1, 13 + tree),                   # add to what is there
-        "acc_addr": (block, 13), "acc_en": (1, 14), "acc_keep": (1, 14),
+        "acc_addr": (block, 10),                     # slice to read; to drain: DRAIN_LATER
+        "acc_keep": (1, 10),                         # add to what is there; not in dot mode
+        "acc_to": (block, 13), "acc_en": (1, 13),    # slice to write
         "dr_en": (1, 14), "dr_sel": (range(config.sv_columns), 14),
         "res_en": (1, 14 + tree), "res_kind": (2, 14 + tree),
         "sc_en": (1, 17 + tree), "sc_addr": (range(config.score_depth), 17 + tree),
@@ -42,9 +44,10 @@ def lane_schedule(config: Config) -> dict[str, tuple[object, int]]:
 
 
 BEAT_CYCLE = 10         #: cycle in which the beat stands in lane 0's register
+DRAIN_LATER = 3         #: cycles after the rest of a drain's control to present its ``acc_addr``
 
-#: What each column of a lane hears at once; on a chip every pair of columns has its own registers.
-COLUMN_CONTROL = ("sel_p", "acc_en", "acc_keep", "acc_addr", "dr_en", "dr_sel")
+#: What all accumulators of a lane hear at once; on a chip every two have their own registers.
+COLUMN_CONTROL = ("sel_p", "acc_en", "acc_keep", "acc_addr", "acc_to", "dr_en", "dr_sel")
 
 
 def result_cycle(config: Config) -> int:
@@ -61,8 +64,9 @@ class Lane(wiring.Component):
     """One token lane.
 
     Dot mode (LINEAR, QK): ``acc = sum(beat * x)`` over the beats of a row by an adder tree.
-    Broadcast mode (SV): the accumulators of a slice, one for each of the first ``sv_columns``
-    multipliers, take ``beat * p``, p a probability of this lane's SoftmaxUnit; 16 slices in LUTRAM.
+    Broadcast mode (SV): the ``sv_columns`` accumulators of a slice, one for every ``sv_cycles``
+    columns, take ``beat * p``, p a probability of this lane's SoftmaxUnit; 16 slices in LUTRAM.
+    The first adders of both are those of :class:`.ProductPair`.
     Source: parallel and broadcasting PEs of MEADOW, arXiv:2503.11663, section IV, on the same
     multipliers.
     Golden: :mod:`.tiling_engine_golden`.
@@ -111,15 +115,15 @@ class Lane(wiring.Component):
         beat = reg(Beat(config), "beat_reg")
         m.d.sync += [c.eq(self.c), beat.eq(self.beat)]
         m.d.comb += [self.c_out.eq(c), self.beat_out.eq(beat)]
-        columns_of_sv = config.sv_columns
-        near = [c] * columns_of_sv              # by column
+        with_sum = range(0, W, config.sv_cycles)    # columns with an accumulator
+        near = {i: c for i in with_sum}             # what they hear
         if config.dsp != "generic":             # simulation would only pay for it
-            pairs = [Signal(data.StructLayout({
-                name: lane_schedule(config)[name][0] for name in COLUMN_CONTROL}),
-                reset_less=True, name=f"pair{i}", attrs=OWN)
-                for i in range(columns_of_sv // 2)]
-            m.d.sync += [pair[name].eq(self.c[name]) for pair in pairs for name in COLUMN_CONTROL]
-            near = [pairs[i // 2] for i in range(columns_of_sv)]
+            for k in range(0, config.sv_columns, 2):
+                two = Signal(data.StructLayout({
+                    name: lane_schedule(config)[name][0] for name in COLUMN_CONTROL}),
+                    reset_less=True, name=f"near{k // 2}", attrs=OWN)
+                m.d.sync += [two[name].eq(self.c[name]) for name in COLUMN_CONTROL]
+                near |= {i: two for i in with_sum[k:k + 2]}
 
         # Activation memory: written from the chain, one lane at a time.
         act = reg(data.StructLayout({
@@ -153,55 +157,53 @@ class Lane(wiring.Component):
         x = [reg(signed(18), f"x{i}") for i in range(W)]
         for i in range(W):
             m.d.sync += x[i].eq(found[i])
-        for i in range(columns_of_sv):
+        for i in with_sum:
             with m.If(near[i].sel_p):
                 m.d.sync += x[i].eq(softmax.p)
-        products = []
-        for i in range(W):
-            m.submodules[f"mul{i}"] = mul = Multiplier(dsp=config.dsp)
-            m.d.comb += [mul.a.eq(x[i]), mul.b.eq(beat[i])]
-            products.append(mul.p)
+        pairs = []
+        for i in range(0, W, 2):
+            m.submodules[f"pair{i // 2}"] = pair = ProductPair(dsp=config.dsp)
+            m.d.comb += [pair.a0.eq(x[i]), pair.b0.eq(beat[i]),
+                         pair.a1.eq(x[i + 1]), pair.b1.eq(beat[i + 1])]
+            pairs.append(pair)
 
         # Dot: adder tree, a register a level, then the accumulator.
-        level, width = 0, Config.DOT_BITS
-        terms = [p[:width].as_signed() for p in products]
+        level, width = 0, Config.DOT_BITS + 1
+        terms = [reg(signed(width), f"sum{level}_{i}") for i in range(len(pairs))]
+        m.d.sync += [term.eq(pair.r) for term, pair in zip(terms, pairs, strict=True)]
         while len(terms) > 1:
-            width += 1
+            level, width = level + 1, width + 1
             sums = [reg(signed(width), f"sum{level}_{i}") for i in range(len(terms) // 2)]
             for i, s in enumerate(sums):
                 m.d.sync += s.eq(terms[2 * i] + terms[2 * i + 1])
-            level, terms = level + 1, sums
+            terms = sums
         acc = reg(signed(Config.ACC_BITS), "acc")
         m.submodules.accumulate = accumulate = GatedAdder(Config.ACC_BITS, dsp=config.dsp)
         m.d.comb += [accumulate.a.eq(acc), accumulate.keep.eq(c.dot_keep),
                      accumulate.b.eq(terms[0])]
         m.d.sync += acc.eq(accumulate.o)
 
-        # Broadcast: read in cycle 13, add and write in cycle 14; the LUTRAM shows the new value in
-        # cycle 15, so a slice may come again after two cycles.
-        columns, written = [], []
-        for i in range(columns_of_sv):
-            product, base = (reg(signed(bits), f"{name}{i}") for name, bits in (
-                ("product", Config.BROADCAST_BITS), ("base", Config.PV_BITS)))
-            m.submodules[f"add{i}"] = add = GatedAdder(Config.PV_BITS, dsp=config.dsp)
+        # Broadcast: read in cycle 10, added in the pair, written in cycle 13; the LUTRAM shows the
+        # new value in cycle 14, ACC_TURN cycles later.
+        columns = []
+        for i in with_sum:
+            pair, base = pairs[i // 2], reg(signed(Config.PV_BITS), f"base{i}")
+            broadcast = reg(1, f"broadcast{i}")
             m.submodules[f"pv{i}"] = pv = memory.Memory(
                 shape=signed(Config.PV_BITS), depth=Config.ACC_SLOTS, init=[])
             pv_wr, pv_rd = pv.write_port(domain=self.attention), pv.read_port(domain="comb")
-            if i == 0 or near[i] is not near[i - 1]:
-                written.append(reg(pv_rd.addr.shape(), f"written{i}"))
-                m.d[self.attention] += written[-1].eq(near[i].acc_addr)
-            m.d[self.attention] += [product.eq(products[i]), base.eq(pv_rd.data)]
-            m.d.comb += [pv_rd.addr.eq(near[i].acc_addr), pv_wr.addr.eq(written[-1]),
-                         pv_wr.en.eq(near[i].acc_en), add.a.eq(base),
-                         add.keep.eq(near[i].acc_keep), add.b.eq(product),
-                         pv_wr.data.eq(add.o)]
+            m.d[self.attention] += base.eq(pv_rd.data)
+            m.d.sync += broadcast.eq(near[i].sel_p)
+            m.d.comb += [pv_rd.addr.eq(near[i].acc_addr), pv_wr.addr.eq(near[i].acc_to),
+                         pv_wr.en.eq(near[i].acc_en), pv_wr.data.eq(pair.r), pair.c.eq(base),
+                         pair.keep.eq(near[i].acc_keep), pair.broadcast.eq(broadcast)]
             columns.append(base)
         # Drain: four columns a step, in cycles 14 and 15; the value stays until the next.
         groups = []
-        for i in range(0, columns_of_sv, 4):
-            some = reg(signed(Config.PV_BITS), f"group{i // 4}")
-            with m.If(near[i].dr_en):
-                m.d[self.attention] += some.eq(Array(columns[i:i + 4])[near[i].dr_sel[:2]])
+        for i in range(0, len(columns), 4):
+            some, heard = reg(signed(Config.PV_BITS), f"group{i // 4}"), near[with_sum[i]]
+            with m.If(heard.dr_en):
+                m.d[self.attention] += some.eq(Array(columns[i:i + 4])[heard.dr_sel[:2]])
             groups.append(some)
         drained = groups[0]
         if len(groups) > 1:

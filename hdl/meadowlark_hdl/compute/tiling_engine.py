@@ -17,7 +17,7 @@ def EngineControl(config: Config) -> data.StructLayout:
     """What the issue stage presents each cycle.
 
     lane: the lanes' fields. beat_addr: tile-buffer address of the beat ({half, beat}).
-    part: in SV, which of the beat's ``sv_cycles`` parts the first ``sv_columns`` multipliers take.
+    part: in SV, which of each ``sv_cycles`` values of the beat the column of the first one takes.
     release: the two halves of the tile buffer to give back after this beat. row, block: of a
     result (lane.res_en).
     """
@@ -115,14 +115,15 @@ class TilingEngine(wiring.Component):
         attention = nap(m, "attention", self.attending, sleep=self.sleep, linger=P + 32)
         in_use = [delayed(f"in_use{k}", self.lanes > k, k) for k in range(P)]
 
-        # In SV one part of the beat after the other stands in front of the first columns.
-        columns, part = config.sv_columns, delayed("part", control.part, BEAT_CYCLE - 1)
+        # In SV one value after the other stands in front of the column that has an accumulator.
+        part = delayed("part", control.part, BEAT_CYCLE - 1)
         beat = Signal(Beat(config), name="beat_in")
         m.d.comb += beat.eq(self.beat)
         with m.Switch(part):
             for k in range(1, config.sv_cycles):
                 with m.Case(k):
-                    m.d.comb += [beat[i].eq(self.beat[k * columns + i]) for i in range(columns)]
+                    m.d.comb += [beat[i].eq(self.beat[i + k])
+                                 for i in range(0, config.W, config.sv_cycles)]
         act = self.act
         results = []
         # Stored words travel along the lanes too: with the control's way to its lane that is the

@@ -201,7 +201,7 @@ class Unpacker(wiring.Component):
         if config.unpack_lanes < W:
             return self._halved(Unpacker(config.replace(
                 W=W // 2, bus_bytes=min(config.bus_bytes, W // 2), unpack_cycles=2,
-                tile_beats=2 * config.tile_beats, sv_cycles=1), **kinds))
+                tile_beats=2 * config.tile_beats, sv_cycles=2), **kinds))
         m = Module()
         m.submodules.preamble = head = PreambleReader(config, **kinds)
         m.submodules.refill = refill = Refill(config)
