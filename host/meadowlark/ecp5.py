@@ -26,12 +26,18 @@ from .ram_registers import fold_ram_registers
 #: What a long step is told about its progress: one short line.
 Progress = Callable[[str], None]
 
-_YOSYS = """
+#: What comes behind coarse synthesis in place of a command, and that step's log.
+_FIRST_STATES, _COARSE_LOG = "first states", "coarse.log"
+_YOSYS = f"""
 import sys
+from pathlib import Path
+from meadowlark.ecp5 import first_states
 from pyosys import libyosys
 design = libyosys.Design()
 for command in sys.argv[1:]:
-    libyosys.run_pass(command, design)
+    for each in (first_states(Path("{_COARSE_LOG}").read_text()) if command == "{_FIRST_STATES}"
+                 else [command]):
+        libyosys.run_pass(each, design)
 """
 
 #: Synthesis turns "0 where this bit is set" into a synchronous reset, "hold" into a clock enable,
@@ -40,6 +46,13 @@ for command in sys.argv[1:]:
 FEW_CONTROL_SETS = " ".join([
     "dfflegalize -minsrst 64 -mince 4", "-cell $_DFF_?_ 01 -cell $_DFF_?P?_ r -cell $_SDFF_?P?_ r",
     "-cell $_DFFE_??_ 01 -cell $_DFFE_?P??_ r -cell $_SDFFE_?P??_ r"])
+
+#: State registers of Amaranth's FSMs, whose first state is 0. Yosys gives those a bit a state that
+#: have no initial value: fewer levels of logic. A first state is then 1.
+_STATES = "w:*_state"
+_STATES_OPEN = f"setattr -unset init {_STATES}"
+_RECODED = re.compile(r"^Recoding FSM `\$fsm\$\\(\S+)\$\d+' .*\n.*one-hot.*\n +([01]+) -> ([-1]+)$",
+                      re.MULTILINE)
 
 #: What reports count: name -> cell of nextpnr.
 CELLS = {"lut": "TRELLIS_COMB", "ff": "TRELLIS_FF", "dsp": "MULT18X18D", "bram": "DP16KD"}
@@ -125,10 +138,11 @@ def synthesise(rtlil: str, directory: Path, *, top: str = "top", options: Sequen
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "top.il").write_text(relax(rtlil))
     command = " ".join(["synth_ecp5", "-top", top, *options])
-    # Split nets: with some vectors abc9 of Yosys 0.70 stops at an assertion about widths.
     others = [f"read_verilog {path.resolve()}" for path in verilog]
-    _run([sys.executable, "-c", _YOSYS, *others, "read_rtlil top.il", KEEP_APART,
-          f"{command} -run :map_ffs", FEW_CONTROL_SETS, f"{command} -run map_ffs:map_luts",
+    # Split nets: with some vectors abc9 of Yosys 0.70 stops at an assertion about widths.
+    _run([sys.executable, "-c", _YOSYS, *others, "read_rtlil top.il", KEEP_APART, _STATES_OPEN,
+          f"tee -o {_COARSE_LOG} {command} -run :map_ram", _FIRST_STATES,
+          f"{command} -run map_ram:map_ffs", FEW_CONTROL_SETS, f"{command} -run map_ffs:map_luts",
           "splitnets", f"{command} -run map_luts: -json top.json"],
          directory, "yosys.log", _YOSYS_STEP, progress)
     netlist = json.loads((directory / "top.json").read_text())
@@ -136,6 +150,16 @@ def synthesise(rtlil: str, directory: Path, *, top: str = "top", options: Sequen
     if fold_ram_registers(module):
         write_atomic(directory / "top.json", json.dumps(netlist).encode())
     return dict(collections.Counter(cell["type"] for cell in module["cells"].values()))
+
+
+def first_states(log: str) -> list[str]:
+    """Yosys commands that give state registers their first state back, from a log of ``fsm``."""
+    commands = [f"setattr -set init 0 {_STATES}"]
+    for name, state, code in _RECODED.findall(log):
+        if "1" in state or not code.endswith("1"):
+            raise UserError(f"Yosys has found another first state of {name} than 0")
+        commands.append(f"setattr -set init 1 w:{name}")
+    return commands
 
 
 def place_and_route(directory: Path, *, device: str = "85k", package: str = "CABGA381",

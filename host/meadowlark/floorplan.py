@@ -40,6 +40,8 @@ _LANE = re.compile(r"\bengine\.lane(\d+)\.(pair\d+\.|acts\.|softmax\.)")
 #: Of the vector unit: in the middle of the ring. Of the tile buffer: beside the first lane.
 _VECTOR = re.compile(r"\bvector\.")
 _TILES = re.compile(r"\btiles\.beat\b")
+#: On the way to them, beside the tile buffer.
+_WEIGHTS = re.compile(r"\b(decoder|reader|tiles)\.")
 _MULTIPLIER, _ADDER, _MEMORY = "MULT18X18D", "ALU54B", "DP16KD"
 
 
@@ -114,6 +116,11 @@ def plan(cells: Mapping[str, str], sites: Sites) -> dict[str, str]:
     below, first = slots[0]
     stretch = range(4 * first, 4 * (first + groups))
     gather(some(_TILES, _MEMORY), [_memory(sites, max(sites.memories), s) for s in stretch][::2])
+    # What brings weights lies beyond the lanes, where there is no multiplier.
+    middle = 4 * first + 2 * groups
+    gather(some(_WEIGHTS, _MEMORY), [
+        _memory(sites, max(sites.memories), s) for s in sorted(
+            range(4 * len(sites.columns)), key=lambda s: abs(s - middle))][::2])
     spare = len(sites.columns) % groups
     middle_of_chip = range(4 * (first - spare), 4 * (first + groups))
     gather(some(_VECTOR, _MEMORY), [

@@ -227,7 +227,9 @@ class Issue(wiring.Component):
                       for name, value in element_at.items()}
         element_valid_at = delay(m, element_valid, 1, name="element_valid", reset=True)
         m.d.sync += self.result.valid.eq(self.engine_result.valid | element_valid_at)
-        serials = {"kind": Const(0, 2), "scale": self.tile.scale} | element_at
+        # EMBED's scale stands long before its first element.
+        serials = {"kind": Const(0, 2),
+                   "scale": delay(m, self.tile.scale, 1, name="element_scale")} | element_at
         for name, value in serials.items():
             serial_now = Signal(name=f"serial_{name}", reset_less=True, attrs=OWN)
             m.d.sync += serial_now.eq(instr.op == Op.EMBED)
