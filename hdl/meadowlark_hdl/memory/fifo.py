@@ -6,6 +6,7 @@ from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..collisions import NO_RW_CHECK
+from ..copies import OWN
 
 
 def _power_of_two(name: str, value: int, least: int) -> int:
@@ -61,38 +62,45 @@ class Queue(wiring.Component):
 
 
 class Skid(wiring.Component):
-    """Two elements in registers: cuts valid, payload and ready of a wide stream.
+    """Two elements in registers, in turn: cuts ready and valid of a wide stream.
 
-    Timing: 1 cycle from ``i`` to ``o``, one element a cycle; every output is a register.
+    Timing: 1 cycle from ``i`` to ``o``, one element a cycle; what enables an element's register is
+    a register, and so is what chooses between the two, once for each 32 bits.
 
     Parameters
     ----------
-    shape : shape-like
-        Of the elements.
+    width : int
+        Bits of an element.
 
     Members
     -------
-    i : In(stream of shape)
-    o : Out(stream of shape)
+    i, o : In, Out(stream of width bits)
     """
 
-    def __init__(self, shape):
-        self.shape = shape
-        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
+    def __init__(self, width: int):
+        self.width = width
+        super().__init__({"i": In(stream.Signature(width)), "o": Out(stream.Signature(width))})
 
     def elaborate(self, platform):
         m = Module()
-        payload = Signal(self.shape, reset_less=True)
-        spare = Signal(self.shape, reset_less=True)     # came when the first could not leave
-        ready = Signal(init=1)                          # nothing in it
-        m.d.comb += [self.i.ready.eq(ready), self.o.payload.eq(payload)]
-        with m.If(ready):
-            m.d.sync += spare.eq(self.i.payload)
-        with m.If(~self.o.valid | self.o.ready):
-            m.d.sync += [payload.eq(Mux(ready, self.i.payload, spare)), ready.eq(1),
-                         self.o.valid.eq(self.i.valid | ~ready)]
-        with m.Elif(self.i.valid):
-            m.d.sync += ready.eq(0)
+        words = [Signal(self.width, name=f"word{k}", reset_less=True) for k in range(2)]
+        full, after, filled, took = Signal(2), Signal(2), Signal(), Signal()
+        turns = [Signal(name=f"turn{k}", attrs=OWN) for k in range(-(-self.width // 32))]
+        m.d.comb += [self.i.ready.eq(~full.all()), self.o.valid.eq(full.any()),
+                     took.eq(self.o.valid & self.o.ready), after.eq(full)]
+        m.d.sync += full.eq(after)
+        m.d.sync += [turn.eq(turn ^ took) for turn in turns]
+        for k, word in enumerate(words):
+            with m.If(~full[k]):
+                m.d.sync += word.eq(self.i.payload)
+        with m.If(took):
+            m.d.comb += after.bit_select(turns[0], 1).eq(0)
+        with m.If(self.i.valid & self.i.ready):
+            m.d.sync += filled.eq(~filled)
+            m.d.comb += after.bit_select(filled, 1).eq(1)
+        for k, turn in enumerate(turns):
+            part = slice(32 * k, min(32 * k + 32, self.width))
+            m.d.comb += self.o.payload[part].eq(Mux(turn, words[1][part], words[0][part]))
         return m
 
 

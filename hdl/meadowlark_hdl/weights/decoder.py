@@ -6,6 +6,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..config import Config
+from ..copies import OWN
 from ..isa import Header, Mode
 from ..memory.fifo import Skid
 from ..signatures import DecoderItem, RowScale, TileFill, TileTag
@@ -232,14 +233,17 @@ class PackedWeightDecoder(wiring.Component):
         # the last item the second chunk may be missing.
         hold = Signal(8 * W, reset_less=True)
         second = Signal()           # of a chunk's two items (SHORT), of an item's two chunks (BIAS)
+        seconds = [Signal(name=f"second_{i}", attrs=OWN) for i in range(W // 4)]    # near the data
         chunk, load, take, again = chunks.payload, Signal(), Signal(), Signal()
         m.d.comb += [
             load.eq(in_header & ~busy & own), take.eq(load & chunks.valid),
             last_header.eq(take & one_left),
             again.eq(short & ~second & ~one_left),      # the chunk stays
             head.eq(take & (~bias | second | one_left))]
-        pair = Cat(Mux(second, hold, chunk), chunk)
-        part = Mux(second, chunk[4 * W:], chunk[:4 * W])
+        pair = Cat(*(Mux(late, hold.word_select(i, 32), chunk.word_select(i, 32))
+                     for i, late in enumerate(seconds)), chunk)
+        part = Cat(Mux(seconds[i // 2], chunk[4 * W:].word_select(i, 16),
+                       chunk.word_select(i, 16)) for i in range(W // 4))
         for i in range(W // 4):
             both, single, small = (pair.word_select(i, 64), chunk.word_select(i, 32),
                                    part.word_select(i, 16))
@@ -250,10 +254,11 @@ class PackedWeightDecoder(wiring.Component):
                 scales[i].mant.eq(form[:16]), scales[i].shift.eq(form[16:]),
                 scales[i].bias.eq(Mux(bias, both[32:], 0).as_signed())]
         with m.If(take):
-            m.d.sync += [header_left.eq(header_left - 1), one_left.eq(header_left == 2),
-                         second.eq(Mux(short, again, ~head))]
-        with m.If(~second):
-            m.d.sync += hold.eq(chunk)
+            m.d.sync += [header_left.eq(header_left - 1), one_left.eq(header_left == 2), *(
+                s.eq(Mux(short, again, ~head)) for s in (second, *seconds))]
+        for i, late in enumerate(seconds):
+            with m.If(~late):
+                m.d.sync += hold.word_select(i, 32).eq(chunk.word_select(i, 32))
         m.d.comb += plain.ready.eq(Cat(u.enable & u.i.ready for u in units).any())
         gone = load & ~again                    # the chunk at hand is done with
         if self.config.packing:
