@@ -15,6 +15,7 @@ BOARD = Board(
         act_words=512, residual_values=16384, score_depth=2048, rope_pairs=2048, tile_beats=256,
         prog_depth=2048, context=1024, dsp="ecp5",
         packing=1, unpack_cycles=4,     # 16 weights of 5 bits take the bus 5 cycles
+        block_modes=False,              # beats of 8 bits a weight: wires are what the chip lacks
     ),
     clock_mhz=100.0,
     # CL 3, tRCD = tRP = 3, tRFC = 9 cycles at 100 MHz, memory clock = core clock.

@@ -60,7 +60,7 @@ class Config:
         are one, and NORM does a value a cycle instead of four; results are the same.
     block_modes : bool
         The decoder reads blocks of GGUF files (modes Q8_0, Q4_0, Q4_1). Without, such models are
-        run from int8 weights.
+        run from int8 weights, and beats on their way along the lanes are less than half as wide.
     dsp : str
         "generic" (inferred products, for simulation) or "ecp5" (MULT18X18D and ALU54B instances).
     """
@@ -121,10 +121,8 @@ class Config:
         need(self.dsp in ("generic", "ecp5"), f"dsp must be generic or ecp5, not {self.dsp!r}")
 
     # Widths that follow from the numerics (docs/numerics.md); facts live here once.
-    W_BITS = 18         # a weight in a beat
     X_BITS = 16         # an activation
     ACC_BITS = 45       # 18 + 16 + log2(2048)
-    DOT_BITS = 34       # product of a weight and an activation
     PV_BITS = 36        # int8 value times a probability of at most 2**15, over 4096 keys
     SCORE_BITS = 18     # 10 fractional bits
     RESID_BITS = 27     # residual, saturating (stored in 32)
@@ -138,6 +136,16 @@ class Config:
     def bus_per_chunk(self) -> int:
         """Bus words in a chunk of W bytes."""
         return self.W // self.bus_bytes
+
+    @property
+    def beat_bits(self) -> int:
+        """Bits of a value in a beat: weights from blocks have 18, tables and gammas 16."""
+        return 18 if self.block_modes else 16
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits of a value that the lanes multiply: int8 weights, keys and values, if no blocks."""
+        return 18 if self.block_modes else 8
 
     @property
     def unpack_lanes(self) -> int:

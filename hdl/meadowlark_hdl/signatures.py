@@ -85,8 +85,13 @@ def RowScale() -> data.StructLayout:
 
 
 def Beat(config: Config) -> data.ArrayLayout:
-    """W signed weights."""
-    return data.ArrayLayout(signed(Config.W_BITS), config.W)
+    """W signed weights, or values of a table."""
+    return data.ArrayLayout(signed(config.beat_bits), config.W)
+
+
+def Weights(config: Config) -> data.ArrayLayout:
+    """W signed weights as the lanes take them: a :func:`Beat`, or its low bytes."""
+    return data.ArrayLayout(signed(config.weight_bits), config.W)
 
 
 def DecoderItem(config: Config) -> data.StructLayout:

@@ -7,7 +7,7 @@ from amaranth.utils import ceil_log2
 from ..collisions import NO_RW_CHECK
 from ..config import Config
 from ..copies import OWN
-from ..signatures import ActWrite, Beat
+from ..signatures import ActWrite, Weights
 from .adder import GatedAdder
 from .product_pair import ProductPair
 from .softmax import SoftmaxUnit
@@ -84,7 +84,7 @@ class Lane(wiring.Component):
     Members
     -------
     c, c_out : LaneControl        Control chain.
-    beat, beat_out : Beat         Weight chain.
+    beat, beat_out : Weights      Weight chain.
     act, act_out : ActWrite       Write chain of the activation memories.
     result : Out(signed(45))      0 except in the cycle of a result: lanes are OR-ed together.
     stored : Out(8 * store_bytes), stored_valid : Out(store_bytes // 4)   A part of the low bytes of
@@ -98,7 +98,7 @@ class Lane(wiring.Component):
             raise ValueError(f"index must be in 0..{config.P - 1}, not {index!r}")
         super().__init__({
             "c": In(LaneControl(config)), "c_out": Out(LaneControl(config)),
-            "beat": In(Beat(config)), "beat_out": Out(Beat(config)),
+            "beat": In(Weights(config)), "beat_out": Out(Weights(config)),
             "act": In(ActWrite(config)), "act_out": Out(ActWrite(config)),
             "result": Out(signed(Config.ACC_BITS)),
             "stored": Out(8 * config.store_bytes), "stored_valid": Out(config.store_bytes // 4),
@@ -112,7 +112,7 @@ class Lane(wiring.Component):
             return Signal(shape, reset_less=True, name=name)
 
         c = Signal(LaneControl(config), reset_less=True, name="c_reg", attrs=OWN)
-        beat = reg(Beat(config), "beat_reg")
+        beat = reg(Weights(config), "beat_reg")
         m.d.sync += [c.eq(self.c), beat.eq(self.beat)]
         m.d.comb += [self.c_out.eq(c), self.beat_out.eq(beat)]
         with_sum = range(0, W, config.sv_cycles)    # columns with an accumulator
@@ -168,7 +168,7 @@ class Lane(wiring.Component):
             pairs.append(pair)
 
         # Dot: adder tree, a register a level, then the accumulator.
-        level, width = 0, Config.DOT_BITS + 1
+        level, width = 0, config.weight_bits + Config.X_BITS + 1
         terms = [reg(signed(width), f"sum{level}_{i}") for i in range(len(pairs))]
         m.d.sync += [term.eq(pair.r) for term, pair in zip(terms, pairs, strict=True)]
         while len(terms) > 1:

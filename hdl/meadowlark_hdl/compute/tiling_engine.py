@@ -8,7 +8,7 @@ from ..collisions import IN_BLOCKS
 from ..config import Config
 from ..copies import OWN
 from ..memory.fifo import RamQueue
-from ..signatures import ActWrite, Beat, ResultPort, RowScale
+from ..signatures import ActWrite, Beat, ResultPort, RowScale, Weights
 from ..sleep import nap, napping
 from .lane import BEAT_CYCLE, Lane, LaneControl, lane_schedule, result_cycle
 
@@ -117,8 +117,8 @@ class TilingEngine(wiring.Component):
 
         # In SV one value after the other stands in front of the column that has an accumulator.
         part = delayed("part", control.part, BEAT_CYCLE - 1)
-        beat = Signal(Beat(config), name="beat_in")
-        m.d.comb += beat.eq(self.beat)
+        beat = Signal(Weights(config), name="beat_in")
+        m.d.comb += [beat[i].eq(self.beat[i]) for i in range(config.W)]
         with m.Switch(part):
             for k in range(1, config.sv_cycles):
                 with m.Case(k):
