@@ -56,8 +56,9 @@ async def drive(dut, logits, s, position, gap, late):
         dut.finish.value = 0
     begun = cycles(dut)
     await RisingEdge(dut.done)
+    took = cycles(dut) - begun + 1
     await Timer(1, "ns")
-    return int(dut.token.value), int(dut.crc.value), cycles(dut) - begun + 1
+    return int(dut.token.value), int(dut.crc.value), took
 
 
 def some_logits(rng, kind, count):
@@ -105,12 +106,12 @@ def some_sampling(rng, mode, topk):
     return Sampling(mant, shift, top_k, top_p, int(rng.integers(1 << 32)))
 
 
-def done_cycles(s, topk):
-    """Cycles from finish to done, as the docstring of Sampler has them."""
+def done_cycles(s, topk, count):
+    """Cycles from finish to done after ``count`` logits, as the docstring of Sampler has them."""
     if not s.inv_t_mant or not s.top_k:
-        return 28
-    round_trip = 12 * s.top_k + 5 * (topk - s.top_k)
-    return 96 + 2 * round_trip if s.top_p else 72 + round_trip
+        return 32
+    ring, drawn = topk + -(-topk // 7), min(s.top_k, count)
+    return 112 + 6 * ring + 8 * drawn if s.top_p else 83 + 4 * ring + 4 * drawn
 
 
 @cocotb.test(timeout_time=200, timeout_unit="ms")
@@ -139,7 +140,55 @@ async def equals_the_golden_model(dut, mode):
         token, crc, took = await drive(dut, logits, s, position, gap, random.choice([0, 0, 1, 30]))
         assert token == sample(logits, s, position), (kind, s, position, list(logits))
         assert crc == logits_crc(logits)
-        assert took == done_cycles(s, topk)
+        assert took == done_cycles(s, topk, length)
+
+
+def all_alike(rng, topk, *, nucleus):
+    """So hot that all weights are equal: each entry of the list counts, with top-p its rank too."""
+    return Sampling(1, 31, topk, int(rng.integers(1, 1 << 16)) if nucleus else 0,
+                    int(rng.integers(1 << 32)))
+
+
+@cocotb.test(timeout_time=100, timeout_unit="ms")
+@cocotb.parametrize(kind=["rising", "falling", "equal", "few", "waves"])
+async def a_full_list_keeps_up(dut, kind):
+    """Logits 4 cycles apart, each of which goes to the top, to the end, among its equals."""
+    topk = int(os.environ["TOPK"])
+    rng = np.random.default_rng(cocotb.RANDOM_SEED)
+    await start(dut)
+    for i in range(40):
+        x = np.arange(topk + int(rng.integers(3 * topk + 2)))
+        logits = {"rising": x, "falling": -x, "equal": 0 * x, "few": rng.integers(-2, 3, len(x)),
+                  "waves": (x % (topk + 3)) * rng.choice([-1, 1])}[kind] * 3 - 7
+        s = all_alike(rng, topk, nucleus=i % 2)
+        token, _, took = await drive(dut, logits, s, i, lambda: 4, 0)
+        assert token == sample(logits, s, i), (s, list(logits))
+        assert took == done_cycles(s, topk, len(logits))
+
+
+@cocotb.test(timeout_time=20, timeout_unit="ms")
+async def a_start_leaves_nothing_of_a_full_list(dut):
+    """Started anew between the steps of insertions, in a round, while it is cleared."""
+    topk = int(os.environ["TOPK"])
+    rng = np.random.default_rng(cocotb.RANDOM_SEED)
+    await start(dut)
+    for i in range(80):
+        large = 1000 + np.arange(topk + 20) * rng.choice([-1, 0, 1])
+        s = all_alike(rng, topk, nucleus=True)
+        pass_ = cocotb.start_soon(drive(dut, large, s, 5, lambda: 4, 0))
+        inserting = 16 + 4 * len(large)
+        await ClockCycles(dut.clk, random.randrange(inserting - 40, inserting + 200 * (i % 2)))
+        pass_.cancel()
+        dut.logit__valid.value = dut.finish.value = 0
+        for _ in range(random.choice([0, 0, 1, 3])):
+            dut.start.value = 1
+            await RisingEdge(dut.clk)
+            dut.start.value = 0
+            await ClockCycles(dut.clk, random.randrange(1, 20))
+        small = rng.integers(-5, 5, int(rng.integers(1, topk + 1)))
+        token, crc, took = await drive(dut, small, s, i, lambda: 4, 0)
+        assert (token, crc) == (sample(small, s, i), logits_crc(small)), (s, list(small))
+        assert took == done_cycles(s, topk, len(small))
 
 
 @cocotb.test(timeout_time=10, timeout_unit="ms")
@@ -159,7 +208,7 @@ async def a_start_at_any_time_begins_anew(dut):
         assert (token, crc) == (sample(logits, s, i), logits_crc(logits))
 
 
-@pytest.mark.parametrize("topk", [1, 5, 32])
+@pytest.mark.parametrize("topk", [1, 5, 8, 32])
 def test_sampler(seed, topk):
     simulate(Sampler(CONFIG.replace(topk=topk)), __name__, seed=seed, topk=topk,
              vectors=400 if topk == 32 else 150)

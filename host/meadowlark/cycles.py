@@ -78,7 +78,7 @@ class Overheads:
     plan: int = 3
     plan_block: int = 5
     pass_: int = 4
-    sample: int = 30
+    sample: int = 34
     fetch: int = 9
     table: int = 2
     queue: int = 8

@@ -1,11 +1,12 @@
 """Draws a token from the logits while they are made: arg-max, Gumbel-max, top-k, top-p."""
 from amaranth import Cat, Const, Module, Mux, Signal, signed
-from amaranth.lib import enum, memory, wiring
+from amaranth.lib import data, enum, memory, wiring
 from amaranth.lib.crc.catalog import CRC32_ISO_HDLC
 from amaranth.lib.wiring import In, Out
 
 from ..compute.multiplier import Multiplier
 from ..config import Config
+from ..copies import OWN
 from ..fixed import EXP2_TABLE
 from ..signatures import LogitPort, RunLayout
 from .sampler_golden import LOG2_TABLE, TAIL_TABLE
@@ -17,6 +18,7 @@ assert min(_ROM) >= 0 and max(LOG2_TABLE) < 1 << 12 and max(TAIL_TABLE) < 1 << 1
 
 # The pipeline, in cycles after the item's register. Items are 4 cycles apart at least and every
 # stage passes on what the one before held, so each register holds an item's value for 4 cycles.
+_AGAIN = 5          # the first hash, to be hashed again; the second is there at twice that
 _SCALED = 13        # logit / temperature (there from 10 on, held from 14 on)
 _WEIGHT = 20        # 2**-(distance to the largest); the table's address is there at 16
 _MANTISSA = 16      # of the second hash, normalised; addresses of its tables at 17 and 18
@@ -24,25 +26,132 @@ _NOISE = 21         # Gumbel noise
 _DRAWN = 22         # scaled logit + noise
 _KEPT = 23          # whether the nucleus holds the item
 _BEST = 25          # maximum updated
-#: From an item of the list to the next: longer than from the sum to the end, so that the sum, the
-#: id and the reads of the ROM need no further delay.
-_ROUND = 12
-#: Likewise if the entry is skipped: item, copy, two compares, shift.
-_SHIFT = 5
-assert _BEST - _DRAWN < _ROUND and len({s % _ROUND for s in (16, 17, 18)}) == 3
+#: From an item of the list to the next: longer than from the sum to the end, so that the sum and
+#: the id need no further delay, nor the reads of the ROM.
+_ROUND = 6
+assert _BEST - _WEIGHT < _ROUND and len({s % _ROUND for s in (16, 17, 18)}) == 3
+# An item is never hashed again when the next one comes: logits are multiples of 4 apart.
+assert _AGAIN % _ROUND and _AGAIN % 4
 
 
 class _State(enum.Enum, shape=4):
-    COLLECT = 0     # logits come
-    DRAIN = 1       # the last one passes the pipeline
-    HEAD = 2        # the largest entry of the list, for its scaled value
-    SCALE = 3
-    TURN = 4        # entries of the list, last first; each becomes the first
-    SUM = 5         # the last one passes the pipeline
-    LIMIT = 6       # sum of the weights * top_p
-    DRAW = 7        # the last one passes the pipeline
-    DONE = 8
-    IDLE = 9
+    CLEAR = 0       # nothing is held any more
+    COLLECT = 1     # logits come
+    DRAIN = 2       # the last one passes the list or the pipeline
+    HEAD = 3        # the list goes round, to the largest entry: for its scaled value
+    SCALE = 4
+    TURN = 5        # the list goes round, last entry first
+    SUM = 6         # the last one passes the pipeline
+    LIMIT = 7       # sum of the weights * top_p
+    DRAW = 8        # the last one passes the pipeline
+    DONE = 9
+    IDLE = 10
+
+
+#: An entry of the sorted list. key: the logit, see :func:`_flipped`. Not held: nothing is there.
+_ENTRY = data.StructLayout({"token": Config.TOKEN_BITS, "key": Config.LOGIT_BITS, "held": 1})
+
+
+def _flipped(key):
+    """32 bits, the sign inverted: signed numbers in the order of unsigned ones, and back."""
+    return key ^ (1 << Config.LOGIT_BITS - 1)
+
+
+def _order(entry):
+    """An unsigned number, larger if the logit is, and smaller if nothing is there."""
+    return Cat(entry.key, entry.held)
+
+
+class _Cell(wiring.Component):
+    """Up to 7 neighbouring ranks of the sorted list, in a LUT RAM, and a newcomer.
+
+    A newcomer has four cycles. In the first three its place is found by bisection: a compare in
+    each. At the end of the fourth it takes its place and the last entry leaves; or, if it is below
+    all, it leaves itself. What leaves is the next cell's newcomer. A logit goes below its equals,
+    but an entry that left its place is earlier than all in the cells below and goes to the top.
+    Entries stay where they are in the RAM; only the order of its words changes.
+
+    Timing: a newcomer every 4 cycles; with ``turn`` every 2.
+
+    Parameters
+    ----------
+    size : int, 1..7
+
+    Members
+    -------
+    i : In(_ENTRY)          The next newcomer.
+    i_top : In(1)           It left its place in the cell above.
+    phase : In(4)           Cycle of the newcomer, one-hot; always the last one with ``turn``.
+    step : In(1)            In the last cycle: the newcomer takes its place, the next one comes.
+    turn : In(1)            All newcomers go to the top; from 3 cycles before the first such step.
+    clear : In(1)           With ``turn``: no newcomer is held. A ``step`` in every cycle is fine.
+    newcomer : Out(_ENTRY)
+    o : Out(_ENTRY)         What leaves, during ``step``.
+    o_top : Out(1)          For the next cell's ``i_top``.
+    """
+
+    MAX = 7
+
+    def __init__(self, size: int):
+        self.size = size
+        super().__init__({
+            "i": In(_ENTRY), "i_top": In(1), "phase": In(4), "step": In(1), "turn": In(1),
+            "clear": In(1), "newcomer": Out(_ENTRY), "o": Out(_ENTRY), "o_top": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        newcomer = Signal(_ENTRY, reset_less=True)
+        top = Signal(reset_less=True)
+        there = Signal(_ENTRY)                      # read
+        # The word of each rank. A rank that the cell does not have is as its last.
+        words = [Signal(3, name=f"word_{rank}", init=rank) for rank in range(self.size)]
+        last = words[-1]
+        word = words + [last] * (self.MAX - self.size)
+        # The newcomer's place is the number of entries above it, upper bits first, a bit a compare;
+        # 7 if it is below all. Of the words of the next compare one is chosen by the bit before.
+        first, second, third, fourth = self.phase
+        bit = Signal(reset_less=True)
+        upper = Signal(2, reset_less=True)
+        high = Signal(3, reset_less=True)
+        low = Signal(3, reset_less=True)
+        m.d.sync += [bit.eq(_order(there) >= Cat(_order(newcomer), self.turn | top)),
+                     upper.eq(Cat(bit, upper)), high.eq(last), low.eq(last)]
+        with m.If(first):
+            m.d.sync += [high.eq(word[5]), low.eq(word[1])]
+        with m.If(second):                          # word[6] is the last
+            m.d.sync += low.eq(Mux(bit, word[4], word[0]))
+            with m.If(~bit):
+                m.d.sync += high.eq(word[2])
+        # From what the address depends on to the bit is the longest path: registers for that. The
+        # newcomer is below all if two bits are set, and then the third.
+        starts = Signal(reset_less=True, attrs=OWN)
+        below = Signal(reset_less=True)
+        stays = ~(below & bit)
+        m.d.sync += [starts.eq(fourth & ~self.turn), below.eq(third & bit & upper[0])]
+        # Before its last cycle the newcomer is written beside the entries, to leave from there; in
+        # it, over the entry that leaves. 16 bits of the token are read only to leave: they do not
+        # load the longest path.
+        leave = Cat(last, ~stays)
+        search = Cat(Mux(starts, word[3], Mux(bit, high, low)), ~stays)
+        for name, address, part in (("ids", leave, slice(16)), ("keys", search, slice(16, None))):
+            was, new = there.as_value()[part], newcomer.as_value()[part]
+            m.submodules[name] = ram = memory.Memory(shape=len(new), depth=16, init=[])
+            read, write = ram.read_port(domain="comb"), ram.write_port()
+            m.d.comb += [read.addr.eq(address), was.eq(read.data),
+                         write.addr.eq(Cat(last, ~fourth)), write.data.eq(new),
+                         write.en.eq(~fourth | (self.step & stays))]
+        m.d.comb += [self.newcomer.eq(newcomer), self.o.eq(there), self.o_top.eq(top | stays)]
+        place = Cat(bit, upper)
+        with m.If(self.step):
+            m.d.sync += [newcomer.eq(self.i), top.eq(self.i_top)]
+            for rank in range(self.size):
+                with m.If(place == rank):
+                    m.d.sync += words[rank].eq(last)
+                with m.Elif(place < rank):
+                    m.d.sync += words[rank].eq(words[rank - 1])
+        with m.If(self.clear):
+            m.d.sync += newcomer.held.eq(0)
+        return m
 
 
 class Sampler(wiring.Component):
@@ -50,16 +159,16 @@ class Sampler(wiring.Component):
 
     Greedy and temperature sampling are a running maximum (of the logit; of logit/temperature plus
     Gumbel noise, which needs neither sum nor sort). Top-k keeps the ``topk`` largest logits in a
-    sorted list: a new one is compared with all of them at once, the smaller ones move down one
-    place. After the last logit the list goes round, last entry first: with top-p
-    once for the sum of the weights, then once for the draw. The weights *before* an entry are the
-    sum less those seen so far.
+    sorted list, a chain of cells of up to 7 ranks with a comparator each. After the last logit the
+    list goes round, last entry first: once to the largest, with top-p once for the sum of the
+    weights, then once for the draw. The weights *before* an entry are the sum less those seen so
+    far.
 
     Source: Gumbel-max trick, Maddison et al., arXiv:1411.0030; nucleus, arXiv:1904.09751.
     Golden: :mod:`.sampler_golden`, bit-exact.
     Timing: logits at least 4 cycles apart, the first at least 16 after ``start``; never stalls.
-    ``finish`` to ``done``: 28 cycles; with top-k 72 + 5*(topk - top_k) + 12*top_k; with top-p
-    96 + 10*(topk - top_k) + 24*top_k.
+    ``finish`` to ``done``: 32 cycles; with top-k 83 + 4*ring + 4*drawn; with top-p 112 + 6*ring +
+    8*drawn; ring = topk + ceil(topk/7), drawn = top_k, or the number of logits if that is less.
 
     Parameters
     ----------
@@ -96,57 +205,46 @@ class Sampler(wiring.Component):
                      ranked.eq((run.inv_t_mant != 0) & (run.top_k != 0)),
                      nucleus.eq(run.top_p != 0)]
 
-        # The item at work: a logit as it comes, or an entry of the list. flow[s] is high for one
-        # cycle when the registers of stage s begin to hold a new item's values.
-        value = Signal(signed(Config.LOGIT_BITS), reset_less=True)
-        token = Signal(Config.TOKEN_BITS, reset_less=True)
-        there = Signal()
+        # The sorted list. A logit waits for the next step, which is every fourth cycle. From HEAD
+        # on the list is a ring that turns by one place with each step. Each newcomer is a place of
+        # its own there, empty when the last logit has passed.
+        cells = [_Cell(min(_Cell.MAX, slots - rank)) for rank in range(0, slots, _Cell.MAX)]
+        phase = Signal(4, init=1)
+        step = Signal()
+        turn = Signal()
+        clear = Signal()
+        waiting = Signal(_ENTRY, reset_less=True)
+        feeding = Signal(_ENTRY)            # the next item
+        for i, cell in enumerate(cells):
+            m.submodules[f"cell_{i}"] = cell
+            m.d.comb += [cell.phase.eq(phase), cell.step.eq(step), cell.turn.eq(turn),
+                         cell.clear.eq(clear), cell.i.eq(cells[i - 1].o if i else feeding),
+                         cell.i_top.eq(cells[i - 1].o_top if i else 0)]
+        with m.If(self.logit.valid):
+            m.d.sync += [waiting.key.eq(_flipped(self.logit.value)),
+                         waiting.token.eq(self.logit.row)]
+        m.d.comb += feeding.eq(Mux(turn, cells[-1].o, waiting))
+        m.d.sync += phase.eq(Mux(turn, 8, phase.rotate_left(1)))
+
+        # The item at work: the newcomer of the first cell. flow[s] is high for one cycle when the
+        # registers of stage s begin to hold a new item's values.
+        item = cells[0].newcomer
+        value = _flipped(item.key).as_signed()
+        token = item.token
         feed = Signal()
         flow = Signal(_BEST)
         m.d.sync += flow.eq(Cat(feed, flow[:-1]))
 
         # CRC: a byte a cycle, for the 4 cycles that a logit stays.
         m.submodules.crc = crc = CRC32_ISO_HDLC().create()
-        byte = Signal(4)
-        m.d.sync += byte.eq(Cat(self.logit.valid, byte[:-1]))
-        m.d.comb += [crc.start.eq(self.start), crc.valid.eq(byte.any() & ~self.start),
-                     self.crc.eq(crc.crc)]
+        byte = Signal(8, reset_less=True)
+        given = Signal()
+        m.d.sync += given.eq(item.held & ~turn & ~self.start)
         for i in range(4):
-            with m.If(byte[i]):
-                m.d.comb += crc.data.eq(value[8 * i:8 * i + 8])
-
-        # The sorted list: the lower halves compared, then the upper ones (one compare of the whole
-        # behind the wires to all entries took 10.7 ns), then entries that go below the item move
-        # down. A later logit of the same value goes below the earlier one.
-        keys = [Signal(signed(Config.LOGIT_BITS), name=f"key_{i}", reset_less=True)
-                for i in range(slots)]
-        ids = [Signal(Config.TOKEN_BITS, name=f"id_{i}", reset_less=True) for i in range(slots)]
-        held = Signal(slots)
-        lower = Signal(slots)
-        below = Signal(slots)
-        new_key = Signal(signed(Config.LOGIT_BITS), reset_less=True)    # the item, for the list
-        new_id = Signal(Config.TOKEN_BITS, reset_less=True)
-        new_there = Signal(reset_less=True)
-        insert = Signal(3)
-        turn = Signal(3)
-        turning = Signal()                  # an entry comes round: it goes above all others
-        m.d.sync += [
-            new_key.eq(value), new_id.eq(token), new_there.eq(there),
-            turn.eq(Cat(turning, turn[:-1])),
-            insert.eq(Cat((byte[0] & ranked) | turn[0], insert[:-1])),
-            lower.eq(Cat(new_key[:16] > keys[i][:16] for i in range(slots))),
-            below.eq(Cat(
-                (Cat(lower[i], new_key[16:]).as_signed()
-                 > Cat(Const(0, 1), keys[i][16:]).as_signed()) | ~held[i] | turn[2]
-                for i in range(slots)))]
-        for i in range(slots):
-            with m.If(insert[2] & below[i]):
-                if i == 0:
-                    m.d.sync += [keys[0].eq(new_key), ids[0].eq(new_id), held[0].eq(new_there)]
-                else:
-                    m.d.sync += [keys[i].eq(Mux(below[i - 1], keys[i - 1], new_key)),
-                                 ids[i].eq(Mux(below[i - 1], ids[i - 1], new_id)),
-                                 held[i].eq(Mux(below[i - 1], held[i - 1], new_there))]
+            with m.If(phase[i]):
+                m.d.sync += byte.eq(value[8 * i:8 * i + 8])
+        m.d.comb += [crc.start.eq(self.start), crc.valid.eq(given & ~self.start),
+                     crc.data.eq(byte), self.crc.eq(crc.crc)]
 
         # Pipeline: noise and scaled logit, their sum; weight, sum of weights, nucleus.
         limiting = Signal()
@@ -171,12 +269,12 @@ class Sampler(wiring.Component):
         seen = Signal(21)                           # at most 32 * 2**15
         total = Signal(21, reset_less=True)
         before = Signal(21, reset_less=True)
-        limit = Signal(37, reset_less=True)         # total * top_p
+        limit = Signal(22, reset_less=True)         # total * top_p, one bit for its lower half
         kept = Signal()
         with m.If(flow[_WEIGHT]):
             m.d.sync += seen.eq(seen + weight)
         m.d.sync += [before.eq(total - seen),
-                     kept.eq(~nucleus | (Cat(Const(0, 16), before) < limit))]
+                     kept.eq(~nucleus | (Cat(Const(0, 1), before) < limit))]
 
         # The id travels with its item, from register to register when the next one needs it.
         travelling = token
@@ -187,12 +285,13 @@ class Sampler(wiring.Component):
             travelling = held_id
 
         # Running maximum: candidate, compare, replace. The list comes in rising order, so there
-        # an equal one replaces.
+        # an equal one replaces: a bit below the numbers says so. (`>` would compare twice.)
         drawing = Signal()                          # the list goes round for the draw
         candidate = Signal(signed(32), reset_less=True)
         best = Signal(signed(32), reset_less=True)
         some = Signal()
         over = Signal()
+        rising = Signal(reset_less=True)
         test = Signal()
         replace = Signal()
         with m.If(greedy):
@@ -204,8 +303,9 @@ class Sampler(wiring.Component):
                          replace.eq(Mux(ranked, flow[_KEPT + 1], flow[_DRAWN + 1]))]
             with m.If(flow[_NOISE]):
                 m.d.sync += candidate.eq(late_scaled + noise)
-        m.d.sync += over.eq(test & (~some | (Cat(ranked, candidate).as_signed()
-                                            > Cat(Const(0, 1), best).as_signed())))
+        m.d.sync += [rising.eq(ranked),
+                     over.eq(test & (~some | (Cat(~rising, best).as_signed()
+                                              < Cat(rising, candidate).as_signed())))]
         with m.If(replace & over):
             m.d.sync += [best.eq(candidate), some.eq(1),
                          self.token.eq(Mux(greedy, token, travelling))]
@@ -213,48 +313,73 @@ class Sampler(wiring.Component):
         # Control.
         state = Signal(_State)
         wait = Signal(range(32))
-        rank = Signal(range(slots + 1))             # of the last entry of the list
-        chosen = Signal()
-        m.d.sync += [self.done.eq(0), chosen.eq(rank < run.top_k)]
-        m.d.comb += self.busy.eq((state != _State.IDLE) & (state != _State.COLLECT))
+        drain = _DRAWN + 7                          # of the pipeline, and of the list
+        assert 4 * (len(cells) + 1) < drain
+        count = Signal(range(slots + 1))            # held entries
+        coming = Signal.like(count)                 # those of them that are still to come round
+        arrived = Signal()                          # an item, from the ring
+        found = arrived & item.held
+        filling = (state == _State.COLLECT) | (state == _State.DRAIN)
+        m.d.sync += [self.done.eq(0), step.eq(0), arrived.eq(step),
+                     turn.eq(~filling | self.start)]
+        m.d.comb += [
+            clear.eq(state == _State.CLEAR),
+            self.busy.eq((state != _State.CLEAR) & (state != _State.COLLECT)
+                         & (state != _State.IDLE))]
         with m.If(wait != 0):
             m.d.sync += wait.eq(wait - 1)
+        with m.If(filling):
+            m.d.comb += feed.eq(step & waiting.held & ~ranked)
+            m.d.sync += [step.eq(phase[2]), coming.eq(count)]
+        with m.Elif(found):
+            m.d.sync += coming.eq(coming - 1)
+        with m.If(step):
+            m.d.sync += waiting.held.eq(0)
         with m.Switch(state):
+            with m.Case(_State.CLEAR):
+                m.d.sync += step.eq(1)
+                with m.If(wait == 0):
+                    m.d.sync += state.eq(_State.COLLECT)
             with m.Case(_State.COLLECT):
-                m.d.comb += feed.eq(self.logit.valid & ~ranked)
-                m.d.sync += there.eq(1)
                 with m.If(self.logit.valid):
-                    m.d.sync += [value.eq(self.logit.value), token.eq(self.logit.row)]
+                    m.d.sync += [waiting.held.eq(1), count.eq(count + (count != slots))]
                 with m.If(self.finish):
-                    m.d.sync += [wait.eq(_DRAWN + 3), state.eq(_State.DRAIN)]
+                    m.d.sync += [wait.eq(drain), state.eq(_State.DRAIN)]
             with m.Case(_State.DRAIN):
                 with m.If(wait == 0):
-                    m.d.sync += state.eq(Mux(ranked, _State.HEAD, _State.DONE))
+                    m.d.sync += [wait.eq(3), state.eq(Mux(ranked, _State.HEAD, _State.DONE))]
             with m.Case(_State.HEAD):
-                m.d.comb += feed.eq(1)
-                m.d.sync += [value.eq(keys[0]), rank.eq(slots - 1), wait.eq(_BEST + 1),
-                             state.eq(_State.SCALE)]
+                with m.If(~step & (wait == 0)):
+                    with m.If(coming == found):
+                        m.d.comb += feed.eq(1)
+                        m.d.sync += [coming.eq(count), wait.eq(_BEST + 1),
+                                     state.eq(_State.SCALE)]
+                    with m.Else():
+                        m.d.sync += step.eq(1)
             with m.Case(_State.SCALE):
                 with m.If(wait == 0):
                     m.d.sync += [largest.eq(item_scaled), seen.eq(0), drawing.eq(~nucleus),
                                  state.eq(_State.TURN)]
             with m.Case(_State.TURN):
-                with m.If(wait == 0):
-                    m.d.comb += [turning.eq(1), feed.eq(held[-1] & chosen)]
-                    m.d.sync += [value.eq(keys[-1]), token.eq(ids[-1]), there.eq(held[-1]),
-                                 rank.eq(rank - 1),
-                                 wait.eq(Mux(chosen, _ROUND - 1, _SHIFT - 1))]
-                    with m.If(rank == 0):
-                        m.d.sync += [rank.eq(slots - 1), wait.eq(_BEST + 1),
+                with m.If(found & (coming <= run.top_k)):
+                    m.d.comb += feed.eq(1)
+                    m.d.sync += wait.eq(_ROUND - 3)
+                with m.Elif(~step & (wait == 0)):
+                    with m.If(coming == 0):
+                        m.d.sync += [coming.eq(count), wait.eq(_BEST + 1 - _ROUND),
                                      state.eq(Mux(drawing, _State.DRAW, _State.SUM))]
+                    with m.Else():
+                        m.d.sync += step.eq(1)
             with m.Case(_State.SUM):
                 with m.If(wait == 0):
-                    m.d.sync += [total.eq(seen), value.eq(seen), limiting.eq(1), seen.eq(0),
-                                 wait.eq(7), state.eq(_State.LIMIT)]
+                    m.d.sync += [total.eq(seen), limiting.eq(1), seen.eq(0), step.eq(1),
+                                 wait.eq(8), state.eq(_State.LIMIT)]
             with m.Case(_State.LIMIT):
+                # What leaves after the largest is the place of the first cell's newcomer: empty.
+                m.d.comb += [feeding.key.eq(_flipped(total)), feeding.held.eq(0)]
                 with m.If(wait == 0):
-                    m.d.sync += [limit.eq(product), limiting.eq(0), drawing.eq(1),
-                                 state.eq(_State.TURN)]
+                    m.d.sync += [limit.eq(Cat(product[:16].any(), product[16:])),
+                                 limiting.eq(0), drawing.eq(1), state.eq(_State.TURN)]
             with m.Case(_State.DRAW):
                 with m.If(wait == 0):
                     m.d.sync += state.eq(_State.DONE)
@@ -262,9 +387,9 @@ class Sampler(wiring.Component):
                 m.d.sync += [self.done.eq(1), state.eq(_State.IDLE)]
 
         with m.If(self.start):
-            m.d.sync += [state.eq(_State.COLLECT), flow.eq(0), byte.eq(0), insert.eq(0),
-                         turn.eq(0), held.eq(0), some.eq(0), over.eq(0), drawing.eq(0),
-                         limiting.eq(0), wait.eq(0), self.done.eq(0)]
+            m.d.sync += [state.eq(_State.CLEAR), flow.eq(0), waiting.held.eq(0), count.eq(0),
+                         some.eq(0), over.eq(0), drawing.eq(0), limiting.eq(0),
+                         wait.eq(_Cell.MAX + 2), self.done.eq(0)]
         return m
 
     def _scale(self, m, value, factor):
@@ -284,49 +409,55 @@ class Sampler(wiring.Component):
 
         # One more bit below, so that the rounding bit survives the shift, also by 0
         shift = self.run.inv_t_shift
-        shifted = [Signal(signed(49), name=f"shifted_{i}", reset_less=True) for i in range(3)]
-        m.d.sync += [
-            shifted[0].eq(Mux(shift[4], (product << 1) >> 16, product << 1)),
-            shifted[1].eq(shifted[0] >> Cat(Const(0, 2), shift[2:4])),
-            shifted[2].eq(shifted[1] >> shift[:2])]
-        # 31 bits with the rounding bit: saturated before rounding, and again if that overflows
-        clipped = Signal(signed(31), reset_less=True)
-        rounded = Signal(signed(31), reset_less=True)
+        shifted = [Signal(signed(width), name=f"shifted_{i}", reset_less=True)
+                   for i, width in enumerate((49, 34, 34))]
+        wide = shifted[0]
+        m.d.sync += [wide.eq(Mux(shift[4], (product << 1) >> 16, product << 1)),
+                     shifted[1].eq(wide >> Cat(Const(0, 2), shift[2:4])),
+                     shifted[2].eq(shifted[1] >> shift[:2])]
+        # Saturated if there are bits beyond the 34, of which the last shift takes up to 3, or if
+        # the rounded value has more than 30
+        beyond = Signal(3, reset_less=True)
+        negative = Signal(4, reset_less=True)
+        rounded = Signal(signed(33), reset_less=True)
+        late = Signal(signed(30), reset_less=True)
+        over = Signal(reset_less=True)
         scaled = Signal(signed(30), reset_less=True)
-        top = shifted[2][30:]
+        outside = wide[33:48] ^ wide[48].replicate(15)
+        top = rounded[29:]
         m.d.sync += [
-            clipped.eq(Mux(top.all() | ~top.any(), shifted[2],
-                           Mux(top[-1], -1 << 30, (1 << 30) - 1))),
-            rounded.eq((clipped + 1) >> 1),
-            scaled.eq(Mux(rounded[29] & ~rounded[30], (1 << 29) - 1, rounded))]
+            negative.eq(Cat(wide[48], negative)),
+            beyond.eq(Cat((outside >> Cat(Const(0, 2), shift[2:4])).any(), beyond)),
+            rounded.eq((shifted[2] + 1) >> 1),
+            late.eq(rounded), over.eq(beyond[2] | ~(top.all() | ~top.any())),
+            scaled.eq(Mux(over, Mux(negative[3], -1 << 29, (1 << 29) - 1), late))]
         return product, scaled
-
-    @staticmethod
-    def _hash(m, name, x):
-        """hash32, 5 cycles after x: one sum a stage, the exclusive ors before it."""
-        a, b, c, d, e, v = (Signal(32, name=f"{name}_{n}", reset_less=True) for n in "abcdev")
-        y, z = a ^ (a >> 12), b ^ (b >> 4)
-        m.d.sync += [a.eq(~x + (x << 15)[:32]), b.eq(y + (y << 2)), c.eq(z + (z << 3)),
-                     d.eq(z << 11), e.eq(c + d), v.eq(e ^ (e >> 16))]
-        return v
 
     def _noise(self, m, token, flow, distance):
         """Gumbel noise of a token, 21 cycles after it; 2**-(distance mod 4096), 3 after it.
 
-        Both read the ROM, at different times. The key is hashed in the pipeline as well, in the
-        14 cycles after ``start``.
+        Both read the ROM, at different times. What is hashed goes through one pipeline twice: one
+        sum a stage, the exclusive ors before it. The key is hashed there as well, in the 12 cycles
+        after ``start``.
         """
         key = Signal(32, reset_less=True)
-        x = Signal(32, reset_less=True)
-        first = self._hash(m, "first", x)
-        v = self._hash(m, "second", first)
-        keying = Signal(13)
-        m.d.sync += [
-            keying.eq(Cat(self.start, keying[:-1])),
-            x.eq(Mux(keying[0], self.run.seed,
-                     Mux(keying[6], first ^ self.position, token ^ key)))]
-        with m.If(keying[12]):
-            m.d.sync += key.eq(first)
+        keying = Signal(2 * _AGAIN + 1)
+        m.d.sync += keying.eq(Cat(self.start, keying[:-1]))
+        x, a, b, c, d, e, v = (Signal(32, name=n, reset_less=True) for n in "xabcdev")
+        # ~x + (x << 15) is ~a: a difference takes no inverters before its carry chain
+        y, z, mixed = ~a ^ (~a >> 12), b ^ (b >> 4), e ^ (e >> 16)
+        m.d.sync += [x.eq(token ^ key), a.eq(x - (x << 15)[:32]), b.eq(y + (y << 2)),
+                     c.eq(z + (z << 3)), d.eq(z << 11), e.eq(c + d)]
+        with m.If(flow[_AGAIN]):
+            m.d.sync += x.eq(mixed)
+        with m.If(keying[_AGAIN]):
+            m.d.sync += x.eq(mixed ^ self.position)
+        with m.If(keying[0]):
+            m.d.sync += x.eq(self.run.seed)
+        with m.If(keying[2 * _AGAIN]):
+            m.d.sync += key.eq(mixed)
+        with m.If(flow[2 * _AGAIN]):
+            m.d.sync += v.eq(mixed)
 
         # Normalise: after each step only the bits that can still become one of the leading 9 are
         # kept. v = 0 behaves as v = 1: 31 leading zeros and an empty mantissa.
