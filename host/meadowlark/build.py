@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meadowlark_hdl.chips.ecp5_pll import dividers
+
 from .ecp5 import CELLS, Report, check_tools, path_lines, place_and_route, synthesise
 from .errors import UserError
 from .files import write_atomic
@@ -139,6 +141,12 @@ def build(board: Board, directory: Path, *, seeds: int = 1, stand_in: Any = None
     check_tools()
     directory.mkdir(parents=True, exist_ok=True)
     tell("elaborating the chip")
+    if board.sdram is not None:
+        try:
+            dividers(board.sdram.oscillator_mhz, board.clock_mhz)
+            board.sdram.part.at(board.clock_mhz)
+        except ValueError as error:
+            raise UserError(str(error)) from None
     rtlil, pins = design(board, directory, stand_in=stand_in)
     (directory / "top.lpf").write_text(_aiming_higher(pins))
     cells = synthesise(rtlil, directory, verilog=modules(board, directory), progress=progress)

@@ -574,10 +574,14 @@ _build_directory = click.option(
 @click.option("--board", default="ulx3s_85f", show_default=True, metavar="BOARD")
 @click.option("--seeds", default=1, show_default=True, metavar="N",
               help="Placements to try until one meets timing; the fastest is kept.")
+@click.option("--clock", "clock_mhz", type=float, metavar="MHZ",
+              help="Another clock than the board's, such as one that timing meets; the memory's "
+                   "times in cycles follow.")
 @_build_directory
 @click.option("--json", "json_to", metavar="FILE",
               help="Write the report as JSON; - is stdout, which then gets nothing else.")
-def build(board: str, seeds: int, output: str | None, json_to: str | None) -> int:
+def build(board: str, seeds: int, clock_mhz: float | None, output: str | None,
+          json_to: str | None) -> int:
     """A board's bitstream, by Yosys and nextpnr; ends with a report. Of a board with a Zynq, the
     package from which Vivado makes it."""
     from . import build as building
@@ -587,7 +591,14 @@ def build(board: str, seeds: int, output: str | None, json_to: str | None) -> in
     if which.zynq is not None:
         if _given("seeds"):
             raise UserError(f"--seeds is for nextpnr, and board {board} is Vivado's; leave it out")
+        if clock_mhz is not None:
+            raise UserError(f"--clock is for nextpnr, and board {board} is Vivado's; leave it out")
         return _package(which, Path(output or f"build/{board}"), json_to)
+    if clock_mhz is not None:
+        if not 10 <= clock_mhz <= 200 or which.ddr3 is not None:
+            raise UserError(f"--clock must be 10..200 MHz, not {clock_mhz:g}" if which.ddr3 is None
+                            else f"the clock of board {board} is its memory's; leave --clock out")
+        which = replace(which, clock_mhz=clock_mhz)
     begun = time.monotonic()
     with Progress() as progress:
         def tell(line: str) -> None:

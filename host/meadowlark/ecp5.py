@@ -54,6 +54,13 @@ _STATES_OPEN = f"setattr -unset init {_STATES}"
 _RECODED = re.compile(r"^Recoding FSM `\$fsm\$\\(\S+)\$\d+' .*\n.*one-hot.*\n +([01]+) -> ([-1]+)$",
                       re.MULTILINE)
 
+#: Router2 prices a wire that several nets want by a weight to which each round adds something. With
+#: its defaults, 0.5 and 2.0, what is left at the end drives itself in circles on a full chip; no
+#: option sets them, but a placed netlist's settings do.
+_ROUTER = {"router": "router2", "router2/initCurrCongWeight": "1.0",
+           "router2/currCongWeightMult": "0.5", "router2/bbMargin/x": f"{4:032b}",
+           "router2/bbMargin/y": f"{4:032b}"}
+
 #: What reports count: name -> cell of nextpnr.
 CELLS = {"lut": "TRELLIS_COMB", "ff": "TRELLIS_FF", "dsp": "MULT18X18D", "bram": "DP16KD"}
 
@@ -167,7 +174,7 @@ def place_and_route(directory: Path, *, device: str = "85k", package: str = "CAB
                     options: Sequence[str] = (), progress: Progress | None = None) -> Report:
     """Place and route ``top.json``, the array by :mod:`.floorplan`.
 
-    Writes ``top.config``, ``report.json`` and ``nextpnr.log``.
+    Writes ``top.config``, ``report.json``, ``nextpnr.log`` (placement) and ``route.log``.
 
     Parameters
     ----------
@@ -181,10 +188,16 @@ def place_and_route(directory: Path, *, device: str = "85k", package: str = "CAB
         Pins. Without, the tool chooses them.
     """
     pins = (["--lpf", str(lpf.resolve())] if lpf else ["--lpf-allow-unconstrained"])
-    _run([*_command(directory, device, package, speed, freq_mhz, seed), *pins,
-          "--router", "router2",
-          "--textcfg", "top.config", "--report", "report.json", *options],
+    command = _command(directory, device, package, speed, freq_mhz, seed)
+    _run([*command, *pins, "--no-route", "--write", "placed.json", *options],
          directory, "nextpnr.log", _NEXTPNR_STEP, progress)
+    netlist = json.loads((directory / "placed.json").read_text())
+    for module in netlist["modules"].values():
+        module.setdefault("settings", {}).update(_ROUTER)
+    write_atomic(directory / "placed.json", json.dumps(netlist).encode())
+    command[command.index("--json") + 1] = "placed.json"
+    _run([*command, *pins, "--no-pack", "--no-place", "--textcfg", "top.config",
+          "--report", "report.json", *options], directory, "route.log", _NEXTPNR_STEP, progress)
     return read_report(directory / "report.json")
 
 
