@@ -610,7 +610,7 @@ def build(board: str, seeds: int, clock_mhz: float | None, output: str | None,
         print(_listing(result))
     if not built.meets_timing:
         _say(f"timing is missed: {result['fmax_mhz']} of {which.clock_mhz:g} MHz. The bitstream is "
-             "there, but may fail on the board; try --seeds, or a smaller Config")
+             "there, but may fail on the board; try --seeds, --clock, or a smaller Config")
         return DIFFERENT
     return 0
 
