@@ -76,9 +76,13 @@ def random_tile(W, rows, row_beats, mode, header):
     return tag, chunks, items
 
 
+def reads_blocks() -> bool:
+    return bool(int(os.environ.get("BLOCKS", "1")))
+
+
 def modes_read() -> tuple[Mode, ...]:
     """Those of the decoder under test."""
-    return tuple(Mode) if int(os.environ.get("BLOCKS", "1")) else (Mode.INT8, Mode.INT16)
+    return tuple(Mode) if reads_blocks() else (Mode.INT8, Mode.INT16)
 
 
 def random_tiles(W, count, modes=None, headers=tuple(Header)):
@@ -134,7 +138,7 @@ async def take_items(dut, config, count, stall=0.0, times=None):
 
 
 async def run(dut, tiles, stall, times=None, chunk_stall=None):
-    config = Config(W=int(os.environ["W"]), **CONFIG)
+    config = Config(W=int(os.environ["W"]), block_modes=reads_blocks(), **CONFIG)
     tags, chunks, items = ([t[k] for t in tiles] for k in range(3))
     cocotb.start_soon(send(dut, "tags", tags, stall, layout=TileTag(config)))
     cocotb.start_soon(send(dut, "chunks", sum(chunks, []),
@@ -237,7 +241,7 @@ async def illegal_tags_give_beats(dut, stall):
 @cocotb.test(timeout_time=2, timeout_unit="ms")
 async def flush_in_mid_tile(dut):
     W = int(os.environ["W"])
-    config = Config(W=W, **CONFIG)
+    config = Config(W=W, block_modes=reads_blocks(), **CONFIG)
     await start(dut)
     for at in range(40):
         tiles = random_tiles(W, 6)
