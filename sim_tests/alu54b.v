@@ -1,4 +1,5 @@
-// Behaviour of Lattice's ALU54B as this project uses it (FPGA-TN-02205, sysDSP usage guide): sums
+// Behaviour of Lattice's ALU54B as this project uses it, after public designs made with Lattice's
+// tools (not checked against Lattice's guide, TN1267, or on hardware): sums
 // of the products of two MULT18X18D and of input C, by opcode; each register in or out of the path
 // (those of the opcode together), one clock and no reset. Anything else stops the simulation.
 // Opcode, bits 10 to 7: 0100 A + B + C, 0101 A - B + C, 0110 A + B - C, 0111 A - B - C.

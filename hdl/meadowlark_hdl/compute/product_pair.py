@@ -14,9 +14,10 @@ _ADDER = ("INPUTC0", "INPUTC1", "OPCODEOP0_0", "OPCODEOP0_1", "OPCODEOP1_0", "OP
 class ProductPair(wiring.Component):
     """``r = a0 * b0 + (0 if broadcast else a1 * b1) + (c if keep else 0)``, modulo 2**36.
 
-    Source: Lattice FPGA-TN-02205 (TN1267), sysDSP usage guide, for cells and opcode; nextpnr's
-    ``pack_dsps`` for the wiring between them. nextpnr times no path to or from an ALU54B: only a
-    register should stand before ``c``, ``broadcast`` and ``keep`` and behind ``r``.
+    Source: nextpnr's ``pack_dsps`` for the wiring between the cells; the opcode and its registers
+    are those of public designs made with Lattice's tools, not checked against Lattice's guide
+    (TN1267) or on hardware. nextpnr times no path to or from an ALU54B: only a register should
+    stand before ``c``, ``broadcast`` and ``keep`` and behind ``r``.
     Timing: ``LATENCY`` cycles, a result a cycle, never stalls; ``c`` comes ``C_CYCLE`` cycles after
     its factors. No reset: the first results after power-up mean nothing.
 
