@@ -11,7 +11,7 @@ from ..compute.pipeline import delay
 from ..config import Config
 from ..copies import OWN
 from ..isa import Mode
-from ..memory.fifo import Queue
+from ..memory.fifo import Queue, Skid
 from .beat_unit import BeatUnit, beat_count
 from .block_golden import BLOCK, FRAC, GRID, SUM_BITS
 
@@ -116,30 +116,19 @@ class BlockUnit(wiring.Component):
             m.d.sync += under_way.eq(under_way - 1)
 
         # Scales: words taken apart, 2 or 4 bytes a block, ahead of the codes and at their own pace.
-        # Two words, in turn; one that is not full takes what the queue offers, so what enables it
-        # is a register.
-        words, full = [reg(8 * W, f"word{k}") for k in range(2)], Signal(2)
-        filled, taken = Signal(), Signal()                      # the one to fill, to take apart
+        m.submodules.ahead = ahead = Skid(8 * W)
+        wiring.connect(m, scales.o, ahead.i)
+        word = ahead.o.payload
         place, at_end = Signal(range(W // 2)), Signal()         # in the word; its last one
         left_in_tile, ending = Signal(range(most * W // BLOCK + 1)), Signal()
         each = BLOCK // W                                               # beats a block
         in_block = Signal(range(each)) if each > 1 else Const(0, 1)
         put, found = Signal(), Signal(pairs.i.payload.shape(), reset_less=True)
-        next_full = Signal(2)
         m.d.comb += [
             pairs.o.ready.eq(issue & (in_block == each - 1)),
-            put.eq(full.bit_select(taken, 1) & (~pairs.i.valid | pairs.i.ready)),
-            pairs.i.payload.eq(found), scales.o.ready.eq(~full.bit_select(filled, 1)),
-            next_full.eq(full)]
-        m.d.sync += full.eq(next_full)
-        for k, word in enumerate(words):
-            with m.If(~full[k]):
-                m.d.sync += word.eq(scales.o.payload)
-        with m.If(scales.o.valid & scales.o.ready):
-            m.d.sync += filled.eq(~filled)
-            m.d.comb += next_full.bit_select(filled, 1).eq(1)
+            put.eq(ahead.o.valid & (~pairs.i.valid | pairs.i.ready)),
+            pairs.i.payload.eq(found)]
         with m.If(~pairs.i.valid | pairs.i.ready):
-            word = Mux(taken, words[1], words[0])
             pair = word.word_select(place[:-1], 32)
             m.d.sync += [
                 pairs.i.valid.eq(put), found.minimum.eq(Mux(with_minimum, pair[16:], 0)),
@@ -152,8 +141,8 @@ class BlockUnit(wiring.Component):
             m.d.sync += [place.eq(place + 1), at_end.eq(place == ends_at),
                          left_in_tile.eq(left_in_tile - 1), ending.eq(left_in_tile == 2)]
             with m.If(at_end | ending):         # behind the tile's last block there is padding
-                m.d.sync += [taken.eq(~taken), place.eq(0), at_end.eq(ends_at < 0)]
-                m.d.comb += next_full.bit_select(taken, 1).eq(0)
+                m.d.sync += [place.eq(0), at_end.eq(ends_at < 0)]
+                m.d.comb += ahead.o.ready.eq(1)
 
         with m.If(u.start):
             wide = (u.mode == Mode.Q4_1)
