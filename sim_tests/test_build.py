@@ -93,6 +93,7 @@ def test_boards_without_a_bitstream_say_so(tmp_path):
     assert main(["build", "--board", "ecpix5_85f", "--clock", "60"]) == 2
     assert main(["build", "--clock", "199", "-o", str(tmp_path / "x")]) == 2    # not by that PLL
     assert main(["build", "--clock", "150", "-o", str(tmp_path / "x")]) == 2    # nor that SDRAM
+    assert not list(tmp_path.iterdir())
     assert main(["flash", "--board", "nothing"]) == 2
 
 

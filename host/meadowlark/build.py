@@ -134,19 +134,20 @@ def build(board: Board, directory: Path, *, seeds: int = 1, stand_in: Any = None
     Raises
     ------
     UserError
-        Synthesis is not installed, the board has no bitstream, or a tool failed.
+        Synthesis is not installed, the board has no bitstream, PLL or SDRAM cannot have its clock,
+        or a tool failed.
     """
     tell = progress or (lambda line: None)
     chip = _chip(platform_of(board))
     check_tools()
-    directory.mkdir(parents=True, exist_ok=True)
-    tell("elaborating the chip")
     if board.sdram is not None:
         try:
             dividers(board.sdram.oscillator_mhz, board.clock_mhz)
             board.sdram.part.at(board.clock_mhz)
         except ValueError as error:
             raise UserError(str(error)) from None
+    directory.mkdir(parents=True, exist_ok=True)
+    tell("elaborating the chip")
     rtlil, pins = design(board, directory, stand_in=stand_in)
     (directory / "top.lpf").write_text(_aiming_higher(pins))
     cells = synthesise(rtlil, directory, verilog=modules(board, directory), progress=progress)

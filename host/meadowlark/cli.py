@@ -595,9 +595,10 @@ def build(board: str, seeds: int, clock_mhz: float | None, output: str | None,
             raise UserError(f"--clock is for nextpnr, and board {board} is Vivado's; leave it out")
         return _package(which, Path(output or f"build/{board}"), json_to)
     if clock_mhz is not None:
-        if not 10 <= clock_mhz <= 200 or which.ddr3 is not None:
-            raise UserError(f"--clock must be 10..200 MHz, not {clock_mhz:g}" if which.ddr3 is None
-                            else f"the clock of board {board} is its memory's; leave --clock out")
+        if which.ddr3 is not None:
+            raise UserError(f"the clock of board {board} is its memory's; leave --clock out")
+        if not 10 <= clock_mhz <= 200:
+            raise UserError(f"--clock must be 10..200 MHz, not {clock_mhz:g}")
         which = replace(which, clock_mhz=clock_mhz)
     begun = time.monotonic()
     with Progress() as progress:

@@ -48,9 +48,9 @@ FEW_CONTROL_SETS = " ".join([
     "-cell $_DFFE_??_ 01 -cell $_DFFE_?P??_ r -cell $_SDFFE_?P??_ r"])
 
 #: State registers of Amaranth's FSMs, whose first state is 0. Yosys gives those a bit a state that
-#: have no initial value: fewer levels of logic. A first state is then 1.
-_STATES = "w:*_state"
-_STATES_OPEN = f"setattr -unset init {_STATES}"
+#: have no initial value: fewer levels of logic. A first state is then 1. Those of other Verilog are
+#: not marked, and stay as they are.
+_STATES_OPEN = "setattr -unset init -set amaranth_state 1 w:*_state"
 _RECODED = re.compile(r"^Recoding FSM `\$fsm\$\\(\S+)\$\d+' .*\n.*one-hot.*\n +([01]+) -> ([-1]+)$",
                       re.MULTILINE)
 
@@ -147,7 +147,7 @@ def synthesise(rtlil: str, directory: Path, *, top: str = "top", options: Sequen
     command = " ".join(["synth_ecp5", "-top", top, *options])
     others = [f"read_verilog {path.resolve()}" for path in verilog]
     # Split nets: with some vectors abc9 of Yosys 0.70 stops at an assertion about widths.
-    _run([sys.executable, "-c", _YOSYS, *others, "read_rtlil top.il", KEEP_APART, _STATES_OPEN,
+    _run([sys.executable, "-c", _YOSYS, "read_rtlil top.il", KEEP_APART, _STATES_OPEN, *others,
           f"tee -o {_COARSE_LOG} {command} -run :map_ram", _FIRST_STATES,
           f"{command} -run map_ram:map_ffs", FEW_CONTROL_SETS, f"{command} -run map_ffs:map_luts",
           "splitnets", f"{command} -run map_luts: -json top.json"],
@@ -161,8 +161,10 @@ def synthesise(rtlil: str, directory: Path, *, top: str = "top", options: Sequen
 
 def first_states(log: str) -> list[str]:
     """Yosys commands that give state registers their first state back, from a log of ``fsm``."""
-    commands = [f"setattr -set init 0 {_STATES}"]
-    for name, state, code in _RECODED.findall(log):
+    commands, found = ["setattr -set init 0 a:amaranth_state"], _RECODED.findall(log)
+    if len(found) != log.count("Recoding FSM `"):
+        raise UserError("the log of Yosys does not tell how it has recoded the FSMs")
+    for name, state, code in found:
         if "1" in state or not code.endswith("1"):
             raise UserError(f"Yosys has found another first state of {name} than 0")
         commands.append(f"setattr -set init 1 w:{name}")
@@ -186,10 +188,12 @@ def place_and_route(directory: Path, *, device: str = "85k", package: str = "CAB
         Of the placer; results differ by some per cent from seed to seed.
     lpf : Path, optional
         Pins. Without, the tool chooses them.
+    options : sequence of str
+        More options of nextpnr when it routes.
     """
     pins = (["--lpf", str(lpf.resolve())] if lpf else ["--lpf-allow-unconstrained"])
     command = _command(directory, device, package, speed, freq_mhz, seed)
-    _run([*command, *pins, "--no-route", "--write", "placed.json", *options],
+    _run([*command, *pins, "--no-route", "--write", "placed.json"],
          directory, "nextpnr.log", _NEXTPNR_STEP, progress)
     netlist = json.loads((directory / "placed.json").read_text())
     for module in netlist["modules"].values():

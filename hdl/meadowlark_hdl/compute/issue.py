@@ -175,7 +175,7 @@ class Issue(wiring.Component):
         last_keys = Signal()                # no keys after this tile
         m.d.sync += last_keys.eq(keys_left == tile_keys)
         # The slices of the next key are those of this one: not sooner than the accumulators allow.
-        held = Signal(Config.ACC_TURN - 2) # a bit for each cycle to wait
+        held = Signal(Config.ACC_TURN - 2)  # a bit for each cycle to wait
         short = Signal()                    # a key has two slices, else ACC_TURN at least
 
         # What the instruction is, in registers: constant from its second cycle on.

@@ -1,0 +1,27 @@
+"""What synthesis is told about FSMs: a bit a state, and the first state back."""
+import pytest
+from meadowlark.ecp5 import first_states
+from meadowlark.errors import UserError
+
+LOG = r"""Recoding FSM `$fsm$\dut.link.fsm_state$7' from module `\top' using `auto' encoding:
+  mapping auto encoding to `one-hot' for this FSM.
+  {first} -> -----{last}
+  100 -> ----1-
+"""
+
+
+def test_first_states():
+    assert first_states("nothing") == ["setattr -set init 0 a:amaranth_state"]
+    assert first_states(LOG.format(first="000", last="1")) == [
+        "setattr -set init 0 a:amaranth_state", "setattr -set init 1 w:dut.link.fsm_state"]
+
+
+@pytest.mark.parametrize("first, last", [("010", "1"), ("000", "-")])
+def test_another_first_state(first, last):
+    with pytest.raises(UserError, match="another first state of dut.link.fsm_state than 0"):
+        first_states(LOG.format(first=first, last=last))
+
+
+def test_a_log_that_tells_something_else():
+    with pytest.raises(UserError, match="does not tell how"):
+        first_states(LOG.replace("one-hot", "binary"))
