@@ -16,6 +16,7 @@ warnings.simplefilter("ignore", UnusedElaboratable)
 SEED = int(os.environ.get("SEED") or random.randrange(2**32))
 os.environ["SEED"] = str(SEED)          # the workers of pytest-xdist have it from here
 ICARUS = bool(shutil.which("iverilog") and shutil.which("vvp"))
+NO_ICARUS = "Icarus Verilog not found (Debian package iverilog)"
 # SIM=verilator leaves Icarus out.
 SIMULATORS = [name for name in ("verilator", *(["icarus"] if ICARUS else []))
               if name == os.environ.get("SIM", name)]
@@ -24,7 +25,7 @@ SIMULATORS = [name for name in ("verilator", *(["icarus"] if ICARUS else []))
 def pytest_report_header():
     yield f"seed: {SEED} (repeat with SEED={SEED})"
     if not ICARUS:
-        yield "Icarus Verilog not found (Debian package iverilog): benches run on Verilator only"
+        yield f"{NO_ICARUS}: benches run on Verilator only"
 
 
 @pytest.fixture

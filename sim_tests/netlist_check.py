@@ -16,7 +16,7 @@ from amaranth.back import rtlil
 from array_bench import ArrayUnderTest
 from bench import simulate
 from cell_models import CELLS
-from conftest import ICARUS
+from conftest import ICARUS, NO_ICARUS
 from meadowlark.ecp5 import synthesise
 
 CASE = "w4p5"
@@ -46,7 +46,7 @@ def netlist(component, directory: Path) -> str:
 
 
 def test_array(seed, tmp_path):
-    assert ICARUS, "Icarus Verilog is missing: install the Debian package iverilog"
+    assert ICARUS, NO_ICARUS
     config = test_tiling_engine.CONFIGS[CASE].replace(dsp="ecp5")
     text = netlist(ArrayUnderTest(config), tmp_path)
     for testcase in ("linear", "attention_of_heads"):

@@ -29,7 +29,7 @@ def weights(rng, chunks, W, spread):
 def random_segment(rng, W, kind, tiles, spread):
     """-> (plain chunks, coded chunks of each tile). kind: "entropy", or C of MEADOW's packing."""
     plain = weights(rng, sum(tiles), W, spread)
-    spare = int(rng.choice([0, 0, 0, 1, 7, 40]))        # words at the end that nobody needs
+    spare = int(rng.choice([0, 0, 0, 1, 7, 40]))        # chunks at the end that nobody needs
     lanes = int(os.environ["LANES"])
     if kind == "entropy":
         return plain, pack_entropy(plain, tiles, spare=spare, lanes=lanes)[1]
