@@ -37,7 +37,8 @@ class Issue(wiring.Component):
     Members
     -------
     instr : In(stream of FetchedInstruction)
-    pass_ : In(PassLayout), model : In(ModelLayout)   Constant while an instruction runs.
+    pass_ : In(PassLayout), model : In(ModelLayout)   Constant while an instruction runs, pass_ from
+                                            the cycle before its first one on.
     control : Out(EngineControl)
     tile : Out(TileRead)
     engine_beat_addr, engine_release : In   The array's side of the tile buffer; addresses of it
@@ -86,7 +87,9 @@ class Issue(wiring.Component):
         config, P, W = self.config, self.config.P, self.config.W
         log2_w, log2_parts = ceil_log2(W), ceil_log2(config.sv_cycles)
         log2_columns, log2_stores = log2_w - log2_parts, ceil_log2(W // config.store_bytes)
-        instr, pass_, model = self.current, self.pass_, self.model
+        instr, model = self.current, self.model
+        pass_ = Signal(PassLayout(), reset_less=True)       # it comes from across the chip
+        m.d.sync += pass_.eq(self.pass_)
         c = self.control
         lane = c.lane
 
@@ -519,11 +522,11 @@ class Issue(wiring.Component):
                      self.rope.addr.eq(row_no)]
         # A register for each few values that hear it.
         loads, twos = ([Signal(name=f"{name}{k}", reset_less=True, attrs=OWN)
-                        for k in range(W // 4)] for name in ("load", "by_two"))
+                        for k in range(W // 2)] for name in ("load", "by_two"))
         m.d.sync += [load.eq(next_beat) for load in loads]
         m.d.sync += [by_two.eq(instr.op == Op.ROPE) for by_two in twos]
         for i in range(W):
-            load, by_two = loads[i // 4], twos[i // 4]
+            load, by_two = loads[i // 2], twos[i // 2]
             one, two = (shift_reg[min(i + k, W - 1)] for k in (1, 2))
             m.d.sync += shift_reg[i].eq(Mux(load, self.tile.beat[i], Mux(by_two, two, one)))
         return m

@@ -5,6 +5,7 @@ from amaranth import Cat, Const, Module, Mux, ResetInserter, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from ..compute.pipeline import delay
 from ..config import Config
 from ..copies import OWN
 from ..isa import Header, Mode
@@ -21,7 +22,7 @@ from .unpacker import Unpacker
 class RawUnit(wiring.Component):
     """Beats of modes INT8 (a chunk each) and INT16 (two, low half first).
 
-    Golden: :func:`meadowlark_hdl.weights.decoder_golden.decode_tile`. Timing: 1 cycle, a chunk a
+    Golden: :func:`meadowlark_hdl.weights.decoder_golden.decode_tile`. Timing: 2 cycles, a chunk a
     cycle, no bubble between tiles.
 
     Members
@@ -39,28 +40,34 @@ class RawUnit(wiring.Component):
         left = Signal(beat_count(self.config))
         some, final = Signal(), Signal()        # left != 0, left == 1
         wide, half = Signal(), Signal()
-        low = Signal(8 * W, reset_less=True)
-        item = Signal(u.o.payload.shape(), reset_less=True)
-        m.d.comb += u.o.payload.eq(item)
         whole, take = Signal(), Signal()
         m.d.comb += [
             whole.eq(~wide | half),         # this chunk completes a beat
-            u.i.ready.eq(some), take.eq(u.i.valid & some), u.done.eq(take & whole & final),
-            u.busy.eq(u.o.valid | half)]
-        m.d.sync += u.o.valid.eq(take & whole)
+            u.i.ready.eq(some), take.eq(u.i.valid & some), u.done.eq(take & whole & final)]
         with m.If(take):
             m.d.sync += half.eq(~whole)
         with m.If(take & whole):
             m.d.sync += [left.eq(left - 1), some.eq(~final), final.eq(left == 2)]
-        # Data move in every cycle, so that what enables them is not late.
-        with m.If(~half):
-            m.d.sync += low.eq(u.i.payload)
-        m.d.sync += item.last.eq(final)
-        both = Cat(low, u.i.payload)
+
+        # Data move in every cycle, so that what enables them is not late. Chunks come from afar,
+        # by the choice of their source: a register before the choice of what they are.
+        chunk, low = (Signal(8 * W, name=name, reset_less=True) for name in ("chunk", "low"))
+        formed, upper = Signal(), Signal()      # chunk completes a beat; it is its high half
+        item = Signal(u.o.payload.shape(), reset_less=True)
+        m.d.comb += [u.o.payload.eq(item), u.busy.eq(u.o.valid | formed | half)]
+        m.d.sync += [chunk.eq(u.i.payload), formed.eq(take & whole), upper.eq(half),
+                     u.o.valid.eq(formed)]
+        with m.If(~upper):
+            m.d.sync += low.eq(chunk)
+        ending = Signal(reset_less=True)
+        m.d.sync += [ending.eq(final), item.last.eq(ending)]
+        wides = [Signal(name=f"wide_{i}", attrs=OWN) for i in range(W // 4)]    # near the data
+        m.d.sync += [s.eq(wide) for s in wides]
+        both = Cat(low, chunk)
         for i in range(W):
             m.d.sync += item.beat[i].eq(
-                Mux(wide, both.word_select(i, 16).as_signed(),
-                    u.i.payload.word_select(i, 8).as_signed()))
+                Mux(wides[i // 4], both.word_select(i, 16).as_signed(),
+                    chunk.word_select(i, 8).as_signed()))
         with m.If(u.start):
             m.d.sync += [left.eq(u.beats), some.eq(1), final.eq(u.beats == 1),
                          wide.eq(u.mode == Mode.INT16)]
@@ -103,10 +110,11 @@ class PackedWeightDecoder(wiring.Component):
     chunks only when the others have nothing left to give, so items leave in order.
 
     Golden: :func:`meadowlark_hdl.weights.decoder_golden.decode_tile`, bit-exact.
-    Timing: 3 cycles from a chunk to its beat. One beat a cycle in INT8, one every two cycles in
-    INT16, a chunk a cycle in headers, one every two in SHORT ones. No idle cycle from tile to tile
-    of at least 2 beats if tags and halves are there and the mode does not need another unit, but
-    one in front of headers. The block modes: see :class:`.BlockUnit`; headers wait until its
+    Timing: 4 cycles from a chunk to its beat or headers. One beat a cycle in INT8, one every two
+    cycles in INT16, a chunk a cycle in headers, one every two in SHORT ones. No idle cycle from
+    tile to tile of at least 2 beats if tags and halves are there and the mode does not need another
+    unit. The
+    block modes: see :class:`.BlockUnit`; headers wait until its
     pipeline is empty. A tile begins when a half of the tile buffer is free for it, and then nothing
     stalls it but the chunks: no ready reaches back through the units.
 
@@ -208,7 +216,7 @@ class PackedWeightDecoder(wiring.Component):
         # The item that leaves: at most one unit holds beats, and headers wait for all of them.
         head = Signal()
         item = Signal(DecoderItem(self.config), reset_less=True)
-        scales = Signal(data.ArrayLayout(RowScale(), W // 4))
+        scales = Signal(data.ArrayLayout(RowScale(), W // 4), reset_less=True)
         # Who holds beats, a cycle late. A unit is busy before the last of a tile's beats leaves
         # it, and a late look lets one chunk pass to the next: of BlockUnit that is a scale.
         from_blocks, from_raw = Signal(reset_less=True), Signal(reset_less=True)
@@ -221,7 +229,7 @@ class PackedWeightDecoder(wiring.Component):
             item.beat.eq(Mux(from_blocks, blocks.unit.o.payload.beat, raw.unit.o.payload.beat))]
         others = [from_blocks | none.unit.busy, from_raw | none.unit.busy,
                   from_blocks | raw.unit.busy]
-        busy = from_blocks | raw.unit.busy | none.unit.busy
+        busy = from_blocks | none.unit.busy     # in front of headers; they are as late as raw beats
         for k, u in enumerate(units):
             m.d.comb += [
                 u.start.eq(take_over & (kind == k)),
@@ -231,15 +239,21 @@ class PackedWeightDecoder(wiring.Component):
 
         # Headers: W / 4 rows at once, half a chunk of SHORT, a chunk of SCALE or two of BIAS. In
         # the last item the second chunk may be missing.
-        hold = Signal(8 * W, reset_less=True)
         second = Signal()           # of a chunk's two items (SHORT), of an item's two chunks (BIAS)
-        seconds = [Signal(name=f"second_{i}", attrs=OWN) for i in range(W // 4)]    # near the data
-        chunk, load, take, again = chunks.payload, Signal(), Signal(), Signal()
+        load, take, again, complete = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
             load.eq(in_header & ~busy & own), take.eq(load & chunks.valid),
             last_header.eq(take & one_left),
             again.eq(short & ~second & ~one_left),      # the chunk stays
-            head.eq(take & (~bias | second | one_left))]
+            complete.eq(take & (~bias | second | one_left))]
+        with m.If(take):
+            m.d.sync += [header_left.eq(header_left - 1), one_left.eq(header_left == 2),
+                         second.eq(Mux(short, again, ~complete))]
+        m.d.comb += head.eq(delay(m, complete, 2, name="head", reset=True))
+        # Their bits, a register later, and once more when they have their form.
+        chunk, hold = (Signal(8 * W, name=name, reset_less=True) for name in ("header", "hold"))
+        seconds = [Signal(name=f"second_{i}", attrs=OWN) for i in range(W // 4)]    # near the data
+        m.d.sync += [chunk.eq(chunks.payload), *(s.eq(second) for s in seconds)]
         pair = Cat(*(Mux(late, hold.word_select(i, 32), chunk.word_select(i, 32))
                      for i, late in enumerate(seconds)), chunk)
         part = Cat(Mux(seconds[i // 2], chunk[4 * W:].word_select(i, 16),
@@ -250,12 +264,9 @@ class PackedWeightDecoder(wiring.Component):
             below = SHORT_BITS - 1
             full = Cat(Const(0, 16 - SHORT_BITS), small[:below], Const(1, 1), small[below:])
             form = Mux(short, full, Mux(bias, both, single)[:22])
-            m.d.comb += [
+            m.d.sync += [
                 scales[i].mant.eq(form[:16]), scales[i].shift.eq(form[16:]),
                 scales[i].bias.eq(Mux(bias, both[32:], 0).as_signed())]
-        with m.If(take):
-            m.d.sync += [header_left.eq(header_left - 1), one_left.eq(header_left == 2), *(
-                s.eq(Mux(short, again, ~head)) for s in (second, *seconds))]
         for i, late in enumerate(seconds):
             with m.If(~late):
                 m.d.sync += hold.word_select(i, 32).eq(chunk.word_select(i, 32))
@@ -281,6 +292,7 @@ class PackedWeightDecoder(wiring.Component):
         kinds = self.config.packing
         unpacker = Unpacker(self.config, entropy=bool(kinds & 1), meadow=bool(kinds & 2))
         packed, told, counted = Signal(), Signal(), Signal()
+        packeds = [Signal(name=f"packed_{k}", attrs=OWN) for k in range(8 * self.config.W // 32)]
         # Tiles whose chunks may be taken, but those of an earlier one are still under way: lanes
         # have bits in store, so that small tiles can be complete before their words are. The chunk
         # at hand is not coded (``own``) when there are none; that is a register, maybe late to
@@ -293,7 +305,8 @@ class PackedWeightDecoder(wiring.Component):
         with m.If(behind):
             m.d.sync += counted.eq(1)
         with m.If(take_over):
-            m.d.sync += [packed.eq(known & tag.packed), told.eq(0), counted.eq(0)]
+            m.d.sync += [told.eq(0), counted.eq(0), *(
+                s.eq(known & tag.packed) for s in (packed, *packeds))]
         m.d.comb += owed_after.eq(owed + behind - unpacker.resume)
         m.d.sync += [owed.eq(owed_after),
                      own.eq(unpacker.ended & ~unpacker.resume & (owed_after == 0))]
@@ -317,7 +330,9 @@ class PackedWeightDecoder(wiring.Component):
             chunks.ready.eq(Mux(unpacker.ended, gone | (plain.ready & ~packed & own),
                                      unpacker.i.ready)),
             plain.valid.eq(Mux(packed, unpacker.o.valid, chunks.valid & own)),
-            plain.payload.eq(Mux(packed, unpacker.o.payload, chunks.payload)),
+            plain.payload.eq(Cat(
+                Mux(s, unpacker.o.payload.word_select(k, 32), chunks.payload.word_select(k, 32))
+                for k, s in enumerate(packeds))),
             unpacker.o.ready.eq(plain.ready & packed)]
         with m.If(unpacker.error):
             m.d.sync += self.error.eq(1)

@@ -73,10 +73,13 @@ class Refill(wiring.Component):
         W, K, B = self.config.W, pieces(self.config), buses(self.config)
         m.submodules.masks = masks = Queue(
             data.StructLayout({"lanes": W, "ends": 1, "final": 1}), depth=self.DEPTH)
-        waiting = Signal(range(self.DEPTH + 1))
+        waiting = Signal(range(self.DEPTH + 2))
         m.d.comb += [masks.i.valid.eq(self.asks.any() | self.ends | self.final),
                      masks.i.payload.eq(Cat(self.asks, self.ends, self.final))]
-        m.d.sync += [waiting.eq(waiting + masks.i.valid - (masks.o.valid & masks.o.ready)),
+        # A mask that is taken counts a cycle longer: who takes it is known late in a cycle.
+        gone = Signal()
+        m.d.sync += [gone.eq(masks.o.valid & masks.o.ready),
+                     waiting.eq(waiting + masks.i.valid - gone),
                      self.room.eq(waiting <= self.DEPTH - self.SPARE)]
 
         # One request at a time: the lowest of the mask.

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from amaranth import Cat, Const, Module, Mux, ResetInserter, Signal
 from amaranth.lib import stream, wiring
-from amaranth.lib.crc.catalog import CRC32_ISO_HDLC
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
@@ -11,6 +10,7 @@ from ..compute.pipeline import delay
 from ..config import Config
 from ..copies import OWN
 from ..memory.fifo import Queue
+from .checksum import Checksum
 from .lane import Lane, TableWrite, pieces
 from .packing_golden import CLASSES, CLASS_WORDS, PREFIX, TABLE_BYTES, head_words, phases
 from .refill import COUNT_BITS, Refill
@@ -38,7 +38,7 @@ class PreambleReader(wiring.Component):
         What was read last is no preamble.
     i : In(stream of 8 * W bits)
     sound : In(1)
-        The chunks taken since ``start`` end with their CRC; two cycles after the last one.
+        The chunks taken since ``start`` end with their CRC; as late as :class:`.Checksum` says.
     meadow, log2_c, log2_n, steps, words : Out
         The fields.
     tables : Out(TableWrite)
@@ -68,7 +68,7 @@ class PreambleReader(wiring.Component):
         with m.Elif(eat):
             m.d.sync += [hold.eq(hold >> 32), in_hold.eq(in_hold - 1), there.eq(in_hold != 1)]
 
-        number = Signal(range(head_words(W)))
+        number, settle = Signal(range(head_words(W))), Signal(range(Checksum.LATENCY))
         unit, at_class = Signal(PREFIX), Signal()
         with m.FSM():
             with m.State("REST"):
@@ -77,6 +77,7 @@ class PreambleReader(wiring.Component):
                     m.next = "FIELDS"
             with m.State("FIELDS"):
                 m.d.comb += [reading.eq(1), eat.eq(there)]
+                m.d.sync += settle.eq(Checksum.LATENCY - 2)
                 with m.If(eat):
                     m.d.sync += number.eq(number + 1)
                     with m.Switch(number):
@@ -89,7 +90,11 @@ class PreambleReader(wiring.Component):
                         with m.Case(2):
                             m.d.sync += self.words.eq(word)
                         with m.Case(head_words(W) - 1):
-                            m.next = "CHECK"
+                            m.next = "SETTLE"
+            with m.State("SETTLE"):                     # a word is eaten a cycle after its chunk
+                m.d.sync += settle.eq(settle - 1)
+                with m.If(settle == 1):
+                    m.next = "CHECK"
             with m.State("CHECK"):
                 known = Mux(self.meadow, int(self.with_meadow), int(self.with_entropy)).bool()
                 good = self.sound & known & (self.log2_c <= Mux(self.meadow, 2, 0)) \
@@ -217,8 +222,7 @@ class Unpacker(wiring.Component):
         more_steps, last_step = Signal(), Signal()      # steps != 0, steps == 1
         broken, begin, next_tile = Signal(), Signal(), Signal()
         issue, with_room = Signal(), Signal()
-        check = CRC32_ISO_HDLC(data_width=8 * W).create()
-        m.submodules.check = check
+        m.submodules.check = check = Checksum(8 * W)
         m.d.comb += [self.tiles.ready.eq(~known), self.error.eq(broken)]
         with m.If(self.tiles.valid & ~known):
             m.d.sync += [size.eq(self.tiles.payload), known.eq(1)]
@@ -308,11 +312,10 @@ class Unpacker(wiring.Component):
             refill.i.valid.eq(self.i.valid & ~broken), refill.i.payload.eq(self.i.payload),
             self.i.ready.eq(head.i.ready | (refill.i.ready & ~broken) | trailer),
             refill.start.eq(begin), refill.words.eq(head.words)]
-        checked = Signal(8 * W, reset_less=True)
         # A preamble's first chunk is taken no sooner than two cycles after its start.
-        m.d.sync += [check.start.eq(head.start), checked.eq(self.i.payload),
-                     check.valid.eq(self.i.valid & self.i.ready & ~trailer)]
-        m.d.comb += [check.data.eq(checked), head.sound.eq(check.match_detected)]
+        m.d.comb += [check.start.eq(head.start), check.data.eq(self.i.payload),
+                     check.valid.eq(self.i.valid & self.i.ready & ~trailer),
+                     head.sound.eq(check.sound)]
 
         # When all words are with the lanes these need no more of them.
         arrive = pieces(config) + 7             # cycles until the last one's pieces have come

@@ -1,0 +1,75 @@
+"""CRC-32 over wide words, in a pipeline."""
+from __future__ import annotations
+
+from functools import reduce
+from operator import xor
+
+from amaranth import Cat, Const, Module, Signal
+from amaranth.lib import wiring
+from amaranth.lib.crc import Algorithm
+from amaranth.lib.crc.catalog import CRC32_ISO_HDLC
+from amaranth.lib.wiring import In, Out
+
+
+class Checksum(wiring.Component):
+    """CRC-32 (ISO-HDLC) of a word a cycle, lowest byte first.
+
+    A CRC is linear: the next state is the sum of what the state adds and what the word adds.
+    amaranth.lib.crc has both in one cycle, which for 8 bytes are ten LUTs in a row; here what the
+    word adds is a register.
+
+    Timing: ``crc`` has a word 3 cycles after ``valid``, ``sound`` 4. A word a cycle.
+
+    Parameters
+    ----------
+    width : int
+        Bits of a word, a multiple of 8.
+
+    Members
+    -------
+    start : In(1)
+        The words from two cycles later on count.
+    valid : In(1), data : In(width)
+        A word.
+    crc : Out(32)
+    sound : Out(1)
+        The last of the words was their CRC.
+    """
+
+    LATENCY = 4             #: from a word to ``sound``
+
+    def __init__(self, width: int):
+        if width < 8 or width % 8:
+            raise ValueError(f"width must be a multiple of 8 from 8 on, not {width!r}")
+        self.width = width
+        super().__init__({"start": In(1), "valid": In(1), "data": In(width),
+                          "crc": Out(32), "sound": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        whole = CRC32_ISO_HDLC(self.width)
+        algorithm = whole.algorithm
+
+        def response(state: int, word: int) -> int:
+            """The state after ``word``; states as ``crc`` has them, lowest bit first."""
+            return Algorithm(
+                crc_width=32, polynomial=algorithm.polynomial,
+                initial_crc=int(f"{state:032b}"[::-1], 2), reflect_input=True, reflect_output=True,
+                xor_output=0)(self.width).compute([word])
+        by_state = [response(1 << k, 0) for k in range(32)]
+        by_word = [response(0, 1 << k) for k in range(self.width)]
+
+        def added(bits, responses):
+            return Cat(reduce(xor, [bits[k] for k, r in enumerate(responses) if r >> i & 1],
+                              Const(0, 1)) for i in range(32))
+        word, share = Signal(self.width, reset_less=True), Signal(32, reset_less=True)
+        state, there, shared = Signal(32, init=~0), Signal(), Signal()
+        m.d.sync += [word.eq(self.data), there.eq(self.valid),
+                     share.eq(added(word, by_word)), shared.eq(there),
+                     self.sound.eq(state == whole.residue())]
+        with m.If(shared):
+            m.d.sync += state.eq(added(state, by_state) ^ share)
+        with m.If(self.start):
+            m.d.sync += state.eq(~0)
+        m.d.comb += self.crc.eq(~state)
+        return m
