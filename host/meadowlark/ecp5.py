@@ -176,7 +176,8 @@ def place_and_route(directory: Path, *, device: str = "85k", package: str = "CAB
                     options: Sequence[str] = (), progress: Progress | None = None) -> Report:
     """Place and route ``top.json``, the array by :mod:`.floorplan`.
 
-    Writes ``top.config``, ``report.json``, ``nextpnr.log`` (placement) and ``route.log``.
+    Writes ``top.config``, ``report.json``, ``nextpnr.log`` (placement), ``route.log`` and, of
+    ``lpf``, a copy.
 
     Parameters
     ----------
@@ -191,7 +192,10 @@ def place_and_route(directory: Path, *, device: str = "85k", package: str = "CAB
     options : sequence of str
         More options of nextpnr when it routes.
     """
-    pins = (["--lpf", str(lpf.resolve())] if lpf else ["--lpf-allow-unconstrained"])
+    pins = ["--lpf-allow-unconstrained"]
+    if lpf:         # the tool may see no other folder than its own, such as another /tmp
+        shutil.copyfile(lpf, directory / "pins.lpf")
+        pins = ["--lpf", "pins.lpf"]
     command = _command(directory, device, package, speed, freq_mhz, seed)
     _run([*command, *pins, "--no-route", "--write", "placed.json"],
          directory, "nextpnr.log", _NEXTPNR_STEP, progress)

@@ -178,7 +178,10 @@ class Fetch(wiring.Component):
         keys_left, keys_after = (Signal(24, reset_less=True),
                                  Signal(signed(25), reset_less=True))
         token = Signal(Config.TOKEN_BITS, reset_less=True)
-        base = Signal(27, reset_less=True)
+        # Beside a product that is a distance: where it counts from, and the sum, with nothing else
+        # in the way from the multiplier.
+        base, place = Signal(27, reset_less=True), Signal(27, reset_less=True)
+        m.d.sync += place.eq(base + mul.p.as_unsigned()[:27])
         chunks = Signal(12, reset_less=True)        # of the tile to come
         # In the states that do not say otherwise.
         m.d.sync += [a.eq(token.as_signed()), b.eq(work.chunks)]
@@ -200,7 +203,7 @@ class Fetch(wiring.Component):
                         m.next = "TOKEN_RAM"
             with m.State("SECOND"):
                 m.d.sync += [a.eq(Mux(work.src == Src.KV, pass_.ctx, work.last_rows)),
-                             b.eq(work.row_beats)]
+                             b.eq(work.row_beats), base.eq(addr)]
                 m.next = "WAIT_1"
                 with m.If(streaming & (work.tiles == 0)):
                     m.d.comb += finished.eq(1)
@@ -211,11 +214,11 @@ class Fetch(wiring.Component):
                 m.next = "PRODUCT_1"
             with m.State("PRODUCT_1"):
                 m.d.sync += full_beats.eq(mul.p)
-                with m.If(work.src == Src.TABLE):
-                    m.d.sync += addr.eq(addr + mul.p.as_unsigned()[:27])
                 m.next = "PRODUCT_2"
             with m.State("PRODUCT_2"):
                 m.d.sync += [last_beats.eq(mul.p), keys_left.eq(mul.p)]
+                with m.If(work.src == Src.TABLE):
+                    m.d.sync += addr.eq(place)
                 m.next = "TILE_SIZE"
                 with m.If(work.src == Src.KV):
                     m.next = "KV_STORES"
@@ -264,7 +267,8 @@ class Fetch(wiring.Component):
                 m.next = "TOKEN"
             with m.State("TOKEN"):
                 # The read of the next token starts here; 6 cycles later its id is there.
-                m.d.sync += [token.eq(self.token_data), self.token_addr.eq(self.token_addr + 1)]
+                m.d.sync += [token.eq(self.token_data), a.eq(self.token_data.as_signed()),
+                             self.token_addr.eq(self.token_addr + 1)]
                 m.next = "TOKEN_PRODUCT"
             with m.State("TOKEN_PRODUCT"):
                 # The multiplier takes the 18 bits as signed: correct by 2**18 * chunks.
@@ -280,7 +284,7 @@ class Fetch(wiring.Component):
                 with m.If(free):
                     m.d.comb += put.eq(1)
                     m.d.sync += [
-                        job.addr.eq(base + mul.p.as_unsigned()[:27]), job.chunks.eq(work.chunks),
+                        job.addr.eq(place), job.chunks.eq(work.chunks),
                         job.beats.eq(work.row_beats), job.rows.eq(1)]
                     count()
                     m.next = "TOKEN"

@@ -102,44 +102,60 @@ class _Cell(wiring.Component):
         m = Module()
         newcomer = Signal(_ENTRY, reset_less=True)
         top = Signal(reset_less=True)
-        there = Signal(_ENTRY)                      # read
+        there = Signal(_ENTRY)                      # what leaves, in the last cycle
         # The word of each rank. A rank that the cell does not have is as its last.
         words = [Signal(3, name=f"word_{rank}", init=rank) for rank in range(self.size)]
         last = words[-1]
         word = words + [last] * (self.MAX - self.size)
         # The newcomer's place is the number of entries above it, upper bits first, a bit a compare;
-        # 7 if it is below all. Of the words of the next compare one is chosen by the bit before.
-        first, second, third, fourth = self.phase
+        # 7 if it is below all: two bits are set then, and the third.
+        first, _, third, fourth = self.phase
         bit = Signal(reset_less=True)
         upper = Signal(2, reset_less=True)
-        high = Signal(3, reset_less=True)
-        low = Signal(3, reset_less=True)
-        m.d.sync += [bit.eq(_order(there) >= Cat(_order(newcomer), self.turn | top)),
-                     upper.eq(Cat(bit, upper)), high.eq(last), low.eq(last)]
-        with m.If(first):
-            m.d.sync += [high.eq(word[5]), low.eq(word[1])]
-        with m.If(second):                          # word[6] is the last
-            m.d.sync += low.eq(Mux(bit, word[4], word[0]))
-            with m.If(~bit):
-                m.d.sync += high.eq(word[2])
-        # From what the address depends on to the bit is the longest path: registers for that. The
-        # newcomer is below all if two bits are set, and then the third.
-        starts = Signal(reset_less=True, attrs=OWN)
         below = Signal(reset_less=True)
         stays = ~(below & bit)
-        m.d.sync += [starts.eq(fourth & ~self.turn), below.eq(third & bit & upper[0])]
+        m.d.sync += [upper.eq(Cat(bit, upper)), below.eq(third & bit & upper[0])]
+        # From the address to a compare's end is too long for a cycle: both entries of which the bit
+        # that is being found will choose one are read in the cycle before, and held.
+        high, low = (Signal(len(_order(newcomer)), name=name, reset_less=True)
+                     for name in ("high", "low"))
+        m.d.sync += bit.eq(Mux(bit, high, low) >= Cat(_order(newcomer), self.turn | top))
+        with m.If(fourth & ~self.turn):
+            m.d.sync += bit.eq(1)                   # the first compare has but one, the higher
+        # Their addresses with bit 0 and 1. Those read last are not yet compared: the entry whose
+        # rank will be 3 when the newcomer has taken its place, and the one that leaves. Until then
+        # the newcomer is beside the entries.
+        middle = min(3, self.size - 1)
+        highs, lows = ([Signal(4, name=f"{name}_{b}", reset_less=True) for b in range(2)]
+                       for name in ("high", "low"))
+        with m.If(first):
+            m.d.sync += [way.eq(word[rank]) for way, rank in zip(highs + lows, (2, 6, 0, 4))]
+        with m.Else():
+            for b in range(2):
+                place = Cat(Const(b, 1), bit, upper[0])
+                m.d.sync += [
+                    highs[b].eq(Mux(place == middle, Cat(last, 1), Mux(
+                        place < middle, words[max(middle - 1, 0)], words[middle]))),
+                    lows[b].eq(Cat(last, bit & upper[0] & b))]
         # Before its last cycle the newcomer is written beside the entries, to leave from there; in
-        # it, over the entry that leaves. 16 bits of the token are read only to leave: they do not
-        # load the longest path.
-        leave = Cat(last, ~stays)
-        search = Cat(Mux(starts, word[3], Mux(bit, high, low)), ~stays)
-        for name, address, part in (("ids", leave, slice(16)), ("keys", search, slice(16, None))):
-            was, new = there.as_value()[part], newcomer.as_value()[part]
+        # it, over the entry that leaves. 16 bits of the token are read only to leave.
+        read_at = {"ids": [Cat(last, ~stays)],
+                   "keys": [Mux(first, word[rank], Mux(bit, ways[1], ways[0]))
+                            for rank, ways in ((1, lows), (5, highs))]}
+        read = []
+        for name, part in (("ids", slice(16)), ("keys", slice(16, None))):
+            new = newcomer.as_value()[part]
             m.submodules[name] = ram = memory.Memory(shape=len(new), depth=16, init=[])
-            read, write = ram.read_port(domain="comb"), ram.write_port()
-            m.d.comb += [read.addr.eq(address), was.eq(read.data),
-                         write.addr.eq(Cat(last, ~fourth)), write.data.eq(new),
+            write = ram.write_port()
+            m.d.comb += [write.addr.eq(Cat(last, ~fourth)), write.data.eq(new),
                          write.en.eq(~fourth | (self.step & stays))]
+            for address in read_at[name]:
+                port = ram.read_port(domain="comb")
+                m.d.comb += port.addr.eq(address)
+                read.append(port.data)
+        leaving_id, leaving, higher = read
+        m.d.comb += there.eq(Cat(leaving_id, leaving))
+        m.d.sync += [low.eq(leaving[-len(low):]), high.eq(higher[-len(high):])]
         m.d.comb += [self.newcomer.eq(newcomer), self.o.eq(there), self.o_top.eq(top | stays)]
         place = Cat(bit, upper)
         with m.If(self.step):
@@ -211,19 +227,26 @@ class Sampler(wiring.Component):
         cells = [_Cell(min(_Cell.MAX, slots - rank)) for rank in range(0, slots, _Cell.MAX)]
         phase = Signal(4, init=1)
         step = Signal()
+        steps = [Signal(name=f"step_{i}", attrs=OWN) for i in range(len(cells))]    # one a cell
+        will_step = Signal()
         turn = Signal()
         clear = Signal()
         waiting = Signal(_ENTRY, reset_less=True)
+        total = Signal(21, reset_less=True)         # sum of weights
         feeding = Signal(_ENTRY)            # the next item
         for i, cell in enumerate(cells):
             m.submodules[f"cell_{i}"] = cell
-            m.d.comb += [cell.phase.eq(phase), cell.step.eq(step), cell.turn.eq(turn),
+            m.d.comb += [cell.phase.eq(phase), cell.step.eq(steps[i]), cell.turn.eq(turn),
                          cell.clear.eq(clear), cell.i.eq(cells[i - 1].o if i else feeding),
                          cell.i_top.eq(cells[i - 1].o_top if i else 0)]
         with m.If(self.logit.valid):
             m.d.sync += [waiting.key.eq(_flipped(self.logit.value)),
                          waiting.token.eq(self.logit.row)]
+        limiting = Signal()
         m.d.comb += feeding.eq(Mux(turn, cells[-1].o, waiting))
+        with m.If(limiting):
+            # What leaves after the largest is the place of the first cell's newcomer: empty.
+            m.d.comb += [feeding.key.eq(_flipped(total)), feeding.held.eq(0)]
         m.d.sync += phase.eq(Mux(turn, 8, phase.rotate_left(1)))
 
         # The item at work: the newcomer of the first cell. flow[s] is high for one cycle when the
@@ -247,7 +270,6 @@ class Sampler(wiring.Component):
                      crc.data.eq(byte), self.crc.eq(crc.crc)]
 
         # Pipeline: noise and scaled logit, their sum; weight, sum of weights, nucleus.
-        limiting = Signal()
         product, scaled = self._scale(m, value, Mux(limiting, run.top_p, run.inv_t_mant))
         largest = Signal(signed(30), reset_less=True)
         distance = Signal(31, reset_less=True)      # largest - scaled: never negative
@@ -267,7 +289,6 @@ class Sampler(wiring.Component):
                      part.eq(rom_data >> distance[12:14]),
                      weight.eq(Mux(far, 0, part >> Cat(Const(0, 2), distance[14:16])))]
         seen = Signal(21)                           # at most 32 * 2**15
-        total = Signal(21, reset_less=True)
         before = Signal(21, reset_less=True)
         limit = Signal(22, reset_less=True)         # total * top_p, one bit for its lower half
         kept = Signal()
@@ -320,7 +341,8 @@ class Sampler(wiring.Component):
         arrived = Signal()                          # an item, from the ring
         found = arrived & item.held
         filling = (state == _State.COLLECT) | (state == _State.DRAIN)
-        m.d.sync += [self.done.eq(0), step.eq(0), arrived.eq(step),
+        m.d.sync += [self.done.eq(0), arrived.eq(step),
+                     *(copy.eq(will_step) for copy in (step, *steps)),
                      turn.eq(~filling | self.start)]
         m.d.comb += [
             clear.eq(state == _State.CLEAR),
@@ -330,14 +352,15 @@ class Sampler(wiring.Component):
             m.d.sync += wait.eq(wait - 1)
         with m.If(filling):
             m.d.comb += feed.eq(step & waiting.held & ~ranked)
-            m.d.sync += [step.eq(phase[2]), coming.eq(count)]
+            m.d.comb += will_step.eq(phase[2])
+            m.d.sync += coming.eq(count)
         with m.Elif(found):
             m.d.sync += coming.eq(coming - 1)
         with m.If(step):
             m.d.sync += waiting.held.eq(0)
         with m.Switch(state):
             with m.Case(_State.CLEAR):
-                m.d.sync += step.eq(1)
+                m.d.comb += will_step.eq(1)
                 with m.If(wait == 0):
                     m.d.sync += state.eq(_State.COLLECT)
             with m.Case(_State.COLLECT):
@@ -355,7 +378,7 @@ class Sampler(wiring.Component):
                         m.d.sync += [coming.eq(count), wait.eq(_BEST + 1),
                                      state.eq(_State.SCALE)]
                     with m.Else():
-                        m.d.sync += step.eq(1)
+                        m.d.comb += will_step.eq(1)
             with m.Case(_State.SCALE):
                 with m.If(wait == 0):
                     m.d.sync += [largest.eq(item_scaled), seen.eq(0), drawing.eq(~nucleus),
@@ -369,14 +392,13 @@ class Sampler(wiring.Component):
                         m.d.sync += [coming.eq(count), wait.eq(_BEST + 1 - _ROUND),
                                      state.eq(Mux(drawing, _State.DRAW, _State.SUM))]
                     with m.Else():
-                        m.d.sync += step.eq(1)
+                        m.d.comb += will_step.eq(1)
             with m.Case(_State.SUM):
                 with m.If(wait == 0):
-                    m.d.sync += [total.eq(seen), limiting.eq(1), seen.eq(0), step.eq(1),
+                    m.d.comb += will_step.eq(1)
+                    m.d.sync += [total.eq(seen), limiting.eq(1), seen.eq(0),
                                  wait.eq(8), state.eq(_State.LIMIT)]
             with m.Case(_State.LIMIT):
-                # What leaves after the largest is the place of the first cell's newcomer: empty.
-                m.d.comb += [feeding.key.eq(_flipped(total)), feeding.held.eq(0)]
                 with m.If(wait == 0):
                     m.d.sync += [limit.eq(Cat(product[:16].any(), product[16:])),
                                  limiting.eq(0), drawing.eq(1), state.eq(_State.TURN)]

@@ -8,6 +8,7 @@ from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out, Signature
 
+from ..collisions import NO_RW_CHECK
 from .protocol import CRC_BYTES, MAX_PAYLOAD, SLOTS, SYNC
 
 #: What stands before a payload. length: 0..MAX_PAYLOAD bytes.
@@ -59,7 +60,8 @@ class RxFramer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.crc = crc = catalog.CRC32_ISO_HDLC(8).create()
-        m.submodules.ram = ram = Memory(shape=8, depth=self.slots * MAX_PAYLOAD, init=[])
+        m.submodules.ram = ram = Memory(shape=8, depth=self.slots * MAX_PAYLOAD, init=[],
+                                       attrs=NO_RW_CHECK)       # a slot is written, then read
         m.submodules.headers = headers = Memory(shape=FrameHeader, depth=self.slots, init=[])
 
         # The input is registered, so that a UART's or pad's output meets no logic here.
@@ -157,7 +159,7 @@ class RxFramer(wiring.Component):
         m.submodules.fifo = fifo = SyncFIFOBuffered(width=8, depth=8)
         reserve = Signal(range(fifo.depth + 1), init=fifo.depth)
         count = Signal(range(MAX_PAYLOAD + 1))          # bytes asked for
-        issue, issued, arrived = Signal(), Signal(), Signal()
+        issue, issued, arrived, back = (Signal() for _ in range(4))
         arriving = Signal(8, reset_less=True)           # the RAM's output register
         r_ram = ram.read_port()
         m.d.comb += [issue.eq(self.valid & (count != self.header.length) & (reserve != 0)),
@@ -166,7 +168,7 @@ class RxFramer(wiring.Component):
                      self.payload.valid.eq(fifo.r_rdy), self.payload.payload.eq(fifo.r_data),
                      fifo.r_en.eq(self.payload.ready)]
         m.d.sync += [issued.eq(issue), arrived.eq(issued), arriving.eq(r_ram.data),
-                     reserve.eq(reserve - issue + (fifo.r_en & fifo.r_rdy))]
+                     back.eq(fifo.r_en & fifo.r_rdy), reserve.eq(reserve - issue + back)]
         with m.If(self.pop):
             m.d.sync += count.eq(0)
         with m.Elif(issue):

@@ -108,49 +108,60 @@ class Link(wiring.Component):
         # first byte of the next one arrives a cycle later.
         unit_bytes = max(INSTRUCTION_BYTES, bus)
         unit = Signal(8 * unit_bytes, reset_less=True)
-        size = Signal(range(unit_bytes), reset_less=True)       # of a unit, less 1
+        size_2 = Signal(range(-1, unit_bytes - 1), reset_less=True)     # of a unit, less 2
         at = Signal(range(unit_bytes), reset_less=True)
         left = Signal(range(MAX_PAYLOAD + 1), reset_less=True)  # payload bytes not taken
         byte = Signal(8, reset_less=True)
         place_of = Signal(unit_bytes)                           # one-hot, or nothing
         last_byte, unit_done = Signal(), Signal()
         take, taking = Signal(), Signal()
+        # What the next byte depends on, compared a cycle ahead: it is its unit's last, it is the
+        # payload's last, there is none.
+        fills, final, none_left = (Signal(reset_less=True) for _ in range(3))
         m.d.comb += [taking.eq(take & rx.payload.valid), rx.payload.ready.eq(take)]
-        m.d.sync += [byte.eq(rx.payload.payload), last_byte.eq(taking & (at == size)),
+        m.d.sync += [byte.eq(rx.payload.payload), last_byte.eq(taking & fills),
                      unit_done.eq(last_byte)]
         for i in range(unit_bytes):
             m.d.sync += place_of[i].eq(taking & (at == i))
             with m.If(place_of[i]):
                 m.d.sync += unit[8 * i:8 * i + 8].eq(byte)
         with m.If(taking):
-            m.d.sync += [left.eq(left - 1), at.eq(Mux(at == size, 0, at + 1))]
+            m.d.sync += [left.eq(left - 1), final.eq(left == 2), none_left.eq(final)]
+            with m.If(fills):
+                m.d.sync += [at.eq(0), fills.eq(size_2 < 0)]
+            with m.Else():
+                m.d.sync += [at.eq(at + 1), fills.eq(at == size_2)]
 
         # Arguments and everything that is decided by them, each a register.
         command, frame_seq = Signal(8, reset_less=True), Signal(8, reset_less=True)
         arg0, arg1 = Signal(32, reset_less=True), Signal(32, reset_less=True)
         second = Signal(reset_less=True)                # arg1 is the one being read
         two = Signal(reset_less=True)                   # the command has two arguments
-        none_left = Signal(reset_less=True)
-        own_run, empty = Signal(reset_less=True), Signal(reset_less=True)
+        own_run = Signal(reset_less=True)
+        kind = Signal(4, reset_less=True)               # the command, 0 if there is none such
+        assert max(Command) < 16
         low = _log2(bus)
         bad_count = Signal(reset_less=True)             # READ: count of registers
+        bad_first = Signal(reset_less=True)             # READ: no such register
         bad_word = Signal(reset_less=True)              # WRITE: first word not for writing
         bad_grid = Signal(reset_less=True)              # memory: not whole bus words
         bad_burst = Signal(reset_less=True)             # READ_MEMORY: longer than a frame or burst
         bad_data = Signal(reset_less=True)              # WRITE_MEMORY: the same
+        bad_stretch = Signal(reset_less=True)           # CRC_MEMORY: nothing, not whole bus words
         locked = Signal(reset_less=True)                # run and model registers during a run
         most = min(MAX_PAYLOAD - 4, config.burst_words * bus) // bus * bus
         m.d.sync += [
             two.eq((command == Command.READ) | (command == Command.READ_MEMORY)
                    | (command == Command.CRC_MEMORY)),
-            none_left.eq(left == 0),
+            kind.eq(Mux(command[4:] == 0, command[:4], 0)),
             own_run.eq(arg0[:16] == last_run),
             bad_count.eq((arg1 == 0) | (arg1 > (MAX_PAYLOAD - 1) // 4)),
+            bad_first.eq(arg0[9:] != 0),
             bad_word.eq((arg0 < CONTROL_BASE) | (arg0 >= REGISTER_WORDS)),
             bad_grid.eq((arg0[:low] != 0) if low else 0),
             bad_burst.eq((arg1 == 0) | (arg1 > most) | ((arg1[:low] != 0) if low else 0)),
             bad_data.eq((left > most) | ((left[:low] != 0) if low else 0)),
-            empty.eq(arg1 == 0),
+            bad_stretch.eq((arg1 == 0) | ((arg1[:low] != 0) if low else 0)),
             locked.eq(busy & (arg0 >= RUN_BASE))]
 
         # Units to their destinations. ``place`` counts them; 18 bits cover every memory written so
@@ -197,28 +208,32 @@ class Link(wiring.Component):
             answer.header.payload.type.eq(command | ANSWER),
             answer.header.payload.seq.eq(frame_seq), answer.header.payload.length.eq(length)]
 
+        settled = Signal(reset_less=True)           # nothing to do but to answer ``result``
+
         def end(value):
-            """Nothing more to do: take what is left of the payload, then answer."""
-            m.d.sync += [result.eq(value), words.eq(0), length.eq(1)]
-            m.next = "DRAIN"
+            m.d.sync += [result.eq(value), settled.eq(1)]
 
         def units(destination, of_size):
-            m.d.sync += [destination.eq(1), size.eq(of_size - 1), at.eq(0)]
+            m.d.sync += [destination.eq(1), size_2.eq(of_size - 2), at.eq(0),
+                         fills.eq(of_size == 1)]
             m.next = "UNITS"
 
         with m.FSM() as fsm:
             with m.State("IDLE"):
                 m.d.sync += [
                     command.eq(rx.header.type), frame_seq.eq(rx.header.seq),
-                    left.eq(rx.header.length), at.eq(0), size.eq(3), second.eq(0), outside.eq(0),
+                    left.eq(rx.header.length), final.eq(rx.header.length == 1),
+                    none_left.eq(rx.header.length == 0), at.eq(0), size_2.eq(2), fills.eq(0),
+                    second.eq(0), outside.eq(0), words.eq(0), length.eq(1),
                     to_regs.eq(0), to_program.eq(0), to_tokens.eq(0), to_memory.eq(0)]
                 with m.If(rx.valid):
                     m.next = "ARGUMENT"
             with m.State("ARGUMENT"):
-                m.d.comb += take.eq(left != 0)
-                with m.If(left == 0):
-                    end(Result.BAD_LENGTH)
-                with m.Elif(taking & (at == size)):
+                m.d.comb += take.eq(~none_left)
+                m.d.sync += result.eq(Result.BAD_LENGTH)
+                with m.If(none_left):
+                    m.next = "DRAIN"
+                with m.Elif(taking & fills):
                     m.next = "ARGUMENT_LAST"
             with m.State("ARGUMENT_LAST"):  # its last byte is registered
                 m.next = "ARGUMENT_DONE"
@@ -231,18 +246,21 @@ class Link(wiring.Component):
                 with m.Else():
                     m.next = "CHECK"
             with m.State("CHECK"):          # the registers above follow their sources
+                m.next = "JUDGE"
+            with m.State("JUDGE"):
+                m.d.sync += [
+                    result.eq(Result.OK), settled.eq(0),
+                    window.op.eq(Mux(kind == Command.WRITE_MEMORY, WindowOp.WRITE,
+                                     Mux(kind == Command.READ_MEMORY, WindowOp.READ,
+                                         WindowOp.CRC))),
+                    window.words.eq(Mux(kind == Command.WRITE_MEMORY, left, arg1) >> low)]
                 m.next = "DISPATCH"
-            with m.State("DISPATCH"):
-                with m.Switch(command):
+                with m.Switch(kind):
                     with m.Case(Command.READ):
                         with m.If(~none_left | bad_count):
                             end(Result.BAD_LENGTH)
-                        with m.Elif(arg0[9:] != 0):
+                        with m.Elif(bad_first):
                             end(Result.BAD_ADDRESS)
-                        with m.Else():
-                            m.d.sync += [result.eq(Result.OK), words.eq(arg1), address.eq(arg0),
-                                         reading.eq(1), length.eq(Cat(Const(1, 2), arg1[:6]))]
-                            m.next = "ANSWER"
                     with m.Case(Command.WRITE):
                         with m.If(none_left):
                             end(Result.BAD_LENGTH)
@@ -250,57 +268,28 @@ class Link(wiring.Component):
                             end(Result.BAD_ADDRESS)
                         with m.Elif(locked):
                             end(Result.BUSY)
-                        with m.Else():
-                            units(to_regs, 4)
                     with m.Case(Command.READ_MEMORY):
                         with m.If(~none_left | bad_grid | bad_burst):
                             end(Result.BAD_LENGTH)
                         with m.Elif(~ready):
                             end(Result.NOT_READY)
-                        with m.Else():
-                            m.d.sync += [
-                                result.eq(Result.OK), length.eq(arg1[:8] + 1),
-                                words.eq(arg1[low:8]), window.go.eq(1),
-                                window.op.eq(WindowOp.READ), window.words.eq(arg1[low:8])]
-                            m.next = "ANSWER"
                     with m.Case(Command.WRITE_MEMORY):
                         with m.If(none_left | bad_grid | bad_data):
                             end(Result.BAD_LENGTH)
                         with m.Elif(~ready):
                             end(Result.NOT_READY)
-                        with m.Else():
-                            m.d.sync += [window.op.eq(WindowOp.WRITE),
-                                         window.words.eq(left >> low)]
-                            units(to_memory, bus)
                     with m.Case(Command.CRC_MEMORY):
-                        with m.If(~none_left | bad_grid | ((arg1[:low] != 0) if low else 0)
-                                  | empty):
+                        with m.If(~none_left | bad_grid | bad_stretch):
                             end(Result.BAD_LENGTH)
                         with m.Elif(~ready):
                             end(Result.NOT_READY)
-                        with m.Else():
-                            m.d.sync += [
-                                result.eq(Result.OK), length.eq(5), words.eq(1), window.go.eq(1),
-                                window.op.eq(WindowOp.CRC), window.words.eq(arg1 >> low)]
-                            m.next = "WINDOW"
-                    with m.Case(Command.WRITE_PROGRAM):
+                    with m.Case(Command.WRITE_PROGRAM, Command.WRITE_TOKENS):
                         with m.If(none_left):
                             end(Result.BAD_LENGTH)
                         with m.Elif(far):
                             end(Result.BAD_ADDRESS)
                         with m.Elif(busy):
                             end(Result.BUSY)
-                        with m.Else():
-                            units(to_program, INSTRUCTION_BYTES)
-                    with m.Case(Command.WRITE_TOKENS):
-                        with m.If(none_left):
-                            end(Result.BAD_LENGTH)
-                        with m.Elif(far):
-                            end(Result.BAD_ADDRESS)
-                        with m.Elif(busy):
-                            end(Result.BUSY)
-                        with m.Else():
-                            units(to_tokens, 4)
                     with m.Case(Command.START):
                         with m.If(~none_left):
                             end(Result.BAD_LENGTH)
@@ -310,31 +299,56 @@ class Link(wiring.Component):
                             end(Result.BUSY)
                         with m.Elif(~ready):
                             end(Result.NOT_READY)
-                        with m.Else():
-                            m.d.sync += [last_run.eq(arg0), seq.start.eq(1), ring.clear.eq(1)]
-                            end(Result.OK)
                     with m.Case(Command.ABORT):
                         with m.If(~none_left):
                             end(Result.BAD_LENGTH)
-                        with m.Else():
-                            # A late repetition must not hit the run after.
-                            m.d.sync += seq.abort.eq(own_run & busy)
-                            end(Result.OK)
                     with m.Case(Command.CREDIT):
-                        m.d.sync += ring.credit.eq(none_left & own_run)
-                        m.next = "SILENT"
+                        pass
                     with m.Default():
                         end(Result.BAD_COMMAND)
+            with m.State("DISPATCH"):
+                with m.If(settled):
+                    m.next = "DRAIN"
+                with m.Else():
+                    with m.Switch(kind):
+                        with m.Case(Command.READ):
+                            m.d.sync += [words.eq(arg1), address.eq(arg0), reading.eq(1),
+                                         length.eq(Cat(Const(1, 2), arg1[:6]))]
+                            m.next = "ANSWER"
+                        with m.Case(Command.WRITE):
+                            units(to_regs, 4)
+                        with m.Case(Command.READ_MEMORY):
+                            m.d.sync += [length.eq(arg1[:8] + 1), words.eq(arg1[low:8]),
+                                         window.go.eq(1)]
+                            m.next = "ANSWER"
+                        with m.Case(Command.WRITE_MEMORY):
+                            units(to_memory, bus)
+                        with m.Case(Command.CRC_MEMORY):
+                            m.d.sync += [length.eq(5), words.eq(1), window.go.eq(1)]
+                            m.next = "WINDOW"
+                        with m.Case(Command.WRITE_PROGRAM):
+                            units(to_program, INSTRUCTION_BYTES)
+                        with m.Case(Command.WRITE_TOKENS):
+                            units(to_tokens, 4)
+                        with m.Case(Command.START):
+                            m.d.sync += [last_run.eq(arg0), seq.start.eq(1), ring.clear.eq(1)]
+                            m.next = "DRAIN"
+                        with m.Case(Command.ABORT):
+                            # A late repetition must not hit the run after.
+                            m.d.sync += seq.abort.eq(own_run & busy)
+                            m.next = "DRAIN"
+                        with m.Case(Command.CREDIT):
+                            m.d.sync += ring.credit.eq(none_left & own_run)
+                            m.next = "SILENT"
             with m.State("UNITS"):
-                m.d.comb += take.eq(1)
-                with m.If(taking & (left == 1)):
+                m.d.comb += take.eq(~none_left)
+                with m.If(taking & final):
                     m.next = "LAST_BYTE"
             with m.State("LAST_BYTE"):
                 m.next = "LAST_UNIT"
             with m.State("LAST_UNIT"):      # unit_done of the last unit falls here
                 m.next = "UNITS_DONE"
             with m.State("UNITS_DONE"):
-                m.d.sync += [result.eq(Result.OK), words.eq(0), length.eq(1)]
                 with m.If(to_memory):
                     m.d.sync += window.go.eq(1)
                     m.next = "WINDOW"
@@ -348,12 +362,12 @@ class Link(wiring.Component):
                 with m.If(window.done):
                     m.next = "ANSWER"
             with m.State("DRAIN"):
-                m.d.comb += take.eq(left != 0)
-                with m.If(left == 0):
+                m.d.comb += take.eq(~none_left)
+                with m.If(none_left):
                     m.next = "ANSWER"
             with m.State("SILENT"):
-                m.d.comb += take.eq(left != 0)
-                with m.If(left == 0):
+                m.d.comb += take.eq(~none_left)
+                with m.If(none_left):
                     m.d.comb += rx.pop.eq(1)
                     m.next = "POPPED"
 

@@ -6,6 +6,7 @@ from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
+from ..collisions import NO_RW_CHECK
 from ..config import Config
 from ..control.counters_table import COUNTER_BITS, COUNTER_SLOTS
 from ..isa import MODEL_REGS
@@ -107,7 +108,8 @@ class RegisterFile(wiring.Component):
         init = [0] * REGISTER_WORDS
         for name, value in self.values.items():
             init[BY_NAME[name].address] = value
-        m.submodules.ram = ram = Memory(shape=32, depth=REGISTER_WORDS, init=init)
+        m.submodules.ram = ram = Memory(shape=32, depth=REGISTER_WORDS, init=init,
+                                       attrs=NO_RW_CHECK)       # one command reads or writes
 
         # Writes, one register stage before the address is compared and the data fans out.
         en = Signal()

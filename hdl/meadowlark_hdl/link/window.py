@@ -119,14 +119,15 @@ class MemoryWindow(wiring.Component):
             with m.State("READ"):
                 m.d.comb += mem.r_cmd.valid.eq(1)
                 with m.If(mem.r_cmd.ready):
-                    m.d.sync += [addr.eq(addr + config.burst_words),
-                                 left.eq(left - config.burst_words)]
-                    with m.If(op == WindowOp.READ):
-                        m.next = "IDLE"
-                    with m.Elif(final):
-                        m.next = "DRAIN"
-                    with m.Else():
-                        m.next = "SIZE"
+                    m.next = "COUNT"
+            with m.State("COUNT"):              # apart from ready, which comes from far
+                m.d.sync += [addr.eq(addr + config.burst_words),
+                             left.eq(left - config.burst_words)]
+                m.next = "SIZE"
+                with m.If(op == WindowOp.READ):
+                    m.next = "IDLE"
+                with m.Elif(final):
+                    m.next = "DRAIN"
             with m.State("DRAIN"):
                 with m.If(due == 0):
                     m.d.sync += self.done.eq(1)

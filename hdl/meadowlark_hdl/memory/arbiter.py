@@ -60,12 +60,14 @@ class MemoryArbiter(wiring.Component):
         asked, got = Signal(range(4 * c.fifo_words)), Signal(range(4 * c.fifo_words))
         outstanding = Signal.like(asked)            # one cycle old: one more burst at most
         m.d.sync += outstanding.eq(asked - got)
-        valid, other = Signal(), Signal()
+        valid, take, free = Signal(), Signal(), Signal()
         payload = Signal(ReadCommand(c))
-        free, take = Signal(), Signal()
+        # The one that is not the owner waits. A cycle old: right after a change of owner, when that
+        # matters nothing yet, it is the owner's own.
+        other = Signal()
+        m.d.sync += other.eq(Mux(owner, reader.valid, host.valid))
         m.d.comb += [
             valid.eq(Mux(owner, host.valid, reader.valid)),
-            other.eq(Mux(owner, reader.valid, host.valid)),
             payload.eq(Mux(owner, host.payload, reader.payload)),
             free.eq(~offered & ~outstanding[-1] & ~(other & served)), take.eq(valid & free),
             reader.ready.eq(free & ~owner), host.ready.eq(free & owner),
@@ -92,15 +94,16 @@ class MemoryArbiter(wiring.Component):
         command, offered = Signal(ReadCommand(c), reset_less=True), Signal()
         owner, sending = Signal(), Signal()
         left = Signal(range(c.burst_words), reset_less=True)    # words after this one
-        free, pick, data_valid = Signal(), Signal(), Signal()
+        free, pick, picked, data_valid = (Signal() for _ in range(4))
         payload = Signal(ReadCommand(c))
+        m.d.sync += picked.eq(free & (store.valid | host.valid))
         m.d.comb += [
             free.eq(~offered & ~sending & owners.i.ready),
             # With both waiting, the one that was not served last.
             pick.eq(Mux(store.valid & host.valid, ~owner, host.valid)),
             payload.eq(Mux(pick, host.payload, store.payload)),
             store.ready.eq(free & ~pick), host.ready.eq(free & pick),
-            owners.i.payload.eq(pick), owners.i.valid.eq(free & (store.valid | host.valid)),
+            owners.i.payload.eq(owner), owners.i.valid.eq(picked),
             mem.w_cmd.valid.eq(offered), mem.w_cmd.payload.eq(command),
             data_valid.eq(Mux(owner, self.host.w_data.valid, self.store.w_data.valid)),
             mem.w_data.valid.eq(data_valid & sending),

@@ -138,7 +138,7 @@ class Reader(wiring.Component):
         arrived = Signal()
         m.d.comb += [self.mem.r_data.ready.eq(1), self.beats.eq(arrived)]
         m.d.sync += [word.eq(self.mem.r_data.payload), arrived.eq(self.mem.r_data.valid),
-                     received.eq(received + self.mem.r_data.valid)]
+                     received.eq(received + arrived)]
         if bpc == 1:
             m.d.comb += [fifo.i_valid.eq(arrived), fifo.i_data.eq(word)]
         else:

@@ -102,14 +102,17 @@ class StoreUnit(wiring.Component):
                 with m.If(drop):
                     m.next = "COMMAND"
             with m.State("OFFER"):
+                # None is offered and no beats are owed: what they are may change.
+                m.d.sync += [command.addr.eq(addr), command.len.eq(length - 1), owed.eq(length)]
                 with m.If(drop):
                     m.next = "COMMAND"
                 with m.Elif(finals.i.ready):
-                    m.d.comb += finals.i.valid.eq(1)
-                    m.d.sync += [command.addr.eq(addr), command.len.eq(length - 1),
-                                 offered.eq(1), owed.eq(length), owing.eq(1),
-                                 addr.eq(addr + length), remain.eq(remain - length)]
-                    m.next = "BURST"
+                    m.d.sync += [offered.eq(1), owing.eq(1)]
+                    m.next = "COUNT"
+            with m.State("COUNT"):              # apart from whether there was room for one more
+                m.d.comb += finals.i.valid.eq(1)
+                m.d.sync += [addr.eq(addr + length), remain.eq(remain - length)]
+                m.next = "BURST"
             with m.State("BURST"):
                 with m.If(~owing & ~offered):
                     m.next = "LENGTH"
