@@ -129,7 +129,7 @@ class Config:
     SUMSQ_BITS = 64
     LOGIT_BITS = 32     # 12 fractional bits
     TOKEN_BITS = 18
-    ACC_SLOTS = 16      # depth of the broadcast accumulators, in slices of sv_columns
+    SUM_BLOCKS = 16     # blocks of which a lane keeps the maximum and the sum
     ACC_TURN = 4        # cycles from a slice to the same slice, at least
 
     @property
@@ -161,6 +161,11 @@ class Config:
     def sv_columns(self) -> int:
         """Multipliers of a lane that have a broadcast accumulator: values of a slice."""
         return self.W // self.sv_cycles
+
+    @property
+    def acc_slots(self) -> int:
+        """Depth of the broadcast accumulators, in slices of sv_columns: a head of 64 at least."""
+        return max(16, 64 // self.sv_columns)
 
     @property
     def shared_products(self) -> bool:

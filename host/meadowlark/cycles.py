@@ -93,7 +93,7 @@ class Overheads:
     act: int = 21
     rope: int = 28
     swiglu: int = 38
-    resid: int = 28
+    resid: int = 29
     logit: int = 15
     scores: int = 18
     sum_gap: int = 17

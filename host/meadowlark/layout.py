@@ -181,7 +181,7 @@ def check_envelope(shape: Shape, config: Config) -> int:
         raise UserError(f"{shape.heads} query heads cannot share {shape.kv_heads} KV heads")
     for what, need, has, where in (
             Limit("a hidden size of", hidden, 4096, "the sum of squares"),
-            Limit("slices of a head:", shape.head_pad // config.sv_columns, Config.ACC_SLOTS,
+            Limit("slices of a head:", shape.head_pad // config.sv_columns, config.acc_slots,
                   "the lanes' accumulators"),
             Limit("a head dimension of", shape.head_pad, 128, "the head_log2 register"),
             Limit("beats of a pair of rows:", 2 * (widest // W), config.tile_beats,
@@ -202,4 +202,4 @@ def check_envelope(shape: Shape, config: Config) -> int:
                             f"allows {has}, {need - has} less")
     return min(config.act_words // block, config.residual_values // (P * hidden),
                config.rope_pairs // (P * shape.head_pad // 2),
-               Config.ACC_SLOTS)      # a lane keeps the maximum and sum of each block
+               Config.SUM_BLOCKS)      # a lane keeps the maximum and sum of each block

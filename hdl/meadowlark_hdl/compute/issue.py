@@ -170,10 +170,10 @@ class Issue(wiring.Component):
         score_addr = reg(range(2 * config.score_depth))
         age = reg(signed(15))               # key position - position
         key = reg(13)
-        slot = reg(5)                       # accumulator slice 0 of the block
+        slot = reg(range(config.acc_slots))     # accumulator slice 0 of the block
         single = reg()                      # all keys are in one tile
         element = reg(10)                   # of the drain
-        slot_addr = reg(4)
+        slot_addr = reg(range(config.acc_slots))
         drains = reg()                      # the block sees its last key in this tile
         last_keys = Signal()                # no keys after this tile
         m.d.sync += last_keys.eq(keys_left == tile_keys)

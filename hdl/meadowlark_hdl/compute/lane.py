@@ -1,5 +1,5 @@
 """A lane of the array: one activation memory, W multipliers, dot and broadcast accumulators."""
-from amaranth import Array, Cat, DomainRenamer, Module, Signal, signed
+from amaranth import Array, Cat, DomainRenamer, Module, Mux, Signal, signed
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -9,6 +9,7 @@ from ..config import Config
 from ..copies import OWN
 from ..signatures import ActWrite, Weights
 from .adder import GatedAdder
+from .pipeline import delay
 from .product_pair import ProductPair
 from .softmax import SoftmaxUnit
 
@@ -21,7 +22,7 @@ def lane_schedule(config: Config) -> dict[str, tuple[object, int]]:
     :data:`BEAT_CYCLE`.
     """
     tree = ceil_log2(config.W)
-    block = range(Config.ACC_SLOTS)
+    block, slice_ = range(Config.SUM_BLOCKS), range(config.acc_slots)
     return {
         "shift": (6, 1),                             # constant during an instruction
         "s_addr": (range(config.score_depth), 1),    # score to read
@@ -29,12 +30,12 @@ def lane_schedule(config: Config) -> dict[str, tuple[object, int]]:
         "x_addr": (range(config.act_words), 7),      # activation word to read
         "sel_p": (1, 9),                             # multiply by the probability instead
         "sum_en": (1, 9), "sum_keep": (1, 9), "sum_read": (1, 9), "sum_block": (block, 9),
-        "st_en": (1, 10), "st_lane": (range(config.P), 10),
-        "st_part": (range(config.W // config.store_bytes), 10),
+        "st_en": (1, 9), "st_lane": (range(config.P), 9),
+        "st_part": (range(config.W // config.store_bytes), 9),
         "dot_keep": (1, 13 + tree),                   # add to what is there
-        "acc_addr": (block, 10),                     # slice to read; to drain: DRAIN_LATER
+        "acc_addr": (slice_, 10),                    # slice to read; to drain: DRAIN_LATER
         "acc_keep": (1, 10),                         # add to what is there; not in dot mode
-        "acc_to": (block, 13), "acc_en": (1, 13),    # slice to write
+        "acc_to": (slice_, 13), "acc_en": (1, 13),    # slice to write
         "dr_en": (1, 14), "dr_sel": (range(config.sv_columns), 14),
         "res_en": (1, 14 + tree), "res_kind": (2, 14 + tree),
         "sc_en": (1, 17 + tree), "sc_addr": (range(config.score_depth), 17 + tree),
@@ -48,6 +49,8 @@ DRAIN_LATER = 3         #: cycles after the rest of a drain's control to present
 
 #: What all accumulators of a lane hear at once; on a chip every two have their own registers.
 COLUMN_CONTROL = ("sel_p", "acc_en", "acc_keep", "acc_addr", "acc_to", "dr_en", "dr_sel")
+#: What the sums of the probabilities hear, from registers beside them.
+SUM_CONTROL = ("sum_en", "sum_keep", "sum_read", "sum_block")
 
 
 def result_cycle(config: Config) -> int:
@@ -87,9 +90,8 @@ class Lane(wiring.Component):
     beat, beat_out : Weights      Weight chain.
     act, act_out : ActWrite       Write chain of the activation memories.
     result : Out(signed(45))      0 except in the cycle of a result: lanes are OR-ed together.
-    stored : Out(8 * store_bytes), stored_valid : Out(store_bytes // 4)   A part of the low bytes of
-                                  the word in the operand registers; a STORE of this lane wants it:
-                                  a bit, the same, for each four of them.
+    stored : Out(8 * store_bytes), stored_valid : Out(1)   A part of the low bytes of a word, if a
+                                  STORE of this lane wants it, else 0: lanes are OR-ed together.
     """
 
     def __init__(self, config: Config, *, index: int, attention: str = "sync"):
@@ -101,7 +103,7 @@ class Lane(wiring.Component):
             "beat": In(Weights(config)), "beat_out": Out(Weights(config)),
             "act": In(ActWrite(config)), "act_out": Out(ActWrite(config)),
             "result": Out(signed(Config.ACC_BITS)),
-            "stored": Out(8 * config.store_bytes), "stored_valid": Out(config.store_bytes // 4),
+            "stored": Out(8 * config.store_bytes), "stored_valid": Out(1),
         })
 
     def elaborate(self, platform):
@@ -140,11 +142,13 @@ class Lane(wiring.Component):
         here, words, mask = (reg(like.shape(), name) for like, name in (
             (wr.addr, "act_addr"), (act.data, "act_data"), (act.mask, "act_mask")))
         found = [reg(signed(Config.X_BITS), f"found{i}") for i in range(W)]
-        # Whether something is for this lane is known as soon as it stands in the lane's register.
-        mine = reg(1, "act_mine")
-        m.d.sync += [here.eq(act.addr), words.eq(act.data),
-                     mine.eq(self.act.valid & (self.act.lane == self.index)),
-                     mask.eq(act.mask & mine.replicate(W))]
+        # Whether something is for this lane is known as soon as it stands in the lane's register, a
+        # bit for each four columns.
+        m.d.sync += [here.eq(act.addr), words.eq(act.data)]
+        for i in range(0, W, 4):
+            mine = Signal(reset_less=True, name=f"act_mine{i // 4}", attrs=OWN)
+            m.d.sync += [mine.eq(self.act.valid & (self.act.lane == self.index)),
+                         mask[i:i + 4].eq(act.mask[i:i + 4] & mine.replicate(4))]
         m.d.comb += [rd.addr.eq(c.x_addr), wr.addr.eq(here), wr.en.eq(mask)]
         for i in range(W):
             m.d.comb += wr.data[i].eq(words[i % 4])
@@ -190,7 +194,7 @@ class Lane(wiring.Component):
             pair, base = pairs[i // 2], reg(signed(Config.PV_BITS), f"base{i}")
             broadcast = reg(1, f"broadcast{i}")
             m.submodules[f"pv{i}"] = pv = memory.Memory(
-                shape=signed(Config.PV_BITS), depth=Config.ACC_SLOTS, init=[])
+                shape=signed(Config.PV_BITS), depth=config.acc_slots, init=[])
             pv_wr, pv_rd = pv.write_port(domain=self.attention), pv.read_port(domain="comb")
             m.d[self.attention] += base.eq(pv_rd.data)
             m.d.sync += broadcast.eq(near[i].sel_p)
@@ -213,16 +217,20 @@ class Lane(wiring.Component):
                 m.d[self.attention] += group.eq(c.dr_sel[2:])
             m.d[self.attention] += drained.eq(Array(groups)[group])
 
-        masked = reg(1, "masked")
-        m.d.sync += masked.eq(self.c.sc_age > self.index)
+        # The softmax hears its tables' control from registers beside it.
+        masked, block = reg(1, "masked"), reg(softmax.block.shape(), "block")
+        sums = Signal(data.StructLayout({
+            name: lane_schedule(config)[name][0] for name in SUM_CONTROL}),
+            reset_less=True, name="near_sums", attrs=OWN)
+        m.d.sync += [masked.eq(self.c.sc_age > self.index),
+                     block.eq(Mux(self.c.sc_en, self.c.sc_block, self.c.m_block)),
+                     *(sums[name].eq(self.c[name]) for name in SUM_CONTROL)]
         m.d.comb += [
             softmax.acc.eq(acc), softmax.shift.eq(c.shift),
             softmax.w_en.eq(c.sc_en), softmax.w_addr.eq(c.sc_addr),
-            softmax.w_first.eq(c.sc_first), softmax.w_block.eq(c.sc_block),
-            softmax.w_masked.eq(masked),
-            softmax.r_addr.eq(c.s_addr), softmax.r_block.eq(c.m_block),
-            softmax.sum_en.eq(c.sum_en), softmax.sum_keep.eq(c.sum_keep),
-            softmax.sum_read.eq(c.sum_read), softmax.sum_block.eq(c.sum_block),
+            softmax.w_first.eq(c.sc_first), softmax.w_masked.eq(masked),
+            softmax.r_addr.eq(c.s_addr), softmax.block.eq(block),
+            *(getattr(softmax, name).eq(sums[name]) for name in SUM_CONTROL),
         ]
 
         result = reg(signed(Config.ACC_BITS), "result_reg")
@@ -237,11 +245,20 @@ class Lane(wiring.Component):
                     m.d.sync += result.eq(drained)
         m.d.comb += self.result.eq(result)
 
-        stored_valid = [Signal(reset_less=True, name=f"stored_valid{k}", attrs=OWN)
-                        for k in range(len(self.stored_valid))]
-        m.d.sync += [valid.eq(self.c.st_en & (self.c.st_lane == self.index))
-                     for valid in stored_valid]
-        low = Cat(x[i][:8] for i in range(W))
-        m.d.comb += [self.stored.eq(low.word_select(c.st_part, len(self.stored))),
-                     self.stored_valid.eq(Cat(stored_valid))]
+        # STORE: the columns lie far apart, so a register takes only two parts of a word, and the
+        # engine joins them with what comes from other lanes.
+        asked = self.c.st_en & (self.c.st_lane == self.index)
+        m.d.comb += self.stored_valid.eq(delay(m, asked, 2, name="stored_valid"))
+        size, joined = config.store_bytes, 0
+        for first in range(0, W, 2 * size):
+            some = reg(8 * size, f"stored{first}")
+            for at in range(0, size, 4):
+                chosen = 0
+                for i in range(first + at, min(first + 2 * size, W), size):
+                    wanted = Signal(name=f"wanted{i}", reset_less=True, attrs=OWN)
+                    m.d.sync += wanted.eq(asked & (self.c.st_part == i // size))
+                    chosen |= Cat(byte[:8] for byte in found[i:i + 4]) & wanted.replicate(32)
+                m.d.sync += some[8 * at:8 * at + 32].eq(chosen)
+            joined |= some
+        m.d.comb += self.stored.eq(joined)
         return m

@@ -4,6 +4,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..config import Config
+from ..copies import OWN
 from ..signatures import Beat, ModelLayout, PassLayout
 from .function import Reciprocal
 from .multiplier import product, product_latency, product_ports
@@ -181,12 +182,14 @@ class Norm(wiring.Component):
         # Gamma: W / width words a beat.
         split = config.W.bit_length() - 3 + inner       # log2 of that
         m.d.comb += self.gamma_addr.eq(gamma_word[split:])
-        part = delay(m, gamma_word[:split], self.GAMMA_LATENCY, name="part") if split else None
+        part = delay(m, gamma_word[:split], self.GAMMA_LATENCY - 1, name="part")
         gammas = [reg(signed(16), f"gamma_{k}") for k in range(width)]
         for k, gamma in enumerate(gammas):
             # INT16 values, so the upper two bits of the beat say nothing new.
             options = [self.gamma[j][:16].as_signed() for j in range(k, config.W, width)]
-            m.d.sync += gamma.eq(Array(options)[part] if part is not None else options[0])
+            # Which ones: a register for each multiplier.
+            near = Signal(split, name=f"part_near_{k}", reset_less=True, attrs=OWN)
+            m.d.sync += [near.eq(part), gamma.eq(Array(options)[near])]
 
         # The root of a token is there when its first word is.
         exponent, mantissa = reg(5, "exponent"), reg(17, "mantissa")

@@ -5,6 +5,7 @@ from amaranth.lib.wiring import In, Out
 
 from ..collisions import NO_RW_CHECK
 from ..config import Config
+from ..copies import OWN
 from .multiplier import Multiplier, product, product_latency, product_ports
 from .pipeline import delay
 
@@ -61,7 +62,7 @@ class Residual(wiring.Component):
     READ_ONE_LATENCY = READ_LATENCY + 1     # one of four
     SUM_LATENCY = 2         # block RAM, register
     SQUARED = 6 + 2 + Multiplier.LATENCY + 1            # cycle in which the square is there
-    LATENCY = SQUARED + 2
+    LATENCY = SQUARED + 3                               # a half of the sum, the other, written
 
     @classmethod
     def latency(cls, shared: bool) -> int:
@@ -90,31 +91,36 @@ class Residual(wiring.Component):
         def reg(shape, name):
             return Signal(shape, name=name, reset_less=True)
         # Cycle 1: address; 2: block RAM; 3: its registers; 4: one of four; 5: sum; 6: saturated.
-        read_word = reg(range(self.words), "read_word_1")
-        m.d.sync += read_word.eq(Mux(self.norm, self.read_word, self.word))
         # A value is read long before it is written again, and written once an instruction.
-        write = Signal(4)
-        write_word = Signal(range(self.words))
         new = reg(signed(bits), "new")
         # A bank is cut into what a block RAM holds in all its words, so that there is no choice
         # between block RAMs behind their outputs.
         cut = max(1, RAM_BITS // max(self.words, 512))
+        element = self.element if self.width == 4 else Mux(self.norm, self.read_element,
+                                                           self.element)
+        element = delay(m, element, 3, name="element")
+        writing = delay(m, self.valid, 5, name="writing", reset=True)
+        writing_word = delay(m, self.word, 5, name="writing_word")
+        writing_element = delay(m, element, 2, name="writing_element")
         old = []
         for k in range(4):
             value = reg(signed(bits), f"old_{k}")
             old.append(value)
+            # Addresses and an enable of its own for each bank, which is many block RAMs.
+            read_word, write_word = (Signal(
+                range(self.words), name=f"{name}_{k}", reset_less=True, attrs=OWN)
+                for name in ("read_word", "write_word"))
+            write = Signal(name=f"write_{k}", attrs=OWN)
+            m.d.sync += [read_word.eq(Mux(self.norm, self.read_word, self.word)),
+                         write_word.eq(writing_word), write.eq(writing & (writing_element == k))]
             for at in range(0, bits, cut):
                 some = value[at:at + cut]
                 m.submodules[f"bank{k}_{at}"] = bank = memory.Memory(
                     shape=len(some), depth=self.words, init=[], attrs=NO_RW_CHECK)
                 read, port = bank.read_port(), bank.write_port()
                 m.d.sync += some.eq(read.data)
-                m.d.comb += [read.addr.eq(read_word), port.en.eq(write[k]),
+                m.d.comb += [read.addr.eq(read_word), port.en.eq(write),
                              port.addr.eq(write_word), port.data.eq(new[at:at + cut])]
-        valid = delay(m, self.valid, 6, name="valid", reset=True)
-        element = self.element if self.width == 4 else Mux(self.norm, self.read_element,
-                                                           self.element)
-        element = delay(m, element, 3, name="element")
         chosen = reg(signed(bits), "chosen")
         m.d.comb += [self.read[k].eq(value) for k, value in enumerate(
             old if self.width == 4 else [chosen])]
@@ -126,9 +132,6 @@ class Residual(wiring.Component):
         m.d.sync += total.eq(chosen + delay(m, self.value, 4, name="value"))
         over = total[bits - 1:].any() & ~total[bits - 1:].all()
         m.d.sync += new.eq(Mux(over, Mux(total[-1], -1 << bits - 1, (1 << bits - 1) - 1), total))
-        late_element = delay(m, element, 3, name="late_element")
-        m.d.comb += [write_word.eq(delay(m, self.word, 6, name="word")),
-                     write.eq(Mux(valid, 1 << late_element, 0))]
 
         # The square, from the leading 18 bits. 7: how many leading bits are the same; 8: shifted.
         def unequal(value):
@@ -145,22 +148,31 @@ class Residual(wiring.Component):
                                   Mux(drops[0], Cat(Const(0, 10), small), small)))
 
         # Loop of 4 cycles for one slot: address, block RAM, register, sum (then written). Without
-        # add, what is read meanwhile does not count.
-        m.submodules.sums = sums = memory.Memory(shape=Config.SUMSQ_BITS, depth=self.slots,
-                                                 init=[], attrs=NO_RW_CHECK)
-        read, port = sums.read_port(), sums.write_port()
-        slot = delay(m, self.slot, self.squared - self.SUM_LATENCY, name="slot")
-        so_far = reg(Config.SUMSQ_BITS, "so_far")
-        running = reg(Config.SUMSQ_BITS, "running")
-        from_memory = delay(m, self.add & ~self.first, self.squared, name="from_memory")
-        from_running = delay(m, ~self.add & ~self.first, self.squared, name="from_running")
-        squared = delay(m, valid, self.squared - 6, name="squared", reset=True)
-        m.d.comb += [read.addr.eq(Mux(self.norm, self.sum_slot, slot)), self.sum.eq(so_far)]
-        m.d.sync += so_far.eq(read.data)
-        with m.If(squared):
-            m.d.sync += running.eq((so_far & from_memory.replicate(64)
-                                    | running & from_running.replicate(64)) + square)
-        m.d.comb += [port.en.eq(delay(m, squared, 1, name="summed", reset=True)),
-                     port.addr.eq(delay(m, slot, self.SUM_LATENCY + 1, name="sum_slot")),
-                     port.data.eq(running)]
+        # add, what is read meanwhile does not count. 64 bits are too many for a cycle: the upper
+        # half does the same a cycle later, with the lower one's carry.
+        half, carry = Config.SUMSQ_BITS // 2, Const(0, 1)
+        for k, name in enumerate(("low", "high")):
+            m.submodules[f"sums_{name}"] = sums = memory.Memory(
+                shape=half, depth=self.slots, init=[], attrs=NO_RW_CHECK)
+            read, port = sums.read_port(), sums.write_port()
+            at = self.squared + k
+            slot = delay(m, self.slot, at - self.SUM_LATENCY, name=f"slot_{name}")
+            so_far, running = reg(half, f"so_far_{name}"), reg(half, f"running_{name}")
+            from_memory = delay(m, self.add & ~self.first, at, name=f"from_memory_{name}")
+            from_running = delay(m, ~self.add & ~self.first, at, name=f"from_running_{name}")
+            squared = delay(m, writing, at - 5, name=f"squared_{name}", reset=True)
+            more = delay(m, square[k * half:(k + 1) * half], k, name=f"square_{name}")
+            total = Signal(half + 1, name=f"total_{name}")
+            m.d.comb += total.eq((so_far & from_memory.replicate(half)
+                                  | running & from_running.replicate(half)) + more + carry)
+            m.d.sync += so_far.eq(read.data)
+            with m.If(squared):
+                m.d.sync += running.eq(total)
+            carry = reg(1, f"carry_{name}")
+            m.d.sync += carry.eq(total[half])
+            m.d.comb += [read.addr.eq(Mux(self.norm, self.sum_slot, slot)),
+                         self.sum[k * half:(k + 1) * half].eq(so_far),
+                         port.en.eq(delay(m, squared, 1, name=f"summed_{name}", reset=True)),
+                         port.addr.eq(delay(m, slot, self.SUM_LATENCY + 1, name=f"at_{name}")),
+                         port.data.eq(running)]
         return m

@@ -7,6 +7,7 @@ from ..collisions import NO_RW_CHECK
 from ..config import Config
 from ..fixed import EXP2_TABLE
 from .adder import GatedAdder
+from .pipeline import delay
 from .softmax_golden import MASKED
 
 
@@ -21,9 +22,9 @@ class SoftmaxUnit(wiring.Component):
     section 3; here the maximum is exact, because the row stays on the chip.
     Golden: :mod:`.softmax_golden`, bit-exact.
     Timing: rigid, one score and one probability a cycle. acc in cycle 0 meets its ``w_*`` in cycle
-    3 (``WRITE_LATENCY``) and can be read from cycle 5 (``TURN``) on. A block's scores follow each
-    other at once, or after those of other blocks 3 cycles later or more. r_addr in cycle 0 meets
-    r_block in cycle 1 and gives p in cycle 8 (``READ_LATENCY``), where its ``sum_*`` are due.
+    3 (``WRITE_LATENCY``) and can be read from cycle 6 (``TURN``) on. A block's scores follow each
+    other at once, or after those of other blocks 4 cycles later or more. r_addr in cycle 0 meets
+    its block in cycle 1 and gives p in cycle 8 (``READ_LATENCY``), where its ``sum_*`` are due.
 
     Parameters
     ----------
@@ -34,8 +35,8 @@ class SoftmaxUnit(wiring.Component):
     acc : In(signed(45))          Dot product.
     shift : In(6)                 Constant while scores are in flight.
     w_en, w_masked, w_first : In(1)  Store; store MASKED instead; first key of the block.
-    w_addr : In(range(score_depth)); w_block : In(range(16))
-    r_addr : In(range(score_depth)); r_block : In(range(16))
+    w_addr, r_addr : In(range(score_depth))
+    block : In(range(16))         Of the score that is stored (w_en) or was read.
     p : Out(16)                   0..32768.
     sum_en, sum_keep : In(1)     Add p to the block's sum; to what it was (else 0).
     sum_read : In(1)              Copy the block's sum to ``total`` (a cycle later), instead.
@@ -44,17 +45,17 @@ class SoftmaxUnit(wiring.Component):
     """
 
     WRITE_LATENCY = 3
-    TURN = 5                #: from acc to the first r_addr
+    TURN = 6                #: from acc to the first r_addr
     READ_LATENCY = 8
 
     def __init__(self, config: Config):
         self.config = config
-        block = range(Config.ACC_SLOTS)
+        block = range(Config.SUM_BLOCKS)
         super().__init__({
             "acc": In(signed(Config.ACC_BITS)), "shift": In(6),
             "w_en": In(1), "w_masked": In(1), "w_first": In(1),
-            "w_addr": In(range(config.score_depth)), "w_block": In(block),
-            "r_addr": In(range(config.score_depth)), "r_block": In(block),
+            "w_addr": In(range(config.score_depth)), "r_addr": In(range(config.score_depth)),
+            "block": In(block),
             "p": Out(16),
             "sum_en": In(1), "sum_keep": In(1), "sum_read": In(1), "sum_block": In(block),
             "total": Out(28),
@@ -110,48 +111,54 @@ class SoftmaxUnit(wiring.Component):
                      rd.addr.eq(self.r_addr)]
 
         # The maximum of the block at work is in a register; that of another block is fetched from
-        # the table with the first of its scores.
+        # the table with the first of its scores and compared a cycle ahead, so that the loop of a
+        # cycle is one comparison.
         m.submodules.maxima = maxima = memory.Memory(
-            shape=signed(bits), depth=Config.ACC_SLOTS, init=[])
+            shape=signed(bits), depth=Config.SUM_BLOCKS, init=[])
         max_wr, max_rd = maxima.write_port(), maxima.read_port(domain="comb")
-        fetched, running = (reg(signed(bits), name) for name in ("fetched", "running"))
-        block = reg(max_wr.addr.shape(), "block")
-        first, other, updated = reg(1, "first"), reg(1, "other"), reg(1, "updated")
-        at_block = reg(max_wr.addr.shape(), "at_block")
-        known = Signal(signed(bits))
-        m.d.comb += [max_rd.addr.eq(Mux(self.w_en, self.w_block, self.r_block)),
-                     known.eq(Mux(other, fetched, running)),
-                     max_wr.addr.eq(at_block), max_wr.en.eq(updated), max_wr.data.eq(running)]
-        m.d.sync += [first.eq(self.w_first), fetched.eq(max_rd.data), updated.eq(coming),
-                     at_block.eq(block)]
+        fetched, larger, running = (reg(signed(bits), name)
+                                    for name in ("fetched", "larger", "running"))
+        block = reg(self.block.shape(), "block")
+        another = self.block != block
+        begins, resumes = reg(1, "begins"), reg(1, "resumes")
+        anew, compare, updated = reg(1, "anew"), reg(1, "compare"), reg(1, "updated")
+        m.d.comb += [max_rd.addr.eq(self.block), max_wr.en.eq(updated), max_wr.data.eq(running),
+                     max_wr.addr.eq(delay(m, block, 2, name="at_block"))]
         with m.If(self.w_en):
-            m.d.sync += [block.eq(self.w_block), other.eq(self.w_block != block)]
-        with m.If(coming):
-            m.d.sync += running.eq(Mux(first | (candidate > known), candidate, known))
+            m.d.sync += block.eq(self.block)
+        m.d.sync += [
+            begins.eq(self.w_first | another), resumes.eq(~self.w_first & another),
+            fetched.eq(max_rd.data),
+            larger.eq(Mux(resumes & (fetched > candidate), fetched, candidate)),
+            anew.eq(coming & begins), compare.eq(coming), updated.eq(compare)]
+        with m.If(anew | compare & (larger > running)):
+            m.d.sync += running.eq(larger)
 
-        # 2**(score - maximum)
+        # 2**(score - maximum), the exponent to 8 bits below the point; the 2 that the maximum gets
+        # beforehand rounds it.
         s = reg(signed(bits), "s")
-        peak = reg(signed(bits), "peak")
-        m.d.sync += [s.eq(rd.data), peak.eq(max_rd.data)]                       # cycle 2
-        x = reg(bits + 1, "x")
-        hidden = Signal(6, reset_less=True)             # masked, from cycle 3 to cycle 7
-        m.d.sync += [x.eq(peak - s), hidden.eq(hidden << 1 | (s == MASKED))]    # cycle 3
+        peak = reg(signed(bits + 1), "peak")
+        m.d.sync += [s.eq(rd.data), peak.eq(max_rd.data + 2)]                   # cycle 2
         x8 = reg(bits - 1, "x8")
-        m.d.sync += x8.eq((x + 2) >> 2)                                         # cycle 4
+        hidden = Signal(6, reset_less=True)             # masked, from cycle 3 to cycle 7
+        m.d.sync += [x8.eq((peak - s) >> 2), hidden.eq(hidden << 1 | (s == MASKED))]    # cycle 3
         m.submodules.exp2 = exp2 = memory.Memory(shape=16, depth=256, init=EXP2_TABLE.tolist())
         table = exp2.read_port()
-        m.d.comb += table.addr.eq(x8[:8])                                       # out in cycle 5
-        whole = [reg(5, f"whole{i}") for i in range(2)]
-        m.d.sync += [whole[0].eq(Mux(x8[8:] > 17, 17, x8[8:])), whole[1].eq(whole[0])]
+        m.d.comb += table.addr.eq(x8[:8])                                       # out in cycle 4
+        whole = reg(5, "whole")
+        m.d.sync += whole.eq(Mux(x8[8:] > 17, 17, x8[8:]))
         t = reg(16, "t")
-        m.d.sync += t.eq(table.data)                                            # cycle 6
-        halves = reg(17, "halves")
-        m.d.sync += halves.eq((t << 1) >> whole[1])                             # cycle 7
+        m.d.sync += t.eq(table.data)                                            # cycle 5
+        # Halved by eights, then by ones.
+        whole = delay(m, whole, 1, name="whole")
+        eighths, halves = reg(17, "eighths"), reg(17, "halves")
+        m.d.sync += [eighths.eq((t << 1) >> Cat(C(0, 3), whole[3:])),           # cycle 6
+                     halves.eq(eighths >> delay(m, whole[:3], 1, name="ones"))]         # cycle 7
         p, total = reg(16, "p_reg"), reg(28, "total_reg")
         m.d.comb += [self.p.eq(p), self.total.eq(total)]
         m.d.sync += p.eq(Mux(hidden[4], 0, (halves + 1) >> 1))                  # cycle 8
 
-        m.submodules.sums = sums = memory.Memory(shape=28, depth=Config.ACC_SLOTS, init=[])
+        m.submodules.sums = sums = memory.Memory(shape=28, depth=Config.SUM_BLOCKS, init=[])
         m.submodules.add = add = GatedAdder(28, dsp=self.config.dsp)
         sum_wr, sum_rd = sums.write_port(), sums.read_port(domain="comb")
         m.d.comb += [sum_rd.addr.eq(self.sum_block), sum_wr.addr.eq(self.sum_block),

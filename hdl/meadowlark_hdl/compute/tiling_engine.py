@@ -1,5 +1,5 @@
 """TilingEngine: P lanes in a chain, fed with one beat a cycle."""
-from amaranth import Const, Module, Mux, Signal
+from amaranth import Const, Module, Signal
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -127,7 +127,7 @@ class TilingEngine(wiring.Component):
         act = self.act
         results = []
         # Stored words travel along the lanes too: with the control's way to its lane that is the
-        # same time for every lane, so they come out in order.
+        # same time for every lane, so they come out in order, and 0 from all lanes but one.
         word, word_valid = Const(0, 8 * config.store_bytes), Const(0, 1)
         for k in range(P):
             lane = Lane(config, index=k, attention=attention)
@@ -139,10 +139,8 @@ class TilingEngine(wiring.Component):
             results.append(lane.result)
             passed = Signal(len(word), reset_less=True, name=f"word{k}")
             passed_valid = Signal(reset_less=True, name=f"word_valid{k}")
-            m.d.sync += [passed_valid.eq(lane.stored_valid[0] | word_valid), *(
-                passed[32 * i:32 * i + 32].eq(
-                    Mux(mine, lane.stored[32 * i:32 * i + 32], word[32 * i:32 * i + 32]))
-                for i, mine in enumerate(lane.stored_valid))]
+            m.d.sync += [passed.eq(lane.stored | word),
+                         passed_valid.eq(lane.stored_valid | word_valid)]
             word, word_valid = passed, passed_valid
 
         def gather(terms, name):

@@ -104,24 +104,25 @@ class Sequencer(wiring.Component):
         m.d.sync += [
             write.en.eq(Mux(link.busy, own_write, link.token_en)),
             write.addr.eq(Mux(link.busy, position, link.token_addr)),
-            write.data.eq(Mux(link.busy, token, link.token_data)),
-            self.token_data.eq(read.data)]
-        m.d.comb += [read.addr.eq(self.token_addr), read.en.eq(1)]
+            write.data.eq(Mux(link.busy, token, link.token_data))]
+        token_data = Signal(Config.TOKEN_BITS, reset_less=True)     # the RAM's output register
+        m.d.sync += token_data.eq(read.data)
+        m.d.comb += [read.addr.eq(self.token_addr), read.en.eq(1), self.token_data.eq(token_data)]
 
         # What the model allows. head_log2 < log2 W is refused, so the shifts are as meant; when a
-        # block needs more than ACC_SLOTS the quotient is 0 and nothing fits.
+        # block needs more than acc_slots the quotient is 0 and nothing fits.
         w_log2 = config.W.bit_length() - 1
         slice_log2 = config.sv_columns.bit_length() - 1
         tile_log2 = w_log2 + config.tile_beats.bit_length() - 1
         keys_max = MAX_TILE_KEYS.bit_length() - 1
         tile_keys = Signal(range(MAX_TILE_KEYS + 1))
-        acc_blocks = Signal(range(Config.ACC_SLOTS + 1))
+        acc_blocks = Signal(range(config.acc_slots + 1))
         with m.Switch(model.head_log2):
             for h in range(8):
                 with m.Case(h):
                     m.d.sync += [
                         tile_keys.eq(1 << min(tile_log2 - h, keys_max) if h <= tile_log2 else 0),
-                        acc_blocks.eq(Config.ACC_SLOTS >> max(h - slice_log2, 0))]
+                        acc_blocks.eq(config.acc_slots >> max(h - slice_log2, 0))]
 
         # Reasons to give a run up. Inputs are registered: they come from all over the chip.
         active = Signal()
@@ -138,8 +139,8 @@ class Sequencer(wiring.Component):
         for i, error in reversed(list(enumerate(FAULTS))):
             first_fault = Mux(faults[i], Const(error, 8), first_fault)
         patience = Signal(self.watchdog_log2 + 1)
-        watched = Signal()
-        m.d.sync += patience.eq(Mux(watched & ~progress, patience + 1, 0))
+        watched, restart = Signal(), Signal()
+        m.d.sync += [restart.eq(~watched | progress), patience.eq(Mux(restart, 0, patience + 1))]
         late = patience[-1]
 
         def fail(error):

@@ -39,7 +39,7 @@ def fits(config: Config, head_log2: int, nb: int, ctx: int) -> bool:
     """Whether nb blocks that see keys 0..ctx-1 fit the scores and accumulators of a lane."""
     return nb * ctx <= config.score_depth and (
         ctx <= tile_keys(config, head_log2)
-        or nb * (1 << head_log2) // config.sv_columns <= config.ACC_SLOTS)
+        or nb * (1 << head_log2) // config.sv_columns <= config.acc_slots)
 
 
 def plan(config: Config, head_log2: int, blocks: int, pos0: int, remaining: int) -> int:
