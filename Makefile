@@ -1,7 +1,7 @@
 # Every target sets up what it needs; `make` lists them.
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-synth setup-smollm2 story test lint bench fmax netlist prove link-faults \
-    sdram-stream bitstreams resources mutate docs clean
+    sdram-stream bitstream bitstreams resources mutate docs clean
 .DELETE_ON_ERROR:
 
 # The first Python that is new enough, or else python3, about which the set-up then complains.
@@ -9,6 +9,7 @@ PYTHON ?= $(or $(shell for p in python3 python3.11 python3.12 python3.13 python3
     $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; \
     done), python3)
 BIN := .venv/bin
+BOARD := ulx3s_85f
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 help: ## list the targets
@@ -48,6 +49,10 @@ sdram-stream: setup ## read 10 million words through the SDRAM controller at 100
 
 prove: .venv/.synth ## prove FIFOs, the Reader's credit and the SDRAM's rules (minutes)
 	@$(BIN)/python scripts/prove.py $(ARGS)
+
+bitstream: .venv/.synth ## build the bitstream of BOARD=ulx3s_85f; has it grown over the recorded size?
+	@$(BIN)/meadowlark build --board $(BOARD) $(ARGS)
+	@$(BIN)/python scripts/resources.py --built --board $(BOARD)
 
 bitstreams: .venv/.synth ## build all boards that have a bitstream; ARGS="--seeds 3" tries placements
 	@for board in $$($(BIN)/python -c 'from meadowlark_boards import BOARDS; \

@@ -160,7 +160,7 @@ MUTANTS = [
     M("weights/decoder", "decoder", "a chunk of short headers gives its first half twice",
       "chunk[4 * W:].word_select(i, 16)", "chunk.word_select(i, 16)"),
     M("weights/decoder", "decoder", "the last chunk of short headers always gives two items",
-      "short & ~second & ~one_left", "short & ~second"),
+      "short & ~again & (header_left != 2)", "short & ~again"),
     M("weights/decoder", "decoder", "units do not wait for each other",
       "(selected == k) & ~others[k]),", "(selected == k)),"),
     M("weights/decoder", "decoder", "a tile begins without a half for it",

@@ -3,7 +3,7 @@
 
 `make resources` fails if a kind of cell has grown by more than 3 % over `boards/resources.json`;
 `make resources ARGS=--write` records what is. Sizes are those after synthesis, whole chip, pins
-included: minutes a board, where place and route takes an hour.
+included: minutes a board. With --built they are taken from the report of `meadowlark build`.
 """
 from __future__ import annotations
 
@@ -28,6 +28,17 @@ CELLS = ("LUT4", "CCU2C", "TRELLIS_DPR16X4", "TRELLIS_FF", "MULT18X18D", "DP16KD
 ALLOWED, FEW = 0.03, 8
 
 
+def built(name: str) -> dict[str, int]:
+    """Cells of the chip that `meadowlark build` left in its usual folder."""
+    report = ROOT / "build" / name / "report.json"
+    try:
+        found = json.loads(report.read_text())["cells"]
+        return {cell: found.get(cell, 0) for cell in CELLS}
+    except (OSError, ValueError, KeyError, AttributeError):
+        raise UserError(f"there is no report of a build in {report.relative_to(ROOT)}: "
+                        f"`meadowlark build --board {name}`") from None
+
+
 def measure(name: str) -> dict[str, int]:
     """Cells of a board's chip by kind."""
     board, directory = get_board(name), ROOT / "build" / "resources" / name
@@ -46,7 +57,9 @@ def grown(old: dict[str, int], new: dict[str, int]) -> list[str]:
 @click.option("--board", "names", multiple=True, metavar="BOARD",
               help="Only this one (repeat for more); all that are recorded by default.")
 @click.option("--write", is_flag=True, help="Record what is found.")
-def main(names: tuple[str, ...], write: bool) -> None:
+@click.option("--built", "from_build", is_flag=True,
+              help="What `meadowlark build` reported, instead of another synthesis.")
+def main(names: tuple[str, ...], write: bool, from_build: bool) -> None:
     record: dict[str, dict[str, int]] = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     known = [board.name for board in BOARDS.values() if board.sdram or board.ddr3]
     bad = False
@@ -57,7 +70,7 @@ def main(names: tuple[str, ...], write: bool) -> None:
             if not write and name not in record:
                 raise UserError(f"the size of {name} is not recorded: "
                                 f"`make resources ARGS=\"--write --board {name}\"`")
-            found = measure(name)
+            found = built(name) if from_build else measure(name)
             print(name, *(f"{cell} {count}" for cell, count in found.items()), flush=True)
             if write:
                 record[name] = found

@@ -248,8 +248,8 @@ async def jobs_come_at_set_distances(dut, kind):
     bench = Bench(dut)
     await bench.setup()
     # The distance of jobs within an instruction, and from one instruction to the next.
-    within, between = {"stream": (2, 9), "norm": (2, 9), "table": (2, 9), "token": (6, 10),
-                       "kv": (2, 9)}[kind]
+    within, between = {"stream": (2, 10), "norm": (2, 10), "table": (2, 10), "token": (6, 11),
+                       "kv": (2, 10)}[kind]
     pass_ = {"pos0": 3, "n": 9, "nb": 3, "ctx": 12, "final": 1}
     fields = {"stream": {"tiles": 3}, "norm": {}, "table": {}, "token": {}, "kv": {"rows": 3}}
     program = [random_instruction((kind,), **fields[kind]) for _ in range(6)]

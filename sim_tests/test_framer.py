@@ -149,8 +149,8 @@ async def tx_equals_the_host(dut, stall, slow):
     times = []
     got = await recv(dut, "o", len(raw), stall, times=times)
     assert bytes(got) == raw
-    if not stall and not slow:          # 2 cycles a frame besides its bytes
-        assert times[-1] - times[0] == len(raw) - 1 + 2 * len(want)
+    if not stall and not slow:          # 3 cycles a frame besides its bytes
+        assert times[-1] - times[0] == len(raw) - 1 + 3 * len(want)
 
 
 @cocotb.test(timeout_time=5, timeout_unit="ms")

@@ -14,6 +14,7 @@ from meadowlark_hdl.compute.function import Reciprocal
 from meadowlark_hdl.compute.multiplier import share
 from meadowlark_hdl.compute.norm import Norm
 from meadowlark_hdl.compute.norm_golden import rmsnorm, sum_of_squares
+from meadowlark_hdl.compute.residual import Residual
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.fixed import rshift, saturate
 from meadowlark_hdl.signatures import Beat, ModelLayout, PassLayout
@@ -75,15 +76,16 @@ async def matches_golden(dut, tokens, last, beats):
     gamma = rng.integers(-2**15, 2**15, hidden)
     flat = residual.reshape(-1, 4)
     beat = Beat(config)
-    cocotb.start_soon(_memory(dut, ["sum_slot"], "sum", 2, lambda s: (
+    cocotb.start_soon(_memory(dut, ["sum_slot"], "sum", Residual.SUM_LATENCY, lambda s: (
         int(sums[s]) if s < tokens else 0)))
     if width == 4:
-        cocotb.start_soon(_memory(dut, ["read_word"], "read", 3, lambda a: pack(
+        cocotb.start_soon(_memory(dut, ["read_word"], "read", Residual.READ_LATENCY, lambda a: pack(
             data.ArrayLayout(27, 4), **{}) if a >= len(flat) else sum(
                 (int(v) & 2**27 - 1) << 27 * k for k, v in enumerate(flat[a]))))
     else:
-        cocotb.start_soon(_memory(dut, ["read_word", "read_element"], "read", 4, lambda a, k: (
-            int(flat[a, k]) & 2**27 - 1 if a < len(flat) else 0)))
+        cocotb.start_soon(_memory(
+            dut, ["read_word", "read_element"], "read", Residual.READ_ONE_LATENCY,
+            lambda a, k: int(flat[a, k]) & 2**27 - 1 if a < len(flat) else 0))
     cocotb.start_soon(_memory(
         dut, ["gamma_addr"], "gamma", Norm.GAMMA_LATENCY,
         lambda a: pack(beat) if a >= beats else sum(

@@ -94,7 +94,7 @@ async def blocks_keep_their_own_maximum_and_sum(dut):
     acc = rng.integers(-9000, 9000, (2, 12))
     schedule: dict = {}
     put(schedule, 0, shift=1)
-    order = [(b, k) for turn in range(0, 12, 3) for b in (0, 1) for k in range(turn, turn + 3)]
+    order = [(b, k) for turn in range(0, 12, 4) for b in (0, 1) for k in range(turn, turn + 4)]
     for i, (b, k) in enumerate(order):
         put(schedule, i, acc=acc[b, k])
         put(schedule, i + 3, w_en=1, w_addr=16 * b + k, w_masked=0, w_first=k == 0, block=b)

@@ -193,7 +193,7 @@ def summary(board: Board, built: Built) -> dict[str, Any]:
         **{name: report.used.get(cell, 0) for name, cell in CELLS.items()},
         "available": {name: report.available.get(cell, 0) for name, cell in CELLS.items()},
         "seed": built.seed, "tried": {str(k): round(v, 2) for k, v in built.tried.items()},
-        "critical_path": path_lines(report),
+        "cells": built.cells, "critical_path": path_lines(report),
         "bitstream": str(built.bitstream)}
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import Pass, prompt_passes
-from meadowlark_hdl.isa import Epi, Header, Instruction, Mode, Op
+from meadowlark_hdl.isa import Epi, Instruction, Mode, Op
 
 from .errors import UserError
 
@@ -79,12 +79,12 @@ class Overheads:
     plan_block: int = 5
     pass_: int = 4
     sample: int = 34
-    fetch: int = 9
+    fetch: int = 10
     table: int = 2
     queue: int = 8
     command: int = 3
     bus: int = 2
-    decode: int = 12
+    decode: int = 14
     blocks: int = 20
     issue: int = 3
     tile: int = 2
@@ -312,10 +312,9 @@ class _Machine:
 
     def _wait(self, spent: Spent, i: Instruction, addr: int, chunks: int, earliest: int) -> None:
         """Read a tile of an instruction and wait for it."""
-        # The decoder idles a cycle in front of row headers.
-        idle, more = int(i["header"] != Header.NONE), 0
+        idle, more = 0, 0
         if i["mode"] in (Mode.Q8_0, Mode.Q4_0, Mode.Q4_1):
-            idle += self.o.blocks
+            idle = 1 + self.o.blocks    # row headers wait until the unit is empty
         if i["mode"] in (Mode.Q4_0, Mode.Q4_1):
             more = i["rows"] * i["row_beats"] // 2 * chunks // i["chunks"]  # two beats a chunk
         available = self.memory.tile(addr, chunks, earliest, idle, more)

@@ -41,6 +41,9 @@ _LANE = re.compile(r"\bengine\.lane(\d+)\.(pair\d+\.|acts\.|softmax\.)")
 #: Of the vector unit: in the middle of the ring. Of the tile buffer: beside the first lane.
 _VECTOR = re.compile(r"\bvector\.")
 _TILES = re.compile(r"\btiles\.beat\b")
+_SCALES = re.compile(r"\btiles\.scales\b")
+#: One address for all of it, so it stands together, in what is left of the weights' row.
+_PROGRAM = re.compile(r"\bfetch\.program\b")
 #: On the way to them, beside the tile buffer.
 _WEIGHTS = re.compile(r"\b(decoder|reader|tiles)\.")
 _MULTIPLIER, _ADDER, _MEMORY = "MULT18X18D", "ALU54B", "DP16KD"
@@ -104,7 +107,8 @@ def plan(cells: Mapping[str, str], sites: Sites) -> dict[str, str]:
 
     def some(pattern: re.Pattern, kind: str) -> list[str]:
         return sorted((name for name, is_a in cells.items()
-                       if is_a == kind and pattern.search(name)), key=_natural)
+                       if is_a == kind and pattern.search(name) and name not in found_at),
+                      key=_natural)
 
     def gather(names: list[str], bels: list[str]) -> None:
         """As many as there are free sites for; the rest is nextpnr's."""
@@ -117,11 +121,14 @@ def plan(cells: Mapping[str, str], sites: Sites) -> dict[str, str]:
     below, first = slots[0]
     stretch = range(4 * first, 4 * (first + groups))
     gather(some(_TILES, _MEMORY), [_memory(sites, max(sites.memories), s) for s in stretch][::2])
+    gather(some(_SCALES, _MEMORY), [_memory(sites, max(sites.memories), s) for s in stretch][1::2])
     # What brings weights lies beyond the lanes, where there is no multiplier.
     middle = 4 * first + 2 * groups
     gather(some(_WEIGHTS, _MEMORY), [
         _memory(sites, max(sites.memories), s) for s in sorted(
             range(4 * len(sites.columns)), key=lambda s: abs(s - middle))][::2])
+    gather(some(_PROGRAM, _MEMORY), [_memory(sites, max(sites.memories), s) for s in sorted(
+        range(4 * len(sites.columns)), key=lambda s: abs(s - len(sites.columns)))])
     spare = len(sites.columns) % groups
     middle_of_chip = range(4 * (first - spare), 4 * (first + groups))
     gather(some(_VECTOR, _MEMORY), [

@@ -195,9 +195,9 @@ class Issue(wiring.Component):
         by_store = (instr.op == Op.STORE) if log2_stores else Const(0)
         steps = Mux(in_parts, instr.row_beats << log2_parts,
                     Mux(by_store, instr.row_beats << log2_stores, instr.row_beats))
-        m.d.sync += [row_steps.eq(steps),
+        m.d.sync += [row_steps.eq(steps), beat_before_end.eq(row_steps - 2),
                      one_beat.eq((instr.row_beats == 1) & ~in_parts & ~by_store),
-                     beat_before_end.eq(steps - 2), short.eq(is_sv & (row_steps == 2))]
+                     short.eq(is_sv & (row_steps == 2))]
         m.d.comb += last_part.eq(beat[:log2_parts].all() | ~is_sv)
         last_store = beat[:log2_stores].all() if log2_stores else Const(1)
 
@@ -258,8 +258,11 @@ class Issue(wiring.Component):
         # Up to three parts of words are on their way to the count.
         with_room = Signal()
         m.d.sync += with_room.eq(self.store_room[2:].any())
-        front = Signal()
-        m.d.comb += front.eq(Mux(half, self.tile.available[1], self.tile.available[0]))
+        # What the tile buffer says is a cycle old. A half that was given back is not looked at
+        # until the other one is done with.
+        front, available = Signal(), Signal(2)
+        m.d.sync += available.eq(Cat(self.tile.available[k] for k in range(2)))
+        m.d.comb += front.eq(Mux(half, available[1], available[0]))
 
         def release_by_control():
             """Give the front tile back once the array has read the beats presented so far."""

@@ -58,8 +58,8 @@ class Residual(wiring.Component):
         ``SUM_LATENCY`` cycles after sum_slot.
     """
 
-    READ_LATENCY = 3        # address register, block RAM, register
-    READ_ONE_LATENCY = READ_LATENCY + 1     # one of four
+    READ_LATENCY = 4        # address register, block RAM, its register, another: banks lie apart
+    READ_ONE_LATENCY = 4    # the last is one of four instead
     SUM_LATENCY = 2         # block RAM, register
     SQUARED = 6 + 2 + Multiplier.LATENCY + 1            # cycle in which the square is there
     LATENCY = SQUARED + 3                               # a half of the sum, the other, written
@@ -123,7 +123,8 @@ class Residual(wiring.Component):
                              port.addr.eq(write_word), port.data.eq(new[at:at + cut])]
         chosen = reg(signed(bits), "chosen")
         m.d.comb += [self.read[k].eq(value) for k, value in enumerate(
-            old if self.width == 4 else [chosen])]
+            [delay(m, value, 1, name=f"read_{k}") for k, value in enumerate(old)]
+            if self.width == 4 else [chosen])]
         with m.If(delay(m, self.add, 3, name="add")):
             m.d.sync += chosen.eq(Array(old)[element])
         with m.Else():

@@ -22,8 +22,8 @@ class SoftmaxUnit(wiring.Component):
     section 3; here the maximum is exact, because the row stays on the chip.
     Golden: :mod:`.softmax_golden`, bit-exact.
     Timing: rigid, one score and one probability a cycle. acc in cycle 0 meets its ``w_*`` in cycle
-    3 (``WRITE_LATENCY``) and can be read from cycle 6 (``TURN``) on. A block's scores follow each
-    other at once, or after those of other blocks 4 cycles later or more. r_addr in cycle 0 meets
+    3 (``WRITE_LATENCY``) and can be read from cycle 7 (``TURN``) on. A block's scores follow each
+    other at once, or after those of other blocks 5 cycles later or more. r_addr in cycle 0 meets
     its block in cycle 1 and gives p in cycle 8 (``READ_LATENCY``), where its ``sum_*`` are due.
 
     Parameters
@@ -45,7 +45,7 @@ class SoftmaxUnit(wiring.Component):
     """
 
     WRITE_LATENCY = 3
-    TURN = 6                #: from acc to the first r_addr
+    TURN = 7                #: from acc to the first r_addr
     READ_LATENCY = 8
 
     def __init__(self, config: Config):
@@ -111,8 +111,8 @@ class SoftmaxUnit(wiring.Component):
                      rd.addr.eq(self.r_addr)]
 
         # The maximum of the block at work is in a register; that of another block is fetched from
-        # the table with the first of its scores and compared a cycle ahead, so that the loop of a
-        # cycle is one comparison.
+        # the table with the first of its scores. The larger of both is there before its turn comes,
+        # so that the loop of a cycle is one comparison.
         m.submodules.maxima = maxima = memory.Memory(
             shape=signed(bits), depth=Config.SUM_BLOCKS, init=[])
         max_wr, max_rd = maxima.write_port(), maxima.read_port(domain="comb")
@@ -121,16 +121,20 @@ class SoftmaxUnit(wiring.Component):
         block = reg(self.block.shape(), "block")
         another = self.block != block
         begins, resumes = reg(1, "begins"), reg(1, "resumes")
+        exceeds = reg(1, "exceeds")
         anew, compare, updated = reg(1, "anew"), reg(1, "compare"), reg(1, "updated")
         m.d.comb += [max_rd.addr.eq(self.block), max_wr.en.eq(updated), max_wr.data.eq(running),
-                     max_wr.addr.eq(delay(m, block, 2, name="at_block"))]
+                     max_wr.addr.eq(delay(m, block, 3, name="at_block"))]
         with m.If(self.w_en):
             m.d.sync += block.eq(self.block)
         m.d.sync += [
             begins.eq(self.w_first | another), resumes.eq(~self.w_first & another),
             fetched.eq(max_rd.data),
-            larger.eq(Mux(resumes & (fetched > candidate), fetched, candidate)),
-            anew.eq(coming & begins), compare.eq(coming), updated.eq(compare)]
+            exceeds.eq(resumes & (fetched > candidate)),
+            larger.eq(Mux(exceeds, delay(m, fetched, 1, name="fetched").as_signed(),
+                          delay(m, candidate, 1, name="candidate").as_signed())),
+            anew.eq(delay(m, coming & begins, 1, name="anew")),
+            compare.eq(delay(m, coming, 1, name="compare")), updated.eq(compare)]
         with m.If(anew | compare & (larger > running)):
             m.d.sync += running.eq(larger)
 

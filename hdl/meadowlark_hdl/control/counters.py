@@ -3,6 +3,7 @@ from amaranth import Array, Module, Mux, Signal
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
+from ..compute.pipeline import delay
 from .counters_table import COUNTER_BITS, COUNTER_SLOTS, COUNTERS
 
 #: Counters whose cause is the run itself.
@@ -17,7 +18,7 @@ class Counters(wiring.Component):
     16 cycles and the small counters hold 16.
 
     All values are copied to a second RAM, which alone is read, except while ``hold``: so a reader
-    can take its time. During a run the values it finds are at most 20 cycles apart and old; 20
+    can take its time. During a run the values it finds are at most 21 cycles apart and old; 21
     cycles after a run they are exact.
 
     Timing: inputs are registered before use, nothing stalls. ``data`` follows ``index`` by 2
@@ -82,29 +83,30 @@ class Counters(wiring.Component):
 
         # Each round a word is read, added to and written back: registers at every step. A clear
         # lasts the 16 slots after its pulse.
-        clearing = Signal(range(COUNTER_SLOTS + 1))
+        clearing, late_clear = Signal(range(COUNTER_SLOTS + 1)), Signal()
         hold = Signal()
-        m.d.sync += hold.eq(self.hold)
-        with m.If(clear):
+        m.d.sync += [hold.eq(self.hold), late_clear.eq(clear)]
+        with m.If(late_clear):
             m.d.sync += clearing.eq(COUNTER_SLOTS)
         with m.Elif(clearing != 0):
             m.d.sync += clearing.eq(clearing - 1)
 
         old = Signal(COUNTER_BITS)
         inc = Signal(32)
-        slot_1 = Signal(range(COUNTER_SLOTS))
-        slot_2 = Signal(range(COUNTER_SLOTS))
+        late_slot = delay(m, slot, 3, name="slot")
+        value_1, is_value_1 = Signal(32, reset_less=True), Signal()
+        small_1, live_1 = Signal.like(small[0]), Signal(COUNTER_BITS, reset_less=True)
         total = Signal(COUNTER_BITS)
         m.d.comb += live_r.addr.eq(slot)
         m.d.sync += [
-            old.eq(Mux((clearing != 0) | is_value, 0, live_r.data)),
-            inc.eq(Mux(is_value, value, small[slot])),
-            slot_1.eq(slot),
-            total.eq(old + inc),        # 40 bits: three hours at 100 MHz, then it wraps
-            slot_2.eq(slot_1)]
+            value_1.eq(value), is_value_1.eq(is_value), small_1.eq(small[slot]),
+            live_1.eq(live_r.data),
+            old.eq(Mux((clearing != 0) | is_value_1, 0, live_1)),
+            inc.eq(Mux(is_value_1, value_1, small_1)),
+            total.eq(old + inc)]        # 40 bits: three hours at 100 MHz, then it wraps
         m.d.comb += [
-            live_w.addr.eq(slot_2), live_w.data.eq(total), live_w.en.eq(1),
-            shown_w.addr.eq(slot_2), shown_w.data.eq(total), shown_w.en.eq(~hold)]
+            live_w.addr.eq(late_slot), live_w.data.eq(total), live_w.en.eq(1),
+            shown_w.addr.eq(late_slot), shown_w.data.eq(total), shown_w.en.eq(~hold)]
 
         index = Signal(range(COUNTER_SLOTS))
         m.d.comb += shown_r.addr.eq(index)

@@ -30,7 +30,7 @@ class Fetch(wiring.Component):
     no jobs.
 
     Timing: the next instruction is fetched while jobs are made (5 cycles each). The first job of
-    an instruction comes 9 cycles after the last one of the instruction before (TOKEN: 10); further
+    an instruction comes 10 cycles after the last one of the instruction before (TOKEN: 11); further
     ones follow every 2 cycles (TOKEN: 6).
 
     Parameters
@@ -85,8 +85,10 @@ class Fetch(wiring.Component):
             shape=unsigned(INSTRUCTION_BITS), depth=c.prog_depth, init=[], attrs=NO_RW_CHECK)
         w, r = program.write_port(), program.read_port()
         m.submodules.queue = queue = Queue(FetchedInstruction(), depth=self.QUEUE)
+        # The host's way across the chip is long.
+        m.d.sync += [
+            w.en.eq(self.prog_en), w.addr.eq(self.prog_addr), w.data.eq(self.prog_data)]
         m.d.comb += [
-            w.en.eq(self.prog_en), w.addr.eq(self.prog_addr), w.data.eq(self.prog_data),
             r.addr.eq(self.pc),
             self.out.valid.eq(queue.o.valid), self.out.payload.eq(queue.o.payload),
             queue.o.ready.eq(self.out.ready)]
@@ -112,6 +114,9 @@ class Fetch(wiring.Component):
             has_jobs.eq((word.src != Src.NONE) & (word.src <= Src.KV) & ~is_end),
             is_store.eq(word.op == Op.STORE)]
         m.d.comb += [queue.i.payload.instr.eq(word), queue.i.payload.pc.eq(self.pc)]
+        # A cycle old: what WORD changes of them counts not before the next instruction.
+        room, working = Signal(), Signal()
+        m.d.sync += [room.eq(queue.i.ready), working.eq(work_valid)]
         with m.If(finished):
             m.d.sync += work_valid.eq(0)
         with m.FSM(name="walk") as walk:
@@ -129,7 +134,7 @@ class Fetch(wiring.Component):
                 with m.If(skipped):
                     m.d.sync += self.pc.eq(self.pc + 1)
                     m.next = "ADDRESS"
-                with m.Elif(queue.i.ready & ~(has_jobs & work_valid)):
+                with m.Elif(room & ~(has_jobs & working)):
                     m.d.comb += queue.i.valid.eq(1)
                     m.d.sync += stores.eq(stores + is_store)
                     with m.If(has_jobs):

@@ -17,9 +17,10 @@ class EventRing(wiring.Component):
 
     An event is sent as soon as the line is free. When all have been sent, some are not acknowledged
     and no acknowledgement has moved on for ``resend`` cycles, sending starts again from the
-    first that is not. With ``ring`` events unacknowledged, ``i`` is not ready.
+    first that is not. With ``ring`` events unacknowledged, ``i`` takes one more and is
+    then not ready.
 
-    Timing: ``i`` takes an event every cycle; a payload byte goes out every other
+    Timing: ``i`` takes an event every other cycle; a payload byte goes out every other
     cycle at most; between frames are 8 cycles.
 
     Parameters
@@ -54,16 +55,21 @@ class EventRing(wiring.Component):
         # Indices count from the start of the run. 16 bits: a run has at most 4096 + 1 events.
         taken, acked, send = self.count, Signal(16), Signal(16)
 
-        # ready is registered, one event late, hence the margin: at most ``ring`` are kept.
-        ready = Signal()
+        # An event waits in a register for its place: it comes from across the chip. Whether there
+        # is one is known an event late, hence the margin: at most ``ring`` are kept.
+        ready, waits = Signal(), Signal()
+        newest = Signal(TokenEvent(), reset_less=True)
         held = Signal(range(self.ring + 1))
-        m.d.comb += [held.eq(taken - acked), self.idle.eq((taken == acked) & (send == acked))]
+        m.d.comb += [held.eq(taken - acked),
+                     self.idle.eq((taken == acked) & (send == acked) & ~waits)]
         m.d.sync += ready.eq(held < self.ring - 1)
         w_ram = ram.write_port()
-        m.d.comb += [self.i.ready.eq(ready), w_ram.en.eq(self.i.valid & ready),
-                     w_ram.addr.eq(taken[:len(w_ram.addr)]), w_ram.data.eq(self.i.payload)]
+        m.d.comb += [self.i.ready.eq(~waits), w_ram.en.eq(waits & ready),
+                     w_ram.addr.eq(taken[:len(w_ram.addr)]), w_ram.data.eq(newest)]
+        with m.If(~waits):
+            m.d.sync += [newest.eq(self.i.payload), waits.eq(self.i.valid)]
         with m.If(w_ram.en):
-            m.d.sync += taken.eq(taken + 1)
+            m.d.sync += [taken.eq(taken + 1), waits.eq(0)]
 
         # Acknowledgement: difference and window registered, then compared.
         index, ahead, window = (Signal(16, reset_less=True) for _ in range(3))
@@ -141,5 +147,6 @@ class EventRing(wiring.Component):
                         m.d.sync += send.eq(send + 1)
                     m.next = "SETTLE"
         with m.If(self.clear):
-            m.d.sync += [taken.eq(0), acked.eq(0), send.eq(0), wait.eq(0), cleared.eq(1)]
+            m.d.sync += [taken.eq(0), waits.eq(0), acked.eq(0), send.eq(0), wait.eq(0),
+                         cleared.eq(1)]
         return m

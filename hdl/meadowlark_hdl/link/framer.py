@@ -9,6 +9,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out, Signature
 
 from ..collisions import NO_RW_CHECK
+from ..memory.fifo import Queue
 from .protocol import CRC_BYTES, MAX_PAYLOAD, SLOTS, SYNC
 
 #: What stands before a payload. length: 0..MAX_PAYLOAD bytes.
@@ -232,12 +233,13 @@ class FrameMux(wiring.Component):
 class TxFramer(wiring.Component):
     """Frames to bytes: adds sync and CRC.
 
-    Timing: one byte a cycle, two cycles between the last byte of the payload and the CRC.
+    Timing: one byte a cycle, three cycles between the last byte of the payload and the CRC. A frame
+    may be given before the one before it has left.
 
     Members
     -------
-    i : In(FramePort)
-    o : Out(stream of 8)        From a 16-byte FIFO: its ready reaches no logic of the sender.
+    i : In(FramePort)           To queues: ready comes from registers.
+    o : Out(stream of 8)        From a 16-byte queue: its ready reaches no logic of the sender.
     """
 
     def __init__(self) -> None:
@@ -246,15 +248,18 @@ class TxFramer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.crc = crc = catalog.CRC32_ISO_HDLC(8).create()
-        m.submodules.fifo = fifo = SyncFIFOBuffered(width=8, depth=16)
-        m.d.comb += [self.o.valid.eq(fifo.r_rdy), self.o.payload.eq(fifo.r_data),
-                     fifo.r_en.eq(self.o.ready)]
-        # One register before the FIFO and the CRC. ``go``: it is free or being emptied.
+        m.submodules.headers = headers = Queue(FrameHeader, depth=2)
+        m.submodules.payload = payload = Queue(8, depth=2)
+        m.submodules.bytes = queue = Queue(8, depth=16)
+        wiring.connect(m, wiring.flipped(self.i.header), headers.i)
+        wiring.connect(m, wiring.flipped(self.i.payload), payload.i)
+        wiring.connect(m, queue.o, wiring.flipped(self.o))
+        # One register before the queue and the CRC. ``go``: it is free or being emptied.
         byte = Signal(8, reset_less=True)
         valid, counted = Signal(), Signal()         # counted: the byte belongs to the CRC
-        go = Signal()
-        m.d.comb += [go.eq(fifo.w_rdy), fifo.w_en.eq(valid), fifo.w_data.eq(byte),
-                     crc.data.eq(byte), crc.valid.eq(valid & counted & go)]
+        go, start = Signal(), Signal()
+        m.d.comb += [go.eq(queue.i.ready), queue.i.valid.eq(valid), queue.i.payload.eq(byte)]
+        m.d.sync += [crc.data.eq(byte), crc.valid.eq(valid & counted & go), crc.start.eq(start)]
         shift = Signal(8 * 4, reset_less=True)      # header bytes to come, then CRC bytes
         left = Signal(range(MAX_PAYLOAD + 1), reset_less=True)
         tail = Signal(2)
@@ -262,17 +267,17 @@ class TxFramer(wiring.Component):
             m.d.sync += valid.eq(0)
         with m.FSM():
             with m.State("IDLE"):
-                m.d.comb += self.i.header.ready.eq(go)
-                header = self.i.header.payload
+                m.d.comb += headers.o.ready.eq(go)
+                header = headers.o.payload
                 m.d.sync += tail.eq(0)
-                with m.If(go & self.i.header.valid):
+                with m.If(go & headers.o.valid):
                     m.d.sync += [byte.eq(SYNC), valid.eq(1), counted.eq(0),
                                  left.eq(header.length),
                                  shift.eq(Cat(header.type, header.seq, header.length))]
                     m.next = "HEADER"
             with m.State("HEADER"):
                 # The CRC is restarted while SYNC stands in the register, not counted.
-                m.d.comb += crc.start.eq(valid & ~counted)
+                m.d.comb += start.eq(valid & ~counted)
                 with m.If(go):
                     m.d.sync += [byte.eq(shift[:8]), valid.eq(1), counted.eq(1),
                                  shift.eq(shift >> 8), tail.eq(tail + 1)]
@@ -282,14 +287,16 @@ class TxFramer(wiring.Component):
                         with m.Else():
                             m.next = "PAYLOAD"
             with m.State("PAYLOAD"):
-                m.d.comb += self.i.payload.ready.eq(go)
-                with m.If(go & self.i.payload.valid):
-                    m.d.sync += [byte.eq(self.i.payload.payload), valid.eq(1), left.eq(left - 1)]
+                m.d.comb += payload.o.ready.eq(go)
+                with m.If(go & payload.o.valid):
+                    m.d.sync += [byte.eq(payload.o.payload), valid.eq(1), left.eq(left - 1)]
                     with m.If(left == 1):
                         m.next = "SETTLE"
             with m.State("SETTLE"):
-                with m.If(go):                      # the last counted byte enters the CRC
-                    m.next = "LATCH"
+                with m.If(go):                      # the last counted byte goes to the CRC
+                    m.next = "COUNTED"
+            with m.State("COUNTED"):                # and enters it
+                m.next = "LATCH"
             with m.State("LATCH"):
                 m.d.sync += [shift.eq(crc.crc), tail.eq(0)]
                 m.next = "CRC"

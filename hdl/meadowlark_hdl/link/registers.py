@@ -111,7 +111,8 @@ class RegisterFile(wiring.Component):
         m.submodules.ram = ram = Memory(shape=32, depth=REGISTER_WORDS, init=init,
                                        attrs=NO_RW_CHECK)       # one command reads or writes
 
-        # Writes, one register stage before the address is compared and the data fans out.
+        # Writes, one register stage before the address is compared and another one before the data
+        # fans out.
         en = Signal()
         addr = Signal(range(REGISTER_WORDS), reset_less=True)
         word = Signal(32, reset_less=True)
@@ -121,13 +122,18 @@ class RegisterFile(wiring.Component):
         m.d.sync += self.reset.eq(
             en & (addr == BY_NAME["reset"].address) & (word == RESET_MAGIC))
 
+        late = Signal(32, reset_less=True)
+        m.d.sync += late.eq(word)
+
         def storage(name, target, initial=0):
             register = BY_NAME[name]
             keep = Signal(register.width, name=f"reg_{name}", init=initial, reset_less=True)
             m.d.comb += target.eq(keep)
             for i in range(register.words):
-                with m.If(en & (addr == register.address + i)):
-                    m.d.sync += keep[32 * i:32 * i + 32].eq(word)
+                hit = Signal(name=f"hit_{name}_{i}")
+                m.d.sync += hit.eq(en & (addr == register.address + i))
+                with m.If(hit):
+                    m.d.sync += keep[32 * i:32 * i + 32].eq(late)
         storage("resend_cycles", self.resend, self.resend_cycles)
         for field in MODEL_REGS:
             storage(field.name, self.model[field.name])

@@ -28,7 +28,7 @@ class Checksum(wiring.Component):
     Members
     -------
     start : In(1)
-        The words from two cycles later on count.
+        The words from the next cycle on count; none comes in this one.
     valid : In(1), data : In(width)
         A word.
     crc : Out(32)
@@ -63,13 +63,13 @@ class Checksum(wiring.Component):
             return Cat(reduce(xor, [bits[k] for k, r in enumerate(responses) if r >> i & 1],
                               Const(0, 1)) for i in range(32))
         word, share = Signal(self.width, reset_less=True), Signal(32, reset_less=True)
-        state, there, shared = Signal(32, init=~0), Signal(), Signal()
-        m.d.sync += [word.eq(self.data), there.eq(self.valid),
+        state, there, shared, anew = Signal(32, init=~0), Signal(), Signal(), Signal()
+        m.d.sync += [anew.eq(self.start), word.eq(self.data), there.eq(self.valid),
                      share.eq(added(word, by_word)), shared.eq(there),
                      self.sound.eq(state == whole.residue())]
         with m.If(shared):
             m.d.sync += state.eq(added(state, by_state) ^ share)
-        with m.If(self.start):
+        with m.If(anew):
             m.d.sync += state.eq(~0)
         m.d.comb += self.crc.eq(~state)
         return m

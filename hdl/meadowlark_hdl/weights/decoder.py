@@ -95,7 +95,10 @@ class NoUnit(wiring.Component):
         m.d.sync += [u.o.valid.eq(form), u.o.payload.last.eq(left == 1)]
         with m.If(form):
             m.d.sync += left.eq(left - 1)
-        with m.If(u.start):
+        # A cycle late, for nobody minds; the tag still stands.
+        starting = Signal()
+        m.d.sync += starting.eq(u.start)
+        with m.If(starting):
             m.d.sync += left.eq(u.beats)
         return m
 
@@ -240,15 +243,18 @@ class PackedWeightDecoder(wiring.Component):
         # Headers: W / 4 rows at once, half a chunk of SHORT, a chunk of SCALE or two of BIAS. In
         # the last item the second chunk may be missing.
         second = Signal()           # of a chunk's two items (SHORT), of an item's two chunks (BIAS)
-        load, take, again, complete = Signal(), Signal(), Signal(), Signal()
+        load, take, complete = Signal(), Signal(), Signal()
+        again = Signal()            # the chunk stays: short & ~second & ~one_left
         m.d.comb += [
             load.eq(in_header & ~busy & own), take.eq(load & chunks.valid),
             last_header.eq(take & one_left),
-            again.eq(short & ~second & ~one_left),      # the chunk stays
             complete.eq(take & (~bias | second | one_left))]
         with m.If(take):
             m.d.sync += [header_left.eq(header_left - 1), one_left.eq(header_left == 2),
-                         second.eq(Mux(short, again, ~complete))]
+                         second.eq(Mux(short, again, ~complete)),
+                         again.eq(short & ~again & (header_left != 2))]
+        with m.If(~in_header):
+            m.d.sync += again.eq((tag.header == Header.SHORT) & ~header_single)
         m.d.comb += head.eq(delay(m, complete, 2, name="head", reset=True))
         # Their bits, a register later, and once more when they have their form.
         chunk, hold = (Signal(8 * W, name=name, reset_less=True) for name in ("header", "hold"))
