@@ -6,10 +6,10 @@ from enum import IntEnum
 from amaranth import Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.crc import catalog
-from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
 from ..config import Config
+from ..memory.fifo import RamQueue
 from ..signatures import MemoryPort
 from .protocol import MAX_PAYLOAD
 
@@ -59,8 +59,7 @@ class MemoryWindow(wiring.Component):
         config, mem = self.config, self.mem
         bits = 8 * config.bus_bytes
         m.submodules.engine = engine = catalog.CRC32_ISO_HDLC(bits).create()
-        m.submodules.fifo = fifo = SyncFIFOBuffered(width=bits,
-                                                    depth=max(MAX_PAYLOAD // config.bus_bytes, 8))
+        m.submodules.fifo = fifo = RamQueue(bits, depth=max(MAX_PAYLOAD // config.bus_bytes, 8))
         op = Signal(2, reset_less=True)
         addr = Signal(32, reset_less=True)
         left = Signal(32, reset_less=True)          # words to ask for
@@ -75,12 +74,15 @@ class MemoryWindow(wiring.Component):
         m.d.sync += [word.eq(mem.r_data.payload), arrived.eq(mem.r_data.valid)]
         m.d.comb += [
             self.w.ready.eq(1),
-            fifo.w_en.eq(self.w.valid | arrived & (op == WindowOp.READ)),
-            fifo.w_data.eq(Mux(self.w.valid, self.w.payload, word)),
             engine.data.eq(word), engine.valid.eq(arrived & (op == WindowOp.CRC)),
             engine.start.eq(self.go), self.crc.eq(engine.crc)]
 
-        # Leaving words: the buffer's RAM ends in a register.
+        reading = Signal()
+        m.d.sync += [reading.eq(op == WindowOp.READ),
+                     fifo.i_valid.eq(self.w.valid | arrived & reading),
+                     fifo.i_data.eq(Mux(self.w.valid, self.w.payload, word))]
+
+        # Leaving words.
         out = Signal(bits, reset_less=True)
         out_valid, taken, to_memory = Signal(), Signal(), Signal()
         m.d.comb += [
@@ -88,9 +90,9 @@ class MemoryWindow(wiring.Component):
             mem.w_data.payload.data.eq(out), mem.w_data.payload.strb.eq(~0),
             self.r.payload.eq(out), self.r.valid.eq(out_valid & ~to_memory),
             taken.eq(Mux(to_memory, mem.w_data.valid & mem.w_data.ready, self.r.ready)),
-            fifo.r_en.eq(~out_valid | taken)]
+            fifo.o.ready.eq(~out_valid | taken)]
         with m.If(~out_valid | taken):
-            m.d.sync += [out.eq(fifo.r_data), out_valid.eq(fifo.r_rdy)]
+            m.d.sync += [out.eq(fifo.o.payload), out_valid.eq(fifo.o.valid)]
 
         m.d.comb += [mem.r_cmd.payload.addr.eq(addr), mem.r_cmd.payload.len.eq(size),
                      mem.w_cmd.payload.addr.eq(addr), mem.w_cmd.payload.len.eq(size)]
