@@ -165,7 +165,9 @@ class Issue(wiring.Component):
         keys_left = reg(14)                 # keys from the tile's first one on
         position = reg(14)                  # of lane 0's token of the block: pos0 + block * P
         limit = reg(14)                     # keys the block sees
-        unseen = reg(signed(15))            # limit - tile_base
+        tile_end = reg(14)                  # tile_base + tile_keys
+        unseen = reg(8)                     # limit - tile_base, if less than tile_keys
+        fewer, none = reg(), reg()          # it is; it is 0 or less
         score_block = reg(range(2 * config.score_depth))  # block * ctx
         score_addr = reg(range(2 * config.score_depth))
         age = reg(signed(15))               # key position - position
@@ -429,20 +431,21 @@ class Issue(wiring.Component):
             with m.State("BLOCK"):
                 reach = Signal(14)
                 m.d.comb += reach.eq(position + P)
-                m.d.sync += limit.eq(Mux(instr.heads | (reach > pass_.ctx), pass_.ctx, reach))
+                m.d.sync += [limit.eq(Mux(instr.heads | (reach > pass_.ctx), pass_.ctx, reach)),
+                             tile_end.eq(tile_base + tile_keys)]
                 m.next = "BLOCK_KEYS"
             with m.State("BLOCK_KEYS"):
-                m.d.sync += [unseen.eq(limit - tile_base), age.eq(tile_base - position),
+                m.d.sync += [unseen.eq(limit - tile_base), fewer.eq(limit < tile_end),
+                             none.eq(limit <= tile_base), drains.eq(is_sv & (limit <= tile_end)),
+                             age.eq(tile_base - position),
                              score_addr.eq(score_block + tile_base), key.eq(tile_base),
                              addr.eq(0), begin_row(), x_addr.eq(x_block),
                              slot_addr.eq(slot), element.eq(0)]
                 m.next = "BLOCK_COUNT"
             with m.State("BLOCK_COUNT"):
-                keys = Mux(unseen < tile_keys, unseen[:8], tile_keys[:8])
-                m.d.sync += [rows_to_do(keys), held.eq(0),
-                             drains.eq(is_sv & (unseen <= tile_keys))]
+                m.d.sync += [rows_to_do(Mux(fewer, unseen, tile_keys[:8])), held.eq(0)]
                 m.next = "KEYS"
-                with m.If(unseen <= 0):
+                with m.If(none):
                     m.next = "BLOCK_NEXT"
             with m.State("KEYS"):
                 m.d.sync += [lane.acc_addr.eq(slot_addr), held.eq(held >> 1)]

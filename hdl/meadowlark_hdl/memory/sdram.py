@@ -256,8 +256,8 @@ class SdramController(wiring.Component):
         chip_word = words.o.payload
         a, pins_ba = Signal(len(pins.a)), Signal(part.bank_bits)
         undriven = Signal(init=1)       # as the pads hear it, so that no inverter is on the way
-        m.d.comb += [pins.dq_oe.eq(~undriven), command.eq(NOP), a.eq(Mux(go, following.col, following.row)),
-                     pins_ba.eq(following.bank)]
+        m.d.comb += [pins.dq_oe.eq(~undriven), command.eq(NOP),
+                     a.eq(Mux(go, following.col, following.row)), pins_ba.eq(following.bank)]
         m.d.sync += [
             Cat(pins.ras_n, pins.cas_n, pins.we_n).eq(command), pins.a.eq(a),
             pins.ba.eq(pins_ba), pins.cke.eq(1), undriven.eq(~word),

@@ -173,20 +173,36 @@ class PackedWeightDecoder(wiring.Component):
         m.d.sync += [halves.eq(halves_after), some_half.eq(halves_after != 0)]
 
         # The next tag, and what follows from it, waits in registers, so that it can be taken over
-        # in one cycle.
+        # in one cycle; in front of it another one, as it came.
+        new, new_valid = Signal(TileTag(self.config), reset_less=True), Signal()
         tag, tag_valid = Signal(TileTag(self.config), reset_less=True), Signal()
         legal, headed = Signal(reset_less=True), Signal(reset_less=True)
         header_size = Signal(range(2 * 128 + 1), reset_less=True)
         header_single = Signal(reset_less=True)
         kind = Signal(range(len(units)), reset_less=True)
-        m.d.comb += self.tags.ready.eq(~tag_valid)
-        with m.If(self.tags.valid & self.tags.ready):
-            new, known = self.tags.payload, Signal()
+        coded_size = Signal(range(2 * self.config.tile_beats + 1), reset_less=True)
+        m.d.comb += self.tags.ready.eq(~new_valid)
+        with m.If(~new_valid):
+            m.d.sync += [new.eq(self.tags.payload), new_valid.eq(self.tags.valid)]
+        with m.If(new_valid & ~tag_valid):
+            known, plain_size = Signal(), Signal.like(coded_size)
+            with m.Switch(new.mode):        # chunks behind the headers
+                with m.Case(Mode.INT8):
+                    m.d.comb += plain_size.eq(new.beats)
+                with m.Case(Mode.INT16):
+                    m.d.comb += plain_size.eq(new.beats << 1)
+                with m.Case(Mode.Q8_0):
+                    m.d.comb += plain_size.eq(new.beats + (new.beats + 15 >> 4))
+                with m.Case(Mode.Q4_0):
+                    m.d.comb += plain_size.eq((new.beats + 1 >> 1) + (new.beats + 15 >> 4))
+                with m.Default():
+                    m.d.comb += plain_size.eq((new.beats + 1 >> 1) + (new.beats + 7 >> 3))
             size = Mux(new.header == Header.BIAS, (new.rows * 8 + W - 1) >> W.bit_length() - 1,
                        (new.rows * 4 + W - 1) >> W.bit_length() - 1)
             m.d.comb += known.eq((new.mode <= (Mode.Q4_1 if able else Mode.INT16))
                                  & (~new.packed | bool(self.config.packing)))
-            m.d.sync += [tag.eq(new), tag_valid.eq(1), legal.eq(known),
+            m.d.sync += [new_valid.eq(0), tag.eq(new), tag_valid.eq(1), legal.eq(known),
+                         coded_size.eq(plain_size),
                          kind.eq(Mux(known, new.mode >= Mode.Q8_0, len(units) - 1)),
                          headed.eq(known & (new.header != Header.NONE) & (new.rows != 0)),
                          header_size.eq(size), header_single.eq(size == 1)]
@@ -279,7 +295,8 @@ class PackedWeightDecoder(wiring.Component):
         m.d.comb += plain.ready.eq(Cat(u.enable & u.i.ready for u in units).any())
         gone = load & ~again                    # the chunk at hand is done with
         if self.config.packing:
-            self._unpack(m, chunks, tag, tag_valid & legal, take_over, in_beats, plain, own, gone)
+            self._unpack(m, chunks, tag, tag_valid & legal, coded_size, take_over, in_beats, plain,
+                         own, gone)
         else:
             m.d.comb += [own.eq(1), plain.valid.eq(chunks.valid),
                          plain.payload.eq(chunks.payload), chunks.ready.eq(gone | plain.ready)]
@@ -289,7 +306,7 @@ class PackedWeightDecoder(wiring.Component):
         domains = ["blocks", "unpacker"][:1 + bool(self.config.packing)] if self.sleep else []
         return ResetInserter(dict.fromkeys(("sync", *domains), self.flush))(m)
 
-    def _unpack(self, m, chunks, tag, known, take_over, in_beats, plain, own, gone):
+    def _unpack(self, m, chunks, tag, known, size, take_over, in_beats, plain, own, gone):
         """The unpacker, between the chunks and the units; it may run ahead by the next tag.
 
         Chunks are its own from the end of a tile's row headers to the last one that the tile's
@@ -316,19 +333,8 @@ class PackedWeightDecoder(wiring.Component):
         m.d.comb += owed_after.eq(owed + behind - unpacker.resume)
         m.d.sync += [owed.eq(owed_after),
                      own.eq(unpacker.ended & ~unpacker.resume & (owed_after == 0))]
-        size, beats = unpacker.tiles.payload, tag.beats
-        with m.Switch(tag.mode):
-            with m.Case(Mode.INT8):
-                m.d.comb += size.eq(beats)
-            with m.Case(Mode.INT16):
-                m.d.comb += size.eq(beats << 1)
-            with m.Case(Mode.Q8_0):
-                m.d.comb += size.eq(beats + (beats + 15 >> 4))
-            with m.Case(Mode.Q4_0):
-                m.d.comb += size.eq((beats + 1 >> 1) + (beats + 15 >> 4))
-            with m.Default():
-                m.d.comb += size.eq((beats + 1 >> 1) + (beats + 7 >> 3))
         m.d.comb += [
+            unpacker.tiles.payload.eq(size),
             unpacker.tiles.valid.eq(known & tag.packed & ~told),
             unpacker.resume.eq(unpacker.ended & (owed != 0)),
             unpacker.i.valid.eq(chunks.valid & ~unpacker.ended),
