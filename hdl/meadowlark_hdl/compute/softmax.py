@@ -5,6 +5,7 @@ from amaranth.lib.wiring import In, Out
 
 from ..collisions import NO_RW_CHECK
 from ..config import Config
+from ..copies import OWN
 from ..fixed import EXP2_TABLE
 from .adder import GatedAdder
 from .pipeline import delay
@@ -122,7 +123,9 @@ class SoftmaxUnit(wiring.Component):
         another = self.block != block
         begins, resumes = reg(1, "begins"), reg(1, "resumes")
         exceeds = reg(1, "exceeds")
-        anew, compare, updated = reg(1, "anew"), reg(1, "compare"), reg(1, "updated")
+        # Not those of another lane, which are the same a cycle later.
+        anew, compare, updated = (Signal(name=name, reset_less=True, attrs=OWN)
+                                  for name in ("anew", "compare", "updated"))
         m.d.comb += [max_rd.addr.eq(self.block), max_wr.en.eq(updated), max_wr.data.eq(running),
                      max_wr.addr.eq(delay(m, block, 3, name="at_block"))]
         with m.If(self.w_en):
