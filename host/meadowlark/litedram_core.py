@@ -6,7 +6,9 @@ among the facts, the chip and LiteDRAM's ECP5DDRPHY, whose cells no open simulat
 LiteDRAM's model of a DDR3 chip behind a PHY with the same phases and latencies, the same control
 registers, and byte lanes that read right in some settings only.
 """
+# Where Migen is installed: its modules make `comb` and `sync` while they run.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+# pyright: reportOperatorIssue=false, reportOptionalMemberAccess=false
 from __future__ import annotations
 
 import json
