@@ -57,6 +57,18 @@ def test_every_hard_block_of_the_array_has_its_site(lanes, columns, memories):
                    for a, b in zip(middle, middle[1:]))
 
 
+def test_tile_buffer_stands_beside_the_first_lane():
+    """Though other memories on the way of the weights want the same row."""
+    tiles = {f"dut.tiles.{what}$1.0.{k}": "DP16KD" for what in ("beat", "scales") for k in range(6)}
+    others = {f"dut.{what}.0.{k}": "DP16KD" for what in (
+        "reader.fifo.ram", "decoder.unpacker.lane0.symbols", "fetch.program") for k in range(6)}
+    found = plan(array(8, 16) | tiles | others, SITES["85k"])
+    assert len(set(found.values())) == len(found) and set(tiles | others) <= set(found)
+    for name in tiles:
+        site = SITE.fullmatch(found[name])
+        assert site is not None and 49 <= int(site[1]) <= 84 and site[2] == "82"
+
+
 def test_no_plan_where_none_is_needed():
     assert plan(array(4, 4), SITES["85k"]) == {}
     assert plan({}, SITES["85k"]) == {}

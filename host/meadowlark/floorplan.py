@@ -118,22 +118,25 @@ def plan(cells: Mapping[str, str], sites: Sites) -> dict[str, str]:
     y = sites.multipliers[len(sites.multipliers) // 2]
     gather(some(_VECTOR, _MULTIPLIER),
            [_multiplier(sites, y, s) for s in range(4 * len(sites.columns))])
-    below, first = slots[0]
-    stretch = range(4 * first, 4 * (first + groups))
-    gather(some(_TILES, _MEMORY), [_memory(sites, max(sites.memories), s) for s in stretch][::2])
-    gather(some(_SCALES, _MEMORY), [_memory(sites, max(sites.memories), s) for s in stretch][1::2])
-    # What brings weights lies beyond the lanes, where there is no multiplier.
-    middle = 4 * first + 2 * groups
-    gather(some(_WEIGHTS, _MEMORY), [
-        _memory(sites, max(sites.memories), s) for s in sorted(
-            range(4 * len(sites.columns)), key=lambda s: abs(s - middle))][::2])
-    gather(some(_PROGRAM, _MEMORY), [_memory(sites, max(sites.memories), s) for s in sorted(
-        range(4 * len(sites.columns)), key=lambda s: abs(s - len(sites.columns)))])
+    # What brings weights lies beyond the lanes, where there is no multiplier; the tile buffer, in
+    # which it ends, beside the first lane. Not every site, so that their wires have room.
+    _, first = slots[0]
+    beyond = max(sites.memories)
+    row = [_memory(sites, beyond, s) for s in range(4 * len(sites.columns))]
+
+    def around(middle: int) -> list[str]:
+        return sorted(row, key=lambda bel: abs(row.index(bel) - middle))
+    beside = row[4 * first:4 * (first + groups)]
+    gather(some(_TILES, _MEMORY), beside[::2])
+    gather(some(_SCALES, _MEMORY), beside[1::2])
+    gather(some(_WEIGHTS, _MEMORY), around(4 * first + 2 * groups)[::2])
+    gather(some(_PROGRAM, _MEMORY), around(len(sites.columns)))
     spare = len(sites.columns) % groups
     middle_of_chip = range(4 * (first - spare), 4 * (first + groups))
     gather(some(_VECTOR, _MEMORY), [
-        _memory(sites, row, s) for row in sorted(sites.memories, key=lambda r: (abs(r - y), -r))
-        if row != max(sites.memories) for s in middle_of_chip])
+        _memory(sites, memories, s)
+        for memories in sorted(sites.memories, key=lambda r: (abs(r - y), -r))
+        if memories != beyond for s in middle_of_chip])
     return found_at
 
 
