@@ -104,7 +104,7 @@ MUTANTS = [
     M("compute/issue", "tiling_engine", "last tile taken for a full one",
       "rows = Mux(last_tile, instr.last_rows, instr.rows)", "rows = instr.rows"),
     M("compute/issue", "tiling_engine", "one key too many in a ragged tile",
-      "keys = Mux(unseen < tile_keys, unseen[:8], tile_keys[:8])", "keys = tile_keys[:8]"),
+      "Mux(fewer, unseen, tile_keys[:8])", "tile_keys[:8]"),
 
     # Flow: back-pressure, reservation, order, throughput.
     M("memory/fifo", "fifo", "queue takes one element too many",

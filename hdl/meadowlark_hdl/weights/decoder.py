@@ -232,7 +232,8 @@ class PackedWeightDecoder(wiring.Component):
         # What the units get, and whether the next of the chunks is one of these, or a header.
         plain, own = stream.Signature(8 * W).create(), Signal()
 
-        # The item that leaves: at most one unit holds beats, and headers wait for all of them.
+        # The item that leaves: at most one unit holds beats. Headers wait for those of all but raw,
+        # which are as late as they.
         head = Signal()
         item = Signal(DecoderItem(self.config), reset_less=True)
         scales = Signal(data.ArrayLayout(RowScale(), W // 4), reset_less=True)
@@ -248,7 +249,7 @@ class PackedWeightDecoder(wiring.Component):
             item.beat.eq(Mux(from_blocks, blocks.unit.o.payload.beat, raw.unit.o.payload.beat))]
         others = [from_blocks | none.unit.busy, from_raw | none.unit.busy,
                   from_blocks | raw.unit.busy]
-        busy = from_blocks | none.unit.busy     # in front of headers; they are as late as raw beats
+        busy = from_blocks | none.unit.busy     # in front of headers
         for k, u in enumerate(units):
             m.d.comb += [
                 u.start.eq(take_over & (kind == k)),

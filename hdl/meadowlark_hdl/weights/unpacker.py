@@ -19,7 +19,8 @@ from .refill import COUNT_BITS, Refill
 class PreambleReader(wiring.Component):
     """The head of a segment: fields to registers, tables to the lanes.
 
-    Timing: 4 bytes a cycle, and 2 cycles a chunk; a table takes besides 64 cycles for its classes.
+    Timing: 4 bytes a cycle, and 2 cycles a chunk; besides 2 for the checksum, and with a table 64
+    for its classes.
 
     Parameters
     ----------
