@@ -104,7 +104,7 @@ MUTANTS = [
     M("compute/issue", "tiling_engine", "last tile taken for a full one",
       "rows = Mux(last_tile, instr.last_rows, instr.rows)", "rows = instr.rows"),
     M("compute/issue", "tiling_engine", "one key too many in a ragged tile",
-      "Mux(fewer, unseen, tile_keys[:8])", "tile_keys[:8]"),
+      "Mux(fewer, unseen_end, keys_end)", "keys_end"),
 
     # Flow: back-pressure, reservation, order, throughput.
     M("memory/fifo", "fifo", "queue takes one element too many",

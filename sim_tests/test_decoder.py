@@ -233,6 +233,7 @@ async def illegal_tags_give_beats(dut, stall):
     dut.flush.value = 1
     await RisingEdge(dut.clk)
     dut.flush.value = 0
+    await RisingEdge(dut.clk)       # a cycle late
     await ReadOnly()
     assert not dut.error.value
 
@@ -255,6 +256,7 @@ async def flush_in_mid_tile(dut):
         dut.flush.value = 1
         await RisingEdge(dut.clk)
         dut.flush.value = 0
+        await RisingEdge(dut.clk)
         await ReadOnly()
         assert not dut.items__valid.value
         await RisingEdge(dut.clk)

@@ -127,13 +127,14 @@ class Issue(wiring.Component):
         last_row, one_row = Signal(), Signal()              # of the tile; its only one
         last_tile, final_tile = Signal(), Signal()          # the next one, the one in use
         last_block, first_is_last, last_token = Signal(), Signal(), Signal()
-        block_end, beat_before_end = Signal(6), Signal(11)
+        block_end, before_block_end, beat_before_end = Signal(6), Signal(6), Signal(11)
         row_steps = reg(11)                 # beats of a row; in SV and STORE their parts
         last_part = Signal()                # of the beat
         # A row of results takes at least P >= 4 cycles, so most ends are known in time.
         m.d.sync += [
-            block_end.eq(pass_.nb - 1), last_block.eq(block == block_end),
-            first_is_last.eq(first_block == block_end), last_tile.eq(tiles_left == 1)]
+            block_end.eq(pass_.nb - 1), before_block_end.eq(pass_.nb - 2),
+            last_block.eq(block == block_end), first_is_last.eq(first_block == block_end),
+            last_tile.eq(tiles_left == 1)]
 
         def begin_row():
             return [beat.eq(0), first_beat.eq(1), last_beat.eq(one_beat)]
@@ -141,9 +142,6 @@ class Issue(wiring.Component):
         def next_beat_of_row():
             return [beat.eq(Mux(last_beat, 0, beat + 1)), first_beat.eq(last_beat),
                     last_beat.eq(Mux(last_beat, one_beat, beat == beat_before_end))]
-
-        def rows_to_do(n):
-            return [rows_left.eq(n - 1), last_row.eq(n == 1)]
 
         def next_row():
             return [rows_left.eq(rows_left - 1), last_row.eq(rows_left == 1)]
@@ -166,7 +164,9 @@ class Issue(wiring.Component):
         position = reg(14)                  # of lane 0's token of the block: pos0 + block * P
         limit = reg(14)                     # keys the block sees
         tile_end = reg(14)                  # tile_base + tile_keys
-        unseen = reg(8)                     # limit - tile_base, if less than tile_keys
+        keys_end = reg(8)                   # tile_keys - 1
+        one_key = reg()                     # it is 0
+        unseen_end = reg(8)                 # limit - tile_base - 1, if less than keys_end
         fewer, none = reg(), reg()          # it is; it is 0 or less
         score_block = reg(range(2 * config.score_depth))  # block * ctx
         score_addr = reg(range(2 * config.score_depth))
@@ -310,8 +310,8 @@ class Issue(wiring.Component):
                 m.d.sync += [
                     self.lanes.eq(Mux(instr.heads | (pass_.n > P), P, pass_.n)),
                     self.attending.eq((instr.op == Op.QK) | (instr.op == Op.SV))]
-                m.d.sync += [first_block.eq(0), keys_left.eq(pass_.ctx),
-                             single.eq(pass_.ctx <= instr.rows),
+                m.d.sync += [first_block.eq(0), first_is_last.eq(block_end == 0),
+                             keys_left.eq(pass_.ctx), single.eq(pass_.ctx <= instr.rows),
                              tokens_left.eq(pass_.n - 1), last_token.eq(pass_.n == 1)]
                 with m.Switch(instr.op):
                     with m.Case(Op.END):
@@ -382,15 +382,17 @@ class Issue(wiring.Component):
             # -- LINEAR ---------------------------------------------------------------------------
             with m.State("SEEK"):                       # only the block of the last token
                 m.d.sync += [x_block.eq(x_first), block.eq(first_block)]
-                with m.If(instr.last & (first_block != block_end)):
+                with m.If(instr.last & ~first_is_last):
                     m.d.sync += [first_block.eq(first_block + 1),
+                                 first_is_last.eq(first_block == before_block_end),
                                  x_first.eq(x_first + model.block_words)]
                 with m.Else():
                     m.next = "TILE"
             with m.State("TILE"):
                 m.d.sync += self.wait_tile.eq(~front)
                 rows = Mux(last_tile, instr.last_rows, instr.rows)
-                m.d.sync += [rows_to_do(rows), row_end.eq(rows - 1), one_row.eq(rows == 1),
+                m.d.sync += [rows_left.eq(rows - 1), last_row.eq(rows == 1),
+                             row_end.eq(rows - 1), one_row.eq(rows == 1),
                              final_tile.eq(last_tile), tiles_left.eq(tiles_left - front),
                              begin_row(), row.eq(0), addr.eq(0), row_no.eq(tile_row_no),
                              block.eq(first_block), last_block.eq(first_is_last),
@@ -432,10 +434,11 @@ class Issue(wiring.Component):
                 reach = Signal(14)
                 m.d.comb += reach.eq(position + P)
                 m.d.sync += [limit.eq(Mux(instr.heads | (reach > pass_.ctx), pass_.ctx, reach)),
-                             tile_end.eq(tile_base + tile_keys)]
+                             tile_end.eq(tile_base + tile_keys),
+                             keys_end.eq(tile_keys - 1), one_key.eq(tile_keys == 1)]
                 m.next = "BLOCK_KEYS"
             with m.State("BLOCK_KEYS"):
-                m.d.sync += [unseen.eq(limit - tile_base), fewer.eq(limit < tile_end),
+                m.d.sync += [unseen_end.eq(limit - tile_base - 1), fewer.eq(limit < tile_end),
                              none.eq(limit <= tile_base), drains.eq(is_sv & (limit <= tile_end)),
                              age.eq(tile_base - position),
                              score_addr.eq(score_block + tile_base), key.eq(tile_base),
@@ -443,7 +446,8 @@ class Issue(wiring.Component):
                              slot_addr.eq(slot), element.eq(0)]
                 m.next = "BLOCK_COUNT"
             with m.State("BLOCK_COUNT"):
-                m.d.sync += [rows_to_do(Mux(fewer, unseen, tile_keys[:8])), held.eq(0)]
+                m.d.sync += [rows_left.eq(Mux(fewer, unseen_end, keys_end)), held.eq(0),
+                             last_row.eq(Mux(fewer, unseen_end == 0, one_key))]
                 m.next = "KEYS"
                 with m.If(none):
                     m.next = "BLOCK_NEXT"

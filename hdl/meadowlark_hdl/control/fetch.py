@@ -167,9 +167,10 @@ class Fetch(wiring.Component):
             m.d.sync += self.jobs.valid.eq(0)
 
         # One row of row_beats beats, whatever rows says. Constant while work is.
-        one_row = Signal()
-        m.d.sync += one_row.eq((work.src != Src.STREAM) | (work.op == Op.NORM))
-        streaming = work.src == Src.STREAM
+        one_row, streaming = Signal(), work.src == Src.STREAM
+        many = Signal.like(work.tiles, reset_less=True)
+        m.d.sync += [one_row.eq(~streaming | (work.op == Op.NORM)),
+                     many.eq(Mux(streaming, work.tiles, pass_.n))]
 
         pointer = Signal(27, reset_less=True)       # of the weight stream, in chunks
         with m.If(self.start):
@@ -194,14 +195,16 @@ class Fetch(wiring.Component):
         def count():
             m.d.sync += [left.eq(left - 1), last.eq(left == 1)]
 
+        def all_are_left():
+            m.d.sync += [left.eq(many - 1), last.eq(many == 1)]
+
         with m.FSM(name="make"):
             with m.State("TURN"):
                 # The first product starts at once.
                 m.d.sync += [a.eq(Mux(work.src == Src.TABLE, pass_.pos0, work.rows)),
                              b.eq(Mux(work.src == Src.TABLE, work.chunks, work.row_beats))]
-                many = Mux(streaming, work.tiles, pass_.n)
-                m.d.sync += [left.eq(many - 1), addr.eq(Mux(streaming, pointer, work.addr)),
-                             last.eq(many == 1), self.token_addr.eq(pass_.pos0)]
+                m.d.sync += [addr.eq(Mux(streaming, pointer, work.addr)),
+                             self.token_addr.eq(pass_.pos0)]
                 with m.If(work_valid):
                     m.next = "SECOND"
                     with m.If(work.src == Src.TOKEN):
@@ -214,6 +217,7 @@ class Fetch(wiring.Component):
                     m.d.comb += finished.eq(1)
                     m.next = "TURN"
             with m.State("WAIT_1"):
+                all_are_left()
                 m.next = "WAIT_2"
             with m.State("WAIT_2"):
                 m.next = "PRODUCT_1"
@@ -267,6 +271,7 @@ class Fetch(wiring.Component):
                         m.d.comb += finished.eq(1)
                         m.next = "TURN"
             with m.State("TOKEN_RAM"):
+                all_are_left()
                 m.next = "TOKEN_REGISTER"
             with m.State("TOKEN_REGISTER"):
                 m.next = "TOKEN"

@@ -194,12 +194,12 @@ class SdramController(wiring.Component):
 
         # --- counters of cycles that a command still has to wait ----------------------------------
         def wait(name, most):
-            """A counter towards 0, and whether it is there."""
-            count, over = Signal(range(most + 1), name=name), Signal(name=f"{name}_over")
-            m.d.comb += over.eq(count == 0)
+            """What starts it, for so many cycles from the next one on, and whether it is over."""
+            count, over = Signal(range(most), name=name), Signal(init=1, name=f"{name}_over")
+            m.d.sync += over.eq(count <= 1)
             with m.If(~over):
                 m.d.sync += count.eq(count - 1)
-            return count, over
+            return (lambda cycles: [count.eq(cycles), over.eq(cycles == 0)]), over
         step, step_over = wait("step", max(t.rp, t.rcd, t.rfc, t.mrd))  # of the bank at hand
         ras, ras_over = wait("ras", t.ras)              # since the last ACTIVATE
         rrd, rrd_over = wait("rrd", t.rrd)
@@ -222,10 +222,12 @@ class SdramController(wiring.Component):
         left, running, ending = Signal(range(c.burst_words + 1)), Signal(), Signal(init=1)
         one = Signal()                          # the following segment has one word
         halted = Signal(init=1)                 # no commands but those of power-up and refresh
+        held = Signal(init=1)                   # nor any that would keep these waiting
         go, stop, word = Signal(), Signal(), Signal()
+        m.d.sync += held.eq(halted | due)
+        # The first word of a write is there: it came before the command was complete.
         m.d.comb += [
-            go.eq(waiting & step_over & ending & ~halted & ~due
-                  & (~following.write | (turn_over & words.o.valid))),
+            go.eq(waiting & step_over & ending & ~held & (~following.write | turn_over)),
             stop.eq(running & ending & ~go),
             word.eq(Mux(go, following.write, running & writing & ~ending)),
             words.o.ready.eq(word)]
@@ -242,16 +244,21 @@ class SdramController(wiring.Component):
         asked = Signal()                        # a word is read in this cycle
         m.d.comb += asked.eq(Mux(go, ~following.write, running & ~writing & ~ending))
         with m.If(word):
-            m.d.sync += wr.eq(t.wr - 1)
+            m.d.sync += wr(t.wr - 1)
         with m.If(asked):
-            m.d.sync += turn.eq(t.cas + 1)
+            m.d.sync += turn(t.cas + 1)
         # One cycle to the command's register, the chip, the registers on the way.
         arriving = Signal(t.cas + self.pads + 1)
-        m.d.sync += [arriving.eq(Cat(asked, arriving)), port.r_data.valid.eq(arriving[-1]),
-                     port.r_data.payload.eq(self.pins.dq_i)]
+        m.d.sync += [arriving.eq(Cat(asked, arriving)), port.r_data.valid.eq(arriving[-1])]
 
         # --- commands -----------------------------------------------------------------------------
         pins = self.pins
+
+        def clocked(port, value):
+            """A register that needs no reset in front of a port."""
+            register = Signal(port.shape(), reset_less=True)
+            m.d.comb += port.eq(register)
+            m.d.sync += register.eq(value)
         command = Signal(3)
         chip_word = words.o.payload
         a, pins_ba = Signal(len(pins.a)), Signal(part.bank_bits)
@@ -259,10 +266,13 @@ class SdramController(wiring.Component):
         m.d.comb += [pins.dq_oe.eq(~undriven), command.eq(NOP),
                      a.eq(Mux(go, following.col, following.row)), pins_ba.eq(following.bank)]
         m.d.sync += [
-            Cat(pins.ras_n, pins.cas_n, pins.we_n).eq(command), pins.a.eq(a),
-            pins.ba.eq(pins_ba), pins.cke.eq(1), undriven.eq(~word),
-            pins.dq_o.eq(chip_word[:part.data_bits]),
-            pins.dqm.eq(Mux(word, ~chip_word[part.data_bits:], 0))]
+            Cat(pins.ras_n, pins.cas_n, pins.we_n).eq(command), pins.cke.eq(1),
+            undriven.eq(~word)]
+        for there, value in (
+                (pins.a, a), (pins.ba, pins_ba), (pins.dq_o, chip_word[:part.data_bits]),
+                (pins.dqm, Mux(word, ~chip_word[part.data_bits:], 0)),
+                (port.r_data.payload, pins.dq_i)):
+            clocked(there, value)
         with m.If(go):
             m.d.comb += command.eq(Mux(following.write, WRITE, READ))
         with m.Elif(stop):
@@ -274,8 +284,8 @@ class SdramController(wiring.Component):
         opened = Signal(1 << part.bank_bits)
         row_there, open_there = Signal(part.row_bits, reset_less=True), Signal(reset_less=True)
         hit = Signal(reset_less=True)
-        may = Signal()
-        m.d.comb += may.eq(~go & ~stop & ~halted & ~due)
+        # While the following segment is not ``waiting`` there is no ``go``.
+        may = ~(running & ending) & ~held
         with m.FSM(name="rows_fsm"):
             with m.State("EMPTY"):
                 m.d.comb += segmenter.o.ready.eq(~waiting)
@@ -297,6 +307,7 @@ class SdramController(wiring.Component):
                 m.d.sync += hit.eq(row_there == following.row)
                 m.next = "CHOOSE"
             with m.State("CHOOSE"):
+                m.d.sync += rows[following.bank].eq(following.row)
                 m.next = "OPEN"
                 with m.If(open_there & ~hit):
                     m.next = "CLOSE"
@@ -306,14 +317,13 @@ class SdramController(wiring.Component):
             with m.State("CLOSE"):
                 with m.If(may & ras_over & wr_over & (~running | (bank != following.bank))):
                     m.d.comb += [command.eq(PRECHARGE), a[10].eq(0)]
-                    m.d.sync += [step.eq(t.rp - 1), opened.bit_select(following.bank, 1).eq(0)]
+                    m.d.sync += [step(t.rp - 1), opened.bit_select(following.bank, 1).eq(0)]
                     m.next = "OPEN"
             with m.State("OPEN"):
                 with m.If(may & step_over & rrd_over):
                     m.d.comb += command.eq(ACTIVATE)
-                    m.d.sync += [step.eq(t.rcd - 1), ras.eq(t.ras - 1), rrd.eq(t.rrd - 1),
-                                 opened.bit_select(following.bank, 1).eq(1),
-                                 rows[following.bank].eq(following.row), waiting.eq(1)]
+                    m.d.sync += [step(t.rcd - 1), ras(t.ras - 1), rrd(t.rrd - 1),
+                                 opened.bit_select(following.bank, 1).eq(1), waiting.eq(1)]
                     m.next = "EMPTY"
 
         # --- power-up and refresh -----------------------------------------------------------------
@@ -326,12 +336,12 @@ class SdramController(wiring.Component):
                     m.next = "CLOSE_ALL"
             with m.State("CLOSE_ALL"):
                 m.d.comb += [command.eq(PRECHARGE), a[10].eq(1)]
-                m.d.sync += [step.eq(t.rp - 1), opened.eq(0)]
+                m.d.sync += [step(t.rp - 1), opened.eq(0)]
                 m.next = "REFRESH"
             with m.State("REFRESH"):
                 with m.If(step_over):
                     m.d.comb += [command.eq(REFRESH), paid.eq(owed != 0)]
-                    m.d.sync += [step.eq(t.rfc - 1), refreshes.eq(refreshes - 1)]
+                    m.d.sync += [step(t.rfc - 1), refreshes.eq(refreshes - 1)]
                     with m.If(refreshes == 0):
                         m.next = "END"
             with m.State("END"):
@@ -342,11 +352,11 @@ class SdramController(wiring.Component):
                         # Full page, sequential, CAS latency, bursts of writes too.
                         m.d.comb += [command.eq(MODE), a.eq(0b111 | t.cas << 4),
                                      pins_ba.eq(0)]
-                        m.d.sync += [step.eq(t.mrd - 1), ready.eq(1), halted.eq(1)]
+                        m.d.sync += [step(t.mrd - 1), ready.eq(1), halted.eq(1)]
                         m.next = "END"
             with m.State("RUN"):
                 m.d.sync += refreshes.eq(self.group - 1)
-                with m.If(due & ~running & ras_over & wr_over & step_over):
+                with m.If(due & held & ~running & ras_over & wr_over & step_over):
                     m.d.sync += halted.eq(1)
                     m.next = "CLOSE_ALL"
         return m

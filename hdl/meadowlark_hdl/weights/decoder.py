@@ -143,7 +143,7 @@ class PackedWeightDecoder(wiring.Component):
         mean nothing (no headers) and take no chunk, so what follows in ``chunks`` may be misread,
         but every tag gets its beats.
     flush : In(1)
-        While high, as in reset: what is inside is dropped.
+        While it was high in the cycle before, as in reset: what is inside is dropped.
     """
 
     def __init__(self, config: Config, *, sleep: bool = False):
@@ -155,14 +155,18 @@ class PackedWeightDecoder(wiring.Component):
             "error": Out(1), "flush": In(1)})
 
     def elaborate(self, platform):
-        m = Module()
+        top, m = Module(), Module()
+
+        def flushed(name, block):
+            """A register of the flush for each part: one for all would reach too far."""
+            flush = Signal(name=f"flush_{name}", attrs=OWN)
+            top.d.sync += flush.eq(self.flush)
+            return ResetInserter(flush)(block)
         W, items = self.config.W, self.items
-        m.submodules.raw = raw = RawUnit(self.config)
+        raw, none, chunk_in = RawUnit(self.config), NoUnit(self.config), Skid(8 * W)
         able = bool(self.config.block_modes)
         blocks = (BlockUnit if able else NoUnit)(self.config)
-        m.submodules.none = none = NoUnit(self.config)
         units = [raw.unit, blocks.unit, none.unit]
-        m.submodules.chunk = chunk_in = Skid(8 * W)
         wiring.connect(m, wiring.flipped(self.chunks), chunk_in.i)
         chunks = chunk_in.o
 
@@ -296,19 +300,24 @@ class PackedWeightDecoder(wiring.Component):
         m.d.comb += plain.ready.eq(Cat(u.enable & u.i.ready for u in units).any())
         gone = load & ~again                    # the chunk at hand is done with
         if self.config.packing:
-            self._unpack(m, chunks, tag, tag_valid & legal, coded_size, take_over, in_beats, plain,
-                         own, gone)
+            known = tag_valid & legal
+            unpacker, awake = self._unpack(m, chunks, tag, known, coded_size, take_over, in_beats,
+                                           plain, own, gone)
+            top.submodules.unpacker = napping(top, flushed("unpacker", unpacker), "unpacker",
+                                              awake, sleep=self.sleep, linger=64)
         else:
             m.d.comb += [own.eq(1), plain.valid.eq(chunks.valid),
                          plain.payload.eq(chunks.payload), chunks.ready.eq(gone | plain.ready)]
-        m.submodules.blocks = napping(
-            m, blocks, "blocks", blocks.unit.start | blocks.unit.busy | blocks.unit.enable,
-            sleep=self.sleep, linger=32)
-        domains = ["blocks", "unpacker"][:1 + bool(self.config.packing)] if self.sleep else []
-        return ResetInserter(dict.fromkeys(("sync", *domains), self.flush))(m)
+        top.submodules.blocks = napping(
+            top, flushed("blocks", blocks), "blocks", blocks.unit.start | blocks.unit.busy
+            | blocks.unit.enable, sleep=self.sleep, linger=32)
+        for name, block in (("control", m), ("raw", raw), ("none", none), ("chunk", chunk_in)):
+            top.submodules[name] = flushed(name, block)
+        return top
 
     def _unpack(self, m, chunks, tag, known, size, take_over, in_beats, plain, own, gone):
-        """The unpacker, between the chunks and the units; it may run ahead by the next tag.
+        """The unpacker, between the chunks and the units, and whether there is anything for it; it
+        may run ahead by the next tag.
 
         Chunks are its own from the end of a tile's row headers to the last one that the tile's
         steps asked for.
@@ -349,6 +358,4 @@ class PackedWeightDecoder(wiring.Component):
             unpacker.o.ready.eq(plain.ready & packed)]
         with m.If(unpacker.error):
             m.d.sync += self.error.eq(1)
-        m.submodules.unpacker = napping(
-            m, unpacker, "unpacker", (known & tag.packed) | packed | unpacker.busy | ~own,
-            sleep=self.sleep, linger=64)
+        return unpacker, (known & tag.packed) | packed | unpacker.busy | ~own

@@ -9,6 +9,7 @@ from amaranth.utils import exact_log2
 from ..collisions import NO_RW_CHECK
 from ..compute.pipeline import delay
 from ..config import Config
+from ..copies import OWN
 from .packing_golden import MAX_LENGTH, MODE_BITS, PIECE, PREFIX, TABLE_BYTES, ahead
 
 #: Pieces that are queued when a lane is ready: for its own step, three under way, one just done.
@@ -129,13 +130,16 @@ class Lane(wiring.Component):
         # The window: four pieces. It is full before the first step.
         window = Signal(4 * PIECE, reset_less=True)
         have = Signal(4)                        # one bit a piece, the last one's first
-        position = Signal(range(2 * PIECE))
-        m.d.comb += advanced.eq(position[-1])   # by the last step
+        # The first one, and one for each half of the bits that are looked for.
+        positions = [Signal(range(2 * PIECE), name=f"position{k}", attrs=OWN) for k in range(3)]
+        m.d.comb += advanced.eq(positions[0][-1])       # by the last step
         taken = Signal(4)                       # bits of this cycle's step
         reach = Signal(MAX_LENGTH + PREFIX)
         early = reg(len(reach) + (0 if spaced else MAX_LENGTH), "early")    # 29 + 34 < 64
-        m.d.sync += [early.eq(_behind(window, position, len(early))),
-                     position.eq(position[:-1] + taken)]
+        half = len(early) // 2
+        m.d.sync += [early.eq(Cat(_behind(window, positions[1], half),
+                                  _behind(window[half:], positions[2], len(early) - half))),
+                     *(position.eq(position[:-1] + taken) for position in positions)]
         if spaced:
             m.d.comb += reach.eq(early)
         else:
@@ -186,7 +190,7 @@ class Lane(wiring.Component):
                      self.asks.eq(advanced & (count == K - 1)),
                      self.ready.eq(have.all() & ((level >= SPARE) | self.drained))]
         with m.If(self.start):
-            m.d.sync += [position.eq(0), have.eq(0), level.eq(0),
+            m.d.sync += [*(position.eq(0) for position in positions), have.eq(0), level.eq(0),
                          count.eq(self.phase),
                          r.addr.eq(w.addr), self.ready.eq(0)]
 

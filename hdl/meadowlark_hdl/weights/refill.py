@@ -9,6 +9,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..config import Config
+from ..copies import OWN
 from ..memory.fifo import Queue
 from .lane import buses, pieces
 from .packing_golden import PIECE, ahead
@@ -103,7 +104,8 @@ class Refill(wiring.Component):
             m.d.sync += [ends.eq(0), final.eq(0)]
 
         left = Signal(COUNT_BITS, reset_less=True)
-        free, taken, crowded = Signal(), Signal(), Signal()
+        free, taken = Signal(), Signal()
+        crowded = Signal(attrs=OWN)     # a word's last pieces keep the buses
         # Lanes that got a word in the last K - 1 cycles take none yet.
         recent = [request & (taken & ~self.drop).replicate(W)]
         for k in range(max(K - 2, 1)):
