@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 
-#: Clocks that placer and router aim at, over those the board has: a higher aim gives quicker chips.
-AIM = 1.25
-
 
 @dataclass(frozen=True)
 class Built:
@@ -43,11 +39,9 @@ class Built:
 
     @property
     def meets_timing(self) -> bool:
-        """Every clock reaches what it is driven with. The core's was told to reach more."""
-        def needed(name):
-            told = self.report.wanted_mhz.get(name, self.wanted_mhz)
-            return min(told, self.wanted_mhz) if told <= 1.01 * AIM * self.wanted_mhz else told
-        return all(mhz >= needed(name) for name, mhz in self.report.fmax_mhz.items())
+        """Every clock reaches what it is driven with."""
+        return all(mhz >= self.report.wanted_mhz.get(name, self.wanted_mhz)
+                   for name, mhz in self.report.fmax_mhz.items())
 
 
 def platform_of(board: Board) -> Any:
@@ -109,12 +103,6 @@ def modules(board: Board, directory: Path) -> list[Path]:
     return [directory / "litedram" / "litedram_core.v"] if board.ddr3 is not None else []
 
 
-def _aiming_higher(pins: str) -> str:
-    """The constraint file with :data:`AIM` times its frequencies."""
-    return re.sub(r'(FREQUENCY NET "[^"]*" )([0-9.]+)',
-                  lambda found: f"{found[1]}{AIM * float(found[2])}", pins)
-
-
 def build(board: Board, directory: Path, *, seeds: int = 1, stand_in: Any = None,
           progress: Progress | None = None) -> Built:
     """Build a bitstream.
@@ -149,7 +137,7 @@ def build(board: Board, directory: Path, *, seeds: int = 1, stand_in: Any = None
     directory.mkdir(parents=True, exist_ok=True)
     tell("elaborating the chip")
     rtlil, pins = design(board, directory, stand_in=stand_in)
-    (directory / "top.lpf").write_text(_aiming_higher(pins))
+    (directory / "top.lpf").write_text(pins)
     cells = synthesise(rtlil, directory, verilog=modules(board, directory), progress=progress)
     tried: dict[int, float] = {}
     best: tuple[int, Report] | None = None
@@ -158,7 +146,7 @@ def build(board: Board, directory: Path, *, seeds: int = 1, stand_in: Any = None
         place = directory / f"seed{seed}"
         place.mkdir(exist_ok=True)
         shutil.copyfile(directory / "top.json", place / "top.json")
-        report = place_and_route(place, **chip, seed=seed, freq_mhz=AIM * board.clock_mhz,
+        report = place_and_route(place, **chip, seed=seed, freq_mhz=board.clock_mhz,
                                  lpf=directory / "top.lpf", progress=progress)
         tried[seed] = report.core_mhz
         if best is None or report.core_mhz > best[1].core_mhz:

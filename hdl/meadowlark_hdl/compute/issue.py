@@ -87,7 +87,8 @@ class Issue(wiring.Component):
         config, P, W = self.config, self.config.P, self.config.W
         log2_w, log2_parts = ceil_log2(W), ceil_log2(config.sv_cycles)
         log2_columns, log2_stores = log2_w - log2_parts, ceil_log2(W // config.store_bytes)
-        instr, model = self.current, self.model
+        instr, model = Signal(InstructionLayout, reset_less=True), self.model
+        m.d.comb += self.current.eq(instr)
         pass_ = Signal(PassLayout(), reset_less=True)       # it comes from across the chip
         m.d.sync += pass_.eq(self.pass_)
         c = self.control
@@ -127,13 +128,13 @@ class Issue(wiring.Component):
         last_row, one_row = Signal(), Signal()              # of the tile; its only one
         last_tile, final_tile = Signal(), Signal()          # the next one, the one in use
         last_block, first_is_last, last_token = Signal(), Signal(), Signal()
-        block_end, before_block_end, beat_before_end = Signal(6), Signal(6), Signal(11)
+        block_end, beat_before_end = Signal(6), Signal(11)
+        blocks_left = reg(6)                # after the first one
         row_steps = reg(11)                 # beats of a row; in SV and STORE their parts
         last_part = Signal()                # of the beat
         # A row of results takes at least P >= 4 cycles, so most ends are known in time.
         m.d.sync += [
-            block_end.eq(pass_.nb - 1), before_block_end.eq(pass_.nb - 2),
-            last_block.eq(block == block_end), first_is_last.eq(first_block == block_end),
+            block_end.eq(pass_.nb - 1), last_block.eq(block == block_end),
             last_tile.eq(tiles_left == 1)]
 
         def begin_row():
@@ -310,7 +311,8 @@ class Issue(wiring.Component):
                 m.d.sync += [
                     self.lanes.eq(Mux(instr.heads | (pass_.n > P), P, pass_.n)),
                     self.attending.eq((instr.op == Op.QK) | (instr.op == Op.SV))]
-                m.d.sync += [first_block.eq(0), first_is_last.eq(block_end == 0),
+                m.d.sync += [first_block.eq(0), blocks_left.eq(block_end),
+                             first_is_last.eq(block_end == 0),
                              keys_left.eq(pass_.ctx), single.eq(pass_.ctx <= instr.rows),
                              tokens_left.eq(pass_.n - 1), last_token.eq(pass_.n == 1)]
                 with m.Switch(instr.op):
@@ -384,7 +386,8 @@ class Issue(wiring.Component):
                 m.d.sync += [x_block.eq(x_first), block.eq(first_block)]
                 with m.If(instr.last & ~first_is_last):
                     m.d.sync += [first_block.eq(first_block + 1),
-                                 first_is_last.eq(first_block == before_block_end),
+                                 blocks_left.eq(blocks_left - 1),
+                                 first_is_last.eq(blocks_left == 1),
                                  x_first.eq(x_first + model.block_words)]
                 with m.Else():
                     m.next = "TILE"

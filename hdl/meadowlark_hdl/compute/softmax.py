@@ -133,8 +133,9 @@ class SoftmaxUnit(wiring.Component):
         m.d.sync += [
             begins.eq(self.w_first | another), resumes.eq(~self.w_first & another),
             fetched.eq(max_rd.data),
-            exceeds.eq(resumes & (fetched > candidate)),
-            larger.eq(Mux(exceeds, delay(m, fetched, 1, name="fetched").as_signed(),
+            exceeds.eq((candidate - fetched)[-1]),      # fetched > candidate
+            larger.eq(Mux(exceeds & delay(m, resumes, 1, name="resumes"),
+                          delay(m, fetched, 1, name="fetched").as_signed(),
                           delay(m, candidate, 1, name="candidate").as_signed())),
             anew.eq(delay(m, coming & begins, 1, name="anew")),
             compare.eq(delay(m, coming, 1, name="compare")), updated.eq(compare)]

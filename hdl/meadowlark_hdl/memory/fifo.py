@@ -148,18 +148,27 @@ class RamQueue(wiring.Component):
         m.submodules.out = out = Queue(self.width, depth=self.CREDITS)
         level = Signal(range(self.depth + 1))
         credit = Signal(range(self.CREDITS + 1), init=self.CREDITS)
+        some, credited = Signal(), Signal(init=1)       # level != 0, credit != 0
         read, back = Signal(), Signal()
         register = Signal(self.width, reset_less=True)
         in_ram, in_register = Signal(), Signal()
         m.d.comb += [
-            w.en.eq(self.i_valid), w.data.eq(self.i_data), read.eq((level != 0) & (credit != 0)),
-            self.left.eq(read), self.empty.eq((level == 0) & (credit == self.CREDITS)),
+            w.en.eq(self.i_valid), w.data.eq(self.i_data), read.eq(some & credited),
+            self.left.eq(read), self.empty.eq(~some & (credit == self.CREDITS)),
             out.i.valid.eq(in_register), out.i.payload.eq(register),
             self.o.valid.eq(out.o.valid), self.o.payload.eq(out.o.payload),
             out.o.ready.eq(self.o.ready)]
         m.d.sync += [level.eq(level + self.i_valid - read), credit.eq(credit + back - read),
                      back.eq(self.o.valid & self.o.ready),
                      in_ram.eq(read), in_register.eq(in_ram), register.eq(r.data)]
+        with m.If(self.i_valid & ~read):
+            m.d.sync += some.eq(1)
+        with m.Elif(read & ~self.i_valid):
+            m.d.sync += some.eq(level != 1)
+        with m.If(back & ~read):
+            m.d.sync += credited.eq(1)
+        with m.Elif(read & ~back):
+            m.d.sync += credited.eq(credit != 1)
         with m.If(self.i_valid):
             m.d.sync += w.addr.eq(w.addr + 1)
         with m.If(read):

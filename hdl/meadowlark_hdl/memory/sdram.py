@@ -115,7 +115,7 @@ class SdramController(wiring.Component):
     to the chip: commands reach it in order, so a later read sees it. The core reserves room for
     what it reads, and so ``r_data.ready`` is not looked at.
 
-    Timing: from a read command to its first word 11 cycles and ``pads`` + CAS latency in an open
+    Timing: from a read command to its first word 13 cycles and ``pads`` + CAS latency in an open
     row, tRP + tRCD more where another row is open. A change from reading to writing costs CAS
     latency + 2 cycles, back none. A group of refreshes costs about
     ``group * tRFC + tRP + tRCD + 8`` cycles every ``group`` intervals.
@@ -179,10 +179,10 @@ class SdramController(wiring.Component):
         m.submodules.words = words = RamQueue(len(port.w_data.payload.as_value()), depth=depth)
         stored = Signal(range(depth + 1))                   # words whose place is taken
         room = Signal()
-        put = port.w_data.valid & room
-        m.d.comb += [port.w_data.ready.eq(room), words.i_valid.eq(put),
-                     words.i_data.eq(port.w_data.payload)]
-        m.d.sync += [stored.eq(stored + put - words.left), room.eq(stored < depth - 2)]
+        put, put_data = Signal(), Signal(len(words.i_data), reset_less=True)
+        m.d.comb += [port.w_data.ready.eq(room), words.i_valid.eq(put), words.i_data.eq(put_data)]
+        m.d.sync += [put.eq(port.w_data.valid & room), put_data.eq(port.w_data.payload),
+                     stored.eq(stored + put - words.left), room.eq(stored < depth - 3)]
         # Words of commands that were not begun; what is taken away is counted a cycle late.
         free = Signal(range(depth + 1 + RamQueue.CREDITS))
         begun, away = Signal(), Signal(range(c.burst_words + 1), reset_less=True)
@@ -194,17 +194,19 @@ class SdramController(wiring.Component):
 
         # --- counters of cycles that a command still has to wait ----------------------------------
         def wait(name, most):
-            """What starts it, for so many cycles from the next one on, and whether it is over."""
+            """What starts it, for so many cycles from the next one on; is it over, and in the next
+            cycle, unless it is started?"""
             count, over = Signal(range(most), name=name), Signal(init=1, name=f"{name}_over")
-            m.d.sync += over.eq(count <= 1)
+            soon = count <= 1
+            m.d.sync += over.eq(soon)
             with m.If(~over):
                 m.d.sync += count.eq(count - 1)
-            return (lambda cycles: [count.eq(cycles), over.eq(cycles == 0)]), over
-        step, step_over = wait("step", max(t.rp, t.rcd, t.rfc, t.mrd))  # of the bank at hand
-        ras, ras_over = wait("ras", t.ras)              # since the last ACTIVATE
-        rrd, rrd_over = wait("rrd", t.rrd)
-        wr, wr_over = wait("wr", t.wr)                  # since the last word written
-        turn, turn_over = wait("turn", t.cas + 2)       # the last word read leaves the bus
+            return (lambda cycles: [count.eq(cycles), over.eq(cycles == 0)]), over, soon
+        step, step_over, step_soon = wait("step", max(t.rp, t.rcd, t.rfc, t.mrd))  # of the bank
+        ras, ras_over, _ = wait("ras", t.ras)           # since the last ACTIVATE
+        rrd, rrd_over, _ = wait("rrd", t.rrd)
+        wr, wr_over, _ = wait("wr", t.wr)               # since the last word written
+        turn, _, turn_soon = wait("turn", t.cas + 2)    # the last word read leaves the bus
 
         # --- refreshes owed, by the clock ---------------------------------------------------------
         interval, tick = Signal(range(t.refresh), init=t.refresh - 1), Signal()
@@ -225,30 +227,34 @@ class SdramController(wiring.Component):
         held = Signal(init=1)                   # nor any that would keep these waiting
         go, stop, word = Signal(), Signal(), Signal()
         m.d.sync += held.eq(halted | due)
-        # The first word of a write is there: it came before the command was complete.
+        # Found out a cycle ahead: only a ``go`` starts ``turn``, and none starts ``step`` while a
+        # segment is waiting. The first word of a write is there: it came before the command was
+        # complete.
+        armed = Signal()
+        m.d.sync += armed.eq(waiting & ~go & step_soon & (~following.write | turn_soon))
         m.d.comb += [
-            go.eq(waiting & step_over & ending & ~held & (~following.write | turn_over)),
+            go.eq(armed & ending & ~held),
             stop.eq(running & ending & ~go),
-            word.eq(Mux(go, following.write, running & writing & ~ending)),
-            words.o.ready.eq(word)]
+            word.eq(Mux(go, following.write, running & writing & ~ending))]
         m.d.sync += [port.w_done.eq(running & ending & writing & final),
                      one.eq(following.words == 1)]
         with m.If(go):
-            m.d.sync += [left.eq(following.words), ending.eq(one), running.eq(1),
+            m.d.sync += [ending.eq(one), running.eq(1),
                          writing.eq(following.write), final.eq(following.final),
                          bank.eq(following.bank), waiting.eq(0)]
         with m.Elif(ending):
             m.d.sync += running.eq(0)
         with m.Else():
-            m.d.sync += [left.eq(left - 1), ending.eq(left == 2)]
+            m.d.sync += ending.eq(left == 2)
+        m.d.sync += left.eq(Mux(go, following.words, left - 1))
         asked = Signal()                        # a word is read in this cycle
         m.d.comb += asked.eq(Mux(go, ~following.write, running & ~writing & ~ending))
         with m.If(word):
             m.d.sync += wr(t.wr - 1)
         with m.If(asked):
             m.d.sync += turn(t.cas + 1)
-        # One cycle to the command's register, the chip, the registers on the way.
-        arriving = Signal(t.cas + self.pads + 1)
+        # Two cycles to the command's registers, the chip, the registers on the way.
+        arriving = Signal(t.cas + self.pads + 2)
         m.d.sync += [arriving.eq(Cat(asked, arriving)), port.r_data.valid.eq(arriving[-1])]
 
         # --- commands -----------------------------------------------------------------------------
@@ -259,18 +265,21 @@ class SdramController(wiring.Component):
             register = Signal(port.shape(), reset_less=True)
             m.d.comb += port.eq(register)
             m.d.sync += register.eq(value)
-        command = Signal(3)
-        chip_word = words.o.payload
-        a, pins_ba = Signal(len(pins.a)), Signal(part.bank_bits)
+        command, a, pins_ba = Signal(3), Signal(len(pins.a)), Signal(part.bank_bits)
+        m.d.comb += [command.eq(NOP), a.eq(Mux(go, following.col, following.row)),
+                     pins_ba.eq(following.bank)]
+        # Two registers: what is chosen is not late at the pins, and a word is taken by the first.
+        commanded, word_now, chip_word = Signal(3, init=NOP), Signal(), words.o.payload
+        a_now, ba_now = (Signal.like(x, reset_less=True) for x in (a, pins_ba))
         undriven = Signal(init=1)       # as the pads hear it, so that no inverter is on the way
-        m.d.comb += [pins.dq_oe.eq(~undriven), command.eq(NOP),
-                     a.eq(Mux(go, following.col, following.row)), pins_ba.eq(following.bank)]
+        m.d.comb += [pins.dq_oe.eq(~undriven), words.o.ready.eq(word_now)]
         m.d.sync += [
-            Cat(pins.ras_n, pins.cas_n, pins.we_n).eq(command), pins.cke.eq(1),
-            undriven.eq(~word)]
+            commanded.eq(command), a_now.eq(a), ba_now.eq(pins_ba), word_now.eq(word),
+            Cat(pins.ras_n, pins.cas_n, pins.we_n).eq(commanded), pins.cke.eq(1),
+            undriven.eq(~word_now)]
         for there, value in (
-                (pins.a, a), (pins.ba, pins_ba), (pins.dq_o, chip_word[:part.data_bits]),
-                (pins.dqm, Mux(word, ~chip_word[part.data_bits:], 0)),
+                (pins.a, a_now), (pins.ba, ba_now), (pins.dq_o, chip_word[:part.data_bits]),
+                (pins.dqm, Mux(word_now, ~chip_word[part.data_bits:], 0)),
                 (port.r_data.payload, pins.dq_i)):
             clocked(there, value)
         with m.If(go):

@@ -223,6 +223,7 @@ class Unpacker(wiring.Component):
         more_steps, last_step = Signal(), Signal()      # steps != 0, steps == 1
         broken, begin, next_tile = Signal(), Signal(), Signal()
         issue, with_room = Signal(), Signal()
+        stepping = Signal()             # in STEPS, and more_steps
         m.submodules.check = check = Checksum(8 * W)
         m.d.comb += [self.tiles.ready.eq(~known), self.error.eq(broken)]
         with m.If(self.tiles.valid & ~known):
@@ -242,9 +243,10 @@ class Unpacker(wiring.Component):
                     m.next = "ZEROS"
                 with m.Elif(known & more_steps):
                     m.d.comb += next_tile.eq(1)
+                    m.d.sync += stepping.eq(1)
                     m.next = "STEPS"
                     with m.If((size & (c - 1)) != 0):
-                        m.d.sync += [to_issue.eq(size), broken.eq(1)]
+                        m.d.sync += [to_issue.eq(size), broken.eq(1), stepping.eq(0)]
                         m.next = "ZEROS"
                 with m.Elif(known & ~self.ended):
                     m.d.comb += head.start.eq(1)
@@ -259,12 +261,16 @@ class Unpacker(wiring.Component):
                 with m.If(~more_steps):                 # and there should be more
                     m.d.sync += [to_issue.eq(to_issue << head.log2_c), broken.eq(1)]
                     m.next = "ZEROS"
+                with m.If(issue & last_step):
+                    m.d.sync += stepping.eq(0)
                 with m.If(issue & last):
+                    m.d.sync += stepping.eq(0)
                     m.next = "REST"
                     with m.If(last_step):
                         m.next = "WORDS"
                     with m.Elif(known & ((size & (c - 1)) == 0)):
                         m.d.comb += next_tile.eq(1)
+                        m.d.sync += stepping.eq(1)
                         m.next = "STEPS"
             with m.State("WORDS"):
                 with m.If(finished):
@@ -335,7 +341,6 @@ class Unpacker(wiring.Component):
         packet, packet_end = Signal(7), Signal(7, reset_less=True)
         first, may, may_zero = Signal(), Signal(), Signal()
         starting = Signal()                     # and the lanes do not know it yet
-        stepping = fsm.ongoing("STEPS") & more_steps
         step = may & stepping
         m.d.sync += [
             starting.eq(begin), packet_end.eq((1 << head.log2_n) - 1),
