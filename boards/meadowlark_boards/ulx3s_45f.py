@@ -18,7 +18,7 @@ BOARD = Board(
     # The SDRAM of ulx3s_85f: CL 3, tRCD = tRP = 2, tRFC = 4 cycles at 60 MHz.
     memory=MemoryTiming(
         size_bytes=32 << 20,
-        latency_cycles=9,
+        latency_cycles=10,
         row_miss_cycles=6,
         page_bytes=1024,
         banks=4,
