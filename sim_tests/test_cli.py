@@ -2,6 +2,8 @@
 import json
 import lzma
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -399,3 +401,21 @@ def test_bench_against_raw(capsys, monkeypatch):
 
 def test_bench_takes_several_numbers():
     assert bench.counts("16,128,16,0", "-p") == [16, 128]
+
+
+def test_a_signal_to_end_is_an_interruption():
+    """So that what is written beside goes, and tools that run for us end."""
+    process = subprocess.Popen([sys.executable, "-c", """
+import sys, time
+from meadowlark import cli
+@cli.cli.command()
+def wait():
+    print("waits", flush=True)
+    time.sleep(60)
+sys.argv = ["meadowlark", "wait"]
+sys.exit(cli.main())
+"""], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "waits\n"
+    process.terminate()
+    assert "interrupted" in process.communicate(timeout=30)[1]
+    assert process.returncode == 130

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -735,9 +736,11 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status.
 
     0: done. 1: ``--check`` found a difference. 2: something the user can put right, told in one
-    sentence on stderr. 130: interrupted.
+    sentence on stderr. 130: interrupted, by Ctrl-C or a signal to end; tools run for us end too.
     """
     from .simboard import SimulationError
+    if args is None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return cli.main(args=list(sys.argv[1:] if args is None else args), prog_name="meadowlark",
                         standalone_mode=False) or 0
