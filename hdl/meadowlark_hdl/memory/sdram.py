@@ -115,7 +115,7 @@ class SdramController(wiring.Component):
     to the chip: commands reach it in order, so a later read sees it. The core reserves room for
     what it reads, and so ``r_data.ready`` is not looked at.
 
-    Timing: from a read command to its first word 13 cycles and ``pads`` + CAS latency in an open
+    Timing: from a read command to its first word 11 cycles and ``pads`` + CAS latency in an open
     row, tRP + tRCD more where another row is open. A change from reading to writing costs CAS
     latency + 2 cycles, back none. A group of refreshes costs about
     ``group * tRFC + tRP + tRCD + 8`` cycles every ``group`` intervals.
