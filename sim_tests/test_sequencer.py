@@ -237,8 +237,10 @@ async def whole_run(dut, chip, stall=0.0):
 async def runs(dut, stall):
     await start(dut)
     chip = Chip(dut)
-    reasons = [await whole_run(dut, chip, stall) for _ in range(40)]
-    assert set(reasons) >= {1, 2, 3, 5}
+    seen, count = set(), 0
+    while count < 40 or not seen >= {1, 2, 3, 5}:       # an end that never comes: the time limit
+        seen.add(await whole_run(dut, chip, stall))
+        count += 1
 
 
 @cocotb.test(timeout_time=10, timeout_unit="ms")
