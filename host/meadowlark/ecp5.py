@@ -154,9 +154,23 @@ def synthesise(rtlil: str, directory: Path, *, top: str = "top", options: Sequen
          directory, "yosys.log", _YOSYS_STEP, progress)
     netlist = json.loads((directory / "top.json").read_text())
     module = netlist["modules"][top]
-    if fold_ram_registers(module):
-        write_atomic(directory / "top.json", json.dumps(netlist).encode())
+    fold_ram_registers(module)
+    forget_where(module)
+    write_atomic(directory / "top.json", json.dumps(netlist).encode())
     return dict(collections.Counter(cell["type"] for cell in module["cells"].values()))
+
+
+def forget_where(module: dict) -> None:
+    """Make a module of a JSON netlist the same wherever it was synthesised, in place.
+
+    It names the files it comes from, and their folder decides the order of its nets; the placer
+    does something else with either.
+    """
+    for part in ("cells", "netnames"):
+        entries = module[part]
+        module[part] = {name: entries[name] for name in sorted(entries)}
+        for entry in entries.values():
+            entry.get("attributes", {}).pop("src", None)
 
 
 def first_states(log: str) -> list[str]:
