@@ -1,4 +1,4 @@
-"""Between Yosys and nextpnr: a bit a state, the first state back, the same netlist anywhere."""
+"""Between Yosys and nextpnr: a bit a state, the first state back, no folders in the netlist."""
 import json
 
 import pytest

@@ -161,10 +161,10 @@ def synthesise(rtlil: str, directory: Path, *, top: str = "top", options: Sequen
 
 
 def forget_where(module: dict) -> None:
-    """Make a module of a JSON netlist the same wherever it was synthesised, in place.
+    """Take the files that a module of a JSON netlist comes from out of it, and sort it, in place.
 
-    It names the files it comes from, and their folder decides the order of its nets; the placer
-    does something else with either.
+    So its cells are the same wherever it was synthesised. Not its nets: of one with several names
+    Yosys keeps now one, now another, and the placer does something else with either.
     """
     for part in ("cells", "netnames"):
         entries = module[part]
