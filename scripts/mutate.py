@@ -169,6 +169,18 @@ MUTANTS = [
       "self.i.freed.eq(read.release)", "self.i.freed.eq(last << back)"),
 
     # Control.
+    M("memory/sdram", "sdram", "a READ in front of its row",
+      "waiting & ~go & step_soon &", "waiting & ~go &"),
+    M("memory/sdram", "sdram", "a word is written while one that was read is on the bus",
+      "(~following.write | turn_soon)", "1"),
+    M("memory/sdram", "sdram", "rows are opened though a refresh is due",
+      "may = ~(running & ending) & ~held", "may = ~(running & ending)"),
+    M("memory/sdram", "sdram", "a row is noted for another bank",
+      "rows[following.bank].eq(following.row)", "rows[0].eq(following.row)"),
+    M("compute/issue", "tiling_engine", "the head begins a block early",
+      "first_is_last.eq(blocks_left == 1)", "first_is_last.eq(blocks_left == 2)"),
+    M("compute/softmax", "softmax", "another block's maximum counts",
+      "Mux(exceeds & delay(m, resumes, 1, name=\"resumes\"),", "Mux(exceeds,"),
     M("control/fetch", "fetch", "keys read before they are stored",
       "stores_done = ahead >= 0", "stores_done = ahead >= -99"),
     M("control/fetch", "fetch", "the last tile of keys is a full one",
