@@ -21,7 +21,7 @@ BOARD = Board(
     # CL 3, tRCD = tRP = 3, tRFC = 9 cycles at 100 MHz, memory clock = core clock.
     memory=MemoryTiming(
         size_bytes=32 << 20,
-        latency_cycles=10,           # CL 3, pad registers both ways, the controller's own stages
+        latency_cycles=10,          # CL 3, pad registers both ways, the controller's own stages
         row_miss_cycles=8,          # tRP + tRCD and the command's way
         page_bytes=1024,            # 512 columns x 16 bits
         banks=4,

@@ -144,8 +144,11 @@ class Issue(wiring.Component):
             return [beat.eq(Mux(last_beat, 0, beat + 1)), first_beat.eq(last_beat),
                     last_beat.eq(Mux(last_beat, one_beat, beat == beat_before_end))]
 
+        def rows_to_do(n):
+            return [rows_left.eq(n - 1), last_row.eq(n == 1)]
+
         def next_row():
-            return [rows_left.eq(rows_left - 1), last_row.eq(rows_left == 1)]
+            return rows_to_do(rows_left)
 
         def next_token():
             return [tokens_left.eq(tokens_left - 1), last_token.eq(tokens_left == 1),
@@ -394,8 +397,7 @@ class Issue(wiring.Component):
             with m.State("TILE"):
                 m.d.sync += self.wait_tile.eq(~front)
                 rows = Mux(last_tile, instr.last_rows, instr.rows)
-                m.d.sync += [rows_left.eq(rows - 1), last_row.eq(rows == 1),
-                             row_end.eq(rows - 1), one_row.eq(rows == 1),
+                m.d.sync += [rows_to_do(rows), row_end.eq(rows - 1), one_row.eq(rows == 1),
                              final_tile.eq(last_tile), tiles_left.eq(tiles_left - front),
                              begin_row(), row.eq(0), addr.eq(0), row_no.eq(tile_row_no),
                              block.eq(first_block), last_block.eq(first_is_last),

@@ -192,11 +192,9 @@ class Fetch(wiring.Component):
         # In the states that do not say otherwise.
         m.d.sync += [a.eq(token.as_signed()), b.eq(work.chunks)]
 
-        def count():
-            m.d.sync += [left.eq(left - 1), last.eq(left == 1)]
-
-        def all_are_left():
-            m.d.sync += [left.eq(many - 1), last.eq(many == 1)]
+        def one_of(tiles):
+            """A tile of so many is the next."""
+            return [left.eq(tiles - 1), last.eq(tiles == 1)]
 
         with m.FSM(name="make"):
             with m.State("TURN"):
@@ -217,7 +215,7 @@ class Fetch(wiring.Component):
                     m.d.comb += finished.eq(1)
                     m.next = "TURN"
             with m.State("WAIT_1"):
-                all_are_left()
+                m.d.sync += one_of(many)
                 m.next = "WAIT_2"
             with m.State("WAIT_2"):
                 m.next = "PRODUCT_1"
@@ -243,7 +241,7 @@ class Fetch(wiring.Component):
                                          Mux(last, last_beats, full_beats))),
                         job.rows.eq(Mux(one_row, 1, Mux(last, work.last_rows, work.rows))),
                         addr.eq(addr + chunks)]
-                    count()
+                    m.d.sync += one_of(left)
                     m.next = "TILE_SIZE"
                     with m.If(streaming):
                         m.d.sync += pointer.eq(addr + chunks)
@@ -271,7 +269,7 @@ class Fetch(wiring.Component):
                         m.d.comb += finished.eq(1)
                         m.next = "TURN"
             with m.State("TOKEN_RAM"):
-                all_are_left()
+                m.d.sync += one_of(many)
                 m.next = "TOKEN_REGISTER"
             with m.State("TOKEN_REGISTER"):
                 m.next = "TOKEN"
@@ -296,7 +294,7 @@ class Fetch(wiring.Component):
                     m.d.sync += [
                         job.addr.eq(place), job.chunks.eq(work.chunks),
                         job.beats.eq(work.row_beats), job.rows.eq(1)]
-                    count()
+                    m.d.sync += one_of(left)
                     m.next = "TOKEN"
                     with m.If(last):
                         m.d.comb += finished.eq(1)

@@ -146,10 +146,19 @@ class RamQueue(wiring.Component):
                                                attrs=NO_RW_CHECK)
         w, r = ram.write_port(), ram.read_port()
         m.submodules.out = out = Queue(self.width, depth=self.CREDITS)
-        level = Signal(range(self.depth + 1))
-        credit = Signal(range(self.CREDITS + 1), init=self.CREDITS)
-        some, credited = Signal(), Signal(init=1)       # level != 0, credit != 0
         read, back = Signal(), Signal()
+
+        def counter(most, up, down, *, init=0):
+            """A count, and whether it is more than 0."""
+            count, some = Signal(range(most + 1), init=init), Signal(init=init != 0)
+            m.d.sync += count.eq(count + up - down)
+            with m.If(up & ~down):
+                m.d.sync += some.eq(1)
+            with m.Elif(down & ~up):
+                m.d.sync += some.eq(count != 1)
+            return count, some
+        _, some = counter(self.depth, self.i_valid, read)
+        credit, credited = counter(self.CREDITS, back, read, init=self.CREDITS)
         register = Signal(self.width, reset_less=True)
         in_ram, in_register = Signal(), Signal()
         m.d.comb += [
@@ -158,17 +167,8 @@ class RamQueue(wiring.Component):
             out.i.valid.eq(in_register), out.i.payload.eq(register),
             self.o.valid.eq(out.o.valid), self.o.payload.eq(out.o.payload),
             out.o.ready.eq(self.o.ready)]
-        m.d.sync += [level.eq(level + self.i_valid - read), credit.eq(credit + back - read),
-                     back.eq(self.o.valid & self.o.ready),
+        m.d.sync += [back.eq(self.o.valid & self.o.ready),
                      in_ram.eq(read), in_register.eq(in_ram), register.eq(r.data)]
-        with m.If(self.i_valid & ~read):
-            m.d.sync += some.eq(1)
-        with m.Elif(read & ~self.i_valid):
-            m.d.sync += some.eq(level != 1)
-        with m.If(back & ~read):
-            m.d.sync += credited.eq(1)
-        with m.Elif(read & ~back):
-            m.d.sync += credited.eq(credit != 1)
         with m.If(self.i_valid):
             m.d.sync += w.addr.eq(w.addr + 1)
         with m.If(read):

@@ -261,10 +261,9 @@ class Unpacker(wiring.Component):
                 with m.If(~more_steps):                 # and there should be more
                     m.d.sync += [to_issue.eq(to_issue << head.log2_c), broken.eq(1)]
                     m.next = "ZEROS"
-                with m.If(issue & last_step):
+                with m.If(issue & (last | last_step)):
                     m.d.sync += stepping.eq(0)
                 with m.If(issue & last):
-                    m.d.sync += stepping.eq(0)
                     m.next = "REST"
                     with m.If(last_step):
                         m.next = "WORDS"
