@@ -1,8 +1,8 @@
-"""Between Yosys and nextpnr: a bit a state, the first state back, no folders in the netlist."""
+"""Between Yosys and nextpnr: a bit a state, the first state back, the same netlist always."""
 import json
 
 import pytest
-from meadowlark.ecp5 import first_states, forget_where
+from meadowlark.ecp5 import canonical, first_states
 from meadowlark.errors import UserError
 
 LOG = r"""Recoding FSM `$fsm$\dut.link.fsm_state$7' from module `\top' using `auto' encoding:
@@ -29,13 +29,19 @@ def test_a_log_that_tells_something_else():
         first_states(LOG.replace("one-hot", "binary"))
 
 
-def test_a_netlist_does_not_tell_where_it_was_made():
-    def made_in(folder, names):
-        return {"ports": {}, "cells": {name: {"type": "LUT4", "attributes": {
-            "keep": "1", "src": f"{folder}/{name}.v:1"}} for name in names},
-            "netnames": {name: {"bits": [1], "attributes": {"src": folder}} for name in names}}
-    here, there = made_in("/a", ["b", "a"]), made_in("/b/c", ["a", "b"])
-    forget_where(here)
-    forget_where(there)
+def test_a_netlist_does_not_tell_where_and_when_it_was_made():
+    def made_in(folder, cells, alias):
+        return {"modules": {"LUT4": {"attributes": {"src": folder}}, "top": {"cells": {
+            name: {"attributes": {"keep": "1", "src": f"{folder}/{name}.v:1"},
+                   "connections": {"CLK": [2], "D": [3]}} for name in cells}, "netnames": {
+            name: {"bits": [bit], "attributes": {"src": folder} | attributes}
+            for name, bit, attributes in ((alias, 3, {}), ("own", 4, {"keep": "1"}),
+                                          ("pll.clk", 2, {}))}}}}
+    here = made_in("/a", ["b", "a"], "data")
+    there = made_in("/b/c", ["a", "b"], "the.same")
+    canonical(here, "top")
+    canonical(there, "top")
     assert json.dumps(here) == json.dumps(there)
-    assert here["cells"]["a"] == {"type": "LUT4", "attributes": {"keep": "1"}}
+    module = here["modules"]["top"]
+    assert module["cells"]["a"]["attributes"] == {"keep": "1"}
+    assert list(module["netnames"]) == ["own", "pll.clk"]

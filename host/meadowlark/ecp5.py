@@ -67,8 +67,8 @@ CELLS = {"lut": "TRELLIS_COMB", "ff": "TRELLIS_FF", "dsp": "MULT18X18D", "bram":
 #: Lines of the tools' logs that tell how far they are.
 _YOSYS_STEP = re.compile(r"^\d+\.\d+\. Executing \w+")
 _NEXTPNR_STEP = re.compile(
-    r"^Info: (Packing|Running|Placed|at iteration|Routing|Routed|\s+\d+ \||Setup|Critical|"
-    r"Max frequency|Estimated|Building|Running main|\s*iter=)", re.IGNORECASE)
+    r"^Info: (Packing|Running|Placed|Routing|Routed|\s+\d+ \||Setup|Critical|Max frequency|"
+    r"Estimated|Building|\s+at iteration|\s+iter=)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,22 +155,29 @@ def synthesise(rtlil: str, directory: Path, *, top: str = "top", options: Sequen
     netlist = json.loads((directory / "top.json").read_text())
     module = netlist["modules"][top]
     fold_ram_registers(module)
-    forget_where(module)
+    canonical(netlist, top)
     write_atomic(directory / "top.json", json.dumps(netlist).encode())
     return dict(collections.Counter(cell["type"] for cell in module["cells"].values()))
 
 
-def forget_where(module: dict) -> None:
-    """Take the files that a module of a JSON netlist comes from out of it, and sort it, in place.
+def canonical(netlist: dict, top: str) -> None:
+    """Make a JSON netlist the same wherever and whenever it was synthesised, in place.
 
-    So its cells are the same wherever it was synthesised. Not its nets: of one with several names
-    Yosys keeps now one, now another, and the placer does something else with either.
+    It names the files it comes from, with their folders, and of a net with several names Yosys
+    keeps now one, now another; nextpnr orders nets by name, and the placer does something else with
+    another order. Names stay where somebody asks for them: of ports, clocks, and signals to keep.
     """
+    module = netlist["modules"][top]
+    netlist["modules"] = {top: module}
+    clocks = {bit for cell in module["cells"].values()
+              for port, bits in cell["connections"].items() if "CLK" in port for bit in bits}
+    module["netnames"] = {name: net for name, net in module["netnames"].items()
+                          if "keep" in net["attributes"] or clocks.intersection(net["bits"])}
     for part in ("cells", "netnames"):
         entries = module[part]
         module[part] = {name: entries[name] for name in sorted(entries)}
         for entry in entries.values():
-            entry.get("attributes", {}).pop("src", None)
+            entry["attributes"].pop("src", None)
 
 
 def first_states(log: str) -> list[str]:
