@@ -1,7 +1,7 @@
 """One lane of the unpacker: 16-bit pieces of its bit stream -> a symbol a step."""
 from __future__ import annotations
 
-from amaranth import Cat, Module, Mux, Signal
+from amaranth import Cat, Module, Mux, ResetInserter, Signal
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
@@ -72,7 +72,8 @@ class Lane(wiring.Component):
     Members
     -------
     start : In(1)
-        High for one cycle at the beginning of a segment: nothing is queued, no bit used.
+        High for one cycle at the beginning of a segment, when no piece is on its way: as after
+        reset, nothing is queued, no bit used. The tables stay.
     meadow : In(1), first : In(1)
         Constant in a segment; with ``go``: the step begins a packet.
     log2_c : In(2)
@@ -189,10 +190,6 @@ class Lane(wiring.Component):
         m.d.sync += [count.eq(count + advanced),
                      self.asks.eq(advanced & (count == K - 1)),
                      self.ready.eq(have.all() & ((level >= SPARE) | self.drained))]
-        with m.If(self.start):
-            m.d.sync += [*(position.eq(0) for position in positions), have.eq(0), level.eq(0),
-                         count.eq(self.phase),
-                         r.addr.eq(w.addr), self.ready.eq(0)]
 
         # 1: the code word, more bits behind it. 2: without those, what its class adds. 3: its rank.
         bits, long = reg(MAX_LENGTH, "bits"), reg(4, "long")
@@ -215,7 +212,8 @@ class Lane(wiring.Component):
         m.submodules.symbols = ram = memory.Memory(shape=32, depth=words, init=[],
                                                    attrs=NO_RW_CHECK)
         s_w, s_r = ram.write_port(), ram.read_port()
-        word = reg(32, "word")
+        word, symbol = reg(32, "word"), reg(32, "symbol")
+        m.d.comb += self.symbol.eq(symbol)
         low = delay(m, rank[:2], 2, name="low")
         one, two = self.log2_c == 0, self.log2_c == 1
         m.d.comb += [
@@ -227,7 +225,7 @@ class Lane(wiring.Component):
         byte = word.word_select(low, 8)
         if self.with_meadow:
             half = Mux(low[0], word[16:], word[:16])
-            m.d.sync += self.symbol.eq(Mux(one, byte, Mux(two, half, word)))
+            m.d.sync += symbol.eq(Mux(one, byte, Mux(two, half, word)))
         else:
-            m.d.sync += self.symbol.eq(byte)
-        return m
+            m.d.sync += symbol.eq(byte)
+        return ResetInserter(self.start)(m)

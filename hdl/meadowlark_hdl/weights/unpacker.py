@@ -212,9 +212,6 @@ class Unpacker(wiring.Component):
         m.submodules.preamble = head = PreambleReader(config, **kinds)
         m.submodules.refill = refill = Refill(config)
         lanes = [Lane(config, phase=int(phase), **kinds) for phase in phases(W)]
-        for k, lane in enumerate(lanes):
-            m.submodules[f"lane{k}"] = lane
-
         c = Mux(head.log2_c == 0, 1, Mux(head.log2_c == 1, 2, 4)) if self.with_meadow \
             else Const(1, 1)
         size, known = Signal.like(self.tiles.payload, reset_less=True), Signal()    # the next tile
@@ -361,14 +358,16 @@ class Unpacker(wiring.Component):
                      refill.final.eq(delay(m, step & last_step, 3, name="final", reset=True))]
         late: dict[str, Signal] = {}
         for k, lane in enumerate(lanes):
-            go, start = Signal(name=f"go_{k}", attrs={"keep": 1}), Signal(name=f"start_{k}")
-            m.d.sync += [go.eq(step), start.eq(begin)]
+            go = Signal(name=f"go_{k}", attrs={"keep": 1})
+            # A flush starts a lane as a segment does, so that one register near it is its reset.
+            start = Signal(name=f"start_{k}", reset_less=True, attrs=OWN)
+            m.d.sync += [go.eq(step), start.eq(begin | self.flush)]
             m.d.comb += [
                 lane.go.eq(go), lane.start.eq(start), lane.first.eq(first),
                 lane.meadow.eq(head.meadow), lane.log2_c.eq(head.log2_c),
                 lane.drained.eq(drained), lane.load.eq(refill.load[k]),
                 lane.buses.eq(refill.buses),
-                refill.asks[k].eq(lane.asks)]
+                refill.asks[k].eq(lane.asks & ~start)]      # a flush has reached ``refill`` by then
             # Tables come by a register for each four lanes: they are written long before a step.
             if k % 4 == 0:
                 late = {name: Signal.like(getattr(head.tables, name), name=f"{name}_{k}",
@@ -410,7 +409,11 @@ class Unpacker(wiring.Component):
         m.d.comb += with_room.eq(room >= Mux(head.log2_c[1], 4, 2))
         m.d.sync += room.eq(after)
         assert exact_log2(TABLE_BYTES // 4) == 9
-        return ResetInserter(self.flush)(m)
+        top = Module()
+        top.submodules.control = ResetInserter(self.flush)(m)
+        for k, lane in enumerate(lanes):
+            top.submodules[f"lane{k}"] = lane
+        return top
 
     def _halved(self, inner: Unpacker):
         """Chunks cut in two for ``inner``, and joined behind it."""
