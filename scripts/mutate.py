@@ -155,6 +155,8 @@ MUTANTS = [
       "pairs.o.ready.eq(issue & (in_block == each - 1))", "pairs.o.ready.eq(issue & last)"),
     M("weights/unpacker", "unpacker", "a damaged preamble is taken",
       "good = self.sound & known", "good = known"),
+    M("weights/unpacker", "unpacker", "a segment begins where the lanes were in the last one",
+      "start.eq(begin | self.flush)", "start.eq(self.flush)"),
     M("weights/decoder", "decoder", "shift of a row scale a bit short",
       "scales[i].shift.eq(form[16:])", "scales[i].shift.eq(form[16:21])"),
     M("weights/decoder", "decoder", "a chunk of short headers gives its first half twice",

@@ -176,6 +176,26 @@ async def corrupt(dut):
     await run(dut, segments(1), 0.0)
 
 
+@cocotb.test(timeout_time=20, timeout_unit="ms")
+async def flush_in_mid_segment(dut):
+    """Nothing of a segment that was flushed gets into the next, whatever the lanes were doing."""
+    await start(dut, resume=1)
+    for _ in range(10):
+        tiles, _, parts = segments(1)[0]
+        chunks = [c for part in parts for c in whole(part, int(os.environ["W"]))]
+        tasks = [cocotb.start_soon(send(dut, "tiles", tiles)),
+                 cocotb.start_soon(send(dut, "i", chunks))]
+        await recv(dut, "o", random.randrange(1, sum(tiles)))
+        await ClockCycles(dut.clk, random.randrange(1, 10))
+        for task in tasks:
+            task.cancel()
+        dut.tiles__valid.value = dut.i__valid.value = 0
+        dut.flush.value = 1
+        await RisingEdge(dut.clk)
+        dut.flush.value = 0
+        await run(dut, segments(1), 0.0)
+
+
 @pytest.mark.parametrize("modes, w, bus, cycles", [
     ("both", 4, 4, 1), ("both", 8, 8, 1), ("both", 16, 16, 1), ("both", 32, 32, 1),
     ("both", 8, 4, 2), ("both", 8, 1, 2), ("entropy", 16, 2, 2), ("entropy", 8, 2, 1),
