@@ -69,6 +69,16 @@ def test_tile_buffer_stands_beside_the_first_lane():
         assert site is not None and 49 <= int(site[1]) <= 84 and site[2] == "82"
 
 
+def test_no_lane_where_much_else_has_to_be():
+    """If it need not be there."""
+    def at_pins(lanes, crowded):
+        return [bel for name, bel in plan(array(lanes, 16), SITES["85k"], crowded).items()
+                if "engine.lane" in name and (site := SITE.fullmatch(bel)) is not None
+                and int(site[1]) < 40 and 58 <= int(site[2]) <= 82]
+    assert len(at_pins(8, (0, 75))) == len(at_pins(8, None)) > 0
+    assert len(at_pins(7, None)) > 0 and at_pins(7, (0, 75)) == []
+
+
 def test_no_plan_where_none_is_needed():
     assert plan(array(4, 4), SITES["85k"]) == {}
     assert plan({}, SITES["85k"]) == {}

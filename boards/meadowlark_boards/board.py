@@ -133,6 +133,8 @@ class Ddr3Info:
     oscillator_mhz : float
     loader : str
         Its name in openFPGALoader.
+    pins : (int, int)
+        Where on the FPGA the chip's pins are, (x, y) in tiles: the controller will be beside them.
     """
     module: str
     rcd_ns: float
@@ -145,6 +147,7 @@ class Ddr3Info:
     oscillator: str
     oscillator_mhz: float
     loader: str
+    pins: tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,11 @@ from .board import Board, Ddr3Info, LinkInfo, MemoryTiming
 BOARD = Board(
     name="ecpix5_85f",
     title="ECPIX-5, LFE5UM5G-85F, 512 MB DDR3 at 8 bytes a cycle",
-    # 128 of 156 MULT18X18D. Envelope: hidden 576, FFN 1,536, head 64, 32 layers, vocabulary
+    # 112 of 156 MULT18X18D for products of weights, seven lanes: LiteDRAM stands beside its pins,
+    # where an eighth would be. Envelope: hidden 576, FFN 1,536, head 64, 32 layers, vocabulary
     # 49,152, 2,048 tokens.
     config=Config(
-        W=16, P=8, bus_bytes=8,
+        W=16, P=7, bus_bytes=8,
         act_words=512, residual_values=16384, score_depth=2048, rope_pairs=2048, tile_beats=512,
         prog_depth=4096, context=2048, dsp="ecp5",
     ),
@@ -32,5 +33,5 @@ BOARD = Board(
     # Micron's MT41K256M16, 4 Gbit DDR3L, -125, as LiteX's own target of this board has it.
     ddr3=Ddr3Info(module="MT41K256M16", rcd_ns=13.75, rp_ns=13.75, ras_ns=35, wr_ns=15, rfc_ns=260,
                   faw_ns=40, device="LFE5UM5G-85F-8BG554C", oscillator="clk100",
-                  oscillator_mhz=100.0, loader="ecpix5"),
+                  oscillator_mhz=100.0, loader="ecpix5", pins=(0, 75)),
 )

@@ -49,7 +49,8 @@ _WEIGHTS = re.compile(r"\b(decoder|reader|tiles)\.")
 _MULTIPLIER, _ADDER, _MEMORY = "MULT18X18D", "ALU54B", "DP16KD"
 
 
-def plan(cells: Mapping[str, str], sites: Sites) -> dict[str, str]:
+def plan(cells: Mapping[str, str], sites: Sites,
+         crowded: tuple[int, int] | None = None) -> dict[str, str]:
     """Sites for the hard blocks of a core.
 
     Parameters
@@ -58,6 +59,9 @@ def plan(cells: Mapping[str, str], sites: Sites) -> dict[str, str]:
         Name of each cell -> its type.
     sites : Sites
         Of the chip.
+    crowded : (x, y), optional
+        Where much logic has to be, in tiles, such as a DDR3 controller beside its pins: if one
+        stretch need not be used, it is that nearest to it.
 
     Returns
     -------
@@ -74,7 +78,7 @@ def plan(cells: Mapping[str, str], sites: Sites) -> dict[str, str]:
     if not products or 2 * sum(products) < have:
         return {}
     groups = -(-max(products) // 4)
-    slots = _ring(sites, groups, len(lanes))
+    slots = _ring(sites, groups, len(lanes), crowded)
     found_at: dict[str, str] = {}
     if slots is None:
         return found_at
@@ -140,7 +144,8 @@ def plan(cells: Mapping[str, str], sites: Sites) -> dict[str, str]:
     return found_at
 
 
-def place_hard_blocks(source: Path, target: Path, device: str) -> int:
+def place_hard_blocks(source: Path, target: Path, device: str,
+                      crowded: tuple[int, int] | None = None) -> int:
     """Copy a netlist (Yosys JSON) with a site for each cell that :func:`plan` names.
 
     Returns
@@ -154,7 +159,8 @@ def place_hard_blocks(source: Path, target: Path, device: str) -> int:
     count = 0
     for module in netlist["modules"].values():
         cells = module.get("cells", {})
-        sites = plan({name: cell["type"] for name, cell in cells.items()}, SITES[device])
+        sites = plan({name: cell["type"] for name, cell in cells.items()}, SITES[device],
+                     crowded)
         for name, bel in sites.items():
             cells[name]["attributes"]["BEL"] = bel
         count += len(sites)
@@ -163,7 +169,8 @@ def place_hard_blocks(source: Path, target: Path, device: str) -> int:
     return count
 
 
-def _ring(sites: Sites, groups: int, lanes: int) -> list[tuple[int, int]] | None:
+def _ring(sites: Sites, groups: int, lanes: int,
+          crowded: tuple[int, int] | None) -> list[tuple[int, int]] | None:
     """(y, first group) of a stretch for each lane, neighbours side by side; None if they do not
     fit."""
     across = len(sites.columns) // groups
@@ -173,6 +180,11 @@ def _ring(sites: Sites, groups: int, lanes: int) -> list[tuple[int, int]] | None
     slots = [(y, start) for y in sites.multipliers for start in starts]
     if len(slots) < lanes:
         return None
+    if crowded and len(slots) > lanes + 1:      # the one in the middle is the vector unit's
+        def distance(slot: tuple[int, int]) -> float:
+            x = (sites.columns[slot[1]] + sites.columns[slot[1] + groups - 1]) / 2
+            return math.dist((x, slot[0]), crowded)
+        slots.remove(min(slots, key=distance))
     middle_y = sum(sites.multipliers) / len(sites.multipliers)
     middle_x = (len(sites.columns) - groups) / 2
 
