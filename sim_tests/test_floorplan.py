@@ -71,8 +71,8 @@ def test_tile_buffer_stands_beside_the_first_lane():
 
 def test_no_lane_where_much_else_has_to_be():
     """If it need not be there."""
-    def at_pins(lanes, crowded):
-        return [bel for name, bel in plan(array(lanes, 16), SITES["85k"], crowded).items()
+    def at_pins(lanes, avoid):
+        return [bel for name, bel in plan(array(lanes, 16), SITES["85k"], avoid).items()
                 if "engine.lane" in name and (site := SITE.fullmatch(bel)) is not None
                 and int(site[1]) < 40 and 58 <= int(site[2]) <= 82]
     assert len(at_pins(8, (0, 75))) == len(at_pins(8, None)) > 0

@@ -148,7 +148,7 @@ def build(board: Board, directory: Path, *, seeds: int = 1, stand_in: Any = None
         shutil.copyfile(directory / "top.json", place / "top.json")
         report = place_and_route(place, **chip, seed=seed, freq_mhz=board.clock_mhz,
                                  lpf=directory / "top.lpf", progress=progress,
-                                 crowded=board.ddr3.pins if board.ddr3 else None)
+                                 avoid=board.ddr3.pins if board.ddr3 else None)
         tried[seed] = report.core_mhz
         if best is None or report.core_mhz > best[1].core_mhz:
             best = seed, report

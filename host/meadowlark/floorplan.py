@@ -50,7 +50,7 @@ _MULTIPLIER, _ADDER, _MEMORY = "MULT18X18D", "ALU54B", "DP16KD"
 
 
 def plan(cells: Mapping[str, str], sites: Sites,
-         crowded: tuple[int, int] | None = None) -> dict[str, str]:
+         avoid: tuple[int, int] | None = None) -> dict[str, str]:
     """Sites for the hard blocks of a core.
 
     Parameters
@@ -59,7 +59,7 @@ def plan(cells: Mapping[str, str], sites: Sites,
         Name of each cell -> its type.
     sites : Sites
         Of the chip.
-    crowded : (x, y), optional
+    avoid : (x, y), optional
         Where much logic has to be, in tiles, such as a DDR3 controller beside its pins: if one
         stretch need not be used, it is that nearest to it.
 
@@ -78,7 +78,7 @@ def plan(cells: Mapping[str, str], sites: Sites,
     if not products or 2 * sum(products) < have:
         return {}
     groups = -(-max(products) // 4)
-    slots = _ring(sites, groups, len(lanes), crowded)
+    slots = _ring(sites, groups, len(lanes), avoid)
     found_at: dict[str, str] = {}
     if slots is None:
         return found_at
@@ -145,7 +145,7 @@ def plan(cells: Mapping[str, str], sites: Sites,
 
 
 def place_hard_blocks(source: Path, target: Path, device: str,
-                      crowded: tuple[int, int] | None = None) -> int:
+                      avoid: tuple[int, int] | None = None) -> int:
     """Copy a netlist (Yosys JSON) with a site for each cell that :func:`plan` names.
 
     Returns
@@ -160,7 +160,7 @@ def place_hard_blocks(source: Path, target: Path, device: str,
     for module in netlist["modules"].values():
         cells = module.get("cells", {})
         sites = plan({name: cell["type"] for name, cell in cells.items()}, SITES[device],
-                     crowded)
+                     avoid)
         for name, bel in sites.items():
             cells[name]["attributes"]["BEL"] = bel
         count += len(sites)
@@ -170,7 +170,7 @@ def place_hard_blocks(source: Path, target: Path, device: str,
 
 
 def _ring(sites: Sites, groups: int, lanes: int,
-          crowded: tuple[int, int] | None) -> list[tuple[int, int]] | None:
+          avoid: tuple[int, int] | None) -> list[tuple[int, int]] | None:
     """(y, first group) of a stretch for each lane, neighbours side by side; None if they do not
     fit."""
     across = len(sites.columns) // groups
@@ -180,10 +180,10 @@ def _ring(sites: Sites, groups: int, lanes: int,
     slots = [(y, start) for y in sites.multipliers for start in starts]
     if len(slots) < lanes:
         return None
-    if crowded and len(slots) > lanes + 1:      # the one in the middle is the vector unit's
+    if avoid and len(slots) > lanes + 1:      # the one in the middle is the vector unit's
         def distance(slot: tuple[int, int]) -> float:
             x = (sites.columns[slot[1]] + sites.columns[slot[1] + groups - 1]) / 2
-            return math.dist((x, slot[0]), crowded)
+            return math.dist((x, slot[0]), avoid)
         slots.remove(min(slots, key=distance))
     middle_y = sum(sites.multipliers) / len(sites.multipliers)
     middle_x = (len(sites.columns) - groups) / 2
