@@ -1,8 +1,8 @@
 """Shared bench: build a component, run cocotb tests on it, drive and drain its streams.
 
 Seen from pytest there is one function, :func:`simulate`. Seen from a cocotb test there are
-coroutines (:func:`start`, :func:`send`, :func:`recv`), :func:`cycles`, and :func:`pack` /
-:func:`unpack` for payloads that are structures. See docs/testing.md.
+coroutines (:func:`start`, :func:`flush`, :func:`send`, :func:`recv`), :func:`cycles`, and
+:func:`pack` / :func:`unpack` for payloads that are structures. See docs/testing.md.
 """
 from __future__ import annotations
 
@@ -327,6 +327,17 @@ async def start(dut, **inputs) -> None:
     if hasattr(dut, "rst"):
         dut.rst.value = 0
     await RisingEdge(dut.clk)
+
+
+async def flush(dut, tasks: Iterable = (), **inputs) -> None:
+    """Stop ``tasks``, set ``inputs``, then ``flush`` is high for a cycle."""
+    for task in tasks:
+        task.cancel()
+    for name, value in inputs.items():
+        getattr(dut, name).value = value
+    dut.flush.value = 1
+    await RisingEdge(dut.clk)
+    dut.flush.value = 0
 
 
 def cycles(dut) -> int:

@@ -5,7 +5,7 @@ import random
 import cocotb
 import numpy as np
 import pytest
-from bench import cycles, send, simulate, start, unpack
+from bench import cycles, flush, send, simulate, start, unpack
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 
 from meadowlark_hdl.config import Config
@@ -230,9 +230,7 @@ async def illegal_tags_give_beats(dut, stall):
     assert not dut.error.value
     await run(dut, tiles[3:], stall)
     assert dut.error.value
-    dut.flush.value = 1
-    await RisingEdge(dut.clk)
-    dut.flush.value = 0
+    await flush(dut)
     await RisingEdge(dut.clk)       # a cycle late
     await ReadOnly()
     assert not dut.error.value
@@ -250,12 +248,7 @@ async def flush_in_mid_tile(dut):
                  cocotb.start_soon(send(dut, "chunks", sum([t[1] for t in tiles], []))),
                  cocotb.start_soon(take_items(dut, config, 10**6, 0.3))]
         await ClockCycles(dut.clk, 1 + at)
-        for task in tasks:
-            task.cancel()
-        dut.tags__valid.value = dut.chunks__valid.value = dut.items__freed.value = 0
-        dut.flush.value = 1
-        await RisingEdge(dut.clk)
-        dut.flush.value = 0
+        await flush(dut, tasks, tags__valid=0, chunks__valid=0, items__freed=0)
         await RisingEdge(dut.clk)
         await ReadOnly()
         assert not dut.items__valid.value

@@ -3,7 +3,7 @@ import random
 from collections import deque
 
 import cocotb
-from bench import cycles, pack, recv, simulate, start
+from bench import cycles, flush, pack, recv, simulate, start
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 
 from meadowlark_hdl.config import Config
@@ -290,12 +290,7 @@ async def flush_in_mid_list(dut):
                  cocotb.start_soon(recv(dut, "out", 99, 0.5)),
                  cocotb.start_soon(recv(dut, "jobs", 10**6, 0.5))]
         await ClockCycles(dut.clk, 1 + at)
-        for task in tasks:
-            task.cancel()
-        dut.store_done.value = dut.out__ready.value = dut.jobs__ready.value = 0
-        dut.flush.value = 1
-        await RisingEdge(dut.clk)
-        dut.flush.value = 0
+        await flush(dut, tasks, store_done=0, out__ready=0, jobs__ready=0)
         await ReadOnly()
         assert not dut.busy.value and not dut.out__valid.value and not dut.jobs__valid.value
         await RisingEdge(dut.clk)

@@ -5,7 +5,7 @@ import random
 import cocotb
 import numpy as np
 import pytest
-from bench import send, simulate, start
+from bench import flush, send, simulate, start
 from cocotb.triggers import ClockCycles, RisingEdge
 from test_decoder import CONFIG, check, random_tile, random_tiles, take_items
 
@@ -86,12 +86,7 @@ async def damage_and_flush(dut):
         await take_items(dut, config, sum(len(t[2]) for t in tiles))
         await ClockCycles(dut.clk, 100)
         assert dut.error.value
-        for task in tasks:
-            task.cancel()
-        dut.tags__valid.value = dut.chunks__valid.value = 0
-        dut.flush.value = 1
-        await RisingEdge(dut.clk)
-        dut.flush.value = 0
+        await flush(dut, tasks, tags__valid=0, chunks__valid=0)
         await RisingEdge(dut.clk)
         await run(dut, random_tensor(W), 0.0)
 

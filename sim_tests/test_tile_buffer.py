@@ -4,7 +4,7 @@ import random
 
 import cocotb
 import pytest
-from bench import cycles, pack, simulate, start, unpack
+from bench import cycles, flush, pack, simulate, start, unpack
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 
 from meadowlark_hdl.config import Config
@@ -169,11 +169,7 @@ async def flush_empties_both_halves(dut):
         tiles = [random_tile(c, 4, 9) for _ in range(4)]
         task = cocotb.start_soon(fill(dut, c, tiles))
         await ClockCycles(dut.clk, 1 + at)
-        task.cancel()
-        dut.i__valid.value = dut.i__payload.value = 0
-        dut.flush.value = 1
-        await RisingEdge(dut.clk)
-        dut.flush.value = 0
+        await flush(dut, [task], i__valid=0, i__payload=0)
         await ReadOnly()
         assert not dut.read__available.value and not dut.i__freed.value
         await RisingEdge(dut.clk)

@@ -5,7 +5,7 @@ import random
 import cocotb
 import numpy as np
 import pytest
-from bench import cycles, recv, send, simulate, start
+from bench import cycles, flush, recv, send, simulate, start
 from cocotb.triggers import ClockCycles, RisingEdge
 
 from meadowlark_hdl.config import Config
@@ -165,12 +165,7 @@ async def corrupt(dut):
         await ClockCycles(dut.clk, 300)
         assert bool(dut.error.value) == (not fine) == (not sound)
         assert not sound or got == whole(plain.tobytes(), W)
-        for task in tasks:
-            task.cancel()
-        dut.tiles__valid.value = dut.i__valid.value = 0
-        dut.flush.value = 1
-        await RisingEdge(dut.clk)
-        dut.flush.value = 0
+        await flush(dut, tasks, tiles__valid=0, i__valid=0)
         await RisingEdge(dut.clk)
         assert not dut.error.value
     await run(dut, segments(1), 0.0)
@@ -187,12 +182,7 @@ async def flush_in_mid_segment(dut):
                  cocotb.start_soon(send(dut, "i", chunks))]
         await recv(dut, "o", random.randrange(1, sum(tiles)))
         await ClockCycles(dut.clk, random.randrange(1, 10))
-        for task in tasks:
-            task.cancel()
-        dut.tiles__valid.value = dut.i__valid.value = 0
-        dut.flush.value = 1
-        await RisingEdge(dut.clk)
-        dut.flush.value = 0
+        await flush(dut, tasks, tiles__valid=0, i__valid=0)
         await run(dut, segments(1), 0.0)
 
 
