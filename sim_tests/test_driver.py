@@ -145,6 +145,23 @@ def test_a_cancelled_run_leaves_the_board_ready(seed, loss, after):
     assert [e.token for e in driver.run([4], max_new=5)] == expected([4], 5)
 
 
+def test_the_last_event_of_a_run_may_come_as_the_next_begins(monkeypatch):
+    """The board is no longer busy then; the event is not the next run's."""
+    driver = Driver(FakeBoard())
+    run = driver.run([1, 2, 3], max_new=50)
+    next(run)
+    run.close()
+    settle = driver._settle
+
+    def settle_late():
+        status = settle()
+        late = struct.pack(EVENT_FORMAT, driver._run, driver._next, 0, 0, Reason.ABORTED)
+        driver._sort([Frame(TOKEN, 0, late)])
+        return status
+    monkeypatch.setattr(driver, "_settle", settle_late)
+    assert [event.token for event in driver.run([5], max_new=4)] == expected([5], 4)
+
+
 def test_a_lost_abort_is_sent_again_while_tokens_come():
     """A run is never silent, so silence cannot be what tells that the frame was lost."""
     board = FakeBoard()

@@ -566,11 +566,11 @@ class Driver:
     def _run_events(self, tokens: list[int], registers: dict[str, int],
                     ) -> Generator[TokenEvent, None, None]:
         self._counting, self.host_messages, self.reason = False, 0, Reason.RUNNING
-        self._events.clear()
         self._settle()
-        # 0 is the number of no run.
+        # 0 is the number of no run. The last event of the run before may have come until here.
         number = self._run % 0xFFFF + 1
         self._run, self._next = number, 0
+        self._events.clear()
         ended = False
         try:
             most = (MAX_PAYLOAD - 4) // 4
