@@ -32,7 +32,8 @@ def put(schedule, cycle, **values):
 
 
 async def block(dut, acc, shift, masked, *, base, number, gap):
-    """Write a row of scores (one every ``gap`` cycles), read it back as probabilities."""
+    """Write a row of scores (one every ``gap`` cycles), read it back as probabilities, at the rate
+    that the sum of one block allows."""
     schedule: dict = {}
     put(schedule, 0, shift=shift)
     at = [gap * i for i in range(len(acc))]
@@ -41,16 +42,16 @@ async def block(dut, acc, shift, masked, *, base, number, gap):
         put(schedule, cycle + SoftmaxUnit.WRITE_LATENCY, w_en=1, w_addr=base + i,
             w_masked=masked[i], w_first=i == 0, block=number)
     read = at[-1] + SoftmaxUnit.TURN            # the earliest one
-    for i in range(len(acc)):
-        put(schedule, read + i, r_addr=base + i)
-        put(schedule, read + i + 1, block=number)
-        put(schedule, read + i + SoftmaxUnit.READ_LATENCY, sum_en=1, sum_keep=i != 0,
+    for i, cycle in enumerate(range(read, read + 2 * len(acc), 2)):
+        put(schedule, cycle, r_addr=base + i)
+        put(schedule, cycle + 1, block=number)
+        put(schedule, cycle + SoftmaxUnit.SUM_LATENCY, sum_en=1, sum_keep=i != 0,
             sum_block=number)
-    end = read + len(acc) + SoftmaxUnit.READ_LATENCY
+    end = read + 2 * len(acc) + SoftmaxUnit.SUM_LATENCY
     put(schedule, end, sum_read=1, sum_block=number)
     seen = await play(dut, schedule, end + 2)
     first = read + SoftmaxUnit.READ_LATENCY
-    return [int(p) for p, _ in seen[first:first + len(acc)]], int(seen[end + 1][1])
+    return [int(p) for p, _ in seen[first:first + 2 * len(acc):2]], int(seen[end + 1][1])
 
 
 @cocotb.test(timeout_time=10, timeout_unit="ms")
@@ -88,7 +89,7 @@ async def matches_golden(dut, gap):
 @cocotb.test(timeout_time=10, timeout_unit="ms")
 async def blocks_keep_their_own_maximum_and_sum(dut):
     """Two blocks' keys in turns, as a tile replayed for the resident blocks brings them, but as
-    soon after each other as the maximum's table allows."""
+    soon after each other as the tables of maxima and of sums allow."""
     await start(dut)
     rng = np.random.default_rng(random.randrange(2**32))
     acc = rng.integers(-9000, 9000, (2, 12))
@@ -99,17 +100,18 @@ async def blocks_keep_their_own_maximum_and_sum(dut):
         put(schedule, i, acc=acc[b, k])
         put(schedule, i + 3, w_en=1, w_addr=16 * b + k, w_masked=0, w_first=k == 0, block=b)
     read = len(order) - 1 + SoftmaxUnit.TURN
+    order = [(b, k) for k in range(12) for b in (0, 1)]         # one probability a cycle
     for i, (b, k) in enumerate(order):
         put(schedule, read + i, r_addr=16 * b + k)
         put(schedule, read + i + 1, block=b)
-        put(schedule, read + i + 8, sum_en=1, sum_keep=k != 0, sum_block=b)
-    end = read + len(order) + 8
+        put(schedule, read + i + SoftmaxUnit.SUM_LATENCY, sum_en=1, sum_keep=k != 0, sum_block=b)
+    end = read + len(order) + SoftmaxUnit.SUM_LATENCY
     put(schedule, end, sum_read=1, sum_block=0)
     put(schedule, end + 1, sum_read=1, sum_block=1)
     seen = await play(dut, schedule, end + 3)
     p, total = probabilities(scores(acc, 1))
     for i, (b, k) in enumerate(order):
-        assert int(seen[read + i + 8][0]) == p[b, k]
+        assert int(seen[read + i + SoftmaxUnit.READ_LATENCY][0]) == p[b, k]
     assert [int(seen[end + 1][1]), int(seen[end + 2][1])] == total.tolist()
 
 

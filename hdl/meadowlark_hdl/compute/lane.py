@@ -29,7 +29,7 @@ def lane_schedule(config: Config) -> dict[str, tuple[object, int]]:
         "m_block": (block, 2),
         "x_addr": (range(config.act_words), 7),      # activation word to read
         "sel_p": (1, 9),                             # multiply by the probability instead
-        "sum_en": (1, 9), "sum_keep": (1, 9), "sum_read": (1, 9), "sum_block": (block, 9),
+        "sum_en": (1, 8), "sum_keep": (1, 8), "sum_read": (1, 8), "sum_block": (block, 8),
         "st_en": (1, 9), "st_lane": (range(config.P), 9),
         "st_part": (range(config.W // config.store_bytes), 9),
         "dot_keep": (1, 13 + tree),                   # add to what is there

@@ -25,7 +25,8 @@ class SoftmaxUnit(wiring.Component):
     Timing: rigid, one score and one probability a cycle. acc in cycle 0 meets its ``w_*`` in cycle
     3 (``WRITE_LATENCY``) and can be read from cycle 7 (``TURN``) on. A block's scores follow each
     other at once, or after those of other blocks 5 cycles later or more. r_addr in cycle 0 meets
-    its block in cycle 1 and gives p in cycle 8 (``READ_LATENCY``), where its ``sum_*`` are due.
+    its block in cycle 1 and gives p in cycle 8 (``READ_LATENCY``); its ``sum_*`` are due a cycle
+    before (``SUM_LATENCY``), and those of one block at least 2 cycles apart.
 
     Parameters
     ----------
@@ -40,14 +41,16 @@ class SoftmaxUnit(wiring.Component):
     block : In(range(16))         Of the score that is stored (w_en) or was read.
     p : Out(16)                   0..32768.
     sum_en, sum_keep : In(1)     Add p to the block's sum; to what it was (else 0).
-    sum_read : In(1)              Copy the block's sum to ``total`` (a cycle later), instead.
+    sum_read : In(1)              Copy the block's sum to ``total`` (a cycle later), at least 2
+                                  cycles after its last ``sum_en``.
     sum_block : In(range(16))
     total : Out(28)               At most 4096 * 32768 = 2**27.
     """
 
     WRITE_LATENCY = 3
     TURN = 7                #: from acc to the first r_addr
-    READ_LATENCY = 8
+    READ_LATENCY = 8        #: from r_addr to p
+    SUM_LATENCY = 7         #: from r_addr to the control of its sum
 
     def __init__(self, config: Config):
         self.config = config
@@ -166,12 +169,15 @@ class SoftmaxUnit(wiring.Component):
         m.d.comb += [self.p.eq(p), self.total.eq(total)]
         m.d.sync += p.eq(Mux(hidden[4], 0, (halves + 1) >> 1))                  # cycle 8
 
+        # The sum so far comes out of its table with p, and goes back in the same cycle.
         m.submodules.sums = sums = memory.Memory(shape=28, depth=Config.SUM_BLOCKS, init=[])
         m.submodules.add = add = GatedAdder(28, dsp=self.config.dsp)
         sum_wr, sum_rd = sums.write_port(), sums.read_port(domain="comb")
-        m.d.comb += [sum_rd.addr.eq(self.sum_block), sum_wr.addr.eq(self.sum_block),
-                     sum_wr.en.eq(self.sum_en),
-                     add.a.eq(sum_rd.data), add.keep.eq(self.sum_keep), add.b.eq(self.p),
+        m.d.comb += [sum_rd.addr.eq(self.sum_block),
+                     add.a.eq(delay(m, sum_rd.data, 1, name="so_far")),
+                     add.keep.eq(delay(m, self.sum_keep, 1, name="sum_keep")), add.b.eq(p),
+                     sum_wr.addr.eq(delay(m, self.sum_block, 1, name="sum_at")),
+                     sum_wr.en.eq(delay(m, self.sum_en, 1, name="sum_en")),
                      sum_wr.data.eq(add.o)]
         with m.If(self.sum_read):
             m.d.sync += total.eq(sum_rd.data)
