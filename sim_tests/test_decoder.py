@@ -208,7 +208,7 @@ async def cycles_of_blocks(dut, mode):
         assert ours[-1] - ours[0] == (beats - 1) * parts
         if before:
             # The tile's scales, then the way of its first codes, or of the first scale.
-            assert ours[0] - before == max(beats * SCALE_BYTES[mode] // 32 + 4, 7)
+            assert ours[0] - before == max(beats * SCALE_BYTES[mode] // 32 + 5, 6)
         before = ours[-1]
 
 

@@ -11,7 +11,7 @@ from ..compute.pipeline import delay
 from ..config import Config
 from ..copies import OWN
 from ..isa import Mode
-from ..memory.fifo import Queue, Skid
+from ..memory.fifo import Queue
 from .beat_unit import BeatUnit, beat_count
 from .block_golden import BLOCK, FRAC, GRID, SUM_BITS
 
@@ -28,7 +28,7 @@ class BlockUnit(wiring.Component):
     every two. A beat leaves ``LATENCY`` cycles after its codes left their queue. With
     ``unpack_cycles`` of 2 or 4 a beat takes as many cycles, its first values first, and there are
     as many fewer adders; it leaves 1 or 3 cycles later. From the last beat
-    of a tile to the first of the next it is 4 cycles and the scales' chunks, or 7. Beats of a tile
+    of a tile to the first of the next it is 5 cycles and the scales' chunks, or 6. Beats of a tile
     are whole blocks: a multiple of 32 / W. Nothing behind the codes' queue stalls.
 
     Parameters
@@ -115,24 +115,26 @@ class BlockUnit(wiring.Component):
         with m.Elif(under_way != 0):
             m.d.sync += under_way.eq(under_way - 1)
 
-        # Scales: words taken apart, 2 or 4 bytes a block, ahead of the codes and at their own pace.
-        m.submodules.ahead = ahead = Skid(8 * W)
-        wiring.connect(m, scales.o, ahead.i)
-        word = ahead.o.payload
+        # Scales: of a word the lowest 2 or 4 bytes are the next block's, and then it moves down,
+        # ahead of the codes and at their own pace.
+        word, loaded, spent = reg(8 * W, "word"), Signal(), Signal()
+        bys = [Signal(name=f"by_{k}", reset_less=True, attrs=OWN) for k in range(W // 4)]
+        m.d.sync += [by.eq(with_minimum) for by in bys]         # near the word
         place, at_end = Signal(range(W // 2)), Signal()         # in the word; its last one
         left_in_tile, ending = Signal(range(most * W // BLOCK + 1)), Signal()
         each = BLOCK // W                                               # beats a block
         in_block = Signal(range(each)) if each > 1 else Const(0, 1)
-        put, found = Signal(), Signal(pairs.i.payload.shape(), reset_less=True)
+        put = Signal()
         m.d.comb += [
             pairs.o.ready.eq(issue & (in_block == each - 1)),
-            put.eq(ahead.o.valid & (~pairs.i.valid | pairs.i.ready)),
-            pairs.i.payload.eq(found)]
-        with m.If(~pairs.i.valid | pairs.i.ready):
-            pair = word.word_select(place[:-1], 32)
-            m.d.sync += [
-                pairs.i.valid.eq(put), found.minimum.eq(Mux(with_minimum, pair[16:], 0)),
-                found.scale.eq(Mux(with_minimum, pair[:16], word.word_select(place, 16)))]
+            put.eq(loaded & pairs.i.ready), pairs.i.valid.eq(loaded),
+            pairs.i.payload.eq(word[:32]), scales.o.ready.eq(~loaded | spent)]
+        with m.If(scales.o.ready):
+            m.d.sync += [word.eq(scales.o.payload), loaded.eq(scales.o.valid)]
+        with m.Elif(put):
+            for k, by in enumerate(bys):
+                part = slice(32 * k, 32 * k + 32)
+                m.d.sync += word[part].eq(Mux(by, word >> 32, word >> 16)[part])
         if each > 1:
             with m.If(issue):
                 m.d.sync += in_block.eq(in_block + 1)
@@ -142,18 +144,21 @@ class BlockUnit(wiring.Component):
                          left_in_tile.eq(left_in_tile - 1), ending.eq(left_in_tile == 2)]
             with m.If(at_end | ending):         # behind the tile's last block there is padding
                 m.d.sync += [place.eq(0), at_end.eq(ends_at < 0)]
-                m.d.comb += ahead.o.ready.eq(1)
+                m.d.comb += spent.eq(1)
 
-        with m.If(u.start):
-            wide = (u.mode == Mode.Q4_1)
+        # The decoder's choice of the next tile is late: its consequences follow a cycle later.
+        start, mode, size = Signal(), reg(u.mode.shape(), "mode"), reg(u.beats.shape(), "size")
+        m.d.sync += [start.eq(u.start), mode.eq(u.mode), size.eq(u.beats)]
+        with m.If(start):
+            wide = (mode == Mode.Q4_1)
             m.d.sync += [
-                with_minimum.eq(wide), offset.eq(u.mode == Mode.Q4_0),
-                bytes_each.eq(u.mode == Mode.Q8_0), beats.eq(u.beats), last.eq(u.beats == 1),
-                scale_chunks.eq(Mux(wide, (u.beats + 7) >> 3, (u.beats + 15) >> 4)),
+                with_minimum.eq(wide), offset.eq(mode == Mode.Q4_0),
+                bytes_each.eq(mode == Mode.Q8_0), beats.eq(size), last.eq(size == 1),
+                scale_chunks.eq(Mux(wide, (size + 7) >> 3, (size + 15) >> 4)),
                 to_scales.eq(1), to_codes.eq(1),
-                code_chunks.eq(Mux(u.mode == Mode.Q8_0, u.beats, (u.beats + 1) >> 1)),
-                left_in_tile.eq(u.beats >> exact_log2(each)),
-                ending.eq(u.beats >> exact_log2(each) == 1),
+                code_chunks.eq(Mux(mode == Mode.Q8_0, size, (size + 1) >> 1)),
+                left_in_tile.eq(size >> exact_log2(each)),
+                ending.eq(size >> exact_log2(each) == 1),
                 at_end.eq(wide & (W == 4))]
 
         # Stage 0: what was issued, and how its codes lie in the chunk, in registers next to those
@@ -169,11 +174,12 @@ class BlockUnit(wiring.Component):
             into = q[i] if i < V else rest[i - V]
             m.d.sync += into.eq(Mux(now_upper, rest[i], code) if i < W - V else code)
         pair = delay(m, pairs.o.payload, 1, name="pair")
-        at_offset, offset_0 = reg(1, "at_offset"), reg(1, "offset_0")
-        d, low = reg(16, "d"), reg(16, "low")
-        m.d.sync += offset_0.eq(offset)
+        at_offset, d, low = reg(1, "at_offset"), reg(16, "d"), reg(16, "low")
+        offset_0, minimum_0 = (delay(m, flag, 1, name=name) for flag, name in (
+            (offset, "offset_0"), (with_minimum, "minimum_0")))
         with m.If(~how[0][2]):
-            m.d.sync += [d.eq(pair[:16]), low.eq(pair[16:]), at_offset.eq(offset_0)]
+            m.d.sync += [d.eq(pair[:16]), low.eq(Mux(minimum_0, pair[16:], 0)),
+                         at_offset.eq(offset_0)]
 
         # Stages 2 to 4: half precision to fixed point; 5: its sign.
         scale, minimum = (self._fixed(m, value, name) for value, name in
