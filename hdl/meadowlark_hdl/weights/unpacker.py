@@ -359,15 +359,16 @@ class Unpacker(wiring.Component):
         late: dict[str, Signal] = {}
         for k, lane in enumerate(lanes):
             go = Signal(name=f"go_{k}", attrs={"keep": 1})
-            # A flush starts a lane as a segment does, so that one register near it is its reset.
-            start = Signal(name=f"start_{k}", reset_less=True, attrs=OWN)
-            m.d.sync += [go.eq(step), start.eq(begin | self.flush)]
+            # The reset of a lane, which needs no other: a flush lets it finish what is on its way,
+            # long before the next segment begins.
+            start = Signal(name=f"start_{k}", attrs=OWN)
+            m.d.sync += [go.eq(step), start.eq(begin)]
             m.d.comb += [
                 lane.go.eq(go), lane.start.eq(start), lane.first.eq(first),
                 lane.meadow.eq(head.meadow), lane.log2_c.eq(head.log2_c),
                 lane.drained.eq(drained), lane.load.eq(refill.load[k]),
                 lane.buses.eq(refill.buses),
-                refill.asks[k].eq(lane.asks & ~start)]      # a flush has reached ``refill`` by then
+                refill.asks[k].eq(lane.asks)]
             # Tables come by a register for each four lanes: they are written long before a step.
             if k % 4 == 0:
                 late = {name: Signal.like(getattr(head.tables, name), name=f"{name}_{k}",
