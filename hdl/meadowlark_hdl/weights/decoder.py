@@ -195,12 +195,13 @@ class PackedWeightDecoder(wiring.Component):
                     m.d.comb += plain_size.eq(new.beats)
                 with m.Case(Mode.INT16):
                     m.d.comb += plain_size.eq(new.beats << 1)
-                with m.Case(Mode.Q8_0):
-                    m.d.comb += plain_size.eq(new.beats + (new.beats + 15 >> 4))
-                with m.Case(Mode.Q4_0):
-                    m.d.comb += plain_size.eq((new.beats + 1 >> 1) + (new.beats + 15 >> 4))
-                with m.Default():
-                    m.d.comb += plain_size.eq((new.beats + 1 >> 1) + (new.beats + 7 >> 3))
+                if able:
+                    with m.Case(Mode.Q8_0):
+                        m.d.comb += plain_size.eq(new.beats + (new.beats + 15 >> 4))
+                    with m.Case(Mode.Q4_0):
+                        m.d.comb += plain_size.eq((new.beats + 1 >> 1) + (new.beats + 15 >> 4))
+                    with m.Case(Mode.Q4_1):
+                        m.d.comb += plain_size.eq((new.beats + 1 >> 1) + (new.beats + 7 >> 3))
             size = Mux(new.header == Header.BIAS, (new.rows * 8 + W - 1) >> W.bit_length() - 1,
                        (new.rows * 4 + W - 1) >> W.bit_length() - 1)
             m.d.comb += known.eq((new.mode <= (Mode.Q4_1 if able else Mode.INT16))
