@@ -3,7 +3,7 @@ from amaranth import C, Cat, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from .pipeline import delay
+from ..copies import OWN
 
 
 class Narrow(wiring.Component):
@@ -60,8 +60,10 @@ class Narrow(wiring.Component):
             shifted = Signal(signed(self.width + 1), name=f"shifted_{low}", reset_less=True)
             # A shift operator, not cases: simulators copy the sign bit by bit in the latter.
             m.d.sync += shifted.eq(value >> Cat(C(0, low), shift[low:at]))
-            if low:
-                shift = delay(m, shift[:low], 1, name=f"shift_{low}")
+            if low:         # not those of another Narrow, which may hear the same shift
+                rest = Signal(low, name=f"shift_{low}", reset_less=True, attrs=OWN)
+                m.d.sync += rest.eq(shift)
+                shift = rest
             value, at = shifted, low
         half, whole = value[0], value[1:]
 

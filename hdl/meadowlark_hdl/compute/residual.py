@@ -161,7 +161,7 @@ class Residual(wiring.Component):
             so_far, running = reg(half, f"so_far_{name}"), reg(half, f"running_{name}")
             from_memory = delay(m, self.add & ~self.first, at, name=f"from_memory_{name}")
             from_running = delay(m, ~self.add & ~self.first, at, name=f"from_running_{name}")
-            squared = delay(m, writing, at - 5, name=f"squared_{name}", reset=True)
+            squared = delay(m, writing, at - 5, name=f"squared_{name}")
             more = delay(m, square[k * half:(k + 1) * half], k, name=f"square_{name}")
             total = Signal(half + 1, name=f"total_{name}")
             m.d.comb += total.eq((so_far & from_memory.replicate(half)
@@ -173,7 +173,7 @@ class Residual(wiring.Component):
             m.d.sync += carry.eq(total[half])
             m.d.comb += [read.addr.eq(Mux(self.norm, self.sum_slot, slot)),
                          self.sum[k * half:(k + 1) * half].eq(so_far),
-                         port.en.eq(delay(m, squared, 1, name=f"summed_{name}", reset=True)),
+                         port.en.eq(delay(m, squared, 1, name=f"summed_{name}")),
                          port.addr.eq(delay(m, slot, self.SUM_LATENCY + 1, name=f"at_{name}")),
                          port.data.eq(running)]
         return m

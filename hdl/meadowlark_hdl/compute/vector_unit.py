@@ -5,6 +5,7 @@ from amaranth.lib.wiring import In, Out
 
 from ..collisions import NO_RW_CHECK
 from ..config import Config
+from ..copies import OWN
 from ..isa import Epi, Op
 from ..signatures import (ActWrite, Beat, InstructionLayout, LogitPort, ModelLayout, PassLayout,
                           ResultPort, RopeWrite)
@@ -134,6 +135,12 @@ class VectorUnit(wiring.Component):
         def saved(value, name):
             return delay(m, value, 1, name=name)
 
+        def own(value, name):
+            """A register near those that hear it."""
+            copy = Signal(name=name, reset_less=True, attrs=OWN)
+            m.d.sync += copy.eq(value)
+            return copy
+
         # What the instruction asks for, in registers: constant for as long as it matters.
         op, epi = self.instr.op, self.instr.epi
 
@@ -192,7 +199,7 @@ class VectorUnit(wiring.Component):
         else:
             m.submodules.output_scale = product = Multiplier(dsp=dsp)
         m.d.comb += [reciprocal.root.eq(is_norm),
-                     reciprocal.x.eq(Mux(is_norm, norm.x, acc[:32])),
+                     reciprocal.x.eq(Mux(own(is_norm, "root"), norm.x, acc[:32])),
                      norm.t.eq(reciprocal.t), norm.k.eq(reciprocal.k),
                      product.a.eq(reciprocal.t), product.b.eq(self.instr.mant)]
         down = saved(reciprocal.k + self.instr.shift, "sum_down")
@@ -284,7 +291,7 @@ class VectorUnit(wiring.Component):
             residual.first.eq(delay(m, row == 0, now, name="first")),
             residual.word.eq(resid_word), residual.element.eq(row_now[:2]),
             residual.slot.eq(delay(m, slot, now - 1, name="slot")), residual.value.eq(value),
-            residual.norm.eq(is_norm), residual.read_word.eq(norm.read_word),
+            residual.norm.eq(own(is_norm, "reads")), residual.read_word.eq(norm.read_word),
             norm.read.eq(residual.read), residual.sum_slot.eq(norm.sum_slot),
             norm.sum.eq(residual.sum),
             norm.start.eq(self.norm_start), norm.last_only.eq(self.instr["last"]),
@@ -373,7 +380,8 @@ class VectorUnit(wiring.Component):
             delay(m, where, self.NARROW_LATENCY - 1, name="where_narrow"),
             len(self.act.addr), len(lane), at, 1, 1)
         single_mask = [(sub[1:] == k >> 1) & ((sub[0] == k & 1) | is_rope) for k in range(W)]
-        mask = single_mask if one else [is_norm & (sub[2:] == k >> 2) | ~is_norm & bit
+        fours = own(is_norm, "fours")
+        mask = single_mask if one else [fours & (sub[2:] == k >> 2) | ~fours & bit
                                         for k, bit in enumerate(single_mask)]
         writes = delay(m, writes, self.NARROW_LATENCY, name="writes_narrow", reset=True)
         m.d.comb += [self.act.valid.eq(writes), self.act.addr.eq(saved(word, "act_addr")),

@@ -172,10 +172,14 @@ class Fetch(wiring.Component):
         m.d.sync += [one_row.eq(~streaming | (work.op == Op.NORM)),
                      many.eq(Mux(streaming, work.tiles, pass_.n))]
 
-        pointer = Signal(27, reset_less=True)       # of the weight stream, in chunks
+        # Of the weight stream, in chunks: ``addr`` as it is behind the stream's last tile.
+        pointer, streamed = Signal(27, reset_less=True), Signal()
+        addr = Signal(27, reset_less=True)
+        m.d.sync += streamed.eq(0)
         with m.If(self.start):
             m.d.sync += pointer.eq(self.model.stream_addr)
-        addr = Signal(27, reset_less=True)
+        with m.Elif(streamed):
+            m.d.sync += pointer.eq(addr)
         left = Signal(15, reset_less=True)          # tiles after this one
         last = Signal(reset_less=True)              # left == 0
         full_beats = Signal.like(job.beats, reset_less=True)
@@ -243,8 +247,7 @@ class Fetch(wiring.Component):
                         addr.eq(addr + chunks)]
                     m.d.sync += one_of(left)
                     m.next = "TILE_SIZE"
-                    with m.If(streaming):
-                        m.d.sync += pointer.eq(addr + chunks)
+                    m.d.sync += streamed.eq(streaming)
                     with m.If(last):
                         m.d.comb += finished.eq(1)
                         m.next = "TURN"

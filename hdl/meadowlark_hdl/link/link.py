@@ -196,6 +196,8 @@ class Link(wiring.Component):
 
         result = Signal(Result, reset_less=True)
         words = Signal(range(MAX_PAYLOAD + 1), reset_less=True)     # of the answer, to load
+        no_words = Signal(reset_less=True)                          # words == 0, a cycle later
+        m.d.sync += no_words.eq(words == 0)
         length = Signal(range(MAX_PAYLOAD + 1), reset_less=True)    # of the answer's payload
         out_bytes = max(4, bus)
         out = Signal(8 * out_bytes, reset_less=True)
@@ -385,7 +387,7 @@ class Link(wiring.Component):
                         m.next = "NEXT_WORD"
             with m.State("NEXT_WORD"):
                 m.d.sync += words.eq(words - 1)
-                with m.If(words == 0):
+                with m.If(no_words):
                     m.d.sync += reading.eq(0)
                     m.next = "IDLE"
                 with m.Elif(command == Command.READ):

@@ -86,9 +86,9 @@ class Skid(wiring.Component):
         words = [Signal(self.width, name=f"word{k}", reset_less=True) for k in range(2)]
         full, after, filled, took = Signal(2), Signal(2), Signal(), Signal()
         turns = [Signal(name=f"turn{k}", attrs=OWN) for k in range(-(-self.width // 32))]
-        m.d.comb += [self.i.ready.eq(~full.all()), took.eq(self.o.valid & self.o.ready),
-                     after.eq(full)]
-        m.d.sync += [full.eq(after), self.o.valid.eq(after.any())]
+        ready = Signal(init=1)
+        m.d.comb += [self.i.ready.eq(ready), took.eq(self.o.valid & self.o.ready), after.eq(full)]
+        m.d.sync += [full.eq(after), ready.eq(~after.all()), self.o.valid.eq(after.any())]
         m.d.sync += [turn.eq(turn ^ took) for turn in turns]
         for k, word in enumerate(words):
             with m.If(~full[k]):

@@ -43,9 +43,9 @@ class Reader(wiring.Component):
     chunks : Out(stream of 8 * W bits)
         First byte of memory in the low bits.
     flush : In(1)
-        While high no command is issued (one already offered stays until it is taken), jobs are
-        taken and dropped, and so is what arrives and what is in the FIFO. Dropping goes on until
-        nothing is outstanding, even if ``flush`` is low again; jobs then wait.
+        From its second cycle on no command is prepared (one already offered stays until it is
+        taken), jobs are taken and dropped, and so is what arrives and what is in the FIFO. Dropping
+        goes on until nothing is outstanding, even if ``flush`` is low again; jobs then wait.
     idle : Out(1)
         Nothing in progress, outstanding, or in the FIFO; after a flush as after reset.
     beats : Out(1)
@@ -72,8 +72,7 @@ class Reader(wiring.Component):
         m = Module()
         c, bpc = self.config, self.config.bus_per_chunk
         shift = exact_log2(bpc)
-        drop, flushing = Signal(), Signal()
-        m.d.comb += drop.eq(self.flush | flushing)
+        drop = Signal()
         empty_when = ResetInserter(drop)
         tags = Queue(TileTag(c), depth=self.TAGS)
         fifo = RamQueue(8 * c.W, depth=c.fifo_words >> shift)
@@ -148,7 +147,7 @@ class Reader(wiring.Component):
             m.d.sync += whole.eq(arrived & (piece == bpc - 1) & ~drop)
             with m.If(arrived):
                 m.d.sync += [chunk.eq(Cat(chunk[len(word):], word)), piece.eq(piece + 1)]
-        m.d.comb += [self.chunks.valid.eq(fifo.o.valid & ~drop),
+        m.d.comb += [self.chunks.valid.eq(fifo.o.valid),
                      self.chunks.payload.eq(fifo.o.payload), fifo.o.ready.eq(self.chunks.ready)]
 
         # Everything asked for has come, one cycle ago at least: the pieces above are empty.
@@ -156,9 +155,9 @@ class Reader(wiring.Component):
         m.d.comb += waiting.eq(issued != received)
         m.d.sync += at_rest.eq(fsm.ongoing("JOB") & ~waiting)
         with m.If(self.flush):
-            m.d.sync += flushing.eq(1)
+            m.d.sync += drop.eq(1)
         with m.Elif(at_rest & ~waiting):
-            m.d.sync += flushing.eq(0)
+            m.d.sync += drop.eq(0)
         with m.If(drop & at_rest):
             m.d.sync += [issued.eq(0), received.eq(0), gone.eq(0), used.eq(0)]
         m.d.sync += [
