@@ -1,13 +1,15 @@
 """Bitstreams, as far as they go without the synthesis tools: netlist, pins, report, errors.
 """
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from meadowlark.build import Built, design, flash, modules, platform_of
+from meadowlark.build import Built, build, design, flash, modules, platform_of, summary
 from meadowlark.cli import main
-from meadowlark.ecp5 import PathStep, Report, path_lines
+from meadowlark.ecp5 import PathStep, Report, Unroutable, path_lines
 from meadowlark.errors import UserError
 from meadowlark.litedram import read_core
 from meadowlark_boards import BOARDS, get_board
@@ -75,6 +77,37 @@ def test_timing_is_met_when_each_clock_is():
     assert not met({"core": 76.0, "in": 99.0}, {"core": 75.0, "in": 100.0})
     assert not met({"core": 76.0, "init": 24.0}, {"core": 75.0, "init": 25.0})
     assert not met({"core": 74.0}, {})
+
+
+def test_the_next_placement_when_one_does_not_route(tmp_path, monkeypatch):
+    clocks = {1: None, 2: 59.0, 3: 61.0}
+    seen = []
+
+    def place(directory, *, seed, **chip):
+        if clocks[seed] is None:
+            raise Unroutable("no route")
+        (directory / "top.config").write_text(str(seed))
+        return Report(fmax_mhz={"clk": clocks[seed]}, used={}, available={}, critical=[])
+
+    def synthesise(rtlil, directory, **rest):
+        (directory / "top.json").write_text("{}")
+        return {}
+
+    def pack(command, cwd, **rest):
+        shutil.copyfile(cwd / command[-2], cwd / command[-1])
+        return subprocess.CompletedProcess(command, 0)
+    monkeypatch.setattr("meadowlark.build.check_tools", lambda: None)
+    monkeypatch.setattr("meadowlark.build.synthesise", synthesise)
+    monkeypatch.setattr("meadowlark.build.place_and_route", place)
+    monkeypatch.setattr("subprocess.run", pack)
+    board = get_board("ulx3s_25f")
+    for seeds, bits, tried in ((3, "3", {1: None, 2: 59.0, 3: 61.0}), (2, "2", {1: None, 2: 59.0})):
+        built = build(board, tmp_path, seeds=seeds, progress=seen.append)
+        assert built.bitstream.read_text() == bits and built.tried == tried
+        assert summary(board, built)["tried"]["1"] is None
+    assert "seed 1: no route" in seen
+    with pytest.raises(Unroutable):
+        build(board, tmp_path, seeds=1)
 
 
 def test_boards_without_a_bitstream_say_so(tmp_path):

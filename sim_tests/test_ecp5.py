@@ -1,8 +1,9 @@
-"""Between Yosys and nextpnr: a bit a state, the first state back, the same netlist always."""
+"""Between Yosys and nextpnr: a bit a state, the first state back, the same netlist always; routes
+without an end."""
 import json
 
 import pytest
-from meadowlark.ecp5 import canonical, first_states
+from meadowlark.ecp5 import Unroutable, canonical, converging, first_states
 from meadowlark.errors import UserError
 
 LOG = r"""Recoding FSM `$fsm$\dut.link.fsm_state$7' from module `\top' using `auto' encoding:
@@ -45,3 +46,18 @@ def test_a_netlist_does_not_tell_where_and_when_it_was_made():
     module = here["modules"]["top"]
     assert module["cells"]["a"]["attributes"] == {"keep": "1"}
     assert list(module["netnames"]) == ["own", "pll.clk"]
+
+
+def test_a_route_that_will_not_end():
+    seen: list[str] = []
+    tell = converging(seen.append)
+
+    def conflicts(count):
+        tell(f"    iter={len(seen) + 1} wires=1000 overused={count} overuse={count} archfail=NA")
+    for count in (24278, 744, 1588, 17, 134, 1, 102):           # these may still end
+        conflicts(count)
+    tell("Routing complete.")
+    with pytest.raises(Unroutable, match="does not route: 103 wires are in conflict, 1 at best"):
+        conflicts(103)
+    assert len(seen) == 9
+    converging(None)("    iter=1 wires=1000 overused=5 overuse=5 archfail=NA")

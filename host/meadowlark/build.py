@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from meadowlark_hdl.chips.ecp5_pll import dividers
 
-from .ecp5 import CELLS, Report, check_tools, path_lines, place_and_route, synthesise
+from .ecp5 import (CELLS, Report, Unroutable, check_tools, path_lines, place_and_route,
+                   synthesise)
 from .errors import UserError
 from .files import write_atomic
 
@@ -28,12 +29,13 @@ class Built:
     """A bitstream and what it is made of.
 
     bitstream: file. seed: the placement it comes from. report: of that placement. tried: core
-    clock in MHz by seed. cells: of the netlist, by type. wanted_mhz: what the board drives it with.
+    clock in MHz by seed, None if it did not route. cells: of the netlist, by type. wanted_mhz: what
+    the board drives it with.
     """
     bitstream: Path
     seed: int
     report: Report
-    tried: dict[int, float]
+    tried: dict[int, float | None]
     cells: dict[str, int]
     wanted_mhz: float
 
@@ -103,7 +105,7 @@ def modules(board: Board, directory: Path) -> list[Path]:
     return [directory / "litedram" / "litedram_core.v"] if board.ddr3 is not None else []
 
 
-def build(board: Board, directory: Path, *, seeds: int = 1, stand_in: Any = None,
+def build(board: Board, directory: Path, *, seeds: int = 3, stand_in: Any = None,
           progress: Progress | None = None) -> Built:
     """Build a bitstream.
 
@@ -123,7 +125,7 @@ def build(board: Board, directory: Path, *, seeds: int = 1, stand_in: Any = None
     ------
     UserError
         Synthesis is not installed, the board has no bitstream, PLL or SDRAM cannot have its clock,
-        or a tool failed.
+        no placement routes, or a tool failed.
     """
     tell = progress or (lambda line: None)
     chip = _chip(platform_of(board))
@@ -139,16 +141,23 @@ def build(board: Board, directory: Path, *, seeds: int = 1, stand_in: Any = None
     rtlil, pins = design(board, directory, stand_in=stand_in)
     (directory / "top.lpf").write_text(pins)
     cells = synthesise(rtlil, directory, verilog=modules(board, directory), progress=progress)
-    tried: dict[int, float] = {}
+    tried: dict[int, float | None] = {}
     best: tuple[int, Report] | None = None
     for seed in range(1, seeds + 1):
         tell(f"placing with seed {seed}")
         place = directory / f"seed{seed}"
         place.mkdir(exist_ok=True)
         shutil.copyfile(directory / "top.json", place / "top.json")
-        report = place_and_route(place, **chip, seed=seed, freq_mhz=board.clock_mhz,
-                                 lpf=directory / "top.lpf", progress=progress,
-                                 avoid=board.ddr3.pins if board.ddr3 else None)
+        try:
+            report = place_and_route(place, **chip, seed=seed, freq_mhz=board.clock_mhz,
+                                     lpf=directory / "top.lpf", progress=progress,
+                                     avoid=board.ddr3.pins if board.ddr3 else None)
+        except Unroutable as error:
+            if seed == seeds and best is None:
+                raise
+            tell(f"seed {seed}: {error}")
+            tried[seed] = None
+            continue
         tried[seed] = report.core_mhz
         if best is None or report.core_mhz > best[1].core_mhz:
             best = seed, report
@@ -181,7 +190,7 @@ def summary(board: Board, built: Built) -> dict[str, Any]:
         "clocks": {name: round(mhz, 2) for name, mhz in report.fmax_mhz.items()},
         **{name: report.used.get(cell, 0) for name, cell in CELLS.items()},
         "available": {name: report.available.get(cell, 0) for name, cell in CELLS.items()},
-        "seed": built.seed, "tried": {str(k): round(v, 2) for k, v in built.tried.items()},
+        "seed": built.seed, "tried": {str(k): v and round(v, 2) for k, v in built.tried.items()},
         "cells": built.cells, "critical_path": path_lines(report),
         "bitstream": str(built.bitstream)}
 

@@ -573,8 +573,8 @@ _build_directory = click.option(
 
 @cli.command()
 @click.option("--board", default="ulx3s_85f", show_default=True, metavar="BOARD")
-@click.option("--seeds", default=1, show_default=True, metavar="N",
-              help="Placements to try until one meets timing; the fastest is kept.")
+@click.option("--seeds", default=3, show_default=True, metavar="N",
+              help="Placements to try until one routes and meets timing; the fastest is kept.")
 @click.option("--clock", "clock_mhz", type=float, metavar="MHZ",
               help="Another clock than the board's, such as one that timing meets; the memory's "
                    "times in cycles follow.")

@@ -71,6 +71,14 @@ _NEXTPNR_STEP = re.compile(
     r"Estimated|Building|\s+at iteration|\s+iter=)", re.IGNORECASE)
 
 
+#: A round of router2 and how many wires of it are wanted by several nets.
+_ROUND = re.compile(r"\biter=\d+ .*\boverused=(\d+)")
+
+
+class Unroutable(UserError):
+    """The router gets further from its end: another placement may do."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PathStep:
     """One hop of a critical path: ``kind`` is logic, routing, clk-to-q, setup or source."""
@@ -215,6 +223,13 @@ def place_and_route(directory: Path, *, device: str = "85k", package: str = "CAB
         See :func:`.floorplan.plan`.
     options : sequence of str
         More options of nextpnr when it routes.
+
+    Raises
+    ------
+    Unroutable
+        See :func:`converging`.
+    UserError
+        The tools are not installed, or one of them failed.
     """
     pins = ["--lpf-allow-unconstrained"]
     if lpf:         # the tool may see no other folder than its own, such as another /tmp
@@ -229,8 +244,32 @@ def place_and_route(directory: Path, *, device: str = "85k", package: str = "CAB
     write_atomic(directory / "placed.json", json.dumps(netlist).encode())
     command[command.index("--json") + 1] = "placed.json"
     _run([*command, *pins, "--no-pack", "--no-place", "--textcfg", "top.config",
-          "--report", "report.json", *options], directory, "route.log", _NEXTPNR_STEP, progress)
+          "--report", "report.json", *options], directory, "route.log", _NEXTPNR_STEP,
+         converging(progress))
     return read_report(directory / "report.json")
+
+
+def converging(progress: Progress | None) -> Progress:
+    """``progress`` as the router is to tell it; raises :class:`Unroutable` when it will not end.
+
+    Router2 goes on for ever. Of a placement that it gets done the wires in conflict become fewer,
+    or swing by some dozens towards the end; when twice the fewest and a hundred are in conflict,
+    their price has grown beyond what history can settle.
+    """
+    fewest = None
+
+    def tell(line: str) -> None:
+        nonlocal fewest
+        if progress:
+            progress(line)
+        found = _ROUND.search(line)
+        if found:
+            now = int(found[1])
+            fewest = now if fewest is None else min(now, fewest)
+            if now > 2 * fewest + 100:
+                raise Unroutable(f"this placement does not route: {now} wires are in conflict, "
+                                 f"{fewest} at best; try --seeds, or a smaller Config")
+    return tell
 
 
 def place(directory: Path, *, device: str = "85k", package: str = "CABGA381", speed: int = 6,
