@@ -106,7 +106,7 @@ def test_the_next_placement_when_one_does_not_route(tmp_path, monkeypatch):
         assert built.bitstream.read_text() == bits and built.tried == tried
         assert summary(board, built)["tried"]["1"] is None
     assert "seed 1: no route" in seen
-    with pytest.raises(Unroutable):
+    with pytest.raises(UserError, match="^no placement of 1 routes: try more --seeds"):
         build(board, tmp_path, seeds=1)
 
 

@@ -3,7 +3,8 @@ without an end."""
 import json
 
 import pytest
-from meadowlark.ecp5 import Unroutable, canonical, converging, first_states
+from meadowlark.ecp5 import (Unroutable, canonical, converging, first_states,
+                             place_and_route)
 from meadowlark.errors import UserError
 
 LOG = r"""Recoding FSM `$fsm$\dut.link.fsm_state$7' from module `\top' using `auto' encoding:
@@ -57,7 +58,33 @@ def test_a_route_that_will_not_end():
     for count in (24278, 744, 1588, 17, 134, 1, 102):           # these may still end
         conflicts(count)
     tell("Routing complete.")
-    with pytest.raises(Unroutable, match="does not route: 103 wires are in conflict, 1 at best"):
+    with pytest.raises(Unroutable, match=r"does not route \(103 wires in conflict, 1 at best\)"):
         conflicts(103)
     assert len(seen) == 9
     converging(None)("    iter=1 wires=1000 overused=5 overuse=5 archfail=NA")
+
+
+def test_a_placement_is_routed_once_more_before_it_is_given_up(tmp_path, monkeypatch):
+    settings = []
+
+    def run(command, directory, log, steps, progress):
+        if "--no-route" in command:
+            (directory / "placed.json").write_text('{"modules": {"top": {}}}')
+            return
+        placed = json.loads((directory / "placed.json").read_text())
+        settings.append(placed["modules"]["top"]["settings"])
+        for count in (500, *[1101] * (len(settings) < ends)):
+            progress(f"    iter=1 wires=1000 overused={count} overuse={count} archfail=NA")
+        (directory / "report.json").write_text('{"fmax": {}, "utilization": {}}')
+    monkeypatch.setattr("meadowlark.ecp5._run", run)
+    monkeypatch.setattr("meadowlark.ecp5._command", lambda *_: ["tool", "--json", "top.json"])
+    for ends in (1, 2, 3):
+        settings.clear()
+        if ends == 3:
+            with pytest.raises(Unroutable):
+                place_and_route(tmp_path)
+        else:
+            place_and_route(tmp_path)
+        assert len(settings) == min(ends, 2)
+    key = "router2/currCongWeightMult"
+    assert float(settings[1][key]) < float(settings[0][key])

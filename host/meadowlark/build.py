@@ -154,7 +154,8 @@ def build(board: Board, directory: Path, *, seeds: int = 3, stand_in: Any = None
                                      avoid=board.ddr3.pins if board.ddr3 else None)
         except Unroutable as error:
             if seed == seeds and best is None:
-                raise
+                raise UserError(f"no placement of {seeds} routes: try more --seeds, or a smaller "
+                                "Config") from None
             tell(f"seed {seed}: {error}")
             tried[seed] = None
             continue

@@ -7,6 +7,7 @@ from __future__ import annotations
 import collections
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -60,6 +61,13 @@ _RECODED = re.compile(r"^Recoding FSM `\$fsm\$\\(\S+)\$\d+' .*\n.*one-hot.*\n +(
 _ROUTER = {"router": "router2", "router2/initCurrCongWeight": "1.0",
            "router2/currCongWeightMult": "0.5", "router2/bbMargin/x": f"{4:032b}",
            "router2/bbMargin/y": f"{4:032b}"}
+#: For a placement that it does not get done like that: a weight that grows more slowly still, and
+#: what was wanted in earlier rounds counts twice. Twice the time.
+_PATIENT = _ROUTER | {"router2/currCongWeightMult": "0.1", "router2/histCongWeight": "2.0"}
+
+#: A WebAssembly tool otherwise holds every folder above its own, by name, and the router's order
+#: depends on the addresses of what it has allocated: elsewhere it would come to another result.
+_ONLY_HERE = {"YOWASP_MOUNT": "/=."}
 
 #: What reports count: name -> cell of nextpnr.
 CELLS = {"lut": "TRELLIS_COMB", "ff": "TRELLIS_FF", "dsp": "MULT18X18D", "bram": "DP16KD"}
@@ -238,15 +246,23 @@ def place_and_route(directory: Path, *, device: str = "85k", package: str = "CAB
     command = _command(directory, device, package, speed, freq_mhz, seed, avoid)
     _run([*command, *pins, "--no-route", "--write", "placed.json"],
          directory, "nextpnr.log", _NEXTPNR_STEP, progress)
-    netlist = json.loads((directory / "placed.json").read_text())
-    for module in netlist["modules"].values():
-        module.setdefault("settings", {}).update(_ROUTER)
-    write_atomic(directory / "placed.json", json.dumps(netlist).encode())
     command[command.index("--json") + 1] = "placed.json"
-    _run([*command, *pins, "--no-pack", "--no-place", "--textcfg", "top.config",
-          "--report", "report.json", *options], directory, "route.log", _NEXTPNR_STEP,
-         converging(progress))
-    return read_report(directory / "report.json")
+
+    def route(settings: dict[str, str]) -> Report:
+        netlist = json.loads((directory / "placed.json").read_text())
+        for module in netlist["modules"].values():
+            module.setdefault("settings", {}).update(settings)
+        write_atomic(directory / "placed.json", json.dumps(netlist).encode())
+        _run([*command, *pins, "--no-pack", "--no-place", "--textcfg", "top.config",
+              "--report", "report.json", *options], directory, "route.log", _NEXTPNR_STEP,
+             converging(progress))
+        return read_report(directory / "report.json")
+    try:
+        return route(_ROUTER)
+    except Unroutable as error:
+        if progress:
+            progress(f"{error}: once more, patiently")
+        return route(_PATIENT)
 
 
 def converging(progress: Progress | None) -> Progress:
@@ -267,8 +283,8 @@ def converging(progress: Progress | None) -> Progress:
             now = int(found[1])
             fewest = now if fewest is None else min(now, fewest)
             if now > 2 * fewest + 100:
-                raise Unroutable(f"this placement does not route: {now} wires are in conflict, "
-                                 f"{fewest} at best; try --seeds, or a smaller Config")
+                raise Unroutable(f"this placement does not route ({now} wires in conflict, "
+                                 f"{fewest} at best)")
     return tell
 
 
@@ -356,8 +372,8 @@ def _run(command: Sequence[str], directory: Path, log_name: str, steps: re.Patte
     """Run a tool in ``directory``; its output goes to a log and, in part, to ``progress``."""
     log = directory / log_name
     process = subprocess.Popen(command, cwd=directory, text=True, errors="replace",
-                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT)
+                               env=os.environ | _ONLY_HERE, stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.stdout is not None
     try:
         with log.open("w", buffering=1) as out:      # to be read meanwhile
