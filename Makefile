@@ -54,7 +54,7 @@ bitstream: .venv/.synth ## build the bitstream of BOARD=ulx3s_85f; has it grown 
 	@$(BIN)/meadowlark build --board $(BOARD) $(ARGS)
 	@$(BIN)/python scripts/resources.py --built --board $(BOARD)
 
-bitstreams: .venv/.synth ## build all boards that have a bitstream; ARGS="--seeds 3" tries placements
+bitstreams: .venv/.synth ## build all boards that have a bitstream
 	@for board in $$($(BIN)/python -c 'from meadowlark_boards import BOARDS; \
 	        print(*(b.name for b in BOARDS.values() if b.sdram or b.ddr3))'); do \
 	    echo "== $$board"; $(BIN)/meadowlark build --board $$board $(ARGS) || exit; done
