@@ -261,7 +261,7 @@ def place_and_route(directory: Path, *, device: str = "85k", package: str = "CAB
         return route(_ROUTER)
     except Unroutable as error:
         if progress:
-            progress(f"{error}: once more, patiently")
+            progress(f"once more, patiently: {error}")
         return route(_PATIENT)
 
 
