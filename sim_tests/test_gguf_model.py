@@ -250,6 +250,8 @@ def mutate(raw: bytes, header: int, rng: np.random.Generator) -> bytes:
     data = bytearray(raw)
     numbers = [0, 1, 2**16 + 1, 2**31, 2**32 - 1, 2**32, 2**63, 2**64 - 1, len(raw)]
     for _ in range(rng.integers(1, 4)):
+        if not data:
+            break
         at = int(rng.integers(0, min(header if rng.random() < 0.9 else len(data), len(data))))
         what = rng.integers(0, 6)
         if what == 0:
