@@ -153,9 +153,6 @@ def build(board: Board, directory: Path, *, seeds: int = 3, stand_in: Any = None
                                      lpf=directory / "top.lpf", progress=progress,
                                      avoid=board.ddr3.pins if board.ddr3 else None)
         except Unroutable as error:
-            if seed == seeds and best is None:
-                raise UserError(f"no placement of {seeds} routes: try more --seeds, or a smaller "
-                                "Config") from None
             tell(f"seed {seed}: {error}")
             tried[seed] = None
             continue
@@ -164,7 +161,8 @@ def build(board: Board, directory: Path, *, seeds: int = 3, stand_in: Any = None
             best = seed, report
         if report.core_mhz >= board.clock_mhz:
             break
-    assert best is not None
+    if best is None:
+        raise UserError(f"no placement of {seeds} routes: try more --seeds, or a smaller Config")
     seed, report = best
     tell("packing the bitstream")
     bitstream = directory / f"{board.name}.bit"

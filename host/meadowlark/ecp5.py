@@ -62,7 +62,7 @@ _ROUTER = {"router": "router2", "router2/initCurrCongWeight": "1.0",
            "router2/currCongWeightMult": "0.5", "router2/bbMargin/x": f"{4:032b}",
            "router2/bbMargin/y": f"{4:032b}"}
 #: For a placement that it does not get done like that: a weight that grows more slowly still, and
-#: what was wanted in earlier rounds counts twice. Twice the time.
+#: what was wanted in earlier rounds counts twice.
 _PATIENT = _ROUTER | {"router2/currCongWeightMult": "0.1", "router2/histCongWeight": "2.0"}
 
 #: A WebAssembly tool otherwise holds every folder above its own, by name, and the router's order
@@ -77,7 +77,6 @@ _YOSYS_STEP = re.compile(r"^\d+\.\d+\. Executing \w+")
 _NEXTPNR_STEP = re.compile(
     r"^Info: (Packing|Running|Placed|Routing|Routed|\s+\d+ \||Setup|Critical|Max frequency|"
     r"Estimated|Building|\s+at iteration|\s+iter=)", re.IGNORECASE)
-
 
 #: A round of router2 and how many wires of it are wanted by several nets.
 _ROUND = re.compile(r"\biter=\d+ .*\boverused=(\d+)")
