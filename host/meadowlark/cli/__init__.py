@@ -1,0 +1,65 @@
+"""The command line: ``meadowlark generate``, ``chat``, ``compile``, ``eval``, ``bench``,
+``build``, ``flash`` and ``info``; a file a command."""
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+import click
+
+from ..errors import UserError
+from . import bench, build, chat, compile, eval, generate, info
+from .status import DIFFERENT, INTERRUPTED, WRONG_USE
+from .terminal import say
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="meadowlark", prog_name="meadowlark")
+def cli() -> None:
+    """Small FPGAs run language models, with open tools."""
+
+
+for _command in (generate.generate, chat.chat, compile.compile_, eval.eval_, bench.bench,
+                 build.build, build.flash, info.info):
+    cli.add_command(_command)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status.
+
+    0: done. 1: ``--check`` found a difference. 2: something the user can put right, told in one
+    sentence on stderr. 130: interrupted, by Ctrl-C or a signal to end; tools run for us end too.
+    """
+    from ..simboard import SimulationError
+    if args is None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return cli.main(args=list(sys.argv[1:] if args is None else args), prog_name="meadowlark",
+                        standalone_mode=False) or 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return WRONG_USE
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "meadowlark"
+        return _fail(f"{error.format_message().rstrip('.')}; see `{where} --help`")
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted", INTERRUPTED)
+    except SimulationError as error:
+        return _fail(str(error), DIFFERENT)
+    except BrokenPipeError:
+        # Whoever reads our output has left; nothing more may be written at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return WRONG_USE
+    except UserError as error:
+        return _fail(str(error))
+    except OSError as error:
+        name = f" ({error.filename})" if error.filename else ""
+        return _fail(f"{error.strerror or error}{name}")
+
+
+def _fail(sentence: str, status: int = WRONG_USE) -> int:
+    sys.stdout.flush()
+    say("error: " + " ".join(sentence.split()))
+    return status

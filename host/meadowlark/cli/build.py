@@ -1,0 +1,92 @@
+"""``meadowlark build`` and ``flash``."""
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..errors import UserError
+from .options import board_named, given
+from .status import DIFFERENT
+from .terminal import Progress, listing, say, write_json
+
+if TYPE_CHECKING:
+    from meadowlark_boards import Board
+
+_build_directory = click.option(
+    "-o", "--output", metavar="FOLDER", help="Default: build/BOARD.", default=None)
+
+
+@click.command()
+@click.option("--board", default="ulx3s_85f", show_default=True, metavar="BOARD")
+@click.option("--seeds", default=3, show_default=True, metavar="N",
+              help="Placements to try until one routes and meets timing; the fastest is kept.")
+@click.option("--clock", "clock_mhz", type=float, metavar="MHZ",
+              help="Another clock than the board's, such as one that timing meets; the memory's "
+                   "times in cycles follow.")
+@_build_directory
+@click.option("--json", "json_to", metavar="FILE",
+              help="Write the report as JSON; - is stdout, which then gets nothing else.")
+def build(board: str, seeds: int, clock_mhz: float | None, output: str | None,
+          json_to: str | None) -> int:
+    """A board's bitstream, by Yosys and nextpnr; ends with a report. Of a board with a Zynq, the
+    package from which Vivado makes it."""
+    from .. import build as building
+    if seeds < 1:
+        raise UserError(f"--seeds must be at least 1, not {seeds}")
+    which = board_named(board)
+    if which.zynq is not None:
+        if given("seeds"):
+            raise UserError(f"--seeds is for nextpnr, and board {board} is Vivado's; leave it out")
+        if clock_mhz is not None:
+            raise UserError(f"--clock is for nextpnr, and board {board} is Vivado's; leave it out")
+        return _package(which, Path(output or f"build/{board}"), json_to)
+    if clock_mhz is not None:
+        if which.ddr3 is not None:
+            raise UserError(f"the clock of board {board} is its memory's; leave --clock out")
+        if not 10 <= clock_mhz <= 200:
+            raise UserError(f"--clock must be 10..200 MHz, not {clock_mhz:g}")
+        which = replace(which, clock_mhz=clock_mhz)
+    begun = time.monotonic()
+    with Progress() as progress:
+        def tell(line: str) -> None:
+            progress(f"{time.monotonic() - begun:.0f} s: {line[:70]}")
+        built = building.build(which, Path(output or f"build/{board}"), seeds=seeds, progress=tell)
+    result = building.summary(which, built)
+    write_json(result, json_to)
+    if json_to != "-":
+        print(listing(result))
+    if not built.meets_timing:
+        say(f"timing is missed: {result['fmax_mhz']} of {which.clock_mhz:g} MHz. The bitstream is "
+             "there, but may fail on the board; try --seeds, --clock, or a smaller Config")
+        return DIFFERENT
+    return 0
+
+
+def _package(board: Board, directory: Path, json_to: str | None) -> int:
+    """`build` where the bitstream is left to the vendor's tool."""
+    from .. import vivado
+    with Progress() as progress:
+        written = vivado.package(board, directory, progress=progress)
+    result = vivado.summary(board, written)
+    write_json(result, json_to)
+    if json_to != "-":
+        print(listing({name: fact for name, fact in result.items() if fact is not None}))
+    say(f"this is no bitstream yet: `{vivado.COMMAND}` in {directory} makes it. No vendor tool "
+         f"has run on this package, so neither its Tcl nor {board.clock_mhz:g} MHz is confirmed")
+    return 0
+
+
+@click.command()
+@click.option("--board", default="ulx3s_85f", show_default=True, metavar="BOARD")
+@_build_directory
+def flash(board: str, output: str | None) -> int:
+    """Load the bitstream that `build` made into a board."""
+    from .. import build as building
+    which = board_named(board)
+    building.platform_of(which)
+    building.flash(which, Path(output or f"build/{board}") / f"{board}.bit")
+    return 0

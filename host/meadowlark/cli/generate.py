@@ -1,0 +1,142 @@
+"""``meadowlark generate``."""
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import UserError
+from .options import (
+    board_named,
+    check_most,
+    common_options,
+    ctx_option,
+    drawing_options,
+    open_source,
+    weights_option,
+)
+from .status import DIFFERENT
+from .terminal import Progress, Text, say, write_json
+
+if TYPE_CHECKING:
+    from ..image import Image
+
+
+@click.command()
+@click.argument("prompt")
+@drawing_options
+@click.option("--stop", multiple=True, metavar="TEXT",
+              help="End before this text; may be given several times.")
+@click.option("--chat", is_flag=True,
+              help="PROMPT is a question: put it in the model's chat template.")
+@click.option("--ignore-eos", is_flag=True, help="Go on after the model ends its text.")
+@click.option("--check", is_flag=True,
+              help="Compare every token and logit with the golden model; status 1 if one differs.")
+@ctx_option
+@weights_option
+@common_options
+def generate(prompt: str, max_new: int | None, temperature: float, top_k: int, top_p: float,
+             stop: Sequence[str], chat: bool, ignore_eos: bool, check: bool, ctx: int | None,
+             weights: str, model: str, board: str, target: str, json_to: str | None,
+             seed: int) -> int:
+    """Continue PROMPT, or answer it; the text is written as its tokens arrive."""
+    from ..sampling import sampling
+    from ..targets import GoldenTarget, open_target
+    from ..targets import check as compare
+    which = board_named(board)
+    draw = sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+                    max_top_k=which.config.topk)
+    check_most(max_new)
+    if check and target == "golden":
+        raise UserError("--check compares a board with the golden model, which --target golden "
+                        "is; leave one of them out")
+    if any(not s for s in stop):
+        raise UserError("--stop needs a text that is not empty")
+    with Progress() as progress:
+        source = open_source(model, which, ctx, weights, progress)
+        ids, image = source.prompt(prompt, chat=chat), source.image
+        if check and source.is_image:
+            raise UserError("--check needs the checkpoint, which an image does not hold; give the "
+                            "model itself")
+        stops = () if ignore_eos else image.stop_ids
+        # The last token needs no place of its own.
+        most = min(max_new or image.context, image.context - len(ids) + 1)
+        with closing(open_target(target, which, progress=progress)) as runner:
+            runner.load(source)
+            progress("taking the prompt")
+            out = Text("" if chat else prompt, source.tokenizer.stream(ids), stop,
+                        quiet=json_to == "-")
+            events, started, ended = [], time.monotonic(), 0.0
+            with closing(runner.generate(ids, draw, max_new=most, stop_ids=stops)) as run:
+                for event in run:
+                    ended = time.monotonic()
+                    progress.hide()
+                    events.append(event)
+                    if event.token not in stops and not out.push(event.token):
+                        break
+            out.end()
+            seconds = max(ended - started, 1e-9)
+            counters, messages = runner.counters(), runner.messages
+        passes = range(len(ids), len(ids) + len(events) - 1)    # decode passes, by position
+        result: dict[str, Any] = {
+            "model": image.name, "board": which.name, "target": target, "seed": seed,
+            "prompt_tokens": len(ids), "tokens": [e.token for e in events], "text": out.text,
+            "end": why_ended([e.token for e in events], stops, out, len(events) == max_new),
+            "tokens_per_s": len(events) / seconds,
+            "cycles_per_token": _cycles_per_token(counters, len(events)),
+            "bytes_per_token": _bytes_per_token(image, len(ids), passes),
+            "host_messages": messages, "clock_mhz": which.clock_mhz, "counters": counters}
+        verdict = None
+        if check:
+            golden = GoldenTarget()
+            golden.load(source)
+            verdict = compare(events, golden.generate(ids, draw, max_new=most, stop_ids=stops),
+                              whole=not out.stopped, progress=progress)
+            result["bit_exact"] = verdict.bit_exact
+            result["first_difference"] = verdict.first_difference
+    write_json(result, json_to)
+    say(_summary(result))
+    if verdict is None:
+        return 0
+    say(f"bit-exact with the golden model over {verdict.tokens} tokens" if verdict.bit_exact
+         else f"NOT bit-exact: {verdict.first_difference}")
+    return 0 if verdict.bit_exact else DIFFERENT
+
+
+def why_ended(tokens: Sequence[int], stops: Sequence[int], out: Text, full: bool) -> str:
+    """Why a text ended."""
+    if out.stopped:
+        return "stop text"
+    if tokens and tokens[-1] in stops:
+        return "stop id"
+    return "number of tokens" if full else "context"
+
+
+def _cycles_per_token(counters: dict[str, int], tokens: int) -> float | None:
+    """Of the decode passes; of the whole run if there was none; None without counters."""
+    if "cycles" not in counters:
+        return None
+    if tokens < 2:
+        return float(counters["cycles"])
+    return (counters["cycles"] - counters["cycles_first_token"]) / (tokens - 1)
+
+
+def _bytes_per_token(image: Image, prompt: int, passes: range) -> float:
+    """Useful bytes of a decode pass, averaged over the run; of the next one if there was none."""
+    if not passes:
+        return float(image.bytes_per_token(prompt))
+    return sum(image.bytes_per_token(position + 1) for position in passes) / len(passes)
+
+
+def _summary(result: dict) -> str:
+    """One line about a run."""
+    parts = [f"{result['prompt_tokens']} + {len(result['tokens'])} tokens, ended by "
+             f"{result['end']}", f"{result['tokens_per_s']:.1f} tokens/s here"]
+    if cycles := result["cycles_per_token"]:
+        mhz = result["clock_mhz"]
+        parts.append(f"{cycles:,.0f} cycles a token ({mhz * 1e6 / cycles:,.1f} tokens/s at "
+                     f"{mhz:g} MHz)")
+    return "; ".join(parts)
