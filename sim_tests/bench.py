@@ -188,12 +188,28 @@ def _compiler() -> tuple[str, ...]:
 # rather than by Verilator's makefile: that compiles these again each time (half a minute), and
 # wants make, ar and Perl.
 _RUNTIME = ("verilated", "verilated_vpi", "verilated_threads", "verilated_vcd_c")
+#: Of C++ that is compiled as one file.
+_UNIT_BYTES = 300_000
 
 
 def _defines(waves: bool) -> list[str]:
     return ["-std=gnu++20", "-fPIC", "-pthread", "-w", "-DVERILATOR=1", "-DVM_COVERAGE=0",
             "-DVM_SC=0", f"-DVM_TRACE={int(waves)}", "-DVM_TRACE_FST=0", "-DVM_TRACE_SAIF=0",
             f"-DVM_TRACE_VCD={int(waves)}"]
+
+
+def _units(sources: Iterable[Path]) -> list[list[Path]]:
+    """Sources that are compiled together: of small ones, Verilator's headers are all the work."""
+    units: list[list[Path]] = []
+    room = 0
+    for source in sorted(sources):
+        size = source.stat().st_size
+        if size > room:
+            units.append([])
+            room = _UNIT_BYTES
+        units[-1].append(source)
+        room -= size
+    return units
 
 
 def _build_verilator(text: str, ports: list[str], peek: bool, waves: bool) -> Path:
@@ -222,12 +238,13 @@ def _build_verilator(text: str, ports: list[str], peek: bool, waves: bool) -> Pa
                   *(["--trace"] if waves else []), "dut.v"], out, VERILATOR_ROOT=str(root))
         shutil.copy(cocotb_tools.config.share_dir / "lib" / "verilator" / "verilator.cpp", out)
 
-        def compile_one(source: Path) -> str:
-            _command([*cxx, "-O1", "-I.", *include, "-c", source.name, "-o", f"{source.stem}.o"],
-                     out)
-            return f"{source.stem}.o"
+        def compile_one(at: int, sources: list[Path]) -> str:
+            (out / f"unit{at}.cc").write_text(
+                "".join(f'#include "{source.name}"\n' for source in sources))
+            _command([*cxx, "-O1", "-I.", *include, "-c", f"unit{at}.cc", "-o", f"unit{at}.o"], out)
+            return f"unit{at}.o"
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(compile_one, sorted(out.glob("*.cpp"))))
+            objects = list(pool.map(compile_one, *zip(*enumerate(_units(out.glob("*.cpp"))))))
         _command([*cxx, "-o", "dut", *objects,
                   *(str(common / f"{name}.o") for name in _RUNTIME),
                   f"-Wl,-rpath,{libs}", f"-L{libs}", "-lcocotbvpi_verilator", "-ldl"], out)
