@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
 
+from meadowlark.limits import LIMITS
+from meadowlark_boards import BOARDS
 from meadowlark_hdl import isa
 from meadowlark_hdl.control import counters_table, errors
 from meadowlark_hdl.link import axi_lite_table, protocol
@@ -99,7 +101,29 @@ def registers() -> str:
     return "\n".join(out)
 
 
-PAGES = {"docs/program.md": program, "docs/registers.md": registers}
+def limits() -> str:
+    """docs/limits.md."""
+    boards = list(BOARDS.values())
+    out = [NOTE, "# Which models a board runs\n",
+           "`meadowlark info MODEL` compares a model with every board. A model beyond a limit is "
+           "refused from its shapes, before its weights are read.\n",
+           "## What is limited\n",
+           table(("limit", "what it is", "set by (Config)"),
+                 ((row.name, row.doc, row.where) for row in LIMITS)),
+           "## Limits of each board\n",
+           "Most, unless the row says least. A bitstream with another Config has other limits.\n",
+           table(("limit", *(f"`{board.name}`" for board in boards)),
+                 ((f"{row.name}, {'least' if row.least else 'most'}",
+                   *(f"{row.has(board):,}" for board in boards)) for row in LIMITS)),
+           "## Weights\n",
+           table(("board", "blocks of GGUF files (Q8_0, Q4_0, Q4_1)", "entropy-coded weights"),
+                 ((f"`{board.name}`",
+                   "as they are" if board.config.block_modes else "turned into int8",
+                   "yes" if board.config.packing & 1 else "no") for board in boards))]
+    return "\n".join(out)
+
+
+PAGES = {"docs/program.md": program, "docs/registers.md": registers, "docs/limits.md": limits}
 
 
 def main(argv: list[str] | None = None) -> int:

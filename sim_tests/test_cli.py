@@ -97,9 +97,9 @@ def test_model_outside_the_envelope(run, tmp_path, monkeypatch):
     small = board.config.replace(prog_depth=64)
     monkeypatch.setitem(BOARDS, "tiny", type(board)(
         **{**vars(board), "name": "tiny", "config": small}))
-    refused(run("compile", "-o", tmp_path / "x", "--board", "tiny"), "prog_depth 64",
+    refused(run("compile", "-o", tmp_path / "x", "--board", "tiny"), "most 64 (prog_depth)",
             "does not fit the board")
-    refused(run("generate", STORY, "--board", "tiny", "--target", "golden"), "prog_depth 64")
+    refused(run("generate", STORY, "--board", "tiny", "--target", "golden"), "most 64 (prog_depth)")
     assert list(tmp_path.iterdir()) == []
 
 

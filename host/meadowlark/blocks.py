@@ -54,6 +54,13 @@ class BlockTensor:
         return cls(kind=kind, codes=codes.reshape(len(raw), -1), scale=half(0),
                    minimum=half(2) if kind == "Q4_1" else None)
 
+    @classmethod
+    def outline(cls, kind: str, rows: int, columns: int) -> BlockTensor:
+        """Blocks of zeros that take no memory."""
+        halves = np.broadcast_to(np.float16(0), (rows, columns // BLOCK))
+        return cls(kind=kind, codes=np.broadcast_to(np.int8(0), (rows, columns)), scale=halves,
+                   minimum=halves if kind == "Q4_1" else None)
+
     @property
     def rows(self) -> int:
         """Number of outputs."""

@@ -1,9 +1,8 @@
 """Compiler: a quantised model and a board -> program, packed memory, registers, statistics."""
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,24 +15,18 @@ from meadowlark_hdl.weights.block_golden import BLOCK
 from meadowlark_hdl.weights.decoder_golden import (HEADER_BYTES, encode_tile, header_chunks,
                                                     row_headers, tile_chunks)
 
+from . import limits
 from .blocks import KINDS
 from .errors import UserError
 from .image import Image
-from .layout import (ALIGN, Shape, Tiling, act_map, check_envelope, packed_jobs, round_up,
-                     spare_chunks, tile_linear)
+from .layout import (ALIGN, Shape, Tiling, act_map, packed_jobs, round_up, spare_chunks,
+                     tile_linear)
 from .packing import Packer, Segment
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
 
     from .quantise import QuantLayer, QuantLinear, QuantModel, QuantNorm
-
-
-def shape_of(qm: QuantModel, context: int) -> Shape:
-    """The dimensions of a model, for a context of ``context`` tokens."""
-    return Shape(hidden=qm.hidden, layers=len(qm.layers), heads=qm.heads, kv_heads=qm.kv_heads,
-                 head_dim=qm.head_dim, head_pad=qm.head_pad, ffn=qm.ffn, vocab=qm.vocab,
-                 context=context)
 
 
 #: Fields of a QuantLinear with an entry a row.
@@ -141,10 +134,10 @@ class _Lists:
 
     def both(self, op: Op, **fields: int) -> None:
         for code in (self.prefill, self.decode):
-            code.append(_instruction(op, **fields))
+            code.append(Instruction(op, **fields))
 
     def _relative(self, code: list[Instruction], op: Op, at: int, **fields: int) -> None:
-        code.append(_instruction(op, addr=at // self.config.W, **fields))
+        code.append(Instruction(op, addr=at // self.config.W, **fields))
         self._fixups.append(code[-1])
 
     def _kv(self, layer: int, which: int, kv_head: int) -> int:
@@ -195,7 +188,7 @@ class _Lists:
 
         def queries(code: list[Instruction], at: int, first: int, count: int, **lanes: int) -> None:
             a, b = (n * s.head_pad // tiling.rows for n in (first, first + count))
-            code.append(_instruction(Op.LINEAR, **_of(fields, sizes[a:b]) | dict(
+            code.append(Instruction(Op.LINEAR, **_of(fields, sizes[a:b]) | dict(
                 tiles=b - a, x=self.act.x, y=at * config.W, epi=Epi.ROPE16,
                 shift=layer.q_rope_shift, **lanes)))
 
@@ -263,24 +256,21 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
     Raises
     ------
     UserError
-        The model does not fit: names the limit and by how much.
+        The board cannot run the model: see :mod:`meadowlark.limits`. Only what packed weights take
+        is not known before.
     """
-    started = time.monotonic()
     config = board.config
     W, P = config.W, config.P
-    if context is None:
-        context = min(qm.context, config.context, config.score_depth)
-    elif not 1 <= context <= qm.context:
-        raise UserError(f"the context must be in 1..{qm.context} for this model, not {context}")
-    shape = shape_of(qm, context)
-    blocks = check_envelope(shape, config)
     for bit, mode in ((1, "entropy"), (2, "meadow")):
         if packing == mode and not config.packing & bit:
             raise UserError(f"the board {board.name} cannot read the packing {mode}")
-
     if not config.block_modes and any(q.scale is not None for q in _matrices(qm)):
         raise UserError(f"the board {board.name} cannot read weights in blocks, as GGUF files have "
                         "them; quantise the model to int8 (--weights int8)")
+    shapes = limits.Shapes.of_integers(qm)
+    limits.check(shapes, board, context=context, least=limits.least_bits(board, packing))
+    shape = shapes.on(board, context).shape
+    context, blocks = shape.context, limits.residents(shape, config)
 
     lists = _Lists(shape, config, qm.embedding, packing)
     act = lists.act
@@ -300,19 +290,14 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
     lists.linear(qm.head, "head", False, last=1, x=act.x, epi=Epi.LOGIT)
     lists.both(Op.END)
 
+    # What was left open: what the packed weights take.
+    plain, packed = (sum(t[key] for t in lists.stream.tensors) for key in ("raw_bytes", "bytes"))
+    bits = 8 * packed / plain
+    limits.check(shapes, board, context=context, bits=bits)
     weights, memory_bytes = lists.finish()
     program = lists.prefill + lists.decode
-    if len(program) > config.prog_depth:
-        raise UserError(f"the model does not fit the board: its program of {len(program)} "
-                        f"instructions is {len(program) - config.prog_depth} longer than the "
-                        f"program memory (prog_depth {config.prog_depth})")
-    if memory_bytes > board.memory.size_bytes:
-        raise UserError(
-            f"the model does not fit the board: it takes {memory_bytes:,} bytes of memory with a "
-            f"context of {context}, {memory_bytes - board.memory.size_bytes:,} more than the "
-            f"board's {board.memory.size_bytes:,}; each token less with --ctx saves "
-            f"{2 * shape.layers * shape.kv_heads * shape.head_pad + lists.rope_chunks * W} bytes")
-
+    assert len(program) == limits.instructions(shape, config)
+    assert memory_bytes == limits.memory_bytes(shapes.on(board, context), config, bits)
     rope = encode_tile(np.asarray(qm.rope)[:context].reshape(context, -1), W=W, mode=Mode.INT16)
     memory = b"".join((weights, rope.ljust(lists.embed_at, b"\0"),
                        _embedding(qm.embedding, W).ljust(lists.kv_at - lists.embed_at, b"\0")))
@@ -321,7 +306,7 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
                 head_log2=shape.head_pad.bit_length() - 1, eps=int(qm.eps), vocab=shape.vocab)
     for name, value in regs.items():
         _fit(name, value, MODEL_REGS)
-    image = Image(
+    return Image(
         name=qm.name, board=board.name, config=config.as_dict(),
         needs=dict(act_words=_act_words(program, blocks * act.block_words, lists.head),
                    residual_values=blocks * P * lists.hidden,
@@ -332,7 +317,6 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
         memory=memory, tokenizer=qm.tokenizer_json, chat=qm.chat, bos_id=qm.bos_id,
         stop_ids=tuple(qm.stop_ids), facts=_facts(qm, shape, lists.stream.tensors),
         tensors=tuple(lists.stream.tensors))
-    return replace(image, seconds=round(time.monotonic() - started, 3))
 
 
 def _matrices(qm: QuantModel) -> Iterator[QuantLinear]:
@@ -352,20 +336,9 @@ def _of(fields: dict, sizes: list[int]) -> dict:
     return fields | (packed_jobs(sizes) or {}) if fields.get("packed") else fields
 
 
-def _instruction(op: Op, **fields: int) -> Instruction:
-    """An instruction; a value that its field cannot hold is the user's to know."""
-    try:
-        return Instruction(op, **fields)
-    except ValueError as error:
-        raise UserError(f"the model does not fit the instruction set: {error}") from error
-
-
 def _fit(name: str, value: int, table: tuple[Field, ...]) -> int:
-    """Value of an instruction field or register, refused if it has too many bits."""
-    bits = next(f.bits for f in table if f.name == name)
-    if not 0 <= value < 1 << bits:
-        raise UserError(f"the model does not fit the instruction set: {name} would be {value}, "
-                        f"its field has {bits} bits")
+    """Value of an instruction field or register; that it has no more bits is due to the limits."""
+    assert 0 <= value < 1 << next(f.bits for f in table if f.name == name), (name, value)
     return value
 
 

@@ -1,6 +1,7 @@
 """A GGUF file -> :class:`meadowlark.model.Model`."""
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,8 @@ _KINDS = ", ".join((*KINDS, *FLOATS))
 class _Weights:
     """The tensors of a file, taken by name and shape."""
 
-    def __init__(self, file: GgufFile) -> None:
-        self.file = file
+    def __init__(self, file: GgufFile, outline: bool) -> None:
+        self.file, self.outline = file, outline
         self.taken: dict[str, int] = {}     # name -> number of weights
         total = sum(t.elements for t in file.tensors.values())
         if total > MAX_WEIGHTS:
@@ -52,6 +53,10 @@ class _Weights:
         if kind not in KINDS and kind not in FLOATS:
             raise UserError(f"{path}: tensor {name} has type {kind}, which is not supported; use a "
                             f"file with {_KINDS}.")
+        self.taken[name] = info.elements
+        if self.outline:
+            return np.broadcast_to(np.float32(0), shape), \
+                (BlockTensor.outline(kind, prod(shape[:-1]), shape[-1]) if kind in KINDS else None)
         raw = self.file.read(info)
         if heads:
             raw = raw.reshape(heads, -1, 2, raw.size // shape[0]).swapaxes(1, 2)
@@ -62,7 +67,6 @@ class _Weights:
         if not np.isfinite(value).all():
             raise UserError(f"{path}: tensor {name} holds values that are not finite; get the file "
                             "again.")
-        self.taken[name] = info.elements
         return value.reshape(shape), blocks
 
     def refuse_others(self) -> None:
@@ -91,7 +95,7 @@ def _refuse_unknown_shapes(meta: Metadata) -> None:
                         "without RoPE scaling.")
 
 
-def load_gguf(path: str | Path, name: str | None = None) -> Model:
+def load_gguf(path: str | Path, name: str | None = None, *, outline: bool = False) -> Model:
     """Read a model.
 
     Parameters
@@ -102,6 +106,8 @@ def load_gguf(path: str | Path, name: str | None = None) -> Model:
         in Q8_0, Q4_0 and Q4_1 are kept as they are beside it (``blocks`` of Model and Layer).
     name : str, optional
         The name of the model; by default that of the file.
+    outline : bool
+        See :func:`meadowlark.model.load_model`.
 
     Raises
     ------
@@ -128,7 +134,7 @@ def load_gguf(path: str | Path, name: str | None = None) -> Model:
     if head_dim % 2:
         raise meta.refuse(f"heads of {head_dim} dimensions have no pairs for RoPE")
     vocabulary = read_vocabulary(meta)
-    weights = _Weights(file)
+    weights = _Weights(file, outline)
     vocab = meta.whole("llama.vocab_size", len(vocabulary.tokens))
     if vocab < len(vocabulary.tokens):
         raise meta.refuse(f"it has {len(vocabulary.tokens):,} tokens and llama.vocab_size is "

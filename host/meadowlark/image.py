@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from meadowlark_boards import Board
 
 MAGIC = b"MEADOWLK"
-VERSION = 2
+VERSION = 3
 #: magic, version, bytes of the JSON header, CRC-32 of everything else before the sections.
 _PREFIX = struct.Struct("<8sIII")
 _SECTIONS = ("program", "memory", "tokenizer", "chat")
@@ -74,8 +74,6 @@ class Image:
         Token every text begins with.
     stop_ids : tuple of int
         Tokens that end a text.
-    seconds : float
-        Time the compiler took.
     tensors : tuple of dict
         For each matrix of the stream, in order: its name, how it is packed (mode: raw, meadow,
         entropy; how: for people), weights, where in memory it starts, bytes of its codes plain and
@@ -94,7 +92,6 @@ class Image:
     chat: ChatTemplate | None = None
     bos_id: int | None = None
     stop_ids: tuple[int, ...] = ()
-    seconds: float = 0.0
     tensors: tuple[dict, ...] = ()
 
     @property
@@ -210,8 +207,8 @@ class Image:
             sections[name] = {"offset": at, "size": len(raw), "crc32": crc32(raw)}
             at += len(raw)
         header = json.dumps({
-            "isa": ISA_CRC, "name": self.name, "board": self.board, "seconds": self.seconds,
-            "bos_id": self.bos_id, "stop_ids": self.stop_ids, "config": self.config,
+            "isa": ISA_CRC, "name": self.name, "board": self.board, "bos_id": self.bos_id,
+            "stop_ids": self.stop_ids, "config": self.config,
             "needs": self.needs, "model_regs": self.model_regs, "shape": self.shape,
             "facts": self.facts, "tensors": self.tensors, "sections": sections},
             indent=1).encode() + b"\n"
@@ -332,7 +329,6 @@ class Image:
             bos_id=None if header["bos_id"] is None else _whole(header, "bos_id"),
             stop_ids=tuple(_whole(ids, i) for ids in [header["stop_ids"]] for i in range(len(ids))),
             chat=ChatTemplate.from_json(chat, name) if chat else None,
-            seconds=float(header["seconds"]),
             tensors=tuple(map(_tensor, header["tensors"])), **data)
         image._check_program()
         image._check_sizes()

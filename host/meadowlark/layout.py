@@ -1,4 +1,4 @@
-"""Where everything goes: tiles, activation memory, limits of a core. Pure arithmetic."""
+"""Where everything goes: tiles and activation memory. Pure arithmetic."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -7,8 +7,6 @@ from typing import NamedTuple
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import FIELDS, Header, Mode
 from meadowlark_hdl.weights.decoder_golden import HEADER_BYTES, tile_chunks
-
-from .errors import UserError
 
 #: Start of a section of external memory, in bytes: at least a chunk, and a DRAM burst.
 ALIGN = 64
@@ -56,10 +54,8 @@ def tile_linear(rows: int, row_beats: int, config: Config, *, header: Header,
     Tiling
         All tiles but the last hold ``rows`` rows; ``last_rows`` <= ``rows``.
     """
-    most = min(config.tile_rows, MAX_ROWS, config.tile_beats // row_beats) & ~1
-    if most < 2:
-        raise UserError(f"a pair of rows takes {2 * row_beats} beats and the tile buffer holds "
-                        f"{config.tile_beats}")
+    # A pair at least: whether the buffer holds one is for :mod:`meadowlark.limits` to say.
+    most = max(2, min(config.tile_rows, MAX_ROWS, config.tile_beats // row_beats) & ~1)
     if divides is not None:
         size = min(1 << most.bit_length() - 1, divides)
     else:
@@ -152,54 +148,3 @@ def act_map(shape: Shape, W: int) -> ActMap:
     k = q + head
     end = max(k + max(2 * kv, shape.heads * head), hidden + -(-shape.ffn // W))
     return ActMap(x=0, q=q, k=k, v=k + kv, out=k, ffn=hidden, block_words=end)
-
-
-class Limit(NamedTuple):
-    what: str           #: what the model needs
-    need: int
-    has: int
-    where: str          #: which part of the board bounds it
-
-
-def check_envelope(shape: Shape, config: Config) -> int:
-    """Number of resident blocks of P tokens, at least 1, if the model fits a core.
-
-    Raises
-    ------
-    UserError
-        Names the first limit that is exceeded and by how much. The sizes of the program and of
-        external memory are checked by the compiler when they are known.
-    """
-    W, P = config.W, config.P
-    hidden = round_up(shape.hidden, W)
-    block = act_map(shape, W).block_words
-    widest = max(hidden, round_up(shape.ffn, W), shape.heads * shape.head_pad)
-    if shape.head_pad < W:
-        raise UserError(f"the padded head dimension of {shape.head_pad} is below the board's beat "
-                        f"of {W} weights")
-    if shape.heads % shape.kv_heads:
-        raise UserError(f"{shape.heads} query heads cannot share {shape.kv_heads} KV heads")
-    for what, need, has, where in (
-            Limit("a hidden size of", hidden, 4096, "the sum of squares"),
-            Limit("slices of a head:", shape.head_pad // config.sv_columns, config.acc_slots,
-                  "the lanes' accumulators"),
-            Limit("a head dimension of", shape.head_pad, 128, "the head_log2 register"),
-            Limit("beats of a pair of rows:", 2 * (widest // W), config.tile_beats,
-                  "the tile buffer (tile_beats)"),
-            Limit("activation words:", block, config.act_words,
-                  "the activation memory (act_words)"),
-            Limit("residual values:", P * hidden, config.residual_values,
-                  "the residual memory (residual_values)"),
-            Limit("pairs of RoPE:", P * shape.head_pad // 2, config.rope_pairs,
-                  "the RoPE memory (rope_pairs)"),
-            Limit("a context of", shape.context, config.context, "the core (context)"),
-            Limit("scores a lane:", shape.context, config.score_depth,
-                  "the score memory (score_depth)"),
-            Limit("a vocabulary of", shape.vocab, (1 << Config.TOKEN_BITS) - 1,
-                  "the token id")):
-        if need > has:
-            raise UserError(f"the model does not fit the board: {what} {need}, but {where} "
-                            f"allows {has}, {need - has} less")
-    return min(config.act_words // block, config.residual_values // (P * hidden),
-               config.rope_pairs // (P * shape.head_pad // 2),
-               Config.SUM_BLOCKS)      # a lane keeps the maximum and sum of each block

@@ -319,15 +319,34 @@ def _tensor_files(folder: Path) -> list[Path]:
     return [folder / name for name in files]
 
 
-def _read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """All floating tensors of a file as float32; others (old buffers) are left out."""
+@contextmanager
+def _sound_file(path: Path) -> Iterator[None]:
+    """What the library makes of a damaged file, as one sentence."""
     try:
-        found = safetensors.deserialize(path.read_bytes())
+        yield
     except OSError as e:
         raise UserError(f"{path} cannot be read ({e}); check the file.") from e
     except Exception as e:               # SafetensorError: truncated, damaged or foreign
         raise UserError(f"{path} is damaged or not a safetensors file ({e}); "
                         "get it again.") from e
+
+
+def _outline_tensors(path: Path) -> dict[str, Any]:
+    """As :func:`_read_tensors`, from the header alone: zeros that take no memory."""
+    out = {}
+    with _sound_file(path), safetensors.safe_open(path, "np") as file:
+        for name in file.keys():
+            part = file.get_slice(name)
+            dtype = part.get_dtype()
+            out[name] = np.broadcast_to(np.float32(0), part.get_shape()) \
+                if dtype in ("BF16", "F16", "F32") else dtype
+    return out
+
+
+def _read_tensors(path: Path) -> dict[str, Any]:
+    """All floating tensors of a file as float32; of others (old buffers) the type."""
+    with _sound_file(path):
+        found = safetensors.deserialize(path.read_bytes())
     out = {}
     for name, entry in found:
         dtype, raw = entry["dtype"], entry["data"]
@@ -344,11 +363,11 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
 class _Tensors:
     """The tensors of a checkpoint, taken by name and shape."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.found: dict[str, np.ndarray] = {}
+    def __init__(self, folder: Path, outline: bool) -> None:
+        self.folder, self.outline = folder, outline
+        self.found: dict[str, Any] = {}
         for path in _tensor_files(folder):
-            self.found.update(_read_tensors(path))
+            self.found.update((_outline_tensors if outline else _read_tensors)(path))
         self.taken = 0
 
     def take(self, name: str, *shape: int) -> np.ndarray:
@@ -362,7 +381,7 @@ class _Tensors:
         if value.shape != shape:
             raise UserError(f"{self.folder}: tensor {name} has shape {list(value.shape)} where "
                             f"config.json implies {list(shape)}; use the files of one checkpoint.")
-        if not np.isfinite(value).all():
+        if not self.outline and not np.isfinite(value).all():
             raise UserError(f"{self.folder}: tensor {name} holds values that are not finite; "
                             "get the checkpoint again.")
         self.taken += value.size
@@ -424,7 +443,7 @@ def find_model(path_or_name: str | Path) -> Path:
     return found
 
 
-def load_model(path_or_name: str | Path) -> Model:
+def load_model(path_or_name: str | Path, *, outline: bool = False) -> Model:
     """Read a model.
 
     Parameters
@@ -435,6 +454,9 @@ def load_model(path_or_name: str | Path) -> Model:
         Supported in folders: LlamaForCausalLM in float32, float16 or bfloat16; grouped queries;
         RoPE without scaling; RMSNorm; SwiGLU with silu; tied or own head; biases (attention_bias,
         mlp_bias).
+    outline : bool
+        Everything but the values: the weights are zeros that take no memory, and only the headers
+        of their files are read.
 
     Raises
     ------
@@ -444,7 +466,8 @@ def load_model(path_or_name: str | Path) -> Model:
     folder = find_model(path_or_name)
     if not folder.is_dir():
         from .gguf_model import load_gguf
-        return load_gguf(folder, str(path_or_name) if str(path_or_name) in NAMES else None)
+        return load_gguf(folder, str(path_or_name) if str(path_or_name) in NAMES else None,
+                         outline=outline)
     config = _Config(folder)
     config.refuse_unknown_shapes()
     hidden, heads = config.whole("hidden_size"), config.whole("num_attention_heads")
@@ -483,7 +506,7 @@ def load_model(path_or_name: str | Path) -> Model:
         raise UserError(f"{source} has {tokenizer.size} ids and config.json a vocab_size of only "
                         f"{vocab}; use the files of one checkpoint.")
 
-    tensors = _Tensors(folder)
+    tensors = _Tensors(folder, outline)
     attention_bias, mlp_bias = config.flag("attention_bias"), config.flag("mlp_bias")
 
     def linear(name: str, rows: int, columns: int, bias: bool):

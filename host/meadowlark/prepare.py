@@ -81,6 +81,31 @@ class Source:
         return load_model(self.name)
 
     @cached_property
+    def outline(self) -> Model:
+        """The checkpoint without the values of its weights; read at once."""
+        if self.is_image:
+            return self.model       # says why not
+        from .model import load_model
+        return load_model(self.name, outline=True)
+
+    def check_fits(self) -> None:
+        """Raise a :class:`UserError` unless the model fits the board: from its shapes, and only
+        where entropy decides about the memory, from its weights."""
+        if not (self.bits is self.target_ppl is None or self.board.config.packing & 1):
+            raise UserError(f"--bits and --target-ppl save nothing on the board {self.board.name}: "
+                            "it reads no entropy-coded weights; leave them out, or take another "
+                            "--board")
+        from . import limits
+        free = self.bits is self.target_ppl is None
+        shapes = limits.Shapes.of_model(self.outline, self.weights if free else "int8")
+        ask: dict = dict(context=self.context, bits=self.bits or 8.0)
+        least = limits.least_bits(self.board, self.packing)
+        limits.check(shapes, self.board, **ask, least=self.bits or least)
+        if free and least < 8 and limits.fits(shapes, self.board, **ask):
+            limits.check(shapes, self.board, **ask,
+                         least=limits.entropy_bits(self.model, shapes, self.board))
+
+    @cached_property
     def quantised(self) -> QuantModel:
         """The integer model, for the context asked for at least."""
         model = self.model      # a missing or damaged one is an error before anything else
@@ -124,10 +149,7 @@ class Source:
             image.check_board(self.board)
             return image
         from .compiler import compile_model
-        if not (self.bits is self.target_ppl is None or self.board.config.packing & 1):
-            raise UserError(f"--bits and --target-ppl save nothing on the board {self.board.name}: "
-                            "it reads no entropy-coded weights; leave them out, or take another "
-                            "--board")
+        self.check_fits()
         qm = self.quantised
         self._tell("compiling")
         return compile_model(qm, self.board, context=self.context, packing=self.packing)

@@ -21,6 +21,7 @@ from meadowlark_hdl.weights.decoder_golden import SHORT_BITS
 from .blocks import BlockTensor
 from .chat import ChatTemplate
 from .errors import UserError
+from .limits import MAX_BLOCK_COLUMNS, MAX_CONTEXT
 from .model import DATA, FloatModel, Layer, Model, Observer, rope_angles
 from .sampling import LOG2_E, mantissa_shift
 
@@ -34,10 +35,6 @@ MIN_RESIDUAL_FRAC = 8
 FIRST = 1.25            #: headroom of what the first position of a sequence gives
 HEADROOM = 2.0          #: of the static int16 scales over the calibrated maximum: one bit
 INT16, INT8 = (1 << 15) - 1, (1 << 7) - 1
-#: Most positions of a model that any core can hold (limit of ``Config.context``).
-MAX_CONTEXT = 4096
-#: Most columns of a matrix in blocks: 2**12 products of 17 and 15 bits fit the 45 of a sum.
-MAX_BLOCK_COLUMNS = 4096
 #: Matrix and layer ("head", -1) -> (codes int8[rows, K], what one is worth float64[rows]).
 Rounded = dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]
 #: What ``weights`` of :func:`quantise` can be.
