@@ -8,7 +8,7 @@ import click
 
 from ..errors import UserError
 from .options import board_named, common_options, ctx_option, open_source, weights_option
-from .terminal import Progress, write_json
+from .terminal import Progress, show, write_json
 
 
 @click.command()
@@ -50,5 +50,5 @@ def bench(prompts: str, generates: str, form: str, against_raw: bool, ctx: int |
                     runner, raw.image, which, tests, progress=progress).items()}
     write_json(benching.as_json(results, image, which), json_to)
     if json_to != "-":
-        print(benching.as_table(results, image, which, form=form))
+        show(benching.as_table(results, image, which, form=form))
     return 0

@@ -1,7 +1,6 @@
 """``meadowlark build`` and ``flash``."""
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ import click
 from ..errors import UserError
 from .options import board_named, given
 from .status import DIFFERENT
-from .terminal import Progress, listing, say, write_json
+from .terminal import Progress, listing, say, show, write_json
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
@@ -50,15 +49,13 @@ def build(board: str, seeds: int, clock_mhz: float | None, output: str | None,
         if not 10 <= clock_mhz <= 200:
             raise UserError(f"--clock must be 10..200 MHz, not {clock_mhz:g}")
         which = replace(which, clock_mhz=clock_mhz)
-    begun = time.monotonic()
     with Progress() as progress:
-        def tell(line: str) -> None:
-            progress(f"{time.monotonic() - begun:.0f} s: {line[:70]}")
-        built = building.build(which, Path(output or f"build/{board}"), seeds=seeds, progress=tell)
+        built = building.build(which, Path(output or f"build/{board}"), seeds=seeds,
+                               progress=progress)
     result = building.summary(which, built)
     write_json(result, json_to)
     if json_to != "-":
-        print(listing(result))
+        show(listing(result))
     if not built.meets_timing:
         say(f"timing is missed: {result['fmax_mhz']} of {which.clock_mhz:g} MHz. The bitstream is "
              "there, but may fail on the board; try --seeds, --clock, or a smaller Config")
@@ -74,7 +71,7 @@ def _package(board: Board, directory: Path, json_to: str | None) -> int:
     result = vivado.summary(board, written)
     write_json(result, json_to)
     if json_to != "-":
-        print(listing({name: fact for name, fact in result.items() if fact is not None}))
+        show(listing({name: fact for name, fact in result.items() if fact is not None}))
     say(f"this is no bitstream yet: `{vivado.COMMAND}` in {directory} makes it. No vendor tool "
          f"has run on this package, so neither its Tcl nor {board.clock_mhz:g} MHz is confirmed")
     return 0

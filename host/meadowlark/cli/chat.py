@@ -18,7 +18,7 @@ from .options import (
     open_source,
     weights_option,
 )
-from .terminal import Progress, Text, say, write_json
+from .terminal import Progress, Text, ask, say, write_json
 
 
 @click.command()
@@ -44,7 +44,7 @@ def chat(max_new: int | None, temperature: float, top_k: int, top_p: float, ctx:
         talk, image, turns = source.conversation(), source.image, []
         with closing(open_target(target, which, progress=progress)) as runner:
             runner.load(source)
-            while question := _question(progress):
+            while question := _question():
                 ids = source.fitting(talk.ask(question), "with this question the conversation",
                                      "start a new one")
                 most = min(max_new or image.context, image.context - len(ids) + 1)
@@ -57,7 +57,6 @@ def chat(max_new: int | None, temperature: float, top_k: int, top_p: float, ctx:
                                                  stop_ids=image.stop_ids, reuse=True)) as run:
                         for event in run:
                             ended = time.monotonic()
-                            progress.hide()
                             tokens.append(event.token)
                             if event.token not in image.stop_ids:
                                 out.push(event.token)
@@ -73,7 +72,6 @@ def chat(max_new: int | None, temperature: float, top_k: int, top_p: float, ctx:
                     "end": "Ctrl-C" if interrupted else why_ended(
                         tokens, image.stop_ids, out, len(tokens) == max_new),
                     "tokens_per_s": len(tokens) / max(ended - started, 1e-9)})
-                progress.hide()
                 say(_turn(turns[-1]))
     write_json({"model": image.name, "board": which.name, "target": target, "seed": seed,
                  "turns": turns}, json_to)
@@ -87,12 +85,10 @@ def _turn(turn: dict) -> str:
             f"{turn['tokens_per_s']:.1f} tokens/s here")
 
 
-def _question(progress: Progress) -> str:
+def _question() -> str:
     """The next line of the input, "" at its end; asked for on a terminal."""
-    progress.hide()
     if sys.stdin.isatty():
-        sys.stderr.write("> ")
-        sys.stderr.flush()
+        ask("> ")
     try:
         question = sys.stdin.readline().strip()
         question.encode()

@@ -5,7 +5,7 @@ import click
 
 from ..errors import UserError
 from .options import board_named, common_options, given, open_source, weights_option
-from .terminal import Progress, write_json
+from .terminal import Progress, show, write_json
 
 
 @click.command(name="eval")
@@ -34,8 +34,8 @@ def eval_(text: str | None, tokens: int | None, weights: str, model: str, board:
     result = {"model": source.model.name, **found.as_dict()}
     write_json(result, json_to)
     if json_to != "-":
-        print(f"float32   {found.ppl_float:.4f} +- {found.ppl_se:.4f}\n"
-              f"integers  {found.ppl_fixed:.4f} ({found.delta_pct:+.3f} % +- "
-              f"{found.delta_se:.3f})\n"
-              f"tokens    {found.tokens:,}")
+        show(f"float32   {found.ppl_float:.4f} +- {found.ppl_se:.4f}\n"
+             f"integers  {found.ppl_fixed:.4f} ({found.delta_pct:+.3f} % +- "
+             f"{found.delta_se:.3f})\n"
+             f"tokens    {found.tokens:,}")
     return 0

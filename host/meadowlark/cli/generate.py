@@ -73,8 +73,8 @@ def generate(prompt: str, max_new: int | None, temperature: float, top_k: int, t
             with closing(runner.generate(ids, draw, max_new=most, stop_ids=stops)) as run:
                 for event in run:
                     ended = time.monotonic()
-                    progress.hide()
                     events.append(event)
+                    progress("generating", len(events), most)
                     if event.token not in stops and not out.push(event.token):
                         break
             out.end()

@@ -8,7 +8,7 @@ import click
 
 from ..errors import UserError
 from .options import board_named, common_options, given
-from .terminal import listing, write_json
+from .terminal import listing, show, write_json
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
@@ -61,9 +61,9 @@ def info(what: str | None, plot: str | None, model: str, board: str, target: str
             raise UserError(f"cannot write {plot}: {error.strerror or error}") from error
     write_json(result | ({"tensors": list(tensors)} if tensors else {}), json_to)
     if json_to != "-":
-        print(listing(result))
+        show(listing(result))
         if tensors:
-            print(packing_report.table(tensors))
+            show(packing_report.table(tensors))
     return 0
 
 

@@ -1,51 +1,74 @@
-"""What commands write: progress, results, generated text."""
+"""The terminal and its one owner: whatever a command writes goes through here.
+
+stdout gets results and generated text, byte for byte the same whatever it leads to. stderr gets
+progress and messages. Progress is one line that is drawn again and again where stderr is a
+terminal. It is taken away before anything else is written, and stays away while a text is being
+written, so that neither is drawn into the other.
+"""
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-
-from rich.console import Console
+from threading import RLock
+from typing import TYPE_CHECKING, TextIO
 
 from ..files import write_atomic
 
-console = Console(stderr=True, highlight=False)
+if TYPE_CHECKING:
+    from rich.live import Live
+
+_lock = RLock()
+_drawn: Progress | None = None      # whose line stands on the terminal
+_writing: Text | None = None        # has the terminal for itself until it ends
+
+#: What a terminal would obey, or what turns the direction of a line.
+_CONTROLS = re.compile("[\0-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-class Progress:
-    """What is going on, on stderr: one live line on a terminal, else a line a step."""
+def printable(text: str) -> str:
+    """Text of others for a line of ours: control characters become escapes, line ends stay."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
-    def __init__(self) -> None:
-        self._status = console.status("") if console.is_terminal else None
-        self._last = ""
 
-    def __enter__(self) -> Progress:
-        return self
+def _write(stream: TextIO, text: str) -> None:
+    # A terminal may not know every character: better a question mark than an error.
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "replace").decode(encoding))
+    stream.flush()
 
-    def __exit__(self, *what) -> None:
-        self.hide()
 
-    def __call__(self, text: str, done: int = 0, total: int = 0) -> None:
-        """Show a sentence, and the steps done (of how many, 0: not known)."""
-        if self._status is None:
-            if text != self._last:
-                console.print(f"{text} ...", style="dim", markup=False)
-        else:
-            self._status.update(
-                f"{text} {done:,} of {total:,}" if total else f"{text} {done:,}" if done else text)
-            self._status.start()
-        self._last = text
-
-    def hide(self) -> None:
-        """Leave the terminal to others until the next call."""
-        if self._status is not None:
-            self._status.stop()
+def _clear() -> None:
+    """Take the line of progress away."""
+    if _drawn is not None:
+        _drawn.hide()
 
 
 def say(text: str) -> None:
-    """A line on stderr."""
-    console.print(text, markup=False, soft_wrap=True)
+    """Write a line to stderr."""
+    with _lock:
+        _clear()
+        if _writing is not None:
+            _writing.end_line()
+        _write(sys.stderr, printable(text) + "\n")
+
+
+def ask(prompt: str) -> None:
+    """Write a prompt to stderr, behind which the user types."""
+    with _lock:
+        _clear()
+        _write(sys.stderr, prompt)
+
+
+def show(text: str) -> None:
+    """Write a result for people to stdout."""
+    with _lock:
+        _clear()
+        _write(sys.stdout, printable(text) + "\n")
 
 
 def write_json(result: dict, where: str | None) -> None:
@@ -54,10 +77,86 @@ def write_json(result: dict, where: str | None) -> None:
         return
     text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
     if where == "-":
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        with _lock:
+            _clear()
+            sys.stdout.write(text)
+            sys.stdout.flush()
     else:
         write_atomic(Path(where), text.encode())
+
+
+class Progress:
+    """What is going on, on stderr: one line that changes on a terminal, else a line a step.
+
+    Calls may come from any thread; after the ``with`` block they do nothing.
+    """
+
+    def __init__(self) -> None:
+        self._begun = time.monotonic()
+        self._draws = sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in (
+            "dumb", "unknown")
+        self._live: Live | None = None
+        self._step = self._line = ""
+        self._over = False
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *what) -> None:
+        with _lock:
+            self._over = True
+            self.hide()
+
+    def __call__(self, text: str, done: int = 0, total: int = 0) -> None:
+        """Show a sentence, and the steps done (of how many, 0: not known)."""
+        with _lock:
+            if self._over or _writing is not None:
+                return
+            if self._draws:
+                self._line = printable(text) + (f" {done:,} of {total:,}" if total else
+                                                f" {done:,}" if done else "")
+                self._show()
+            elif text != self._step:
+                _write(sys.stderr, f"{printable(text)}{self._elapsed()} ...\n")
+            self._step = text
+
+    def hide(self) -> None:
+        """Leave the terminal to others until the next call."""
+        global _drawn
+        with _lock:
+            if self._live is not None:
+                self._live.stop()
+                self._live = _drawn = None
+
+    def _show(self) -> None:
+        global _drawn
+        if self._live is not None:
+            return
+        from rich.console import Console
+        from rich.live import Live
+        from rich.spinner import Spinner
+        from rich.text import Text as Drawn
+        spinner = Spinner("dots")
+
+        def line() -> Drawn:
+            # Called from a thread of rich, so without the lock. Cut to the width: a line that
+            # wraps cannot be taken away from a terminal that has become narrower.
+            return Drawn.assemble(spinner.render(time.monotonic()),     # type: ignore[arg-type]
+                                  f" {self._line}{self._elapsed()}", no_wrap=True,
+                                  overflow="ellipsis")
+        # Never put in the place of sys.stdout or sys.stderr: whoever takes them meanwhile would
+        # keep a stream that ends every piece of text with a line end.
+        self._live = Live(get_renderable=line, refresh_per_second=10, transient=True,
+                          console=Console(stderr=True, force_terminal=True),
+                          redirect_stdout=False, redirect_stderr=False)
+        _drawn = self
+        self._live.start()
+
+    def _elapsed(self) -> str:
+        """Since the command began, once it is long enough to be told."""
+        seconds = int(time.monotonic() - self._begun)
+        return "" if seconds < 2 else f" ({seconds // 60} min {seconds % 60} s)" \
+            if seconds >= 60 else f" ({seconds} s)"
 
 
 def listing(facts: dict, indent: str = "") -> str:
@@ -70,31 +169,44 @@ def listing(facts: dict, indent: str = "") -> str:
                 and max(map(len, shown)) > 20:
             lines += [f"{indent}{name}", *(f"{indent}  {line}" for line in shown)]
         else:
-            shown = ", ".join(map(str, value)) if isinstance(value, list) else \
-                f"{value:,}" if isinstance(value, (int, float)) else str(value)
-            lines.append(f"{indent}{name:{width}}  {shown}")
+            shown = ", ".join(map(_word, value)) if isinstance(value, list) else _word(value)
+            lines.append(f"{indent}{name:{width}}  {shown}".rstrip())
     return "\n".join(lines)
 
 
-class Text:
-    """Generated text on its way to the terminal: held back where a stop text could begin.
+def _word(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, (int, float)) else \
+        "none" if value is None else str(value)
 
-    quiet: stdout is for JSON, so the text goes to stderr.
+
+class Text:
+    """Generated text on its way out: held back where a stop text could begin.
+
+    prompt: written in front of the first token. quiet: stdout is for JSON, so the text goes to
+    stderr.
     """
 
     def __init__(self, prompt: str, stream, stop: Sequence[str], *, quiet: bool) -> None:
         self._stream, self._stop = stream, stop
         self._to = sys.stderr if quiet else sys.stdout
+        self._owns = quiet or self._to.isatty()
+        self._prompt, self._at_start = prompt, True
         self._shown = 0
         self.text = ""
         self.stopped = False
-        self._write(prompt)
 
     def _write(self, text: str) -> None:
-        # A terminal may not know every character: better a question mark than an error.
-        encoding = self._to.encoding or "utf-8"
-        self._to.write(text.encode(encoding, "replace").decode(encoding))
-        self._to.flush()
+        global _writing
+        with _lock:
+            if self._owns and _writing is not self:
+                _clear()
+                _writing = self
+            text, self._prompt = self._prompt + text, ""
+            if text:
+                _write(self._to, text)
+                self._at_start = text.endswith("\n")
 
     def push(self, token: int) -> bool:
         """Take a token; False when a stop text is complete."""
@@ -102,9 +214,22 @@ class Text:
 
     def end(self) -> None:
         """No more tokens; the rest of the text and the end of its line."""
-        if not self.stopped:
-            self._more(self._stream.flush(), final=True)
-        self._write("\n")
+        global _writing
+        with _lock:
+            if not self.stopped:
+                self._more(self._stream.flush(), final=True)
+            self._write("\n")
+            if _writing is self:
+                _writing = None
+
+    def end_line(self) -> None:
+        """End the line, for somebody else to begin one; the text is over."""
+        global _writing
+        with _lock:
+            if not self._at_start:
+                self._write("\n")
+            if _writing is self:
+                _writing = None
 
     def _more(self, piece: str, *, final: bool) -> bool:
         self.text += piece
@@ -117,7 +242,6 @@ class Text:
             # The longest end of the text that begins a stop text.
             sure -= max((n for s in self._stop for n in range(1, len(s))
                          if self.text.endswith(s[:n])), default=0)
-        if sure > self._shown:
-            self._write(self.text[self._shown:sure])
-            self._shown = sure
+        self._write(self.text[self._shown:sure])
+        self._shown = max(self._shown, sure)
         return not self.stopped
