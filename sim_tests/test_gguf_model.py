@@ -162,6 +162,30 @@ def test_smollm2(smollm2):
     assert m.tokenizer.decode(ids[asked:]) == "The capital of France is Paris."
 
 
+@pytest.mark.parametrize("values", [
+    {"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0},
+    {"llama.rope.scaling.type": "linear"},
+    {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 1.0},
+    {"llama.rope.scaling.factor": 0.0, "llama.rope.scaling.attn_factor": 1.0},
+    {"llama.rope.scale_linear": 1.0, "llama.tensor_data_layout": "Meta AI original pth"},
+    {"llama.rope.scaling.original_context_length": 64, "llama.rope.scaling.finetuned": True},
+    {"general.name": "x", "general.type": "model", "general.size_label": "1B",
+     "general.base_model.0.name": "y", "general.tags": ["a"], "general.quantization_version": 2,
+     "quantize.imatrix.file": "i.dat", "quantize.imatrix.entries_count": 7, "split.count": 1,
+     "split.no": 0, "split.tensors.count": 21, "tokenizer.ggml.padding_token_id": 4_000_000_000,
+     "tokenizer.ggml.add_eos_token": False, "tokenizer.huggingface.json": "{}",
+     "llama.attention.causal": True, "llama.expert_count": 0, "llama.expert_used_count": 0,
+     "llama.use_parallel_residual": False, "llama.new": ""},
+])
+def test_harmless_metadata(tmp_path, seed, values):
+    """What files in circulation have, and scalings that scale nothing, change nothing."""
+    folder = random_model(tmp_path, seed=seed)
+    others = {"rope_freqs.weight": (np.ones(4, np.float32), "F32"),
+              "blk.0.attn_rot_embd.weight": (np.ones(4, np.float32), "F32")}
+    same(load_gguf(write_gguf(tmp_path / "m.gguf", folder, values=values, others=others)),
+         load_model(folder))
+
+
 # ---- What is refused, by name
 
 @pytest.mark.parametrize("values, message", [
@@ -169,25 +193,34 @@ def test_smollm2(smollm2):
     ({"general.architecture": "x" * 300}, "general.architecture has 300 characters"),
     ({"split.count": 3}, "is one of 3 parts"),
     ({"llama.expert_count": 8}, "8 experts is not supported"),
+    ({"general.type": "adapter"}, "no model but of type 'adapter'"),
     ({"llama.rope.scaling.type": "yarn"}, "RoPE scaling 'yarn' is not supported"),
-    ({"llama.block_count": None}, "it lacks llama.block_count"),
+    ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}, "scaling 'linear'"),
+    ({"llama.rope.scaling.factor": 4.0}, "RoPE scaling by a factor of 4 is not supported"),
+    ({"llama.rope.scale_linear": 2.0}, "RoPE scaling by a factor of 2 is not supported"),
+    ({"llama.rope.scaling.factor": "4"}, "scaling.factor must be a positive number or 0, not '4'"),
+    ({"llama.rope.scaling.attn_factor": 1.5}, "rope.scaling.attn_factor = 1.5 is not supported"),
+    ({"llama.attention.causal": False, "llama.new": 3}, "llama.new = 3 is not supported; .*"
+     "gguf-new-metadata --remove-metadata llama.new OLD NEW"),
+    ({"llama.new": [1, 2]}, "llama.new = a list of 2 is not supported"),
+    ({"llama.block_count": None}, "llama.block_count is missing"),
     ({"llama.block_count": 0}, "llama.block_count must be a whole number from 1 on, not 0"),
     ({"llama.block_count": 3}, "no tensor blk.2.attn_norm.weight"),
     ({"llama.block_count": 1}, "has the tensor blk.1.attn_k.weight, which a plain model"),
     ({"llama.block_count": 2.0}, "llama.block_count must be a whole number from 1 on, not 2.0"),
-    ({"llama.embedding_length": "64"}, "llama.embedding_length must be .*not str"),
+    ({"llama.embedding_length": "64"}, "llama.embedding_length must be .*not '64'"),
     ({"llama.embedding_length": 64}, r"token_embd.weight has shape \[128, 32\].*\[128, 64\]"),
     ({"llama.attention.head_count": 4_000_000_000}, "not a multiple|shape"),
     ({"llama.attention.head_count_kv": 3}, "head_count 4 is not a multiple of .*_kv 3"),
-    ({"llama.attention.head_count_kv": [2, 2]}, "head_count_kv must be .*not ndarray"),
+    ({"llama.attention.head_count_kv": [2, 2]}, "head_count_kv must be .*not a list of 2;"),
     ({"llama.attention.key_length": 7, "llama.attention.value_length": 7,
       "llama.rope.dimension_count": 7}, "heads of 7 dimensions"),
     ({"llama.rope.dimension_count": 4}, "rope.dimension_count is 4 and heads have 8"),
     ({"llama.rope.freq_base": float("nan")}, "freq_base must be a positive number, not nan"),
     ({"llama.attention.layer_norm_rms_epsilon": -1.0}, "epsilon must be .*not -1.0"),
     ({"llama.vocab_size": 64}, "128 tokens and llama.vocab_size is 64"),
-    ({"tokenizer.ggml.tokens": None}, "it lacks tokenizer.ggml.tokens"),
-    ({"tokenizer.ggml.tokens": [1, 2]}, "tokens must be a list of texts, not ndarray"),
+    ({"tokenizer.ggml.tokens": None}, "tokenizer.ggml.tokens is missing"),
+    ({"tokenizer.ggml.tokens": [1, 2]}, "tokens must be a list of texts, not a list of 2;"),
     ({"tokenizer.chat_template": 3}, "chat_template must be a text, not 3"),
     ({"general.alignment": 48}, "alignment 48 is not a power of two"),
 ])
@@ -205,7 +238,7 @@ def test_metadata_errors(tmp_path, seed, values, message):
     ("blk.1.ffn_up.weight", np.full((64, 34), 255, np.uint8), "Q8_0", "ffn_up.weight holds values"),
     ("blk.1.ffn_up.weight", np.zeros((64, 32), np.uint8), "I8", "ffn_up.weight has type I8"),
     ("blk.0.attn_q_norm.weight", np.ones(8, np.float32), "F32", "attn_q_norm.weight, which a"),
-    ("rope_freqs.weight", np.ones(4, np.float32), "F32", "rope_freqs.weight, which a plain"),
+    ("rope_freqs.weight", np.float32([1, 1, 1, 2]), "F32", "tensor rope_freqs.weight scales RoPE"),
 ])
 def test_tensor_errors(tmp_path, seed, name, value, kind, message):
     folder = random_model(tmp_path, seed=seed)

@@ -71,10 +71,33 @@ def test_words_of_known_tokenizers(pre, reference, seed):
     ("smollm", ["I", "'ll", "Ġadd", "Ġ", *"12345", "ĊĊ"]),
     ("llama-bpe", ["I", "'ll", "Ġadd", "Ġ", "123", "45", "ĊĊ"]),
     ("qwen2", ["I", "'ll", "Ġadd", "Ġ", *"12345", "ĊĊ"]),
+    ("tekken", ["I", "'ll", "Ġadd", "Ġ", *"12345", "ĊĊ"]),
+    ("gpt-4o", ["I'll", "Ġadd", "Ġ", "123", "45", "ĊĊ"]),
     ("default", ["I", "'", "ll", "Ġadd", "Ġ", "123", "45", "ĊĊ"]),
 ])
 def test_words(pre, cut):
     assert words(made(byte_level(pre=pre)), "I'll add 12345\n\n") == cut
+
+
+def test_words_in_capitals():
+    """Where small letters end and capitals begin, tekken and its like cut; punctuation takes the
+    slashes and line ends behind it."""
+    for pre, end in (("tekken", ["'s"]), ("gpt-4o", [])):
+        cut = words(made(byte_level(pre=pre)), "HTTPServer iPhone's a//\n/x")
+        assert cut == ["HTTPServer", "Ġi", "Phone" if end else "Phone's", *end, "Ġa", "//Ċ/", "x"]
+
+
+@pytest.mark.parametrize("pre, of", [
+    ("falcon3", "llama-bpe"), ("lfm2", "llama-bpe"), ("pixtral", "llama-bpe"),
+    ("deepseek-r1-qwen", "qwen2"), ("megrez", "qwen2"), ("exaone", "smollm"), ("mellum", "gpt-2"),
+    ("llama4", "gpt-4o")])
+def test_names_of_one_rule(pre, of):
+    """The rule, the default for bos and whether words are looked up whole are the other's."""
+    texts = [*TEXTS, "I'LL add 12345\n\n", "xyz"]
+    tokenizers = [made(byte_level("xyz", "xq", pre=p, merges=["x q"])) for p in (pre, of)]
+    for text in texts:
+        assert words(tokenizers[0], text) == words(tokenizers[1], text)
+        assert tokenizers[0].encode(text) == tokenizers[1].encode(text)
 
 
 def test_merges():
@@ -120,6 +143,14 @@ def test_stop_ids():
     meta = byte_level("<|im_end|>", "<|end|>", kinds=[NORMAL, CONTROL])
     assert read_vocabulary(meta).stop_ids == (1, 259)
     assert read_vocabulary(metadata(["a"])).stop_ids == ()
+
+
+def test_ids_of_none():
+    """-1 is no id, in 32 unsigned bits as well."""
+    for none in (-1, (1 << 32) - 1):
+        vocabulary = read_vocabulary(metadata(["a"], bos_token_id=none, eos_token_id=none,
+                                              eot_token_id=none, add_bos_token=True))
+        assert (vocabulary.bos_id, vocabulary.stop_ids, vocabulary.bos) == (None, (), "")
 
 
 # ---- SentencePiece
@@ -204,20 +235,21 @@ def test_smollm2(smollm2):
 
 @pytest.mark.parametrize("meta, message", [
     (metadata(["a"], model="t5"), "tokenizer 't5' is not supported"),
-    (byte_level(pre="tekken"), "pre-tokenizer 'tekken' is not supported"),
+    (byte_level(pre="viking"), "pre-tokenizer 'viking' is not supported"),
     (metadata(["a", "a"]), "same token twice"),
-    (metadata([]), "tokens is empty"),
+    (metadata([]), "tokens must be a list of texts, not a list of 0"),
     (metadata(["a" * (MAX_TOKEN + 1)]), "a token has 1,025 characters"),
     (metadata(["a"], [1, 1]), "token_type has 2 entries for 1 tokens"),
-    (metadata(["a"], bos_token_id=1), "bos_token_id is 1 and there are 1 tokens"),
-    (metadata(["a"], eot_token_id=-1), "eot_token_id must be .*not -1"),
+    (metadata(["a"], bos_token_id=1), "bos_token_id must be a token id below 1, not 1"),
+    (metadata(["a"], eot_token_id=-2), "eot_token_id must be .*not -2"),
     (metadata(["a"], add_bos_token=1), "add_bos_token must be true or false, not 1"),
-    (metadata(["a", "ab"]), "lacks tokenizer.ggml.merges"),
+    (metadata(["a", "ab"]), "tokenizer.ggml.merges is missing"),
     (metadata(["a", "ab"], merges=["a b"]), "does not hold together"),
     (metadata(["a", "ab"], merges=["ab"]), "does not hold together"),
-    (metadata(["a"], model="llama"), "lacks tokenizer.ggml.scores"),
+    (metadata(["a"], model="llama"), "tokenizer.ggml.scores is missing"),
     (metadata(["a"], model="llama", scores=[np.nan]), "list of finite numbers"),
-    (metadata(["a"], model="llama", scores=[0.0], unknown_token_id=7), "unknown_token_id is 7"),
+    (metadata(["a"], model="llama", scores=[0.0], unknown_token_id=7),
+     "unknown_token_id must be a token id below 1, not 7"),
 ])
 def test_refused(meta, message):
     with pytest.raises(UserError, match=f"^x.gguf.*{message}"):

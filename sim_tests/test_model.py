@@ -176,6 +176,117 @@ def test_rope_theta_in_either_place(tmp_path, seed):
     assert load_model(folder).rope_theta == 10000.0
 
 
+@pytest.mark.parametrize("values, message", [
+    (dict(rope_scaling=None), None),
+    (dict(rope_scaling={}), None),
+    (dict(rope_scaling={"type": "linear", "factor": 1.0}), None),
+    (dict(rope_scaling={"factor": 1}), None),
+    (dict(rope_scaling={"rope_type": "default", "factor": 4.0, "low_freq_factor": 1}), None),
+    (dict(rope_parameters={"rope_type": "default", "partial_rotary_factor": 1.0}), None),
+    (dict(rope_scaling={"factor": 4.0}), "RoPE scaling by a factor of 4 .rope_scaling. is not"),
+    (dict(rope_parameters={"factor": 2}), "RoPE scaling by a factor of 2 .rope_parameters."),
+    (dict(rope_scaling={"type": "linear", "factor": 2.0}), "RoPE scaling 'linear'"),
+    (dict(rope_scaling={"rope_type": "yarn", "factor": 1.0}), "RoPE scaling 'yarn'"),
+    (dict(rope_scaling="linear"), "rope_scaling must be an object, not 'linear'"),
+    (dict(rope_scaling={"type": 3}), "rope_scaling.type must be a text, not 3"),
+    (dict(rope_scaling={"factor": "4"}), "rope_scaling.factor must be a positive number, not '4'"),
+    (dict(rope_parameters={"partial_rotary_factor": 0.5}),
+     "rope_parameters.partial_rotary_factor = 0.5 is not supported"),
+    (dict(rope_parameters={"full_attention": {"rope_type": "default"}}),
+     "rope_parameters.full_attention = an object is not supported"),
+])
+def test_rope_scaling(tmp_path, seed, values, message):
+    """What scales is refused whether it has a name or not; a factor of 1 scales nothing."""
+    folder = random_model(tmp_path, seed=seed, rope_theta=123.0)
+    change(folder, **values)
+    if message is None:
+        assert load_model(folder).rope_theta == 123.0
+    else:
+        with pytest.raises(UserError, match=message):
+            load_model(folder)
+
+
+def test_harmless_entries(tmp_path, seed):
+    """What files in circulation have in config.json; anything else that says something is
+    refused."""
+    folder = random_model(
+        tmp_path, seed=seed, _name_or_path="x", transformers_version="4.45.0", use_cache=True,
+        dtype="bfloat16", pretraining_tp=2, initializer_range=0.02, attention_dropout=0.1,
+        _attn_implementation_autoset=True, auto_map={"AutoConfig": "x.Y"}, unsloth_fixed=True,
+        unsloth_version="2024.9", pad_token_id=-1, is_llama_config=True, rope_interleaved=False,
+        max_sequence_length=2048, id2label={"0": "a"}, quantization_config=None, head_dim=None,
+        tokenizer_class="LlamaTokenizer", output_attentions=False, return_dict=True,
+        sliding_window=None, use_sliding_window=False, num_experts=0, layer_types=[
+            "full_attention"] * 2, **{"transformers.js_config": {"dtype": "q4"}})
+    assert not load_model(folder).warnings
+    for values, message in ((dict(rope_interleaved=True), "rope_interleaved = True is not suppor"),
+                            (dict(sliding_window=64), "sliding_window = 64 is not supported; use"),
+                            (dict(weight_bits=1, scale="x"), "weight_bits = 1 is not supported"),
+                            (dict(logits_scaling=8.0), "logits_scaling = 8.0 is not supported"),
+                            (dict(layer_types=["sliding_attention"]), "layers without full atten"),
+                            ({"a\nb" * 200: [1]}, r"a bx?a ba.* = a list of 1 is not supported")):
+        other = random_model(tmp_path, seed=seed, **values)
+        with pytest.raises(UserError, match=message) as error:
+            load_model(other)
+        assert "\n" not in str(error.value) and len(str(error.value)) < 1000
+
+
+def test_ids_of_none(tmp_path, seed):
+    """-1 is no id, wherever one is asked for."""
+    folder = random_model(tmp_path, seed=seed, bos_token_id=-1, eos_token_id=[-1, 3])
+    model = load_model(folder)
+    assert (model.bos_id, model.stop_ids) == (None, (3,))
+    change(folder, eos_token_id=-2)
+    with pytest.raises(UserError, match="eos_token_id must be a token id below 128, not -2"):
+        load_model(folder)
+
+
+def test_added_token_beyond_the_vocabulary(tmp_path, seed):
+    """A <pad> that was added without a row of its own; only a text that has it is refused."""
+    folder = random_model(tmp_path, seed=seed)
+    path = folder / "tokenizer.json"
+    stored = json.loads(path.read_text())
+    stored["added_tokens"].append({**stored["added_tokens"][1], "id": 128, "content": "<pad>"})
+    path.write_text(json.dumps(stored))
+    model = load_model(folder)
+    assert (model.vocab, model.tokenizer.size) == (128, 129)
+    assert max(model.text_tokens("all is well")) < 128
+    with pytest.raises(UserError, match="gives token 128 and the model knows 128; "):
+        model.text_tokens("all is <pad>")
+
+
+@pytest.mark.parametrize("head, tied", [("same", True), ("other", False), ("alone", True)])
+def test_a_head_beside_the_tied_flag(tmp_path, seed, head, tied):
+    """As transformers has it: tied unless there are two tensors that differ."""
+    folder = random_model(tmp_path, seed=seed)
+    plain = load_model(folder)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["lm_head.weight"] = (-3 if head == "other" else 1) * plain.embedding
+    if head == "alone":
+        del tensors["model.embed_tokens.weight"]
+    save_file(tensors, path)
+    model = load_model(folder)
+    np.testing.assert_array_equal(model.head, tensors["lm_head.weight"])
+    np.testing.assert_array_equal(model.embedding, plain.embedding)
+    assert model.tied == tied == (model.head is model.embedding)
+    assert model.parameters == plain.parameters + (0 if tied else plain.head.size)
+    assert [("is tied to the embedding" in w) for w in model.warnings] == [True] * (not tied)
+
+
+def test_unused_tensors(tmp_path, seed):
+    folder = random_model(tmp_path, seed=seed)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
+    save_file(tensors, path)
+    assert load_model(folder).warnings == ()
+    bias = {f"model.layers.{i}.self_attn.q_proj.bias": np.ones(32, np.float32) for i in range(2)}
+    save_file(tensors | bias, path)
+    warning, = load_model(folder).warnings
+    assert "has 2 tensors" in warning and "layers.0.self_attn.q_proj.bias" in warning
+
+
 def test_stop_ids(tmp_path, seed):
     from meadowlark_hdl.signatures import STOP_IDS
     assert MAX_STOP_IDS == STOP_IDS
@@ -196,9 +307,9 @@ def test_stop_ids(tmp_path, seed):
     (dict(rope_scaling={"rope_type": "llama3", "factor": 8}), "RoPE scaling 'llama3'"),
     (dict(rope_parameters={"rope_type": "yarn"}), "RoPE scaling 'yarn'"),
     (dict(rope_scaling={"type": "linear"}), "RoPE scaling 'linear'"),
-    (dict(partial_rotary_factor=0.5), "partial_rotary_factor 0.5"),
+    (dict(partial_rotary_factor=0.5), "partial_rotary_factor = 0.5 is not supported; "),
     (dict(quantization_config={"bits": 4}), "already quantised"),
-    (dict(hidden_size=None), "lacks hidden_size"),
+    (dict(hidden_size=None), "hidden_size is missing"),
     (dict(hidden_size="32"), "hidden_size must be .*not '32'"),
     (dict(num_hidden_layers=0), "num_hidden_layers must be .*not 0"),
     (dict(num_key_value_heads=3), "4 is not a multiple of num_key_value_heads 3"),
@@ -221,13 +332,72 @@ def test_config_errors(tmp_path, seed, values, message):
         load_model(folder)
 
 
+WRONG = ("linear", "", 7, -1, 0, 1.5, 1e400, True, [], [[]], ["x"], {}, {"a": 1}, {"content": []},
+         10**400, "\ud800", None)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json"])
+def test_values_of_every_type(tmp_path, seed, name):
+    """Each entry in turn as each kind of value: a model or one sentence, never a traceback."""
+    folder = random_model(tmp_path, seed=seed, layers=1)
+    path = folder / name
+    values = json.loads(path.read_text()) if path.exists() else {}
+    values |= dict.fromkeys(("eos_token_id", "bos_token_id"), 1)
+    if name == "tokenizer_config.json":
+        values = {"chat_template": "{{ bos_token }}{{ eos_token }}", "bos_token": "a",
+                  "eos_token": {"content": "b"}}
+    keys = [*values, *(("rope_scaling", "rope_parameters", "head_dim", "quantization_config",
+                        "layer_types", "unknown") if name == "config.json" else ())]
+    refused = 0
+    for key in keys:
+        for wrong in WRONG:
+            path.write_text(json.dumps(values | {key: wrong}))
+            try:
+                model = load_model(folder)
+                if model.chat:
+                    model.chat.render([{"role": "user", "content": "a"}])
+            except UserError as error:
+                refused += 1
+                assert str(error).isprintable() and len(str(error)) < 1000
+    assert refused > 4 * len(keys)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json",
+                                  "tokenizer.json", "model.safetensors.index.json"])
+def test_deep_json(tmp_path, seed, name):
+    folder = random_model(tmp_path, seed=seed)
+    if name.endswith("index.json"):
+        (folder / "model.safetensors").unlink()
+    (folder / name).write_text('{"a":' * 200_000 + "1" + "}" * 200_000)
+    with pytest.raises(UserError, match=f"{name} is not (JSON|a tokenizer)"):
+        load_model(folder)
+
+
+FOREIGN = {
+    b"": "is empty; get it again",
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n":
+        "is a pointer of Git LFS, not the file itself; run `git lfs pull`",
+    b"\n <!DOCTYPE html>\n<html><body>Sign in</body></html>": "is a web page .HTML., not the file",
+}
+
+
+@pytest.mark.parametrize("raw", FOREIGN, ids=["empty", "LFS", "HTML"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_foreign_files(tmp_path, seed, name, raw):
+    """What a download leaves in place of a file is told as such."""
+    folder = random_model(tmp_path, seed=seed)
+    (folder / name).write_bytes(raw)
+    with pytest.raises(UserError, match=f"{name} {FOREIGN[raw]}"):
+        load_model(folder)
+
+
 def test_file_errors(tmp_path, seed):
     with pytest.raises(UserError, match="no model 'nowhere'"):
         load_model("nowhere")
     folder = random_model(tmp_path, seed=seed)
     weights = folder / "model.safetensors"
     good = weights.read_bytes()
-    for bad in (good[:-5], good[:100], b"", b"not safetensors at all"):
+    for bad in (good[:-5], good[:100], b"not safetensors at all"):
         weights.write_bytes(bad)
         with pytest.raises(UserError, match="model.safetensors is damaged"):
             load_model(folder)
@@ -243,7 +413,7 @@ def test_file_errors(tmp_path, seed):
             load_model(folder)
     weights.write_bytes(good)
     for name, message in (("tokenizer.json", "is not a tokenizer"),
-                          ("config.json", "cannot be read")):
+                          ("config.json", "is not JSON")):
         path = folder / name
         text = path.read_text()
         path.write_text(text[:-20])

@@ -27,6 +27,27 @@ def cache_dir() -> Path:
     return base
 
 
+def foreign(start: bytes) -> str | None:
+    """What a file is that people come to have in place of one of a model, and what to do.
+
+    Parameters
+    ----------
+    start : bytes
+        How it begins, 64 bytes at least if it has so many.
+
+    Returns
+    -------
+    The end of a sentence that begins with its name; None if it is none of these.
+    """
+    if not start:
+        return "is empty; get it again"
+    if start.startswith(b"version https://git-lfs.github.com/spec/"):
+        return "is a pointer of Git LFS, not the file itself; run `git lfs pull` in its repository"
+    if start[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html")):
+        return "is a web page (HTML), not the file itself; use the page's link to download it"
+    return None
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Write beside ``path``, then rename: a reader never sees half a file.
 

@@ -9,11 +9,11 @@ from gguf import quants
 
 from .blocks import KINDS, BlockTensor
 from .chat import ChatTemplate
-from .errors import UserError
+from .errors import UserError, brief
 from .gguf_file import GgufFile
 from .gguf_tokenizer import build_tokenizer, read_vocabulary
 from .metadata import Metadata
-from .model import Layer, Model
+from .model import Layer, Model, rope_scaling
 
 #: Types that are turned into float32 exactly, besides those of :data:`meadowlark.blocks.KINDS`.
 FLOATS = ("F32", "F16", "BF16", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
@@ -69,30 +69,60 @@ class _Weights:
                             "again.")
         return value.reshape(shape), blocks
 
+    def take_neutral(self, name: str, *shape: int) -> None:
+        """Raise if there are factors of this name that change something: that are not all 1."""
+        if self.has(name):
+            if (self.take(name, *shape)[0] != 1).any() and not self.outline:
+                raise UserError(f"{self.file.path}: tensor {name} scales RoPE, which is not "
+                                "supported; use a model without it.")
+            self.taken[name] = 0
+
     def refuse_others(self) -> None:
         """Raise for tensors without a place in the model: it would be another model."""
-        left = set(self.file.tensors) - set(self.taken)
+        left = [n for n in self.file.tensors if n not in self.taken
+                and not n.endswith(".attn_rot_embd.weight")]    # old tables of RoPE's angles
         if left:
-            raise UserError(f"{self.file.path} has the tensor {min(left)}, which a plain model of "
-                            "type llama has not; use a model without it.")
+            raise UserError(f"{self.file.path} has the tensor {brief(min(left))}, which a plain "
+                            "model of type llama has not; use a model without it.")
+
+
+#: Keys of metadata that change nothing of the arithmetic. The tokenizer has its own reader.
+HARMLESS = ("general.*", "tokenizer.*", "quantize.*", "split.*", "llama.tensor_data_layout",
+            "llama.pooling_type", "llama.rope.scaling.orig*",
+            "llama.rope.scaling.finetuned", "llama.rope.scaling.yarn_*")
+#: Keys that change nothing at this value.
+NEUTRAL = {
+    "llama.attention.causal": True, "llama.expert_used_count": 0, "llama.expert_shared_count": 0,
+    "llama.leading_dense_block_count": 0, "llama.nextn_predict_layers": 0,
+    "llama.attention.sliding_window": 0, "llama.attention.clamp_kqv": 0,
+    "llama.attention.max_alibi_bias": 0, "llama.attention.scale": 0,
+    "llama.rope.scaling.attn_factor": 1, "llama.logit_scale": 1, "llama.residual_scale": 1,
+    "llama.embedding_scale": 1}
+_REMEDY = ("use a plain Llama model, or take the entry out if you know that it changes nothing of "
+           "what the model computes, with `gguf-new-metadata --remove-metadata {key} OLD NEW`")
 
 
 def _refuse_unknown_shapes(meta: Metadata) -> None:
     """Raise for what this code would silently compute wrongly."""
     kind = meta.word("general.architecture")
     if kind != "llama":
-        raise UserError(f"{meta.source}: architecture {kind!r} is not supported; use a model of "
-                        "type llama.")
+        raise meta.refuse(f"architecture {kind!r} is not supported", "use a model of type llama")
+    if (kind := meta.word("general.type", "model")) != "model":
+        raise meta.refuse(f"it is no model but of type {kind!r} (general.type)",
+                          "use the model that it belongs to")
     if (parts := meta.whole("split.count", 1, least=0)) > 1:
-        raise UserError(f"{meta.source} is one of {parts} parts; join them with "
-                        "`llama-gguf-split --merge`.")
+        raise meta.refuse(f"it is one of {parts} parts",
+                          "join them with `llama-gguf-split --merge`")
     if experts := meta.whole("llama.expert_count", 0, least=0):
-        raise UserError(f"{meta.source}: a model with {experts} experts is not supported; use one "
-                        "without experts.")
-    scaling = meta.word("llama.rope.scaling.type", "none")
-    if scaling != "none" or meta.values.get("llama.rope.scale_linear", 1) != 1:
-        raise UserError(f"{meta.source}: RoPE scaling {scaling!r} is not supported; use a model "
-                        "without RoPE scaling.")
+        raise meta.refuse(f"a model with {experts} experts is not supported",
+                          "use one without experts")
+    # As in llama.cpp, a factor of 0 is none, and one without a type is linear.
+    factor = meta.number("llama.rope.scaling.factor", None, zero=True)
+    older = meta.number("llama.rope.scale_linear", 1, zero=True)
+    if scaling := rope_scaling(meta.word("llama.rope.scaling.type", None),
+                               (older if factor is None else factor) or 1):
+        raise meta.refuse(f"RoPE scaling {scaling} is not supported",
+                          "use a model without RoPE scaling")
 
 
 def load_gguf(path: str | Path, name: str | None = None, *, outline: bool = False) -> Model:
@@ -128,14 +158,18 @@ def load_gguf(path: str | Path, name: str | None = None, *, outline: bool = Fals
                           f"llama.attention.head_count {heads}")
     head_dim = meta.whole("llama.attention.key_length", max(1, hidden // heads))
     for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
-        if meta.whole(key, head_dim) != head_dim:
-            raise UserError(f"{file.path}: {key} is {meta.values[key]} and heads have {head_dim} "
-                            "dimensions, which is not supported; use a model where both are equal.")
+        if (length := meta.whole(key, head_dim)) != head_dim:
+            raise meta.refuse(f"{key} is {length} and heads have {head_dim} dimensions, which is "
+                              "not supported", "use a model where both are equal")
     if head_dim % 2:
         raise meta.refuse(f"heads of {head_dim} dimensions have no pairs for RoPE")
+    layer_count, context = meta.whole("llama.block_count"), meta.whole("llama.context_length")
+    rms_eps = meta.number("llama.attention.layer_norm_rms_epsilon")
+    rope_theta = meta.number("llama.rope.freq_base", 10000.0)
     vocabulary = read_vocabulary(meta)
-    weights = _Weights(file, outline)
     vocab = meta.whole("llama.vocab_size", len(vocabulary.tokens))
+    meta.refuse_unread(HARMLESS, NEUTRAL, _REMEDY)
+    weights = _Weights(file, outline)
     if vocab < len(vocabulary.tokens):
         raise meta.refuse(f"it has {len(vocabulary.tokens):,} tokens and llama.vocab_size is "
                           f"{vocab:,}")
@@ -165,15 +199,15 @@ def load_gguf(path: str | Path, name: str | None = None, *, outline: bool = Fals
         head, kept = weights.take("output.weight", vocab, hidden)
     if kept is not None:
         blocks["head"] = kept
-    layers = tuple(layer(i) for i in range(meta.whole("llama.block_count")))
+    layers = tuple(layer(i) for i in range(layer_count))
     final_norm = weights.take("output_norm.weight", hidden)[0]
+    weights.take_neutral("rope_freqs.weight", head_dim // 2)
     weights.refuse_others()
     template = meta.text("tokenizer.chat_template", None)
     return Model(
         name=name or file.path.stem, hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads,
-        head_dim=head_dim, ffn=ffn, vocab=vocab, context=meta.whole("llama.context_length"),
-        rms_eps=meta.number("llama.attention.layer_norm_rms_epsilon"),
-        rope_theta=meta.number("llama.rope.freq_base", 10000.0), embedding=embedding,
+        head_dim=head_dim, ffn=ffn, vocab=vocab, context=context,
+        rms_eps=rms_eps, rope_theta=rope_theta, embedding=embedding,
         final_norm=final_norm, head=head, tied=tied,
         tokenizer=build_tokenizer(meta, vocabulary), bos_id=vocabulary.bos_id,
         stop_ids=vocabulary.stop_ids, parameters=sum(weights.taken.values()), blocks=blocks,

@@ -28,16 +28,33 @@ _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)
 _LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
            r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 _QWEN2 = _LLAMA3.replace("{1,3}", "")
+# Capitals, then small letters. llama.cpp tells only those of ASCII apart.
+_CASED = r"[^\r\n\p{L}\p{N}]?(?:[\p{L}&&[^a-z]]*[\p{L}&&[^A-Z]]+|[\p{L}&&[^a-z]]+[\p{L}&&[^A-Z]]*)"
+_TEKKEN = _CASED + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_GPT4O = _TEKKEN.replace(_CASED, _CASED + "(?i:'s|'t|'re|'ve|'m|'ll|'d)?").replace(
+    r"|\p{N}|", r"|\p{N}{1,3}|")
+#: Those whose words are looked up whole before they are put together, and whose bos is the rule.
+_LLAMA3_LIKE = ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0",
+                "lfm2", "jina-v5-nano", "tekken")
 #: tokenizer.ggml.pre -> patterns; each cuts the pieces before it into its matches and the rest.
+#: Many names stand for one rule in llama.cpp.
 PRE = {
-    **dict.fromkeys(("gpt-2", "gpt2", "mpt", "olmo", "phi-2"), (_GPT2,)),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), (r"\p{N}", _GPT2)),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "smaug-bpe"), (_LLAMA3,)),
-    **dict.fromkeys(("qwen2", "stablelm2"), (_QWEN2,)),
+    **dict.fromkeys((
+        "gpt-2", "gpt2", "mpt", "olmo", "phi-2", "jais", "trillion", "granite-docling", "exaone4",
+        "gigachat", "a.x-4.0", "mellum", "modern-bert", "jina-es", "jina-de", "jina-v2-es",
+        "jina-v2-de"), (_GPT2,)),
+    **dict.fromkeys((
+        "smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b",
+        "mellum2"), (r"\p{N}", _GPT2)),
+    **dict.fromkeys((*_LLAMA3_LIKE, "smaug-bpe", "dbrx", "glm4", "chatglm-bpe"), (_LLAMA3,)),
+    **dict.fromkeys((
+        "qwen2", "stablelm2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "hunyuan",
+        "solar-open", "grok-2"), (_QWEN2,)),
+    "seed-coder": (_QWEN2.replace(r"[^\s\p{L}\p{N}]+[\r\n]*", r"[^\s\p{L}\p{N}]+"),),
+    "tekken": (_TEKKEN,),
+    **dict.fromkeys(("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"), (_GPT4O,)),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
 }
-#: Those whose words are looked up whole before they are put together, and whose bos is the rule.
-_LLAMA3_LIKE = ("llama-bpe", "llama3", "llama-v3")
 
 
 @dataclass(frozen=True)
@@ -72,11 +89,7 @@ def read_vocabulary(meta: Metadata) -> Vocabulary:
         raise meta.refuse(f"a token has {max(map(len, tokens)):,} characters")
 
     def special(name: str) -> int | None:
-        key = f"tokenizer.ggml.{name}_token_id"
-        value = meta.whole(key, None, least=0)
-        if value is not None and value >= len(tokens):
-            raise meta.refuse(f"{key} is {value:,} and there are {len(tokens):,} tokens")
-        return value
+        return next(iter(meta.ids(f"tokenizer.ggml.{name}_token_id", len(tokens))), None)
 
     bos, eos = special("bos"), special("eos")
     sentencepiece = meta.word("tokenizer.ggml.model") == "llama"
@@ -151,10 +164,7 @@ def _sentencepiece(meta: Metadata, vocabulary: Vocabulary) -> tokenizers.Tokeniz
     """
     tokens = vocabulary.tokens
     scores = meta.numbers("tokenizer.ggml.scores", len(tokens))
-    unknown = meta.whole("tokenizer.ggml.unknown_token_id", 0, least=0)
-    if unknown >= len(tokens):
-        raise meta.refuse(f"tokenizer.ggml.unknown_token_id is {unknown:,} and there are "
-                          f"{len(tokens):,} tokens")
+    unknown = next(iter(meta.ids("tokenizer.ggml.unknown_token_id", len(tokens))), 0)
     plain = {tokens[i] for i in np.flatnonzero(vocabulary.kinds == TokenType.NORMAL)}
     merges = [(-scores[i], i, token[:at], token[at:])
               for i, token in enumerate(tokens) if token in plain

@@ -2,11 +2,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +13,8 @@ import safetensors
 import tokenizers
 
 from .errors import UserError, brief
+from .files import foreign
+from .metadata import Metadata
 
 if TYPE_CHECKING:
     from .blocks import BlockTensor
@@ -113,6 +113,11 @@ class Tokenizer:
         """Number of ids, the added tokens included."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
+    @property
+    def base_size(self) -> int:
+        """Number of ids without the added tokens that have ids of their own."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=False)
+
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Text -> ids, with the special tokens (often a bos) that tokenizer.json asks for.
 
@@ -169,7 +174,8 @@ class Model:
     most positions the model was made for. bos_id: None if it has none. eos_id: the first stop id,
     or None. stop_ids: at most 8. parameters: number of weights in the file, tied ones once.
     blocks: "embedding" and "head" as in :class:`Layer` (the same object when tied). chat: None if
-    the model came without a chat template.
+    the model came without a chat template. warnings: sentences for people, on what was read in
+    another way than the files say or not at all.
     """
     name: str
     hidden: int
@@ -192,6 +198,7 @@ class Model:
     parameters: int
     blocks: Mapping[str, BlockTensor] = field(default_factory=dict)
     chat: ChatTemplate | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def eos_id(self) -> int | None:
@@ -199,102 +206,90 @@ class Model:
         return self.stop_ids[0] if self.stop_ids else None
 
     def text_tokens(self, text: str) -> list[int]:
-        """A whole text as it was in training: bos (if any), its ids, eos (if any)."""
+        """A whole text as it was in training: bos (if any), its ids, eos (if any).
+
+        Raises
+        ------
+        UserError
+            It has a token that the model has no row for; see :attr:`Tokenizer.base_size`.
+        """
         ids = self.tokenizer.encode(text)
         if self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids = [self.bos_id, *ids]
         if self.eos_id is not None and ids[-1:] != [self.eos_id]:
             ids = [*ids, self.eos_id]
+        if max(ids, default=0) >= self.vocab:
+            raise UserError(f"{self.tokenizer.name} gives token {max(ids)} and the model knows "
+                            f"{self.vocab}; leave the text with that token out.")
         return ids
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; a model folder needs config.json, tokenizer.json and "
-                        "model.safetensors.") from None
-    except (OSError, ValueError) as e:
-        raise UserError(f"{path} cannot be read ({e}); get the file again.") from e
-    if not isinstance(value, dict):
-        raise UserError(f"{path} does not hold a JSON object; get the file again.")
-    return value
+#: Entries of config.json that change nothing of what a trained LlamaForCausalLM computes: where
+#: it came from, training, defaults of generation, and how others run it.
+HARMLESS = (
+    "*_name_or_path", "transformers_version", "*.js_config", "torch_dtype", "dtype", "unsloth_*",
+    "auto_map", "custom_pipelines", "tokenizer_class", "name", "model_name", "license", "tags",
+    "use_cache", "cache_implementation", "*attn_implementation*", "_flash_attn_2_enabled",
+    "use_bfloat16", "use_flash_attention*", "fused_*", "pretraining_tp", "is_llama_config",
+    "gradient_checkpointing", "torchscript", "return_dict*", "use_return_dict", "output_*",
+    "chunk_size_feed_forward", "pruned_heads", "tf_legacy_loss", "tie_encoder_decoder",
+    "initializer_*", "init_*", "attention_dropout", "*_dropout", "*_pdrop", "*_dropout_prob",
+    "dropout", "*layerdrop", "loss_*", "router_aux_loss_coef", "z_loss*", "label_smoothing",
+    "id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params",
+    "*pad_token_id", "sep_token_id", "cls_token_id", "mask_token_id", "unk_token_id",
+    "decoder_start_token_id", "prefix", "max_sequence_length", "model_max_length",
+    "original_max_position_embeddings", "max_length", "min_length", "max_new_tokens", "do_sample",
+    "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "temperature", "top_k",
+    "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty", "*no_repeat_ngram_size",
+    "bad_words_ids", "num_return_sequences", "forced_*_token_id", "remove_invalid_values",
+    "exponential_decay_length_penalty", "*suppress_tokens")
+#: Entries that change nothing at this value.
+NEUTRAL = {
+    "partial_rotary_factor": 1, "rotary_pct": 1, "embedding_multiplier": 1,
+    "residual_multiplier": 1, "logits_scaling": 1, "logit_scale": 1, "scale_emb": 1,
+    "is_decoder": True, "is_causal": True, "num_experts": 0, "num_local_experts": 0,
+    "n_routed_experts": 0, "n_shared_experts": 0, "num_nextn_predict_layers": 0}
+#: Entries beside a type of RoPE scaling that say how it scales.
+_ROPE = ("original_max_position_embeddings", "*_factor", "beta_*", "mscale*", "truncate",
+         "finetuned")
+_REMEDY = ("use a plain Llama checkpoint, or take the entry out if you know that it changes "
+           "nothing of what the model computes")
 
 
-class _Config:
-    """config.json with checked look-ups; every complaint names the file, the key and the value."""
+def _refuse_unknown_shapes(config: Metadata) -> None:
+    """Raise for what this code would silently compute wrongly."""
+    kind = config.word("model_type", None)
+    names = config.texts("architectures", ["LlamaForCausalLM"])
+    if kind != "llama" or names != ["LlamaForCausalLM"]:
+        raise config.refuse(f"architecture {kind!r} {brief(names)} is not supported",
+                            "use a checkpoint of type llama (LlamaForCausalLM)")
+    act = config.word("hidden_act", "silu")
+    if act not in ("silu", "swish"):
+        raise config.refuse(f"activation hidden_act {act!r} is not supported",
+                            "use a checkpoint with silu")
+    if config.table("quantization_config").values:
+        raise config.refuse("the checkpoint is already quantised (quantization_config)",
+                            "use the float16, bfloat16 or float32 one")
+    if any(kind != "full_attention" for kind in config.texts("layer_types", ["full_attention"])):
+        raise config.refuse("layer_types names layers without full attention, which are not "
+                            "supported", "use a plain Llama checkpoint")
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "config.json"
-        self.values = _read_json(self.path)
 
-    def whole(self, key: str, default: int | None = None) -> int:
-        """A positive whole number."""
-        value = self.values.get(key)
-        if value is None:
-            value = default
-        if value is None:
-            raise UserError(f"{self.path} lacks {key}; get the file again.")
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{self.path}: {key} must be a positive whole number, not {value!r}; "
-                            "get the file again.")
-        return value
-
-    def number(self, value: object, key: str) -> float:
-        """A positive finite number."""
-        if isinstance(value, bool) or not isinstance(value, (int, float)) \
-                or not isfinite(value) or value <= 0:
-            raise UserError(f"{self.path}: {key} must be a positive number, not {value!r}; "
-                            "get the file again.")
-        return float(value)
-
-    def flag(self, key: str) -> bool:
-        value = self.values.get(key)
-        if value is not None and not isinstance(value, bool):
-            raise UserError(f"{self.path}: {key} must be true or false, not {value!r}; "
-                            "get the file again.")
-        return bool(value)
-
-    def ids(self, value: object, key: str, vocab: int) -> list[int]:
-        """None, an id or a list of ids, all below vocab."""
-        given: list[Any] = [] if value is None else value if isinstance(value, list) else [value]
-        for i in given:
-            if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < vocab:
-                raise UserError(f"{self.path.parent}: {key} must be a token id below {vocab}, not "
-                                f"{i!r}; correct config.json or generation_config.json.")
-        return given
-
-    def refuse_unknown_shapes(self) -> None:
-        """Raise for what this code would silently compute wrongly."""
-        v = self.values
-        kind = v.get("model_type")
-        names = v.get("architectures") or ["LlamaForCausalLM"]
-        if kind != "llama" or names != ["LlamaForCausalLM"]:
-            raise UserError(f"{self.path}: architecture {kind!r} {names!r} is not supported; use a "
-                            "checkpoint of type llama (LlamaForCausalLM).")
-        act = v.get("hidden_act", "silu")
-        if act not in ("silu", "swish"):
-            raise UserError(f"{self.path}: activation hidden_act {act!r} is not supported; use a "
-                            "checkpoint with silu.")
-        if v.get("quantization_config"):
-            raise UserError(f"{self.path}: the checkpoint is already quantised "
-                            "(quantization_config); use the float16, bfloat16 or float32 one.")
-        if v.get("partial_rotary_factor", 1) != 1:
-            raise UserError(f"{self.path}: partial_rotary_factor {v['partial_rotary_factor']!r} is "
-                            "not supported; use a checkpoint that rotates whole heads.")
-        for key in ("rope_scaling", "rope_parameters"):
-            rope = v.get(key) or {}
-            scaling = rope.get("rope_type", rope.get("type", "default"))
-            if scaling != "default":
-                raise UserError(f"{self.path}: RoPE scaling {scaling!r} ({key}) is not supported; "
-                                "use a checkpoint without RoPE scaling.")
-
-    def rope_theta(self) -> float:
-        """From either place; 10000 if neither has it, as the original model."""
-        for place in (self.values, self.values.get("rope_parameters") or {}):
-            if place.get("rope_theta") is not None:
-                return self.number(place["rope_theta"], "rope_theta")
-        return 10000.0
+def _rope_theta(config: Metadata) -> float:
+    """Base of the rotation. Raise for a scaled one."""
+    theta = outside = config.number("rope_theta", 10000.0)      # as the original model
+    # Files of transformers 5 have all of it in rope_parameters. Where there is rope_scaling too,
+    # that counts.
+    for key in ("rope_parameters", "rope_scaling"):
+        rope = config.table(key)
+        kind = rope.word("rope_type", None) or rope.word("type", None)
+        if scaling := rope_scaling(kind, rope.number("factor", None)):
+            raise config.refuse(f"RoPE scaling {scaling} ({key}) is not supported",
+                                "use a checkpoint without RoPE scaling")
+        if rope.values:
+            theta = rope.number("rope_theta", outside)
+        rope.refuse_unread(_ROPE, NEUTRAL, _REMEDY)
+    return theta
 
 
 def _tensor_files(folder: Path) -> list[Path]:
@@ -305,17 +300,17 @@ def _tensor_files(folder: Path) -> list[Path]:
     if not index.exists():
         raise UserError(f"{folder} has neither model.safetensors nor model.safetensors.index.json; "
                         "get the checkpoint in safetensors format.")
-    names = _read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not names:
+    names = Metadata.from_json(index).table("weight_map").values
+    if not names:
         raise UserError(f"{index} has no weight_map; get the file again.")
     files = sorted(set(map(str, names.values())))
     for name in files:
         if Path(name).name != name:
-            raise UserError(f"{index} names the file {name!r} outside its folder; get the "
-                            "checkpoint again from a source you trust.")
+            raise UserError(f"{index} names the file {brief(repr(name))} outside its folder; get "
+                            "the checkpoint again from a source you trust.")
         if not (folder / name).is_file():
-            raise UserError(f"{folder / name} is missing although {index.name} names it; get the "
-                            "shard and put it there.")
+            raise UserError(f"{folder / brief(name)} is missing although {index.name} names it; "
+                            "get the shard and put it there.")
     return [folder / name for name in files]
 
 
@@ -323,7 +318,13 @@ def _tensor_files(folder: Path) -> list[Path]:
 def _sound_file(path: Path) -> Iterator[None]:
     """What the library makes of a damaged file, as one sentence."""
     try:
+        with path.open("rb") as file:
+            what = foreign(file.read(64))
+        if what:
+            raise UserError(f"{path} {what}.")
         yield
+    except UserError:
+        raise
     except OSError as e:
         raise UserError(f"{path} cannot be read ({e}); check the file.") from e
     except Exception as e:               # SafetensorError: truncated, damaged or foreign
@@ -368,7 +369,10 @@ class _Tensors:
         self.found: dict[str, Any] = {}
         for path in _tensor_files(folder):
             self.found.update((_outline_tensors if outline else _read_tensors)(path))
-        self.taken = 0
+        self.taken: dict[str, int] = {}     # name -> number of weights
+
+    def has(self, name: str) -> bool:
+        return name in self.found
 
     def take(self, name: str, *shape: int) -> np.ndarray:
         if name not in self.found:
@@ -384,35 +388,50 @@ class _Tensors:
         if not self.outline and not np.isfinite(value).all():
             raise UserError(f"{self.folder}: tensor {name} holds values that are not finite; "
                             "get the checkpoint again.")
-        self.taken += value.size
+        self.taken[name] = value.size
         return value
+
+    def one(self, name: str, other: str) -> bool:
+        """Two tensors that were taken are one, which counts once."""
+        found = self.found
+        if name != other and self.outline:      # decides how much memory the model takes
+            found = {}
+            for path in _tensor_files(self.folder):
+                found |= {n: v for n, v in _read_tensors(path).items() if n in (name, other)}
+        same = np.array_equal(found[name], found[other])
+        if same:
+            self.taken |= {other: 0, name: self.found[name].size}
+        return same
+
+    def unused(self) -> list[str]:
+        """Names that were not taken, but for old tables of RoPE's angles."""
+        return [n for n in self.found if n not in self.taken
+                and not n.endswith("rotary_emb.inv_freq")]
 
 
 def _chat_template(folder: Path) -> ChatTemplate | None:
     """From chat_template.jinja, where newer tools put it, or tokenizer_config.json."""
     from .chat import ChatTemplate
-    path = folder / "tokenizer_config.json"
-    values = _read_json(path) if path.exists() else {}
-    template = values.get("chat_template")
-    if isinstance(template, list):      # several by name
-        template = next((t.get("template") for t in template
-                         if isinstance(t, dict) and t.get("name") == "default"), None)
-    own = folder / "chat_template.jinja"
+    values = Metadata.from_json(folder / "tokenizer_config.json", optional=True)
+    own, template = folder / "chat_template.jinja", values.values.get("chat_template")
     if own.exists():
         try:
             template = own.read_text(encoding="utf-8")
         except (OSError, ValueError) as e:
             raise UserError(f"{own} cannot be read ({e}); get the file again.") from e
+    elif isinstance(template, list):    # several by name
+        named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
+        template = Metadata(values.source, named[0], "chat_template").text("template") \
+            if named else None
+    else:
+        template = values.text("chat_template", None)
     if template is None:
         return None
-    if not isinstance(template, str):
-        raise UserError(f"{path}: chat_template must be a text; get the file again.")
 
     def token(key: str) -> str:
-        value = values.get(key)
-        if isinstance(value, dict):
-            value = value.get("content")
-        return value if isinstance(value, str) else ""
+        if isinstance(values.values.get(key), dict):
+            return values.table(key).text("content", "")
+        return values.text(key, "")
 
     return ChatTemplate(template=template, bos=token("bos_token"), eos=token("eos_token"),
                         source=str(folder))
@@ -468,46 +487,48 @@ def load_model(path_or_name: str | Path, *, outline: bool = False) -> Model:
         from .gguf_model import load_gguf
         return load_gguf(folder, str(path_or_name) if str(path_or_name) in NAMES else None,
                          outline=outline)
-    config = _Config(folder)
-    config.refuse_unknown_shapes()
+    config = Metadata.from_json(folder / "config.json")
+    _refuse_unknown_shapes(config)
     hidden, heads = config.whole("hidden_size"), config.whole("num_attention_heads")
     kv_heads = config.whole("num_key_value_heads", heads)
     head_dim = config.whole("head_dim", hidden // heads or None)
     ffn, vocab = config.whole("intermediate_size"), config.whole("vocab_size")
     if heads % kv_heads:
-        raise UserError(f"{config.path}: num_attention_heads {heads} is not a multiple of "
-                        f"num_key_value_heads {kv_heads}; get the file again.")
-    if config.values.get("head_dim") is None and hidden % heads:
-        raise UserError(f"{config.path}: hidden_size {hidden} is not a multiple of "
-                        f"num_attention_heads {heads} and head_dim is not given; "
-                        "get the file again.")
+        raise config.refuse(f"num_attention_heads {heads} is not a multiple of "
+                            f"num_key_value_heads {kv_heads}")
+    if not config.has("head_dim") and hidden % heads:
+        raise config.refuse(f"hidden_size {hidden} is not a multiple of num_attention_heads "
+                            f"{heads} and head_dim is not given")
     if head_dim % 2:
-        raise UserError(f"{config.path}: head_dim {head_dim} is odd, so RoPE has no pairs; "
-                        "get the file again.")
-
-    generation = folder / "generation_config.json"
-    other = _read_json(generation) if generation.exists() else {}
-    stops = []
-    for values in (other, config.values):
-        stops += config.ids(values.get("eos_token_id"), "eos_token_id", vocab)
-    stops = list(dict.fromkeys(stops))
+        raise config.refuse(f"head_dim {head_dim} is odd, so RoPE has no pairs")
+    context, layer_count = \
+        config.whole("max_position_embeddings", 2048), config.whole("num_hidden_layers")
+    rms_eps, rope_theta = config.number("rms_norm_eps", 1e-6), _rope_theta(config)
+    attention_bias, mlp_bias = config.flag("attention_bias", False), config.flag("mlp_bias", False)
+    tied = config.flag("tie_word_embeddings", False)
+    other = Metadata.from_json(folder / "generation_config.json", optional=True)
+    stops = list(dict.fromkeys(
+        [*other.ids("eos_token_id", vocab), *config.ids("eos_token_id", vocab)]))
     if len(stops) > MAX_STOP_IDS:
         raise UserError(f"{folder} names {len(stops)} stop ids and a run can have {MAX_STOP_IDS}; "
                         "shorten eos_token_id in generation_config.json.")
-    bos = config.ids(config.values.get("bos_token_id", other.get("bos_token_id")),
-                     "bos_token_id", vocab)
+    bos = config.ids("bos_token_id", vocab) or other.ids("bos_token_id", vocab)
+    config.refuse_unread(HARMLESS, NEUTRAL, _REMEDY)
+
     source = folder / "tokenizer.json"
     try:
-        tokenizer = Tokenizer(source.read_bytes(), str(source))
+        raw = source.read_bytes()
     except OSError as e:
         raise UserError(f"{source} cannot be read ({e.strerror}); get the file from where the "
                         "model came from.") from e
-    if tokenizer.size > vocab:
-        raise UserError(f"{source} has {tokenizer.size} ids and config.json a vocab_size of only "
-                        f"{vocab}; use the files of one checkpoint.")
+    if what := foreign(raw):
+        raise UserError(f"{source} {what}.")
+    tokenizer = Tokenizer(raw, str(source))
+    if tokenizer.base_size > vocab:
+        raise UserError(f"{source} has {tokenizer.base_size} ids and config.json a vocab_size of "
+                        f"only {vocab}; use the files of one checkpoint.")
 
     tensors = _Tensors(folder, outline)
-    attention_bias, mlp_bias = config.flag("attention_bias"), config.flag("mlp_bias")
 
     def linear(name: str, rows: int, columns: int, bias: bool):
         weight = tensors.take(f"{name}.weight", rows, columns)
@@ -528,22 +549,48 @@ def load_model(path_or_name: str | Path, *, outline: bool = False) -> Model:
             out[key], out[f"{key}_bias"] = linear(f"{at}.mlp.{key}_proj", rows, columns, mlp_bias)
         return Layer(**out)
 
-    tied = config.flag("tie_word_embeddings")
-    embedding = tensors.take("model.embed_tokens.weight", vocab, hidden)
-    layers = tuple(layer(i) for i in range(config.whole("num_hidden_layers")))
+    # Tied weights are one tensor, whichever of the two is there. Where both are and differ, the
+    # flag is wrong, and both are used: transformers does so too.
+    warnings = []
+    embedding_name, head_name = "model.embed_tokens.weight", "lm_head.weight"
+    if tied and not tensors.has(embedding_name) and tensors.has(head_name):
+        embedding_name = head_name
+    if tied and not tensors.has(head_name):
+        head_name = embedding_name
+    embedding, head = (tensors.take(n, vocab, hidden) for n in (embedding_name, head_name))
+    if tied and tensors.one(embedding_name, head_name):
+        head = embedding
+    elif tied:
+        tied = False
+        warnings.append(f"{config.source} says that {head_name} is tied to the embedding, and "
+                        f"{folder} has another one, which is used")
+    layers = tuple(layer(i) for i in range(layer_count))
     final_norm = tensors.take("model.norm.weight", hidden)
-    head = embedding if tied else tensors.take("lm_head.weight", vocab, hidden)
+    if left := tensors.unused():
+        warnings.append(f"{folder} has {len(left)} tensors that a model of this config.json does "
+                        f"not have, such as {brief(min(left))}; they are not used")
     name = str(path_or_name) if str(path_or_name) in PACKAGED else folder.resolve().name
     return Model(
         name=name, hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads,
         head_dim=head_dim, ffn=ffn, vocab=vocab, embedding=embedding, final_norm=final_norm,
-        context=config.whole("max_position_embeddings", 2048), head=head, tied=tied,
-        rms_eps=config.number(config.values.get("rms_norm_eps", 1e-6), "rms_norm_eps"),
-        rope_theta=config.rope_theta(), tokenizer=tokenizer, bos_id=bos[0] if bos else None,
-        stop_ids=tuple(stops), parameters=tensors.taken, chat=_chat_template(folder))
+        context=context, head=head, tied=tied, rms_eps=rms_eps, rope_theta=rope_theta,
+        tokenizer=tokenizer, bos_id=bos[0] if bos else None, stop_ids=tuple(stops),
+        parameters=sum(tensors.taken.values()), chat=_chat_template(folder),
+        warnings=tuple(warnings))
 
 
 # ---- Float32 forward
+
+def rope_scaling(kind: str | None, factor: float | None) -> str:
+    """What a file says of scaled rotations, for a message; "" if they are not scaled.
+
+    kind: name of the scaling, None without one. factor: None if the file has none.
+    """
+    if kind in ("none", "default") or factor == 1 and kind in (None, "linear") \
+            or kind is factor is None:
+        return ""
+    return f"by a factor of {factor:g}" if kind is None else repr(kind)
+
 
 def rope_angles(head_dim: int, theta: float, positions: Iterable[int]) -> np.ndarray:
     """float64[positions, head_dim/2]: angle of pair i is position * theta**(-2i/head_dim)."""
