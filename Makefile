@@ -1,7 +1,7 @@
 # Every target sets up what it needs; `make` lists them.
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-synth setup-smollm2 story test lint bench fmax netlist prove link-faults \
-    sdram-stream bitstream bitstreams resources mutate docs clean
+    sdram-stream bitstream bitstreams resources mutate long docs clean
 .DELETE_ON_ERROR:
 
 # The first Python that is new enough, or else python3, about which the set-up then complains.
@@ -64,6 +64,9 @@ resources: .venv/.synth ## have the chips grown over boards/resources.json? ARGS
 
 mutate: setup ## break the gateware in many small ways and see the tests notice
 	@$(BIN)/python scripts/mutate.py $(ARGS)
+
+long: .venv/.synth ## mutants, fuzz, faults, proofs, netlist, bitstreams: hours; goes on where it was
+	@$(BIN)/python scripts/long.py $(ARGS)
 
 docs: setup ## write the tables in docs/ that come from code
 	@$(BIN)/python scripts/gen_docs.py

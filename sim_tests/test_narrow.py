@@ -14,12 +14,13 @@ CASES = [dict(width=61, shift_bits=6, bits=34), dict(width=43, shift_bits=5, bit
          dict(width=34, shift_bits=6, bits=16, small=8), dict(width=6, shift_bits=1, bits=4)]
 
 
+UNIT = Narrow(**CASES[int(os.environ.get("CASE", "0"))])     # the one in the simulator
+
+
 @cocotb.test(timeout_time=1, timeout_unit="ms")
-@cocotb.parametrize(small=[0, 1])
+@cocotb.parametrize(small=[0] if UNIT.small_bits is None else [0, 1])
 async def matches_golden(dut, small):
-    unit = Narrow(**CASES[int(os.environ["CASE"])])
-    if small and unit.small_bits is None:
-        return
+    unit = UNIT
     bits = unit.small_bits if small else unit.bits
     rng = np.random.default_rng(cocotb.RANDOM_SEED)
     shifts = np.arange(1 << unit.shift_bits)

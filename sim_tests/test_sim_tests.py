@@ -1,0 +1,64 @@
+"""What the tests are held to: mutants of every block, and no case that ends without a word."""
+import ast
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "scripts"))
+import mutate  # noqa: E402
+
+BLOCKS = mutate.load_blocks()
+
+
+def test_every_block_has_mutants():
+    assert [block.name for block in BLOCKS] == mutate.elaborating()
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.name)
+def test_mutants(block):
+    """One at least of each kind, each in one place only, none twice."""
+    assert list(mutate.faults(block)) == []
+    kinds = Counter(m.kind for m in block.mutants)
+    assert kinds.keys() == set(mutate.KINDS) and kinds.total() >= 3
+    assert len({m.what for m in block.mutants}) == len({(m.old, m.new) for m in block.mutants}) \
+        == len(block.mutants)
+    assert all(m.old != m.new for m in block.mutants)
+
+
+def test_mutants_name_tests():
+    tests = sorted({str(HERE / test) for block in BLOCKS for m in block.mutants
+                    for test in m.tests})
+    done = subprocess.run([sys.executable, "-m", "pytest", "--collect-only", "-q", "-p",
+                           "no:cacheprovider", *tests], cwd=HERE.parent, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def returns(body, checked=False):
+    """Lines of ``return`` statements before which nothing was checked in their own branch."""
+    for node in body:
+        if isinstance(node, ast.Return) and not checked:
+            yield node.lineno
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            continue
+        checked = checked or any(isinstance(n, ast.Assert) or isinstance(n, ast.Attribute)
+                                 and n.attr in ("raises", "assert_array_equal")
+                                 for n in ast.walk(node))
+        for part in ("body", "orelse", "finalbody"):
+            yield from returns(getattr(node, part, []))
+
+
+def test_no_case_ends_unseen():
+    """A case that cannot be tried is not generated, or skipped with a reason."""
+    found = []
+    for path in sorted(HERE.glob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and (
+                    node.name.startswith("test_") or any("cocotb.test" in ast.unparse(d)
+                                                         for d in node.decorator_list)):
+                found += [f"{path.name}:{line}" for line in returns(node.body)]
+    assert found == []
