@@ -235,6 +235,10 @@ def test_a_build_is_kept_and_two_processes_may_ask_at_once(tmp_path, monkeypatch
     first = building.build("module core; endmodule", config)
     assert first.read_text() == "built" and fake_build.count == 1
     assert building.build("module core; endmodule", config) == first and fake_build.count == 1
+    for damage in ("", "buil", "build"):
+        first.write_text(damage)
+        assert building.build("module core; endmodule", config).read_text() == "built"
+    fake_build.count = 1
     assert building.build("module core; wire x; endmodule", config) != first
     assert fake_build.count == 2
     assert [p.suffix for p in tmp_path.iterdir()] == [".so", ".so"]      # nothing else stays

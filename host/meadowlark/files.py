@@ -1,4 +1,4 @@
-"""Where results are kept between runs, and how files are written."""
+"""How files are written."""
 from __future__ import annotations
 
 import os
@@ -6,25 +6,6 @@ import tempfile
 from pathlib import Path
 
 from .errors import UserError
-
-
-def cache_dir() -> Path:
-    """MEADOWLARK_CACHE, else XDG_CACHE_HOME/meadowlark, else ~/.cache/meadowlark; made if absent.
-
-    Raises
-    ------
-    UserError
-        The folder cannot be made.
-    """
-    named = os.environ.get("MEADOWLARK_CACHE")
-    base = Path(named) if named else Path(
-        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "meadowlark"
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"the cache folder {base} cannot be made ({e.strerror}); name another in "
-                        "MEADOWLARK_CACHE") from e
-    return base
 
 
 def foreign(start: bytes) -> str | None:

@@ -462,6 +462,14 @@ def find_model(path_or_name: str | Path) -> Path:
     return found
 
 
+def model_files(found: Path) -> list[Path]:
+    """All files from which :func:`load_model` may read a model that :func:`find_model` found."""
+    if found.is_file():
+        return [found]
+    return sorted(path for path in found.iterdir()
+                  if path.suffix in (".json", ".jinja", ".safetensors") and path.is_file())
+
+
 def load_model(path_or_name: str | Path, *, outline: bool = False) -> Model:
     """Read a model.
 

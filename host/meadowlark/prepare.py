@@ -1,13 +1,11 @@
 """From what people name to what runs: model, integers, image. Slow steps are kept in the cache.
 
 Calibration takes seconds for the packaged model and minutes for large ones, and depends on nothing
-but the files of the model and this package: its result is kept under a hash of both.
+but the files of the model and this program: its result is kept under a hash of both.
 """
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import UserError
-from .files import cache_dir, write_atomic
 from .gguf_file import is_gguf
 from .image import Image
 
@@ -108,14 +105,17 @@ class Source:
     @cached_property
     def quantised(self) -> QuantModel:
         """The integer model, for the context asked for at least."""
-        model = self.model      # a missing or damaged one is an error before anything else
+        from . import cache, integers
+        outline = self.outline      # a missing or damaged one is an error before anything else
         weights = self.weights if self.board.config.block_modes else "int8"
         budget = "" if self.bits is self.target_ppl is None else f"{self.bits} {self.target_ppl}"
-        kept = cache_dir() / f"model-{_digest(self.name, weights + budget)}.pickle"
-        try:
-            return pickle.loads(kept.read_bytes())
-        except Exception:
-            pass            # not there, or damaged in any way: make it again
+        name = f"integers-{_digest(self.name, weights + budget)}.safetensors"
+        if kept := cache.find(name):
+            try:
+                return integers.load(kept.read_bytes(), outline, "int8" if budget else weights)
+            except (OSError, ValueError):
+                pass                # make it again
+        model = self.model
         from .quantise import quantise
         if budget:
             from .budget import choose
@@ -130,7 +130,7 @@ class Source:
         else:
             made = quantise(model, weights=weights,
                             progress=lambda n: self._tell("calibrating, tokens:", n))
-        write_atomic(kept, pickle.dumps(made, protocol=5))
+        cache.keep(name, integers.dump(made))
         return made
 
     @cached_property
@@ -159,7 +159,7 @@ class Source:
         """Of the image, or of the checkpoint."""
         from .model import Tokenizer
         if not self.is_image:
-            return self.model.tokenizer
+            return self.outline.tokenizer
         return Tokenizer(self.image.tokenizer, f"the tokenizer in {self.name}")
 
     def conversation(self) -> Conversation:
@@ -171,9 +171,9 @@ class Source:
             It came without a chat template.
         """
         from .chat import Conversation
-        template = self.image.chat if self.is_image else self.model.chat
+        template = self.image.chat if self.is_image else self.outline.chat
         if template is None:
-            what = f"the image {self.name}" if self.is_image else f"the model {self.model.name}"
+            what = f"the image {self.name}" if self.is_image else f"the model {self.outline.name}"
             raise UserError(f"{what} came without a chat template; use `generate` without --chat")
         return Conversation(template, self.tokenizer)
 
@@ -222,24 +222,13 @@ class Source:
 
 
 def _digest(name: str, how: str) -> str:
-    """Hash of a model's files and of how, and with what code, they are quantised."""
-    from meadowlark_hdl.weights import block_golden
+    """Of a model's files, and of how and with what code they are quantised."""
+    import meadowlark_hdl
 
-    from .model import DATA, find_model
-    versions = map(importlib.metadata.version, ("numpy", "tokenizers", "gguf"))
-    h = hashlib.sha256(" ".join((how, *versions)).encode())
-    package = Path(__file__).parent
-    code = [package / f"{x}.py" for x in (
-        "blocks", "budget", "chat", "equalise", "feedback", "gguf_file", "gguf_model",
-        "gguf_tokenizer", "metadata", "model", "own_text", "quantise", "sampling",
-        "sensitivity")]
-    found = find_model(name)
-    files = [found] if found.is_file() else [
-        p for p in sorted(found.iterdir())
-        if p.is_file() and p.suffix in (".json", ".safetensors")]
-    for path in [*code, Path(block_golden.__file__), DATA / "calibration.txt", *files]:
-        h.update(f"\0{path.name}\0{path.stat().st_size}\0".encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                h.update(block)
-    return h.hexdigest()[:24]
+    from . import cache
+    from .model import find_model, model_files
+    packages = Path(__file__).parent, Path(meadowlark_hdl.__file__).parent
+    versions = map(importlib.metadata.version, ("numpy", "tokenizers", "gguf", "safetensors"))
+    return cache.digest(how, *versions, *(file for package in packages
+                                          for file in cache.source_files(package)),
+                        *model_files(find_model(name)))

@@ -2,6 +2,7 @@
 ``build``, ``flash`` and ``info``; a file a command."""
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ import click
 from ..errors import UserError
 from . import bench, build, chat, compile, eval, generate, info
 from .status import DIFFERENT, INTERRUPTED, WRONG_USE
-from .terminal import say
+from .terminal import Warnings, say
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -33,6 +34,7 @@ def main(args: Sequence[str] | None = None) -> int:
     sentence on stderr. 130: interrupted, by Ctrl-C or a signal to end; tools run for us end too.
     """
     from ..simboard import SimulationError
+    logging.getLogger("meadowlark").handlers = [Warnings()]
     if args is None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

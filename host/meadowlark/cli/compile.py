@@ -30,13 +30,13 @@ def compile_(source_model: str | None, output: str, ctx: int | None, weights: st
     which = board_named(board)
     with Progress() as progress:
         source = open_source(name, which, ctx, weights, progress)
-        checkpoint = source.model       # an image cannot be compiled
+        parameters = source.outline.parameters      # an image cannot be compiled
         image = source.image
         progress("writing the image")
         image.save(output)
     result = {
         "model": image.name, "board": which.name, "image": output,
-        "parameters": checkpoint.parameters, "bytes": image.size,
+        "parameters": parameters, "bytes": image.size,
         "bytes_per_token": image.bytes_per_token(1),
         "bytes_per_token_full_context": image.bytes_per_token(image.context),
         "bits_per_weight": image.bits_per_weight, "context": image.context,

@@ -8,6 +8,7 @@ written, so that neither is drawn into the other.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
@@ -69,6 +70,13 @@ def show(text: str) -> None:
     with _lock:
         _clear()
         _write(sys.stdout, printable(text) + "\n")
+
+
+class Warnings(logging.Handler):
+    """What the program warns of, a line each on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"warning: {record.getMessage()}")
 
 
 def write_json(result: dict, where: str | None) -> None:

