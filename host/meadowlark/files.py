@@ -1,4 +1,4 @@
-"""How files are written."""
+"""What files are that people come with, and how files are written."""
 from __future__ import annotations
 
 import os
