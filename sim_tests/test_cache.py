@@ -70,8 +70,8 @@ def test_what_is_not_integers_is_the_model_at_hand(tmp_path, monkeypatch):
         one, two = (Source(str(path), board).image for path in (first, other))
         assert one.memory == two.memory
         assert (one.name, two.name) == ("first", "other")
-        assert one.chat.template == "{{ messages[0].content }}"
-        assert two.chat.template == "another template"
+        assert [image.chat and image.chat.template for image in (one, two)] == [
+            "{{ messages[0].content }}", "another template"]
 
 
 def test_a_kept_model_is_not_read_again(tmp_path, monkeypatch):
@@ -241,5 +241,6 @@ def test_no_home(tmp_path, monkeypatch):
     def homeless():
         raise RuntimeError("Could not determine home directory.")
     monkeypatch.setattr(cache.Path, "home", homeless)
-    assert cache.keep("a-0.txt", b"kept").read_bytes() == b"kept"
-    assert cache.find("a-0.txt").read_bytes() == b"kept" and cache.find("a-1.txt") is None
+    path = cache.keep("a-0.txt", b"kept")
+    assert path is not None and path.read_bytes() == b"kept"
+    assert cache.find("a-0.txt") == path and cache.find("a-1.txt") is None
