@@ -254,7 +254,7 @@ def test_divergence(seed):
     (["--bits", "5", "--board", "virtual"], "save nothing on the board virtual"),
 ])
 def test_refused(args, message, tmp_path, capsys):
-    assert cli.main(["compile", "-o", str(tmp_path / "x.mlk"), *args]) == 2
+    assert cli.main(["compile", "stories", "-o", str(tmp_path / "x.mlk"), *args]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -264,7 +264,7 @@ def test_compile(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("MEADOWLARK_CACHE", str(tmp_path))
     image = str(tmp_path / "x.mlk")
     board = ["--board", "ulx3s_85f"]
-    assert cli.main(["compile", "-o", image, "--bits", "5", *board]) == 0
+    assert cli.main(["compile", "stories", "-o", image, "--bits", "5", *board]) == 0
     capsys.readouterr()
     assert cli.main(["info", image, "--json", "-"]) == 0
     tensors = json.loads(capsys.readouterr().out)["tensors"]

@@ -172,7 +172,7 @@ def test_generate_refuses(capsys, tmp_path):
     assert cli.main(["generate", "Hello", "--chat", "--target", "golden"]) == 2
     assert "stories came without a chat template" in capsys.readouterr().err
     image = tmp_path / "stories.mlk"
-    assert cli.main(["compile", "-o", str(image)]) == 0
+    assert cli.main(["compile", "stories", "-o", str(image)]) == 0
     capsys.readouterr()
     assert cli.main(["generate", "Hello", "--chat", "--model", str(image)]) == 2
     assert "stories.mlk came without a chat template" in capsys.readouterr().err

@@ -1,4 +1,5 @@
 """The commands: what they print, and that whatever the user can put right is one sentence."""
+import io
 import json
 import lzma
 import shutil
@@ -6,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from meadowlark import bench, cli, targets
@@ -97,8 +99,8 @@ def test_model_outside_the_envelope(run, tmp_path, monkeypatch):
     small = board.config.replace(prog_depth=64)
     monkeypatch.setitem(BOARDS, "tiny", type(board)(
         **{**vars(board), "name": "tiny", "config": small}))
-    refused(run("compile", "-o", tmp_path / "x", "--board", "tiny"), "most 64 (prog_depth)",
-            "does not fit the board")
+    refused(run("compile", "stories", "-o", tmp_path / "x", "--board", "tiny"),
+            "most 64 (prog_depth)", "does not fit the board")
     refused(run("generate", STORY, "--board", "tiny", "--target", "golden"), "most 64 (prog_depth)")
     assert list(tmp_path.iterdir()) == []
 
@@ -141,6 +143,8 @@ def test_an_image_is_not_a_checkpoint(run, image, tmp_path):
 
 @pytest.mark.parametrize("args, words", [
     (["generate"], ("PROMPT", "generate --help")),
+    (["generate", STORY, "-p", STORY], ("one way only",)),
+    (["generate", "-f", "/no/such/file"], ("/no/such/file", "No such file")),
     (["generate", STORY, "--top-k", "33", "--temperature", "1"], ("top_k 33", "32")),
     (["generate", STORY, "--top-p", "0", "--temperature", "1"], ("top_p",)),
     (["generate", STORY, "--temperature", "-1"], ("temperature -1.0",)),
@@ -160,19 +164,21 @@ def test_an_image_is_not_a_checkpoint(run, image, tmp_path):
     (["bench", "-p", "many"], ("-p 'many'",)),
     (["bench", "-n", "-3"], ("-n '-3'",)),
     (["bench", "-p", "513"], ("pp513", "512")),
-    (["bench", "-o", "xml"], ("'xml'", "md, csv or json")),
+    (["bench", "--format", "xml"], ("'xml'", "'md', 'csv', 'json'")),
+    (["bench", "--format", "csv", "--json", "-"], ("--format out",)),
+    (["bench", "--against-raw", "--packing", "raw"], ("leave one of them out",)),
     (["eval", "--tokens", "0"], ("at least 1, not 0",)),
     (["eval", "--text", "/no/such/text"], ("/no/such/text", "No such file")),
-    (["eval", "--target", "sim"], ("golden",)),
-    (["compile"], ("-o",)),
-    (["compile", "-o", "/"], ("it is a folder",)),
-    (["compile", "-o", "/no/such/folder/x"], ("/no/such/folder/x",)),
-    (["compile", "stories", "-o", "x", "--model", "other"], ("two models",)),
+    (["compile", "stories"], ("-o",)),
+    (["compile", "-o", "x"], ("MODEL",)),
+    (["compile", "stories", "-o", "/"], ("it is a folder",)),
+    (["compile", "stories", "-o", "/no/such/folder/x"], ("/no/such/folder/x",)),
     (["no-such-command"], ("no-such-command",)),
+    (["generat", STORY], ("generat", "Did you mean 'generate'? See")),
 ])
 def test_options_that_cannot_be_had(run, args, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if args[:2] == ["compile", "-o"] and args[2].startswith("/no"):
+    if args[-1].startswith("/no/such/folder"):
         monkeypatch.setattr("pathlib.Path.mkdir", _read_only)
     refused(run(*args), *words)
 
@@ -185,6 +191,82 @@ def _read_only(path, *args, **kw):
 def test_json_that_cannot_be_written(run, tmp_path):
     refused_ = run("info", "--json", tmp_path / "no" / "x.json")
     assert refused_[0] == 2 and "x.json" in refused_[2] and "Traceback" not in refused_[2]
+
+
+# ---- Options
+
+#: All that is understood, by command; nothing that is not used.
+MODEL = {"-c", "--ctx", "--ctx-size", "--weights", "--bits", "--target-ppl", "--packing"}
+GRID = {"--weights", "--bits", "--target-ppl"}
+DRAWN = {"-n", "--predict", "--tokens", "--temp", "--temperature", "--top-k", "--top-p", "-s",
+         "--seed"}
+RUNS = {"-m", "--model", "--board", "--target", "--json"}
+OPTIONS = {
+    "generate": MODEL | DRAWN | RUNS | {"prompt", "-p", "--prompt", "-f", "--file", "--stop",
+                                        "--chat", "--ignore-eos", "--check"},
+    "chat": MODEL | DRAWN | RUNS | {"-p", "--prompt"},
+    "bench": MODEL | RUNS | {"-p", "--n-prompt", "-n", "--n-gen", "--format", "--against-raw"},
+    "eval": GRID | {"-m", "--model", "--board", "--json", "--text", "-n", "--tokens"},
+    "compile": MODEL | {"model", "-o", "--output", "--board", "--json"},
+    "build": {"--board", "--seeds", "--clock", "-o", "--output", "--json"},
+    "flash": {"bitstream", "--board"},
+    "info": {"what", "--plot", "--json"},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_of_a_command(name):
+    found = {o for p in cli.cli.commands[name].params for o in p.opts}
+    assert found == OPTIONS[name]
+
+
+def test_options_of_others_are_refused(run):
+    every = sorted({o for of in OPTIONS.values() for o in of if o.startswith("--")})
+    for name, own in OPTIONS.items():
+        for option in every:
+            if not any(o.startswith(option) for o in own):
+                refused(run(name, option, "x"), "No such option", option)
+
+
+def test_help_is_whole_sentences(run, monkeypatch):
+    """On 80 columns: summaries that are not cut off, and every text ends as a sentence does."""
+    monkeypatch.setenv("COLUMNS", "80")
+    text = run("--help")[1]
+    summaries = [x for x in text[text.index("Commands:"):].splitlines()[1:] if x]
+    assert len(summaries) == len(OPTIONS) == len(cli.cli.commands)
+    for line in (*text.splitlines(), *(x for c in OPTIONS for x in run(c, "-h")[1].splitlines())):
+        assert len(line) <= 80 and "..." not in line.replace("[ARGS]...", "")
+    for line in summaries:
+        assert line.endswith(".")
+    for command in cli.cli.commands.values():
+        for option in command.params:
+            if isinstance(option, click.Option):
+                assert option.help and option.help.endswith("."), (command.name, option.name)
+
+
+def test_prompts_from_files_and_stdin(run, tmp_path, monkeypatch):
+    """Without the one line end at the end, as llama.cpp reads them."""
+    args = ("--target", "golden", "-n", "4", "--json", "-")
+    want = json.loads(run("generate", f"{STORY}\n", *args)[1])
+    path = tmp_path / "prompt"
+    path.write_text(f"{STORY}\n\n")
+    assert json.loads(run("generate", "-f", path, *args)[1])["tokens"] == want["tokens"]
+    for way in (["-"], ["-f", "-"]):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes())))
+        assert json.loads(run("generate", *way, *args)[1])["tokens"] == want["tokens"]
+    assert json.loads(run("generate", "-p", f"{STORY}\n", *args)[1])["tokens"] == want["tokens"]
+    path.write_bytes(b"a\xff")
+    refused(run("generate", "-f", path, *args), "not UTF-8 (byte 1)")
+    refused(run("generate", "-f", tmp_path, *args), "Is a directory")
+
+
+def test_names_of_llama_cpp(run):
+    args = ("generate", "--target", "golden", "--json", "-", "-m", "stories", "-p", STORY)
+    one = run(*args, "-n", "5", "-c", "64", "-s", "3", "--temp", "1.5", "--top-k", "9")
+    other = run(*args, "--predict", "5", "--ctx-size", "64", "--seed", "3", "--temperature",
+                "1.5", "--top-k", "9")
+    assert json.loads(one[1])["tokens"] == json.loads(other[1])["tokens"]
+    assert one[0] == 0 and json.loads(one[1])["seed"] == 3
 
 
 # ---- What they print

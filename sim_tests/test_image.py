@@ -10,7 +10,7 @@ from resource import RUSAGE_SELF, getrusage
 from zlib import crc32
 
 import pytest
-from meadowlark.cli import _image_facts
+from meadowlark.cli.info import _image_facts
 from meadowlark.compiler import compile_model
 from meadowlark.driver import Driver
 from meadowlark.errors import UserError

@@ -45,7 +45,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return WRONG_USE
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "meadowlark"
-        return _fail(f"{error.format_message().rstrip('.')}; see `{where} --help`")
+        message = error.format_message()
+        return _fail(f"{message}{'' if message.endswith(('.', '?')) else '.'} See `{where} --help`")
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted", INTERRUPTED)
     except SimulationError as error:

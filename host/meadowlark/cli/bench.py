@@ -7,39 +7,52 @@ from dataclasses import replace
 import click
 
 from ..errors import UserError
-from .options import board_named, common_options, ctx_option, open_source, weights_option
+from .options import (
+    Asked,
+    board_named,
+    board_option,
+    given,
+    json_option,
+    model_options,
+    target_option,
+)
 from .terminal import Progress, show, write_json
 
 
 @click.command()
-@click.option("-p", "--prompt", "prompts", default="128", show_default=True, metavar="N",
-              help="Prompt tokens (several with commas between them); 0 leaves the test out.")
-@click.option("-n", "--generate", "generates", default="32", show_default=True, metavar="N",
-              help="Tokens to generate from bos; 0 leaves the test out.")
-@click.option("-o", "--output", "form", default="md", show_default=True, metavar="FORM",
-              help="Table as md, csv or json.")
+@click.option("-p", "--n-prompt", "prompts", default="128", show_default=True, metavar="N",
+              help="Tokens of the prompt; several numbers with commas between them make several "
+                   "tests, 0 leaves the test out.")
+@click.option("-n", "--n-gen", "generates", default="32", show_default=True, metavar="N",
+              help="Tokens to generate from bos, likewise.")
+@click.option("--format", "form", type=click.Choice(("md", "csv", "json")), default="md",
+              show_default=True, help="Form of the table on stdout.")
 @click.option("--against-raw", is_flag=True,
               help="Measure the weights as they are without packing and budget too.")
-@ctx_option
-@weights_option
-@common_options
-def bench(prompts: str, generates: str, form: str, against_raw: bool, ctx: int | None,
-          weights: str, model: str, board: str, target: str, json_to: str | None,
-          seed: int) -> int:
-    """Cycles, bandwidth and products of prefill and decode, from the core's counters."""
+@model_options()
+@board_option("virtual", "Board to compile for and to simulate.")
+@target_option("sim", "pins")
+@json_option
+def bench(prompts: str, generates: str, form: str, against_raw: bool, asked: Asked, board: str,
+          target: str, json_to: str | None) -> int:
+    """Measure prefill and decode by the core's own counters."""
     from .. import bench as benching
     from ..targets import open_target
-    if form not in ("md", "csv", "json"):
-        raise UserError(f"there is no form {form!r}; give md, csv or json")
+    if json_to == "-" and given("form"):
+        raise UserError("--json - leaves no room on stdout for a table; leave --format out, or "
+                        "give --json a file")
+    if against_raw and asked.packing == "raw":
+        raise UserError("--against-raw measures beside --packing raw what that is itself; leave "
+                        "one of them out")
     if target == "golden":
         raise UserError("the golden model has no clock to measure; use --target sim or the port "
                         "of a board")
     which = board_named(board)
     numbers = benching.counts(prompts, "-p"), benching.counts(generates, "-n")
     with Progress() as progress:
-        source = open_source(model, which, ctx, weights, progress)
+        source = asked.open(which, progress)
         image = source.image
-        tests = benching.plan(image, prompts=numbers[0], generates=numbers[1], seed=seed)
+        tests = benching.plan(image, prompts=numbers[0], generates=numbers[1])
         with closing(open_target(target, which, progress=progress)) as runner:
             runner.load(source)
             results = benching.run(runner, image, which, tests, progress=progress)

@@ -8,31 +8,30 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import UserError
-from .options import board_named, given
+from .options import board_named, board_option, given, json_option
 from .status import DIFFERENT
 from .terminal import Progress, listing, say, show, write_json
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
 
-_build_directory = click.option(
-    "-o", "--output", metavar="FOLDER", help="Default: build/BOARD.", default=None)
-
-
 @click.command()
-@click.option("--board", default="ulx3s_85f", show_default=True, metavar="BOARD")
+@board_option("ulx3s_85f", "Board to build for.")
 @click.option("--seeds", default=3, show_default=True, metavar="N",
               help="Placements to try until one routes and meets timing; the fastest is kept.")
 @click.option("--clock", "clock_mhz", type=float, metavar="MHZ",
               help="Another clock than the board's, such as one that timing meets; the memory's "
                    "times in cycles follow.")
-@_build_directory
-@click.option("--json", "json_to", metavar="FILE",
-              help="Write the report as JSON; - is stdout, which then gets nothing else.")
+@click.option("-o", "--output", metavar="FOLDER",
+              help="Folder for the bitstream and all it is made of. By default build/BOARD.")
+@json_option
 def build(board: str, seeds: int, clock_mhz: float | None, output: str | None,
           json_to: str | None) -> int:
-    """A board's bitstream, by Yosys and nextpnr; ends with a report. Of a board with a Zynq, the
-    package from which Vivado makes it."""
+    """Make a board's bitstream with Yosys and nextpnr.
+
+    It ends with a report. For a board with a Zynq it writes the package from which Vivado makes the
+    bitstream.
+    """
     from .. import build as building
     if seeds < 1:
         raise UserError(f"--seeds must be at least 1, not {seeds}")
@@ -78,12 +77,15 @@ def _package(board: Board, directory: Path, json_to: str | None) -> int:
 
 
 @click.command()
-@click.option("--board", default="ulx3s_85f", show_default=True, metavar="BOARD")
-@_build_directory
-def flash(board: str, output: str | None) -> int:
-    """Load the bitstream that `build` made into a board."""
+@click.argument("bitstream", required=False)
+@board_option("ulx3s_85f", "Board to load.")
+def flash(bitstream: str | None, board: str) -> int:
+    """Load a bitstream into a board.
+
+    By default BITSTREAM is the one that `build` made, build/BOARD/BOARD.bit.
+    """
     from .. import build as building
     which = board_named(board)
     building.platform_of(which)
-    building.flash(which, Path(output or f"build/{board}") / f"{board}.bit")
+    building.flash(which, Path(bitstream or f"build/{board}/{board}.bit"))
     return 0

@@ -10,41 +10,43 @@ import click
 from ..errors import UserError
 from .generate import why_ended
 from .options import (
+    Asked,
+    Drawing,
     board_named,
-    check_most,
-    common_options,
-    ctx_option,
+    board_option,
     drawing_options,
-    open_source,
-    weights_option,
+    json_option,
+    model_options,
+    target_option,
 )
 from .terminal import Progress, Text, ask, say, write_json
 
 
 @click.command()
+@click.option("-p", "--prompt", metavar="TEXT",
+              help="First question, asked before those of the input.")
 @drawing_options
-@ctx_option
-@weights_option
-@common_options
-def chat(max_new: int | None, temperature: float, top_k: int, top_p: float, ctx: int | None,
-         weights: str, model: str, board: str, target: str, json_to: str | None,
-         seed: int) -> int:
-    """Talk with a model: a question a line, until an empty line or the end of the input.
+@model_options()
+@board_option("virtual", "Board to compile for and to simulate.")
+@target_option("sim", "pins", "golden")
+@json_option
+def chat(prompt: str | None, drawing: Drawing, asked: Asked, board: str, target: str,
+         json_to: str | None) -> int:
+    """Talk with a model.
 
+    Each line is a question. The conversation ends at an empty line or the end of the input.
     Ctrl-C ends an answer, and between answers the conversation.
     """
-    from ..sampling import sampling
     from ..targets import open_target
     which = board_named(board)
-    draw = sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
-                    max_top_k=which.config.topk)
-    check_most(max_new)
+    draw, max_new = drawing.sampling(which), drawing.max_new
     with Progress() as progress:
-        source = open_source(model, which, ctx, weights, progress)
+        source = asked.open(which, progress)
         talk, image, turns = source.conversation(), source.image, []
         with closing(open_target(target, which, progress=progress)) as runner:
             runner.load(source)
-            while question := _question():
+            while question := prompt or _question():
+                prompt = None
                 ids = source.fitting(talk.ask(question), "with this question the conversation",
                                      "start a new one")
                 most = min(max_new or image.context, image.context - len(ids) + 1)
@@ -73,7 +75,7 @@ def chat(max_new: int | None, temperature: float, top_k: int, top_p: float, ctx:
                         tokens, image.stop_ids, out, len(tokens) == max_new),
                     "tokens_per_s": len(tokens) / max(ended - started, 1e-9)})
                 say(_turn(turns[-1]))
-    write_json({"model": image.name, "board": which.name, "target": target, "seed": seed,
+    write_json({"model": image.name, "board": which.name, "target": target, "seed": drawing.seed,
                  "turns": turns}, json_to)
     return 0
 

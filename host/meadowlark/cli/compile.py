@@ -7,29 +7,27 @@ from pathlib import Path
 import click
 
 from ..errors import UserError
-from .options import board_named, common_options, ctx_option, given, open_source, weights_option
+from .options import Asked, board_named, board_option, json_option, model_options
 from .terminal import Progress, say, write_json
 
 
 @click.command(name="compile")
-@click.argument("source_model", metavar="MODEL", required=False)
 @click.option("-o", "--output", required=True, metavar="IMAGE",
               help="Image file to write; replaced only when it is complete.")
-@ctx_option
-@weights_option
-@common_options
-def compile_(source_model: str | None, output: str, ctx: int | None, weights: str, model: str,
-             board: str, target: str, json_to: str | None, seed: int) -> int:
-    """Quantise MODEL, lay it out for the board and write an image."""
+@model_options(argument=True)
+@board_option("virtual", "Board to compile for.")
+@json_option
+def compile_(output: str, asked: Asked, board: str, json_to: str | None) -> int:
+    """Quantise a model, lay it out for a board and write an image.
+
+    MODEL is a GGUF file, a Hugging Face folder, or a name that `meadowlark info` lists.
+    """
     started = time.monotonic()
-    if source_model and given("model") and model != source_model:
-        raise UserError(f"two models are given, {source_model!r} and {model!r}; leave one out")
-    name = source_model or model
     if Path(output).is_dir():
         raise UserError(f"cannot write the image {output}: it is a folder")
     which = board_named(board)
     with Progress() as progress:
-        source = open_source(name, which, ctx, weights, progress)
+        source = asked.open(which, progress)
         parameters = source.outline.parameters      # an image cannot be compiled
         image = source.image
         progress("writing the image")

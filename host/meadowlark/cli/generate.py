@@ -1,22 +1,25 @@
 """``meadowlark generate``."""
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import UserError
 from .options import (
+    Asked,
+    Drawing,
     board_named,
-    check_most,
-    common_options,
-    ctx_option,
+    board_option,
     drawing_options,
-    open_source,
-    weights_option,
+    json_option,
+    model_options,
+    target_option,
 )
 from .status import DIFFERENT
 from .terminal import Progress, Text, say, write_json
@@ -26,7 +29,10 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("prompt")
+@click.argument("prompt", required=False)
+@click.option("-p", "--prompt", "text", metavar="TEXT", help="The same as PROMPT.")
+@click.option("-f", "--file", metavar="FILE",
+              help="Read the prompt from a file in UTF-8, without the line end at its end.")
 @drawing_options
 @click.option("--stop", multiple=True, metavar="TEXT",
               help="End before this text; may be given several times.")
@@ -35,28 +41,30 @@ if TYPE_CHECKING:
 @click.option("--ignore-eos", is_flag=True, help="Go on after the model ends its text.")
 @click.option("--check", is_flag=True,
               help="Compare every token and logit with the golden model; status 1 if one differs.")
-@ctx_option
-@weights_option
-@common_options
-def generate(prompt: str, max_new: int | None, temperature: float, top_k: int, top_p: float,
-             stop: Sequence[str], chat: bool, ignore_eos: bool, check: bool, ctx: int | None,
-             weights: str, model: str, board: str, target: str, json_to: str | None,
-             seed: int) -> int:
-    """Continue PROMPT, or answer it; the text is written as its tokens arrive."""
-    from ..sampling import sampling
+@model_options()
+@board_option("virtual", "Board to compile for and to simulate.")
+@target_option("sim", "pins", "golden")
+@json_option
+def generate(prompt: str | None, text: str | None, file: str | None, drawing: Drawing,
+             stop: Sequence[str], chat: bool, ignore_eos: bool, check: bool, asked: Asked,
+             board: str, target: str, json_to: str | None) -> int:
+    """Write how a text goes on, or answer a question.
+
+    The text is PROMPT. With - it is read from stdin, in UTF-8, without the line end at its end.
+    Tokens are written as they arrive.
+    """
     from ..targets import GoldenTarget, open_target
     from ..targets import check as compare
     which = board_named(board)
-    draw = sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
-                    max_top_k=which.config.topk)
-    check_most(max_new)
+    draw, max_new = drawing.sampling(which), drawing.max_new
     if check and target == "golden":
         raise UserError("--check compares a board with the golden model, which --target golden "
                         "is; leave one of them out")
     if any(not s for s in stop):
         raise UserError("--stop needs a text that is not empty")
+    prompt = _prompt(prompt, text, file)
     with Progress() as progress:
-        source = open_source(model, which, ctx, weights, progress)
+        source = asked.open(which, progress)
         ids, image = source.prompt(prompt, chat=chat), source.image
         if check and source.is_image:
             raise UserError("--check needs the checkpoint, which an image does not hold; give the "
@@ -82,7 +90,8 @@ def generate(prompt: str, max_new: int | None, temperature: float, top_k: int, t
             counters, messages = runner.counters(), runner.messages
         passes = range(len(ids), len(ids) + len(events) - 1)    # decode passes, by position
         result: dict[str, Any] = {
-            "model": image.name, "board": which.name, "target": target, "seed": seed,
+            "model": image.name, "board": which.name, "target": target,
+            "seed": drawing.seed,
             "prompt_tokens": len(ids), "tokens": [e.token for e in events], "text": out.text,
             "end": why_ended([e.token for e in events], stops, out, len(events) == max_new),
             "tokens_per_s": len(events) / seconds,
@@ -104,6 +113,26 @@ def generate(prompt: str, max_new: int | None, temperature: float, top_k: int, t
     say(f"bit-exact with the golden model over {verdict.tokens} tokens" if verdict.bit_exact
          else f"NOT bit-exact: {verdict.first_difference}")
     return 0 if verdict.bit_exact else DIFFERENT
+
+
+def _prompt(prompt: str | None, text: str | None, file: str | None) -> str:
+    """The prompt, given in one of three ways."""
+    ways = [way for way in (prompt, text, file) if way is not None]
+    if len(ways) != 1:
+        raise click.UsageError("give the prompt as PROMPT, with --prompt or with --file"
+                               + (", in one way only" if ways else ""))
+    if file is None and prompt != "-":
+        return ways[0]
+    if ways[0] == "-" and sys.stdin is None:
+        raise UserError("stdin is closed, so no prompt can be read from it")
+    name = "stdin" if ways[0] == "-" else ways[0]
+    try:
+        raw = sys.stdin.buffer.read() if ways[0] == "-" else Path(ways[0]).read_bytes()
+        return raw.decode().removesuffix("\n")
+    except OSError as error:
+        raise UserError(f"cannot read the prompt from {name}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"the prompt in {name} is not UTF-8 (byte {error.start})") from error
 
 
 def why_ended(tokens: Sequence[int], stops: Sequence[int], out: Text, full: bool) -> str:

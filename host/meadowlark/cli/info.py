@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UserError
-from .options import board_named, common_options, given
+from .options import json_option
 from .terminal import listing, show, write_json
 
 if TYPE_CHECKING:
@@ -19,19 +19,17 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("what", metavar="[IMAGE|BOARD|MODEL]", required=False)
 @click.option("--plot", metavar="FILE", help="Draw the packing of an image, as SVG.")
-@common_options
-def info(what: str | None, plot: str | None, model: str, board: str, target: str,
-         json_to: str | None, seed: int) -> int:
-    """Facts of an image, a board or a model; without an argument, what there is."""
+@json_option
+def info(what: str | None, plot: str | None, json_to: str | None) -> int:
+    """Tell the facts of an image, a board or a model.
+
+    Without an argument it lists what there is.
+    """
     from meadowlark_boards import BOARDS
 
     from .. import packing_report
     from ..gguf_file import is_gguf
     from ..model import NAMES
-    if what is None and (given("model") or given("board")):
-        what = model if given("model") else board
-        if what == board:
-            board_named(board)
     tensors: tuple[dict, ...] = ()
     if what is None:
         result: dict[str, Any] = {"boards": {b.name: b.title for b in BOARDS.values()},

@@ -1,8 +1,13 @@
-"""Options that several commands take, and what is made of them."""
+"""Options that several commands take, and what is made of them.
+
+Each command takes only those that change what it does. What is named as in llama.cpp has the short
+and long names that it has there.
+"""
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -13,6 +18,7 @@ from .terminal import Progress
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
+    from meadowlark_hdl.control.sampler_golden import Sampling
 
     from ..prepare import Source
 
@@ -26,98 +32,141 @@ def board_named(name: str) -> Board:
         raise UserError(str(error)) from error
 
 
-def common_options(command: Callable) -> Callable:
-    """The options that every command takes."""
-    for option in reversed((
-            click.option("--model", default="stories", show_default=True, metavar="MODEL",
-                         help="GGUF file, Hugging Face folder, image file, or the name of a "
-                              "model; `meadowlark info` lists them."),
-            click.option("--board", default="virtual", show_default=True, metavar="BOARD",
-                         help="Board to compile for and to simulate; `meadowlark info` lists "
-                              "them."),
-            click.option("--target", default="sim", show_default=True, metavar="TARGET",
-                         help="sim (the gateware, simulated), pins (the whole chip, down to the "
-                              "pins of its SDRAM and UART), golden (the bit-exact model), or the "
-                              "port of a board."),
-            click.option("--packing", default="auto", show_default=True, metavar="PACKING",
-                         help="How weights are packed in memory: raw, meadow, entropy, or auto, "
-                              "the smallest of them that the board can read, a tensor at a time."),
-            click.option("--json", "json_to", metavar="FILE",
-                         help="Write the results as JSON; - is stdout, which then gets nothing "
-                              "else."),
-            click.option("--seed", default=0, show_default=True, type=int,
-                         help="Of everything that is drawn."))):
-        command = option(command)
-
-    @functools.wraps(command)
-    def checked(*args, packing: str, **kw):
-        from ..packing import PACKINGS
-        if packing not in PACKINGS:
-            raise UserError(f"there is no packing {packing!r}; give one of {', '.join(PACKINGS)}")
-        return command(*args, **kw)
-    return checked
-
-
-def ctx_option(command: Callable) -> Callable:
-    return click.option("--ctx", type=int, metavar="N",
-                        help="Tokens the KV cache holds; by default as many as model and board "
-                             "allow.")(command)
-
-
-def weights_option(command: Callable) -> Callable:
-    """The options of how weights are quantised."""
-    for option in reversed((
-            click.option("--weights", type=click.Choice(("auto", "int8")), default="auto",
-                         show_default=True,
-                         help="auto: blocks of a GGUF file (Q8_0, Q4_0, Q4_1) as they are, all "
-                              "else in int8 with a scale a row; int8: everything so."),
-            click.option("--bits", type=float, metavar="B",
-                         help="int8 weights on the finest grid that takes B bits a weight, "
-                              "entropy-coded."),
-            click.option("--target-ppl", type=float, metavar="PERCENT",
-                         help="int8 weights on the coarsest grid that costs PERCENT of perplexity "
-                              "on the calibration text."))):
-        command = option(command)
-
-    @functools.wraps(command)
-    def checked(*args, bits: float | None, target_ppl: float | None, **kw):
-        from ..budget import check_budget
-        check_budget(bits, target_ppl)
-        return command(*args, **kw)
-    return checked
-
-
-def open_source(model: str, board: Board, ctx: int | None, weights: str,
-                progress: Progress) -> Source:
-    """The model that the options of the command at hand ask for."""
-    from ..prepare import Source
-    params = click.get_current_context().params
-    return Source(model, board, context=ctx, weights=weights, progress=progress,
-                  **{name: params[name] for name in ("packing", "bits", "target_ppl")})
-
-
 def given(name: str) -> bool:
     """The option stands on the command line."""
     return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
+def board_option(default: str, text: str) -> Callable[[Callable], Callable]:
+    return click.option("--board", default=default, show_default=True, metavar="BOARD",
+                        help=f"{text} `meadowlark info` lists the boards.")
+
+
+def target_option(*names: str) -> Callable[[Callable], Callable]:
+    """``--target``, of these and the port of a board; the first is the default."""
+    what = {"sim": "the gateware, simulated",
+            "pins": "the whole chip, simulated down to the pins of its SDRAM and UART",
+            "golden": "the bit-exact model of it"}
+    return click.option("--target", default=names[0], show_default=True, metavar="TARGET",
+                        help="What the model runs on: "
+                             + ", ".join(f"{name} ({what[name]})" for name in names)
+                             + ", or the port of a board.")
+
+
+json_option = click.option("--json", "json_to", metavar="FILE",
+                           help="Write the results as JSON; - is stdout, which then gets nothing "
+                                "else.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The model that was asked for, and in which form; see :class:`..prepare.Source`."""
+    name: str
+    context: int | None
+    weights: str
+    packing: str
+    bits: float | None
+    target_ppl: float | None
+
+    def open(self, board: Board, progress: Progress) -> Source:
+        from ..prepare import Source
+        return Source(self.name, board, context=self.context, weights=self.weights,
+                      packing=self.packing, bits=self.bits, target_ppl=self.target_ppl,
+                      progress=progress)
+
+
+def model_options(*, argument: bool = False,
+                  image: bool = True) -> Callable[[Callable], Callable]:
+    """The options of a model; the command gets them as ``asked``.
+
+    argument: MODEL is an argument of the command instead of an option. image: the command makes or
+    takes an image, so that context and packing matter.
+    """
+    model = click.argument("model", metavar="MODEL") if argument else click.option(
+        "-m", "--model", default="stories", show_default=True, metavar="MODEL",
+        help=f"GGUF file, Hugging Face folder, {'image file, ' if image else ''}or a name that "
+             "`meadowlark info` lists.")
+    context = click.option(
+        "-c", "--ctx", "--ctx-size", "context", type=int, metavar="N",
+        help="Tokens the KV cache holds. By default as many as model and board allow.")
+    packing = click.option(
+        "--packing", default="auto", show_default=True, metavar="PACKING",
+        help="How weights are packed in memory: raw, meadow or entropy. With auto each tensor "
+             "takes the smallest that the board can read.")
+    options = [
+        model, *([context] if image else []),
+        click.option("--weights", type=click.Choice(("auto", "int8")), default="auto",
+                     show_default=True,
+                     help="With auto, blocks of a GGUF file (Q8_0, Q4_0, Q4_1) stay as they are "
+                          "where the board can read them. int8 gives all weights 8 bits and a "
+                          "scale per row."),
+        click.option("--bits", type=float, metavar="B",
+                     help="Round int8 weights to the finest grid that takes B bits per weight, "
+                          "entropy-coded."),
+        click.option("--target-ppl", type=float, metavar="PERCENT",
+                     help="Round int8 weights to the coarsest grid that costs PERCENT of "
+                          "perplexity on the calibration text."),
+        *([packing] if image else [])]
+
+    def decorate(command: Callable) -> Callable:
+        for option in reversed(options):
+            command = option(command)
+
+        @functools.wraps(command)
+        def collected(*args, model: str, weights: str, bits: float | None,
+                      target_ppl: float | None, context: int | None = None, packing: str = "auto",
+                      **kw):
+            from ..budget import check_budget
+            from ..packing import PACKINGS
+            if packing not in PACKINGS:
+                raise UserError(f"there is no packing {packing!r}; give one of "
+                                f"{', '.join(PACKINGS)}")
+            check_budget(bits, target_ppl)
+            return command(*args, **kw, asked=Asked(
+                name=model, context=context, weights=weights, packing=packing, bits=bits,
+                target_ppl=target_ppl))
+        return collected
+    return decorate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How many tokens are drawn (None: until the text ends), and how."""
+    max_new: int | None
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+
+    def sampling(self, board: Board) -> Sampling:
+        from ..sampling import sampling
+        return sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p,
+                        seed=self.seed, max_top_k=board.config.topk)
+
+
 def drawing_options(command: Callable) -> Callable:
-    """The options of what is drawn."""
+    """The options of what is drawn; the command gets them as ``drawing``."""
     for option in reversed((
-            click.option("-n", "--tokens", "max_new", type=int, metavar="N",
-                         help="Most tokens to generate; by default until the model ends the text "
+            click.option("-n", "--predict", "--tokens", "max_new", type=int, metavar="N",
+                         help="Most tokens to generate. By default until the model ends the text "
                               "or the context is full."),
-            click.option("--temperature", default=0.0, show_default=True,
-                         help="0 takes the likeliest token."),
+            click.option("--temp", "--temperature", "temperature", default=0.0, show_default=True,
+                         help="0 takes the likeliest token; --top-k, --top-p and --seed then "
+                              "change nothing."),
             click.option("--top-k", default=0, show_default=True,
-                         help="Draw from the K likeliest; 0: all."),
+                         help="Draw from the K likeliest tokens; 0 is all."),
             click.option("--top-p", default=1.0, show_default=True,
-                         help="Draw from the likeliest that hold this share; 1: all."))):
+                         help="Draw from the fewest likeliest tokens that hold this share; 1 is "
+                              "all."),
+            click.option("-s", "--seed", default=0, show_default=True, type=int,
+                         help="Seed of the draws. The same seed gives the same text."))):
         command = option(command)
-    return command
 
-
-def check_most(max_new: int | None) -> None:
-    """Raise unless it is a number of tokens."""
-    if max_new is not None and max_new < 1:
-        raise UserError(f"the number of tokens must be at least 1, not {max_new}")
+    @functools.wraps(command)
+    def collected(*args, max_new: int | None, temperature: float, top_k: int, top_p: float,
+                  seed: int, **kw):
+        if max_new is not None and max_new < 1:
+            raise UserError(f"the number of tokens must be at least 1, not {max_new}")
+        return command(*args, **kw, drawing=Drawing(
+            max_new=max_new, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed))
+    return collected
