@@ -135,6 +135,25 @@ def random_model(folder: str | Path, *, seed: int, hidden: int = 32, layers: int
     return folder
 
 
+def name_tokens(folder: Path, names: dict[str, int], added: dict[str, bool] | None = None) -> Path:
+    """Give tokens of a :func:`random_model` other texts, or its ids without a text one.
+
+    names: text -> id. added: those of them that are one token wherever they stand -> is it a
+    control token?
+    """
+    file = folder / "tokenizer.json"
+    stored = json.loads(file.read_text())
+    texts = {i: name for name, i in names.items()}
+    stored["model"]["vocab"] = {
+        texts.get(i, t): i for t, i in stored["model"]["vocab"].items()} | names
+    stored["added_tokens"] += [
+        {"id": names[name], "content": name, "single_word": False, "lstrip": False,
+         "rstrip": False, "normalized": True, "special": special}
+        for name, special in (added or {}).items()]
+    file.write_text(json.dumps(stored))
+    return folder
+
+
 def random_texts(model, *, seed: int, sequences: int = 8, length: int = 48) -> list[list[int]]:
     """Token sequences that begin with bos and are otherwise drawn evenly: for calibration."""
     rng = np.random.default_rng(seed)

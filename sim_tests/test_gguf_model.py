@@ -150,7 +150,7 @@ def test_smollm2(smollm2):
     assert (m.name, m.hidden, len(m.layers), m.heads, m.kv_heads, m.head_dim, m.ffn, m.vocab) == \
         ("smollm2", 576, 30, 9, 3, 64, 1536, 49152)
     assert m.tied and m.parameters == 134_515_008 and m.context == 8192
-    assert (m.bos_id, m.stop_ids) == (None, (2, 0)) and m.rope_theta == 100000
+    assert (m.bos_id, m.stop_ids) == (None, (2, 0, 4)) and m.rope_theta == 100000
     kinds = {b.kind for layer in m.layers for b in layer.blocks.values()}
     assert kinds == {"Q4_1"} and m.blocks["head"].kind == "Q8_0"
     ids = m.tokenizer.encode(m.chat.render([

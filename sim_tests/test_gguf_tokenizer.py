@@ -8,7 +8,7 @@ from random_model import tokenizer_json
 from tokenizers import pre_tokenizers
 
 from meadowlark.errors import UserError
-from meadowlark.gguf_tokenizer import MAX_TOKEN, PRE, STOPS, build_tokenizer, read_vocabulary
+from meadowlark.gguf_tokenizer import MAX_TOKEN, PRE, build_tokenizer, read_vocabulary
 from meadowlark.metadata import Metadata
 
 NORMAL, UNKNOWN, CONTROL, USER, BYTE = (int(getattr(TokenType, n)) for n in (
@@ -134,23 +134,6 @@ def test_bos(values, bos):
     tokenizer, plain = build_tokenizer(meta, vocabulary), [meta_id(meta, "a")]
     assert tokenizer.encode("a") == ([] if bos is None else [bos]) + plain
     assert tokenizer.encode("a", special=False) == plain
-
-
-def test_stop_ids():
-    meta = byte_level(*STOPS, kinds=[CONTROL] * len(STOPS), eot_token_id=260, eom_token_id=1)
-    # That of training first, the named ones, then those with known texts, never more than 8.
-    assert read_vocabulary(meta).stop_ids == (1, 260, 258, 259, 261, 262, 263, 264)
-    meta = byte_level("<|im_end|>", "<|end|>", kinds=[NORMAL, CONTROL])
-    assert read_vocabulary(meta).stop_ids == (1, 259)
-    assert read_vocabulary(metadata(["a"])).stop_ids == ()
-
-
-def test_ids_of_none():
-    """-1 is no id, in 32 unsigned bits as well."""
-    for none in (-1, (1 << 32) - 1):
-        vocabulary = read_vocabulary(metadata(["a"], bos_token_id=none, eos_token_id=none,
-                                              eot_token_id=none, add_bos_token=True))
-        assert (vocabulary.bos_id, vocabulary.stop_ids, vocabulary.bos) == (None, (), "")
 
 
 # ---- SentencePiece

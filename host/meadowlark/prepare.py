@@ -162,22 +162,27 @@ class Source:
             return self.outline.tokenizer
         return Tokenizer(self.image.tokenizer, f"the tokenizer in {self.name}")
 
-    def conversation(self) -> Conversation:
+    def conversation(self, system: str = "") -> Conversation:
         """A conversation with the model, nothing said yet.
+
+        system: a message in front of it, such as how to answer; "" is none.
 
         Raises
         ------
         UserError
-            It came without a chat template.
+            It came without a chat template, or with one that refuses a first question.
         """
         from .chat import Conversation
-        template = self.image.chat if self.is_image else self.outline.chat
-        if template is None:
+        model = self.image if self.is_image else self.outline
+        if model.chat is None:
             what = f"the image {self.name}" if self.is_image else f"the model {self.outline.name}"
             raise UserError(f"{what} came without a chat template; use `generate` without --chat")
-        return Conversation(template, self.tokenizer)
+        talk = Conversation(model.chat, self.tokenizer, system=system, bos=model.bos_id,
+                            stop_ids=model.stop_ids)
+        talk.ask("Hello")
+        return talk
 
-    def prompt(self, text: str, *, chat: bool = False) -> list[int]:
+    def prompt(self, text: str, *, chat: bool = False, system: str = "") -> list[int]:
         """Text -> ids, with the model's bos in front.
 
         Parameters
@@ -185,6 +190,8 @@ class Source:
         text : str
         chat : bool
             The text is what a user says: the model's chat template makes the prompt, bos and all.
+        system : str
+            See :meth:`conversation`.
 
         Raises
         ------
@@ -199,11 +206,8 @@ class Source:
             raise UserError("the prompt is not valid UTF-8; check the terminal's encoding") \
                 from None
         if chat:
-            return self.fitting(self.conversation().ask(text))
-        ids, bos = self.tokenizer.encode(text), self.image.bos_id
-        if bos is not None and ids[:1] != [bos]:
-            ids = [bos, *ids]
-        return self.fitting(ids)
+            return self.fitting(self.conversation(system).ask(text))
+        return self.fitting(self.tokenizer.opened(text, self.image.bos_id))
 
     def fitting(self, ids: list[int], what: str = "the prompt",
                 remedy: str = "shorten the prompt") -> list[int]:
