@@ -18,7 +18,7 @@ class Config:
     Parameters
     ----------
     W : int, power of two, 4..32
-        Weights a beat and multipliers a lane. A *chunk* of memory is W bytes.
+        Weights per beat and multipliers per lane. A *chunk* of memory is W bytes.
     P : int, 4..32
         Token lanes.
     bus_bytes : int, power of two, at most W
@@ -57,7 +57,7 @@ class Config:
         of a prefill, and blocks of a long prompt's pass (their accumulators are as many fewer).
     vector_products : int, 8 or 23
         Multipliers of the vector unit. 23: each has one job. 8: those that are never busy at once
-        are one, and NORM does a value a cycle instead of four; results are the same.
+        are one, and NORM does one value per cycle instead of four; results are the same.
     block_modes : bool
         The decoder reads blocks of GGUF files (modes Q8_0, Q4_0, Q4_1). Without, such models are
         run from int8 weights, and beats on their way along the lanes are less than half as wide.

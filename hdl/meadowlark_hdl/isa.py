@@ -24,8 +24,8 @@ class Op(IntEnum):
 class Src(IntEnum):
     NONE = 0
     STREAM = 1  #: next tiles of the weight stream (pointer advances by itself)
-    TABLE = 2   #: one tile a token of the pass, row pos0.. of a table at ``addr``
-    TOKEN = 3   #: one tile a token of the pass, row token-id of a table at ``addr``
+    TABLE = 2   #: one tile per token of the pass, row pos0.. of a table at ``addr``
+    TOKEN = 3   #: one tile per token of the pass, row token-id of a table at ``addr``
     KV = 4      #: rows 0..ctx-1 at ``addr`` (waits until all earlier STOREs have completed)
 
 
@@ -41,20 +41,20 @@ class Epi(IntEnum):
 
 class Mode(IntEnum):
     """How the decoder turns chunks into beats."""
-    INT8 = 0    #: one chunk a beat
-    INT16 = 1   #: two chunks a beat, little endian
+    INT8 = 0    #: one chunk per beat
+    INT16 = 1   #: two chunks per beat, little endian
     # Blocks of 32 weights: all scales of the tile, padded to whole chunks, then all codes.
-    Q8_0 = 2    #: scale * code, a chunk a beat
-    Q4_0 = 3    #: scale * (code - 8), half a chunk a beat: low halves of the bytes first
+    Q8_0 = 2    #: scale * code, one chunk per beat
+    Q4_0 = 3    #: scale * (code - 8), half a chunk per beat: low halves of the bytes first
     Q4_1 = 4    #: scale * code + minimum, likewise
 
 
 class Header(IntEnum):
     """Row header at the start of a tile, padded with zeros to whole chunks."""
     NONE = 0
-    SCALE = 1   #: 4 bytes a row: mantissa u16, shift u8, zero
-    BIAS = 2    #: 8 bytes a row: mantissa u16, shift u8, zero, bias int32
-    SHORT = 3   #: 2 bytes a row: 10 bits of the mantissa below its leading one, shift above them
+    SCALE = 1   #: 4 bytes per row: mantissa u16, shift u8, zero
+    BIAS = 2    #: 8 bytes per row: mantissa u16, shift u8, zero, bias int32
+    SHORT = 3   #: 2 bytes per row: 10 bits of the mantissa below its leading one, shift above them
 
 
 class Field(NamedTuple):
@@ -77,7 +77,7 @@ FIELDS = (
     Field("tiles", 15, "STREAM: number of tiles"),
     Field("rows", 8, "rows of a tile (QK, SV: keys of a full tile)"),
     Field("last_rows", 8, "rows of the last tile"),
-    Field("row_beats", 11, "beats a row: ceil(K/W); STORE: chunks a token"),
+    Field("row_beats", 11, "beats per row: ceil(K/W); STORE: chunks per token"),
     Field("chunks", 12, "chunks of a tile, header included (TABLE, TOKEN: row stride as well)"),
     Field("last_chunks", 12, "chunks of the last tile"),
     Field("x", 12, "input: word address in the activation memory, within a block"),
@@ -130,7 +130,7 @@ MODEL_REGS = (
     Field("stream_addr", 27, "first chunk of the weight stream"),
     Field("block_words", 13, "activation words a resident block of P tokens takes in each lane"),
     Field("blocks", 6, "most resident blocks R"),
-    Field("hidden", 13, "values of the residual a token, padded to a multiple of W"),
+    Field("hidden", 13, "values of the residual per token, padded to a multiple of W"),
     Field("head_log2", 3, "log2 of the padded head dimension"),
     Field("eps", 48, "hidden * epsilon in squared residual units"),
     Field("vocab", 18, "rows of the head"),

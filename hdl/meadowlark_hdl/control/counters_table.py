@@ -3,14 +3,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-#: Bits of a counter: at 100 MHz one a cycle overflows after three hours.
+#: Bits of a counter: at 100 MHz one per cycle overflows after three hours.
 COUNTER_BITS = 40
 #: Most counters there can be, and the cycles in which each is visited once.
 COUNTER_SLOTS = 16
 
 
 class Counter(NamedTuple):
-    """name: input and key. doc: what it counts. kind: "event" (one bit a cycle, counted while
+    """name: input and key. doc: what it counts. kind: "event" (one bit per cycle, counted while
     the core is busy), or "value" (a total kept elsewhere and copied)."""
     name: str
     doc: str

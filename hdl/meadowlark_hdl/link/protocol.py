@@ -143,12 +143,12 @@ RUN_REGS = (
 
 #: Facts of the core (Config fields) in the register file.
 CONFIG_REGS = (
-    Field("W", 6, "weights a beat"),
+    Field("W", 6, "weights per beat"),
     Field("P", 6, "token lanes"),
     Field("bus_bytes", 6, "bytes of a memory bus word"),
-    Field("act_words", 16, "activation words a lane"),
+    Field("act_words", 16, "activation words per lane"),
     Field("residual_values", 32, "values of the residual"),
-    Field("score_depth", 16, "scores a lane"),
+    Field("score_depth", 16, "scores per lane"),
     Field("rope_pairs", 16, "RoPE pairs"),
     Field("tile_beats", 16, "beats of a tile"),
     Field("tile_rows", 8, "rows of a tile"),
@@ -159,8 +159,8 @@ CONFIG_REGS = (
     Field("topk", 6, "longest top_k"),
     Field("dsp", 1, "0 generic, 1 ecp5"),
     Field("packing", 2, "packed weights: bit 0 entropy-coded, bit 1 MEADOW's"),
-    Field("unpack_cycles", 3, "cycles in which packed weights or blocks give W of them"),
-    Field("sv_cycles", 4, "cycles in which a lane takes a beat in SV"),
+    Field("unpack_cycles", 3, "cycles that packed weights or blocks take to give W weights"),
+    Field("sv_cycles", 4, "cycles that a lane takes for a beat in SV"),
     Field("vector_products", 5, "multipliers of the vector unit"),
     Field("block_modes", 1, "1: reads blocks of GGUF files"),
 )
