@@ -248,8 +248,8 @@ def test_divergence(seed):
 
 @pytest.mark.parametrize("args, message", [
     (["--bits", "5", "--target-ppl", "1"], "give one"),
-    (["--bits", "0.5"], "1..8 bits a weight, not 0.5"),
-    (["--bits", "9"], "1..8 bits a weight, not 9"),
+    (["--bits", "0.5"], "1..8 bits per weight, not 0.5"),
+    (["--bits", "9"], "1..8 bits per weight, not 9"),
     (["--target-ppl", "0"], "above 0 per cent, not 0"),
     (["--bits", "5", "--board", "virtual"], "save nothing on the board virtual"),
 ])

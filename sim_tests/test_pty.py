@@ -54,7 +54,7 @@ COMMANDS = {
     "bench": (["bench", "-p", "4", "-n", "4"], BENCH, b"", ""),
     "build": (["build"], BUILD, b"", ""),
     "compile": (["compile", "MODEL", "-o", "MODEL.mlk"], "", b"",
-                "bytes a token"),
+                "bytes per token"),
     "info": (["info", "stories"], "", b"", ""),
 }
 PLACES = list(itertools.product(("pipe", "pty"), ("pipe", "pty"))) + [("same", "same")]

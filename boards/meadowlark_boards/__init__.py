@@ -1,4 +1,4 @@
-"""One file a board: its core's Config, memory, clock and link. Data, no logic."""
+"""One file per board: its core's Config, memory, clock and link. Data, no logic."""
 from .board import Board, Ddr3Info, LinkInfo, MemoryTiming, SdramInfo, ZynqInfo
 from .ecpix5_85f import BOARD as ECPIX5_85F
 from .kv260 import BOARD as KV260

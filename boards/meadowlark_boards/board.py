@@ -212,5 +212,5 @@ class Board:
 
     @property
     def bandwidth(self) -> float:
-        """Peak of the memory bus, bytes a second."""
+        """Peak of the memory bus, bytes per second."""
         return self.config.bus_bytes * self.clock_mhz * 1e6

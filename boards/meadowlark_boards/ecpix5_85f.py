@@ -5,7 +5,7 @@ from .board import Board, Ddr3Info, LinkInfo, MemoryTiming
 
 BOARD = Board(
     name="ecpix5_85f",
-    title="ECPIX-5, LFE5UM5G-85F, 512 MB DDR3 at 8 bytes a cycle",
+    title="ECPIX-5, LFE5UM5G-85F, 512 MB DDR3 at 8 bytes per cycle",
     # 112 of 156 MULT18X18D for products of weights, seven lanes: LiteDRAM stands beside its pins,
     # where an eighth would be. Envelope: hidden 576, FFN 1,536, head 64, 32 layers, vocabulary
     # 49,152, 2,048 tokens.
@@ -16,7 +16,7 @@ BOARD = Board(
     ),
     clock_mhz=75.0,
     # 16 bits at 300 million transfers a second behind a controller at half of the chip's clock: 8
-    # bytes a cycle of the core. tRCD = tRP = 13.75 ns, tRFC = 260 ns; the banks are closed before
+    # bytes per cycle of the core. tRCD = tRP = 13.75 ns, tRFC = 260 ns; the banks are closed before
     # and opened after a refresh. Estimates; docs/boards.md has what LiteDRAM's controller does.
     memory=MemoryTiming(
         size_bytes=512 << 20,

@@ -5,7 +5,7 @@ from .board import Board, LinkInfo, MemoryTiming, ZynqInfo
 
 BOARD = Board(
     name="kv260",
-    title="KV260, XCK26, DDR4 of the processor at 16 bytes a cycle",
+    title="KV260, XCK26, DDR4 of the processor at 16 bytes per cycle",
     # 128 multipliers for 1,248 DSP48E2. A beat is a word of the bus, so decode keeps lane 0 busy
     # and packing would gain nothing. Envelope: hidden 576, FFN 1,536, head 64, 32 layers,
     # vocabulary 49,152, 2,048 tokens.

@@ -6,7 +6,7 @@ from .board import Board, LinkInfo, MemoryTiming, SdramInfo
 
 BOARD = Board(
     name="ulx3s_25f",
-    title="ULX3S, LFE5U-25F, 32 MB SDR SDRAM at 2 bytes a cycle",
+    title="ULX3S, LFE5U-25F, 32 MB SDR SDRAM at 2 bytes per cycle",
     # All that fits 28 MULT18X18D, 24,288 LUTs and 56 block RAMs: 16 multipliers in the array, 8 in
     # the vector unit; int8 weights only. Envelope: hidden 288, FFN 768, head 64, 1,024 tokens.
     config=Config(

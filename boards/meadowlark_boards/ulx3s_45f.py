@@ -6,8 +6,8 @@ from .board import Board, LinkInfo, MemoryTiming, SdramInfo
 
 BOARD = Board(
     name="ulx3s_45f",
-    title="ULX3S, LFE5U-45F, 32 MB SDR SDRAM at 2 bytes a cycle",
-    # 4 weights a cycle are what the memory gives at 4 bits each, so decode is as quick as with a
+    title="ULX3S, LFE5U-45F, 32 MB SDR SDRAM at 2 bytes per cycle",
+    # 4 weights per cycle are what the memory gives at 4 bits each, so decode is as quick as with a
     # wider array; prefill is not. Envelope: hidden 288, FFN 768, head 64, 1,024 tokens.
     config=Config(
         W=4, P=4, bus_bytes=2,

@@ -6,8 +6,8 @@ from .board import Board, LinkInfo, MemoryTiming, SdramInfo
 
 BOARD = Board(
     name="ulx3s_85f",
-    title="ULX3S, LFE5U-85F, 32 MB SDR SDRAM at 2 bytes a cycle",
-    # 128 of 156 MULT18X18D; 16 weights a beat, 8 lanes: as many multipliers as 8 x 16 for half the
+    title="ULX3S, LFE5U-85F, 32 MB SDR SDRAM at 2 bytes per cycle",
+    # 128 of 156 MULT18X18D; 16 weights per beat, 8 lanes: as many multipliers as 8 x 16 for half the
     # softmax units and control, and logic is what the chip runs out of. Envelope: hidden 576,
     # FFN 1,536, head 64, 32 layers, vocabulary 49,152, 1,024 tokens.
     config=Config(
@@ -15,7 +15,7 @@ BOARD = Board(
         act_words=512, residual_values=16384, score_depth=2048, rope_pairs=2048, tile_beats=256,
         prog_depth=2048, context=1024, dsp="ecp5",
         packing=1, unpack_cycles=4,     # 16 weights of 5 bits take the bus 5 cycles
-        block_modes=False,              # beats of 8 bits a weight: wires are what the chip lacks
+        block_modes=False,              # beats of 8 bits per weight: wires are what the chip lacks
     ),
     clock_mhz=100.0,
     # CL 3, tRCD = tRP = 3, tRFC = 9 cycles at 100 MHz, memory clock = core clock.

@@ -5,7 +5,7 @@ from .board import Board, LinkInfo, MemoryTiming
 
 BOARD = Board(
     name="virtual",
-    title="Simulated board: 16 weights a beat, 4 lanes, 16 bytes a cycle",
+    title="Simulated board: 16 weights per beat, 4 lanes, 16 bytes per cycle",
     # Envelope: hidden 576, FFN 1,536, head 64, 32 layers, vocabulary 49,152, 2,048 tokens.
     config=Config(
         W=16, P=4, bus_bytes=16,

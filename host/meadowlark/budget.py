@@ -63,7 +63,7 @@ def shares(model: Model, sensitivity: Sensitivity) -> Shares:
     """How much finer than others the grid of each row is, from what an error in it costs.
 
     An error of mean square ``e`` of the weights of a row costs ``e`` times its sensitivity, a step
-    half as large one bit a weight: least is lost where each tensor loses the same a weight. The
+    half as large one bit per weight: least is lost where each tensor loses the same a weight. The
     mean of their logarithms over all weights is 0.
     """
     found, total, weights = {}, 0.0, 0
@@ -279,6 +279,6 @@ def check_budget(bits: float | None, target_ppl: float | None) -> None:
         raise UserError("--bits and --target-ppl are two ways to say how coarse weights may be; "
                         "give one")
     if bits is not None and not 1 <= bits <= 8:
-        raise UserError(f"--bits must be in 1..8 bits a weight, not {bits:g}")
+        raise UserError(f"--bits must be in 1..8 bits per weight, not {bits:g}")
     if target_ppl is not None and not target_ppl > 0:
         raise UserError(f"--target-ppl must be above 0 per cent, not {target_ppl:g}")

@@ -8,7 +8,7 @@ _COLOURS = {"raw": "#9a9a9a", "meadow": "#4f9d69", "entropy": "#3f78b5"}
 
 
 def rows(tensors: Sequence[dict]) -> list[dict]:
-    """For each tensor and all of them: bits a weight, entropy (bits a byte), ratio to raw."""
+    """For each tensor and all of them: bits per weight, entropy (bits per byte), ratio to raw."""
     out = [dict(name=t["name"], mode=t["mode"], how=t["how"],
                 bits=8 * t["bytes"] / t["weights"], entropy=t["entropy"],
                 ratio=t["raw_bytes"] / t["bytes"]) for t in tensors]
@@ -31,14 +31,14 @@ def table(tensors: Sequence[dict]) -> str:
 
 
 def svg(tensors: Sequence[dict], title: str) -> str:
-    """A bar of bits a weight for each tensor, its entropy as a line across the bar."""
+    """A bar of bits per weight for each tensor, its entropy as a line across the bar."""
     found = rows(tensors)
     step, left, scale, top = 14, 150, 60, 44
     height = top + step * len(found) + 10
     most = max(8.0, *(r["bits"] for r in found))
     lines = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + round(scale * most) + 60}" '
              f'height="{height}" font-family="sans-serif" font-size="10">',
-             f'<text x="8" y="16" font-size="13">{escape(title)}: bits a weight</text>']
+             f'<text x="8" y="16" font-size="13">{escape(title)}: bits per weight</text>']
     for k, (mode, colour) in enumerate(_COLOURS.items()):
         lines.append(f'<rect x="{left + 80 * k}" y="24" width="9" height="9" fill="{colour}"/>'
                      f'<text x="{left + 80 * k + 13}" y="32">{mode}</text>')

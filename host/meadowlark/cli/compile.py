@@ -43,6 +43,6 @@ def compile_(output: str, asked: Asked, board: str, json_to: str | None) -> int:
         "seconds": time.monotonic() - started}
     write_json(result, json_to)
     say(f"{output}: {image.name} for {which.name}, {result['parameters']:,} parameters, "
-         f"{result['bytes']:,} bytes, {result['bits_per_weight']:.2f} bits a weight, "
-         f"{result['bytes_per_token']:,} bytes a token, context {image.context}")
+         f"{result['bytes']:,} bytes, {result['bits_per_weight']:.2f} bits per weight, "
+         f"{result['bytes_per_token']:,} bytes per token, context {image.context}")
     return 0

@@ -166,6 +166,6 @@ def _summary(result: dict) -> str:
              f"{result['end']}", f"{result['tokens_per_s']:.1f} tokens/s here"]
     if cycles := result["cycles_per_token"]:
         mhz = result["clock_mhz"]
-        parts.append(f"{cycles:,.0f} cycles a token ({mhz * 1e6 / cycles:,.1f} tokens/s at "
+        parts.append(f"{cycles:,.0f} cycles per token ({mhz * 1e6 / cycles:,.1f} tokens/s at "
                      f"{mhz:g} MHz)")
     return "; ".join(parts)
