@@ -7,8 +7,8 @@ from .board import Board, LinkInfo, MemoryTiming, SdramInfo
 BOARD = Board(
     name="ulx3s_85f",
     title="ULX3S, LFE5U-85F, 32 MB SDR SDRAM at 2 bytes per cycle",
-    # 128 of 156 MULT18X18D; 16 weights per beat, 8 lanes: as many multipliers as 8 x 16 for half the
-    # softmax units and control, and logic is what the chip runs out of. Envelope: hidden 576,
+    # 128 of 156 MULT18X18D; 16 weights per beat, 8 lanes: as many multipliers as 8 x 16 for half
+    # the softmax units and control, and logic is what the chip runs out of. Envelope: hidden 576,
     # FFN 1,536, head 64, 32 layers, vocabulary 49,152, 1,024 tokens.
     config=Config(
         W=16, P=8, bus_bytes=2,
