@@ -4,6 +4,10 @@
 The controller alone, with its pad registers, in Verilator, against the strict device model of the
 simulated board (simboard/sdram.hpp); refreshes included. Fails if a word is wrong, a datasheet time
 is violated, or less than 0.985 of the peak is reached.
+
+With --sweep it reads a short stream at every round trip of pads and wires from 0 to 15 ns instead,
+and prints those at which all words are right beside what the data sheet allows; fails if they are
+others.
 """
 from __future__ import annotations
 
@@ -12,25 +16,51 @@ import time
 
 import click
 from meadowlark.errors import UserError
+from meadowlark.simboard.pins import ROUND_TRIP_NS
 from meadowlark.simboard.stream import stream
-from meadowlark_hdl.memory.sdram_part import PARTS
+from meadowlark_hdl.memory.sdram_part import PARTS, SdramPart
 
 LEAST = 0.985
+#: Of a sweep: words of a stream, ns from one round trip to the next, and the longest.
+SWEEP_WORDS, STEP, LONGEST = 2000, 0.1, 15.0
+
+
+def swept(part: SdramPart, mhz: float) -> bool:
+    """Print the round trips at which a part is read rightly; whether they are the expected ones."""
+    least, most = part.round_trip(mhz)
+    steps = [STEP * k for k in range(round(LONGEST / STEP) + 1)]
+    held = []
+    for ns in steps:
+        found = stream(part, mhz, SWEEP_WORDS, round_trip=ns)
+        if found.words == SWEEP_WORDS and not found.wrong and not found.violation:
+            held.append(ns)
+    same = held == [ns for ns in steps if least - 1e-6 <= ns <= most + 1e-6]
+    print(f"{part.name} at {mhz:g} MHz: "
+          + (f"{held[0]:.1f} to {held[-1]:.1f} ns" if held else "no round trip")
+          + f" held, {least:.2f} to {most:.2f} ns by the data sheet", flush=True)
+    return same
 
 
 @click.command(help=(__doc__ or "").partition("\n\n")[0])
 @click.option("--words", default=10_000_000, show_default=True)
 @click.option("--clock", "clocks", multiple=True, type=float, default=(100.0, 133.0),
               show_default=True, metavar="MHZ", help="Repeat for more.")
+@click.option("--round-trip", default=ROUND_TRIP_NS, show_default=True, metavar="NS",
+              help="What pads and wires take, out and back.")
+@click.option("--sweep", is_flag=True, help="Find the round trips that hold, in steps of 0.1 ns.")
 @click.option("--part", "names", multiple=True, type=click.Choice(list(PARTS)),
               default=tuple(PARTS), help="Repeat for more; all by default.")
-def main(words: int, clocks: tuple[float, ...], names: tuple[str, ...]) -> None:
+def main(words: int, clocks: tuple[float, ...], round_trip: float, sweep: bool,
+         names: tuple[str, ...]) -> None:
     bad = False
     try:
         for name in names:
             for mhz in clocks:
+                if sweep:
+                    bad |= not swept(PARTS[name], mhz)
+                    continue
                 begun = time.monotonic()
-                found = stream(PARTS[name], mhz, words)
+                found = stream(PARTS[name], mhz, words, round_trip=round_trip)
                 missed = found.words < words or found.wrong or found.violation
                 bad |= bool(missed) or found.share < LEAST
                 print(f"{PARTS[name].name} at {mhz:g} MHz: {found.words} words in {found.cycles} "

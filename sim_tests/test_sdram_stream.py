@@ -27,6 +27,19 @@ def test_the_chip_objects():
         assert says in found.violation, (field, found)
 
 
+@pytest.mark.parametrize("mhz", [100, 133])
+@pytest.mark.parametrize("name", ["MT48LC16M16A2", "AS4C32M16SB"])      # tOH 2.7 and 2.5 ns
+def test_the_round_trip_that_is_allowed(name, mhz):
+    """Of pads and wires: every word is right within the range of the data sheet, none beyond."""
+    least, most = PARTS[name].round_trip(mhz)
+    assert least < 5 < most                     # of which the ECP5's pads take 5 ns
+    for ns, held in ((least - 0.05, False), (least + 0.05, True), (most - 0.05, True),
+                     (most + 0.05, False)):
+        found = stream(PARTS[name], mhz, 2_000, first=700, round_trip=ns)
+        assert (found.words, found.violation) == (2_000, "")
+        assert found.wrong == 0 if held else found.wrong > 1_900, (ns, found)
+
+
 def test_what_does_not_fit():
     with pytest.raises(ValueError, match="^100 words from 16777200 on do not fit MT48LC16M16A2-75, "
                                          "which has 16777216$"):

@@ -24,8 +24,8 @@ class SdramTop(Elaboratable):
     One clock for core and SDRAM. Every pin of the SDRAM has its register in the pad: one cycle out,
     one back (``pads=2`` of the controller). The SDRAM's own clock is the core's, inverted: what
     leaves a pad register at one edge is sampled half a cycle later, and its answer, tAC after an
-    edge of its clock, is in the pad's register at the second edge after: with 10 ns a cycle,
-    1 to 4 ns for the pads and tAC = 5.4 ns it is there 4 ns before and stays 2 ns after.
+    edge of its clock, is in the pad's register at the second edge after, if pads and wires take no
+    less and no more than :meth:`.SdramPart.round_trip`.
 
     Parameters
     ----------

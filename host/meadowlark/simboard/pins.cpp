@@ -25,9 +25,9 @@ struct Sim : Queues {
     int send_bits = 0, get_bits = -1;
     uint32_t send_shift = 0x3FF, get_shift = 0;
     bool line = true;
-    uint32_t noise = 0x2545F491;
+    Bus bus;
 
-    explicit Sim(const Chip& ch) : chip(ch) {
+    explicit Sim(const Chip& ch) : chip(ch), bus(ch) {
         ctx.commandArgs(0, (const char**)nullptr);
         memory = (uint8_t*)std::calloc(ch.size_bytes, 1);
         reset();
@@ -86,13 +86,12 @@ struct Sim : Queues {
         t.eval();
         uart();
         int code = t.ras | t.cas << 1 | t.we << 2;      // asserted: 1
-        int driven = sdram->edge(t.cke, 7 & ~code, t.ba, t.a, t.dqm, t.dq_oe ? t.dq_o : -1);
+        t.dq_i = bus.sampled(
+            sdram->edge(t.cke, 7 & ~code, t.ba, t.a, t.dqm, t.dq_oe ? t.dq_o : -1));
         c.cycles++;
         now++;
         t.clk = 1;
         t.eval();
-        noise = noise * 1664525 + 1013904223;
-        t.dq_i = driven < 0 ? noise >> 16 : driven;
     }
 };
 

@@ -13,7 +13,11 @@ from .build import PINS, Progress, build, pins_verilog
 
 _WORDS = ("size_bytes", "row_bits", "col_bits", "bank_bits", "data_bits", "mrd_cycles", "refreshes",
           "divisor")
-_TIMES = ("period", "rcd", "rp", "ras", "rc", "rrd", "rfc", "wr", "refresh_ms", "init_us")
+_TIMES = ("period", "rcd", "rp", "ras", "rc", "rrd", "rfc", "wr", "refresh_ms", "init_us", "access",
+          "hold", "round_trip")
+#: From the core's edge to a pin of the SDRAM and back to the pad's register, in ns, by the ECP5's
+#: data sheet: 4 out, 1 back. SdramPart.round_trip says what is allowed.
+ROUND_TRIP_NS = 5.0
 
 
 class _Chip(ctypes.Structure):
@@ -21,14 +25,15 @@ class _Chip(ctypes.Structure):
         ("clock_ns", ctypes.c_double * 4)]
 
 
-def chip_of(part: SdramPart, clock_mhz: float, divisor: int = 1) -> ctypes.Structure:
+def chip_of(part: SdramPart, clock_mhz: float, divisor: int = 1,
+            round_trip: float = ROUND_TRIP_NS) -> ctypes.Structure:
     """A part as the C++ model takes it; ``divisor``: cycles of a bit of the UART."""
     clocks = (ctypes.c_double * 4)(*(part.clock_ns.get(cas, 0.0) for cas in range(4)))
     return _Chip(
         part.size_bytes, part.row_bits, part.col_bits, part.bank_bits, part.data_bits,
         part.mrd_cycles, part.refreshes, divisor, 1000 / clock_mhz, part.rcd_ns, part.rp_ns,
         part.ras_ns, part.rc_ns, part.rrd_ns, part.rfc_ns, part.wr_ns, part.refresh_ms,
-        part.init_us, clocks)
+        part.init_us, part.access_ns, part.hold_ns, round_trip, clocks)
 
 
 class PinBoard(SimBoard):

@@ -13,6 +13,7 @@
 extern "C" struct Chip {                                   // mirrors meadowlark.simboard.pins._Chip
     uint64_t size_bytes, row_bits, col_bits, bank_bits, data_bits, mrd_cycles, refreshes, divisor;
     double period, rcd, rp, ras, rc, rrd, rfc, wr, refresh_ms, init_us;
+    double access, hold, round_trip;
     double clock_ns[4];                         // shortest period by CAS latency, 0: not allowed
 };
 
@@ -156,6 +157,32 @@ private:
         written[bank] = now;
         c.write_words++;
     }
+};
+
+// The way back, in nanoseconds. The chip's clock is the core's inverted, and arrives as late as the
+// commands do; what it drives stands on the bus from tAC after its edge to tOH after the next one,
+// and reaches the pad's register later by what is left of the round trip. Between two words, noise.
+class Bus {
+public:
+    explicit Bus(const Chip& p) {
+        for (int k = 1; k < 16; k++)            // so many edges of the core after the chip's
+            if ((k - 0.5) * p.period >= p.access + p.round_trip - 1e-6
+                && (k - 1.5) * p.period <= p.hold + p.round_trip + 1e-6) behind = k;
+    }
+    // What the core's next edge finds, once the chip has seen the edge before it.
+    uint16_t sampled(int driven) {
+        answers[cycle & 15] = driven;
+        int found = behind ? answers[(cycle + 1 - behind) & 15] : -1;
+        cycle++;
+        noise = noise * 1664525 + 1013904223;
+        return found < 0 ? noise >> 16 : found;
+    }
+
+private:
+    int behind = 0;                             // 0: at no edge is there a word
+    uint64_t cycle = 0;
+    int answers[16] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
+    uint32_t noise = 0x2545F491;
 };
 
 }  // namespace

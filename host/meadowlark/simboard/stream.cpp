@@ -27,7 +27,7 @@ void stream_run(const Chip* chip, uint64_t first, uint64_t words, uint64_t burst
     Sdram sdram(*chip, (uint8_t*)memory, c);
     *found = Found{};
     uint64_t asked = 0, begun = 0, now = 0, patience = 0;
-    uint32_t noise = 0x2545F491;
+    Bus bus(*chip);
     top.clk = 0;
     top.eval();
     while (found->words < words && sdram.violation.empty() && patience < 1000000) {
@@ -47,13 +47,11 @@ void stream_run(const Chip* chip, uint64_t first, uint64_t words, uint64_t burst
         } else patience++;
         int code = top.ras | top.cas << 1 | top.we << 2;        // asserted: 1
         found->refreshes += code == 3;
-        int driven = sdram.edge(top.cke, 7 & ~code, top.ba, top.a, top.dqm,
-                                top.dq_oe ? top.dq_o : -1);
+        top.dq_i = bus.sampled(sdram.edge(top.cke, 7 & ~code, top.ba, top.a, top.dqm,
+                                          top.dq_oe ? top.dq_o : -1));
         now++;
         top.clk = 1;
         top.eval();
-        noise = noise * 1664525 + 1013904223;
-        top.dq_i = driven < 0 ? noise >> 16 : driven;
     }
     found->violated = !sdram.violation.empty();
     std::snprintf(found->violation, sizeof found->violation, "%s", sdram.violation.c_str());

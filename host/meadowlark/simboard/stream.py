@@ -9,7 +9,7 @@ from meadowlark_hdl.config import Config
 from meadowlark_hdl.memory.sdram_part import SdramPart
 
 from .build import STREAM, build, to_verilog
-from .pins import chip_of
+from .pins import ROUND_TRIP_NS, chip_of
 
 
 class _Found(ctypes.Structure):
@@ -35,10 +35,11 @@ class Stream:
 
 
 def stream(part: SdramPart, clock_mhz: float, words: int, *, first: int = 0,
-           chip: SdramPart | None = None) -> Stream:
+           chip: SdramPart | None = None, round_trip: float = ROUND_TRIP_NS) -> Stream:
     """Read ``words`` words from ``first`` on, in bursts as long as the core's.
 
     ``chip``: the one that checks; a stricter one than the controller's shows that it does.
+    ``round_trip``: ns of the pads and wires, out and back.
     """
     config = Config(W=8, P=4, bus_bytes=part.data_bits // 8)
     size = part.size_bytes // config.bus_bytes
@@ -47,8 +48,8 @@ def stream(part: SdramPart, clock_mhz: float, words: int, *, first: int = 0,
     verilog = to_verilog(SdramStream(config, part, clock_mhz))
     library = ctypes.CDLL(str(build(verilog, config, tap=False, harness=STREAM)))
     found = _Found()
-    library.stream_run(ctypes.byref(chip_of(chip or part, clock_mhz)), ctypes.c_uint64(first),
-                       ctypes.c_uint64(words), ctypes.c_uint64(config.burst_words),
-                       ctypes.byref(found))
+    model = chip_of(chip or part, clock_mhz, round_trip=round_trip)
+    library.stream_run(ctypes.byref(model), ctypes.c_uint64(first), ctypes.c_uint64(words),
+                       ctypes.c_uint64(config.burst_words), ctypes.byref(found))
     return Stream(found.words, found.cycles, found.wrong, found.refreshes,
                   found.violation.decode())
