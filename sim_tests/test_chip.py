@@ -1,4 +1,5 @@
 """The whole chip, through the driver: every token and every logit equals the golden model's."""
+import re
 from contextlib import closing
 
 import numpy as np
@@ -12,8 +13,9 @@ from meadowlark.prepare import Source
 from meadowlark.sampling import sampling
 from meadowlark.targets import SimTarget
 from meadowlark_boards import get_board
+from meadowlark_hdl.control.errors import FAULTS, SENTENCES, Error
 from meadowlark_hdl.control.sampler_golden import Sampling, logits_crc
-from meadowlark_hdl.isa import Header, Op
+from meadowlark_hdl.isa import Header, Instruction, Op, Src
 from random_model import random_model
 
 #: Odd shapes: GQA with three heads a group, head_dim padded from 24 to 32, own head, biases.
@@ -171,14 +173,34 @@ def test_errors_reach_the_host(odd):
     context = odd.target.driver.info.config.context
     with pytest.raises((BoardError, ValueError)):
         list(driver.run([0] * (context + 1), Sampling(), max_new=1, stop_ids=()))
-    regs = odd.source.image.model_regs
-    program = bytearray(odd.source.image.program)
-    at = regs["decode_pc"] * 21
-    program[at] = program[at] & 0xF0 | 0xF             # an op that does not exist
-    driver.load([], program=bytes(program), model=regs)
-    with pytest.raises(BoardError, match="instruction it does not know"):
-        list(driver.run([0], Sampling(), max_new=1, stop_ids=()))
-    driver.load([], program=odd.source.image.program, model=regs)
+    with pytest.raises(BoardError, match=r"^the prompt holds the token 300, and the vocabulary of "
+                                         r"the loaded model is 0\.\.299; use the tokenizer"):
+        list(driver.run([0, 299, 300], Sampling(), max_new=1, stop_ids=()))
+    odd.compare([0, 299], max_new=1)
+
+
+@pytest.mark.parametrize("error", FAULTS)
+def test_faults_leave_the_board_ready(odd, error):
+    """Each fault that is promised, from where it arises to the sentence, and a good run after."""
+    driver, image = odd.target.driver, odd.source.image
+    regs, program = dict(image.model_regs), [Instruction(**i) for i in image.instructions]
+    listed = range(regs["decode_pc"], len(program))
+    if error == Error.BAD_INSTRUCTION:
+        program[listed[0]]["op"] = 15
+    elif error == Error.PROGRAM_END:
+        regs["decode_pc"] = 2**16 - 1
+    elif error == Error.BAD_DATA:           # no such mode
+        program[next(i for i in listed if program[i]["src"] == Src.STREAM)]["mode"] = 7
+    driver.load([], program=program, model=regs)
+    if error == Error.BAD_TOKEN:
+        driver.write_registers({"vocab": 7})        # unknown to the driver, which would refuse
+    with pytest.raises(BoardError, match="^" + re.escape(SENTENCES[error])):
+        list(driver.run([7], Sampling(), max_new=1, stop_ids=()))
+    assert driver.status().error == error
+    if error == Error.BAD_TOKEN:                    # in the prefill list as well
+        with pytest.raises(BoardError, match="^" + re.escape(SENTENCES[error])):
+            list(driver.run([0, 1, 2, 6, 5, 4, 9, 3], Sampling(), max_new=1, stop_ids=()))
+    driver.load([], program=image.program, model=image.model_regs)
     odd.compare([0, 5], max_new=2)
 
 

@@ -407,6 +407,20 @@ def test_what_does_not_fit_is_refused_before_anything_is_sent():
     assert len(board.commands) == before
 
 
+def test_tokens_beyond_the_vocabulary_are_not_sent():
+    board = FakeBoard()
+    driver = Driver(board)
+    assert list(driver.run([1 << 17], max_new=1))       # what a board holds is not known yet
+    driver.load([], model={f.name: 40 if f.name == "vocab" else 0 for f in MODEL_REGS})
+    before = len(board.commands)
+    with pytest.raises(BoardError, match=r"^the prompt holds the token 40, and the vocabulary of "
+                                         r"the loaded model is 0\.\.39; use the tokenizer of the "
+                                         r"loaded image$"):
+        driver.run([0, 39, 40, 3], max_new=1)
+    assert len(board.commands) == before
+    assert list(driver.run([0, 39], max_new=1))
+
+
 def test_targets():
     for bad in ("nowhere", "tcp:host", "tcp:host:x", "/dev/null@fast"):
         with pytest.raises(ValueError, match="must be"):

@@ -13,6 +13,7 @@ from meadowlark_hdl.signatures import (FetchedInstruction, ModelLayout, PassLayo
 
 SIZES = {"P": 4, "bus_bytes": 2, "prog_depth": 256, "context": 64, "tile_beats": 512}
 CONFIG = Config(W=8, **SIZES)
+VOCAB = 2**18 - 1       # the largest
 
 
 def jobs_of(i: Instruction, pass_: dict, tokens: list[int], pointer: int):
@@ -89,7 +90,7 @@ class Bench:
 
     def __init__(self, dut):
         self.dut = dut
-        self.tokens = [random.choice([0, 2**18 - 1, 2**17, random.getrandbits(18)])
+        self.tokens = [random.choice([0, VOCAB - 1, 2**17, random.randrange(VOCAB)])
                        for _ in range(CONFIG.context)]
         self.stored = 0             # STORE instructions completed
 
@@ -115,10 +116,10 @@ class Bench:
             await RisingEdge(dut.clk)
         dut.prog_en.value = 0
 
-    async def go(self, pc: int, pass_: dict, stream_addr: int):
+    async def go(self, pc: int, pass_: dict, stream_addr: int, vocab: int = VOCAB):
         dut = self.dut
         dut.pass_.value = pack(PassLayout(), **pass_)
-        dut.model.value = pack(ModelLayout, stream_addr=stream_addr)
+        dut.model.value = pack(ModelLayout, stream_addr=stream_addr, vocab=vocab)
         dut.start_pc.value, dut.start.value = pc, 1
         await RisingEdge(dut.clk)
         dut.start.value, dut.start_pc.value = 0, random.getrandbits(16)
@@ -182,6 +183,7 @@ async def run(bench, program, pc, pass_, stall, times=None):
     await ReadOnly()
     assert not dut.jobs__valid.value and not dut.out__valid.value and not dut.busy.value
     assert dut.pc.value == pc + len(program) - 1
+    assert not dut.bad_token.value and not dut.program_end.value
     await RisingEdge(dut.clk)
     helper.cancel()
     dut.store_done.value = 0
@@ -295,6 +297,65 @@ async def flush_in_mid_list(dut):
         assert not dut.busy.value and not dut.out__valid.value and not dut.jobs__valid.value
         await RisingEdge(dut.clk)
         await run(bench, [*(random_instruction() for _ in range(4)), END], 20, random_pass(1), 0.0)
+
+
+async def stopped(bench, fault, jobs):
+    """So many jobs come, then the fault and nothing more, until a flush."""
+    dut = bench.dut
+    got = []
+
+    async def collect():
+        while True:
+            got.extend(await recv(dut, "jobs", 1, layout=TileJob(CONFIG)))
+    tasks = [cocotb.start_soon(collect()), cocotb.start_soon(recv(dut, "out", 999))]
+    await ClockCycles(dut.clk, 20 * len(jobs) + 200)
+    assert got == jobs
+    flags = {name: int(getattr(dut, name).value) for name in ("bad_token", "program_end")}
+    assert flags == {"bad_token": 0, "program_end": 0, fault: 1} and dut.busy.value
+    await flush(dut, tasks, out__ready=0, jobs__ready=0)
+    await ReadOnly()
+    assert not dut.busy.value and not dut.bad_token.value and not dut.program_end.value
+    await RisingEdge(dut.clk)
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def no_token_beyond_the_vocabulary(dut):
+    bench = Bench(dut)
+    await bench.setup()
+    pass_ = {"pos0": 2, "n": 9, "nb": 3, "ctx": 11, "final": 1}
+    for vocab in (1, 2, 49152, 2**17, VOCAB):
+        # The largest of the vocabulary is taken, the next one is not.
+        program = [random_instruction(("table", "stream")), random_instruction(("token",)), END]
+        bad, kept = random.randrange(9), list(bench.tokens)
+        bench.tokens[2:11] = [random.choice([0, vocab - 1]) for _ in range(9)]
+        bench.tokens[2 + bad] = random.choice([vocab, 2**18 - 1])
+        await bench.load(9, program)
+        _, jobs, _ = expected(program, 9, pass_, bench.tokens, 77)
+        await bench.go(9, pass_, 77, vocab)
+        await stopped(bench, "bad_token", jobs[:len(jobs) - 9 + bad])
+        bench.tokens = kept
+        await run(bench, [random_instruction(("token",)), END], 20, random_pass(1), 0.0)
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def no_instruction_beyond_the_program(dut):
+    bench = Bench(dut)
+    await bench.setup()
+    for pc in (CONFIG.prog_depth - 3, CONFIG.prog_depth - 1):
+        program = [random_instruction(("table", "stream", "skip"))
+                   for _ in range(CONFIG.prog_depth - pc)]
+        await bench.load(pc, program)
+        pass_ = random_pass(1)
+        _, jobs, _ = expected(program, pc, pass_, bench.tokens, 5)
+        await bench.go(pc, pass_, 5)
+        await stopped(bench, "program_end", jobs)
+    await bench.load(0, [END])
+    for pc in (CONFIG.prog_depth, 2**16 - 1):       # a list that begins there
+        await bench.go(pc, random_pass(1), 5)
+        await stopped(bench, "program_end", [])
+    # The last place is one like the others.
+    await run(bench, [random_instruction(("table",)), END], CONFIG.prog_depth - 2,
+              random_pass(1), 0.0)
 
 
 def test_fetch(seed):

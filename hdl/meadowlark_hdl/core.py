@@ -169,6 +169,8 @@ class Core(wiring.Component):
             _same(vector.logit, sampler.logit), _same(vector.logit, self.tap)]
 
         # Control
+        faults = {Error.BAD_INSTRUCTION: issue.bad_op, Error.PROGRAM_END: fetch.program_end,
+                  Error.BAD_TOKEN: fetch.bad_token, Error.BAD_DATA: decoder.error}
         wiring.connect(m, link.seq, sequencer.link)
         model = link.seq.model
         for block in (issue, vector, fetch):
@@ -187,8 +189,7 @@ class Core(wiring.Component):
             fetch.prog_data.eq(link.seq.prog_data)]
         m.d.sync += [
             sequencer.progress.eq(reader.beats | issue.retired),
-            sequencer.faults[FAULTS.index(Error.BAD_INSTRUCTION)].eq(issue.bad_op),
-            sequencer.faults[FAULTS.index(Error.BAD_DATA)].eq(decoder.error)]
+            sequencer.faults.eq(Cat(faults[error] for error in FAULTS))]
 
         causes = counters.causes
         written = store.mem.w_data

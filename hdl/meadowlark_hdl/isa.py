@@ -133,5 +133,5 @@ MODEL_REGS = (
     Field("hidden", 13, "values of the residual per token, padded to a multiple of W"),
     Field("head_log2", 3, "log2 of the padded head dimension"),
     Field("eps", 48, "hidden * epsilon in squared residual units"),
-    Field("vocab", 18, "rows of the head"),
+    Field("vocab", 18, "token ids: rows of embedding and head"),
 )

@@ -124,6 +124,7 @@ class Driver:
         self._heard = 0             # events received, repetitions and those of other runs too
         self._events: deque[TokenEvent] = deque()
         self._counting = False
+        self._vocab: int | None = None      # of the model that was loaded here
         #: What an instruction of the loaded image reads, for error messages.
         self.places: Callable[[int], str] | None = None
         self.info = self._connect()
@@ -458,6 +459,7 @@ class Driver:
         if missing:
             raise ValueError(f"values must be those of MODEL_REGS; differing: {sorted(missing)!r}")
         self.write_registers(values)
+        self._vocab = values["vocab"]
 
     def load(self, sections: Iterable[tuple[int, bytes]], *,
              program: bytes | Sequence[Instruction] | None = None,
@@ -535,7 +537,8 @@ class Driver:
         Raises
         ------
         BoardError
-            The run does not fit the board, or failed; in the generator.
+            The run does not fit the board, a token is none of the loaded model's, or the run
+            failed; the last in the generator.
         """
         context = self.info.config.context
         if not tokens:
@@ -547,6 +550,10 @@ class Driver:
             if not 0 <= token < 1 << Config.TOKEN_BITS:
                 raise ValueError(f"tokens must be in 0..{(1 << Config.TOKEN_BITS) - 1}, "
                                  f"not {token!r}")
+            if self._vocab is not None and token >= self._vocab:
+                raise BoardError(f"the prompt holds the token {token}, and the vocabulary of the "
+                                 f"loaded model is 0..{self._vocab - 1}; use the tokenizer of the "
+                                 "loaded image")
         if len(stop_ids) > STOP_IDS:
             raise BoardError(f"the board compares with at most {STOP_IDS} stop ids, "
                              f"not {len(stop_ids)}; give fewer")

@@ -7,14 +7,15 @@ from enum import IntEnum
 class Error(IntEnum):
     """Error register: why a run ended with event reason 4; holds until the next start.
 
-    NONE together with reason 4: the run was aborted.
+    NONE together with reason 4: the run was aborted. Every other one is raised by the Sequencer or
+    by what :data:`FAULTS` names; what the host checks before it loads a model (tiles, addresses
+    within the core's memories) has no code.
     """
     NONE = 0
     BAD_RUN = 1             #: empty prompt, or prompt beyond the context
     BAD_INSTRUCTION = 2     #: an instruction that the core does not know
     PROGRAM_END = 3         #: a list ran past the end of the program memory
     BAD_TOKEN = 4           #: a token id outside the vocabulary
-    BAD_TILE = 5            #: a tile larger than the tile buffer, or empty
     WATCHDOG = 6            #: nothing moved for too long
     MEMORY = 7              #: the memory stopped being ready during a run
     NO_MODEL = 8            #: the model registers are empty
@@ -24,13 +25,10 @@ class Error(IntEnum):
     NO_PASS = 12            #: not even one block of tokens fits the scores or accumulators
     STUCK = 13              #: the core could not be emptied after an abort or error
     BAD_DATA = 14           #: a tile that does not decode
-    BAD_ADDRESS = 15        #: an instruction that leaves the memories of the core
-    UNIT = 16               #: a unit was given what it cannot take
 
 
 #: Meaning of the bits of the Sequencer's ``faults`` input, lowest first; the lowest one set counts.
-FAULTS = (Error.BAD_INSTRUCTION, Error.PROGRAM_END, Error.BAD_TOKEN, Error.BAD_TILE,
-          Error.BAD_DATA, Error.BAD_ADDRESS, Error.MEMORY, Error.UNIT)
+FAULTS = (Error.BAD_INSTRUCTION, Error.PROGRAM_END, Error.BAD_TOKEN, Error.BAD_DATA)
 
 #: What the host says for each error, and what to do about it.
 SENTENCES = {
@@ -42,8 +40,6 @@ SENTENCES = {
     Error.PROGRAM_END: "the program ran past its end; load the image again",
     Error.BAD_TOKEN: "the prompt holds a token that is not in the model's vocabulary; use the "
                      "tokenizer of the loaded image",
-    Error.BAD_TILE: "the image holds a tile that does not fit the board; compile the model for "
-                    "this board",
     Error.WATCHDOG: "the board stopped moving and gave the run up; load the image again, and if it "
                     "happens again, lower the clock or report it with the counters",
     Error.MEMORY: "the board's memory dropped out during the run; check its supply, then reset the "
@@ -59,10 +55,6 @@ SENTENCES = {
     Error.STUCK: "the board could not empty its units after the run; reset the board and load the "
                  "image again",
     Error.BAD_DATA: "the image in the board's memory is damaged; load it again",
-    Error.BAD_ADDRESS: "an instruction leaves the memories of the board; compile the model for "
-                       "this board",
-    Error.UNIT: "a unit of the board was given more than it can take; compile the model for this "
-                "board, and if it happens again, report it with the counters",
 }
 
 

@@ -27,7 +27,8 @@ class Fetch(wiring.Component):
 
     Tiles of TABLE, TOKEN and NORM have one row of row_beats beats whatever ``rows`` says. Products
     come from one :class:`~meadowlark_hdl.compute.multiplier.Multiplier`. An unknown ``src`` makes
-    no jobs.
+    no jobs. A token beyond ``model.vocab`` and a list that runs past the program memory stop the
+    walk until ``flush``: nothing is read that is not the model's.
 
     Timing: the next instruction is fetched while jobs are made (5 cycles each). The first job of
     an instruction comes 10 cycles after the last one of the instruction before (TOKEN: 11); further
@@ -41,7 +42,8 @@ class Fetch(wiring.Component):
     Members
     -------
     start : In(1)
-        One cycle, while not busy; ``start_pc`` and ``model`` count in that cycle.
+        One cycle, while not busy; ``start_pc`` and ``model`` count in that cycle. A ``start_pc``
+        beyond the program memory is past its end.
     start_pc : In(16)
     pass_ : In(PassLayout)
         Constant while busy; valid from ``start`` on.
@@ -62,6 +64,8 @@ class Fetch(wiring.Component):
         Between ``start`` and the transfer of the last instruction and job.
     pc : Out(16)
         The instruction being fetched; after the end that of END.
+    bad_token, program_end : Out(1)
+        High from such a token, such an end, until ``flush``.
     """
 
     QUEUE = 8
@@ -76,7 +80,8 @@ class Fetch(wiring.Component):
             "out": Out(stream.Signature(FetchedInstruction())),
             "jobs": Out(stream.Signature(TileJob(config))),
             "token_addr": Out(range(config.context)), "token_data": In(Config.TOKEN_BITS),
-            "store_done": In(1), "flush": In(1), "busy": Out(1), "pc": Out(16)})
+            "store_done": In(1), "flush": In(1), "busy": Out(1), "pc": Out(16),
+            "bad_token": Out(1), "program_end": Out(1)})
 
     def elaborate(self, platform):
         m = Module()
@@ -88,8 +93,12 @@ class Fetch(wiring.Component):
         # The host's way across the chip is long.
         m.d.sync += [
             w.en.eq(self.prog_en), w.addr.eq(self.prog_addr), w.data.eq(self.prog_data)]
+        # One bit more than an address can have: behind the last place comes none.
+        pc = Signal(17)
+        outside = Signal(reset_less=True)
+        m.d.sync += outside.eq(pc >= c.prog_depth)
         m.d.comb += [
-            r.addr.eq(self.pc),
+            self.pc.eq(pc), r.addr.eq(pc),
             self.out.valid.eq(queue.o.valid), self.out.payload.eq(queue.o.payload),
             queue.o.ready.eq(self.out.ready)]
 
@@ -113,7 +122,7 @@ class Fetch(wiring.Component):
             skipped.eq(is_end & goes_on), ends.eq(is_end & ~goes_on),
             has_jobs.eq((word.src != Src.NONE) & (word.src <= Src.KV) & ~is_end),
             is_store.eq(word.op == Op.STORE)]
-        m.d.comb += [queue.i.payload.instr.eq(word), queue.i.payload.pc.eq(self.pc)]
+        m.d.comb += [queue.i.payload.instr.eq(word), queue.i.payload.pc.eq(pc)]
         # A cycle old: what WORD changes of them counts not before the next instruction.
         room, working = Signal(), Signal()
         m.d.sync += [room.eq(queue.i.ready), working.eq(work_valid)]
@@ -122,7 +131,7 @@ class Fetch(wiring.Component):
         with m.FSM(name="walk") as walk:
             with m.State("STOPPED"):
                 with m.If(self.start):
-                    m.d.sync += [self.pc.eq(self.start_pc), stores.eq(0), stored.eq(0)]
+                    m.d.sync += [pc.eq(self.start_pc), stores.eq(0), stored.eq(0)]
                     m.next = "ADDRESS"
             with m.State("ADDRESS"):
                 m.next = "RAM"
@@ -131,8 +140,10 @@ class Fetch(wiring.Component):
             with m.State("KIND"):
                 m.next = "WORD"
             with m.State("WORD"):
-                with m.If(skipped):
-                    m.d.sync += self.pc.eq(self.pc + 1)
+                with m.If(outside):
+                    m.next = "OUTSIDE"
+                with m.Elif(skipped):
+                    m.d.sync += pc.eq(pc + 1)
                     m.next = "ADDRESS"
                 with m.Elif(room & ~(has_jobs & working)):
                     m.d.comb += queue.i.valid.eq(1)
@@ -142,8 +153,10 @@ class Fetch(wiring.Component):
                     with m.If(ends):
                         m.next = "STOPPED"
                     with m.Else():
-                        m.d.sync += self.pc.eq(self.pc + 1)
+                        m.d.sync += pc.eq(pc + 1)
                         m.next = "ADDRESS"
+            with m.State("OUTSIDE"):
+                m.d.sync += self.program_end.eq(1)
 
         self._jobs(m, work, work_valid, finished, stores_done)
         m.d.comb += self.busy.eq(~walk.ongoing("STOPPED") | work_valid | self.jobs.valid
@@ -187,7 +200,12 @@ class Fetch(wiring.Component):
         # KV: at most 4096 keys (13 bits) of row_beats (11 bits).
         keys_left, keys_after = (Signal(24, reset_less=True),
                                  Signal(signed(25), reset_less=True))
-        token = Signal(Config.TOKEN_BITS, reset_less=True)
+        token, vocab = (Signal(Config.TOKEN_BITS, reset_less=True, name=name)
+                        for name in ("token", "vocab"))
+        with m.If(self.start):
+            m.d.sync += vocab.eq(self.model.vocab)
+        unknown = Signal(reset_less=True)
+        m.d.sync += unknown.eq(token >= vocab)
         # Beside a product that is a distance: where it counts from, and the sum, with nothing else
         # in the way from the multiplier.
         base, place = Signal(27, reset_less=True), Signal(27, reset_less=True)
@@ -291,6 +309,10 @@ class Fetch(wiring.Component):
                 m.next = "TOKEN_PIPE_2"
             with m.State("TOKEN_PIPE_2"):
                 m.next = "TOKEN_TILE"
+                with m.If(unknown):
+                    m.next = "TOKEN_UNKNOWN"
+            with m.State("TOKEN_UNKNOWN"):
+                m.d.sync += self.bad_token.eq(1)
             with m.State("TOKEN_TILE"):
                 with m.If(free):
                     m.d.comb += put.eq(1)

@@ -61,7 +61,7 @@ class Sequencer(wiring.Component):
     flush : Out(1)               All units: drop everything, become idle.
     idle : In(1)                 All units are idle and no memory transfer is under way.
     ready : In(1)                The memory is ready.
-    faults : In(8)               Levels or pulses, see :data:`.errors.FAULTS`; looked at in a pass.
+    faults : In(4)               Levels or pulses, see :data:`.errors.FAULTS`; looked at in a pass.
     fault_pc : In(16)            Instruction that a fault is blamed on.
     progress : In(1)             Something moved: an instruction retired or a bus word passed.
     run_start : Out(1)           Pulse: a run begins (clears the counters).
