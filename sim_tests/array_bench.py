@@ -39,7 +39,8 @@ class ArrayUnderTest(wiring.Component):
             "gamma_addr": In(range(config.tile_beats)), "gamma": Out(Beat(config)),
             "vector_busy": In(1), "store_cmd": ports["store_cmd"],
             "store": Out(stream.Signature(8 * config.store_bytes)),
-            "pass_end": Out(1), "retired": Out(1), "array_active": Out(1), "bad_op": Out(1)})
+            "pass_end": Out(1), "retired": Out(1), "array_active": Out(1), "bad_op": Out(1),
+            "clear": In(1), "saturations": Out(32)})
 
     def elaborate(self, platform):
         m = Module()
@@ -64,7 +65,8 @@ class ArrayUnderTest(wiring.Component):
             issue.gamma_addr.eq(self.gamma_addr), self.gamma.eq(issue.gamma),
             self.norm_start.eq(issue.norm_start), self.pass_end.eq(issue.pass_end),
             self.retired.eq(issue.retired), self.array_active.eq(issue.array_active),
-            self.bad_op.eq(issue.bad_op)]
+            self.bad_op.eq(issue.bad_op),
+            engine.clear.eq(self.clear), self.saturations.eq(engine.saturations)]
         for name in ("valid", "addr", "cos", "sin"):
             m.d.comb += getattr(self.rope, name).eq(getattr(issue.rope, name))
         for name in ("valid", "lane", "addr", "mask", "data"):

@@ -4,6 +4,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from gguf_files import write_gguf
 from meadowlark.driver import BoardError
@@ -35,11 +36,13 @@ class Chip:
         """Run both; returns the tokens."""
         events = list(self.target.generate(tokens, draw, max_new=max_new, stop_ids=stop_ids))
         self.golden.forget()
+        self.golden.saturations.clear()
         want = list(self.golden.generate(tokens, draw, max_new=max_new, stop_ids=stop_ids))
         assert [e.token for e in events] == [token for token, _ in want]
         for event, (_, logits) in zip(events, want, strict=True):
             np.testing.assert_array_equal(event.logits, logits)
             assert event.crc == logits_crc(logits)
+        assert self.target.counters()["score_saturations"] == self.golden.saturations["scores"]
         return [e.token for e in events]
 
 
@@ -202,6 +205,19 @@ def test_faults_leave_the_board_ready(odd, error):
             list(driver.run([0, 1, 2, 6, 5, 4, 9, 3], Sampling(), max_new=1, stop_ids=()))
     driver.load([], program=image.program, model=image.model_regs)
     odd.compare([0, 5], max_new=2)
+
+
+def test_scores_saturate(target, tmp_path, seed):
+    """A model whose queries are far too large: logits and the number of saturations agree."""
+    folder = random_model(tmp_path / "loud", seed=seed, **ODD)
+    path = folder / "model.safetensors"
+    save_file({name: tensor * np.float32(30 if "q_proj" in name else 1)
+               for name, tensor in load_file(path).items()}, path)
+    chip = Chip(target, get_board("virtual"), str(folder))
+    rng = np.random.default_rng(seed)
+    for length in (1, 7, 70):               # blocks that are not full, several passes
+        chip.compare(words(rng, chip, length), max_new=3)
+        assert target.counters()["score_saturations"] > 0
 
 
 def test_image_through_frames(odd):

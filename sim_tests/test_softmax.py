@@ -8,21 +8,26 @@ from cocotb.triggers import ReadOnly, RisingEdge
 
 from bench import simulate, start
 from meadowlark_hdl.compute.softmax import SoftmaxUnit
-from meadowlark_hdl.compute.softmax_golden import MASKED, output_scale, probabilities, scores
+from meadowlark_hdl.compute.softmax_golden import (MASKED, output_scale, probabilities, saturated,
+                                                   scores)
 from meadowlark_hdl.config import Config
 
 CONFIG = Config(W=8, P=4, bus_bytes=2, score_depth=64)
 
 
 async def play(dut, schedule, length):
-    """Set inputs by cycle: schedule[cycle] = {name: value}; enables fall back to 0. Yields p."""
+    """Set inputs by cycle: schedule[cycle] = {name: value}; enables fall back to 0.
+
+    Returns (p, total, saturated) of each cycle.
+    """
     seen = []
     for n in range(length):
         values = dict.fromkeys(("w_en", "sum_en", "sum_read"), 0) | schedule.get(n, {})
         for name, value in values.items():
             getattr(dut, name).value = int(value)
         await ReadOnly()
-        seen.append((dut.p.value, dut.total.value))    # unknown until first written
+        # Unknown until first written.
+        seen.append((dut.p.value, dut.total.value, dut.saturated.value))
         await RisingEdge(dut.clk)
     return seen
 
@@ -31,16 +36,19 @@ def put(schedule, cycle, **values):
     schedule.setdefault(cycle, {}).update(values)
 
 
-async def block(dut, acc, shift, masked, *, base, number, gap):
+async def block(dut, acc, shift, masked, *, base, number, gap, used=1):
     """Write a row of scores (one every ``gap`` cycles), read it back as probabilities, at the rate
-    that the sum of one block allows."""
+    that the sum of one block allows.
+
+    Returns the probabilities, their sum, and which scores were reported as saturated.
+    """
     schedule: dict = {}
     put(schedule, 0, shift=shift)
     at = [gap * i for i in range(len(acc))]
     for i, cycle in enumerate(at):
         put(schedule, cycle, acc=acc[i])
         put(schedule, cycle + SoftmaxUnit.WRITE_LATENCY, w_en=1, w_addr=base + i,
-            w_masked=masked[i], w_first=i == 0, block=number)
+            w_masked=masked[i], w_used=used, w_first=i == 0, block=number)
     read = at[-1] + SoftmaxUnit.TURN            # the earliest one
     for i, cycle in enumerate(range(read, read + 2 * len(acc), 2)):
         put(schedule, cycle, r_addr=base + i)
@@ -51,7 +59,11 @@ async def block(dut, acc, shift, masked, *, base, number, gap):
     put(schedule, end, sum_read=1, sum_block=number)
     seen = await play(dut, schedule, end + 2)
     first = read + SoftmaxUnit.READ_LATENCY
-    return [int(p) for p, _ in seen[first:first + 2 * len(acc):2]], int(seen[end + 1][1])
+    late = SoftmaxUnit.WRITE_LATENCY + SoftmaxUnit.SATURATED_LATENCY
+    reported = [bool(seen[cycle + late][2]) for cycle in at]
+    assert sum(int(s) for _, _, s in seen[late:]) == sum(reported), "reported in another cycle"
+    return [int(p) for p, _, _ in seen[first:first + 2 * len(acc):2]], int(seen[end + 1][1]), \
+        reported
 
 
 @cocotb.test(timeout_time=10, timeout_unit="ms")
@@ -69,7 +81,8 @@ async def matches_golden(dut, gap):
             acc[: min(n, len(edges))] = edges[:n]
         if trial % 4 == 1:                      # ties of the rounding, around the clamps
             half = 1 << shift >> 1
-            acc = np.clip((rng.choice([-2**17, 2**17 - 1, 0, 3], n) << min(shift, 26)) + half
+            acc = np.clip((rng.choice([-2**17 - 1, -2**17, -2**17 + 1, 2**17 - 1, 0, 3], n)
+                           << min(shift, 26)) + half
                           + rng.integers(-1, 2, n), -2**44, 2**44 - 1)
         if trial % 4 == 2 and shift <= 26:      # probabilities around 2**-15, the smallest ones
             acc = -rng.integers(13 << 10, 19 << 10, n) << shift
@@ -80,10 +93,32 @@ async def matches_golden(dut, gap):
         p, total = probabilities(s)
         number = int(rng.integers(16))
         base = int(rng.integers(0, CONFIG.score_depth - n + 1))
-        got, got_total = await block(dut, acc.tolist(), shift, masked, base=base, number=number,
-                                     gap=gap)
+        used = trial % 5 != 4
+        got, got_total, reported = await block(dut, acc.tolist(), shift, masked, base=base,
+                                               number=number, gap=gap, used=used)
         np.testing.assert_array_equal(got, p, f"trial {trial}, shift {shift}")
         assert got_total == total
+        assert reported == (saturated(acc, shift) & ~masked & used).tolist()
+
+
+@cocotb.test(timeout_time=10, timeout_unit="ms")
+async def visible_keys_are_never_taken_for_hidden_ones(dut):
+    """At the lower limit a key that is seen keeps its share, and each saturation is told once."""
+    await start(dut)
+    lowest = -2**17
+    for acc, masked in (([lowest] * 5, [0] * 5), ([lowest - 9] * 3 + [-2**44], [0] * 4),
+                        ([lowest, lowest + 1, lowest, 7], [0, 0, 0, 1]),
+                        ([2**44 - 1, 2**17, 2**17 - 1, lowest], [0] * 4),
+                        ([2**17 - 1, lowest + 1], [0, 0]), ([lowest, 5, 2**17], [1, 0, 1])):
+        hidden = np.array(masked, bool)
+        want = saturated(acc, 0) & ~hidden
+        p, total = probabilities(np.where(hidden, MASKED, scores(acc, 0)))
+        assert await block(dut, acc, 0, masked, base=3, number=2, gap=1) == (
+            p.tolist(), total, want.tolist())
+        assert total >= 32768
+        assert not np.any(p[hidden])
+    assert await block(dut, [lowest] * 2, 0, [0, 0], base=0, number=0, gap=2) == (
+        [32768] * 2, 65536, [True] * 2)
 
 
 @cocotb.test(timeout_time=10, timeout_unit="ms")
@@ -98,7 +133,8 @@ async def blocks_keep_their_own_maximum_and_sum(dut):
     order = [(b, k) for turn in range(0, 12, 4) for b in (0, 1) for k in range(turn, turn + 4)]
     for i, (b, k) in enumerate(order):
         put(schedule, i, acc=acc[b, k])
-        put(schedule, i + 3, w_en=1, w_addr=16 * b + k, w_masked=0, w_first=k == 0, block=b)
+        put(schedule, i + 3, w_en=1, w_addr=16 * b + k, w_masked=0, w_used=1, w_first=k == 0,
+            block=b)
     read = len(order) - 1 + SoftmaxUnit.TURN
     order = [(b, k) for k in range(12) for b in (0, 1)]         # one probability a cycle
     for i, (b, k) in enumerate(order):
@@ -132,6 +168,15 @@ def test_golden_against_float():
     assert np.abs(mean - want).max() < 0.002 * 127
     mant, shift = output_scale(total, 40000, 20)
     np.testing.assert_allclose(mant * 2.0**-shift, 40000 * 2.0**-20 / total, rtol=2**-13)
+
+
+def test_golden_scores_stay_above_masked():
+    acc = np.array([-2**44, -2**17 - 1, -2**17, -2**17 + 1, 0, 2**17 - 1, 2**17, 2**44 - 1])
+    assert scores(acc, 0).tolist() == [-131071] * 4 + [0] + [131071] * 3
+    assert saturated(acc, 0).tolist() == [True] * 3 + [False] * 3 + [True] * 2
+    assert saturated(2 * acc + 1, 1).tolist() == [True] * 2 + [False] * 3 + [True] * 3
+    p, total = probabilities(scores(acc[:3], 0))        # a mean of them, not nothing
+    assert p.tolist() == [32768] * 3 and total == 3 * 32768
 
 
 @pytest.mark.parametrize("row", [[5], [MASKED, -131071]])

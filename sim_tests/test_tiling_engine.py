@@ -5,12 +5,13 @@ import random
 import cocotb
 import numpy as np
 import pytest
+from cocotb.triggers import ClockCycles
 
 from array_bench import SUM_GAP, ArrayUnderTest, Bench, Tile
 from bench import pack, recv, simulate, unpack
 from meadowlark_hdl.compute.issue import StoreCommand
 from meadowlark_hdl.compute.lane import Lane
-from meadowlark_hdl.compute.softmax_golden import MASKED, probabilities, scores
+from meadowlark_hdl.compute.softmax_golden import MASKED, probabilities, saturated, scores
 from meadowlark_hdl.compute.tiling_engine_golden import broadcast, dot
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import Header, Instruction, Mode, Op, Src
@@ -99,10 +100,11 @@ async def attention_of_tokens(dut, stall, single, row_beats):
     bench = Bench(dut, c, model=model(c, head_dim), pass_=p)
     await bench.begin(stall)
     x = rng.integers(-2**12, 2**12, (p["nb"], c.P, head_dim))
+    x[rng.random(x.shape[:2]) < 0.3] *= 8           # some of these saturate
     keys = rng.integers(-128, 128, (p["ctx"], head_dim))
     values = rng.integers(-128, 128, (p["ctx"], head_dim))
     values[0], values[-1] = -128, 127
-    shift = 8
+    shift = 6
     await bench.write_acts(x, 3)
 
     def tiles(cache):
@@ -114,10 +116,13 @@ async def attention_of_tokens(dut, stall, single, row_beats):
     beats = bench.active
     bench.tiles = tiles(values)
     await bench.execute(Instruction(Op.SV, src=Src.KV, rows=per_tile, row_beats=row_beats))
-    s = scores(dot(keys, x), shift)                             # blocks, lanes, keys
+    acc = dot(keys, x)                                          # blocks, lanes, keys
     position = pos0 + np.arange(p["nb"] * c.P).reshape(p["nb"], c.P)
-    s = np.where(np.arange(p["ctx"]) > position[..., None], MASKED, s)
-    prob, total = probabilities(s)
+    hidden = np.arange(p["ctx"]) > position[..., None]
+    prob, total = probabilities(np.where(hidden, MASKED, scores(acc, shift)))
+    # Not those of lanes that have no token.
+    assert int(dut.saturations.value) == np.count_nonzero(
+        saturated(acc, shift) & ~hidden & (position < p["ctx"])[..., None])
     want = broadcast(prob, values)
     sums, drained = bench.table(1), bench.table(2)
     assert len(sums) == p["nb"] * c.P and len(drained) == p["nb"] * c.P * head_dim
@@ -143,18 +148,26 @@ async def attention_of_heads(dut, stall, ctx):
     bench = Bench(dut, c, model=model(c, head_dim), pass_=one_pass(c, ctx - 1, 1))
     await bench.begin(stall)
     x = rng.integers(-2**12, 2**12, (1, c.P, head_dim))
+    x[:, ::2] *= 8                                  # some of these saturate
     keys, values = rng.integers(-128, 128, (2, ctx, head_dim))
     await bench.write_acts(x, 0)
     flat = [[Tile(cache[i:i + per_tile].reshape(-1, c.W)) for i in range(0, ctx, per_tile)]
             for cache in (keys, values)]
     bench.tiles = flat[0]
     qk = await bench.execute(Instruction(Op.QK, src=Src.KV, rows=per_tile, row_beats=row_beats,
-                                         shift=9, heads=1, lanes=3))
+                                         shift=6, heads=1, lanes=3))
     bench.tiles = flat[1]
     sv = await bench.execute(Instruction(Op.SV, src=Src.KV, rows=per_tile, row_beats=row_beats,
                                          heads=1, lanes=3))
-    prob, total = probabilities(scores(dot(keys, x[0]), 9))
+    acc = dot(keys, x[0])
+    prob, total = probabilities(scores(acc, 6))
     want = broadcast(prob, values)
+    assert int(dut.saturations.value) == np.count_nonzero(saturated(acc[:3], 6))
+    dut.clear.value = 1
+    await ClockCycles(dut.clk, 1)
+    dut.clear.value = 0
+    await ClockCycles(dut.clk, 1)
+    assert int(dut.saturations.value) == 0
     sums, drained = bench.table(1), bench.table(2)
     for k in range(c.P):
         assert sums[0, 0, k]["acc"] == total[k]

@@ -164,6 +164,7 @@ class Core(wiring.Component):
             _same(issue.rope, vector.rope), _same(vector.act, engine.act),
             vector.instr.eq(issue.current), vector.norm_start.eq(issue.norm_start),
             vector.gamma.eq(issue.gamma), vector.clear.eq(sequencer.run_start),
+            engine.clear.eq(sequencer.run_start),
             issue.norm_done.eq(vector.norm_done), issue.gamma_addr.eq(vector.gamma_addr),
             issue.vector_busy.eq(vector.busy),
             _same(vector.logit, sampler.logit), _same(vector.logit, self.tap)]
@@ -207,7 +208,8 @@ class Core(wiring.Component):
             causes.stall_engine.eq(~issue.array_active & ~issue.wait_tile & ~issue.wait_store
                                    & ~issue.wait_vector & ~sequencer.link_stall),
             causes.stall_link.eq(sequencer.link_stall),
-            causes.saturations.eq(vector.saturations)]
+            causes.saturations.eq(vector.saturations),
+            causes.score_saturations.eq(engine.saturations)]
 
         wiring.connect(m, wiring.flipped(self.rx), link.rx)
         wiring.connect(m, wiring.flipped(self.tx), link.tx)

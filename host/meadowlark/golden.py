@@ -13,7 +13,8 @@ import numpy as np
 from meadowlark_hdl.compute.norm_golden import add_residual, rmsnorm, sum_of_squares
 from meadowlark_hdl.compute.requant_golden import requant
 from meadowlark_hdl.compute.rope_golden import rope
-from meadowlark_hdl.compute.softmax_golden import MASKED, output_scale, probabilities, scores
+from meadowlark_hdl.compute.softmax_golden import (MASKED, output_scale, probabilities, saturated,
+                                                   scores)
 from meadowlark_hdl.compute.swiglu_golden import swiglu
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sampler_golden import Sampling, sample
@@ -266,7 +267,9 @@ class GoldenModel:
             k = self.keys[i, g, :ctx].astype(np.float64)
             v = self.values[i, g, :ctx].astype(np.float64)
             for h in range(g * group, (g + 1) * group):
-                s = scores(self._product(q[:, h], k.T), layer.score_shift)
+                acc = self._product(q[:, h], k.T)
+                s = scores(acc, layer.score_shift)
+                self._count("scores", saturated(acc, layer.score_shift)[~hidden])
                 p, total = probabilities(np.where(hidden, MASKED, s))
                 mant, shift = output_scale(total, int(layer.v_mant[g]), int(layer.v_shift[g]))
                 y = requant(self._product(p, v), mant[:, None], shift[:, None])

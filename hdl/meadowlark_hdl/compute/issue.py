@@ -175,6 +175,7 @@ class Issue(wiring.Component):
         score_block = reg(range(2 * config.score_depth))  # block * ctx
         score_addr = reg(range(2 * config.score_depth))
         age = reg(signed(15))               # key position - position
+        last_query = reg(range(P))          # lane of the block's last token, or of the last head
         key = reg(13)
         slot = reg(range(config.acc_slots))     # accumulator slice 0 of the block
         single = reg()                      # all keys are in one tile
@@ -213,6 +214,7 @@ class Issue(wiring.Component):
             lane.sel_p.eq(is_sv), c.row.eq(Mux(is_linear, row_no, element)), c.block.eq(block),
             lane.sc_addr.eq(score_addr), lane.sc_block.eq(block), lane.sc_first.eq(key == 0),
             lane.sc_age.eq(Mux(instr.heads | (age < 0), -1, age)), lane.s_addr.eq(score_addr),
+            lane.sc_last.eq(last_query),
             lane.m_block.eq(block), lane.sum_block.eq(block), lane.sum_keep.eq(key != 0),
             lane.acc_to.eq(slot_addr), lane.acc_keep.eq(is_sv & (key != 0)),
             lane.dr_sel.eq(element[log2_parts:]), lane.st_lane.eq(token_lane),
@@ -446,6 +448,7 @@ class Issue(wiring.Component):
                 m.d.sync += [unseen_end.eq(limit - tile_base - 1), fewer.eq(limit < tile_end),
                              none.eq(limit <= tile_base), drains.eq(is_sv & (limit <= tile_end)),
                              age.eq(tile_base - position),
+                             last_query.eq(Mux(instr.heads, instr.lanes, limit - position) - 1),
                              score_addr.eq(score_block + tile_base), key.eq(tile_base),
                              addr.eq(0), begin_row(), x_addr.eq(x_block),
                              slot_addr.eq(slot), element.eq(0)]

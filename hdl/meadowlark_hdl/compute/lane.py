@@ -41,6 +41,7 @@ def lane_schedule(config: Config) -> dict[str, tuple[object, int]]:
         "sc_en": (1, 17 + tree), "sc_addr": (range(config.score_depth), 17 + tree),
         "sc_age": (signed(7), 17 + tree),            # key - position of lane 0: hidden if > lane
         "sc_first": (1, 17 + tree), "sc_block": (block, 17 + tree),
+        "sc_last": (range(config.P), 17 + tree),     # last lane with a query
     }
 
 
@@ -92,6 +93,7 @@ class Lane(wiring.Component):
     result : Out(signed(45))      0 except in the cycle of a result: lanes are OR-ed together.
     stored : Out(8 * store_bytes), stored_valid : Out(1)   A part of the low bytes of a word, if a
                                   STORE of this lane wants it, else 0: lanes are OR-ed together.
+    saturated : Out(1)            A score of this lane was, see :class:`.SoftmaxUnit`.
     """
 
     def __init__(self, config: Config, *, index: int, attention: str = "sync"):
@@ -104,6 +106,7 @@ class Lane(wiring.Component):
             "act": In(ActWrite(config)), "act_out": Out(ActWrite(config)),
             "result": Out(signed(Config.ACC_BITS)),
             "stored": Out(8 * config.store_bytes), "stored_valid": Out(1),
+            "saturated": Out(1),
         })
 
     def elaborate(self, platform):
@@ -218,17 +221,19 @@ class Lane(wiring.Component):
             m.d[self.attention] += drained.eq(Array(groups)[group])
 
         # The softmax hears its tables' control from registers beside it.
-        masked, block = reg(1, "masked"), reg(softmax.block.shape(), "block")
+        masked, used = reg(1, "masked"), reg(1, "used")
+        block = reg(softmax.block.shape(), "block")
         sums = Signal(data.StructLayout({
             name: lane_schedule(config)[name][0] for name in SUM_CONTROL}),
             reset_less=True, name="near_sums", attrs=OWN)
-        m.d.sync += [masked.eq(self.c.sc_age > self.index),
+        m.d.sync += [masked.eq(self.c.sc_age > self.index), used.eq(self.c.sc_last >= self.index),
                      block.eq(Mux(self.c.sc_en, self.c.sc_block, self.c.m_block)),
                      *(sums[name].eq(self.c[name]) for name in SUM_CONTROL)]
         m.d.comb += [
             softmax.acc.eq(acc), softmax.shift.eq(c.shift),
             softmax.w_en.eq(c.sc_en), softmax.w_addr.eq(c.sc_addr),
             softmax.w_first.eq(c.sc_first), softmax.w_masked.eq(masked),
+            softmax.w_used.eq(used), self.saturated.eq(softmax.saturated),
             softmax.r_addr.eq(c.s_addr), softmax.block.eq(block),
             *(getattr(softmax, name).eq(sums[name]) for name in SUM_CONTROL),
         ]

@@ -15,9 +15,9 @@ from .softmax_golden import MASKED
 class SoftmaxUnit(wiring.Component):
     """Score memory, running maximum, 2^x and sum of a lane.
 
-    Write side (QK): a dot product becomes a score ``sat18(round(acc / 2**shift))``, is stored and
-    takes part in the maximum of its block. Read side (SV): a score becomes the probability
-    ``2**(score - maximum)``, u1.15, and is added to the sum of its block.
+    Write side (QK): a dot product becomes a score, ``round(acc / 2**shift)`` saturated to 18 bits
+    but above MASKED, is stored and takes part in the maximum of its block. Read side (SV): a score
+    becomes the probability ``2**(score - maximum)``, u1.15, and is added to the sum of its block.
 
     Source: deferred normalisation and one shared maximum as in FlashDecoding++, arXiv:2311.01282,
     section 3; here the maximum is exact, because the row stays on the chip.
@@ -37,6 +37,8 @@ class SoftmaxUnit(wiring.Component):
     acc : In(signed(45))          Dot product.
     shift : In(6)                 Constant while scores are in flight.
     w_en, w_masked, w_first : In(1)  Store; store MASKED instead; first key of the block.
+    w_used : In(1)                A query is in the lane: its saturations count.
+    saturated : Out(1)            A visible score was, 2 cycles ago (``SATURATED_LATENCY``).
     w_addr, r_addr : In(range(score_depth))
     block : In(range(16))         Of the score that is stored (w_en) or was read.
     p : Out(16)                   0..32768.
@@ -48,6 +50,7 @@ class SoftmaxUnit(wiring.Component):
     """
 
     WRITE_LATENCY = 3
+    SATURATED_LATENCY = 2   #: from w_en to ``saturated``
     TURN = 7                #: from acc to the first r_addr
     READ_LATENCY = 8        #: from r_addr to p
     SUM_LATENCY = 7         #: from r_addr to the control of its sum
@@ -57,7 +60,8 @@ class SoftmaxUnit(wiring.Component):
         block = range(Config.SUM_BLOCKS)
         super().__init__({
             "acc": In(signed(Config.ACC_BITS)), "shift": In(6),
-            "w_en": In(1), "w_masked": In(1), "w_first": In(1),
+            "w_en": In(1), "w_masked": In(1), "w_first": In(1), "w_used": In(1),
+            "saturated": Out(1),
             "w_addr": In(range(config.score_depth)), "r_addr": In(range(config.score_depth)),
             "block": In(block),
             "p": Out(16),
@@ -95,12 +99,14 @@ class SoftmaxUnit(wiring.Component):
         score = reg(signed(bits), "score")
         rounded = Signal(signed(bits + 2))              # (fine + 1) >> 1 may be 2**17: clamp
         m.d.comb += rounded.eq((fine + 1) >> 1)
-        lo, hi = -(1 << bits - 1), (1 << bits - 1) - 1
-        m.d.sync += score.eq(rounded)
-        with m.If(over):
-            m.d.sync += score.eq(Mux(negative, lo, hi))
-        with m.Elif(rounded[bits - 1] != rounded[bits]):
-            m.d.sync += score.eq(hi)                    # only rounding up can leave the range
+        hi = (1 << bits - 1) - 1
+        above = reg(1, "above")                         # score is not what was computed, but hi
+        m.d.sync += [score.eq(rounded), above.eq(0)]
+        with m.If(over & negative):
+            m.d.sync += score.eq(MASKED)
+        # Only rounding up can leave the range.
+        with m.Elif(over | (rounded[bits - 1] != rounded[bits])):
+            m.d.sync += [score.eq(hi), above.eq(1)]
 
         m.submodules.scores = scores = memory.Memory(
             shape=signed(bits), depth=self.config.score_depth, init=[],
@@ -109,8 +115,15 @@ class SoftmaxUnit(wiring.Component):
         # What is stored is in a register of its own, the maximum's candidate.
         candidate, coming, at = reg(signed(bits), "candidate"), reg(1, "coming"), \
             reg(wr.addr.shape(), "at")
-        m.d.sync += [candidate.eq(Mux(self.w_masked, MASKED, score)), coming.eq(self.w_en),
-                     at.eq(self.w_addr)]
+        # A visible score stays above MASKED: all that is lower becomes the value next to it.
+        lowest = Signal()
+        m.d.comb += lowest.eq(score == MASKED)
+        m.d.sync += [candidate.eq(Mux(self.w_masked, MASKED, score | lowest)),
+                     coming.eq(self.w_en), at.eq(self.w_addr)]
+        limited, counts = reg(1, "limited"), reg(1, "counts")
+        m.d.sync += [limited.eq(above | lowest),
+                     counts.eq(self.w_en & self.w_used & ~self.w_masked),
+                     self.saturated.eq(limited & counts)]
         m.d.comb += [wr.en.eq(coming), wr.addr.eq(at), wr.data.eq(candidate),
                      rd.addr.eq(self.r_addr)]
 

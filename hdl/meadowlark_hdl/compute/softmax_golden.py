@@ -4,15 +4,22 @@ import numpy as np
 from ..config import Config
 from ..fixed import exp2_neg, recip, rshift, saturate
 
+#: What a key that is not seen has for a score; a visible one is always above it.
 MASKED = -(1 << Config.SCORE_BITS - 1)
 
 
 def scores(acc, shift):
-    """Dot products -> scores: ``sat18(round(acc / 2**shift))``, 10 fractional bits, log2 units.
+    """Dot products -> scores: ``round(acc / 2**shift)``, 10 fractional bits, log2 units.
 
-    log2(e)/sqrt(d) and the key scale are folded into the requantisation of the queries.
+    Saturated to 18 bits without the lowest value, which is MASKED: -131071..131071, +-128 log2
+    units. log2(e)/sqrt(d) and the key scale are folded into the requantisation of the queries.
     """
-    return saturate(rshift(acc, shift), Config.SCORE_BITS)
+    return np.maximum(saturate(rshift(acc, shift), Config.SCORE_BITS), MASKED + 1)
+
+
+def saturated(acc, shift):
+    """Which of :func:`scores` are not what was computed: bool, the shape of acc."""
+    return scores(acc, shift) != rshift(acc, shift)
 
 
 def probabilities(s):

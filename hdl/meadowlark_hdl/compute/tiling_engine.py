@@ -70,6 +70,8 @@ class TilingEngine(wiring.Component):
                                         cycles later.
     store : Out(stream of unsigned(8 * store_bytes))    Stored words in parts, token after token.
     store_room : Out(range)             Parts that may still be issued for the store FIFO.
+    clear : In(1)                       Sets saturations to 0.
+    saturations : Out(32)               Visible scores that were saturated.
     """
 
     def __init__(self, config: Config, *, sleep: bool = False):
@@ -83,6 +85,7 @@ class TilingEngine(wiring.Component):
             "result": Out(ResultPort(config)), "act": In(ActWrite(config)),
             "store": Out(stream.Signature(8 * config.store_bytes)),
             "store_room": Out(range(store_depth(config) + 1)),
+            "clear": In(1), "saturations": Out(32),
         })
 
     def elaborate(self, platform):
@@ -129,6 +132,8 @@ class TilingEngine(wiring.Component):
         # Stored words travel along the lanes too: with the control's way to its lane that is the
         # same time for every lane, so they come out in order, and 0 from all lanes but one.
         word, word_valid = Const(0, 8 * config.store_bytes), Const(0, 1)
+        # So does the number of lanes that saturated the score of one key.
+        saturated = Const(0, 1)
         for k in range(P):
             lane = Lane(config, index=k, attention=attention)
             m.submodules[f"lane{k}"] = napping(m, lane, f"lane{k}", in_use[k], sleep=self.sleep)
@@ -142,6 +147,13 @@ class TilingEngine(wiring.Component):
             m.d.sync += [passed.eq(lane.stored | word),
                          passed_valid.eq(lane.stored_valid | word_valid)]
             word, word_valid = passed, passed_valid
+            counted = Signal(range(k + 2), reset_less=True, name=f"saturated{k}")
+            m.d.sync += counted.eq(saturated + lane.saturated)
+            saturated = counted
+
+        m.d.sync += self.saturations.eq(self.saturations + saturated)
+        with m.If(self.clear):
+            m.d.sync += self.saturations.eq(0)
 
         def gather(terms, name):
             """OR of the lanes, a register for each level of four."""

@@ -32,6 +32,7 @@ COUNTERS = (
     Counter("stall_vector", "cycles without a beat: waiting for the vector unit"),
     Counter("stall_link", "cycles between passes: the link has not taken a token"),
     Counter("saturations", "saturated outputs of the vector unit", "value"),
+    Counter("score_saturations", "visible attention scores that were saturated", "value"),
 )
 assert len(COUNTERS) <= COUNTER_SLOTS
 #: name -> index
