@@ -20,6 +20,8 @@ from meadowlark.targets import BoardTarget, Event, GoldenTarget
 from meadowlark.targets import check as compare
 from meadowlark_boards import get_board
 from meadowlark_hdl.control.sampler_golden import Sampling, logits_crc
+from random_model import random_model
+from safetensors.numpy import load_file, save_file
 
 STORY = "Once upon a time"
 
@@ -479,6 +481,52 @@ def test_bench_against_raw(capsys, monkeypatch):
     assert found["tests"]["tg4 raw"]["bytes"] > 1.3 * found["tests"]["tg4"]["bytes"]
     assert cli.main(args) == 0
     assert "tg4 raw" in capsys.readouterr().out
+
+
+def test_saturated_scores_are_told(run, tmp_path, monkeypatch):
+    """By each command that runs a model, once, and only if there are any."""
+    calm, loud = (random_model(tmp_path / name, seed=5, vocab=300, heads=2, kv_heads=1)
+                  for name in ("calm", "loud"))
+    path = loud / "model.safetensors"
+    save_file({name: tensor * np.float32(40 if "q_proj" in name else 1)
+               for name, tensor in load_file(path).items()}, path)
+    for folder in (calm, loud):
+        (folder / "tokenizer_config.json").write_text(json.dumps(
+            {"chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}"}))
+    text = tmp_path / "text"
+    text.write_text("what is said\n")
+
+    def told(model, *args):
+        """-> (what is told, the JSON)"""
+        monkeypatch.setattr(sys, "stdin", io.StringIO("hello there\n"))
+        status, out, err = run(*args, "--model", model, "--json", "-")
+        assert status == 0, err
+        lines = [line for line in err.splitlines() if "saturated" in line]
+        assert len(lines) <= 1
+        return (lines[0] if lines else "", json.loads(out))
+    line, result = told(loud, "generate", "hello there", "-n", "3", "--target", "golden")
+    count = result["counters"]["score_saturations"]
+    assert count > 9 and f"beyond +-128 log2 units, saturated: {count}. " in line
+    line, result = told(loud, "chat", "-n", "3", "--target", "golden")
+    count = result["turns"][0]["counters"]["score_saturations"]
+    assert count > 9 and f"saturated: {count}. " in line
+    line, result = told(loud, "eval", "--text", text)
+    assert f"saturated: {result['saturated']['scores']:.2g} of all. " in line
+    for args in (("generate", "hello there", "-n", "3", "--target", "golden"),
+                 ("chat", "-n", "3", "--target", "golden"), ("eval", "--text", text)):
+        assert told(calm, *args)[0] == ""
+
+    class Some(Counted):
+        def counters(self):
+            return super().counters() | {"score_saturations": 1000 * self.n}
+
+        def load(self, source):
+            pass
+
+        def close(self):
+            pass
+    monkeypatch.setattr(targets, "open_target", lambda *_, **__: Some())
+    assert "saturated: 7,000. " in told(calm, "bench", "-p", "3", "-n", "4")[0]
 
 
 def test_bench_takes_several_numbers():

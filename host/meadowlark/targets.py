@@ -101,7 +101,7 @@ class Target(ABC):
         """As :meth:`generate`, from start_pos; the cache below it is kept."""
 
     def counters(self) -> dict[str, int]:
-        """Counters of the core for the latest run; empty where there is no core."""
+        """Counters of the core for the latest run; of the golden model those that it has."""
         return {}
 
     @abstractmethod
@@ -125,9 +125,14 @@ class GoldenTarget(Target):
     def _run(self, tokens: Sequence[int], sampling: Sampling, *, start_pos: int, max_new: int,
              stop_ids: Sequence[int]) -> Generator[Event, None, None]:
         assert self._golden is not None, "load() comes first"
+        self._golden.saturations.clear()
         for token, logits in self._golden.generate(tokens, sampling, max_new=max_new,
                                                    stop_ids=tuple(stop_ids), start_pos=start_pos):
             yield Event(token=token, crc=logits_crc(logits), logits=logits)
+
+    def counters(self) -> dict[str, int]:
+        counted = self._golden.saturations if self._golden else {}
+        return {"score_saturations": counted.get("scores", 0)}
 
     def close(self) -> None:
         self._golden = None

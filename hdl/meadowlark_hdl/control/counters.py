@@ -14,7 +14,7 @@ class Counters(wiring.Component):
     """Counts cycles and stalls while ``busy``; :mod:`.counters_table` says what each one means.
 
     Every cause has a counter of 5 bits; a scan visits one of them a cycle and adds it to a 40-bit
-    word in a RAM, so there is one wide adder instead of thirteen. No event is lost: a round takes
+    word in a RAM, so there is one wide adder instead of one each. No event is lost: a round takes
     16 cycles and the small counters hold 16.
 
     All values are copied to a second RAM, which alone is read, except while ``hold``: so a reader

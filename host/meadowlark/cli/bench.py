@@ -16,6 +16,7 @@ from .options import (
     model_options,
     target_option,
 )
+from .scores import tell_saturated
 from .terminal import Progress, show, write_json
 
 
@@ -64,4 +65,6 @@ def bench(prompts: str, generates: str, form: str, against_raw: bool, asked: Ask
     write_json(benching.as_json(results, image, which), json_to)
     if json_to != "-":
         show(benching.as_table(results, image, which, form=form))
+    tell_saturated({"score_saturations": sum(
+        found.counters.get("score_saturations", 0) for found in results.values())})
     return 0

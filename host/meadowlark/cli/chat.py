@@ -19,6 +19,7 @@ from .options import (
     model_options,
     target_option,
 )
+from .scores import tell_saturated
 from .terminal import Progress, Text, ask, say, write_json
 
 
@@ -73,8 +74,10 @@ def chat(prompt: str | None, drawing: Drawing, asked: Asked, board: str, target:
                     "text": talk.answered(tokens),
                     "end": "Ctrl-C" if interrupted else why_ended(
                         tokens, image.stop_ids, out, len(tokens) == max_new),
-                    "tokens_per_s": len(tokens) / max(ended - started, 1e-9)})
+                    "tokens_per_s": len(tokens) / max(ended - started, 1e-9),
+                    "counters": runner.counters()})
                 say(_turn(turns[-1]))
+                tell_saturated(turns[-1]["counters"])
     write_json({"model": image.name, "board": which.name, "target": target, "seed": drawing.seed,
                  "turns": turns}, json_to)
     return 0

@@ -5,6 +5,7 @@ import click
 
 from ..errors import UserError
 from .options import Asked, board_named, board_option, json_option, model_options
+from .scores import tell_saturated
 from .terminal import Progress, show, write_json
 
 
@@ -37,4 +38,5 @@ def eval_(text: str | None, tokens: int | None, asked: Asked, board: str,
              f"integers  {found.ppl_fixed:.4f} ({found.delta_pct:+.3f} % +- "
              f"{found.delta_se:.3f})\n"
              f"tokens    {found.tokens:,}")
+    tell_saturated({"score_saturations": found.saturated["scores"]})
     return 0

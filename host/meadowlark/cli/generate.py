@@ -22,6 +22,7 @@ from .options import (
     target_option,
 )
 from .status import DIFFERENT
+from .scores import tell_saturated
 from .terminal import Progress, Text, say, write_json
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def generate(prompt: str | None, text: str | None, file: str | None, drawing: Dr
             result["first_difference"] = verdict.first_difference
     write_json(result, json_to)
     say(_summary(result))
+    tell_saturated(counters)
     if verdict is None:
         return 0
     say(f"bit-exact with the golden model over {verdict.tokens} tokens" if verdict.bit_exact
