@@ -43,8 +43,8 @@ def test_packaged_perplexity(stories):
     assert result.tokens == 2000 and 1.6 < result.ppl_float < 2.1
     assert abs(result.delta_pct) < 1.0
     assert result.delta_se < 0.3
-    assert set(result.saturated) == {"x1", "q", "k", "v", "attention", "residual", "x2", "gate",
-                                     "up", "h", "final"}
+    assert set(result.saturated) == {"x1", "q", "k", "v", "scores", "attention", "residual", "x2",
+                                     "gate", "up", "h", "final"}
     assert max(result.saturated.values()) < 1e-4
 
 

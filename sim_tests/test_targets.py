@@ -4,7 +4,7 @@ from contextlib import closing
 
 import pytest
 from meadowlark.driver import Driver
-from meadowlark.fake_board import FakeBoard
+from meadowlark.fake_board import FakeBoard, invented
 from meadowlark.prepare import Source
 from meadowlark.targets import BoardTarget, GoldenTarget
 from meadowlark_boards import get_board
@@ -21,7 +21,11 @@ def source(tmp_path_factory):
 
 
 def board(source):
-    fake = FakeBoard(source.board.config, memory_bytes=source.board.memory.size_bytes)
+    def next_token(history):
+        token, crc = invented(history)
+        return token % source.image.shape["vocab"], crc
+    fake = FakeBoard(source.board.config, memory_bytes=source.board.memory.size_bytes,
+                     next_token=next_token)
     return BoardTarget("fake", Driver(fake))
 
 
