@@ -173,7 +173,8 @@ def build(board: Board, directory: Path, *, seeds: int = 3, stand_in: Any = None
     if done.returncode:
         raise UserError(f"ecppack failed with status {done.returncode}: "
                         f"{(done.stderr or done.stdout).strip()[-300:]}")
-    beside.replace(bitstream)
+    write_atomic(bitstream, beside.read_bytes())
+    beside.unlink()
     built = Built(bitstream, seed, report, tried, cells, board.clock_mhz)
     write_atomic(directory / "report.json",
                  json.dumps(summary(board, built), indent=2).encode() + b"\n")

@@ -5,17 +5,15 @@ the content, so that a file that was damaged or cut short is no result.
 """
 from __future__ import annotations
 
-import atexit
 import hashlib
 import logging
 import os
-import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
 
 from .errors import UserError
-from .files import write_atomic
+from .files import remove_at_end, write_atomic
 
 _log = logging.getLogger(__name__)
 
@@ -43,8 +41,7 @@ def _writable(named: Path | None) -> Path:
     except OSError:
         _say(named)
     made = Path(tempfile.mkdtemp(prefix="meadowlark-"))
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
-    return made
+    return remove_at_end(made)
 
 
 @cache

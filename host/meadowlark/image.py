@@ -5,7 +5,6 @@ import io
 import json
 import os
 import struct
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -19,6 +18,7 @@ from meadowlark_hdl.link.protocol import ISA_CRC
 
 from .chat import ChatTemplate
 from .errors import UserError, brief
+from .files import write_atomic
 from .metadata import MAX_WORD
 
 if TYPE_CHECKING:
@@ -217,33 +217,8 @@ class Image:
         return [lead[:-4] + struct.pack("<I", check), header, *data.values()]
 
     def save(self, path: str | Path) -> None:
-        """Write the file beside ``path``, then rename it: a reader never sees half an image.
-
-        Raises
-        ------
-        UserError
-            It cannot be written there.
-        """
-        path = Path(path)
-        temporary = None
-        try:
-            if path.is_dir():
-                raise IsADirectoryError("it is a folder")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-            with os.fdopen(fd, "wb") as file:
-                umask = os.umask(0)
-                os.umask(umask)
-                os.fchmod(fd, 0o666 & ~umask)      # mkstemp makes it private
-                for part in self._parts():
-                    file.write(part)
-                file.flush()
-                os.fsync(fd)
-            os.replace(temporary, path)
-        except OSError as error:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
-            raise UserError(f"cannot write the image {path}: {error.strerror or error}") from error
+        """Write the image; see :func:`.files.write_atomic`."""
+        write_atomic(path, *self._parts())
 
     @classmethod
     def load(cls, path: str | Path) -> Image:

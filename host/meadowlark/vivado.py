@@ -3,13 +3,13 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
+from .files import temporary_folder
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
@@ -78,9 +78,9 @@ def package(board: Board, directory: Path, *,
                 raise UserError(f"{directory} holds other files ({', '.join(others[:3])}); move "
                                 "them away, or give another folder with -o")
         directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{directory.name}.",
-                                         dir=directory.parent) as beside:
-            new = Path(beside) / "new"
+        place = directory.resolve()     # a link stays one
+        with temporary_folder(place.parent, f".{place.name}.") as beside:
+            new = beside / "new"
             new.mkdir()
             tell("elaborating the chip and writing its Verilog")
             (new / files[0]).write_text(verilog.convert(top(board), name=TOP, emit_src=False))
@@ -90,9 +90,9 @@ def package(board: Board, directory: Path, *,
             for name in PACKAGES:
                 shutil.copytree(_source_of(name), new / "python" / name,
                                 ignore=shutil.ignore_patterns("__pycache__", "data"))
-            if directory.exists():
-                directory.rename(Path(beside) / "old")
-            new.rename(directory)
+            if place.exists():
+                place.rename(beside / "old")
+            new.rename(place)
     except OSError as error:
         raise UserError(f"cannot write {directory}: {error.strerror or error}") from error
     return Package(directory, files)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import click
 
 from ..errors import UserError
+from ..files import check_outputs
 from .options import (
     Asked,
     board_named,
@@ -49,6 +50,7 @@ def bench(prompts: str, generates: str, form: str, against_raw: bool, asked: Ask
         raise UserError("the golden model has no clock to measure; use --target sim or the port "
                         "of a board")
     which = board_named(board)
+    check_outputs(json_to, inputs=[asked.name])
     numbers = benching.counts(prompts, "-p"), benching.counts(generates, "-n")
     with Progress() as progress:
         source = asked.open(which, progress)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import UserError
+from ..files import check_outputs
 from .options import board_named, board_option, given, json_option
 from .status import DIFFERENT
 from .terminal import Progress, listing, say, show, write_json
@@ -36,6 +37,7 @@ def build(board: str, seeds: int, clock_mhz: float | None, output: str | None,
     if seeds < 1:
         raise UserError(f"--seeds must be at least 1, not {seeds}")
     which = board_named(board)
+    check_outputs(json_to)
     if which.zynq is not None:
         if given("seeds"):
             raise UserError(f"--seeds is for nextpnr, and board {board} is Vivado's; leave it out")

@@ -8,6 +8,7 @@ from contextlib import closing
 import click
 
 from ..errors import UserError
+from ..files import check_outputs
 from .generate import why_ended
 from .options import (
     Asked,
@@ -40,6 +41,7 @@ def chat(prompt: str | None, drawing: Drawing, asked: Asked, board: str, target:
     """
     from ..targets import open_target
     which = board_named(board)
+    check_outputs(json_to, inputs=[asked.name])
     draw, max_new = drawing.sampling(which), drawing.max_new
     with Progress() as progress:
         source = asked.open(which, progress)

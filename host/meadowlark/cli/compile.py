@@ -2,11 +2,10 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import click
 
-from ..errors import UserError
+from ..files import check_outputs
 from .options import Asked, board_named, board_option, json_option, model_options
 from .terminal import Progress, say, write_json
 
@@ -23,8 +22,7 @@ def compile_(output: str, asked: Asked, board: str, json_to: str | None) -> int:
     MODEL is a GGUF file, a Hugging Face folder, or a name that `meadowlark info` lists.
     """
     started = time.monotonic()
-    if Path(output).is_dir():
-        raise UserError(f"cannot write the image {output}: it is a folder")
+    check_outputs(output, json_to, inputs=[asked.name])
     which = board_named(board)
     with Progress() as progress:
         source = asked.open(which, progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import click
 
 from ..errors import UserError
+from ..files import check_outputs
 from .options import Asked, board_named, board_option, json_option, model_options
 from .scores import tell_saturated
 from .terminal import Progress, show, write_json
@@ -22,6 +23,7 @@ def eval_(text: str | None, tokens: int | None, asked: Asked, board: str,
           json_to: str | None) -> int:
     """Compare the integer arithmetic's perplexity with float32's."""
     from ..evaluate import perplexity, read_text, validation_text
+    check_outputs(json_to, inputs=[asked.name, text])
     if tokens is not None and tokens < 1:
         raise UserError(f"the number of tokens must be at least 1, not {tokens}")
     lines = validation_text() if text is None else read_text(text)

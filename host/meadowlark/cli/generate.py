@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UserError
+from ..files import check_outputs
 from .options import (
     Asked,
     Drawing,
@@ -63,6 +64,7 @@ def generate(prompt: str | None, text: str | None, file: str | None, drawing: Dr
                         "is; leave one of them out")
     if any(not s for s in stop):
         raise UserError("--stop needs a text that is not empty")
+    check_outputs(json_to, inputs=[asked.name, file])
     prompt = _prompt(prompt, text, file)
     with Progress() as progress:
         source = asked.open(which, progress)

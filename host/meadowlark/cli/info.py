@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UserError
+from ..files import check_outputs, write_atomic
 from .options import json_option
 from .terminal import listing, show, write_json
 
@@ -30,6 +31,7 @@ def info(what: str | None, plot: str | None, json_to: str | None) -> int:
     from .. import packing_report
     from ..gguf_file import is_gguf
     from ..model import NAMES
+    check_outputs(plot, json_to, inputs=[what])
     tensors: tuple[dict, ...] = ()
     if what is None:
         result: dict[str, Any] = {"boards": {b.name: b.title for b in BOARDS.values()},
@@ -52,11 +54,7 @@ def info(what: str | None, plot: str | None, json_to: str | None) -> int:
     if plot is not None:
         if not tensors:
             raise UserError("only the packing of an image can be drawn; give an image file")
-        from ..files import write_atomic
-        try:
-            write_atomic(Path(plot), packing_report.svg(tensors, result["image"]).encode())
-        except OSError as error:
-            raise UserError(f"cannot write {plot}: {error.strerror or error}") from error
+        write_atomic(plot, packing_report.svg(tensors, result["image"]).encode())
     write_json(result | ({"tensors": list(tensors)} if tensors else {}), json_to)
     if json_to != "-":
         show(listing(result))

@@ -14,7 +14,6 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, TextIO
 
@@ -90,7 +89,7 @@ def write_json(result: dict, where: str | None) -> None:
             sys.stdout.write(text)
             sys.stdout.flush()
     else:
-        write_atomic(Path(where), text.encode())
+        write_atomic(where, text.encode())
 
 
 class Progress:

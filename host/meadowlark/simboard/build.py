@@ -12,7 +12,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from meadowlark_hdl.config import Config
 
 from ..cache import digest, find, folder, keep, source_files
 from ..errors import UserError
+from ..files import temporary_folder
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
@@ -252,8 +252,8 @@ def build(verilog: str, config: Config, *, tap: bool = True, harness: Path = HAR
     with _lock(lock):
         kept = find(name)
         if kept is None:
-            with tempfile.TemporaryDirectory(prefix=f"build-{key}-", dir=folder()) as work:
-                kept = keep(name, _build_in(Path(work), verilog, defines, harness, progress))
+            with temporary_folder(folder(), f"build-{key}-") as work:
+                kept = keep(name, _build_in(work, verilog, defines, harness, progress))
     lock.unlink(missing_ok=True)
     if kept is None:
         raise UserError(f"{folder()} has no room for the simulated board; make some, or name "
