@@ -122,12 +122,25 @@ def test_damaged_images(run, image, tmp_path):
             ("short", good[:-1000], "truncated"), ("stub", good[:10], "truncated"),
             ("flipped", good[:-500] + bytes([good[-500] ^ 1]) + good[-499:], "damaged"),
             ("header", good[:200] + b"#" + good[201:], "damaged"),
-            ("foreign", b"\x7fELF" + good[4:], "not a Meadowlark image"), ("empty", b"", "not a")):
+            ("foreign", b"\x7fELF" + good[4:], "is neither a GGUF file, an image nor a checkpoint"),
+            ("empty", b"", "is empty")):
         path = tmp_path / name
         path.write_bytes(raw)
         for command in (["info", path], ["generate", STORY, "--model", path],
                         ["bench", "--model", path]):
             refused(run(*command), str(path), word)
+
+
+def test_warnings(run, tmp_path, seed):
+    """What is in a model and not used is told once, by each command."""
+    model = random_model(tmp_path / "m", seed=seed, heads=2, kv_heads=2)
+    path = model / "model.safetensors"
+    save_file(load_file(path) | {"other": np.ones(2, np.float32)}, path)
+    for command in (["info", model], ["compile", model, "-o", tmp_path / "x"],
+                    ["generate", "a", "--model", model, "--target", "golden", "-n", "1"]):
+        status, _, err = run(*command)
+        told = [line for line in err.splitlines() if line.startswith("warning: ")]
+        assert status == 0 and len(told) == 1 and told[0].endswith("not used: other")
 
 
 def test_an_image_for_another_board(run, image):

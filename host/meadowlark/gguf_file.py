@@ -20,6 +20,7 @@ from gguf.constants import (
 )
 
 from .errors import UserError
+from .files import foreign
 
 MAGIC = b"GGUF"
 #: Versions that differ in nothing that is read here; 1 had counts of 32 bits.
@@ -37,15 +38,6 @@ _SCALARS = {
     GGUFValueType.INT16: "<i2", GGUFValueType.UINT32: "<u4", GGUFValueType.INT32: "<i4",
     GGUFValueType.UINT64: "<u8", GGUFValueType.INT64: "<i8", GGUFValueType.FLOAT32: "<f4",
     GGUFValueType.FLOAT64: "<f8"}
-
-
-def is_gguf(path: str | Path) -> bool:
-    """It is a file and begins as GGUF files do."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
-    except OSError:
-        return False
 
 
 @dataclass(frozen=True)
@@ -163,8 +155,9 @@ class GgufFile:
         except OSError as e:
             raise UserError(f"{self.path} cannot be read ({e.strerror}); check the file.") from e
         cursor = _Cursor(self.path, raw)
-        if cursor.take(4) != MAGIC:
-            raise cursor.refuse("it does not begin with GGUF")
+        if not raw.startswith(MAGIC):
+            raise UserError(f"{self.path} {foreign(raw[:64]) or 'is not a GGUF file'}.")
+        cursor.take(len(MAGIC))
         version = cursor.whole(4)
         if version not in VERSIONS:
             raise UserError(f"{self.path} has version {version:#x} of GGUF and only "

@@ -41,6 +41,15 @@ _SHAPE = ("hidden", "layers", "heads", "kv_heads", "head_dim", "head_pad", "ffn"
 _FACTS = ("parameters", "layer_bytes", "head_bytes", "embedding_bytes", "layer_macs", "head_macs")
 
 
+def is_image(path: str | Path) -> bool:
+    """It is a file and begins as images do."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Image:
     """Everything a board is loaded with.

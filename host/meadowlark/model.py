@@ -536,8 +536,9 @@ def find_model(path_or_name: str | Path) -> Path:
 
 def model_files(found: Path) -> list[Path]:
     """All files from which :func:`load_model` may read a model that :func:`find_model` found."""
+    from .llama2c import vocabularies
     if found.is_file():
-        return [found]
+        return [found, *vocabularies(found)]
     return sorted(path for path in found.iterdir()
                   if path.suffix in (".json", ".jinja", ".safetensors") and path.is_file())
 
@@ -548,8 +549,9 @@ def load_model(path_or_name: str | Path, *, outline: bool = False) -> Model:
     Parameters
     ----------
     path_or_name : str or Path
-        One of :data:`NAMES`, a GGUF file (see :func:`meadowlark.gguf_model.load_gguf`), or a
-        Hugging Face folder with config.json, tokenizer.json and model.safetensors or its shards.
+        One of :data:`NAMES`, a GGUF file (see :func:`meadowlark.gguf_model.load_gguf`), a
+        checkpoint of llama2.c (see :func:`meadowlark.llama2c.load_llama2c`), or a Hugging Face
+        folder with config.json, tokenizer.json and model.safetensors or its shards.
         Supported in folders: LlamaForCausalLM in float32, float16 or bfloat16; grouped queries;
         RoPE without scaling; RMSNorm; SwiGLU with silu; tied or own head; biases (attention_bias,
         mlp_bias).
@@ -564,9 +566,8 @@ def load_model(path_or_name: str | Path, *, outline: bool = False) -> Model:
     """
     folder = find_model(path_or_name)
     if not folder.is_dir():
-        from .gguf_model import load_gguf
-        return load_gguf(folder, str(path_or_name) if str(path_or_name) in NAMES else None,
-                         outline=outline)
+        return _load_file(folder, str(path_or_name) if str(path_or_name) in NAMES else None,
+                          outline=outline)
     config = Metadata.from_json(folder / "config.json")
     _refuse_unknown_shapes(config)
     hidden, heads = config.whole("hidden_size"), config.whole("num_attention_heads")
@@ -655,8 +656,9 @@ def load_model(path_or_name: str | Path, *, outline: bool = False) -> Model:
     layers = tuple(layer(i) for i in range(layer_count))
     final_norm = tensors.take("model.norm.weight", hidden)
     if left := tensors.unused():
-        warnings.append(f"{folder} has {len(left)} tensors that a model of this config.json does "
-                        f"not have, such as {brief(min(left))}; they are not used")
+        more = f" and {len(left) - 1} more" if left[1:] else ""
+        warnings.append(f"{folder} has tensors that no model of its config.json has, which are not "
+                        f"used: {brief(min(left))}{more}")
     name = str(path_or_name) if str(path_or_name) in PACKAGED else folder.resolve().name
     return Model(
         name=name, hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads,
@@ -665,6 +667,29 @@ def load_model(path_or_name: str | Path, *, outline: bool = False) -> Model:
         tokenizer=tokenizer, bos_id=bos, stop_ids=stop_ids(named, ends),
         parameters=sum(tensors.taken.values()), chat=declared.chat_template(),
         warnings=tuple(warnings))
+
+
+def _load_file(path: Path, name: str | None, *, outline: bool) -> Model:
+    """A model in one file, of the format that its first bytes tell."""
+    from .gguf_file import MAGIC
+    from .gguf_model import load_gguf
+    from .llama2c import is_llama2c, load_llama2c
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as e:
+        raise UserError(f"{path} cannot be read ({e.strerror}); check the file.") from e
+    if start.startswith(MAGIC):
+        return load_gguf(path, name, outline=outline)
+    if what := foreign(start):
+        raise UserError(f"{path} {what}.")
+    if is_llama2c(start):
+        return load_llama2c(path, outline=outline)
+    if start[8:10] == b'{"':            # behind the length of its header
+        raise UserError(f"{path} is a safetensors file; give the folder that it is in, with its "
+                        "config.json and tokenizer.json.")
+    raise UserError(f"{path} is neither a GGUF file, an image nor a checkpoint of llama2.c; "
+                    "convert it to GGUF, or give a Hugging Face folder.")
 
 
 # ---- Float32 forward

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import UserError
-from .gguf_file import is_gguf
-from .image import Image
+from .image import Image, is_image
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
@@ -34,8 +33,7 @@ class Source:
     Parameters
     ----------
     name : str
-        One of :data:`meadowlark.model.NAMES`, a GGUF file, a Hugging Face folder, or an image
-        file.
+        An image file, or what :func:`meadowlark.model.load_model` takes.
     board : Board
     context : int, optional
         See :func:`meadowlark.compiler.compile_model`.
@@ -47,6 +45,8 @@ class Source:
         Bits a weight, or per cent of perplexity, that int8 weights may cost (then all are int8);
         see :mod:`meadowlark.budget`.
     progress : callable, optional
+    warn : callable, optional
+        Gets each sentence of :attr:`meadowlark.model.Model.warnings`.
     """
     name: str
     board: Board
@@ -56,11 +56,12 @@ class Source:
     bits: float | None = None
     target_ppl: float | None = None
     progress: Progress | None = None
+    warn: Callable[[str], None] | None = None
 
     @property
     def is_image(self) -> bool:
-        """The name is a file and not in GGUF, so an image."""
-        return Path(self.name).is_file() and not is_gguf(self.name)
+        """The name is that of an image file."""
+        return is_image(self.name)
 
     def _tell(self, text: str, done: int = 0, total: int = 0) -> None:
         if self.progress:
@@ -83,7 +84,11 @@ class Source:
         if self.is_image:
             return self.model       # says why not
         from .model import load_model
-        return load_model(self.name, outline=True)
+        model = load_model(self.name, outline=True)
+        if self.warn is not None:
+            for sentence in model.warnings:
+                self.warn(sentence)
+        return model
 
     def check_fits(self) -> None:
         """Raise a :class:`UserError` unless the model fits the board: from its shapes, and only

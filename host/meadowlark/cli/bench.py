@@ -60,7 +60,7 @@ def bench(prompts: str, generates: str, form: str, against_raw: bool, asked: Ask
             runner.load(source)
             results = benching.run(runner, image, which, tests, progress=progress)
             if against_raw:
-                raw = replace(source, packing="raw", bits=None, target_ppl=None)
+                raw = replace(source, packing="raw", bits=None, target_ppl=None, warn=None)
                 runner.load(raw)
                 results |= {f"{name} raw": found for name, found in benching.run(
                     runner, raw.image, which, tests, progress=progress).items()}

@@ -9,7 +9,7 @@ import click
 from ..errors import UserError
 from ..files import check_outputs, write_atomic
 from .options import json_option
-from .terminal import listing, show, write_json
+from .terminal import listing, show, warn, write_json
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
@@ -29,7 +29,7 @@ def info(what: str | None, plot: str | None, json_to: str | None) -> int:
     from meadowlark_boards import BOARDS
 
     from .. import packing_report
-    from ..gguf_file import is_gguf
+    from ..image import Image, is_image
     from ..model import NAMES
     check_outputs(plot, json_to, inputs=[what])
     tensors: tuple[dict, ...] = ()
@@ -38,13 +38,14 @@ def info(what: str | None, plot: str | None, json_to: str | None) -> int:
                                   "models": list(NAMES)}
     elif what in BOARDS:
         result = _board_facts(BOARDS[what])
-    elif Path(what).is_file() and not is_gguf(what):
-        from ..image import Image
+    elif is_image(what):
         image = Image.load(what)
         result, tensors = _image_facts(image), image.tensors
     elif what in NAMES or Path(what).exists():
         from ..model import load_model
         m = load_model(what)
+        for sentence in m.warnings:
+            warn(sentence)
         result = {"model": m.name, "parameters": m.parameters, "hidden": m.hidden,
                   "layers": len(m.layers), "heads": m.heads, "kv_heads": m.kv_heads,
                   "head_dim": m.head_dim, "ffn": m.ffn, "vocab": m.vocab, "context": m.context}

@@ -14,7 +14,7 @@ import click
 from click.core import ParameterSource
 
 from ..errors import UserError
-from .terminal import Progress
+from .terminal import Progress, warn
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
@@ -72,7 +72,7 @@ class Asked:
         from ..prepare import Source
         return Source(self.name, board, context=self.context, weights=self.weights,
                       packing=self.packing, bits=self.bits, target_ppl=self.target_ppl,
-                      progress=progress)
+                      progress=progress, warn=warn)
 
 
 def model_options(*, argument: bool = False,
@@ -84,8 +84,8 @@ def model_options(*, argument: bool = False,
     """
     model = click.argument("model", metavar="MODEL") if argument else click.option(
         "-m", "--model", default="stories", show_default=True, metavar="MODEL",
-        help=f"GGUF file, Hugging Face folder, {'image file, ' if image else ''}or a name that "
-             "`meadowlark info` lists.")
+        help=f"GGUF file, Hugging Face folder, {'image file, ' if image else ''}checkpoint of "
+             "llama2.c, or a name that `meadowlark info` lists.")
     context = click.option(
         "-c", "--ctx", "--ctx-size", "context", type=int, metavar="N",
         help="Tokens the KV cache holds. By default as many as model and board allow.")

@@ -57,6 +57,11 @@ def say(text: str) -> None:
         _write(sys.stderr, printable(text) + "\n")
 
 
+def warn(text: str) -> None:
+    """Something that the user may not expect, on stderr."""
+    say(f"warning: {text}")
+
+
 def ask(prompt: str) -> None:
     """Write a prompt to stderr, behind which the user types."""
     with _lock:
