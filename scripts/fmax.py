@@ -128,9 +128,10 @@ def table(what: str, config: str, found: dict, available: dict[str, int], minute
     path = "\n".join("    " + line for line in found["critical_path"])
     return f"""# Speed and size on an ECP5-85F
 
-Written by `make fmax ARGS=--write`: {what}, after routing, LFE5U-85F-6CABGA381, Yosys (pyosys)
-and nextpnr from PyPI, seed {found["seed"]}, {minutes:.0f} minutes. Every port stands behind a
-register (these are counted); pins are not timed.
+`make fmax ARGS=--write` writes this page. It places and routes {what} for an LFE5U-85F-6CABGA381
+with Yosys (pyosys) and nextpnr from PyPI, seed {found["seed"]}, in {minutes:.0f} minutes. The
+figures hold after routing. Every port stands behind a register, and these registers are counted.
+Pins are not timed.
 
     {config}
 

@@ -16,7 +16,6 @@ import os
 import pty
 import select
 import shlex
-import signal
 import struct
 import subprocess
 import sys
@@ -79,8 +78,10 @@ def run(command: Sequence[str], columns: int, lines: int) -> tuple[list[tuple[fl
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": str(columns),
                                 "LINES": str(lines)}
+    # As a shell does it: the terminal is the command's own, and its end is the command's end.
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs,
-                               env=environment, start_new_session=True)
+                               env=environment, start_new_session=True,
+                               preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
     os.close(theirs)
     begun, written = time.monotonic(), []
     try:
@@ -93,9 +94,6 @@ def run(command: Sequence[str], columns: int, lines: int) -> tuple[list[tuple[fl
             if not data:
                 break
             written.append((time.monotonic() - begun, data))
-    except KeyboardInterrupt:
-        os.killpg(process.pid, signal.SIGINT)
-        raise
     finally:
         os.close(ours)
     return written, process.wait()
