@@ -1,7 +1,6 @@
 """Chat templates: what they are given, and what they may not do."""
 import io
 import json
-import re
 from datetime import datetime
 
 import numpy as np
@@ -10,7 +9,7 @@ from random_model import name_tokens, random_model
 
 from meadowlark import cli, targets
 from meadowlark.chat import MAX_TEMPLATE, ChatTemplate, Conversation
-from meadowlark.driver import Driver
+from meadowlark.driver import BoardError, Driver
 from meadowlark.errors import UserError
 from meadowlark.fake_board import FakeBoard
 from meadowlark.model import Tokenizer, load_model
@@ -343,6 +342,18 @@ def test_ordinary_texts(marked, seed, normalizer):
 
 # ---- On the command line
 
+class Lines(io.TextIOWrapper):
+    """stdin that is a pipe."""
+
+    def __init__(self, lines):
+        super().__init__(io.BytesIO(lines if isinstance(lines, bytes) else lines.encode()))
+
+
+class Terminal(Lines):
+    def isatty(self):
+        return True
+
+
 def test_generate(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("MEADOWLARK_CACHE", str(tmp_path))
     configure(folder, chat_template="{{ bos_token }}Q {{ messages[0].content }} A",
@@ -382,69 +393,184 @@ def test_an_image_alone(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(targets, "open_target", lambda *_, **__: BoardTarget("fake", Driver(
         FakeBoard(board.config, memory_bytes=board.memory.size_bytes,
                   next_token=lambda history: (len(history) % 50 + 5, 0)))))
-    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\nGood\n"))
+    monkeypatch.setattr("sys.stdin", Lines("Hello\nGood\n"))
     assert cli.main(["chat", "--model", str(path), "-n", "3", "--json", "-"]) == 0
     turns = json.loads(capsys.readouterr().out)["turns"]
     assert turns[0]["prompt_tokens"] == len(model.prompt("Hello", chat=True))
     assert turns[0]["cached_tokens"] == 0 < turns[1]["cached_tokens"]
 
 
-def test_chat(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("MEADOWLARK_CACHE", str(tmp_path))
+@pytest.fixture
+def chatting(folder, tmp_path, capsys, monkeypatch):
+    """Runs ``chat`` on lines -> status, what --json wrote, stdout, stderr."""
+    monkeypatch.setenv("MEADOWLARK_CACHE", str(tmp_path / "cache"))
     configure(folder, chat_template=TURNS, bos_token="<|bos|>", eos_token="<|eos|>")
-    args = ["--model", str(folder), "--target", "golden", "-n", "3"]
-    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\nGood\n\nnever asked\n"))
-    assert cli.main(["chat", *args, "--json", "-"]) == 0
-    turns = json.loads(capsys.readouterr().out)["turns"]
-    assert [t["question"] for t in turns] == ["Hello", "Good"]
+    result = tmp_path / "result.json"
+
+    def run(lines, *args, stdin=Lines):
+        result.unlink(missing_ok=True)
+        monkeypatch.setattr("sys.stdin", stdin(lines))
+        status = cli.main(["chat", "--model", str(folder), "--target", "golden", "-n", "3",
+                           "--json", str(result), *args])
+        out, err = capsys.readouterr()
+        return status, json.loads(result.read_text()) if result.exists() else None, out, err
+    return run
+
+
+def questions(result):
+    return [turn["question"] for turn in result["turns"]]
+
+
+def test_chat(chatting, capsys, folder):
+    status, result, out, err = chatting("Hello\n\n  \nGood\n/exit\nnever asked\n")
+    turns = result["turns"]
+    assert status == 0 and questions(result) == ["Hello", "Good"]
+    assert result["end"] == "/exit" and result["refused"] == []
     said = turns[0]["prompt_tokens"] + len(turns[0]["tokens"])
     assert said < turns[1]["prompt_tokens"]
     assert turns[0]["cached_tokens"] == 0       # the answer may read differently in the template
     assert turns[0]["prompt_tokens"] <= turns[1]["cached_tokens"] < said
-    # The first answer is that of generate.
-    assert cli.main(["generate", "Hello", "--chat", *args, "--json", "-"]) == 0
-    assert json.loads(capsys.readouterr().out)["tokens"] == turns[0]["tokens"]
-    # Answers on stdout, nothing else; a conversation longer than the context is refused.
-    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n" + "a" * 200 + "\n"))
-    assert cli.main(["chat", *args]) == 2
-    out, err = capsys.readouterr()
-    assert out == turns[0]["text"] + "\n"
+    # Answers on stdout, nothing else.
+    assert out == "".join(turn["text"] + "\n" for turn in turns)
     assert f"{turns[0]['prompt_tokens']} (0 from the cache) + 3 tokens, ended by number" in err
-    assert re.search(r"error: with this question the conversation has \d{3} tokens and the context "
-                     "holds 128; start a new one$", err)
+    # The first answer is that of generate.
+    args = ["--model", str(folder), "--target", "golden", "-n", "3", "--json", "-"]
+    assert cli.main(["generate", "Hello", "--chat", *args]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == turns[0]["tokens"]
+    assert chatting("Good\n", "-p", "Hello")[1]["turns"][1]["tokens"] == turns[1]["tokens"]
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
+def test_commands(chatting):
+    status, result, _, err = chatting("Hello\n/reset\nHello\n/help\n/exist\n/reset now\n /usr\n")
+    assert questions(result) == ["Hello", "Hello", "/usr"]
+    assert "a new conversation begins" in err and "/exit   ends the program" in err
+    first, second = result["turns"][:2]
+    assert first["prompt_tokens"] == second["prompt_tokens"]
+    assert [r["question"] for r in result["refused"]] == ["/exist", "/reset now"]
+    assert "there is no command /exist; /help lists them" in err
+    # A script is told by the status, a person has seen it.
+    assert status == 2 and result["end"] == "end of input"
+    assert chatting("/exist\n", stdin=Terminal)[0] == 0
 
 
-@pytest.mark.parametrize("stdin", [Terminal, io.StringIO])
-def test_interrupted_answer(folder, tmp_path, capsys, monkeypatch, stdin):
+def test_a_line_that_is_not_text(chatting):
+    status, result, _, err = chatting(b"Hello\nG\xff\xc3\nGood\n")
+    assert status == 2 and questions(result) == ["Hello", "Good"]
+    assert "the question is not valid UTF-8" in err
+    assert result["refused"][0]["question"] == r"G\udcff\udcc3"
+    assert result["turns"][1] == chatting("Hello\nGood\n")[1]["turns"][1] | {
+        "tokens_per_s": result["turns"][1]["tokens_per_s"]}
+
+
+def test_a_question_that_is_too_long(chatting):
+    """The conversation stays what it was."""
+    status, result, _, err = chatting("Hello\n" + "a" * 200 + "\nGood\n")
+    assert status == 2 and questions(result) == ["Hello", "Good"]
+    assert "error: the question has 203 tokens and the context holds 128; ask a shorter one" in err
+    assert result["turns"][1]["tokens"] == chatting("Hello\nGood\n")[1]["turns"][1]["tokens"]
+
+
+def test_a_full_context(chatting, tmp_path):
+    lines = "".join(f"Question {n} {'a' * 20}\n" for n in range(8))
+    for keep in (), ("--keep", "system"):
+        status, result, _, err = chatting(lines, "--system", "Be brief.", *keep)
+        turns = result["turns"]
+        assert status == 0 and len(turns) == 8
+        assert all(turn["prompt_tokens"] + 2 <= 128 and len(turn["tokens"]) == 3 for turn in turns)
+        fell = [i for i in range(1, 8)
+                if turns[i]["prompt_tokens"] < turns[i - 1]["prompt_tokens"]]
+        assert fell and err.count("the context is full") == len(fell)
+        assert turns[fell[0] - 1]["prompt_tokens"] > 64     # no sooner than need be
+        if keep:
+            # Nothing but the system message and the question: the same as at the beginning.
+            assert all(turns[i]["prompt_tokens"] == turns[0]["prompt_tokens"] for i in fell)
+            assert err.count("the context is full; a new conversation begins") == len(fell)
+        else:
+            assert all(32 < turns[i]["prompt_tokens"] <= 64 for i in fell)
+            assert "the oldest 3 questions and their answers are forgotten" in err
+
+
+def test_stop_text(chatting, folder):
+    configure(folder, chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")
+    _, tried, *_ = chatting("".join(f"{c}\n/reset\n" for c in "abcdefghijklmnop"), "-n", "9")
+    turn = max(tried["turns"], key=lambda turn: len(turn["text"]))
+    question, text = turn["question"], turn["text"]
+    stop = text[-2:]
+    cut = text[:text.index(stop)]
+    _, plain, *_ = chatting(f"{question}\nGood\n", "-n", "9")
+    _, result, out, _ = chatting(f"{question}\nGood\n", "-n", "9", "--stop", stop)
+    first, second = result["turns"]
+    assert first["end"] == "stop text" and first["text"] == cut
+    assert out.startswith(cut + "\n")
+    assert second["prompt_tokens"] == plain["turns"][1]["prompt_tokens"] - len(text) + len(cut)
+    assert chatting("Hello\n", "--stop", "")[0] == 2
+
+
+def test_system_message(chatting, capsys, folder):
+    _, without, *_ = chatting("Hello\n")
+    _, result, *_ = chatting("Hello\n/reset\nHello\n", "--system", "Be brief.")
+    assert [t["prompt_tokens"] for t in result["turns"]] == \
+        [without["turns"][0]["prompt_tokens"] + len("Be brief.") + 2] * 2
+    args = ["--model", str(folder), "--target", "golden", "-n", "3", "--json", "-"]
+    assert cli.main(["generate", "Hello", "--chat", "--system", "Be brief.", *args]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == result["turns"][0]["tokens"]
+    assert cli.main(["generate", "Hello", "--system", "Be brief.", *args]) == 2
+    assert "give --chat too" in capsys.readouterr().err
+    status, _, _, err = chatting("Hello\n", "--system", "\udcff")
+    assert status == 2 and "the system message is not valid UTF-8" in err
+
+
+def test_a_template_that_fails(chatting, folder):
+    """At a question: that one is not asked. At any: said before the work."""
+    configure(folder, bos_token="<|bos|>", eos_token="<|eos|>", chat_template=TURNS + (
+        "{% if messages[-1].content == 'Bad' %}{{ raise_exception('no') }}{% endif %}"))
+    status, result, _, err = chatting("Hello\nBad\nGood\n")
+    assert status == 2 and questions(result) == ["Hello", "Good"]
+    assert result["refused"][0]["question"] == "Bad" and "cannot be used (no)" in err
+    configure(folder, chat_template="{{ raise_exception('never') }}")
+    status, result, _, err = chatting("Hello\n")
+    assert status == 2 and result is None and "cannot be used (never)" in err
+
+
+@pytest.mark.parametrize("error, status, end", [
+    (BoardError("the cable is out"), 2, "error: the cable is out"), (KeyboardInterrupt(), 130,
+                                                                      "Ctrl-C")])
+def test_json_whatever_ends_it(chatting, monkeypatch, error, status, end, folder):
+    """What was said until then, the answer that was cut included."""
+    whole = GoldenTarget.generate
+
+    def broken(self, tokens, *args, **kw):
+        for at, event in enumerate(whole(self, tokens, *args, **kw)):
+            if at == 2 and tokens != first:
+                raise error
+            yield event
+    model = load_model(folder)
+    first = Conversation(model.chat, model.tokenizer).ask("Hello")
+    monkeypatch.setattr(GoldenTarget, "generate", broken)
+    got, result, *_ = chatting("Hello\nGood\nBye\n")
+    assert got == status and result["end"] == end
+    assert [len(turn["tokens"]) for turn in result["turns"]] == [3, 2]
+    assert result["turns"][1]["end"] == end.partition(":")[0]
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_interrupted_answer(chatting, monkeypatch, after, folder):
     """On a terminal the conversation goes on, and what was answered is part of it."""
-    monkeypatch.setenv("MEADOWLARK_CACHE", str(tmp_path))
-    configure(folder, chat_template=TURNS, bos_token="<|bos|>", eos_token="<|eos|>")
-    args = ["chat", "--model", str(folder), "--target", "golden", "-n", "5", "--json", "-"]
     whole = GoldenTarget.generate
 
     def interrupted(self, tokens, *args, **kw):
         for at, event in enumerate(whole(self, tokens, *args, **kw)):
-            if at == 2 and tokens == first:
+            if at == after and tokens == first:
                 raise KeyboardInterrupt
             yield event
-    monkeypatch.setattr("sys.stdin", stdin("Hello\nGood\n"))
     model = load_model(folder)
     first = Conversation(model.chat, model.tokenizer).ask("Hello")
     monkeypatch.setattr(GoldenTarget, "generate", interrupted)
-    status = cli.main(args)
-    out, err = capsys.readouterr()
-    if stdin is io.StringIO:
-        assert status == 130 and "interrupted" in err
-        return
-    turns = json.loads(out)["turns"]
-    assert status == 0 and [len(t["tokens"]) for t in turns] == [2, 5]
+    status, result, *_ = chatting("Hello\nGood\n", "-n", "5", stdin=Terminal)
+    turns = result["turns"]
+    assert status == 0 and [len(t["tokens"]) for t in turns] == [after, 5]
     assert [t["end"] for t in turns] == ["Ctrl-C", "number of tokens"]
-    assert len(first) <= turns[1]["cached_tokens"] <= len(first) + 2
+    assert (len(first) if after else 0) <= turns[1]["cached_tokens"] <= len(first) + after
 
 
 def test_chat_needs_a_template(capsys):

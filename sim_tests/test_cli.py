@@ -216,10 +216,11 @@ GRID = {"--weights", "--bits", "--target-ppl"}
 DRAWN = {"-n", "--predict", "--tokens", "--temp", "--temperature", "--top-k", "--top-p", "-s",
          "--seed"}
 RUNS = {"-m", "--model", "--board", "--target", "--json"}
+SYSTEM = {"-sys", "--system", "--system-prompt"}
 OPTIONS = {
     "generate": MODEL | DRAWN | RUNS | {"prompt", "-p", "--prompt", "-f", "--file", "--stop",
-                                        "--chat", "--ignore-eos", "--check"},
-    "chat": MODEL | DRAWN | RUNS | {"-p", "--prompt"},
+                                        "--chat", "--ignore-eos", "--check"} | SYSTEM,
+    "chat": MODEL | DRAWN | RUNS | SYSTEM | {"-p", "--prompt", "--stop", "--keep"},
     "bench": MODEL | RUNS | {"-p", "--n-prompt", "-n", "--n-gen", "--format", "--against-raw"},
     "eval": GRID | {"-m", "--model", "--board", "--json", "--text", "-n", "--tokens"},
     "compile": MODEL | {"model", "-o", "--output", "--board", "--json"},

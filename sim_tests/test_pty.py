@@ -141,7 +141,7 @@ def test_a_conversation_on_a_terminal(plain, model):
     """Asked for with "> "; answers as in a pipe, each behind its question."""
     args = COMMANDS["chat"][0]
     ran = run(meadowlark(*(a.replace("MODEL", str(model)) for a in args)), out="same",
-              err="same", stdin=[(b"> ", b"Hello\n"), (b"> ", b"You\n"), (b"> ", b"\n")])
+              err="same", stdin=[(b"> ", b"Hello\n"), (b"> ", b"You\n"), (b"> ", b"/exit\n")])
     assert ran.status == 0
     lines = screen(ran.out)
     answers = screen(plain("chat").out.replace(b"\n", b"\r\n"))
@@ -149,6 +149,19 @@ def test_a_conversation_on_a_terminal(plain, model):
     assert [lines[i] for i in asked[:2]] == ["> Hello", "> You"]
     assert [line for line in lines if line in answers] == answers
     assert all("tokens/s here" in lines[i - 1] for i in asked[1:])
+
+
+def test_commands_on_a_terminal(plain, model):
+    """What is no question is told, and the conversation goes on until Ctrl-D."""
+    args = COMMANDS["chat"][0]
+    typed = (b"/what\n", b"a\xffb\n", b"\n", b"You\n", b"/reset\n", b"Hello\n", b"\x04")
+    ran = run(meadowlark(*(a.replace("MODEL", str(model)) for a in args)), out="same",
+              err="same", stdin=[(b"> ", line) for line in typed])
+    assert ran.status == 0
+    text = "\n".join(screen(ran.out))
+    assert "error: there is no command /what; /help lists them" in text
+    assert "error: the question is not valid UTF-8" in text and "a new conversation begins" in text
+    assert plain("chat").out.decode().splitlines()[0] in text.partition("> Hello\n")[2]
 
 
 def test_a_terminal_that_cannot_move_its_cursor(model):

@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 
 
+def check_text(text: str, what: str) -> None:
+    """Raise :class:`UserError` unless it is text; what: a name for it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{what} is not valid UTF-8; check the terminal's encoding") from None
+
+
 @dataclass
 class Source:
     """A model by path or name, in every form it is needed in, each made once and when asked for.
@@ -178,6 +186,7 @@ class Source:
             It came without a chat template, or with one that refuses a first question.
         """
         from .chat import Conversation
+        check_text(system, "the system message")
         model = self.image if self.is_image else self.outline
         if model.chat is None:
             what = f"the image {self.name}" if self.is_image else f"the model {self.outline.name}"
@@ -205,11 +214,7 @@ class Source:
         """
         if not text.strip():
             raise UserError("the prompt is empty; give at least one word")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise UserError("the prompt is not valid UTF-8; check the terminal's encoding") \
-                from None
+        check_text(text, "the prompt")
         if chat:
             return self.fitting(self.conversation(system).ask(text))
         return self.fitting(self.tokenizer.opened(text, self.image.bos_id))

@@ -20,6 +20,8 @@ from .options import (
     drawing_options,
     json_option,
     model_options,
+    stop_option,
+    system_option,
     target_option,
 )
 from .status import DIFFERENT
@@ -36,10 +38,10 @@ if TYPE_CHECKING:
 @click.option("-f", "--file", metavar="FILE",
               help="Read the prompt from a file in UTF-8, without the line end at its end.")
 @drawing_options
-@click.option("--stop", multiple=True, metavar="TEXT",
-              help="End before this text; may be given several times.")
+@stop_option
 @click.option("--chat", is_flag=True,
               help="PROMPT is a question: put it in the model's chat template.")
+@system_option
 @click.option("--ignore-eos", is_flag=True, help="Go on after the model ends its text.")
 @click.option("--check", is_flag=True,
               help="Compare every token and logit with the golden model; status 1 if one differs.")
@@ -48,12 +50,13 @@ if TYPE_CHECKING:
 @target_option("sim", "pins", "golden")
 @json_option
 def generate(prompt: str | None, text: str | None, file: str | None, drawing: Drawing,
-             stop: Sequence[str], chat: bool, ignore_eos: bool, check: bool, asked: Asked,
-             board: str, target: str, json_to: str | None) -> int:
+             stop: Sequence[str], chat: bool, system: str, ignore_eos: bool, check: bool,
+             asked: Asked, board: str, target: str, json_to: str | None) -> int:
     """Write how a text goes on, or answer a question.
 
     The text is PROMPT. With - it is read from stdin, in UTF-8, without the line end at its end.
-    Tokens are written as they arrive.
+    Tokens are written as they arrive. Special tokens that stand in PROMPT, such as <|im_end|>, are
+    taken as such; with --chat they are text, as all that is asked.
     """
     from ..targets import GoldenTarget, open_target
     from ..targets import check as compare
@@ -62,13 +65,14 @@ def generate(prompt: str | None, text: str | None, file: str | None, drawing: Dr
     if check and target == "golden":
         raise UserError("--check compares a board with the golden model, which --target golden "
                         "is; leave one of them out")
-    if any(not s for s in stop):
-        raise UserError("--stop needs a text that is not empty")
+    if system and not chat:
+        raise UserError("--system is told to a model in its chat template; give --chat too, or "
+                        "leave it out")
     check_outputs(json_to, inputs=[asked.name, file])
     prompt = _prompt(prompt, text, file)
     with Progress() as progress:
         source = asked.open(which, progress)
-        ids, image = source.prompt(prompt, chat=chat), source.image
+        ids, image = source.prompt(prompt, chat=chat, system=system), source.image
         if check and source.is_image:
             raise UserError("--check needs the checkpoint, which an image does not hold; give the "
                             "model itself")

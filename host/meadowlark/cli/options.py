@@ -58,6 +58,25 @@ json_option = click.option("--json", "json_to", metavar="FILE",
                                 "else.")
 
 
+def stop_option(command: Callable) -> Callable:
+    """``--stop``: texts that end an answer; the command gets them as ``stop``."""
+    command = click.option("--stop", multiple=True, metavar="TEXT",
+                           help="End before this text. May be given several times.")(command)
+
+    @functools.wraps(command)
+    def checked(*args, stop: tuple[str, ...], **kw):
+        if any(not text for text in stop):
+            raise UserError("--stop needs a text that is not empty")
+        return command(*args, **kw, stop=stop)
+    return checked
+
+
+system_option = click.option(
+    "--system", "-sys", "--system-prompt", "system", default="", metavar="TEXT",
+    help="System message: what the model is told before the first question. Where its chat "
+         "template knows none, it stands in front of that question.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """The model that was asked for, and in which form; see :class:`..prepare.Source`."""
