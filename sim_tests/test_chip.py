@@ -216,8 +216,17 @@ def test_scores_saturate(target, tmp_path, seed):
     chip = Chip(target, get_board("virtual"), str(folder))
     rng = np.random.default_rng(seed)
     for length in (1, 7, 70):               # blocks that are not full, several passes
-        chip.compare(words(rng, chip, length), max_new=3)
+        tokens = words(rng, chip, length)
+        chip.compare(tokens, max_new=3)
         assert target.counters()["score_saturations"] > 0
+    # An answer that was broken off has counts as well, those of what was done.
+    chip.compare(tokens, max_new=1)
+    least = target.counters()
+    run = target.generate(tokens, Sampling(), max_new=50, stop_ids=())
+    next(run)
+    run.close()
+    for name in ("saturations", "score_saturations"):
+        assert target.counters()[name] >= least[name] > 0
 
 
 def test_image_through_frames(odd):

@@ -151,9 +151,12 @@ class TilingEngine(wiring.Component):
             m.d.sync += counted.eq(saturated + lane.saturated)
             saturated = counted
 
-        m.d.sync += self.saturations.eq(self.saturations + saturated)
+        # No flush takes the count away: a run that was aborted has one as well.
+        saturations = Signal(32, reset_less=True)
+        m.d.sync += saturations.eq(saturations + saturated)
         with m.If(self.clear):
-            m.d.sync += self.saturations.eq(0)
+            m.d.sync += saturations.eq(0)
+        m.d.comb += self.saturations.eq(saturations)
 
         def gather(terms, name):
             """OR of the lanes, a register for each level of four."""

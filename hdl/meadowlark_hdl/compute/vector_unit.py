@@ -396,9 +396,12 @@ class VectorUnit(wiring.Component):
             (narrow.saturated & counts & which for narrow, which in zip(
                 narrows, (1, is_rope) if one else (1, is_rope | is_norm, is_norm, is_norm),
                 strict=True)), C(0, 1)))
-        m.d.sync += self.saturations.eq(self.saturations + counted)
+        # No flush takes the count away: a run that was aborted has one as well.
+        saturations = Signal(32, reset_less=True)
+        m.d.sync += saturations.eq(saturations + counted)
         with m.If(self.clear):
-            m.d.sync += self.saturations.eq(0)
+            m.d.sync += saturations.eq(0)
+        m.d.comb += self.saturations.eq(saturations)
 
         # Busy: so many cycles from the latest result.
         needed = saved(Mux(is_swiglu, self.latency(Epi.SWIGLU, shared),
