@@ -25,9 +25,9 @@ SUM_GAP = 20
 class ArrayUnderTest(wiring.Component):
     """Issue -> TilingEngine; everything else is a port."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, *, sum_gap: int = SUM_GAP):
         self.config = config
-        self.issue = Issue(config, sum_gap=SUM_GAP)
+        self.issue = Issue(config, sum_gap=sum_gap)
         self.engine = TilingEngine(config)
         ports = self.issue.signature.members
         super().__init__({

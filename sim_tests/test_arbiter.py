@@ -113,6 +113,33 @@ async def the_host_gets_its_turn(dut):
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
+async def no_more_is_asked_than_can_be_counted(dut):
+    """A memory that answers late: words under way are not mistaken for none."""
+    c, memory = await setup(dut, latency=1500, queue=1000)
+    reader = cocotb.start_soon(read(dut, c, memory, "reader", [(i * 16, 16) for i in range(40)],
+                                    0.0))
+    await ClockCycles(dut.clk, 600)
+    host = cocotb.start_soon(read(dut, c, memory, "host", [(7, 3)], 0.0))
+    await ClockCycles(dut.clk, 600)
+    assert 2 * c.fifo_words <= sum(n for _, _, n in memory.reads) < 4 * c.fifo_words
+    await host
+    await reader
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def writers_take_turns(dut):
+    c, memory = await setup(dut)
+    shadow = memory.data.copy()
+    half = SIZE // c.bus_bytes // 2
+    for task in [cocotb.start_soon(write(dut, c, memory, who, base, 300, 0.0, shadow))
+                 for who, base in (("store", half), ("host", half + 400))]:
+        await task
+    by_host = [address >= half + 400 for _, address, _ in memory.writes]
+    both = next(i for i in range(len(by_host)) if len(set(by_host[i:])) == 1)   # one is left
+    assert both > 30 and all(a != b for a, b in zip(by_host[:both], by_host[1:both]))
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
 async def data_of_a_command_is_not_interleaved(dut):
     """The host grants itself a command, sends half its data and waits: the store waits too."""
     c, memory = await setup(dut)

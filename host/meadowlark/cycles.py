@@ -55,16 +55,18 @@ class Overheads:
         LINEAR, QK, SV: each tile; QK, SV: each block of a tile.
     array : int
         From the last beat of an instruction to its last result, lanes (P) and trees apart.
-    act, rope, swiglu, resid, logit : int
-        From a result to its effect, by epilogue.
+    act, rope, swiglu, resid : int
+        From a result to its effect, by epilogue; LOGIT ends as late as ACT.
     scores : int
         QK: from the last beat to the last score, adder tree apart.
     sum_gap : int
-        SV: from the sum of a block to the first element of its drain, beside P.
+        SV: from the sum of a block to the first element of its drain, P at least.
     norm : int
         NORM: beside its tokens.
     token : int
         EMBED, ROPE: a token beside its values.
+    angles : int
+        ROPE: from its last value to the end.
     store : int
         STORE: an instruction.
     store_burst : int
@@ -87,22 +89,22 @@ class Overheads:
     decode: int = 14
     blocks: int = 20
     issue: int = 3
-    tile: int = 2
+    tile: int = 1
     block: int = 4
-    array: int = 18
+    array: int = 14
     act: int = 21
     rope: int = 28
-    swiglu: int = 38
+    swiglu: int = 39
     resid: int = 29
-    logit: int = 15
-    scores: int = 18
-    sum_gap: int = 17
-    norm: int = 42
+    scores: int = 16
+    sum_gap: int = 18
+    norm: int = 39
     token: int = 5
+    angles: int = 6
     store: int = 4
     store_burst: int = 3
     store_ahead: int = 16
-    settle: int = 3
+    settle: int = 2
 
     @classmethod
     def of(cls, config: Config) -> Overheads:
@@ -112,9 +114,9 @@ class Overheads:
                    sum_gap=cls.sum_gap + 2 * later, norm=cls.norm + 3 * later)
 
     def epilogue(self, epi: int) -> int:
-        """Cycles from a result to its effect."""
+        """Cycles from a result to the end of its effect."""
         return {Epi.ROPE16: self.rope, Epi.ROPE8: self.rope, Epi.SWIGLU: self.swiglu,
-                Epi.RESID: self.resid, Epi.LOGIT: self.logit}.get(Epi(epi), self.act)
+                Epi.RESID: self.resid}.get(Epi(epi), self.act)
 
 
 @dataclass
@@ -383,6 +385,7 @@ class _Machine:
 
     def _rope(self, i: Instruction, p: Pass, spent: Spent) -> None:
         self._rows_of_table(i, range(p.pos0, p.ctx), 1 << self.regs["head_log2"] - 1, spent)
+        self._lose(spent, self.o.angles)
 
     def _norm(self, i: Instruction, p: Pass, spent: Spent) -> None:
         self._stream_tile(i, spent, i["chunks"])
@@ -392,15 +395,16 @@ class _Machine:
 
     def _linear(self, i: Instruction, p: Pass, spent: Spent) -> None:
         nb = 1 if i["last"] else p.nb
-        self._lose(spent, p.nb if i["last"] else 1)     # seeks the block
-        a_row = nb * max(i["row_beats"], self.c.P)
+        self._lose(spent, (p.nb if i["last"] else 1) + 1)   # seeks the block, looks at it
+        row = max(i["row_beats"], self.c.P)
+        wait = row - i["row_beats"]         # for the results of the row before
         for k in range(i["tiles"]):
             end = k == i["tiles"] - 1
             self._stream_tile(i, spent, i["last_chunks" if end else "chunks"])
-            self._lose(spent, self.o.tile)
-            self._work(spent, a_row * i["last_rows" if end else "rows"])
+            self._lose(spent, max(self.o.tile - (wait if k else 0), 0))
+            self._work(spent, row * nb * i["last_rows" if end else "rows"])
             self.memory.release(self.now)
-        self._lose(spent, self.array + self.c.P + self.o.epilogue(i["epi"]))
+        self._lose(spent, self.array + self.c.P + self.o.epilogue(i["epi"]) - wait)
 
     def _store(self, i: Instruction, p: Pass, spent: Spent) -> None:
         c, o = self.c, self.o
@@ -437,13 +441,13 @@ class _Machine:
         self._lose(spent, self.o.scores + (self.c.W - 1).bit_length())
 
     def _sv(self, i: Instruction, p: Pass, spent: Spent) -> None:
-        rows = 1 + (1 << self.regs["head_log2"])
+        rows = 1 << self.regs["head_log2"]
         for blocks in self._kv_tiles(i, p, spent):
             for keys, last in blocks:
                 self._work(spent, keys * max(self.c.ACC_TURN, i["row_beats"] * self.c.sv_cycles))
-                if last:
-                    self._work(spent, rows * self.c.P)
-                    self._lose(spent, self.o.sum_gap)
+                if last:            # behind the start of the last row there is no wait
+                    self._work(spent, (rows - 1) * self.c.P + 1)
+                    self._lose(spent, max(self.o.sum_gap, self.c.P))
         self._lose(spent, self.array + self.c.P + self.o.act)
 
 

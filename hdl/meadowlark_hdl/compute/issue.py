@@ -25,7 +25,7 @@ class Issue(wiring.Component):
     Timing: control, scale_addr, result and rope are registers. LINEAR: blocks * rows *
     max(row_beats, P) cycles a tile plus 2. QK: keys * row_beats plus 4 a block of a
     tile; SV: sv_cycles times the beats, ACC_TURN cycles a key at least, and the drain of a block:
-    SUM_GAP + P + head_dim * P. EMBED: hidden + 5 a token. ROPE: head_dim/2 + 5 a token. STORE:
+    max(SUM_GAP, P) + head_dim * P. EMBED: hidden + 5 a token. ROPE: head_dim/2 + 5 a token. STORE:
     row_beats * W / store_bytes a token while the store FIFO has room.
 
     Parameters
@@ -57,9 +57,10 @@ class Issue(wiring.Component):
     """
 
     def __init__(self, config: Config, *, sum_gap: int):
-        self.config, self.sum_gap = config, sum_gap
         if sum_gap < 1:
             raise ValueError(f"sum_gap must be at least 1, not {sum_gap!r}")
+        self.config = config
+        self.sum_row = max(sum_gap, config.P)   # its results leave one a cycle as well
         beat_addr = range(2 * config.tile_beats)
         super().__init__({
             "instr": In(stream.Signature(FetchedInstruction())),
@@ -117,7 +118,7 @@ class Issue(wiring.Component):
         x_block = reg(13)                   # activation address of word x of the block
         x_first = reg(13)                   # the same of the first block
         x_addr = reg(13)
-        timer = Signal(range(max(P, self.sum_gap) + 1))     # cycles until a row may start
+        timer = Signal(range(self.sum_row + 1))     # cycles until a row may start
         may_start = Signal(init=1)          # timer is 0
         tokens_left = reg(13)               # after this one
         token_lane = reg(range(P))
@@ -479,7 +480,7 @@ class Issue(wiring.Component):
             with m.State("DRAIN_SUM"):
                 with m.If(may_start):
                     m.d.sync += [lane.sum_read.eq(1), lane.res_en.eq(1), lane.res_kind.eq(1),
-                                 hold_rows(self.sum_gap - 1), begin_row(), slot_addr.eq(slot)]
+                                 hold_rows(self.sum_row - 1), begin_row(), slot_addr.eq(slot)]
                     m.next = "DRAIN"
             with m.State("DRAIN"):
                 m.d.sync += self.wait_vector.eq(~may_start)

@@ -1,0 +1,110 @@
+"""What instructions take beside memory: the cycle model's latencies against the gateware's.
+
+Issue, TilingEngine and VectorUnit as the core has them; a tile is there when it is wanted. STORE is
+left out: it is memory's.
+"""
+import os
+from types import SimpleNamespace
+
+import cocotb
+import numpy as np
+import pytest
+from array_bench import ArrayUnderTest, Bench, Tile
+from bench import simulate
+from meadowlark.cycles import Overheads, Spent, _Machine
+from meadowlark_boards import get_board
+from meadowlark_hdl.compute.vector_unit import VectorUnit
+from meadowlark_hdl.config import Config
+from meadowlark_hdl.control.sequencer_golden import Pass
+from meadowlark_hdl.isa import Epi, Header, Instruction, Mode, Op, Src
+
+CONFIGS = {"w16p8": Config(W=16, P=8, bus_bytes=2, act_words=128, score_depth=1024, tile_beats=64,
+                           tile_rows=16, residual_values=4096),
+           "w8p5": Config(W=8, P=5, bus_bytes=2, act_words=128, score_depth=512, tile_beats=64,
+                          tile_rows=16, residual_values=4096, vector_products=8)}
+HIDDEN = 64
+
+
+class Executor(ArrayUnderTest):
+    """Issue -> TilingEngine -> VectorUnit."""
+
+    def __init__(self, config: Config):
+        super().__init__(config, sum_gap=VectorUnit.sum_gap(config.shared_products))
+
+    def elaborate(self, platform):
+        m = super().elaborate(platform)
+        issue, engine = self.issue, self.engine
+        m.submodules.vector = vector = VectorUnit(self.config)
+        m.d.comb += [
+            vector.instr.eq(issue.current), vector.pass_.eq(self.pass_),
+            vector.model.eq(self.model), vector.norm_start.eq(issue.norm_start),
+            vector.gamma.eq(issue.gamma), issue.gamma_addr.eq(vector.gamma_addr),
+            issue.norm_done.eq(vector.norm_done), issue.vector_busy.eq(vector.busy),
+            vector.r.valid.eq(issue.result.valid), vector.r.payload.eq(issue.result.payload)]
+        for name in ("valid", "addr", "cos", "sin"):
+            m.d.comb += getattr(vector.rope, name).eq(getattr(issue.rope, name))
+        for name in ("valid", "lane", "addr", "mask", "data"):
+            m.d.comb += getattr(engine.act, name).eq(getattr(vector.act, name))
+        return m
+
+
+def predicted(config: Config, model: dict, p: Pass, instruction: Instruction) -> int:
+    """Cycles from an instruction's turn to the next one's, if memory is never waited for."""
+    machine = _Machine(SimpleNamespace(instructions=[], model_regs=model),
+                       SimpleNamespace(config=config, memory=get_board("virtual").memory),
+                       Overheads.of(config))
+    machine._wait = lambda *tile: None
+    machine.now, spent = 0, Spent()
+    machine._lose(spent, machine.o.issue)
+    getattr(machine, "_" + Op(instruction["op"]).name.lower())(instruction, p, spent)
+    machine._lose(spent, machine.o.settle)
+    return machine.now
+
+
+def instructions(config: Config, n: int):
+    """(instruction, beats of each of its tiles); None: as many as there are keys."""
+    W = config.W
+    beats = HIDDEN // W
+    yield Instruction(Op.EMBED, src=Src.TOKEN, rows=1, row_beats=beats), [beats] * n
+    yield Instruction(Op.ROPE, src=Src.TABLE, rows=1, row_beats=2), [2] * n
+    yield Instruction(Op.NORM, src=Src.STREAM, row_beats=beats), [beats]
+    yield Instruction(Op.NORM, src=Src.STREAM, row_beats=beats, last=1), [beats]
+    for epi in Epi:
+        last = int(epi == Epi.LOGIT)
+        yield Instruction(Op.LINEAR, src=Src.STREAM, mode=Mode.INT8, header=Header.SCALE, tiles=3,
+                          rows=4, last_rows=2, row_beats=beats, epi=epi, y=0, last=last), \
+            [4 * beats, 4 * beats, 2 * beats]
+    head = 2
+    yield Instruction(Op.QK, src=Src.KV, rows=64 // head, row_beats=head), None
+    yield Instruction(Op.SV, src=Src.KV, rows=64 // head, row_beats=head), None
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.parametrize(tokens=[1, 20])
+async def as_predicted(dut, tokens):
+    config = CONFIGS[os.environ["CASE"]]
+    model = {"hidden": HIDDEN, "head_log2": (2 * config.W).bit_length() - 1, "block_words": 16,
+             "vocab": 100}
+    pos0 = 30
+    p = Pass(pos0, tokens, -(-tokens // config.P), pos0 + tokens, True, tokens == 1)
+    bench = Bench(dut, config, pass_={"pos0": p.pos0, "n": p.n, "nb": p.nb, "ctx": p.ctx,
+                                      "final": 1},
+                  model={name: model[name] for name in ("hidden", "head_log2", "block_words")})
+    await bench.begin()
+    wrong = []
+    for instruction, tiles in instructions(config, tokens):
+        if tiles is None:
+            rows, beats = instruction["rows"], instruction["row_beats"]
+            tiles = [min(rows, p.ctx - at) * beats for at in range(0, p.ctx, rows)]
+        bench.tiles = [Tile(np.ones((beats, config.W), int), [(40000, 20, 0)] * 16)
+                       for beats in tiles]
+        took, want = await bench.execute(instruction), predicted(config, model, p, instruction)
+        name = f"{Op(instruction['op']).name} {Epi(instruction['epi']).name}"
+        cocotb.log.info(f"{name}: {took} cycles, {want} predicted")
+        wrong += [(name, took, want)] if took != want else []
+    assert not wrong
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_engine_cycles(case, seed):
+    simulate(Executor(CONFIGS[case]), __name__, seed=seed, case=case)
