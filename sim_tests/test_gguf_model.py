@@ -1,5 +1,4 @@
 """Models from GGUF: equal to those of Hugging Face folders, and nothing hostile gets through."""
-import os
 import time
 import tracemalloc
 from dataclasses import fields
@@ -9,9 +8,10 @@ import numpy as np
 import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, quants
 from gguf_files import interleaved, write_gguf
+from hostile import MUTATIONS, changed
 from random_model import random_model
 
-from meadowlark import cli
+from meadowlark import cli, gguf_model
 from meadowlark.blocks import KINDS
 from meadowlark.errors import UserError
 from meadowlark.gguf_file import GgufFile
@@ -25,8 +25,6 @@ SHAPES = {
     "no groups": dict(heads=2, kv_heads=2),
 }
 ARRAYS = [f.name for f in fields(Layer) if f.name != "blocks"]
-#: Mutated files that are tried in each test of them; FUZZ= sets it.
-MUTATIONS = int(os.environ.get("FUZZ") or 300)
 
 
 @pytest.fixture(scope="module")
@@ -332,3 +330,52 @@ def test_mutated_files(tmp_path, seed, tokenizer):
     assert refused > MUTATIONS // 3
     assert tracemalloc.get_traced_memory()[1] < 4 << 20     # bytes; the file has 30 kB
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("tokenizer", ["gpt2", "llama"])
+def test_mutated_metadata(tmp_path, seed, monkeypatch, tokenizer):
+    """As above, with values of every kind behind a header that is sound."""
+    folder = random_model(tmp_path, seed=seed, layers=1, vocab=96)
+    file = GgufFile(write_gguf(tmp_path / "m.gguf", folder, values={
+        "tokenizer.ggml.model": tokenizer, "tokenizer.ggml.scores": [-float(i) for i in range(96)],
+        "tokenizer.chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}"}))
+    monkeypatch.setattr(gguf_model, "GgufFile", lambda path: file)
+    more = (*gguf_model.NEUTRAL, *(k for k in gguf_model.HARMLESS if "*" not in k),
+            "llama.rope.scaling.type", "llama.rope.scaling.factor", "llama.rope.scale_linear",
+            "llama.expert_count", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.unknown_token_id",
+            "tokenizer.ggml.add_space_prefix", "split.count", "general.type")
+    plain, rng = file.metadata, np.random.default_rng(seed)
+    refused = 0
+    for turn in range(MUTATIONS):
+        values = {k: as_gguf(v) for k, v in changed(rng, plain, more).items()}
+        strange = turn % 10 == 0
+        if strange:
+            values = plain | {f"llama.k{rng.integers(10**9)}": 1 + turn}
+        file.metadata = {k: v for k, v in values.items() if v is not None}
+        started = time.process_time()
+        try:
+            model = load_gguf(file.path)
+            assert not strange
+            model.tokenizer.decode(model.tokenizer.encode("Hello 12"))
+            if model.chat:
+                model.chat.render([{"role": "user", "content": "Hello"}])
+        except UserError as e:
+            refused += 1
+            assert str(e).isprintable() and len(str(e)) < 2000
+        assert time.process_time() - started < 5
+    assert MUTATIONS // 3 < refused < MUTATIONS
+
+
+def as_gguf(value):
+    """A value as GGUF can have it: no objects, lists of one kind, numbers of 64 bits."""
+    if isinstance(value, dict):
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return max(-2**63, min(value, 2**64 - 1))
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, list):
+        texts = [as_gguf(v) for v in value if isinstance(v, str)]
+        return texts or np.array([float(v) for v in value
+                                  if isinstance(v, (int, float)) and abs(v) < 2**64])
+    return value

@@ -1,10 +1,10 @@
 """Checkpoints of llama2.c: equal to those of Hugging Face folders, and nothing odd gets through."""
-import os
 import struct
 
 import numpy as np
 import pytest
 from gguf_files import interleaved
+from hostile import MUTATIONS
 from random_model import random_model
 
 from meadowlark import cli
@@ -12,8 +12,6 @@ from meadowlark.errors import UserError
 from meadowlark.llama2c import is_llama2c, load_llama2c
 from meadowlark.model import FloatModel, load_model, model_files, rope_angles
 
-#: Mutated files that are tried; FUZZ= sets it.
-MUTATIONS = int(os.environ.get("FUZZ") or 300)
 VOCAB, CONTEXT = 300, 64
 
 

@@ -2,16 +2,18 @@
 import json
 import subprocess
 import sys
+import time
 from math import sqrt
 
 import numpy as np
 import pytest
+from hostile import MUTATIONS, changed
 from random_model import random_model, random_texts, tokenizer_json
 from safetensors.numpy import load_file, save_file
 
 from meadowlark.errors import UserError
 from meadowlark.evaluate import negative_log_likelihood, validation_text, windows
-from meadowlark.model import PACKAGED, FloatModel, Tokenizer, load_model
+from meadowlark.model import HARMLESS, NEUTRAL, PACKAGED, FloatModel, Tokenizer, load_model
 
 
 @pytest.fixture(scope="module")
@@ -360,6 +362,48 @@ def test_deep_json(tmp_path, seed, name):
     (folder / name).write_text('{"a":' * 200_000 + "1" + "}" * 200_000)
     with pytest.raises(UserError, match=f"{name} is not (JSON|a tokenizer)"):
         load_model(folder)
+
+
+def test_mutated_configs(tmp_path, seed):
+    """Whatever the files in JSON say: a model, or one sentence; and what is not known is refused.
+    """
+    folder = random_model(tmp_path, seed=seed, layers=1)
+    files = {"config.json": (json.loads((folder / "config.json").read_text()),
+                             (*HARMLESS, *NEUTRAL, "rope_scaling", "rope_parameters", "head_dim",
+                              "quantization_config", "layer_types")),
+             "generation_config.json": ({"eos_token_id": [1, 2], "bos_token_id": 0}, ()),
+             "tokenizer_config.json": (
+                 {"chat_template": "{{ bos_token }}{% for m in messages %}{{ m.content }}"
+                  "{% endfor %}", "bos_token": "<s>", "eos_token": {"content": "</s>"}}, ())}
+    rng = np.random.default_rng(seed)
+    refused = 0
+    for turn in range(MUTATIONS):
+        texts = {name: json.dumps(changed(rng, *file) if rng.random() < 0.6 else file[0])
+                 for name, file in files.items()}
+        name = str(rng.choice(list(texts)))
+        if rng.random() < 0.2:          # damage
+            text = texts[name]
+            at, end = sorted(rng.integers(0, len(text) + 1, 2))
+            texts[name] = text[:at] + str(rng.choice(list('{}[]",:0e-. ') + ['{"a":' * 5000])) + \
+                text[end if rng.random() < 0.5 else at:]
+        strange = turn % 10 == 0
+        if strange:
+            config = files["config.json"][0] | {f"k{rng.integers(10**9)}": 1 + turn}
+            texts["config.json"] = json.dumps(config)
+        for name, text in texts.items():
+            (folder / name).write_text(text)
+        started = time.process_time()
+        try:
+            model = load_model(folder)
+            model.tokenizer.decode(model.tokenizer.encode("Hello 12"))
+            assert not strange
+            if model.chat:
+                model.chat.render([{"role": "user", "content": "Hello"}])
+        except UserError as error:
+            refused += 1
+            assert str(error).isprintable() and len(str(error)) < 2000
+        assert time.process_time() - started < 5
+    assert MUTATIONS // 3 < refused < MUTATIONS
 
 
 FOREIGN = {
