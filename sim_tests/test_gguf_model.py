@@ -162,7 +162,7 @@ def test_smollm2(smollm2):
 
 @pytest.mark.parametrize("values", [
     {"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0},
-    {"llama.rope.scaling.type": "linear"},
+    {"llama.rope.scaling.type": "linear"}, {"llama.vocab_size": 64}, {"llama.vocab_size": None},
     {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 1.0},
     {"llama.rope.scaling.factor": 0.0, "llama.rope.scaling.attn_factor": 1.0},
     {"llama.rope.scale_linear": 1.0, "llama.tensor_data_layout": "Meta AI original pth"},
@@ -216,7 +216,8 @@ def test_harmless_metadata(tmp_path, seed, values):
     ({"llama.rope.dimension_count": 4}, "rope.dimension_count is 4 and heads have 8"),
     ({"llama.rope.freq_base": float("nan")}, "freq_base must be a positive number, not nan"),
     ({"llama.attention.layer_norm_rms_epsilon": -1.0}, "epsilon must be .*not -1.0"),
-    ({"llama.vocab_size": 64}, "128 tokens and llama.vocab_size is 64"),
+    ({"tokenizer.ggml.tokens": [str(i) for i in range(129)],
+      "tokenizer.ggml.token_type": [1] * 129}, r"129 tokens and tensor token_embd.*\[128, 32\]"),
     ({"tokenizer.ggml.tokens": None}, "tokenizer.ggml.tokens is missing"),
     ({"tokenizer.ggml.tokens": [1, 2]}, "tokens must be a list of texts, not a list of 2;"),
     ({"tokenizer.chat_template": 3}, "chat_template must be a text, not 3"),

@@ -37,6 +37,14 @@ class _Weights:
     def has(self, name: str) -> bool:
         return name in self.file.tensors
 
+    def rows(self, name: str, *, least: int) -> int:
+        """Number of outputs of a matrix. Raise where it has fewer than so many tokens."""
+        shape = self.file.tensors[name].shape if self.has(name) else (least,)   # refused by take
+        if shape[0] < least:
+            raise UserError(f"{self.file.path} has {least:,} tokens and tensor {name} the shape "
+                            f"{list(shape)}; get the file again.")
+        return shape[0]
+
     def take(self, name: str, *shape: int, heads: int = 0) -> tuple[np.ndarray, BlockTensor | None]:
         """Float32 values, and the blocks they came in if they are of a kind that is kept.
 
@@ -88,7 +96,7 @@ class _Weights:
 
 #: Keys of metadata that change nothing of the arithmetic. The tokenizer has its own reader.
 HARMLESS = ("general.*", "tokenizer.*", "quantize.*", "split.*", "llama.tensor_data_layout",
-            "llama.pooling_type", "llama.rope.scaling.orig*",
+            "llama.vocab_size", "llama.pooling_type", "llama.rope.scaling.orig*",
             "llama.rope.scaling.finetuned", "llama.rope.scaling.yarn_*")
 #: Keys that change nothing at this value.
 NEUTRAL = {
@@ -167,12 +175,10 @@ def load_gguf(path: str | Path, name: str | None = None, *, outline: bool = Fals
     rms_eps = meta.number("llama.attention.layer_norm_rms_epsilon")
     rope_theta = meta.number("llama.rope.freq_base", 10000.0)
     vocabulary = read_vocabulary(meta)
-    vocab = meta.whole("llama.vocab_size", len(vocabulary.tokens))
     meta.refuse_unread(HARMLESS, NEUTRAL, _REMEDY)
     weights = _Weights(file, outline)
-    if vocab < len(vocabulary.tokens):
-        raise meta.refuse(f"it has {len(vocabulary.tokens):,} tokens and llama.vocab_size is "
-                          f"{vocab:,}")
+    # llama.vocab_size has been written with several meanings, and llama.cpp does not read it.
+    vocab = weights.rows("token_embd.weight", least=len(vocabulary.tokens))
 
     def layer(i: int) -> Layer:
         at, out, blocks = f"blk.{i}.", {}, {}
