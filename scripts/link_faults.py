@@ -79,6 +79,9 @@ class FaultyTransport:
         del self._out[:max]
         return data
 
+    def now(self) -> float:
+        return self.inner.now()
+
     def close(self) -> None:
         self.inner.close()
 

@@ -55,7 +55,7 @@ class ByteTransport:
     """Bytes in and out of the core, in simulated time."""
 
     def __init__(self, dut):
-        self.dut, self.timeout = dut, 0.05
+        self.dut, self.timeout, self.time = dut, 0.05, 0.0
         self.to, self.back = bytearray(), bytearray()
         cocotb.start_soon(self._clock())
 
@@ -84,7 +84,11 @@ class ByteTransport:
                 del self.back[:max]
                 return data
             await RisingEdge(self.dut.clk)
+            self.time += 1e-6
         return b""
+
+    def now(self):
+        return self.time
 
     def close(self):
         pass

@@ -18,6 +18,7 @@ from amaranth.lib.wiring import connect as connect_ports
 from bench import cycles, pack, simulate, start, unpack
 from cocotb.task import bridge, resume
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
+from cocotb.utils import get_sim_time
 from meadowlark.driver import BoardError, Driver
 from meadowlark.frames import Frame, FrameParser
 from meadowlark_hdl.config import Config
@@ -261,6 +262,10 @@ class SimTransport:
                 return b""
             await clock
             left -= 1
+
+    @resume
+    async def now(self):
+        return get_sim_time("ns") / 1e9
 
     def close(self):
         pass

@@ -30,9 +30,10 @@ Progress = Callable[[int, int], None]
 
 #: Bytes that one CRC command covers; at 100 MHz a few milliseconds.
 CRC_BLOCK = 1 << 18
-#: Reads without the awaited answer after which it counts as lost, whatever else arrives.
-MANY_READS = 1024
-#: Silence during a run, in seconds of the transport, after which the board is asked how it is.
+#: How long a board has to say what it is, in seconds of the transport, whatever else arrives.
+IDENTIFY = 4.0
+#: Time without a token during a run, in seconds of the transport, after which the board is asked
+#: how it is.
 PATIENCE = 10.0
 
 
@@ -125,6 +126,8 @@ class Driver:
         self._events: deque[TokenEvent] = deque()
         self._counting = False
         self._vocab: int | None = None      # of the model that was loaded here
+        self._received = 0          # bytes
+        self._until: float | None = None    # when the board is given up
         #: What an instruction of the loaded image reads, for error messages.
         self.places: Callable[[int], str] | None = None
         self.info = self._connect()
@@ -151,6 +154,7 @@ class Driver:
         raw = self.transport.read(4096, timeout)
         if not raw:
             return None
+        self._received += len(raw)
         return self._sort(self._parser.feed(raw))
 
     def _sort(self, frames: list[Frame]) -> list[Frame]:
@@ -159,8 +163,10 @@ class Driver:
             if frame.type != TOKEN:
                 answers.append(frame)
             elif len(frame.payload) == EVENT_BYTES:
-                self._heard += 1
                 run, index, token, crc, reason = struct.unpack(EVENT_FORMAT, frame.payload)
+                if reason not in list(Reason):
+                    continue
+                self._heard += 1
                 if run != self._run:
                     # Of a run that nobody waits for any more, its acknowledgement lost: until
                     # one arrives the board sends it over and over. But a run that an earlier
@@ -186,8 +192,8 @@ class Driver:
 
         The board executes in order of arrival and the way is in order, so an answer means that
         whatever was sent before and is still unanswered got lost: it is repeated at once. Without
-        any answer for ``transport.timeout`` everything unanswered is, after zeros enough to end
-        whatever frame the board believes to be in. During a run there is no silence: but the board
+        any answer for ``transport.timeout``, whatever else comes, everything unanswered is, after
+        zeros enough to end whatever frame the board believes to be in. During a run the board
         sends at most :data:`EVENT_RING` events beyond an acknowledgement, so more than that many
         were sent after it had read an acknowledgement, and so the command before that one. Events
         that it repeats for want of an acknowledgement were sent after a wait and tell the same.
@@ -195,8 +201,9 @@ class Driver:
         source = enumerate(commands)
         waiting: dict[int, _Sent] = {}
         ready: dict[int, tuple[Command, bytes]] = {}
-        position = attempts = others = 0
-        silence, heard = 0.0, self._heard
+        position = attempts = 0
+        now, timeout = self.transport.now, self.transport.timeout
+        last, heard = now(), self._heard        # of the latest answer, or repetition
 
         def put(sent: _Sent) -> None:
             sent.stamp = self._stamp = self._stamp + 1
@@ -213,32 +220,28 @@ class Driver:
                 put(waiting[self._seq])
             if not waiting:
                 return
-            answers = self._receive(self.transport.timeout)
-            if answers is None:
-                silence += self.transport.timeout
-                answers = []
+            answers = self._receive(timeout) or []
             news = False
             for answer in answers:
                 sent = waiting.get(answer.seq)
-                if sent is None or answer.type != sent.frame.type | ANSWER or not answer.payload:
+                if sent is None or not _answers(answer, sent.frame):
                     continue            # to something that was repeated and answered already
                 del waiting[answer.seq]
                 news = True
                 ready[sent.index] = (Command(sent.frame.type), answer.payload)
                 for lost in [s for s in waiting.values() if s.stamp < sent.stamp]:
                     put(lost)
-            others += 1
-            quiet = silence >= self.transport.timeout or others >= MANY_READS
+            quiet = now() - last >= timeout
             if news:
-                attempts, silence, others, heard = 0, 0.0, 0, self._heard
+                attempts, heard = 0, self._heard
+            elif self._until is not None and now() >= self._until:
+                raise self._gone()
             elif quiet or self._heard - heard > EVENT_RING:
                 heard = self._heard
                 if quiet:
-                    attempts, silence, others = attempts + 1, 0.0, 0
+                    attempts, last = attempts + 1, now()
                 if attempts > self.retries:
-                    raise BoardError(
-                        "the board does not answer; check cable and power, that it holds a "
-                        "Meadowlark bitstream and that the port's speed is the bitstream's")
+                    raise self._gone()
                 self._sort(self._parser.resync())
                 self._send(bytes(FLUSH_BYTES), credit=True)
                 for sent in waiting.values():
@@ -246,9 +249,22 @@ class Driver:
             while position in ready:
                 command, payload = ready.pop(position)
                 position += 1
+                if payload[0] != Result.OK and self._until is not None:
+                    raise BoardError("what answers is not a Meadowlark (it does not say what it "
+                                     "is); check the port and load a Meadowlark bitstream")
                 if payload[0] != Result.OK:
                     raise _refused(command, payload[0])
                 yield payload[1:]
+            if news:
+                last = now()            # what the caller did meanwhile is no silence
+
+    def _gone(self) -> BoardError:
+        """No answer came."""
+        check = "that it holds a Meadowlark bitstream and that the port's speed is the bitstream's"
+        if self._until is not None and self._received:
+            return BoardError(f"what is at the port is no Meadowlark, or at another speed: it sent "
+                              f"{self._received:,} bytes and no answer; check the port, {check}")
+        return BoardError(f"the board does not answer; check cable and power, {check}")
 
     def _command(self, command: Command, payload: bytes) -> bytes:
         for data in self._series([(command, payload)]):
@@ -258,9 +274,12 @@ class Driver:
     # --- registers --------------------------------------------------------------------------------
 
     def _connect(self) -> BoardInfo:
+        # Anything may be at a port: whatever it sends, it does not hold us for long.
+        begun = self.transport.now()
+        self._until = begun + IDENTIFY
         # Whatever an earlier host left: half a frame there, answers and events here.
         self.transport.write(bytes(FLUSH_BYTES))
-        while self.transport.read(4096, 0.0):
+        while self.transport.read(4096, 0.0) and self.transport.now() < begun + IDENTIFY / 16:
             pass
         raw = self._command(Command.READ, struct.pack("<II", 0, 2))
         magic, version = struct.unpack("<II", raw)
@@ -275,10 +294,15 @@ class Driver:
         if facts["isa"] != ISA_CRC:
             raise BoardError("the board has another instruction set than this program; build the "
                              "bitstream again with this version")
+        self._until = None
         numbers = {f.name: facts[f.name] for f in CONFIG_REGS
                    if f.name not in ("dsp", "block_modes")}
-        config = Config(**numbers, dsp=DSP_NAMES[facts["dsp"]],
-                        block_modes=bool(facts["block_modes"]))
+        try:
+            config = Config(**numbers, dsp=DSP_NAMES[facts["dsp"]],
+                            block_modes=bool(facts["block_modes"]))
+        except (ValueError, IndexError) as error:
+            raise BoardError(f"the board describes a core that cannot be ({error}); build the "
+                             "bitstream again with this version") from error
         name = b"".join(facts[f"name_{i}"].to_bytes(4, "little") for i in range(NAME_BYTES // 4))
         self._counters_known = facts["counters"] == COUNTERS_CRC
         self.info = BoardInfo(name.rstrip(b"\0").decode("ascii", "replace"), config,
@@ -369,12 +393,12 @@ class Driver:
 
     def _poll(self, seconds: float) -> Iterator[None]:
         """Turns at growing distances, at least ten, for about ``seconds`` of the transport."""
-        longest = self.transport.timeout
-        pause, total, turns = longest / 64, 0.0, 0
-        while turns < 10 or total < seconds:
+        longest, begun = self.transport.timeout, self.transport.now()
+        pause, turns = longest / 64, 0
+        while turns < 10 or self.transport.now() - begun < seconds:
             yield
             self._receive(pause)
-            total, turns, pause = total + pause, turns + 1, min(2 * pause, longest)
+            turns, pause = turns + 1, min(2 * pause, longest)
 
     # --- memories ---------------------------------------------------------------------------------
 
@@ -590,21 +614,21 @@ class Driver:
                 pass
             self.write_registers(registers)
             self._start(number)
-            silence = 0.0
+            last = self.transport.now()
             while not ended:
-                if not self._events and self._receive(self.transport.timeout) is None:
-                    silence += self.transport.timeout
-                    self._sort(self._parser.resync())
-                    if silence >= PATIENCE:
-                        silence = 0.0
+                if not self._events:
+                    if self._receive(self.transport.timeout) is None:
+                        self._sort(self._parser.resync())
+                    if not self._events and self.transport.now() - last >= PATIENCE:
                         self._alive()
+                        last = self.transport.now()
                 while self._events and not ended:
-                    silence = 0.0
                     event = self._events.popleft()
                     if event.reason != Reason.RUNNING:
                         ended, self._counting, self.reason = True, False, event.reason
                     if event.reason not in (Reason.ABORTED, Reason.FILLED):
                         yield event
+                    last = self.transport.now()
             if self.reason == Reason.ABORTED:
                 self._failed()
         finally:
@@ -655,6 +679,19 @@ class Driver:
             self._credit(self._run, self._next)
         self._events.clear()
         self.reason = Reason.ABORTED
+
+
+def _answers(answer: Frame, command: Frame) -> bool:
+    """It is one, and as long as one to this command is."""
+    if answer.type != command.type | ANSWER or not answer.payload:
+        return False
+    if answer.payload[0] != Result.OK:
+        return True
+    size = {Command.READ: 4, Command.READ_MEMORY: 1}.get(Command(command.type), 0) \
+        * int.from_bytes(command.payload[4:8], "little")
+    if command.type == Command.CRC_MEMORY:
+        size = 4
+    return len(answer.payload) == 1 + size
 
 
 def _value(register: Register, words: Sequence[int], base: int = 0) -> int:

@@ -34,7 +34,8 @@ def invented(history: Sequence[int]) -> tuple[int, int]:
 class FakeBoard:
     """Transport and board in one.
 
-    Its time moves only in ``read``: a call that finds nothing to deliver lets ``timeout`` pass.
+    Its time moves only in ``read``: a call that finds nothing to deliver lets ``timeout`` pass, and
+    a byte takes a microsecond.
 
     Parameters
     ----------
@@ -80,6 +81,7 @@ class FakeBoard:
         self.busy, self.ready, self.fail_with = False, True, 0
         self.counters = [0] * len(COUNTERS)
         self.closed = False
+        self._time = 0.0
         self._random = random.Random(seed)
         self._parser = FrameParser()
         self._inbox: list[Frame] = []
@@ -122,10 +124,15 @@ class FakeBoard:
                 self._work()
         if not self._out:
             # A real receiver is not brought back by time, only by bytes: nothing to do here.
+            self._time += timeout
             return b""
         data = bytes(self._out[:max])
+        self._time += 1e-6 * len(data)
         del self._out[:max]
         return data
+
+    def now(self) -> float:
+        return self._time
 
     def close(self) -> None:
         self.closed = True

@@ -142,6 +142,9 @@ class RegisterTransport:
                 return bytes(got[:max])
             self._pause(POLL)
 
+    def now(self) -> float:
+        return self._now()
+
     def write(self, data: bytes) -> None:
         store, address, whole = self._window.store, self._data, len(data) & ~3
         for (value,) in struct.iter_unpack("<I", data[:whole]):

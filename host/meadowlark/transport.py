@@ -1,13 +1,17 @@
 """Byte transports between host and board."""
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
+import time
 from collections import deque
-from typing import Protocol
+from typing import Any, Protocol
 
 from meadowlark_hdl.link.protocol import CREDITS, MAX_FRAME
+
+from .errors import brief
 
 
 class TransportError(OSError):
@@ -18,8 +22,8 @@ class Transport(Protocol):
     """A byte pipe to a board.
 
     All times are seconds of the transport's own time, which for a simulated board is the time of
-    the simulation: ``read`` returns empty only after ``timeout`` of *that* time without a byte, so
-    that a slow simulation never looks like a lost frame.
+    the simulation: ``read`` returns empty only after ``timeout`` of *that* time without a byte, and
+    ``now`` tells it, so that a slow simulation never looks like a lost frame.
 
     Attributes
     ----------
@@ -36,13 +40,17 @@ class Transport(Protocol):
         """All of ``data``, in order."""
         ...
 
+    def now(self) -> float:
+        """Its own time, from wherever it counts."""
+        ...
+
     def close(self) -> None:
         """Frees the device; a second call does nothing."""
         ...
 
 
 class SerialTransport:
-    """A UART without flow control.
+    """A UART without flow control, for this process alone.
 
     Parameters
     ----------
@@ -56,12 +64,14 @@ class SerialTransport:
         import serial
         if baud < 1200:
             raise ValueError(f"baud must be at least 1200, not {baud!r}")
+        # A frame leaves in so long; where it does not, nobody takes it.
+        patience = 1 + 2 * MAX_FRAME * 10 / baud
         try:
-            self._port = serial.Serial(port, baud, timeout=0, write_timeout=None)
+            self._port = serial.Serial(port, baud, timeout=0, write_timeout=patience,
+                                       exclusive=True)
         except serial.SerialException as error:
-            raise TransportError(
-                f"cannot open {port}: {error}. Check that the board is plugged in, that no other "
-                f"program uses the port and that you may (group dialout)") from error
+            raise TransportError(_why_not(port, error)) from error
+        _exclude(self._port, True)
         self._lost = (serial.SerialException, OSError)
         self._name = port
         # A window there and back, and what USB adapters and the operating system add.
@@ -84,11 +94,43 @@ class SerialTransport:
         except self._lost as error:
             raise self._gone(error) from error
 
+    def now(self) -> float:
+        return time.monotonic()
+
     def _gone(self, error) -> TransportError:
+        import serial
+        if isinstance(error, serial.SerialTimeoutException):
+            return TransportError(f"{self._name} takes no bytes; check that it is the port of a "
+                                  "board")
         return TransportError(f"{self._name} went away ({error}); plug the board in and try again")
 
     def close(self) -> None:
+        if self._port.is_open:
+            _exclude(self._port, False)
         self._port.close()
+
+
+def _why_not(port: str, error: Exception) -> str:
+    """Why a port cannot be opened, and what to do."""
+    number, denied = getattr(error, "errno", None), "PermissionError" in str(error)     # Windows
+    if number in (errno.EBUSY, errno.EAGAIN) or denied and os.name == "nt":
+        return f"the port {port} is in use by another program; end that one, then try again"
+    if number in (errno.ENOENT, errno.ENXIO, errno.ENODEV) or "FileNotFoundError" in str(error):
+        return f"there is no port {port}; check that the board is plugged in, and its name"
+    if number in (errno.EACCES, errno.EPERM):
+        return (f"you may not open the port {port}; join the group that owns it (often dialout), "
+                "or change its rights")
+    return f"cannot open {port}: {brief(error)}; check that it is a serial port"
+
+
+def _exclude(port: Any, exclude: bool) -> None:
+    """Whether programs that ask for no lock can open the port too; where systems can say so."""
+    try:
+        import fcntl
+        import termios
+        fcntl.ioctl(port.fileno(), termios.TIOCEXCL if exclude else termios.TIOCNXCL)
+    except (ImportError, AttributeError, OSError):
+        pass
 
 
 class FileTransport:
@@ -125,6 +167,9 @@ class FileTransport:
             except OSError as error:
                 raise TransportError(f"the board closed the connection ({error})") from error
 
+    def now(self) -> float:
+        return time.monotonic()
+
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
@@ -154,13 +199,19 @@ class SocketTransport(FileTransport):
 
 
 class LoopbackTransport:
-    """Gives back what is written: for tests of everything above bytes."""
+    """Gives back what is written: for tests of everything above bytes. Time passes in reads that
+    find nothing."""
 
     def __init__(self) -> None:
         self.timeout = 0.01
         self._bytes: deque[int] = deque()
+        self._time = 0.0
+
+    def now(self) -> float:
+        return self._time
 
     def read(self, max: int, timeout: float) -> bytes:
+        self._time += 0 if self._bytes else timeout
         return bytes(self._bytes.popleft() for _ in range(min(max, len(self._bytes))))
 
     def write(self, data: bytes) -> None:

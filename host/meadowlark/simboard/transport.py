@@ -29,6 +29,11 @@ class SimTransport:
         self.sim = sim
         self.hz = sim.board.clock_mhz * 1e6
         self.timeout = PATIENCE / self.hz
+        self._cycles = 0
+
+    def now(self) -> float:
+        """Simulated seconds that went by in :meth:`read`."""
+        return self._cycles / self.hz
 
     def write(self, data: bytes) -> None:
         """Queue ``data``; it moves when the clock runs."""
@@ -40,8 +45,8 @@ class SimTransport:
         With a timeout of 0 the clock runs just long enough for a frame on its way to end.
         """
         if not self.sim.waiting:
-            self.sim.run(self.sim.quiet + int(timeout * self.hz), until_bytes=1,
-                         quiet=self.sim.quiet)
+            self._cycles += self.sim.run(self.sim.quiet + int(timeout * self.hz), until_bytes=1,
+                                         quiet=self.sim.quiet)
         return self.sim.pop(max)
 
     def close(self) -> None:
