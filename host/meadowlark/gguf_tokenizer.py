@@ -14,7 +14,7 @@ import tokenizers
 from gguf.constants import TokenType
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from .errors import UserError
+from .errors import UserError, brief
 from .metadata import Metadata
 from .model import Tokenizer
 from .stops import end_tokens, stop_ids
@@ -123,14 +123,15 @@ def build_tokenizer(meta: Metadata, vocabulary: Vocabulary) -> Tokenizer:
             made.add_tokens([AddedToken(vocabulary.tokens[i], special=special, normalized=False)
                              for i in np.flatnonzero(np.isin(vocabulary.kinds, which))])
         if vocabulary.bos_id is not None:
+            # A name of its own: in the token's text, "$" and ":" would mean something here.
             made.post_processor = processors.TemplateProcessing(
-                single=[vocabulary.bos, "$A"], pair=[vocabulary.bos, "$A", "$B"],
-                special_tokens=[(vocabulary.bos, vocabulary.bos_id)])
+                single=["bos", "$A"], pair=["bos", "$A", "$B"],
+                special_tokens=[("bos", vocabulary.bos_id)])
         text = made.to_str()
     except UserError:
         raise
     except Exception as e:              # tokenizers raises bare Exceptions
-        raise meta.refuse(f"its tokenizer does not hold together ({str(e)[:200]})") from e
+        raise meta.refuse(f"its tokenizer does not hold together ({brief(e)})") from e
     return Tokenizer(text.encode(), f"the tokenizer in {meta.source}")
 
 

@@ -397,7 +397,7 @@ def _sound_file(path: Path) -> Iterator[None]:
     except OSError as e:
         raise UserError(f"{path} cannot be read ({e}); check the file.") from e
     except Exception as e:               # SafetensorError: truncated, damaged or foreign
-        raise UserError(f"{path} is damaged or not a safetensors file ({e}); "
+        raise UserError(f"{path} is damaged or not a safetensors file ({brief(e)}); "
                         "get it again.") from e
 
 
@@ -496,7 +496,7 @@ class _TokenizerConfig(Metadata):
             try:
                 template = own.read_text(encoding="utf-8")
             except (OSError, ValueError) as e:
-                raise UserError(f"{own} cannot be read ({e}); get the file again.") from e
+                raise UserError(f"{own} cannot be read ({brief(e)}); get the file again.") from e
         elif isinstance(template, list):    # several by name
             named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
             template = Metadata(self.source, named[0], "chat_template").text("template") \
