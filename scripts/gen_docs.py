@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
 
+from meadowlark import blocks, gguf_model, gguf_tokenizer, model
 from meadowlark.limits import LIMITS
 from meadowlark_boards import BOARDS
 from meadowlark_hdl import isa
@@ -123,7 +124,49 @@ def limits() -> str:
     return "\n".join(out)
 
 
-PAGES = {"docs/program.md": program, "docs/registers.md": registers, "docs/limits.md": limits}
+def models() -> str:
+    """docs/models.md."""
+    rules: dict[tuple[str, ...], list[str]] = {}
+    for name, patterns in gguf_tokenizer.PRE.items():
+        rules.setdefault(patterns, []).append(f"`{name}`")
+    neutral = [(f"`{key}`", f"`{value}`") for key, value in
+               sorted({**model.NEUTRAL, **gguf_model.NEUTRAL}.items())]
+    kinds = ", ".join((*blocks.KINDS, *gguf_model.FLOATS))
+    return "\n".join((
+        NOTE, "# Which model files are read\n",
+        "All models are of type Llama: RMSNorm, RoPE, grouped queries, SwiGLU with silu, with or "
+        "without biases, the head tied to the embedding or not.\n",
+        "| what | what it holds |\n|---|---|",
+        f"| GGUF file | architecture `llama`, version 2 or 3, one part; tensors in {kinds}; the "
+        "tokenizer and the chat template are made from its metadata |",
+        "| Hugging Face folder | `config.json` of `LlamaForCausalLM`; `model.safetensors` or its "
+        "shards in float32, float16 or bfloat16; `tokenizer.json`; a chat template, if there is "
+        "one |",
+        "| checkpoint of llama2.c | float32, without a version or of version 1; beside it its "
+        "vocabulary, named `tokenizer.bin` or, for 512 tokens, `tok512.bin` |\n",
+        "The first bytes of a file tell its format, not its name. `meadowlark info MODEL` reads "
+        "one and tells its facts. [Limits](limits.md) says which boards run it.\n",
+        "## What is refused",
+        "Every entry of `config.json` and of a GGUF file's metadata is read, is known to change "
+        "nothing, or is refused by its name and value. Entries that are absent, false or empty "
+        "change nothing. Scaled RoPE is refused; a scaling by 1 is none. A GGUF file with a "
+        "tensor that Llama does not have is refused. In a folder such a tensor is left out, with "
+        "a warning, as transformers does.\n",
+        "An entry that is refused and that you know to change nothing can be taken out: in "
+        "`config.json` with an editor, in a GGUF file with `gguf-new-metadata --remove-metadata "
+        "KEY OLD NEW`.\n",
+        "These entries change nothing at this value, and are refused at any other:\n",
+        table(("entry", "value"), neutral),
+        "## Tokenizers of GGUF files",
+        "`tokenizer.ggml.model` is `llama` (SentencePiece) or `gpt2` (byte-level BPE). For `gpt2`, "
+        "`tokenizer.ggml.pre` names the rule that cuts a text into words. Names in one row stand "
+        "for one rule, as in llama.cpp:\n",
+        table(("rule of", "also named"),
+              ((names[0], ", ".join(names[1:])) for names in rules.values()))))
+
+
+PAGES = {"docs/program.md": program, "docs/registers.md": registers, "docs/limits.md": limits,
+         "docs/models.md": models}
 
 
 def main(argv: list[str] | None = None) -> int:
