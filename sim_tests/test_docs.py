@@ -1,4 +1,5 @@
 """README and docs/: links and images resolve, commands parse, paths exist, recordings are true."""
+import json
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")),
          ROOT / "host/meadowlark/data/vivado/README.md"]
 IMAGES = sorted((ROOT / "docs/images").glob("*.svg"))
+RECORDING = ROOT / "docs/images/generate.svg"
 SVG = "{http://www.w3.org/2000/svg}"
 
 pages = pytest.mark.parametrize("page", PAGES, ids=[str(p.relative_to(ROOT)) for p in PAGES])
@@ -177,6 +179,21 @@ def test_record(tmp_path):
                  ["-o", tmp_path / "c.svg", "false"]):
         assert subprocess.run([sys.executable, path, *args], capture_output=True).returncode
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.svg"]
+
+
+def test_recording_is_true(capsys):
+    """README's recording shows what the model says today: the golden model, which the chip equals,
+    gives the same text to the same command."""
+    from meadowlark.cli import main
+    title = ElementTree.parse(RECORDING).getroot().find(f"{SVG}title").text
+    words = shlex.split(title)
+    assert words[:2] == ["meadowlark", "generate"] and "--check" in words
+    words.remove("--check")
+    assert main([*words[1:], "--target", "golden", "--json", "-"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    text = "".join(shown(RECORDING))
+    for part in [words[-1] + result["text"], f"over {len(result['tokens'])} tokens"]:
+        assert "".join(part.split()) in "".join(text.split())
 
 
 def test_pages_of_the_log_are_apart():
