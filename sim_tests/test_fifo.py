@@ -61,6 +61,15 @@ async def ram_queue(dut, take):
             if offer:
                 left.pop(0)
         dut.i_valid.value = 0
+
+    async def watch():
+        inside = 0
+        while True:
+            await ReadOnly()
+            assert not (dut.empty.value and inside)
+            inside += int(dut.i_valid.value) - int(dut.o__valid.value and dut.o__ready.value)
+            await RisingEdge(dut.clk)
+    cocotb.start_soon(watch())
     cocotb.start_soon(give())
     times: list = []
     assert await recv(dut, "o", len(values), take, times=times) == values
