@@ -33,6 +33,8 @@ async def equals_zlib(dut, pause):
             dut.valid.value = 1
             dut.data.value = int.from_bytes(text[at:at + size], "little")
             await FallingEdge(dut.clk)
+        if random.random() < 0.3:       # broken off: the next one begins right behind it
+            continue
         dut.valid.value = 0
         await ClockCycles(dut.clk, 2)
         await FallingEdge(dut.clk)
