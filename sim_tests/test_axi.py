@@ -157,6 +157,7 @@ async def a_word_a_cycle(dut):
 async def writes_do_not_wait_for_answers(dut):
     """A memory that answers late gets the bursts behind all the same, and each is answered."""
     c, ram, seen = await begin(dut, 0.0)
+    assert ram.write_if
     ram.write_if.b_channel.pause = True
     full = (1 << c.bus_bytes) - 1 << 8 * c.bus_bytes
     cocotb.start_soon(send(dut, "port__w_cmd", [{"addr": 2 * k, "len": 1} for k in range(16)],
