@@ -147,11 +147,11 @@ def models() -> str:
         "The first bytes of a file tell its format, not its name. `meadowlark info MODEL` reads "
         "one and tells its facts. [Limits](limits.md) says which boards run it.\n",
         "## What is refused",
-        "Every entry of `config.json` and of a GGUF file's metadata is read, is known to change "
-        "nothing, or is refused by its name and value. Entries that are absent, false or empty "
-        "change nothing. Scaled RoPE is refused; a scaling by 1 is none. A GGUF file with a "
-        "tensor that Llama does not have is refused. In a folder such a tensor is left out, with "
-        "a warning, as transformers does.\n",
+        "Every entry of `config.json`, and every one of a GGUF file that begins with `llama.`, is "
+        "read, is known to change nothing, or is refused by its name and value. Entries that are "
+        "absent, false or empty change nothing. Scaled RoPE is refused; a scaling by 1 is none. A "
+        "GGUF file with a tensor that Llama does not have is refused. In a folder such a tensor is "
+        "left out, with a warning, as transformers does.\n",
         "An entry that is refused and that you know to change nothing can be taken out: in "
         "`config.json` with an editor, in a GGUF file with `gguf-new-metadata --remove-metadata "
         "KEY OLD NEW`.\n",

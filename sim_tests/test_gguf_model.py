@@ -173,7 +173,8 @@ def test_smollm2(smollm2):
      "split.no": 0, "split.tensors.count": 21, "tokenizer.ggml.padding_token_id": 4_000_000_000,
      "tokenizer.ggml.add_eos_token": False, "tokenizer.huggingface.json": "{}",
      "llama.attention.causal": True, "llama.expert_count": 0, "llama.expert_used_count": 0,
-     "llama.use_parallel_residual": False, "llama.new": ""},
+     "llama.use_parallel_residual": False, "llama.new": "",
+     "mradermacher.quantize_version": 2, "unsloth.made": ["x"]},
 ])
 def test_harmless_metadata(tmp_path, seed, values):
     """What files in circulation have, and scalings that scale nothing, change nothing."""

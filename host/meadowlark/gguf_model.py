@@ -94,10 +94,12 @@ class _Weights:
                             "model of type llama has not; use a model without it.")
 
 
-#: Keys of metadata that change nothing of the arithmetic. The tokenizer has its own reader.
-HARMLESS = ("general.*", "tokenizer.*", "quantize.*", "split.*", "llama.tensor_data_layout",
-            "llama.vocab_size", "llama.pooling_type", "llama.rope.scaling.orig*",
-            "llama.rope.scaling.finetuned", "llama.rope.scaling.yarn_*")
+#: What the keys of the architecture begin with. Others are about the tokenizer, which has a reader
+#: of its own, or notes of those who made the file.
+_ABOUT = "llama."
+#: Keys of the architecture that change nothing of the arithmetic.
+HARMLESS = ("llama.tensor_data_layout", "llama.vocab_size", "llama.pooling_type",
+            "llama.rope.scaling.orig*", "llama.rope.scaling.finetuned", "llama.rope.scaling.yarn_*")
 #: Keys that change nothing at this value.
 NEUTRAL = {
     "llama.attention.causal": True, "llama.expert_used_count": 0, "llama.expert_shared_count": 0,
@@ -175,7 +177,7 @@ def load_gguf(path: str | Path, name: str | None = None, *, outline: bool = Fals
     rms_eps = meta.number("llama.attention.layer_norm_rms_epsilon")
     rope_theta = meta.number("llama.rope.freq_base", 10000.0)
     vocabulary = read_vocabulary(meta)
-    meta.refuse_unread(HARMLESS, NEUTRAL, _REMEDY)
+    meta.refuse_unread(HARMLESS, NEUTRAL, _REMEDY, _ABOUT)
     weights = _Weights(file, outline)
     # llama.vocab_size has been written with several meanings, and llama.cpp does not read it.
     vocab = weights.rows("token_embd.weight", least=len(vocabulary.tokens))

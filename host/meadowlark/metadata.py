@@ -149,11 +149,11 @@ class Metadata:
         given = self._take(key, [], "a token id or a list of them", (int, list))
         found = []
         for i in given if isinstance(given, list) else [given]:
-            if isinstance(i, bool) or not isinstance(i, int) or i >= vocab and i not in NO_ID \
-                    or i < 0 and i not in NO_ID:
+            if i in NO_ID:
+                continue
+            if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < vocab:
                 raise self._must(key, f"a token id below {vocab:,}", i)
-            if i not in NO_ID:
-                found.append(i)
+            found.append(i)
         return found
 
     def table(self, key: str) -> Metadata:
@@ -161,7 +161,7 @@ class Metadata:
         return Metadata(self.source, self._take(key, {}, "an object", dict), self.named(key))
 
     def refuse_unread(self, harmless: Iterable[str], neutral: Mapping[str, object],
-                      remedy: str) -> None:
+                      remedy: str, begins: str = "") -> None:
         """Raise for a key that was not looked up and may change what the model computes.
 
         Parameters
@@ -173,11 +173,14 @@ class Metadata:
             empty.
         remedy : str
             What to do, with ``{key}`` where the key goes.
+        begins : str
+            Only keys that begin so are about what is computed.
         """
         harmless = tuple(harmless)
         for key, value in self.values.items():
-            if key in self._read or value is None or value is False or \
-                    isinstance(value, (str, list, dict, np.ndarray)) and len(value) == 0:
+            empty = value is None or value is False or \
+                isinstance(value, (str, list, dict, np.ndarray)) and len(value) == 0
+            if empty or key in self._read or not key.startswith(begins):
                 continue
             known = any(fnmatchcase(key, pattern) for pattern in harmless)
             if key in neutral:

@@ -301,6 +301,7 @@ HARMLESS = (
     "use_cache", "cache_implementation", "*attn_implementation*", "_flash_attn_2_enabled",
     "use_bfloat16", "use_flash_attention*", "fused_*", "pretraining_tp", "is_llama_config",
     "gradient_checkpointing", "torchscript", "return_dict*", "use_return_dict", "output_*",
+    "neftune_*", "load_in_*", "trust_remote_code", "_commit_hash",
     "chunk_size_feed_forward", "pruned_heads", "tf_legacy_loss", "tie_encoder_decoder",
     "initializer_*", "init_*", "attention_dropout", "*_dropout", "*_pdrop", "*_dropout_prob",
     "dropout", "*layerdrop", "loss_*", "router_aux_loss_coef", "z_loss*", "label_smoothing",
