@@ -225,6 +225,7 @@ def test_harmless_entries(tmp_path, seed):
                             (dict(sliding_window=64), "sliding_window = 64 is not supported; use"),
                             (dict(weight_bits=1, scale="x"), "weight_bits = 1 is not supported"),
                             (dict(logits_scaling=8.0), "logits_scaling = 8.0 is not supported"),
+                            (dict(output_multiplier=2), "output_multiplier = 2 is not supported"),
                             (dict(layer_types=["sliding_attention"]), "layers without full atten"),
                             ({"a\nb" * 200: [1]}, r"a bx?a ba.* = a list of 1 is not supported")):
         other = random_model(tmp_path, seed=seed, **values)
