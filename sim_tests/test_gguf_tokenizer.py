@@ -136,6 +136,22 @@ def test_bos(values, bos):
     assert tokenizer.encode("a", special=False) == plain
 
 
+def test_ids_of_none():
+    """-1 is no id, in 32 unsigned bits as well."""
+    for none in (-1, (1 << 32) - 1):
+        vocabulary = read_vocabulary(metadata(["a"], bos_token_id=none, eos_token_id=none,
+                                              eot_token_id=none, add_bos_token=True))
+        assert (vocabulary.bos_id, vocabulary.stop_ids, vocabulary.bos) == (None, (), "")
+
+
+def test_bos_of_any_text():
+    """Signs that mean something in a template of the library are only text in a token."""
+    for text in ("$A", "<:x>", "$1", "a:b:c"):
+        tokenizer = made(metadata([text, "a"], [CONTROL, NORMAL], bos_token_id=0,
+                                  add_bos_token=True))
+        assert tokenizer.encode("a") == [0, 1]
+
+
 # ---- SentencePiece
 
 def sentencepiece(rng, pieces=80, alphabet="▁abcdefgh", **values):

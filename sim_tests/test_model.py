@@ -256,6 +256,9 @@ def test_added_token_beyond_the_vocabulary(tmp_path, seed):
     assert max(model.text_tokens("all is well")) < 128
     with pytest.raises(UserError, match="gives token 128 and the model knows 128; "):
         model.text_tokens("all is <pad>")
+    # The model cannot end with it either.
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<pad>"}))
+    assert load_model(folder).stop_ids == (1,)
 
 
 @pytest.mark.parametrize("head, tied", [("same", True), ("other", False), ("alone", True)])

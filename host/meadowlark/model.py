@@ -590,8 +590,7 @@ def load_model(path_or_name: str | Path, *, outline: bool = False) -> Model:
     attention_bias, mlp_bias = config.flag("attention_bias", False), config.flag("mlp_bias", False)
     tied = config.flag("tie_word_embeddings", False)
     other = Metadata.from_json(folder / "generation_config.json", optional=True)
-    named: list[int | None] = [*other.ids("eos_token_id", vocab),
-                                *config.ids("eos_token_id", vocab)]
+    named = [*other.ids("eos_token_id", vocab), *config.ids("eos_token_id", vocab)]
     config.refuse_unread(HARMLESS, NEUTRAL, _REMEDY)
 
     source = folder / "tokenizer.json"
@@ -608,8 +607,10 @@ def load_model(path_or_name: str | Path, *, outline: bool = False) -> Model:
                         f"only {vocab}; use the files of one checkpoint.")
 
     declared = _TokenizerConfig.from_json(folder / "tokenizer_config.json", optional=True)
-    named.append(tokenizer.id(declared.token("eos_token")))
-    if (count := len({*named} - {None})) > MAX_STOP_IDS:
+    eos = tokenizer.id(declared.token("eos_token"))
+    if eos is not None and eos < vocab:         # the model cannot give another
+        named.append(eos)
+    if (count := len(set(named))) > MAX_STOP_IDS:
         raise UserError(f"{folder} names {count} stop ids and a run can have {MAX_STOP_IDS}; "
                         "shorten eos_token_id in generation_config.json.")
     ends = [i for i in end_tokens(tokenizer.id) if i < vocab]
