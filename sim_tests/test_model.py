@@ -174,7 +174,11 @@ def test_rope_theta_in_either_place(tmp_path, seed):
     assert load_model(folder).rope_theta == 123.0
     change(folder, rope_theta=None, rope_parameters={"rope_theta": 77.0, "rope_type": "default"})
     assert load_model(folder).rope_theta == 77.0
-    change(folder, rope_parameters=None)
+    change(folder, rope_theta=55.0)                 # as transformers 5: the object goes first,
+    assert load_model(folder).rope_theta == 77.0
+    change(folder, rope_scaling={"rope_type": "default"})       # and the older name before it
+    assert load_model(folder).rope_theta == 55.0
+    change(folder, rope_parameters=None, rope_scaling=None, rope_theta=None)
     assert load_model(folder).rope_theta == 10000.0
 
 
@@ -277,6 +281,8 @@ def test_a_head_beside_the_tied_flag(tmp_path, seed, head, tied):
     np.testing.assert_array_equal(model.embedding, plain.embedding)
     assert model.tied == tied == (model.head is model.embedding)
     assert model.parameters == plain.parameters + (0 if tied else plain.head.size)
+    outline = load_model(folder, outline=True)      # which decides how much memory a board needs
+    assert (outline.tied, outline.parameters) == (model.tied, model.parameters)
     assert [("is tied to the embedding" in w) for w in model.warnings] == [True] * (not tied)
 
 
