@@ -1,5 +1,6 @@
 """ProductPair: every sum right, three cycles late, one a cycle; the cells compute the same."""
 import random
+import re
 
 import cocotb
 import pytest
@@ -65,6 +66,12 @@ def test_ecp5_is_three_instances_with_all_registers():
     assert text.count("cell \\MULT18X18D") == 2 and text.count("cell \\ALU54B") == 1
     # nextpnr: none behind the multiplier where the ALU follows.
     assert "REG_OUTPUT_CLK" not in text and "REG_OUTPUT0_CLK" in text
+    for register in ("INPUTA", "INPUTB", "PIPELINE"):
+        assert text.count(f'\\REG_{register}_CLK "CLK0"') == 2
+    # A + B + C: B is the second product unless broadcast, C is the input c if that is kept.
+    opcode = dict(re.findall(r"connect \\OP(\d+) (\S+)", text))
+    assert [opcode[str(k)] for k in range(11)] == [
+        "1'1", "1'0", "1'1", r"\broadcast", r"\keep", r"\keep", "1'0", "1'0", "1'0", "1'1", "1'0"]
 
 
 def test_dsp_unknown():
