@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import pyte
 
-ROWS, COLUMNS = 40, 160
+ROWS, COLUMNS = 40, 240
 #: Seconds after which a command counts as hanging.
 HANGS = 120
 
@@ -36,7 +36,8 @@ def run(command: list[str], *, out: str, err: str, stdin: list[tuple[bytes, byte
     out, err : str
         Where they lead to: "pipe", "pty" (each one of its own), or "same", one pty for both.
     stdin : bytes, or list of (bytes, bytes)
-        Bytes of a pipe; or on the pty "same": what is waited for, and what is typed then.
+        Bytes of a pipe; or on the pty "same": what is waited for, and what is typed then, such as
+        Ctrl-C.
     """
     masters: dict[str, int] = {}
     slaves: dict[str, int] = {}
@@ -51,6 +52,7 @@ def run(command: list[str], *, out: str, err: str, stdin: list[tuple[bytes, byte
     process = subprocess.Popen(
         command, stdin=slaves["out"] if typed else subprocess.PIPE, stdout=slaves["out"],
         stderr=slaves["err"], start_new_session=True,
+        preexec_fn=(lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)) if typed else None,
         env={**os.environ, "TERM": "xterm-256color", **(env or {})})
     if process.stdin:
         assert isinstance(stdin, bytes)

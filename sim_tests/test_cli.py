@@ -11,6 +11,7 @@ import click
 import numpy as np
 import pytest
 from meadowlark import bench, cli, targets
+from meadowlark.cli.group import cli as group
 from meadowlark.driver import Driver
 from meadowlark.evaluate import read_text
 from meadowlark.fake_board import FakeBoard
@@ -171,7 +172,7 @@ def test_an_image_is_not_a_checkpoint(run, image, tmp_path):
     (["generate", STORY, "--packing", "huffman"], ("huffman", "raw")),
     (["generate", STORY, "--board", "arty"], ("'arty'", "virtual, ulx3s_85f")),
     (["generate", STORY, "--target", "chip"], ("'chip'", "golden, sim, pins, a serial port")),
-    (["generate", STORY, "--target", "/dev/no-such-port"], ("cannot open /dev/no-such-port",)),
+    (["generate", STORY, "--target", "/dev/no-such-port"], ("there is no port /dev/no-such-port",)),
     (["generate", STORY, "--target", "golden", "--check"], ("leave one of them out",)),
     (["generate", STORY, "--target", "golden", "--ctx", "513"], ("1..512", "513")),
     (["bench", "--target", "golden"], ("no clock",)),
@@ -210,6 +211,7 @@ def test_json_that_cannot_be_written(run, tmp_path):
 
 # ---- Options
 
+COMMANDS = group.commands
 #: All that is understood, by command; nothing that is not used.
 MODEL = {"-c", "--ctx", "--ctx-size", "--weights", "--bits", "--target-ppl", "--packing"}
 GRID = {"--weights", "--bits", "--target-ppl"}
@@ -232,7 +234,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options_of_a_command(name):
-    found = {o for p in cli.cli.commands[name].params for o in p.opts}
+    found = {o for p in COMMANDS[name].params for o in p.opts}
     assert found == OPTIONS[name]
 
 
@@ -249,12 +251,12 @@ def test_help_is_whole_sentences(run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     text = run("--help")[1]
     summaries = [x for x in text[text.index("Commands:"):].splitlines()[1:] if x]
-    assert len(summaries) == len(OPTIONS) == len(cli.cli.commands)
+    assert len(summaries) == len(OPTIONS) == len(COMMANDS)
     for line in (*text.splitlines(), *(x for c in OPTIONS for x in run(c, "-h")[1].splitlines())):
         assert len(line) <= 80 and "..." not in line.replace("[ARGS]...", "")
     for line in summaries:
         assert line.endswith(".")
-    for command in cli.cli.commands.values():
+    for command in COMMANDS.values():
         for option in command.params:
             if isinstance(option, click.Option):
                 assert option.help and option.help.endswith("."), (command.name, option.name)
@@ -448,7 +450,7 @@ class Counted:
     def generate(self, tokens, sampling, *, max_new, stop_ids):
         self.n = len(tokens) + max_new - 1
         assert stop_ids == ()
-        return iter([Event(token=0, crc=0)] * max_new)
+        yield from [Event(token=0, crc=0)] * max_new
 
     def counters(self):
         return {"cycles": 20_000 * self.n, "stall_memory": 7, "stall_engine": 8}
@@ -512,7 +514,7 @@ def test_saturated_scores_are_told(run, tmp_path, monkeypatch):
 
     def told(model, *args):
         """-> (what is told, the JSON)"""
-        monkeypatch.setattr(sys, "stdin", io.StringIO("hello there\n"))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hello there\n")))
         status, out, err = run(*args, "--model", model, "--json", "-")
         assert status == 0, err
         lines = [line for line in err.splitlines() if "saturated" in line]
@@ -552,7 +554,8 @@ def test_a_signal_to_end_is_an_interruption():
     process = subprocess.Popen([sys.executable, "-c", """
 import sys, time
 from meadowlark import cli
-@cli.cli.command()
+from meadowlark.cli import group
+@group.cli.command()
 def wait():
     print("waits", flush=True)
     time.sleep(60)

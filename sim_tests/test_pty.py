@@ -164,6 +164,29 @@ def test_commands_on_a_terminal(plain, model):
     assert plain("chat").out.decode().splitlines()[0] in text.partition("> Hello\n")[2]
 
 
+def test_ctrl_c_in_a_conversation(model):
+    """It ends an answer, which stays as far as it came, and then the conversation."""
+    stub = """
+import time
+from meadowlark.targets import GoldenTarget
+whole = GoldenTarget._run
+def slow(*args, **kw):
+    for event in whole(*args, **kw):
+        yield event
+        time.sleep(0.3)
+GoldenTarget._run = slow
+"""
+    args = COMMANDS["chat"][0]
+    ran = run(meadowlark(*(a.replace("MODEL", str(model)) for a in args), stub=stub), out="same",
+              err="same", stdin=[(b"> ", b"Hello\n"), (b"ooo", b"\x03"), (b"> ", b"You\n"),
+                                 (b"> ", b"\x03")])
+    lines = screen(ran.out)
+    assert ran.status == 130 and lines[0] == "> Hello" and b"Traceback" not in ran.out
+    assert lines[1].replace("^C", "").startswith("ooo") and "ooooo" not in lines[1]
+    assert "ended by Ctrl-C" in lines[2] and lines[3] == "> You"
+    assert lines[-2:] == ["> ^C", "error: interrupted"]
+
+
 def test_a_terminal_that_cannot_move_its_cursor(model):
     """TERM=dumb: as on a pipe."""
     args, stub, stdin, _ = COMMANDS["bench"]

@@ -199,13 +199,14 @@ def test_the_driver_runs_alone(written):
     code = ("import sys\n"
             "for name in ('amaranth', 'amaranth_boards', 'cocotb', 'safetensors', 'serial'):\n"
             "    sys.modules[name] = None\n"
-            "import meadowlark.cli, meadowlark.image, meadowlark.prepare, meadowlark.chat\n"
+            "import meadowlark.cli.group, meadowlark.chat, meadowlark.errors, meadowlark.image\n"
+            "import meadowlark.prepare\n"
             "from meadowlark.targets import open_target\n"
             "from meadowlark_boards import get_board\n"
             "assert meadowlark.__file__.startswith(sys.argv[1]), meadowlark.__file__\n"
             "try:\n"
             "    open_target('uio:/dev/uio77@0x60000000', get_board('kv260'))\n"
-            "except meadowlark.cli.UserError as error:\n"
+            "except meadowlark.errors.UserError as error:\n"
             "    assert 'cannot map the registers in /dev/uio77' in str(error)\n")
     subprocess.run([sys.executable, "-c", code, str(written)], check=True, cwd=written,
                    env=os.environ | {"PYTHONPATH": str(written / "python")})

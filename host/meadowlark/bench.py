@@ -5,6 +5,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -122,10 +123,12 @@ def run(target: Target, image: Image, board: Board, tests: Sequence[Test], *,
         if progress:
             progress(f"running {test.name}", 0, test.generate)
         got = 0
-        for _ in target.generate(test.prompt, Sampling(), max_new=test.generate, stop_ids=()):
-            got += 1
-            if progress:
-                progress(f"running {test.name}", got, test.generate)
+        with closing(target.generate(test.prompt, Sampling(), max_new=test.generate,
+                                     stop_ids=())) as events:
+            for _ in events:
+                got += 1
+                if progress:
+                    progress(f"running {test.name}", got, test.generate)
         if got != test.generate:
             raise UserError(f"{test.name} gave {got} tokens, not {test.generate}; load the image "
                             "again")

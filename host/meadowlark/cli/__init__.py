@@ -2,29 +2,8 @@
 ``build``, ``flash`` and ``info``; a file a command."""
 from __future__ import annotations
 
-import logging
-import os
-import signal
 import sys
 from collections.abc import Sequence
-
-import click
-
-from ..errors import UserError
-from . import bench, build, chat, compile, eval, generate, info
-from .status import DIFFERENT, INTERRUPTED, WRONG_USE
-from .terminal import Warnings, say
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="meadowlark", prog_name="meadowlark")
-def cli() -> None:
-    """Small FPGAs run language models, with open tools."""
-
-
-for _command in (generate.generate, chat.chat, compile.compile_, eval.eval_, bench.bench,
-                 build.build, build.flash, info.info):
-    cli.add_command(_command)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -32,37 +11,21 @@ def main(args: Sequence[str] | None = None) -> int:
 
     0: done. 1: ``--check`` found a difference. 2: something the user can put right, told in one
     sentence on stderr. 130: interrupted, by Ctrl-C or a signal to end; tools run for us end too.
+
+    args: of the process if not given, which then has its signals handled and ends when
+    interrupted.
     """
-    from ..simboard import SimulationError
-    logging.getLogger("meadowlark").handlers = [Warnings()]
-    if args is None:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if args is not None:
+        from .group import run
+        return run(args)
+    from . import interrupts
     try:
-        return cli.main(args=list(sys.argv[1:] if args is None else args), prog_name="meadowlark",
-                        standalone_mode=False) or 0
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        return WRONG_USE
-    except click.UsageError as error:
-        where = error.ctx.command_path if error.ctx else "meadowlark"
-        message = error.format_message()
-        return _fail(f"{message}{'' if message.endswith(('.', '?')) else '.'} See `{where} --help`")
-    except (click.Abort, KeyboardInterrupt):
-        return _fail("interrupted", INTERRUPTED)
-    except SimulationError as error:
-        return _fail(str(error), DIFFERENT)
-    except BrokenPipeError:
-        # Whoever reads our output has left; nothing more may be written at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return WRONG_USE
-    except UserError as error:
-        return _fail(str(error))
-    except OSError as error:
-        name = f" ({error.filename})" if error.filename else ""
-        return _fail(f"{error.strerror or error}{name}")
-
-
-def _fail(sentence: str, status: int = WRONG_USE) -> int:
-    sys.stdout.flush()
-    say("error: " + " ".join(sentence.split()))
-    return status
+        interrupts.install()        # before the imports, which take longest
+        from .group import run
+        status = run(sys.argv[1:], interrupted=interrupts.leave)
+        interrupts.finish()
+        return status
+    except BaseException:
+        if interrupts.pending():    # whatever a library has made of it
+            interrupts.leave()
+        raise

@@ -13,6 +13,7 @@ import click
 from ..errors import UserError
 from ..files import check_outputs
 from ..prepare import check_text
+from . import interrupts
 from .generate import why_ended
 from .options import (
     Asked,
@@ -174,10 +175,11 @@ class _Session:
                 "counters": {}}
         self._result["turns"].append(turn)
         started = ended = time.monotonic()
+        terminal = sys.stdin.isatty()
         self._progress("thinking")
         try:
-            with closing(runner.generate(ids, self._draw, max_new=most, stop_ids=image.stop_ids,
-                                         reuse=True)) as run:
+            with interrupts.patience(terminal), closing(runner.generate(
+                    ids, self._draw, max_new=most, stop_ids=image.stop_ids, reuse=True)) as run:
                 for event in run:
                     ended = time.monotonic()
                     tokens.append(event.token)
@@ -186,8 +188,9 @@ class _Session:
             turn["end"] = why_ended(tokens, image.stop_ids, out, len(tokens) == self._max_new)
         except KeyboardInterrupt:
             turn["end"] = "Ctrl-C"
-            if not sys.stdin.isatty():
+            if not terminal:
                 raise
+            interrupts.dealt_with()
         finally:
             out.end()
             turn |= {"cached_tokens": runner.cached,

@@ -97,6 +97,19 @@ def write_json(result: dict, where: str | None) -> None:
         write_atomic(where, text.encode())
 
 
+def abandoned() -> str:
+    """What leaves the terminal in order when the process ends at once: the cursor seen again, and
+    at the start of a line. Waits for nobody."""
+    text, free = "", _lock.acquire(timeout=0.02)
+    if _drawn is not None:
+        text += "\r\x1b[2K\x1b[?25h"
+    if _writing is not None and not _writing.at_start:
+        text += "\n"
+    if free:
+        _lock.release()
+    return text
+
+
 class Progress:
     """What is going on, on stderr: one line that changes on a terminal, else a line a step.
 
@@ -204,7 +217,7 @@ class Text:
         self._stream, self._stop = stream, stop
         self._to = sys.stderr if quiet else sys.stdout
         self._owns = quiet or self._to.isatty()
-        self._prompt, self._at_start = prompt, True
+        self._prompt, self.at_start = prompt, True
         self._shown = 0
         self.text = ""
         self.stopped = False
@@ -218,7 +231,7 @@ class Text:
             text, self._prompt = self._prompt + text, ""
             if text:
                 _write(self._to, text)
-                self._at_start = text.endswith("\n")
+                self.at_start = text.endswith("\n")
 
     def push(self, token: int) -> bool:
         """Take a token; False when a stop text is complete."""
@@ -238,7 +251,7 @@ class Text:
         """End the line, for somebody else to begin one; the text is over."""
         global _writing
         with _lock:
-            if not self._at_start:
+            if not self.at_start:
                 self._write("\n")
             if _writing is self:
                 _writing = None

@@ -17,8 +17,8 @@ COUNTERS = ("cycles", "read_words", "write_words", "read_bursts", "write_bursts"
             "idle_no_command", "idle_row", "idle_turnaround", "idle_refresh", "idle_core",
             "rx_bytes", "tx_bytes", "logits")
 
-#: Longest stretch in C++ without a look at Ctrl-C; about a second.
-SLICE = 500_000
+#: Longest stretch in C++ without a look at Ctrl-C; less than a tenth of a second.
+SLICE = 50_000
 
 
 class SimulationError(RuntimeError):
