@@ -2,7 +2,7 @@
 """Pack the matrices of a checkpoint in each way and print the sizes, beside the entropy.
 
 `scripts/packing.py smollm2`; `scripts/packing.py FOLDER --scale tensor`. Weights become int8 here,
-with a scale a row or a tensor, largest magnitude 127. MEADOW's C = 2 and 4 are also counted where
+with a scale per row or per tensor, largest magnitude 127. MEADOW's C = 2 and 4 are also counted where
 the uniques are more than a decoder's table holds, table included: that is the published scheme.
 """
 from __future__ import annotations
@@ -59,7 +59,7 @@ def published(plain: np.ndarray, C: int) -> float:
 @click.command(help=(__doc__ or "").partition("\n\n")[0])
 @click.argument("model")
 @click.option("--scale", type=click.Choice(("row", "tensor")), default="row", show_default=True)
-@click.option("-w", "W", default=16, show_default=True, help="Weights a beat.")
+@click.option("-w", "W", default=16, show_default=True, help="Weights per beat.")
 @click.option("--least", default=0, show_default=True, help="Leave out smaller matrices.")
 @click.option("--meadow/--no-meadow", default=True, help="Try MEADOW's packing too.")
 @click.option("--json", "as_json", is_flag=True)

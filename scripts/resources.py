@@ -3,7 +3,7 @@
 
 `make resources` fails if a kind of cell has grown by more than 3 % over `boards/resources.json`;
 `make resources ARGS=--write` records what is. Sizes are those after synthesis, whole chip, pins
-included: minutes a board. With --built they are taken from the report of `meadowlark build`.
+included: minutes per board. With --built they are taken from the report of `meadowlark build`.
 """
 from __future__ import annotations
 
