@@ -2,8 +2,8 @@
 """Pack the matrices of a checkpoint in each way and print the sizes, beside the entropy.
 
 `scripts/packing.py smollm2`; `scripts/packing.py FOLDER --scale tensor`. Weights become int8 here,
-with a scale per row or per tensor, largest magnitude 127. MEADOW's C = 2 and 4 are also counted where
-the uniques are more than a decoder's table holds, table included: that is the published scheme.
+with a scale per row or per tensor, largest magnitude 127. MEADOW's C = 2 and 4 are also counted
+where the uniques are more than a decoder's table holds, table included: the published scheme.
 """
 from __future__ import annotations
 
