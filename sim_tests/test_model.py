@@ -437,6 +437,10 @@ def test_foreign_files(tmp_path, seed, name, raw):
 def test_file_errors(tmp_path, seed):
     with pytest.raises(UserError, match="no model 'nowhere'"):
         load_model("nowhere")
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "x.gguf").touch()
+    with pytest.raises(UserError, match="files is no Hugging Face folder; give a .*files/x.gguf"):
+        load_model(tmp_path / "files")
     folder = random_model(tmp_path, seed=seed)
     weights = folder / "model.safetensors"
     good = weights.read_bytes()

@@ -570,6 +570,9 @@ def load_model(path_or_name: str | Path, *, outline: bool = False) -> Model:
     if not folder.is_dir():
         return _load_file(folder, str(path_or_name) if str(path_or_name) in NAMES else None,
                           outline=outline)
+    if not (folder / "config.json").exists() and (files := sorted(folder.glob("*.gguf"))):
+        raise UserError(f"{folder} is no Hugging Face folder; give a GGUF file in it, such as "
+                        f"{files[0]}.")
     config = Metadata.from_json(folder / "config.json")
     _refuse_unknown_shapes(config)
     hidden, heads = config.whole("hidden_size"), config.whole("num_attention_heads")
