@@ -1,7 +1,9 @@
 """The commands: what they print, and that whatever the user can put right is one sentence."""
+import dataclasses
 import io
 import json
 import lzma
+import re
 import shutil
 import subprocess
 import sys
@@ -109,7 +111,6 @@ def test_model_outside_the_envelope(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("prompt, words", [
-    ("", ("prompt is empty",)), ("  \n", ("prompt is empty",)),
     ("a cat " * 400, ("tokens", "the context holds 512", "shorten")),
     ("\udcff", ("UTF-8",)),
 ])
@@ -372,6 +373,56 @@ def test_info(run, what, key):
     assert key in json.loads(run(*args, "--json", "-")[1])
     status, out, err = run(*args)
     assert status == 0 and key in out and err == ""
+
+
+def test_what_is_installed(run, monkeypatch):
+    """In words for people, with what to do about what is not; for programs as booleans."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    found = json.loads(run("info", "--json", "-")[1])
+    assert found["models"]["stories"] is True and found["tools"]["openFPGALoader"] is False
+    out = run("info")[1]
+    assert re.search(r"^  stories +installed$", out, re.M)
+    assert re.search(r"^  openFPGALoader +no: openFPGALoader is not installed: install it", out,
+                     re.M)
+    for kind in ("models", "tools"):
+        for name, there in found[kind].items():
+            assert re.search(rf"^  {re.escape(name)} +{'installed$' if there else 'no: '}", out,
+                             re.M)
+
+
+def test_boards_that_a_model_fits(run, tmp_path, monkeypatch):
+    from meadowlark_boards import BOARDS
+    board = get_board("virtual")
+    for name, change in (("tiny", {"config": board.config.replace(prog_depth=64)}),
+                         ("tight", {"memory": dataclasses.replace(
+                             board.memory, size_bytes=430 * 4096)})):
+        monkeypatch.setitem(BOARDS, name, type(board)(**{**vars(board), "name": name, **change}))
+    found = json.loads(run("info", "stories", "--json", "-")[1])["boards"]
+    assert found["virtual"] == {"fits": True, "options": "", "reasons": []}
+    assert not found["tiny"]["fits"] and "prog_depth" in found["tiny"]["reasons"][0]
+    assert found["tight"]["fits"] and re.match(r"--ctx \d+$", found["tight"]["options"])
+    out = run("info", "stories")[1]
+    assert re.search(r"^  virtual +yes$", out, re.M)
+    assert re.search(r"^  tiny +no: program \d+ instructions, at most 64", out, re.M)
+    assert re.search(r"^  tight +yes, with --ctx \d+$", out, re.M)
+    # What it says is what compile does.
+    context = found["tight"]["options"].split()[1]
+    path = tmp_path / "x"
+    assert run("compile", "stories", "-o", path, "--board", "tight", "-c", context)[0] == 0
+    refused(run("compile", "stories", "-o", path, "--board", "tight"), f"--ctx {context}")
+
+
+def test_a_text_from_nothing(run, tmp_path):
+    """It begins at bos; a model without one says so."""
+    result = json.loads(run("generate", "", "--target", "golden", "-n", "4", "--json", "-")[1])
+    assert result["prompt_tokens"] == 1 and len(result["tokens"]) == 4
+    path = folder(tmp_path, bos_token_id=None)
+    name = path / "tokenizer.json"
+    name.write_text(json.dumps(json.loads(name.read_text()) | {"post_processor": None}))
+    (path / "tokenizer_config.json").unlink(missing_ok=True)
+    refused(run("generate", "", "--model", path, "--target", "golden"), "is empty", "no bos")
+    refused(run("generate", " ", "--chat", "--target", "golden"), "question is empty")
 
 
 # ---- Targets

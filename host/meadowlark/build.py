@@ -203,10 +203,7 @@ def flash(board: Board, bitstream: Path) -> None:
     UserError
         openFPGALoader or the bitstream is missing, or it failed.
     """
-    tool = shutil.which("openFPGALoader")
-    if tool is None:
-        raise UserError("openFPGALoader is not installed: install it (Debian: openfpgaloader), "
-                        f"then run this again, or load {bitstream} with another tool")
+    tool = loader_tool()
     if not bitstream.exists():
         raise UserError(f"there is no {bitstream}: run `meadowlark build --board {board.name}` "
                         "first")
@@ -214,6 +211,15 @@ def flash(board: Board, bitstream: Path) -> None:
     if done.returncode:
         raise UserError(f"openFPGALoader failed with status {done.returncode}; check the cable and "
                         "that no other program holds the board")
+
+
+def loader_tool() -> str:
+    """openFPGALoader; :class:`UserError` unless it is installed."""
+    tool = shutil.which("openFPGALoader")
+    if tool is None:
+        raise UserError("openFPGALoader is not installed: install it (Debian: openfpgaloader), or "
+                        "load the bitstream with another tool")
+    return tool
 
 
 def _loader(board: Board) -> str:

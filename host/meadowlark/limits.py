@@ -321,8 +321,12 @@ def _longest(shapes: Shapes, board: Board, bits: float) -> int | None:
     return low or None
 
 
-def _options(shapes: Shapes, board: Board, context: int | None, bits: float) -> str | None:
-    """Options with which it fits this board: some, "" if it does without, or None."""
+def options_for(shapes: Shapes, board: Board, context: int | None, bits: float) -> str | None:
+    """Options with which it fits this board: some, "" if it does without, or None.
+
+    See :func:`fits` for the parameters; without ``--bits``, int8 weights may still fit a board that
+    reads entropy-coded ones.
+    """
     if not fits(shapes, board, context=context, bits=bits):
         return ""
     longest = _longest(shapes, board, bits)
@@ -344,9 +348,9 @@ def advice(shapes: Shapes, board: Board, *, context: int | None = None, bits: fl
     """With which options of this board, or with which other boards, a model goes: part of a
     sentence."""
     from meadowlark_boards import BOARDS
-    here = _options(shapes, board, context, bits)
+    here = options_for(shapes, board, context, bits)
     others = {other.name: options for other in BOARDS.values() if other.name != board.name
-              and (options := _options(shapes, other, context, bits)) is not None}
+              and (options := options_for(shapes, other, context, bits)) is not None}
     boards = [name for name, options in others.items() if not options]
     ways = [f"{board.name} with {here}"] if here else []
     ways += boards or [f"{name} with {options}" for name, options in others.items()]

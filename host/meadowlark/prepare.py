@@ -210,12 +210,13 @@ class Source:
         Raises
         ------
         UserError
-            It is empty, is not text, or does not fit the context; the model has no template.
+            It is not text or does not fit the context; it is empty, and a question, or the model
+            has no bos to begin with; the model has no template.
         """
-        if not text.strip():
-            raise UserError("the prompt is empty; give at least one word")
         check_text(text, "the prompt")
         if chat:
+            if not text.strip():
+                raise UserError("the question is empty; give at least one word")
             return self.fitting(self.conversation(system).ask(text))
         return self.fitting(self.tokenizer.opened(text, self.image.bos_id))
 
@@ -225,7 +226,8 @@ class Source:
         the model does not know one. what, remedy: parts of that sentence."""
         context, vocab = self.image.context, self.image.shape["vocab"]
         if not ids:
-            raise UserError(f"{what} has no tokens; give at least one word")
+            raise UserError(f"{what} is empty, and {self.name} has no bos to begin a text with; "
+                            "give at least one word")
         if len(ids) > context:
             raise UserError(f"{what} has {len(ids)} tokens and the context holds {context}; "
                             f"{remedy}")

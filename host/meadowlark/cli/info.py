@@ -1,6 +1,7 @@
 """``meadowlark info``."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from meadowlark_boards import Board
 
     from ..image import Image
+    from ..model import Model
 
 
 @click.command()
@@ -30,12 +32,21 @@ def info(what: str | None, plot: str | None, json_to: str | None) -> int:
 
     from .. import packing_report
     from ..image import Image, is_image
-    from ..model import NAMES
+    from ..model import NAMES, find_model
     check_outputs(plot, json_to, inputs=[what])
     tensors: tuple[dict, ...] = ()
+    shown: dict[str, Any] = {}      # for people, where that is not the result itself
     if what is None:
-        result: dict[str, Any] = {"boards": {b.name: b.title for b in BOARDS.values()},
-                                  "models": list(NAMES)}
+        titles = {board.name: board.title for board in BOARDS.values()}
+        models = {name: _remedy(lambda name=name: find_model(name)) for name in NAMES}
+        tools = {name: _remedy(check) for name, check in _tools().items()}
+        result: dict[str, Any] = {
+            "boards": titles, "models": {name: not remedy for name, remedy in models.items()},
+            "tools": {name: not remedy for name, remedy in tools.items()}}
+        shown = {"boards": titles} | {
+            kind: {name: f"no: {remedy}" if remedy else "installed"
+                   for name, remedy in found.items()}
+            for kind, found in (("models", models), ("tools", tools))}
     elif what in BOARDS:
         result = _board_facts(BOARDS[what])
     elif is_image(what):
@@ -43,12 +54,17 @@ def info(what: str | None, plot: str | None, json_to: str | None) -> int:
         result, tensors = _image_facts(image), image.tensors
     elif what in NAMES or Path(what).exists():
         from ..model import load_model
-        m = load_model(what)
+        m = load_model(what, outline=True)
         for sentence in m.warnings:
             warn(sentence)
-        result = {"model": m.name, "parameters": m.parameters, "hidden": m.hidden,
-                  "layers": len(m.layers), "heads": m.heads, "kv_heads": m.kv_heads,
-                  "head_dim": m.head_dim, "ffn": m.ffn, "vocab": m.vocab, "context": m.context}
+        facts = {"model": m.name, "parameters": m.parameters, "hidden": m.hidden,
+                 "layers": len(m.layers), "heads": m.heads, "kv_heads": m.kv_heads,
+                 "head_dim": m.head_dim, "ffn": m.ffn, "vocab": m.vocab, "context": m.context,
+                 "bos_id": m.bos_id, "stop_ids": list(m.stop_ids),
+                 "chat_template": m.chat is not None}
+        boards = {board.name: _fits(m, board) for board in BOARDS.values()}
+        result = facts | {"boards": boards}
+        shown = facts | {"boards": {name: _verdict(**found) for name, found in boards.items()}}
     else:
         raise UserError(f"{what!r} is neither an image nor a model; the boards are "
                         f"{', '.join(BOARDS)}, the models by name {', '.join(NAMES)}")
@@ -58,10 +74,44 @@ def info(what: str | None, plot: str | None, json_to: str | None) -> int:
         write_atomic(plot, packing_report.svg(tensors, result["image"]).encode())
     write_json(result | ({"tensors": list(tensors)} if tensors else {}), json_to)
     if json_to != "-":
-        show(listing(result))
+        show(listing(shown or result))
         if tensors:
             show(packing_report.table(tensors))
     return 0
+
+
+def _remedy(check: Callable[[], object]) -> str:
+    """What to do about something that is not installed; "" if it is."""
+    try:
+        check()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _tools() -> dict[str, Callable[[], object]]:
+    """What other commands need: simulation the first two, build, flash."""
+    from ..build import loader_tool
+    from ..ecp5 import check_tools
+    from ..simboard.build import compiler, verilator_root
+    return {"Verilator": verilator_root, "C++ compiler": compiler, "synthesis": check_tools,
+            "openFPGALoader": loader_tool}
+
+
+def _fits(model: Model, board: Board) -> dict[str, Any]:
+    """fits: whether the model fits the board with these options. reasons: why not without."""
+    from .. import limits
+    shapes = limits.Shapes.of_model(model)
+    options = limits.options_for(shapes, board, None, 8.0)
+    return {"fits": options is not None, "options": options or "",
+            "reasons": list(map(str, limits.fits(shapes, board)))}
+
+
+def _verdict(fits: bool, options: str, reasons: list[str]) -> str:
+    """One line of it."""
+    if not fits:
+        return f"no: {'; '.join(reasons)}"
+    return f"yes, with {options}" if options else "yes"
 
 
 def _board_facts(board: Board) -> dict:

