@@ -3,6 +3,7 @@ manager and an AXI4 memory that are not ours, and every token is right."""
 import random
 
 import cocotb
+import pytest
 from bench import PERIOD_NS, simulate, start
 from cocotb.clock import Clock
 from cocotb.task import bridge, resume
@@ -10,7 +11,7 @@ from cocotb.triggers import ClockCycles
 from cocotb.utils import get_sim_time
 from cocotbext.axi import AxiBus, AxiLiteBus, AxiLiteMaster, AxiRam
 
-from meadowlark.driver import Driver
+from meadowlark.driver import BoardError, Driver
 from meadowlark.registers import RegisterTransport
 from meadowlark_hdl.chips.axi_top import AxiTop
 from meadowlark_hdl.link.axi_lite_table import CONTROL_MEMORY, STATUS_LISTENS, WINDOW_ADDRESS
@@ -92,8 +93,12 @@ async def tokens(dut, stall):
     def elsewhere():
         """Another program on the same chip; the region is told anew, and only then moves."""
         assert driver(BASE).read_memory(SIZE - 1024, len(note)) == note
-        assert driver(BASE + SIZE).read_memory(64, 99) == around[1][64:163]
+        board = driver(BASE + SIZE)
+        assert board.read_memory(64, 99) == around[1][64:163]
         assert window.load(WINDOW_ADDRESS["control"]) == CONTROL_MEMORY
+        window.store(WINDOW_ADDRESS["control"], 0)
+        with pytest.raises(BoardError, match="has no memory yet"):
+            board.read_memory(64, 8)
     check_run(source, await run(), ram, BASE, note)
     await elsewhere()
     assert (ram.read(0, BASE), ram.read(BASE + SIZE, SIZE)) == around
