@@ -1,14 +1,17 @@
 """What the tests are held to: mutants of every block, and no case that ends without a word."""
 import ast
+import json
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "scripts"))
+import long as long_checks  # noqa: E402
 import mutate  # noqa: E402
 
 BLOCKS = mutate.load_blocks()
@@ -62,3 +65,26 @@ def test_no_case_ends_unseen():
                                                          for d in node.decorator_list)):
                 found += [f"{path.name}:{line}" for line in returns(node.body)]
     assert found == []
+
+
+def test_long_goes_on_where_it_was(tmp_path, monkeypatch):
+    """What passed at a commit is not run again there; what failed is, and what has no commit."""
+    def run(*args):
+        done = CliRunner().invoke(long_checks.main, args)
+        return done.exit_code, [line.partition(":")[0::2] for line in done.output.splitlines()]
+    at = ["aaa"]
+    monkeypatch.setattr(long_checks, "RESULTS", tmp_path)
+    monkeypatch.setattr(long_checks, "commit", lambda: at[0])
+    monkeypatch.setattr(long_checks, "PARTS", [
+        long_checks.Part("good", "-c 'import os; print(os.environ[\"FUZZ\"])'", (("FUZZ", "7"),)),
+        long_checks.Part("bad", "-c 'raise SystemExit(3)'")])
+    status, lines = run()
+    assert status == 1 and lines[0] == ("good", " passed: 7") and "FAILED" in lines[1][1]
+    found = json.loads((tmp_path / "bad.json").read_text())
+    assert (found["commit"], found["passed"], found["status"]) == ("aaa", False, 3)
+    assert run("good") == (0, [("good", " passed before")])
+    assert run("good", "--anew") == (0, [("good", " passed: 7")])
+    assert run("bad")[0] == 1
+    for at[0] in ("bbb", "bbb+", "bbb+"):
+        assert run("good") == (0, [("good", " passed: 7")])
+    assert run("neither")[0] == 2
