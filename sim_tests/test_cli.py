@@ -396,7 +396,7 @@ def test_boards_that_a_model_fits(run, tmp_path, monkeypatch):
     board = get_board("virtual")
     for name, change in (("tiny", {"config": board.config.replace(prog_depth=64)}),
                          ("tight", {"memory": dataclasses.replace(
-                             board.memory, size_bytes=430 * 4096)})):
+                             board.memory, size_bytes=480 * 4096)})):
         monkeypatch.setitem(BOARDS, name, type(board)(**{**vars(board), "name": name, **change}))
     found = json.loads(run("info", "stories", "--json", "-")[1])["boards"]
     assert found["virtual"] == {"fits": True, "options": "", "reasons": []}
