@@ -17,8 +17,9 @@ BENCH = """
 import time
 from meadowlark import targets
 from meadowlark.targets import Event
+from meadowlark_boards import VIRTUAL
 class Counted:
-    name, messages = "counted", 0
+    name, messages, board = "counted", 0, VIRTUAL
     def load(self, source): pass
     def close(self): pass
     def counters(self): return {"cycles": 1000, "stall_memory": 7}

@@ -49,7 +49,8 @@ class Measured:
     useful ones (weights, scales, cache, embedding, tables, each once a pass).
     memory_utilisation: bytes / (cycles x bus bytes). mac_utilisation: unmasked products /
     (cycles x W x P). stalls: cycles in which the array got no beat, by cause. tokens_per_s: at the
-    board's clock. predicted_cycles: by :mod:`meadowlark.cycles`, before the run.
+    board's clock. predicted_cycles: by :mod:`meadowlark.cycles`, before the run;
+    None for a board of which no times are known.
     """
     cycles: int
     tokens: int
@@ -58,7 +59,7 @@ class Measured:
     mac_utilisation: float
     stalls: dict[str, int]
     tokens_per_s: float
-    predicted_cycles: int
+    predicted_cycles: int | None
     counters: dict[str, int]
 
 
@@ -117,6 +118,8 @@ def run(target: Target, image: Image, board: Board, tests: Sequence[Test], *,
     UserError
         The target has no counters.
     """
+    from meadowlark_boards import BOARDS
+
     from .cycles import predict
     config, out = board.config, {}
     for test in tests:
@@ -145,7 +148,7 @@ def run(target: Target, image: Image, board: Board, tests: Sequence[Test], *,
             stalls={k.removeprefix("stall_"): v for k, v in counters.items()
                     if k.startswith("stall_")},
             tokens_per_s=test.tokens * board.clock_mhz * 1e6 / cycles,
-            predicted_cycles=expected.cycles, counters=counters)
+            predicted_cycles=expected.cycles if board.name in BOARDS else None, counters=counters)
     return out
 
 
@@ -166,7 +169,8 @@ def _rows(results: dict[str, Measured], image: Image, board: Board) -> list[tupl
     # The image's size says nothing of a raw twin.
     return [(image.name, "" if name.endswith(" raw") else f"{len(image.memory) / 2**20:.2f} MiB",
              f"{image.parameters / 1e6:.2f} M", board.name, f"{board.clock_mhz:g} MHz", name,
-             f"{m.tokens_per_s:.2f}", f"{m.cycles:,}", f"{m.predicted_cycles:,}",
+             f"{m.tokens_per_s:.2f}", f"{m.cycles:,}",
+             "-" if m.predicted_cycles is None else f"{m.predicted_cycles:,}",
              f"{m.memory_utilisation:.1%}", f"{m.mac_utilisation:.1%}")
             for name, m in results.items()]
 

@@ -34,6 +34,13 @@ def check_text(text: str, what: str) -> None:
         raise UserError(f"{what} is not valid UTF-8; check the terminal's encoding") from None
 
 
+def made_for(name: str) -> Board | None:
+    """The board that an image was compiled for; None: it is no image, or the board is not one of
+    ours."""
+    from meadowlark_boards import BOARDS
+    return BOARDS.get(Image.load(name).board) if is_image(name) else None
+
+
 @dataclass
 class Source:
     """A model by path or name, in every form it is needed in, each made once and when asked for.

@@ -5,7 +5,8 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -18,10 +19,11 @@ from .errors import UserError
 if TYPE_CHECKING:
     from meadowlark_boards import Board
 
-    from .driver import Driver
+    from .driver import BoardInfo, Driver
     from .golden import GoldenModel
     from .image import Image
     from .prepare import Source
+    from .simboard import SimBoard
 
 #: Gets a sentence and, where it is known, the steps done and the steps in all.
 Progress = Callable[[str, int, int], None]
@@ -51,12 +53,19 @@ class Target(ABC):
         apart.
     cached : int
         Tokens at the front of the latest prompt that the KV cache held already.
+    board : Board
+        What a model has to be compiled for.
     """
     name: str
     cached: int = 0
 
     def __init__(self) -> None:
         self._held: list[int] = []      # tokens whose keys and values the cache surely holds
+
+    @property
+    @abstractmethod
+    def board(self) -> Board:
+        """See :class:`Target`."""
 
     @property
     def messages(self) -> int:
@@ -110,13 +119,22 @@ class Target(ABC):
 
 
 class GoldenTarget(Target):
-    """The golden model as a target: bit-exact, without a clock."""
+    """The golden model as a target: bit-exact, without a clock.
+
+    board : Board, optional
+        Whose limits hold; the default one.
+    """
 
     name = "golden"
 
-    def __init__(self) -> None:
+    def __init__(self, board: Board | None = None) -> None:
         super().__init__()
+        self._board = board or _default()
         self._golden: GoldenModel | None = None
+
+    @property
+    def board(self) -> Board:
+        return self._board
 
     def _load(self, source: Source) -> None:
         from .golden import GoldenModel
@@ -144,16 +162,27 @@ class BoardTarget(Target):
     Parameters
     ----------
     name : str
-    driver : Driver
-        Owned from here on.
+    driver : Driver, optional
+        Owned from here on. None: a subclass has one by the time it is used.
     progress : callable, optional
         Told while the image is being loaded.
     """
 
-    def __init__(self, name: str, driver: Driver, *, progress: Progress | None = None) -> None:
+    def __init__(self, name: str, driver: Driver | None, *,
+                 progress: Progress | None = None) -> None:
         super().__init__()
-        self.name, self.driver, self._progress = name, driver, progress
+        self.name, self._driver, self._progress = name, driver, progress
         self._image: Image | None = None
+
+    @property
+    def driver(self) -> Driver:
+        """The connection to the board."""
+        assert self._driver is not None
+        return self._driver
+
+    @property
+    def board(self) -> Board:
+        return board_of(self.driver.info)
 
     @property
     def messages(self) -> int:
@@ -191,7 +220,7 @@ class BoardTarget(Target):
 
 
 class SimTarget(BoardTarget):
-    """The simulated board.
+    """The simulated board; built and started when it is first used.
 
     Parameters
     ----------
@@ -205,21 +234,40 @@ class SimTarget(BoardTarget):
         See :class:`~meadowlark.simboard.SimBoard`.
     pins : bool
         Simulate the whole chip at its pins, see :class:`~meadowlark.simboard.PinBoard`.
+
+    Raises
+    ------
+    UserError
+        The board has no such pins.
     """
 
     def __init__(self, board: Board, *, progress: Progress | None = None,
                  through_link: bool = False, sleep: bool = True, pins: bool = False) -> None:
-        from .driver import Driver
-        from .simboard import PinBoard, SimBoard, SimTransport
-        self.sim = PinBoard(board, progress=progress) if pins else \
-            SimBoard(board, sleep=sleep, progress=progress)
+        super().__init__("pins" if pins else "sim", None, progress=progress)
+        if pins:
+            from .simboard import check_pins
+            check_pins(board)
+        self._board, self._pins, self._sleep = board, pins, sleep
         self._through_link = through_link
-        try:
-            super().__init__("pins" if pins else "sim", Driver(SimTransport(self.sim)),
-                             progress=progress)
-        except BaseException:
-            self.sim.close()
-            raise
+
+    @property
+    def board(self) -> Board:
+        return self._board
+
+    @cached_property
+    def sim(self) -> SimBoard:
+        """The simulation itself."""
+        from .simboard import PinBoard, SimBoard
+        return PinBoard(self._board, progress=self._progress) if self._pins else \
+            SimBoard(self._board, sleep=self._sleep, progress=self._progress)
+
+    @property
+    def driver(self) -> Driver:
+        if self._driver is None:
+            from .driver import Driver
+            from .simboard import SimTransport
+            self._driver = Driver(SimTransport(self.sim))
+        return self._driver
 
     def _write(self, image: Image) -> None:
         if self._through_link:
@@ -242,31 +290,58 @@ class SimTarget(BoardTarget):
                             logits=passes.popleft() if passes else None)
 
     def close(self) -> None:
-        super().close()
-        self.sim.close()
+        if self._driver is not None:
+            self._driver.close()
+        if "sim" in self.__dict__:
+            self.sim.close()
 
 
-def open_target(name: str, board: Board, *, progress: Progress | None = None) -> Target:
-    """A target by name.
+def _default() -> Board:
+    from meadowlark_boards import BOARDS
+    return next(iter(BOARDS.values()))
+
+
+def board_of(info: BoardInfo) -> Board:
+    """A board from what it says about itself: its core, clock and memory, and all else from the
+    board of its name, if there is one. Of others the memory's times are not known."""
+    from meadowlark_boards import BOARDS, Board, LinkInfo, MemoryTiming
+    known = BOARDS.get(info.name)
+    if known is None:
+        known = Board(name=info.name, title="a board that is not listed", config=info.config,
+                      clock_mhz=1.0, link=LinkInfo(kind="queue"),
+                      memory=MemoryTiming(size_bytes=1 << 40, latency_cycles=1))
+    memory = replace(known.memory, size_bytes=info.memory_bytes or known.memory.size_bytes)
+    return replace(known, config=info.config, memory=memory,
+                   clock_mhz=info.clock_hz / 1e6 or known.clock_mhz)
+
+
+#: Targets that are no port, so that somebody has to say which board they are.
+SIMULATED = ("golden", "sim", "pins")
+
+
+def open_target(name: str, board: Board | None = None, *,
+                progress: Progress | None = None) -> Target:
+    """A target by name. Nothing is built or loaded, but what is at a port has answered.
 
     Parameters
     ----------
     name : str
         "golden", "sim", "pins", or a port: ``/dev/...[@baud]``, ``COMn[@baud]``, ``tcp:host:port``,
         on a Zynq itself ``uio:/dev/uioN@memory``, ``mem:window@memory`` or ``pynq:file.bit``.
-    board : Board
-        Which board is simulated. A board at a port says itself what it is.
+    board : Board, optional
+        Which board is simulated; the default one. A board at a port says itself what it is: one of
+        another name is refused.
     progress : callable, optional
 
     Raises
     ------
     UserError
-        No such target, or nothing answers there.
+        No such target, nothing answers there, or another board than the one that is asked for.
     """
     if name == "golden":
-        return GoldenTarget()
-    if name in ("sim", "pins"):
-        return SimTarget(board, progress=progress, pins=name == "pins")
+        return GoldenTarget(board)
+    if name in SIMULATED:
+        return SimTarget(board or _default(), progress=progress, pins=name == "pins")
     from .driver import Driver
     from .transport import TransportError, open_transport
     try:
@@ -279,7 +354,11 @@ def open_target(name: str, board: Board, *, progress: Progress | None = None) ->
                         "uio:/dev/uio0@0x60000000, mem:0xa0000000@0x60000000 or pynq:kv260.bit"
                         ) from error
     try:
-        return BoardTarget(name, Driver(transport), progress=progress)
+        target = BoardTarget(name, Driver(transport), progress=progress)
+        if board is not None and board.name != target.board.name:
+            raise UserError(f"the board at {name} says that it is {target.board.name}, and --board "
+                            f"asks for {board.name}; leave --board out, or give another port")
+        return target
     except BaseException:
         transport.close()
         raise

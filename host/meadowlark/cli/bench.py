@@ -10,11 +10,11 @@ from ..errors import UserError
 from ..files import check_outputs
 from .options import (
     Asked,
-    board_named,
     board_option,
     given,
     json_option,
     model_options,
+    open_runner,
     target_option,
 )
 from .scores import tell_saturated
@@ -32,14 +32,13 @@ from .terminal import Progress, show, write_json
 @click.option("--against-raw", is_flag=True,
               help="Measure the weights as they are without packing and budget too.")
 @model_options()
-@board_option("virtual", "Board to compile for and to simulate.")
+@board_option("virtual", "Board to compile for and to simulate. A port has its own.")
 @target_option("sim", "pins")
 @json_option
 def bench(prompts: str, generates: str, form: str, against_raw: bool, asked: Asked, board: str,
           target: str, json_to: str | None) -> int:
     """Measure prefill and decode by the core's own counters."""
     from .. import bench as benching
-    from ..targets import open_target
     if json_to == "-" and given("form"):
         raise UserError("--json - leaves no room on stdout for a table; leave --format out, or "
                         "give --json a file")
@@ -49,21 +48,20 @@ def bench(prompts: str, generates: str, form: str, against_raw: bool, asked: Ask
     if target == "golden":
         raise UserError("the golden model has no clock to measure; use --target sim or the port "
                         "of a board")
-    which = board_named(board)
     check_outputs(json_to, inputs=[asked.name])
     numbers = benching.counts(prompts, "-p"), benching.counts(generates, "-n")
-    with Progress() as progress:
+    with Progress() as progress, closing(open_runner(target, board, asked, progress)) as runner:
+        which = runner.board
         source = asked.open(which, progress)
         image = source.image
         tests = benching.plan(image, prompts=numbers[0], generates=numbers[1])
-        with closing(open_target(target, which, progress=progress)) as runner:
-            runner.load(source)
-            results = benching.run(runner, image, which, tests, progress=progress)
-            if against_raw:
-                raw = replace(source, packing="raw", bits=None, target_ppl=None, warn=None)
-                runner.load(raw)
-                results |= {f"{name} raw": found for name, found in benching.run(
-                    runner, raw.image, which, tests, progress=progress).items()}
+        runner.load(source)
+        results = benching.run(runner, image, which, tests, progress=progress)
+        if against_raw:
+            raw = replace(source, packing="raw", bits=None, target_ppl=None, warn=None)
+            runner.load(raw)
+            results |= {f"{name} raw": found for name, found in benching.run(
+                runner, raw.image, which, tests, progress=progress).items()}
     write_json(benching.as_json(results, image, which), json_to)
     if json_to != "-":
         show(benching.as_table(results, image, which, form=form))

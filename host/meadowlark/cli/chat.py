@@ -18,11 +18,11 @@ from .generate import why_ended
 from .options import (
     Asked,
     Drawing,
-    board_named,
     board_option,
     drawing_options,
     json_option,
     model_options,
+    open_runner,
     stop_option,
     system_option,
     target_option,
@@ -57,7 +57,7 @@ A question that begins with / has a space in front of it."""
 @stop_option
 @drawing_options
 @model_options()
-@board_option("virtual", "Board to compile for and to simulate.")
+@board_option("virtual", "Board to compile for and to simulate. A port has its own.")
 @target_option("sim", "pins", "golden")
 @json_option
 def chat(prompt: str | None, system: str, keep: str, stop: Sequence[str], drawing: Drawing,
@@ -68,31 +68,29 @@ def chat(prompt: str | None, system: str, keep: str, stop: Sequence[str], drawin
     the input; /help lists the commands. Ctrl-C ends an answer, and between answers the
     conversation. What is asked is text: only the model's chat template makes control tokens.
     """
-    from ..targets import open_target
-    which = board_named(board)
     check_outputs(json_to, inputs=[asked.name])
-    draw = drawing.sampling(which)
-    with Progress() as progress:
+    with Progress() as progress, closing(open_runner(target, board, asked, progress)) as runner:
+        which = runner.board
+        draw = drawing.sampling(which)
         source = asked.open(which, progress)
         talk = source.conversation(system)
         image = source.image
         result: dict[str, Any] = {
             "model": image.name, "board": which.name, "target": target, "seed": drawing.seed,
             "turns": [], "refused": [], "end": ""}
-        with closing(open_target(target, which, progress=progress)) as runner:
-            runner.load(source)
-            session = _Session(source, runner, talk, draw, drawing.max_new, stop, keep, result,
-                               progress, quiet=json_to == "-")
-            try:
-                result["end"] = session.run(prompt)
-            except KeyboardInterrupt:
-                result["end"] = "Ctrl-C"
-                raise
-            except Exception as error:
-                result["end"] = f"error: {error}"
-                raise
-            finally:
-                write_json(result, json_to)
+        runner.load(source)
+        session = _Session(source, runner, talk, draw, drawing.max_new, stop, keep, result,
+                           progress, quiet=json_to == "-")
+        try:
+            result["end"] = session.run(prompt)
+        except KeyboardInterrupt:
+            result["end"] = "Ctrl-C"
+            raise
+        except Exception as error:
+            result["end"] = f"error: {error}"
+            raise
+        finally:
+            write_json(result, json_to)
     # A script that pipes its questions is to know that one was not asked.
     return WRONG_USE if result["refused"] and not sys.stdin.isatty() else 0
 

@@ -15,11 +15,11 @@ from ..files import check_outputs
 from .options import (
     Asked,
     Drawing,
-    board_named,
     board_option,
     drawing_options,
     json_option,
     model_options,
+    open_runner,
     stop_option,
     system_option,
     target_option,
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 @click.option("--check", is_flag=True,
               help="Compare every token and logit with the golden model; status 1 if one differs.")
 @model_options()
-@board_option("virtual", "Board to compile for and to simulate.")
+@board_option("virtual", "Board to compile for and to simulate. A port has its own.")
 @target_option("sim", "pins", "golden")
 @json_option
 def generate(prompt: str | None, text: str | None, file: str | None, drawing: Drawing,
@@ -58,10 +58,9 @@ def generate(prompt: str | None, text: str | None, file: str | None, drawing: Dr
     Tokens are written as they arrive. Special tokens that stand in PROMPT, such as <|im_end|>, are
     taken as such; with --chat they are text, as all that is asked.
     """
-    from ..targets import GoldenTarget, open_target
+    from ..targets import GoldenTarget
     from ..targets import check as compare
-    which = board_named(board)
-    draw, max_new = drawing.sampling(which), drawing.max_new
+    max_new = drawing.max_new
     if check and target == "golden":
         raise UserError("--check compares a board with the golden model, which --target golden "
                         "is; leave one of them out")
@@ -70,7 +69,9 @@ def generate(prompt: str | None, text: str | None, file: str | None, drawing: Dr
                         "leave it out")
     check_outputs(json_to, inputs=[asked.name, file])
     prompt = _prompt(prompt, text, file)
-    with Progress() as progress:
+    with Progress() as progress, closing(open_runner(target, board, asked, progress)) as runner:
+        which = runner.board
+        draw = drawing.sampling(which)
         source = asked.open(which, progress)
         ids, image = source.prompt(prompt, chat=chat, system=system), source.image
         if check and source.is_image:
@@ -79,22 +80,21 @@ def generate(prompt: str | None, text: str | None, file: str | None, drawing: Dr
         stops = () if ignore_eos else image.stop_ids
         # The last token needs no place of its own.
         most = min(max_new or image.context, image.context - len(ids) + 1)
-        with closing(open_target(target, which, progress=progress)) as runner:
-            runner.load(source)
-            progress("taking the prompt")
-            out = Text("" if chat else prompt, source.tokenizer.stream(ids), stop,
-                        quiet=json_to == "-")
-            events, started, ended = [], time.monotonic(), 0.0
-            with closing(runner.generate(ids, draw, max_new=most, stop_ids=stops)) as run:
-                for event in run:
-                    ended = time.monotonic()
-                    events.append(event)
-                    progress("generating", len(events), most)
-                    if event.token not in stops and not out.push(event.token):
-                        break
-            out.end()
-            seconds = max(ended - started, 1e-9)
-            counters, messages = runner.counters(), runner.messages
+        runner.load(source)
+        progress("taking the prompt")
+        out = Text("" if chat else prompt, source.tokenizer.stream(ids), stop,
+                    quiet=json_to == "-")
+        events, started, ended = [], time.monotonic(), 0.0
+        with closing(runner.generate(ids, draw, max_new=most, stop_ids=stops)) as run:
+            for event in run:
+                ended = time.monotonic()
+                events.append(event)
+                progress("generating", len(events), most)
+                if event.token not in stops and not out.push(event.token):
+                    break
+        out.end()
+        seconds = max(ended - started, 1e-9)
+        counters, messages = runner.counters(), runner.messages
         passes = range(len(ids), len(ids) + len(events) - 1)    # decode passes, by position
         result: dict[str, Any] = {
             "model": image.name, "board": which.name, "target": target,
@@ -107,7 +107,7 @@ def generate(prompt: str | None, text: str | None, file: str | None, drawing: Dr
             "host_messages": messages, "clock_mhz": which.clock_mhz, "counters": counters}
         verdict = None
         if check:
-            golden = GoldenTarget()
+            golden = GoldenTarget(which)
             golden.load(source)
             verdict = compare(events, golden.generate(ids, draw, max_new=most, stop_ids=stops),
                               whole=not out.stopped, progress=progress)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from meadowlark_hdl.control.sampler_golden import Sampling
 
     from ..prepare import Source
+    from ..targets import Target
 
 
 def board_named(name: str) -> Board:
@@ -146,6 +147,20 @@ def model_options(*, argument: bool = False,
                 target_ppl=target_ppl))
         return collected
     return decorate
+
+
+def open_runner(target: str, board: str, asked: Asked, progress: Progress) -> Target:
+    """The target, before anything is read or compiled for it; it says for which board.
+
+    Without --board that is the one at the port; for a simulation the one that an image was made
+    for, or the default.
+    """
+    from ..prepare import made_for
+    from ..targets import SIMULATED, open_target
+    which = board_named(board)          # a wrong name is one on any target
+    if not given("board"):
+        which = (made_for(asked.name) or which) if target in SIMULATED else None
+    return open_target(target, which, progress=progress)
 
 
 @dataclass(frozen=True, kw_only=True)

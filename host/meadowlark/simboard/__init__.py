@@ -1,6 +1,7 @@
 """The simulated board: the core as a shared object, its memory and link in C++."""
 from .board import COUNTERS, SimBoard, SimulationError
-from .pins import PinBoard
+from .pins import PinBoard, check_pins
 from .transport import SimTransport
 
-__all__ = ["COUNTERS", "PinBoard", "SimBoard", "SimTransport", "SimulationError"]
+__all__ = ["COUNTERS", "PinBoard", "SimBoard", "SimTransport", "SimulationError",
+           "check_pins"]

@@ -36,6 +36,13 @@ def chip_of(part: SdramPart, clock_mhz: float, divisor: int = 1,
         part.init_us, part.access_ns, part.hold_ns, round_trip, clocks)
 
 
+def check_pins(board: Board) -> None:
+    """Raise :class:`UserError` unless a board has SDR SDRAM."""
+    if board.sdram is None:
+        raise UserError(f"board {board.name} has no pins to simulate; give one with SDRAM, such as "
+                        "ulx3s_85f")
+
+
 class PinBoard(SimBoard):
     """A board with SDR SDRAM, simulated down to the pins of its chip.
 
@@ -55,9 +62,8 @@ class PinBoard(SimBoard):
     """
 
     def __init__(self, board: Board, *, progress: Progress | None = None) -> None:
-        if board.sdram is None:
-            raise UserError(f"board {board.name} has no pins to simulate; give one with SDRAM, "
-                            "such as ulx3s_85f")
+        check_pins(board)
+        assert board.sdram is not None
         self.board, part = board, board.sdram.part
         self._lib = open_library(build(pins_verilog(board, progress), board.config, tap=False,
                                        harness=PINS, progress=progress))
