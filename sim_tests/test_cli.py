@@ -497,6 +497,7 @@ class Counted:
 
     name = "counted"
     messages = 0
+    board = get_board("virtual")
 
     def generate(self, tokens, sampling, *, max_new, stop_ids):
         self.n = len(tokens) + max_new - 1
