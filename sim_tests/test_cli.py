@@ -532,6 +532,8 @@ def test_bench_measures_what_the_counters_say(source):
 def test_bench_against_raw(capsys, monkeypatch):
     """Both in one run, on the same prompts; the ratio is that of the cycles."""
     class Sized(Counted):
+        board = get_board("ulx3s_85f")
+
         def load(self, source):
             self.factor = {"raw": 3, "auto": 2}[source.packing]
             assert source.packing == "auto" or source.bits is None
