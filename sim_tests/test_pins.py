@@ -78,6 +78,17 @@ def test_a_broken_rule_stops_the_simulation(monkeypatch):
             Driver(SimTransport(sim)).read_memory(0, 64)
 
 
+def test_the_round_trip_at_the_pads(seed):
+    """The chip's own pads read rightly within the range that the data sheet gives, not beyond."""
+    data = random.Random(seed).randbytes(64)
+    least, most = AS4C32M16SB_7.round_trip(BOARD.clock_mhz)
+    for ns, held in ((least - 0.05, False), (least + 0.05, True), (most - 0.05, True),
+                     (most + 0.05, False)):
+        with closing(PinBoard(BOARD, round_trip=ns)) as sim:
+            sim.memory[:64] = np.frombuffer(data, np.uint8)
+            assert (Driver(SimTransport(sim)).read_memory(0, 64) == data) is held, ns
+
+
 def test_boards_without_pins():
     with pytest.raises(UserError, match="^board virtual has no pins to simulate; give one with"):
         open_target("pins", get_board("virtual"))

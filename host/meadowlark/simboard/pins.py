@@ -54,6 +54,8 @@ class PinBoard(SimBoard):
     board : Board
     progress : callable, optional
         See :func:`.build.build`.
+    round_trip : float
+        ns of pads and wires, out to the SDRAM and back.
 
     Raises
     ------
@@ -61,7 +63,8 @@ class PinBoard(SimBoard):
         The board has no SDR SDRAM.
     """
 
-    def __init__(self, board: Board, *, progress: Progress | None = None) -> None:
+    def __init__(self, board: Board, *, progress: Progress | None = None,
+                 round_trip: float = ROUND_TRIP_NS) -> None:
         check_pins(board)
         assert board.sdram is not None
         self.board, part = board, board.sdram.part
@@ -70,7 +73,7 @@ class PinBoard(SimBoard):
         self._lib.sim_violation.restype = ctypes.c_char_p
         self._lib.sim_violation.argtypes = [ctypes.c_void_p]
         divisor = round(board.clock_mhz * 1e6 / board.link.baud)
-        self._begin(chip_of(part, board.clock_mhz, divisor))
+        self._begin(chip_of(part, board.clock_mhz, divisor, round_trip))
         self.quiet = 20 * divisor
 
     def _faulty(self) -> SimulationError | None:
