@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
-from meadowlark.cli import cli
+from meadowlark.cli.group import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")),
