@@ -119,6 +119,20 @@ async def rx_damaged_frames(dut):
 
 
 @cocotb.test(timeout_time=5, timeout_unit="ms")
+async def rx_frames_too_long(dut):
+    """Such a length ends the frame: one right behind it is not lost."""
+    await start(dut)
+    want, got, lengths = [], [], [257, 258, 300, 511, 512, 1025, 0xFFFF]
+    cocotb.start_soon(take(dut, got, 0.0))
+    for i, length in enumerate(lengths):
+        want.append(Frame(i, i, random.randbytes(20)))
+        await bytes_in(dut, bytes((SYNC, 1, 1, length & 255, length >> 8)) + want[-1].encode())
+    for _ in range(100):
+        await RisingEdge(dut.clk)
+    assert got == want and int(dut.bad.value) == len(lengths)
+
+
+@cocotb.test(timeout_time=5, timeout_unit="ms")
 async def rx_full(dut):
     """Without a consumer 7 frames are kept, further ones dropped and counted, none damaged."""
     await start(dut)
