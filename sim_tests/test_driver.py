@@ -265,6 +265,17 @@ def test_events_of_another_run_are_ignored():
     assert got + [e.token for e in run] == expected([1], 9)
 
 
+def test_events_that_end_for_no_known_reason_are_ignored():
+    board = FakeBoard()
+    driver = Driver(board)
+    run = driver.run([1], max_new=9)
+    got = [next(run).token]
+    for reason in (6, 255):
+        payload = struct.pack(EVENT_FORMAT, board.runs[0], 1, 9999, 0, reason)
+        board._out += Frame(TOKEN, 1, payload).encode()
+    assert got + [e.token for e in run] == expected([1], 9)
+
+
 def test_an_old_run_repeated_for_ever_delays_nothing():
     """The last acknowledgement of a run got lost, and so does a command of the next one: the
     board repeats the old event more often than the host waits for silence."""

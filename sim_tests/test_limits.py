@@ -35,6 +35,8 @@ def drawn_model(rng, folder):
     for name, value in tensors(load_model(made)).items():
         if value.ndim == 2 and value.shape[1] % 32:
             others[name] = value, "F32"
+        elif name == "blk.0.ffn_gate.weight" and kind in ("Q4_0", "Q4_1"):
+            others[name] = value, "Q4_0" if kind == "Q4_1" else "Q4_1"      # have a common one
         elif value.ndim == 2 and rng.random() < 0.2:
             others[name] = value, rng.choice(("Q8_0", "Q4_0", "Q4_1"))
     return write_gguf(folder / "m.gguf", made, kind=kind, others=others)
