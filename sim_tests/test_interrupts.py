@@ -51,6 +51,7 @@ def ends(process, *signals: int) -> str:
     assert process.returncode == 130
     assert "Traceback" not in rest and "Exception ignored" not in rest
     assert rest.count("error: interrupted\n") == 1 and rest.endswith("error: interrupted\n")
+    assert "\n\n" not in rest
     assert taken < LIMIT
     while alive(process.pid) and time.monotonic() - since < LIMIT:
         time.sleep(0.05)        # told to end, and not yet at it
@@ -158,9 +159,9 @@ from meadowlark.cli import build, interrupts
 from meadowlark import build
 def stub(*args, **kw):
     with interrupts.patience():
-        print("begun", flush=True)
-        for _ in range(60):
+        for word in ("begun", *["again"] * 60):
             try:
+                print(word, flush=True)
                 time.sleep(1)
             except KeyboardInterrupt:
                 print("heard", flush=True)

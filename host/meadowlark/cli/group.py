@@ -14,7 +14,19 @@ from .status import DIFFERENT, INTERRUPTED, WRONG_USE
 from .terminal import Warnings, say
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Interrupted(BaseException):
+    """KeyboardInterrupt, past click, which would write an empty line."""
+
+
+class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> int:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Interrupted from None
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="meadowlark", prog_name="meadowlark")
 def cli() -> None:
     """Small FPGAs run language models, with open tools."""
@@ -38,7 +50,7 @@ def run(args: Sequence[str], *, interrupted: Callable[[], int] | None = None) ->
         where = error.ctx.command_path if error.ctx else "meadowlark"
         message = error.format_message()
         return _fail(f"{message}{'' if message.endswith(('.', '?')) else '.'} See `{where} --help`")
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, _Interrupted, KeyboardInterrupt):
         return interrupted() if interrupted else _fail("interrupted", INTERRUPTED)
     except SimulationError as error:
         return _fail(str(error), DIFFERENT)

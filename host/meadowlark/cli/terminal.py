@@ -103,8 +103,8 @@ def abandoned() -> str:
     text, free = "", _lock.acquire(timeout=0.02)
     if _drawn is not None:
         text += "\r\x1b[2K\x1b[?25h"
-    if _writing is not None and not _writing.at_start:
-        text += "\n"
+    elif sys.stderr.isatty() or _writing is not None and not _writing.at_start:
+        text += "\n"        # behind ^C, or half a line
     if free:
         _lock.release()
     return text
