@@ -1,6 +1,7 @@
 """Chat templates: what they are given, and what they may not do."""
 import io
 import json
+import re
 from datetime import datetime
 
 import numpy as np
@@ -188,6 +189,16 @@ def test_answer_cut_by_a_stop_text(talk):
     assert talk._tokenizer.decode(second) == "Hellofine.Good"
 
 
+def test_end_that_is_a_word(folder):
+    """No part of the answer, although decoding does not leave it out."""
+    model = load_model(folder)
+    talk = Conversation(ChatTemplate(template="{{ messages[-1].content }}"), model.tokenizer,
+                        stop_ids=(5,))
+    talk.ask("Hello")
+    answer = model.tokenizer.encode("fine", special=False)
+    assert 5 not in answer and talk.answered([*answer, 5]) == "fine"
+
+
 def test_time_of_a_conversation(folder):
     """One for all of it, so that the past stays what it was."""
     model = load_model(folder)
@@ -281,11 +292,14 @@ def test_every_marker_is_the_template_s(marked, typed):
     assert Conversation(model.chat, model.tokenizer).ask(typed) == want
 
 
-@pytest.mark.parametrize("typed", ["im_end", " im_", "im", "|im_end|"])
+@pytest.mark.parametrize("typed", ["im_end", " im_", "im", "|im_end|", "im_end|> ",
+                                   "end|>", "<|im_", " <|", "im_end|> a", " a <|im_"])
 def test_marker_out_of_two_parts(marked, typed):
     """What a template and a text make together is no marker either."""
-    model = marked("<|{{ messages[0].content | trim }}end|>im{{ messages[0].content }}|>" + END)
-    assert Conversation(model.chat, model.tokenizer).ask(typed).index(259) > 10
+    for before, after in (("<|", "|>"), ("<|im_", ""), ("", "end|>"), ("<", "_end|>")):
+        model = marked(f"{before}{{{{ messages[0].content | trim }}}}{after}{END}")
+        ids = Conversation(model.chat, model.tokenizer).ask(typed)
+        assert ids.count(259) == 1 and ids[-1] == 259, (before, after)
 
 
 def test_words_of_a_template_in_answers(folder):
@@ -467,17 +481,19 @@ def test_a_question_that_is_too_long(chatting):
     status, result, _, err = chatting("Hello\n" + "a" * 200 + "\nGood\n")
     assert status == 2 and questions(result) == ["Hello", "Good"]
     assert "error: the question has 203 tokens and the context holds 128; ask a shorter one" in err
-    assert result["turns"][1]["tokens"] == chatting("Hello\nGood\n")[1]["turns"][1]["tokens"]
+    same = chatting("Hello\nGood\n")[1]["turns"][1]
+    assert [result["turns"][1][key] for key in ("prompt_tokens", "tokens")] == \
+        [same[key] for key in ("prompt_tokens", "tokens")]
 
 
 def test_a_full_context(chatting, tmp_path):
-    lines = "".join(f"Question {n} {'a' * 20}\n" for n in range(8))
+    lines = "".join(f"Question {n}\n" for n in range(10, 24))
     for keep in (), ("--keep", "system"):
         status, result, _, err = chatting(lines, "--system", "Be brief.", *keep)
         turns = result["turns"]
-        assert status == 0 and len(turns) == 8
+        assert status == 0 and len(turns) == 14
         assert all(turn["prompt_tokens"] + 2 <= 128 and len(turn["tokens"]) == 3 for turn in turns)
-        fell = [i for i in range(1, 8)
+        fell = [i for i in range(1, 14)
                 if turns[i]["prompt_tokens"] < turns[i - 1]["prompt_tokens"]]
         assert fell and err.count("the context is full") == len(fell)
         assert turns[fell[0] - 1]["prompt_tokens"] > 64     # no sooner than need be
@@ -486,8 +502,10 @@ def test_a_full_context(chatting, tmp_path):
             assert all(turns[i]["prompt_tokens"] == turns[0]["prompt_tokens"] for i in fell)
             assert err.count("the context is full; a new conversation begins") == len(fell)
         else:
-            assert all(32 < turns[i]["prompt_tokens"] <= 64 for i in fell)
-            assert "the oldest 3 questions and their answers are forgotten" in err
+            # As many of the past as half of the context takes.
+            assert all(turns[0]["prompt_tokens"] + 20 < turns[i]["prompt_tokens"] <= 64
+                       for i in fell)
+            assert re.search(r"the oldest \d questions and their answers are forgotten", err)
 
 
 def test_stop_text(chatting, folder):
