@@ -189,7 +189,7 @@ class SocketTransport(FileTransport):
 
     def __init__(self, host: str, port: int, *, timeout: float = 1.0) -> None:
         try:
-            connection = socket.create_connection((host, port), timeout=10)
+            connection = socket.create_connection((host, port), timeout=4)
         except OSError as error:
             raise TransportError(f"cannot reach {host}:{port}: {error}. Check that the board is "
                                  "served there") from error
