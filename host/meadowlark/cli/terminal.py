@@ -80,7 +80,7 @@ class Warnings(logging.Handler):
     """What the program warns of, a line each on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(f"warning: {record.getMessage()}")
+        warn(record.getMessage())
 
 
 def write_json(result: dict, where: str | None) -> None:
