@@ -1,5 +1,6 @@
 """What is kept between runs: the same as made anew, whole or not at all, and never another's."""
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -191,6 +192,28 @@ def test_integers_survive_and_nothing_else_passes(tmp_path, seed, kind):
         head = json.loads(raw[8:8 + begin])["__metadata__"]
         with pytest.raises(ValueError):
             integers.load(safetensors.numpy.save(tensors | bad, head), model, "auto")
+
+
+# ---- Its size
+
+def test_what_was_of_no_use_for_longest_is_forgotten(place, monkeypatch):
+    monkeypatch.setattr(cache, "MOST", 2500)
+    place.mkdir()
+    (place / "mine.txt").write_bytes(bytes(5000))       # of somebody else
+    old = place / f"model-{'0' * 24}.pickle"
+    old.write_bytes(bytes(1000))
+    os.utime(old, (999, 999))
+    names = [f"sim-{i:024x}.so" for i in range(4)]
+    for age, name in enumerate(names):
+        path = cache.keep(name, name.encode() * 32)     # 992 bytes
+        assert path is not None and path.exists()
+        os.utime(path, (1000 + age, 1000 + age))
+        if age == 1:
+            assert cache.find(names[0]) is not None     # used now
+    assert [cache.find(name) is not None for name in names] == [True, False, False, True]
+    assert (place / "mine.txt").exists() and len(list(place.iterdir())) == 3
+    big = cache.keep("sim-" + "f" * 24 + ".so", bytes(9000))
+    assert big is not None and big.exists()             # what was just made stays
 
 
 # ---- A folder that cannot be written

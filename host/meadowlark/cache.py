@@ -8,12 +8,19 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 from .errors import UserError
 from .files import remove_at_end, write_atomic
+
+#: Bytes that all results may take: some ten of a model of 135 M parameters, and the boards.
+MOST = 4 << 30
+#: Names of results, those of earlier versions too.
+_RESULT = re.compile(r"\w+-[0-9a-f]{24}(-[0-9a-f]{24})?\.(safetensors|pickle|v|o|so)")
 
 _log = logging.getLogger(__name__)
 
@@ -85,6 +92,8 @@ def find(name: str) -> Path | None:
     for path in _paths(name):
         try:
             if path.stem.rpartition("-")[2] == _checksum(path):
+                with suppress(OSError):
+                    os.utime(path)      # it was of use today
                 return path
             path.unlink()       # damaged
         except OSError:
@@ -117,7 +126,21 @@ def keep(name: str, content: bytes | Path) -> Path | None:
     except (OSError, UserError):
         _say(path.parent)
         return None
+    _forget(path.parent)
     return path
+
+
+def _forget(place: Path) -> None:
+    """Remove the results that were of no use for longest, where all take more than :data:`MOST`."""
+    files, total = [], 0
+    for path in place.iterdir():
+        with suppress(OSError):
+            if _RESULT.fullmatch(path.name):
+                files.append((path.stat().st_mtime, path.stat().st_size, path))
+    for n, (_, size, path) in enumerate(sorted(files, reverse=True)):
+        total += size
+        if n and total > MOST:
+            path.unlink(missing_ok=True)
 
 
 def digest(*parts: object) -> str:
