@@ -123,7 +123,7 @@ def test_what_is_refused_beforehand(tmp_path):
             ([f"{tmp_path}/new/"], [], "there is no such folder"),
             ([f"{x}/y"], [], "Not a directory"),
             ([f"{tmp_path}/loop"], [], "Too many levels of symbolic links"),
-            (["/dev/fd/987"], [], "no file of this number that is open"),
+            (["/dev/fd/987"], [], "no open file of this number"),
             ([""], [], "a name is missing"),
             ([f"{tmp_path}/{'n' * 300}"], [], "File name too long"),
             ([x, x], [], "is another output"),
@@ -182,3 +182,20 @@ def test_process_substitution():
         assert done.returncode == 0 and done.stderr == ""
         assert done.stdout.count('"title"') + done.stdout.count('"boards"') == 1, done
         assert done.stdout.count("{") == done.stdout.count("}") > 0
+
+
+def test_streams_that_are_closed_or_full():
+    """No traceback: what goes nowhere goes nowhere, and a result that has no room is told."""
+    command = " ".join(MEADOWLARK)
+    for line, status, told in (
+            (f"{command} info virtual >&-", 0, ""), (f"{command} info virtual 2>&-", 0, "title"),
+            (f"{command} info no-such 2>&-", 2, ""), (f"{command} info no-such <&- 2>&1", 2, "is"),
+            (f"{command} generate a --target golden -n 2 <&- 2>&- >&-", 0, ""),
+            (f"{command} info virtual --json - <&-", 0, "title"),
+            *([(f"{command} info virtual >/dev/full", 2, "No space"),
+               (f"{command} info virtual --json - >/dev/full", 2, "No space"),
+               (f"{command} info no-such 2>/dev/full", 2, "")]
+              if os.path.exists("/dev/full") else ())):
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+        said = done.stdout + done.stderr
+        assert done.returncode == status and told in said and "Traceback" not in said, (line, said)

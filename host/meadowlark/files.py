@@ -14,6 +14,11 @@ from typing import BinaryIO
 
 from .errors import UserError
 
+try:
+    import fcntl
+except ImportError:         # Windows
+    fcntl = None
+
 
 def foreign(start: bytes) -> str | None:
     """What a file is that people come to have in place of one of a model, and what to do.
@@ -93,8 +98,8 @@ def check_outputs(*outputs: str | None, inputs: Sequence[str | None] = ()) -> No
             reason = error.strerror or str(error)
         reason = reason or taken.get(_identity(path))
         if reason:
-            raise UserError(f"cannot write {path}: it {reason}" if reason.startswith("is ") else
-                            f"cannot write {path}: {reason}")
+            raise UserError(f"cannot write {'stdout' if path == '-' else path}: "
+                            f"{'it ' if reason.startswith('is ') else ''}{reason}")
         if not _is_device(path):
             taken[_identity(path)] = "is another output of this command as well"
 
@@ -176,9 +181,11 @@ def _obstacle(path: str) -> str | None:
     number = _descriptor(path)
     if number is not None:
         try:
-            os.write(number, b"")
+            os.fstat(number)
+            if fcntl and fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+                return "it is open for reading only"
         except OSError:
-            return "there is no file of this number that is open for writing"
+            return "there is no open file of this number"
         return None
     if not path:
         return "a name is missing"

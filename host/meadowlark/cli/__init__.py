@@ -2,6 +2,7 @@
 ``build``, ``flash`` and ``info``; a file a command."""
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -18,6 +19,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if args is not None:
         from .group import run
         return run(args)
+    _open_standard_streams()
     from . import interrupts
     try:
         interrupts.install()        # before the imports, which take longest
@@ -29,3 +31,14 @@ def main(args: Sequence[str] | None = None) -> int:
         if interrupts.pending():    # whatever a library has made of it
             interrupts.leave()
         raise
+
+
+def _open_standard_streams() -> None:
+    """Put the null device where a standard stream was closed: Python has None there, and the next
+    file that is opened would get its number."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)      # takes the lowest number that is free: this one
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))

@@ -131,8 +131,6 @@ def _prompt(prompt: str | None, text: str | None, file: str | None) -> str:
                                + (", in one way only" if ways else ""))
     if file is None and prompt != "-":
         return ways[0]
-    if ways[0] == "-" and sys.stdin is None:
-        raise UserError("stdin is closed, so no prompt can be read from it")
     name = "stdin" if ways[0] == "-" else ways[0]
     try:
         raw = sys.stdin.buffer.read() if ways[0] == "-" else Path(ways[0]).read_bytes()

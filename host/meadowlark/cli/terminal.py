@@ -14,6 +14,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from threading import RLock
 from typing import TYPE_CHECKING, TextIO
 
@@ -36,10 +37,12 @@ def printable(text: str) -> str:
 
 
 def _write(stream: TextIO, text: str) -> None:
+    """Results that cannot be written are an error, messages are not."""
     # A terminal may not know every character: better a question mark than an error.
     encoding = stream.encoding or "utf-8"
-    stream.write(text.encode(encoding, "replace").decode(encoding))
-    stream.flush()
+    with suppress(OSError) if stream is sys.stderr else nullcontext():
+        stream.write(text.encode(encoding, "replace").decode(encoding))
+        stream.flush()
 
 
 def _clear() -> None:
