@@ -98,8 +98,10 @@ class Bench:
 
     async def begin(self, stall=0.0):
         self.stall = stall
+        # Counts outlive a reset.
         await start(self.dut, model=pack(ModelLayout, **self.model),
-                    pass_=pack(PassLayout(), **self.pass_))
+                    pass_=pack(PassLayout(), **self.pass_), clear=1)
+        self.dut.clear.value = 0
         cocotb.start_soon(self._serve())
 
     async def _serve(self):

@@ -52,7 +52,8 @@ class Bench:
 
     async def begin(self, **model):
         self.model = dict(hidden=32, head_log2=3, eps=7, block_words=40) | model
-        await start(self.dut, model=pack(ModelLayout, **self.model))
+        await start(self.dut, model=pack(ModelLayout, **self.model), clear=1)
+        self.dut.clear.value = 0            # counts outlive a reset
         cocotb.start_soon(self._watch())
         cocotb.start_soon(self._gamma())
 
