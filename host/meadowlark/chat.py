@@ -156,6 +156,39 @@ class ChatTemplate:
             return self.template
 
 
+class _Markers:
+    """Finds markers in what was said.
+
+    texts: of the markers.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.texts = frozenset(texts)
+        self._heads = {t[:n] for t in self.texts for n in range(1, len(t))}
+        self._tails = {t[n:] for t in self.texts for n in range(1, len(t))}
+        self._longest = max(map(len, self.texts), default=0)
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where a text has markers, or parts of them at its ends that what stands beside it could
+        complete."""
+        out: list[tuple[int, int]] = []
+        start, end = len(text) - len(text.lstrip()), len(text.rstrip())     # it may get trimmed
+        core = text[start:end]
+        for marker in self.texts:
+            at = text.find(marker)
+            while at >= 0:
+                out.append((at, at + len(marker)))
+                at = text.find(marker, at + 1)
+            if core and core in marker:
+                out.append((start, end))
+        for n in range(1, min(len(core), self._longest) + 1):
+            if core[:n] in self._tails:
+                out.append((start, start + n))
+            if core[-n:] in self._heads:
+                out.append((end - n, end))
+        return out
+
+
 class Conversation:
     """A conversation as token ids.
 
@@ -190,10 +223,10 @@ class Conversation:
         self._now = now or datetime.now()
         self._system = [{"role": "system", "content": system}] if system else []
         # A token that a file calls a word is a marker where the template writes it.
-        self._control = {text for text, control in tokenizer.added.items() if control}
-        self._markers = self._control | {
-            text for text in tokenizer.added
-            if text[0] in "<[{" and text[-1] in ">]}" and text in template.words}
+        self._control = _Markers(t for t, control in tokenizer.added.items() if control)
+        self._markers = _Markers(self._control.texts | {
+            t for t in tokenizer.added
+            if t[0] in "<[{" and t[-1] in ">]}" and t in template.words})
         self.reset()
 
     def reset(self) -> None:
@@ -256,7 +289,7 @@ class Conversation:
     def _encode(self, text: str, at: int, cover: Mapping[str, str]) -> list[int]:
         """The ids of text[at:] as they are behind text[:at], if tokens part there."""
         def encode(text: str) -> list[int]:
-            return self._tokenizer.encode_covered(text, cover, self._markers)
+            return self._tokenizer.encode_covered(text, cover, self._markers.texts)
         whole, before = encode(text), encode(text[:at])
         return whole[len(before):] if whole[:len(before)] == before else encode(text[at:])
 
@@ -268,12 +301,12 @@ class Conversation:
         In answers the words that a template looks for, as the end of a thought, are not hidden: the
         control tokens are not in their text.
         """
-        found = [_spans(m["content"], self._control if m["role"] == "assistant" else self._markers)
+        found = [(self._control if m["role"] == "assistant" else self._markers).spans(m["content"])
                  for m in messages]
-        covered = sorted({c for m, spans in zip(messages, found) for a, b in spans
-                          for c in m["content"][a:b]})
-        if not covered:
+        if not any(found):
             return {}, [dict(m) for m in messages]
+        # Always all of them: the tokenizer is then made ready for them once.
+        covered = sorted(set().union(*self._markers.texts))
         used = set(self._template.template).union(*(m["content"] for m in messages))
         free = (chr(c) for c in _STAND_INS if chr(c) not in used)
         cover = dict(zip(covered, free))
@@ -287,24 +320,3 @@ class Conversation:
                 content = content[:a] + content[a:b].translate(table) + content[b:]
             out.append({**m, "content": content})
         return cover, out
-
-
-def _spans(text: str, markers: Iterable[str]) -> list[tuple[int, int]]:
-    """Where a text has markers, or parts of them at its ends that what stands beside it could
-    complete."""
-    out: list[tuple[int, int]] = []
-    start, end = len(text) - len(text.lstrip()), len(text.rstrip())     # a template may trim it
-    core = text[start:end]
-    for marker in markers:
-        at = text.find(marker)
-        while at >= 0:
-            out.append((at, at + len(marker)))
-            at = text.find(marker, at + 1)
-        if core and core in marker:
-            out.append((start, end))
-        for n in range(1, len(marker)):
-            if core.startswith(marker[-n:]):
-                out.append((start, start + n))
-            if core.endswith(marker[:n]):
-                out.append((end - n, end))
-    return out
