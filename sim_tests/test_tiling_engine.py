@@ -150,7 +150,7 @@ async def attention_of_heads(dut, stall, ctx):
     bench = Bench(dut, c, model=model(c, head_dim), pass_=one_pass(c, ctx - 1, 1))
     await bench.begin(stall)
     x = rng.integers(-2**12, 2**12, (1, c.P, head_dim))
-    x[:, ::2] *= 8                                  # some of these saturate
+    x[:, [0, 2, 3]] *= 8            # some of these saturate; lane 3 has no query
     keys, values = rng.integers(-128, 128, (2, ctx, head_dim))
     await bench.write_acts(x, 0)
     flat = [[Tile(cache[i:i + per_tile].reshape(-1, c.W)) for i in range(0, ctx, per_tile)]
