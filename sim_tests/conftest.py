@@ -2,6 +2,7 @@
 import os
 import random
 import shutil
+import signal
 import warnings
 
 import meadowlark  # noqa: F401  (before NumPy: sets the number of its threads)
@@ -12,6 +13,13 @@ from meadowlark.model import find_model, load_model
 
 # For components that only die when the interpreter does, after pytest's own filters.
 warnings.simplefilter("ignore", UnusedElaboratable)
+
+# Ctrl-C is tested: what a shell in the background or nohup ignores must not be ignored by all that
+# tests start.
+for _number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT
+                      else signal.SIG_DFL)
 
 SEED = int(os.environ.get("SEED") or random.randrange(2**32))
 os.environ["SEED"] = str(SEED)          # the workers of pytest-xdist have it from here

@@ -19,7 +19,8 @@ from .terminal import Progress, say, write_json
 def compile_(output: str, asked: Asked, board: str, json_to: str | None) -> int:
     """Quantise a model, lay it out for a board and write an image.
 
-    MODEL is a GGUF file, a Hugging Face folder, or a name that `meadowlark info` lists.
+    MODEL is a GGUF file, a Hugging Face folder, a checkpoint of llama2.c, or a name that
+    `meadowlark info` lists.
     """
     started = time.monotonic()
     check_outputs(output, json_to, inputs=[asked.name])
