@@ -296,6 +296,9 @@ def main(names, only_list, report, anew, jobs, seed, json_to, write) -> None:
             for m in block.mutants:
                 click.echo(f"{block.name}: {m.kind}: {m.what}")
         return
+    for block in chosen:            # now: a test that is changed meanwhile was not run
+        for m in block.mutants:
+            block.key(m)
     signal.signal(signal.SIGTERM, signal.default_int_handler)   # leaves nothing behind either way
     failed: list[str] = []
     todo = [] if report else [b for b in chosen if anew or len(kept(b)) < len(b.mutants)]
