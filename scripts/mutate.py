@@ -242,18 +242,22 @@ def tally(block: Block) -> Counter[str]:
 
 def table(blocks: list[Block]) -> str:
     """Caught / all of each block, by what breaks, in Markdown."""
-    lines = [f"| block | {' | '.join(KINDS)} | caught / all |", "|---" * (len(KINDS) + 2) + "|"]
+    lines = [f"| block | {' | '.join(KINDS)} | caught / all | not tried |",
+             "|---" * (len(KINDS) + 3) + "|"]
     columns = (*KINDS, "all")
-    caught, count = Counter[str](), Counter[str]()
+    caught, count = Counter[str | None](), Counter[str | None]()
 
-    def line(name: str, caught: Counter[str], count: Counter[str]) -> str:
-        return f"| {name} | " + " | ".join(f"{caught[c]} / {count[c]}" for c in columns) + " |"
+    def line(name: str, caught: Counter, count: Counter) -> str:
+        return f"| {name} | " + " | ".join(f"{caught[c]} / {count[c]}" for c in columns) \
+            + f" | {count[None] or ''} |"
     for block in blocks:
         known = kept(block)
         verdicts = [(m.kind, known.get(block.key(m), {}).get("verdict")) for m in block.mutants]
-        ours = Counter(c for kind, verdict in verdicts if verdict == "caught"
-                       for c in (kind, "all"))
-        all_ = Counter(c for kind, _ in verdicts for c in (kind, "all"))
+        ours: Counter[str | None] = Counter(
+            c for kind, verdict in verdicts if verdict == "caught" for c in (kind, "all"))
+        all_: Counter[str | None] = Counter(
+            c for kind, _ in verdicts for c in (kind, "all"))
+        all_[None] = sum(verdict is None for _, verdict in verdicts)
         lines.append(line(block.name, ours, all_))
         caught, count = caught + ours, count + all_
     return "\n".join([*lines, line("all", caught, count)]) + "\n"
