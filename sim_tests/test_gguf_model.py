@@ -252,7 +252,8 @@ def test_commands(tmp_path, seed, capsys, monkeypatch):
     monkeypatch.setenv("MEADOWLARK_CACHE", str(tmp_path))
     folder = random_model(tmp_path, seed=seed, heads=2, kv_heads=2)
     path = str(write_gguf(tmp_path / "m.gguf", folder))
-    assert cli.main(["info", path]) == 0 and "head_dim    16" in capsys.readouterr().out
+    assert cli.main(["info", path]) == 0
+    assert "head_dim       16" in capsys.readouterr().out
     texts = []
     for model in (path, str(folder)):
         assert cli.main(["generate", "a b c", "--model", model, "--target", "golden", "-n", "4",

@@ -105,7 +105,8 @@ def test_commands(made, tmp_path, capsys, monkeypatch):
     """It is a model wherever one is asked for, and an image named .bin stays an image."""
     monkeypatch.setenv("MEADOWLARK_CACHE", str(tmp_path / "cache"))
     path, _ = made(heads=2, kv_heads=2)
-    assert cli.main(["info", str(path)]) == 0 and "head_dim    16" in capsys.readouterr().out
+    assert cli.main(["info", str(path)]) == 0
+    assert "head_dim       16" in capsys.readouterr().out
     assert model_files(path) == [path, tmp_path / "tokenizer.bin"]      # decide what is cached
     image = tmp_path / "image.bin"
     assert cli.main(["compile", str(path), "-o", str(image)]) == 0
