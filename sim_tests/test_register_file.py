@@ -1,0 +1,80 @@
+"""RegisterFile: every register is read in exactly its time, counters at their latest."""
+import random
+from collections import deque
+
+import cocotb
+from bench import simulate, start
+from cocotb.triggers import FallingEdge
+
+from meadowlark_hdl.config import Config
+from meadowlark_hdl.control.counters_table import COUNTER_BITS, COUNTER_SLOTS, COUNTERS
+from meadowlark_hdl.link.protocol import BY_NAME, COUNTER_BASE, REGISTERS, RESET_MAGIC
+from meadowlark_hdl.link.registers import RegisterFile, constants
+
+CONFIG = Config(W=8, P=4, bus_bytes=2)
+FACTS = dict(board="a board", clock_hz=66_600_000, memory_bytes=1 << 25)
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def reads(dut):
+    counters = [random.getrandbits(COUNTER_BITS) for _ in range(COUNTER_SLOTS)]
+    live = {r.name: random.getrandbits(r.width) for r in REGISTERS if r.access == "live"}
+    await start(dut, **{f"live_{name}": value for name, value in live.items()})
+    await FallingEdge(dut.clk)
+    # Index of so many cycles ago: the latest that the file has to put up with.
+    seen = deque([0] * RegisterFile.COUNTER_LATENCY)
+
+    async def cycle(**inputs):
+        for name, value in ({"r_go": 0, "w_en": 0} | inputs).items():
+            getattr(dut, name).value = value
+        await FallingEdge(dut.clk)
+        seen.append(int(dut.counter_index.value))
+        dut.counter_data.value = counters[seen.popleft()]
+
+    async def read(address: int) -> int:
+        await cycle(r_go=1, r_addr=address)
+        for _ in range(RegisterFile.READ_LATENCY - 1):
+            assert not dut.r_valid.value
+            await cycle()
+        assert dut.r_valid.value
+        value = int(dut.r_data.value)
+        await cycle()
+        assert not dut.r_valid.value
+        return value
+
+    async def whole(name: str) -> int:
+        register = BY_NAME[name]
+        return sum([await read(register.address + i) << 32 * i for i in range(register.words)]) \
+            & (1 << register.width) - 1
+
+    for name, value in constants(CONFIG, **FACTS).items():
+        assert await whole(name) == value, name
+    for name, value in live.items():
+        assert await whole(name) == value, name
+    # Writes back to back are read as they were, none disturbs another.
+    written = {r: random.getrandbits(r.width) for r in REGISTERS
+               if r.access == "rw" and r.name != "reset"}
+    for register, value in written.items():
+        for i in range(register.words):
+            await cycle(w_en=1, w_addr=register.address + i, w_data=value >> 32 * i & 0xFFFFFFFF)
+    await cycle()
+    assert int(dut.resend.value) == written[BY_NAME["resend_cycles"]]
+    for register, value in written.items():
+        assert await whole(register.name) == value, register.name
+    # Counters in any order: the low word keeps the high one for the read behind it.
+    for at in random.choices(range(len(COUNTERS)), k=40):
+        low = await read(COUNTER_BASE + 2 * at)
+        counters[at] ^= 1 << COUNTER_BITS - 1
+        assert low | await read(COUNTER_BASE + 2 * at + 1) << 32 \
+            == counters[at] ^ 1 << COUNTER_BITS - 1
+    # Only the magic word resets.
+    for word in (RESET_MAGIC, RESET_MAGIC ^ 1, 0):
+        pulses = 0
+        for wait in range(5):
+            await cycle(w_en=not wait, w_addr=BY_NAME["reset"].address, w_data=word)
+            pulses += int(dut.reset.value)
+        assert pulses == (word == RESET_MAGIC)
+
+
+def test_register_file(seed):
+    simulate(RegisterFile(CONFIG, **FACTS), __name__, seed=seed)
