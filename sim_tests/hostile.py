@@ -2,9 +2,14 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from meadowlark.errors import UserError
+from meadowlark.model import Model
 
 #: Mutated files that a test tries; FUZZ= sets it.
 MUTATIONS = int(os.environ.get("FUZZ") or 300)
@@ -44,3 +49,21 @@ def changed(rng: np.random.Generator, values: dict[str, Any], more: tuple[str, .
         else:
             out[key] = value(rng)
     return out
+
+
+def refuses(load: Callable[[], Model]) -> bool:
+    """A damaged model is read and used, or refused by a sentence fit to be shown; within seconds.
+
+    Returns whether it was refused.
+    """
+    started, refused = time.process_time(), False
+    try:
+        model = load()
+        model.tokenizer.decode(model.tokenizer.encode("Hello 12"))
+        if model.chat:
+            model.chat.render([{"role": "user", "content": "Hello"}])
+    except UserError as error:
+        refused = True
+        assert str(error).isprintable() and len(str(error)) < 2000
+    assert time.process_time() - started < 5
+    return refused

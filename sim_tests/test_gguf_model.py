@@ -1,5 +1,4 @@
 """Models from GGUF: equal to those of Hugging Face folders, and nothing hostile gets through."""
-import time
 import tracemalloc
 from dataclasses import fields
 from pathlib import Path
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, quants
 from gguf_files import interleaved, write_gguf
-from hostile import MUTATIONS, changed
+from hostile import MUTATIONS, changed, refuses
 from random_model import random_model
 
 from meadowlark import cli, gguf_model
@@ -320,16 +319,7 @@ def test_mutated_files(tmp_path, seed, tokenizer):
     tracemalloc.start()
     for _ in range(MUTATIONS):
         path.write_bytes(mutate(raw, header, rng))
-        started = time.process_time()
-        try:
-            model = load_gguf(path)
-            model.tokenizer.decode(model.tokenizer.encode("Hello 12"))
-            if model.chat:
-                model.chat.render([{"role": "user", "content": "Hello"}])
-        except UserError as e:
-            refused += 1
-            assert str(e).isprintable() and len(str(e)) < 2000
-        assert time.process_time() - started < 5
+        refused += refuses(lambda: load_gguf(path))
     assert refused > MUTATIONS // 3
     assert tracemalloc.get_traced_memory()[1] < 4 << 20     # bytes; the file has 30 kB
     tracemalloc.stop()
@@ -355,17 +345,9 @@ def test_mutated_metadata(tmp_path, seed, monkeypatch, tokenizer):
         if strange:
             values = plain | {f"llama.k{rng.integers(10**9)}": 1 + turn}
         file.metadata = {k: v for k, v in values.items() if v is not None}
-        started = time.process_time()
-        try:
-            model = load_gguf(file.path)
-            assert not strange
-            model.tokenizer.decode(model.tokenizer.encode("Hello 12"))
-            if model.chat:
-                model.chat.render([{"role": "user", "content": "Hello"}])
-        except UserError as e:
-            refused += 1
-            assert str(e).isprintable() and len(str(e)) < 2000
-        assert time.process_time() - started < 5
+        found = refuses(lambda: load_gguf(file.path))
+        assert found or not strange
+        refused += found
     assert MUTATIONS // 3 < refused < MUTATIONS
 
 

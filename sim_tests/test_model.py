@@ -2,12 +2,11 @@
 import json
 import subprocess
 import sys
-import time
 from math import sqrt
 
 import numpy as np
 import pytest
-from hostile import MUTATIONS, changed
+from hostile import MUTATIONS, changed, refuses
 from random_model import random_model, random_texts, tokenizer_json
 from safetensors.numpy import load_file, save_file
 
@@ -402,17 +401,9 @@ def test_mutated_configs(tmp_path, seed):
             texts["config.json"] = json.dumps(config)
         for name, text in texts.items():
             (folder / name).write_text(text)
-        started = time.process_time()
-        try:
-            model = load_model(folder)
-            model.tokenizer.decode(model.tokenizer.encode("Hello 12"))
-            assert not strange
-            if model.chat:
-                model.chat.render([{"role": "user", "content": "Hello"}])
-        except UserError as error:
-            refused += 1
-            assert str(error).isprintable() and len(str(error)) < 2000
-        assert time.process_time() - started < 5
+        found = refuses(lambda: load_model(folder))
+        assert found or not strange
+        refused += found
     assert MUTATIONS // 3 < refused < MUTATIONS
 
 

@@ -108,12 +108,12 @@ class Source:
     def check_fits(self) -> None:
         """Raise a :class:`UserError` unless the model fits the board: from its shapes, and only
         where entropy decides about the memory, from its weights."""
-        if not (self.bits is self.target_ppl is None or self.board.config.packing & 1):
+        free = self.bits is self.target_ppl is None
+        if not (free or self.board.config.packing & 1):
             raise UserError(f"--bits and --target-ppl save nothing on the board {self.board.name}: "
                             "it reads no entropy-coded weights; leave them out, or take another "
                             "--board")
         from . import limits
-        free = self.bits is self.target_ppl is None
         shapes = limits.Shapes.of_model(self.outline, self.weights if free else "int8")
         ask: dict = dict(context=self.context, bits=self.bits or 8.0)
         least = limits.least_bits(self.board, self.packing)

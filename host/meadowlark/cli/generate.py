@@ -24,8 +24,8 @@ from .options import (
     system_option,
     target_option,
 )
-from .status import DIFFERENT
 from .scores import tell_saturated
+from .status import DIFFERENT
 from .terminal import Progress, Text, say, write_json
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def generate(prompt: str | None, text: str | None, file: str | None, drawing: Dr
         runner.load(source)
         progress("taking the prompt")
         out = Text("" if chat else prompt, source.tokenizer.stream(ids), stop,
-                    quiet=json_to == "-")
+                   quiet=json_to == "-")
         events, started, ended = [], time.monotonic(), 0.0
         with closing(runner.generate(ids, draw, max_new=most, stop_ids=stops)) as run:
             for event in run:
@@ -119,7 +119,7 @@ def generate(prompt: str | None, text: str | None, file: str | None, drawing: Dr
     if verdict is None:
         return 0
     say(f"bit-exact with the golden model over {verdict.tokens} tokens" if verdict.bit_exact
-         else f"NOT bit-exact: {verdict.first_difference}")
+        else f"NOT bit-exact: {verdict.first_difference}")
     return 0 if verdict.bit_exact else DIFFERENT
 
 
