@@ -172,11 +172,14 @@ def test_packer(packing, lanes, seed):
     packer, W = Packer(packing, lanes=lanes), 16
     for k in range(24):
         segments = []
-        plain = random_plain(rng, 120, W)
-        if k % 3:                               # tensors that are alike
-            plain = np.rint(rng.normal(size=(120, W)) * 20).astype(np.int8).view(np.uint8)
-        elif k % 2:                             # few chunks, often
-            plain = np.repeat(rng.integers(0, 256, (120, W // 4)).astype(np.uint8)[:, :1], W, 1)
+        if k % 3:                               # tensors that are alike: entropy
+            plain = np.rint(rng.normal(size=(120, W)) * 6).astype(np.int8).view(np.uint8)
+        elif k == 0:                            # no order at all: raw
+            plain = rng.integers(0, 256, (120, W)).astype(np.uint8)
+        elif k % 2:                             # few chunks, often: meadow
+            plain = np.repeat(rng.integers(0, 256, (120, 1)).astype(np.uint8), W, 1)
+        else:
+            plain = random_plain(rng, 120, W)
         for part in np.split(plain, [60] if k % 2 else [40, 80]):
             segments.append(Segment(part, [8, len(part) - 8]))
         packed = packer.pack(segments)
