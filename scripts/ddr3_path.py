@@ -17,7 +17,7 @@ import click
 from amaranth import Cat, Module, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
-from meadowlark.build import build, summary
+from meadowlark.chip.build import build, summary
 from meadowlark.errors import UserError
 from meadowlark_boards import get_board
 from meadowlark_hdl.config import Config

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
 
-from meadowlark import blocks, gguf_model, gguf_tokenizer, model
-from meadowlark.limits import LIMITS
+from meadowlark.compile.limits import LIMITS
+from meadowlark.models import blocks, gguf_model, gguf_tokenizer, model
 from meadowlark_boards import BOARDS
 from meadowlark_hdl import isa
 from meadowlark_hdl.control import counters_table, errors

@@ -16,13 +16,13 @@ from collections import Counter
 from pathlib import Path
 
 import click
-from meadowlark.driver import BoardError, Driver
-from meadowlark.frames import FrameParser
-from meadowlark.golden import GoldenModel
-from meadowlark.prepare import Source
-from meadowlark.sampling import sampling
-from meadowlark.simboard import SimBoard, SimTransport
-from meadowlark.targets import BoardTarget
+from meadowlark.link.driver import BoardError, Driver
+from meadowlark.link.frames import FrameParser
+from meadowlark.quant.golden import GoldenModel
+from meadowlark.quant.sampling import sampling
+from meadowlark.run.prepare import Source
+from meadowlark.run.targets import BoardTarget
+from meadowlark.sim import SimBoard, SimTransport
 from meadowlark_boards import get_board
 from meadowlark_hdl.control.sampler_golden import logits_crc
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -60,7 +60,7 @@ class Line:
 
 
 class FaultyTransport:
-    """A :class:`meadowlark.transport.Transport` with faults in both directions."""
+    """A :class:`meadowlark.link.transport.Transport` with faults in both directions."""
 
     def __init__(self, inner: SimTransport, rate: float, rng: random.Random) -> None:
         self.inner, self.timeout = inner, PATIENCE / inner.hz

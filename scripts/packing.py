@@ -13,8 +13,8 @@ from pathlib import Path
 
 import click
 import numpy as np
-from meadowlark.model import load_model
-from meadowlark.packing import Packer, Segment
+from meadowlark.compile.packing import Packer, Segment
+from meadowlark.models.model import load_model
 from meadowlark_hdl.weights.meadow_golden import PACKETS, packet_widths, reindexed
 
 #: Chunks of a tile; their number does not change the size.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 from amaranth.back import rtlil
-from meadowlark.ecp5 import check_tools
+from meadowlark.chip.ecp5 import check_tools
 from meadowlark.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "sim_tests"))

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import click
-from meadowlark.build import design, modules
-from meadowlark.ecp5 import synthesise
+from meadowlark.chip.build import design, modules
+from meadowlark.chip.ecp5 import synthesise
 from meadowlark.errors import UserError
 from meadowlark.files import write_atomic
 from meadowlark_boards import BOARDS, get_board

@@ -2,7 +2,7 @@
 """Read a long stream through the SDRAM controller and see what is left of the chip's peak.
 
 The controller alone, with its pad registers, in Verilator, against the strict device model of the
-simulated board (simboard/sdram.hpp); refreshes included. Fails if a word is wrong, a datasheet time
+simulated board (sim/sdram.hpp); refreshes included. Fails if a word is wrong, a datasheet time
 is violated, or less than 0.985 of the peak is reached.
 
 With --sweep it reads a short stream at every round trip of pads and wires from 0 to 15 ns instead,
@@ -16,8 +16,8 @@ import time
 
 import click
 from meadowlark.errors import UserError
-from meadowlark.simboard.pins import ROUND_TRIP_NS
-from meadowlark.simboard.stream import stream
+from meadowlark.sim.pins import ROUND_TRIP_NS
+from meadowlark.sim.stream import stream
 from meadowlark_hdl.memory.sdram_part import PARTS, SdramPart
 
 LEAST = 0.985

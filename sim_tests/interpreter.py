@@ -26,7 +26,7 @@ class Interpreter:
 
     Parameters
     ----------
-    image : meadowlark.image.Image
+    image : meadowlark.compile.image.Image
     config : Config
     seed : int, of the noise
     """

@@ -17,7 +17,7 @@ from array_bench import ArrayUnderTest
 from bench import simulate
 from cell_models import CELLS
 from conftest import ICARUS, NO_ICARUS
-from meadowlark.ecp5 import synthesise
+from meadowlark.chip.ecp5 import synthesise
 
 CASE = "w4p5"
 FLATTEN = """

@@ -13,9 +13,9 @@ from cocotb.task import bridge, resume
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 from cocotbext.axi import AxiBus, AxiRam
 
-from meadowlark.driver import Driver
-from meadowlark.golden import GoldenModel
-from meadowlark.prepare import Source
+from meadowlark.link.driver import Driver
+from meadowlark.quant.golden import GoldenModel
+from meadowlark.run.prepare import Source
 from meadowlark_boards import get_board
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sampler_golden import logits_crc

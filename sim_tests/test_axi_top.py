@@ -11,8 +11,8 @@ from cocotb.triggers import ClockCycles
 from cocotb.utils import get_sim_time
 from cocotbext.axi import AxiBus, AxiLiteBus, AxiLiteMaster, AxiRam
 
-from meadowlark.driver import BoardError, Driver
-from meadowlark.registers import RegisterTransport
+from meadowlark.link.driver import BoardError, Driver
+from meadowlark.link.registers import RegisterTransport
 from meadowlark_hdl.chips.axi_top import AxiTop
 from meadowlark_hdl.link.axi_lite_table import CONTROL_MEMORY, STATUS_LISTENS, WINDOW_ADDRESS
 from test_axi import pause, quiet

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
 
-from meadowlark.blocks import BLOCK, KINDS, BlockTensor
+from meadowlark.models.blocks import BLOCK, KINDS, BlockTensor
 
 
 def random_blocks(kind, rows, columns, seed):

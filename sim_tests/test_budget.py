@@ -7,18 +7,19 @@ import numpy as np
 import pytest
 from random_model import random_model
 
-from meadowlark import budget, cli
-from meadowlark.budget import (choose, coded_size, divergence, grid_for_bits, grid_for_perplexity,
-                               rounded, rounded_codes, shares)
-from meadowlark.equalise import SMALLEST_KEY, _Columns, equalise
+from meadowlark import cli
 from meadowlark.errors import UserError
-from meadowlark.evaluate import negative_log_likelihood, validation_text, windows
-from meadowlark.feedback import Moments
-from meadowlark.golden import GoldenModel
-from meadowlark.model import FloatModel, load_model
-from meadowlark.own_text import own_text
-from meadowlark.quantise import LOGIT_FRAC, int8_codes, observe, quantise
-from meadowlark.sensitivity import MATRICES, Sensitivity
+from meadowlark.models.model import FloatModel, load_model
+from meadowlark.quant import budget
+from meadowlark.quant.budget import (choose, coded_size, divergence, grid_for_bits,
+                                     grid_for_perplexity, rounded, rounded_codes, shares)
+from meadowlark.quant.equalise import SMALLEST_KEY, _Columns, equalise
+from meadowlark.quant.feedback import Moments
+from meadowlark.quant.golden import GoldenModel
+from meadowlark.quant.own_text import own_text
+from meadowlark.quant.quantise import LOGIT_FRAC, int8_codes, observe, quantise
+from meadowlark.quant.sensitivity import MATRICES, Sensitivity
+from meadowlark.run.evaluate import negative_log_likelihood, validation_text, windows
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from amaranth.back import rtlil
-from meadowlark.build import Built, build, design, flash, modules, platform_of, summary
+from meadowlark.chip.build import Built, build, design, flash, modules, platform_of, summary
+from meadowlark.chip.ecp5 import PathStep, Report, Unroutable, path_lines
+from meadowlark.chip.litedram import read_core
 from meadowlark.cli import main
-from meadowlark.ecp5 import PathStep, Report, Unroutable, path_lines
 from meadowlark.errors import UserError
-from meadowlark.litedram import read_core
 from meadowlark_boards import BOARDS, get_board
 from meadowlark_hdl.chips.ecp5_pll import Pll, dividers
 
@@ -111,9 +111,9 @@ def test_the_next_placement_when_one_does_not_route(tmp_path, monkeypatch):
     def pack(command, cwd, **rest):
         shutil.copyfile(cwd / command[-2], cwd / command[-1])
         return subprocess.CompletedProcess(command, 0)
-    monkeypatch.setattr("meadowlark.build.check_tools", lambda: None)
-    monkeypatch.setattr("meadowlark.build.synthesise", synthesise)
-    monkeypatch.setattr("meadowlark.build.place_and_route", place)
+    monkeypatch.setattr("meadowlark.chip.build.check_tools", lambda: None)
+    monkeypatch.setattr("meadowlark.chip.build.synthesise", synthesise)
+    monkeypatch.setattr("meadowlark.chip.build.place_and_route", place)
     monkeypatch.setattr("subprocess.run", pack)
     board = get_board("ulx3s_25f")
     for seeds, bits, tried in ((3, "3", {1: None, 2: 59.0, 3: 61.0}), (2, "2", {1: None, 2: 59.0})):

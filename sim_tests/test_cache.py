@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from gguf_files import write_gguf
-from meadowlark import cache, cli, integers, prepare
-from meadowlark import model as models
-from meadowlark.model import load_model, model_files
-from meadowlark.prepare import Source
-from meadowlark.quantise import quantise
+from meadowlark import cache, cli
+from meadowlark.models import model as models
+from meadowlark.models.model import load_model, model_files
+from meadowlark.quant import integers
+from meadowlark.quant.quantise import quantise
+from meadowlark.run import prepare
+from meadowlark.run.prepare import Source
 from meadowlark_boards import get_board
 from random_model import random_model, random_texts
 
@@ -112,7 +114,7 @@ def test_every_file_that_is_read_counts(tmp_path):
 def test_all_of_the_program_counts(tmp_path, monkeypatch):
     """Every module that is there once a model has been quantised is hashed."""
     said = subprocess.run(
-        [sys.executable, "-c", "import sys; from meadowlark.prepare import Source\n"
+        [sys.executable, "-c", "import sys; from meadowlark.run.prepare import Source\n"
          "from meadowlark_boards import get_board\n"
          "Source('stories', get_board('ulx3s_85f'), bits=5.0).quantised\n"
          "print([m.__file__ for n, m in sys.modules.items() if n.split('.')[0] in "

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from random_model import name_tokens, random_model
 
-from meadowlark import cli, targets
-from meadowlark.chat import MAX_TEMPLATE, ChatTemplate, Conversation
-from meadowlark.driver import BoardError, Driver
+from meadowlark import cli
 from meadowlark.errors import UserError
-from meadowlark.fake_board import FakeBoard
-from meadowlark.model import Tokenizer, load_model
-from meadowlark.prepare import Source
-from meadowlark.targets import BoardTarget, GoldenTarget
+from meadowlark.link.driver import BoardError, Driver
+from meadowlark.link.fake_board import FakeBoard
+from meadowlark.models.model import Tokenizer, load_model
+from meadowlark.run import targets
+from meadowlark.run.prepare import Source
+from meadowlark.run.targets import BoardTarget, GoldenTarget
+from meadowlark.text.chat import MAX_TEMPLATE, ChatTemplate, Conversation
 from meadowlark_boards import get_board
 
 HELLO = [{"role": "user", "content": "Hello"}]

@@ -7,12 +7,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gguf_files import write_gguf
-from meadowlark.driver import BoardError
-from meadowlark.golden import GoldenModel
-from meadowlark.model import load_model
-from meadowlark.prepare import Source
-from meadowlark.sampling import sampling
-from meadowlark.targets import SimTarget
+from meadowlark.link.driver import BoardError
+from meadowlark.models.model import load_model
+from meadowlark.quant.golden import GoldenModel
+from meadowlark.quant.sampling import sampling
+from meadowlark.run.prepare import Source
+from meadowlark.run.targets import SimTarget
 from meadowlark_boards import get_board
 from meadowlark_hdl.control.errors import FAULTS, SENTENCES, Error
 from meadowlark_hdl.control.sampler_golden import Sampling, logits_crc

@@ -12,15 +12,16 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
-from meadowlark import bench, cli, targets
+from meadowlark import cli
 from meadowlark.cli.group import cli as group
-from meadowlark.driver import Driver
-from meadowlark.evaluate import read_text
-from meadowlark.fake_board import FakeBoard
-from meadowlark.model import PACKAGED
-from meadowlark.prepare import Source
-from meadowlark.targets import BoardTarget, Event, GoldenTarget
-from meadowlark.targets import check as compare
+from meadowlark.link.driver import Driver
+from meadowlark.link.fake_board import FakeBoard
+from meadowlark.models.model import PACKAGED
+from meadowlark.run import bench, targets
+from meadowlark.run.evaluate import read_text
+from meadowlark.run.prepare import Source
+from meadowlark.run.targets import BoardTarget, Event, GoldenTarget
+from meadowlark.run.targets import check as compare
 from meadowlark_boards import get_board
 from meadowlark_hdl.control.sampler_golden import Sampling, logits_crc
 from random_model import random_model

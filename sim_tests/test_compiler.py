@@ -4,12 +4,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from interpreter import Interpreter
-from meadowlark.compiler import compile_model
+from meadowlark.compile.compiler import compile_model
+from meadowlark.compile.layout import Shape, act_map, tile_linear
 from meadowlark.errors import UserError
-from meadowlark.golden import GoldenModel
-from meadowlark.layout import Shape, act_map, tile_linear
-from meadowlark.model import load_model
-from meadowlark.quantise import quantise
+from meadowlark.models.model import load_model
+from meadowlark.quant.golden import GoldenModel
+from meadowlark.quant.quantise import quantise
 from meadowlark_boards import get_board
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import Epi, Header, Op, Src

@@ -3,11 +3,11 @@ import time
 from dataclasses import replace
 
 import pytest
-from meadowlark.compiler import compile_model
-from meadowlark.cycles import Overheads, kind_of, predict
+from meadowlark.compile.compiler import compile_model
+from meadowlark.compile.cycles import Overheads, kind_of, predict
 from meadowlark.errors import UserError
-from meadowlark.model import load_model
-from meadowlark.quantise import quantise
+from meadowlark.models.model import load_model
+from meadowlark.quant.quantise import quantise
 from meadowlark_boards import get_board
 from amaranth.utils import ceil_log2
 from meadowlark_hdl.compute.tiling_engine import TilingEngine, or_levels

@@ -17,7 +17,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from bench import _verilog, cycles, recv, send, simulate, start
 from cocotb.triggers import ReadOnly, RisingEdge
-from meadowlark.litedram import facts, generate
+from meadowlark.chip.litedram import facts, generate
 from meadowlark_boards import get_board
 from meadowlark_hdl.chips.ddr3_top import Ddr3Memory
 from meadowlark_hdl.collisions import relax

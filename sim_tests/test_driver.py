@@ -3,10 +3,10 @@ import random
 import struct
 
 import pytest
-from meadowlark.driver import BoardError, Driver
-from meadowlark.fake_board import FakeBoard, invented
-from meadowlark.frames import Frame, FrameParser
-from meadowlark.transport import LoopbackTransport, open_transport
+from meadowlark.link.driver import BoardError, Driver
+from meadowlark.link.fake_board import FakeBoard, invented
+from meadowlark.link.frames import Frame, FrameParser
+from meadowlark.link.transport import LoopbackTransport, open_transport
 from meadowlark_hdl.control.counters_table import COUNTERS
 from meadowlark_hdl.control.errors import Error
 from meadowlark_hdl.control.sampler_golden import Sampling
@@ -444,7 +444,7 @@ def test_socket():
     import socket
     from threading import Thread
 
-    from meadowlark.transport import SocketTransport
+    from meadowlark.link.transport import SocketTransport
     board = FakeBoard()
     server = socket.create_server(("127.0.0.1", 0))
     server.settimeout(20)

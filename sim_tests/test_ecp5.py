@@ -3,8 +3,7 @@ without an end."""
 import json
 
 import pytest
-from meadowlark.ecp5 import (Unroutable, canonical, converging, first_states,
-                             place_and_route)
+from meadowlark.chip.ecp5 import Unroutable, canonical, converging, first_states, place_and_route
 from meadowlark.errors import UserError
 
 LOG = r"""Recoding FSM `$fsm$\dut.link.fsm_state$7' from module `\top' using `auto' encoding:
@@ -76,8 +75,8 @@ def test_a_placement_is_routed_once_more_before_it_is_given_up(tmp_path, monkeyp
         for count in (500, *[1101] * (len(settings) < ends)):
             progress(f"    iter=1 wires=1000 overused={count} overuse={count} archfail=NA")
         (directory / "report.json").write_text('{"fmax": {}, "utilization": {}}')
-    monkeypatch.setattr("meadowlark.ecp5._run", run)
-    monkeypatch.setattr("meadowlark.ecp5._command", lambda *_: ["tool", "--json", "top.json"])
+    monkeypatch.setattr("meadowlark.chip.ecp5._run", run)
+    monkeypatch.setattr("meadowlark.chip.ecp5._command", lambda *_: ["tool", "--json", "top.json"])
     for ends in (1, 2, 3):
         settings.clear()
         if ends == 3:

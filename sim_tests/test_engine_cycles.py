@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from array_bench import ArrayUnderTest, Bench, Tile
 from bench import simulate
-from meadowlark.cycles import Overheads, Spent, _Machine
+from meadowlark.compile.cycles import Overheads, Spent, _Machine
 from meadowlark_boards import get_board
 from meadowlark_hdl.compute.vector_unit import VectorUnit
 from meadowlark_hdl.config import Config

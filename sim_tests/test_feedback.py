@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 from random_model import random_model
 
-from meadowlark.feedback import DAMPING, MAX_COLUMNS, Moments, feedback, round_rows
-from meadowlark.model import FloatModel, load_model
-from meadowlark.quantise import int8_codes
+from meadowlark.models.model import FloatModel, load_model
+from meadowlark.quant.feedback import DAMPING, MAX_COLUMNS, Moments, feedback, round_rows
+from meadowlark.quant.quantise import int8_codes
 
 
 def inputs(rng, n, K):
@@ -99,7 +99,7 @@ def test_moments(tmp_path, seed, monkeypatch):
                 want = want + x.T @ x
             np.testing.assert_allclose(moments.of[node, i], want, rtol=1e-3,
                                        atol=1e-4 * np.abs(want).max())
-    monkeypatch.setattr("meadowlark.feedback.MAX_COLUMNS", model.hidden)
+    monkeypatch.setattr("meadowlark.quant.feedback.MAX_COLUMNS", model.hidden)
     moments = Moments()
     FloatModel(model).forward(tokens[0], moments.observe)
     assert MAX_COLUMNS > model.ffn > model.hidden and ("x1", 0) in moments.of

@@ -148,8 +148,9 @@ def test_a_missing_folder_is_named_before_the_work(args, tmp_path, monkeypatch, 
     """Nothing is read, compiled or run before."""
     def never(*_, **__):
         raise AssertionError("work was done")
-    from meadowlark import build, targets
-    from meadowlark.prepare import Source
+    from meadowlark.chip import build
+    from meadowlark.run import targets
+    from meadowlark.run.prepare import Source
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(targets, "open_target", never)
     monkeypatch.setattr(build, "build", never)

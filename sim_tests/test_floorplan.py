@@ -3,7 +3,7 @@ import json
 import re
 
 import pytest
-from meadowlark.floorplan import SITES, place_hard_blocks, plan
+from meadowlark.chip.floorplan import SITES, place_hard_blocks, plan
 
 SITE = re.compile(r"X(\d+)/Y(\d+)/(MULT18_|ALU54_|EBR)(\d)")
 OFFSETS = {"MULT18_": {0: 0, 1: 1, 4: 4, 5: 5}, "ALU54_": {3: 3, 7: 7},

@@ -6,7 +6,7 @@ import cocotb
 import pytest
 from bench import cycles, recv, send, simulate, start, unpack
 from cocotb.triggers import ReadOnly, RisingEdge
-from meadowlark.frames import Frame
+from meadowlark.link.frames import Frame
 from meadowlark_hdl.link.framer import FrameHeader, FrameMux, RxFramer, TxFramer
 from meadowlark_hdl.link.protocol import MAX_FRAME, MAX_PAYLOAD, SYNC
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from meadowlark.errors import UserError
-from meadowlark.gguf_file import MAX_HEADER, GgufFile
+from meadowlark.models.gguf_file import MAX_HEADER, GgufFile
 
 U8, I32, BOOL, STRING, ARRAY, U64 = 0, 5, 7, 8, 9, 10
 HUGE = (1 << 64) - 1

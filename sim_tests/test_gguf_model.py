@@ -10,12 +10,13 @@ from gguf_files import interleaved, write_gguf
 from hostile import MUTATIONS, changed, refuses
 from random_model import random_model
 
-from meadowlark import cli, gguf_model
-from meadowlark.blocks import KINDS
+from meadowlark import cli
 from meadowlark.errors import UserError
-from meadowlark.gguf_file import GgufFile
-from meadowlark.gguf_model import FLOATS, load_gguf
-from meadowlark.model import PACKAGED, FloatModel, Layer, load_model
+from meadowlark.models import gguf_model
+from meadowlark.models.blocks import KINDS
+from meadowlark.models.gguf_file import GgufFile
+from meadowlark.models.gguf_model import FLOATS, load_gguf
+from meadowlark.models.model import PACKAGED, FloatModel, Layer, load_model
 
 SHAPES = {
     "tied": dict(),
@@ -270,7 +271,7 @@ def test_commands(tmp_path, seed, capsys, monkeypatch):
 
 
 def test_not_installed(monkeypatch):
-    from meadowlark import model
+    from meadowlark.models import model
     monkeypatch.setitem(model.INSTALLED, "smollm2", ("no-such-package", "x.gguf"))
     with pytest.raises(UserError, match="^the model smollm2 is not installed; run `make setup-sm"):
         load_model("smollm2")

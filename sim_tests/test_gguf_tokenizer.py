@@ -8,8 +8,8 @@ from random_model import tokenizer_json
 from tokenizers import pre_tokenizers
 
 from meadowlark.errors import UserError
-from meadowlark.gguf_tokenizer import MAX_TOKEN, PRE, build_tokenizer, read_vocabulary
-from meadowlark.metadata import Metadata
+from meadowlark.models.gguf_tokenizer import MAX_TOKEN, PRE, build_tokenizer, read_vocabulary
+from meadowlark.models.metadata import Metadata
 
 NORMAL, UNKNOWN, CONTROL, USER, BYTE = (int(getattr(TokenType, n)) for n in (
     "NORMAL", "UNKNOWN", "CONTROL", "USER_DEFINED", "BYTE"))

@@ -6,11 +6,11 @@ import pytest
 from random_model import random_model, random_texts
 
 from meadowlark.errors import UserError
-from meadowlark.evaluate import perplexity, validation_text, windows
-from meadowlark.golden import GoldenModel
-from meadowlark.model import FloatModel, load_model
-from meadowlark.quantise import LOGIT_FRAC, measure, quantise
-from meadowlark.sampling import sampling
+from meadowlark.models.model import FloatModel, load_model
+from meadowlark.quant.golden import GoldenModel
+from meadowlark.quant.quantise import LOGIT_FRAC, measure, quantise
+from meadowlark.quant.sampling import sampling
+from meadowlark.run.evaluate import perplexity, validation_text, windows
 from meadowlark_hdl.control.sampler_golden import Sampling, sample
 
 SHAPES = {

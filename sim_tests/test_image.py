@@ -11,15 +11,15 @@ from zlib import crc32
 
 import pytest
 from meadowlark.cli.info import _image_facts
-from meadowlark.compiler import compile_model
-from meadowlark.driver import Driver
+from meadowlark.compile.compiler import compile_model
+from meadowlark.compile.image import Image
 from meadowlark.errors import UserError
-from meadowlark.fake_board import FakeBoard
-from meadowlark.image import Image
-from meadowlark.model import load_model
-from meadowlark.prepare import Source
-from meadowlark.quantise import quantise
-from meadowlark.targets import BoardTarget
+from meadowlark.link.driver import Driver
+from meadowlark.link.fake_board import FakeBoard
+from meadowlark.models.model import load_model
+from meadowlark.quant.quantise import quantise
+from meadowlark.run.prepare import Source
+from meadowlark.run.targets import BoardTarget
 from meadowlark_boards import get_board
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sampler_golden import Sampling

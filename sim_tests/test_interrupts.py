@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from random_model import random_model
 
-from meadowlark.fake_board import FakeBoard
+from meadowlark.link.fake_board import FakeBoard
 from meadowlark_boards import get_board
 from meadowlark_hdl.link.protocol import Command
 
@@ -135,7 +135,7 @@ def test_deaf_steps(what, tmp_path):
     stub = f"""
 import os, sys, time
 from pathlib import Path
-from meadowlark import build
+from meadowlark.chip import build
 from meadowlark.files import temporary_folder
 def stub(board, directory, **kw):
     with temporary_folder(Path({str(tmp_path)!r}), "half-"):
@@ -156,7 +156,7 @@ def test_a_second_one_ends_at_once():
     stub = """
 import time
 from meadowlark.cli import build, interrupts
-from meadowlark import build
+from meadowlark.chip import build
 def stub(*args, **kw):
     with interrupts.patience():
         for word in ("begun", *["again"] * 60):
@@ -199,8 +199,8 @@ def test_compilers_end_too(tmp_path):
     slow.chmod(0o755)
     cache = tmp_path / "cache"
     stub = """
-from meadowlark import targets
-from meadowlark.simboard import build
+from meadowlark.run import targets
+from meadowlark.sim import build
 def open_target(name, board, *, progress=None):
     build.build("module core(input clk, output x); assign x = clk; endmodule", board.config,
                 progress=progress)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from meadowlark.disassemble import line
+from meadowlark.compile.disassemble import line
 from meadowlark_hdl.isa import (FIELDS, INSTRUCTION_BITS, INSTRUCTION_BYTES, MODEL_REGS, Epi,
                                 Header, Instruction, Mode, Op, Src, decode, encode)
 

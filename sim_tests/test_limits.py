@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from gguf_files import tensors, write_gguf
-from meadowlark import limits
-from meadowlark.compiler import compile_model
+from meadowlark.compile import limits
+from meadowlark.compile.compiler import compile_model
+from meadowlark.compile.limits import Shapes
 from meadowlark.errors import UserError
-from meadowlark.limits import Shapes
-from meadowlark.model import load_model
-from meadowlark.prepare import Source
-from meadowlark.quantise import quantise
+from meadowlark.models.model import load_model
+from meadowlark.quant.quantise import quantise
+from meadowlark.run.prepare import Source
 from meadowlark_boards import BOARDS, get_board
 from meadowlark_hdl.config import Config
 from random_model import random_model, random_texts

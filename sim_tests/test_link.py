@@ -19,8 +19,8 @@ from bench import cycles, pack, simulate, start, unpack
 from cocotb.task import bridge, resume
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 from cocotb.utils import get_sim_time
-from meadowlark.driver import BoardError, Driver
-from meadowlark.frames import Frame, FrameParser
+from meadowlark.link.driver import BoardError, Driver
+from meadowlark.link.frames import Frame, FrameParser
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.counters_table import COUNTERS
 from meadowlark_hdl.control.errors import Error

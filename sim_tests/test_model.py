@@ -11,8 +11,8 @@ from random_model import random_model, random_texts, tokenizer_json
 from safetensors.numpy import load_file, save_file
 
 from meadowlark.errors import UserError
-from meadowlark.evaluate import negative_log_likelihood, validation_text, windows
-from meadowlark.model import HARMLESS, NEUTRAL, PACKAGED, FloatModel, Tokenizer, load_model
+from meadowlark.models.model import HARMLESS, NEUTRAL, PACKAGED, FloatModel, Tokenizer, load_model
+from meadowlark.run.evaluate import negative_log_likelihood, validation_text, windows
 
 
 @pytest.fixture(scope="module")
@@ -517,7 +517,7 @@ def test_stored_limits_do_not_cut_prompts():
 
 def test_no_amaranth():
     """The golden side needs no gateware tools."""
-    code = ("import sys, meadowlark.evaluate, meadowlark.sampling; "
+    code = ("import sys, meadowlark.run.evaluate, meadowlark.quant.sampling; "
             "sys.exit(any(m.split('.')[0] == 'amaranth' for m in sys.modules))")
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert (PACKAGED["stories"] / "NOTICE").is_file()

@@ -5,18 +5,18 @@ import numpy as np
 import pytest
 from gguf_files import tensors, write_gguf
 from interpreter import Interpreter
-from meadowlark import quantise as quantising
-from meadowlark.blocks import KINDS
-from meadowlark.compiler import compile_model
-from meadowlark.cycles import predict
-from meadowlark.disassemble import listing
+from meadowlark.compile.compiler import compile_model
+from meadowlark.compile.cycles import predict
+from meadowlark.compile.disassemble import listing
 from meadowlark.errors import UserError
-from meadowlark.evaluate import perplexity
-from meadowlark.golden import GoldenModel
-from meadowlark.gguf_model import load_gguf
-from meadowlark.model import FloatModel, load_model
-from meadowlark.prepare import Source
-from meadowlark.quantise import measure, quantise
+from meadowlark.models.blocks import KINDS
+from meadowlark.models.gguf_model import load_gguf
+from meadowlark.models.model import FloatModel, load_model
+from meadowlark.quant import quantise as quantising
+from meadowlark.quant.golden import GoldenModel
+from meadowlark.quant.quantise import measure, quantise
+from meadowlark.run.evaluate import perplexity
+from meadowlark.run.prepare import Source
 from meadowlark_boards import get_board
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import Epi, Mode, Op, Src

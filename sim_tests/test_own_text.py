@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from random_model import random_model
 
-from meadowlark.model import FloatModel, load_model
-from meadowlark.own_text import first, own_text
+from meadowlark.models.model import FloatModel, load_model
+from meadowlark.quant.own_text import first, own_text
 
 SHAPE = dict(hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48, vocab=64)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from test_chip import Chip
 
-from meadowlark.driver import BoardError
-from meadowlark.sampling import sampling
-from meadowlark.targets import SimTarget
+from meadowlark.link.driver import BoardError
+from meadowlark.quant.sampling import sampling
+from meadowlark.run.targets import SimTarget
 from meadowlark_boards import get_board
 
 #: With both kinds of codes; as the board is, test_chip runs it.

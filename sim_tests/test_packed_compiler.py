@@ -4,13 +4,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from interpreter import Interpreter
-from meadowlark.compiler import _Stream, compile_model
+from meadowlark.compile.compiler import _Stream, compile_model
+from meadowlark.compile.image import Image
+from meadowlark.compile.layout import LEAD, packed_jobs, spare_chunks
 from meadowlark.errors import UserError
-from meadowlark.golden import GoldenModel
-from meadowlark.image import Image
-from meadowlark.layout import LEAD, packed_jobs, spare_chunks
-from meadowlark.model import load_model
-from meadowlark.quantise import QuantLinear, quantise
+from meadowlark.models.model import load_model
+from meadowlark.quant.golden import GoldenModel
+from meadowlark.quant.quantise import QuantLinear, quantise
 from meadowlark_boards import get_board
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.weights.decoder_golden import header_chunks

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from meadowlark.packing import Packer, Segment
+from meadowlark.compile.packing import Packer, Segment
 from meadowlark_hdl.weights.entropy_golden import (code_words, coded_bits, entropy, pack_entropy,
                                                    prefix_code)
 from meadowlark_hdl.weights.meadow_golden import (ENTRIES, PACKETS, choose_widths, meadow_bits,

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from meadowlark.driver import Driver
 from meadowlark.errors import UserError
-from meadowlark.golden import GoldenModel
-from meadowlark.prepare import Source
-from meadowlark.sampling import sampling
-from meadowlark.simboard import PinBoard, SimTransport, SimulationError, pins
-from meadowlark.targets import SimTarget, open_target
+from meadowlark.link.driver import Driver
+from meadowlark.quant.golden import GoldenModel
+from meadowlark.quant.sampling import sampling
+from meadowlark.run.prepare import Source
+from meadowlark.run.targets import SimTarget, open_target
+from meadowlark.sim import PinBoard, SimTransport, SimulationError, pins
 from meadowlark_boards import get_board
 from meadowlark_hdl.control.sampler_golden import Sampling, logits_crc
 from meadowlark_hdl.memory.sdram_part import AS4C32M16SB_7

@@ -12,13 +12,13 @@ from contextlib import closing, contextmanager
 
 import pytest
 from meadowlark import cli
-from meadowlark.driver import BoardError, Driver
 from meadowlark.errors import UserError
-from meadowlark.fake_board import FakeBoard
-from meadowlark.frames import Frame, FrameParser
-from meadowlark.prepare import Source, made_for
-from meadowlark.targets import open_target
-from meadowlark.transport import TransportError, open_transport
+from meadowlark.link.driver import BoardError, Driver
+from meadowlark.link.fake_board import FakeBoard
+from meadowlark.link.frames import Frame, FrameParser
+from meadowlark.link.transport import TransportError, open_transport
+from meadowlark.run.prepare import Source, made_for
+from meadowlark.run.targets import open_target
 from meadowlark_boards import get_board
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.link.protocol import (ANSWER, EVENT_FORMAT, MAGIC, SYNC, TOKEN, VERSION,
@@ -242,7 +242,7 @@ def at_port(monkeypatch):
         def opened(target):
             assert target == "/dev/board"
             return board
-        monkeypatch.setattr("meadowlark.transport.open_transport", opened)
+        monkeypatch.setattr("meadowlark.link.transport.open_transport", opened)
         return board
     return put
 

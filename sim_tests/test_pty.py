@@ -15,8 +15,8 @@ from terminals import ROWS, meadowlark, run, screen
 #: A target that counts, slow enough for its progress to be drawn.
 BENCH = """
 import time
-from meadowlark import targets
-from meadowlark.targets import Event
+from meadowlark.run import targets
+from meadowlark.run.targets import Event
 from meadowlark_boards import VIRTUAL
 class Counted:
     name, messages, board = "counted", 0, VIRTUAL
@@ -33,8 +33,8 @@ targets.open_target = lambda *a, **k: Counted()
 BUILD = """
 import time
 from pathlib import Path
-from meadowlark import build
-from meadowlark.ecp5 import Report
+from meadowlark.chip import build
+from meadowlark.chip.ecp5 import Report
 REPORT = Report(fmax_mhz={"clk": 101.0}, used={}, available={}, critical=[])
 def stub(board, directory, *, seeds, progress):
     for line in ("elaborating the chip", "2.1. Executing [yosys] :smile: PASS " + "x" * 100):
@@ -169,7 +169,7 @@ def test_ctrl_c_in_a_conversation(model):
     """It ends an answer, which stays as far as it came, and then the conversation."""
     stub = """
 import time
-from meadowlark.targets import GoldenTarget
+from meadowlark.run.targets import GoldenTarget
 whole = GoldenTarget._run
 def slow(*args, **kw):
     for event in whole(*args, **kw):
@@ -211,7 +211,7 @@ def test_what_is_not_ours_is_shown_as_it_is(tmp_path):
 def test_an_error_behind_half_a_line():
     """It begins a line of its own."""
     stub = """
-from meadowlark import targets
+from meadowlark.run import targets
 from meadowlark.errors import UserError
 whole = targets.GoldenTarget._run
 def _run(self, *args, **kw):

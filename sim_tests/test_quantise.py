@@ -8,9 +8,9 @@ import pytest
 from random_model import random_model, random_texts
 
 from meadowlark.errors import UserError
-from meadowlark.model import load_model
-from meadowlark.quantise import _coarse, calibration_tokens, measure, quantise
-from meadowlark.sampling import mantissa_shift
+from meadowlark.models.model import load_model
+from meadowlark.quant.quantise import _coarse, calibration_tokens, measure, quantise
+from meadowlark.quant.sampling import mantissa_shift
 
 SHAPES = {
     "plain": dict(),

@@ -8,8 +8,8 @@ from amaranth.back import rtlil
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
-from meadowlark.ecp5 import synthesise
-from meadowlark.ram_registers import fold_ram_registers
+from meadowlark.chip.ecp5 import synthesise
+from meadowlark.chip.ram_registers import fold_ram_registers
 from meadowlark_hdl.collisions import NO_RW_CHECK
 
 

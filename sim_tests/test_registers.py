@@ -7,12 +7,12 @@ import types
 
 import numpy as np
 import pytest
-from meadowlark.driver import Driver
 from meadowlark.errors import UserError
-from meadowlark.fake_board import FakeBoard, invented
-from meadowlark.registers import WINDOW_BYTES, RegisterTransport, open_registers
-from meadowlark.targets import open_target
-from meadowlark.transport import TransportError, open_transport
+from meadowlark.link.driver import Driver
+from meadowlark.link.fake_board import FakeBoard, invented
+from meadowlark.link.registers import WINDOW_BYTES, RegisterTransport, open_registers
+from meadowlark.link.transport import TransportError, open_transport
+from meadowlark.run.targets import open_target
 from meadowlark_boards import get_board
 from meadowlark_hdl.link.axi_lite_table import (CONTROL_MEMORY, WINDOW_ADDRESS, WINDOW_MAGIC,
                                                 WINDOW_VERSION)

@@ -2,7 +2,7 @@
 from dataclasses import replace
 
 import pytest
-from meadowlark.simboard.stream import stream
+from meadowlark.sim.stream import stream
 from meadowlark_hdl.memory.sdram_part import PARTS
 
 

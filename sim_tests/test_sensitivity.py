@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 from random_model import random_model
 
-from meadowlark.evaluate import negative_log_likelihood
-from meadowlark.model import FloatModel, load_model
-from meadowlark.sensitivity import MATRICES, Sensitivity
+from meadowlark.models.model import FloatModel, load_model
+from meadowlark.quant.sensitivity import MATRICES, Sensitivity
+from meadowlark.run.evaluate import negative_log_likelihood
 
 EPSILON = 2e-2
 

@@ -8,8 +8,8 @@ from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from meadowlark.errors import UserError
-from meadowlark.simboard import SimBoard, SimulationError
-from meadowlark.simboard import build as building
+from meadowlark.sim import SimBoard, SimulationError
+from meadowlark.sim import build as building
 from meadowlark_boards import BOARDS, Board, LinkInfo, MemoryTiming, get_board
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.signatures import LogitPort, MemoryPort

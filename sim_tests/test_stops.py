@@ -8,9 +8,9 @@ from gguf_files import write_gguf
 from random_model import name_tokens, random_model
 
 from meadowlark.errors import UserError
-from meadowlark.model import PACKAGED, load_model
-from meadowlark.prepare import Source
-from meadowlark.stops import ENDS, MAX_STOP_IDS, end_tokens, stop_ids
+from meadowlark.models.model import PACKAGED, load_model
+from meadowlark.run.prepare import Source
+from meadowlark.text.stops import ENDS, MAX_STOP_IDS, end_tokens, stop_ids
 from meadowlark_boards import get_board
 from meadowlark_hdl.signatures import STOP_IDS
 

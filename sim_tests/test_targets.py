@@ -3,10 +3,10 @@ import random
 from contextlib import closing
 
 import pytest
-from meadowlark.driver import Driver
-from meadowlark.fake_board import FakeBoard, invented
-from meadowlark.prepare import Source
-from meadowlark.targets import BoardTarget, GoldenTarget
+from meadowlark.link.driver import Driver
+from meadowlark.link.fake_board import FakeBoard, invented
+from meadowlark.run.prepare import Source
+from meadowlark.run.targets import BoardTarget, GoldenTarget
 from meadowlark_boards import get_board
 from meadowlark_hdl.control.sampler_golden import Sampling
 from random_model import random_model

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from meadowlark.chip.vivado import COMMAND, package, top
 from meadowlark.cli import main
-from meadowlark.vivado import COMMAND, package, top
 from meadowlark_boards import BOARDS, get_board
 from test_axi_chip import CONFIG, SIZE
 
@@ -199,9 +199,9 @@ def test_the_driver_runs_alone(written):
     code = ("import sys\n"
             "for name in ('amaranth', 'amaranth_boards', 'cocotb', 'safetensors', 'serial'):\n"
             "    sys.modules[name] = None\n"
-            "import meadowlark.cli.group, meadowlark.chat, meadowlark.errors, meadowlark.image\n"
-            "import meadowlark.prepare\n"
-            "from meadowlark.targets import open_target\n"
+            "import meadowlark.cli.group, meadowlark.errors\n"
+            "import meadowlark.compile.image, meadowlark.run.prepare, meadowlark.text.chat\n"
+            "from meadowlark.run.targets import open_target\n"
             "from meadowlark_boards import get_board\n"
             "assert meadowlark.__file__.startswith(sys.argv[1]), meadowlark.__file__\n"
             "try:\n"

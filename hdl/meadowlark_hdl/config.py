@@ -12,8 +12,8 @@ def _pow2(n: int) -> bool:
 class Config:
     """Size of every array and memory of a core; validates itself.
 
-    A core serves each model that fits in its envelope (see :mod:`meadowlark.compiler`), so nothing
-    here belongs to one model.
+    A core serves each model that fits in its envelope (see
+    :mod:`meadowlark.compile.compiler`), so nothing here belongs to one model.
 
     Parameters
     ----------

@@ -7,7 +7,7 @@ of two delay lines that happen to agree; on an ECP5 the wire then costs more tha
 
     Signal(..., attrs=OWN)
 
-and ``meadowlark.ecp5.synthesise`` tells Yosys, which heeds such a wish of cells, not of wires.
+and ``meadowlark.chip.ecp5.synthesise`` tells Yosys, which heeds such a wish of cells, not of wires.
 """
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ BOTH_WAYS = {"dq": "dq", "dqs_p": "dqs"}
 class Ddr3Memory(wiring.Component):
     """A LiteDRAM core, what wakes its chip, and its native port as a MemoryPort.
 
-    The module ``litedram_core`` comes from LiteDRAM's generator (``meadowlark.litedram``); it has
-    the clock's PLL in it, so the domain ``sync`` is to be made of ``clk`` and ``rst``.
+    The module ``litedram_core`` comes from LiteDRAM's generator (``meadowlark.chip.litedram``);
+    it has the clock's PLL in it, so the domain ``sync`` is to be made of ``clk`` and ``rst``.
 
     Timing: see :class:`..memory.litedram.LiteDramPort` for the port.
 

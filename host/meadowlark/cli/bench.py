@@ -38,7 +38,7 @@ from .terminal import Progress, show, write_json
 def bench(prompts: str, generates: str, form: str, against_raw: bool, asked: Asked, board: str,
           target: str, json_to: str | None) -> int:
     """Measure prefill and decode by the core's own counters."""
-    from .. import bench as benching
+    from ..run import bench as benching
     if json_to == "-" and given("form"):
         raise UserError("--json - leaves no room on stdout for a table; leave --format out, or "
                         "give --json a file")

@@ -33,7 +33,7 @@ def build(board: str, seeds: int, clock_mhz: float | None, output: str | None,
     It ends with a report. For a board with a Zynq it writes the package from which Vivado makes the
     bitstream.
     """
-    from .. import build as building
+    from ..chip import build as building
     if seeds < 1:
         raise UserError(f"--seeds must be at least 1, not {seeds}")
     which = board_named(board)
@@ -66,7 +66,7 @@ def build(board: str, seeds: int, clock_mhz: float | None, output: str | None,
 
 def _package(board: Board, directory: Path, json_to: str | None) -> int:
     """`build` where the bitstream is left to the vendor's tool."""
-    from .. import vivado
+    from ..chip import vivado
     with Progress() as progress:
         written = vivado.package(board, directory, progress=progress)
     result = vivado.summary(board, written)
@@ -86,7 +86,7 @@ def flash(bitstream: str | None, board: str) -> int:
 
     By default BITSTREAM is the one that `build` made, build/BOARD/BOARD.bit.
     """
-    from .. import build as building
+    from ..chip import build as building
     which = board_named(board)
     building.platform_of(which)
     building.flash(which, Path(bitstream or f"build/{board}/{board}.bit"))

@@ -12,21 +12,11 @@ import click
 
 from ..errors import UserError
 from ..files import check_outputs
-from ..prepare import check_text
+from ..run.prepare import check_text
 from . import interrupts
 from .generate import why_ended
-from .options import (
-    Asked,
-    Drawing,
-    board_option,
-    drawing_options,
-    json_option,
-    model_options,
-    open_runner,
-    stop_option,
-    system_option,
-    target_option,
-)
+from .options import (Asked, Drawing, board_option, drawing_options, json_option, model_options,
+                      open_runner, stop_option, system_option, target_option)
 from .scores import tell_saturated
 from .status import WRONG_USE
 from .terminal import Progress, Text, ask, say, write_json
@@ -34,9 +24,9 @@ from .terminal import Progress, Text, ask, say, write_json
 if TYPE_CHECKING:
     from meadowlark_hdl.control.sampler_golden import Sampling
 
-    from ..chat import Conversation
-    from ..prepare import Source
-    from ..targets import Target
+    from ..run.prepare import Source
+    from ..run.targets import Target
+    from ..text.chat import Conversation
 
 COMMANDS = """\
 /help   shows this list

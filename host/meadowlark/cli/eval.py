@@ -22,7 +22,7 @@ from .terminal import Progress, show, write_json
 def eval_(text: str | None, tokens: int | None, asked: Asked, board: str,
           json_to: str | None) -> int:
     """Compare the integer arithmetic's perplexity with float32's."""
-    from ..evaluate import perplexity, read_text, validation_text
+    from ..run.evaluate import perplexity, read_text, validation_text
     check_outputs(json_to, inputs=[asked.name, text])
     if tokens is not None and tokens < 1:
         raise UserError(f"the number of tokens must be at least 1, not {tokens}")

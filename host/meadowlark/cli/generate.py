@@ -29,7 +29,7 @@ from .status import DIFFERENT
 from .terminal import Progress, Text, say, write_json
 
 if TYPE_CHECKING:
-    from ..image import Image
+    from ..compile.image import Image
 
 
 @click.command()
@@ -58,8 +58,8 @@ def generate(prompt: str | None, text: str | None, file: str | None, drawing: Dr
     Tokens are written as they arrive. Special tokens that stand in PROMPT, such as <|im_end|>, are
     taken as such; with --chat they are text, as all that is asked.
     """
-    from ..targets import GoldenTarget
-    from ..targets import check as compare
+    from ..run.targets import GoldenTarget
+    from ..run.targets import check as compare
     max_new = drawing.max_new
     if check and target == "golden":
         raise UserError("--check compares a board with the golden model, which --target golden "

@@ -39,7 +39,7 @@ for _command in (generate.generate, chat.chat, compile.compile_, eval.eval_, ben
 
 def run(args: Sequence[str], *, interrupted: Callable[[], int] | None = None) -> int:
     """Run a command; see :func:`..main`. interrupted: what is done when it was interrupted."""
-    from ..simboard import SimulationError
+    from ..sim import SimulationError
     logging.getLogger("meadowlark").handlers = [Warnings()]
     try:
         return cli.main(args=list(args), prog_name="meadowlark", standalone_mode=False) or 0

@@ -15,8 +15,8 @@ from .terminal import listing, show, warn, write_json
 if TYPE_CHECKING:
     from meadowlark_boards import Board
 
-    from ..image import Image
-    from ..model import Model
+    from ..compile.image import Image
+    from ..models.model import Model
 
 
 @click.command()
@@ -30,9 +30,9 @@ def info(what: str | None, plot: str | None, json_to: str | None) -> int:
     """
     from meadowlark_boards import BOARDS
 
-    from .. import packing_report
-    from ..image import Image, is_image
-    from ..model import NAMES, find_model
+    from ..compile import packing_report
+    from ..compile.image import Image, is_image
+    from ..models.model import NAMES, find_model
     check_outputs(plot, json_to, inputs=[what])
     tensors: tuple[dict, ...] = ()
     shown: dict[str, Any] = {}      # for people, where that is not the result itself
@@ -53,7 +53,7 @@ def info(what: str | None, plot: str | None, json_to: str | None) -> int:
         image = Image.load(what)
         result, tensors = _image_facts(image), image.tensors
     elif what in NAMES or Path(what).exists():
-        from ..model import load_model
+        from ..models.model import load_model
         m = load_model(what, outline=True)
         for sentence in m.warnings:
             warn(sentence)
@@ -91,16 +91,16 @@ def _remedy(check: Callable[[], object]) -> str:
 
 def _tools() -> dict[str, Callable[[], object]]:
     """What other commands need: simulation the first two, build, flash."""
-    from ..build import loader_tool
-    from ..ecp5 import check_tools
-    from ..simboard.build import compiler, verilator_root
+    from ..chip.build import loader_tool
+    from ..chip.ecp5 import check_tools
+    from ..sim.build import compiler, verilator_root
     return {"Verilator": verilator_root, "C++ compiler": compiler, "synthesis": check_tools,
             "openFPGALoader": loader_tool}
 
 
 def _fits(model: Model, board: Board) -> dict[str, Any]:
     """fits: whether the model fits the board with these options. reasons: why not without."""
-    from .. import limits
+    from ..compile import limits
     shapes = limits.Shapes.of_model(model)
     options = limits.options_for(shapes, board, None, 8.0)
     return {"fits": options is not None, "options": options or "",

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from meadowlark_boards import Board
     from meadowlark_hdl.control.sampler_golden import Sampling
 
-    from ..prepare import Source
-    from ..targets import Target
+    from ..run.prepare import Source
+    from ..run.targets import Target
 
 
 def board_named(name: str) -> Board:
@@ -89,7 +89,7 @@ class Asked:
     target_ppl: float | None
 
     def open(self, board: Board, progress: Progress) -> Source:
-        from ..prepare import Source
+        from ..run.prepare import Source
         return Source(self.name, board, context=self.context, weights=self.weights,
                       packing=self.packing, bits=self.bits, target_ppl=self.target_ppl,
                       progress=progress, warn=warn)
@@ -136,8 +136,8 @@ def model_options(*, argument: bool = False,
         def collected(*args, model: str, weights: str, bits: float | None,
                       target_ppl: float | None, context: int | None = None, packing: str = "auto",
                       **kw):
-            from ..budget import check_budget
-            from ..packing import PACKINGS
+            from ..compile.packing import PACKINGS
+            from ..quant.budget import check_budget
             if packing not in PACKINGS:
                 raise UserError(f"there is no packing {packing!r}; give one of "
                                 f"{', '.join(PACKINGS)}")
@@ -155,8 +155,8 @@ def open_runner(target: str, board: str, asked: Asked, progress: Progress) -> Ta
     Without --board that is the one at the port; for a simulation the one that an image was made
     for, or the default.
     """
-    from ..prepare import made_for
-    from ..targets import SIMULATED, open_target
+    from ..run.prepare import made_for
+    from ..run.targets import SIMULATED, open_target
     which = board_named(board)          # a wrong name is one on any target
     if not given("board"):
         which = (made_for(asked.name) or which) if target in SIMULATED else None
@@ -173,7 +173,7 @@ class Drawing:
     seed: int
 
     def sampling(self, board: Board) -> Sampling:
-        from ..sampling import sampling
+        from ..quant.sampling import sampling
         return sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p,
                         seed=self.seed, max_top_k=board.config.topk)
 

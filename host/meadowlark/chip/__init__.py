@@ -1,0 +1,1 @@
+"""Bitstreams: synthesis, placement and routing, and the memory controllers of others."""

@@ -1,0 +1,497 @@
+"""Cycle model: what a test will take, from program, Config and memory timing alone.
+
+Two timelines at the grain of a burst and a tile. The memory side walks the jobs in order: a burst
+is asked for when the run-ahead FIFO has room for it, a tile enters a half of the tile buffer when
+the tile before the last has been used. The engine executes instruction after instruction and waits
+for each tile. Whatever is not the array's own work has a name in :class:`Overheads`.
+"""
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from meadowlark_hdl.config import Config
+from meadowlark_hdl.control.sequencer_golden import Pass, prompt_passes
+from meadowlark_hdl.isa import Epi, Instruction, Mode, Op
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from meadowlark_boards import Board
+
+    from .image import Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overheads:
+    """Latencies in cycles, apart from the work itself; the one table to calibrate.
+
+    Parameters
+    ----------
+    run : int
+        From start to the first job of the first pass, planning apart.
+    plan, plan_block : int
+        Of the Sequencer before a pass: once, and for each block it tries.
+    pass_ : int
+        From the end of a pass to the planning of the next.
+    sample : int
+        From the last logit to the token, greedy.
+    fetch, table : int
+        Of Fetch, from an instruction's turn to its first job; TOKEN and TABLE in addition.
+    queue : int
+        Instructions that Fetch can be ahead of the engine.
+    command : int
+        Of the Reader, from a job or a command to the next command.
+    bus : int
+        From a command to the memory's bus, beside the memory's own latency.
+    decode : int
+        From the last bus word of a tile to ``available``: Reader, decoder, tile buffer.
+    blocks : int
+        Of the decoder, each tile in a block mode: its pipeline runs empty.
+    issue : int
+        From the end of an instruction to the first state of the next that waits or works.
+    tile, block : int
+        LINEAR, QK, SV: each tile; QK, SV: each block of a tile.
+    array : int
+        From the last beat of an instruction to its last result, lanes (P) and trees apart.
+    act, rope, swiglu, resid : int
+        From a result to its effect, by epilogue; LOGIT ends as late as ACT.
+    scores : int
+        QK: from the last beat to the last score, adder tree apart.
+    sum_gap : int
+        SV: from the sum of a block to the first element of its drain, P at least.
+    norm : int
+        NORM: beside its tokens.
+    token : int
+        EMBED, ROPE: a token beside its values.
+    angles : int
+        ROPE: from its last value to the end.
+    store : int
+        STORE: an instruction.
+    store_burst : int
+        STORE: between bursts.
+    store_ahead : int
+        STORE: parts of words that are taken ahead of memory.
+    settle : int
+        From the last effect of an instruction to its end.
+    """
+    run: int = 40
+    plan: int = 3
+    plan_block: int = 5
+    pass_: int = 4
+    sample: int = 34
+    fetch: int = 10
+    table: int = 2
+    queue: int = 8
+    command: int = 3
+    bus: int = 2
+    decode: int = 14
+    blocks: int = 20
+    issue: int = 3
+    tile: int = 1
+    block: int = 4
+    array: int = 14
+    act: int = 21
+    rope: int = 28
+    swiglu: int = 39
+    resid: int = 29
+    scores: int = 16
+    sum_gap: int = 18
+    norm: int = 39
+    token: int = 5
+    angles: int = 6
+    store: int = 4
+    store_burst: int = 3
+    store_ahead: int = 16
+    settle: int = 2
+
+    @classmethod
+    def of(cls, config: Config) -> Overheads:
+        """Those of a core: a product by a multiplier that is shared takes a cycle more."""
+        later = int(config.shared_products)
+        return cls(rope=cls.rope + later, swiglu=cls.swiglu + 3 * later, resid=cls.resid + later,
+                   sum_gap=cls.sum_gap + 2 * later, norm=cls.norm + 3 * later)
+
+    def epilogue(self, epi: int) -> int:
+        """Cycles from a result to the end of its effect."""
+        return {Epi.ROPE16: self.rope, Epi.ROPE8: self.rope, Epi.SWIGLU: self.swiglu,
+                Epi.RESID: self.resid}.get(Epi(epi), self.act)
+
+
+@dataclass
+class Spent:
+    """Cycles of one instruction, summed over passes.
+
+    work: rows, tokens or drains by the array's own rate. memory: waiting for a tile. overhead: the
+    rest (starts, drains of pipelines, gaps).
+    """
+    count: int = 0
+    work: int = 0
+    memory: int = 0
+    overhead: int = 0
+
+    @property
+    def cycles(self) -> int:
+        return self.work + self.memory + self.overhead
+
+    def add(self, other: Spent) -> None:
+        self.count += other.count
+        self.work += other.work
+        self.memory += other.memory
+        self.overhead += other.overhead
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a test takes.
+
+    cycles: from start to the last token; prefill_cycles: of the passes over the prompt, with the
+    first token; decode_cycles: of the rest. passes: each pass with its cycles. by_pc: cycles of
+    each instruction of the program, over all passes. useful_bytes, useful_macs: of the test, as
+    :meth:`meadowlark.compile.image.Image.useful_bytes`. bus_words: words read and written, all
+    of them.
+    """
+    cycles: int
+    prefill_cycles: int
+    decode_cycles: int
+    passes: list[tuple[Pass, int]]
+    by_pc: dict[int, Spent]
+    program: list[Instruction] = field(repr=False)
+    useful_bytes: int
+    useful_macs: int
+    bus_words: int
+    config: Config
+
+    @property
+    def memory_utilisation(self) -> float:
+        """useful_bytes / (cycles x bus_bytes)."""
+        return self.useful_bytes / (self.cycles * self.config.bus_bytes)
+
+    @property
+    def mac_utilisation(self) -> float:
+        """useful_macs / (cycles x W x P)."""
+        return self.useful_macs / (self.cycles * self.config.W * self.config.P)
+
+    def by_kind(self) -> dict[str, Spent]:
+        """Cycles by kind of instruction, most first; "passes" is what lies between them."""
+        kinds: dict[str, Spent] = {}
+        for pc, spent in self.by_pc.items():
+            kinds.setdefault(kind_of(self.program[pc]), Spent()).add(spent)
+        between = self.cycles - sum(s.cycles for s in kinds.values())
+        kinds["passes"] = Spent(count=len(self.passes), overhead=between)
+        return dict(sorted(kinds.items(), key=lambda item: -item[1].cycles))
+
+    def budget(self) -> str:
+        """Table by kind of instruction, in Markdown."""
+        lines = ["| instruction | count | cycles | share | work | waits for memory | overhead |",
+                 "|---|---|---|---|---|---|---|"]
+        for name, s in self.by_kind().items():
+            lines.append(f"| {name} | {s.count:,} | {s.cycles:,} | {s.cycles / self.cycles:.1%} | "
+                         f"{s.work:,} | {s.memory:,} | {s.overhead:,} |")
+        lines.append(f"| all | | {self.cycles:,} | | | | |")
+        return "\n".join(lines)
+
+
+def kind_of(instruction: Instruction) -> str:
+    """Name of an instruction's kind: operator, and what sets it apart within it."""
+    op = Op(instruction["op"])
+    if op == Op.LINEAR:
+        return f"LINEAR {Epi(instruction['epi']).name}"
+    return op.name
+
+
+class _Memory:
+    """Memory bus, FIFO and tile buffer: when does a tile become available?"""
+
+    def __init__(self, board: Board, overheads: Overheads) -> None:
+        self.c, self.t, self.o = board.config, board.memory, overheads
+        self.per_chunk = self.c.bus_per_chunk
+        self.command = 0            # time the Reader can ask for the next burst
+        self.free = 0               # time the bus is free of the last burst
+        self.refresh = self.t.refresh_interval_cycles
+        self.began = 0              # first cycle of that burst
+        self.next = -1              # address after that burst
+        self.writing = False
+        self.rows = [-1] * self.t.banks
+        self.bank = -1              # of the last burst
+        self.taken = 0              # time the decoder took the last chunk so far
+        self.waiting: deque[tuple[int, int]] = deque()  # bursts in the FIFO: (taken at, words)
+        self.writes: deque[tuple[int, int, int]] = deque()  # (ready, address, words)
+        self.fence = 0              # time the last write was in memory
+        self.level = 0              # words reserved in the FIFO
+        self.halves = deque([0, 0])     # times the two halves are free
+        self.words = 0
+
+    def tile(self, addr: int, chunks: int, earliest: int, idle: int = 0, more: int = 0) -> int:
+        """Read a tile; earliest: time its job is known. Returns the time it is available.
+
+        idle: cycles of the decoder before its first chunk. more: those beyond a cycle a chunk.
+        """
+        c, o = self.c, self.o
+        total = words = chunks * self.per_chunk
+        at = addr * self.per_chunk
+        command = max(self.command, earliest)
+        taken = max(self.taken, self.halves.popleft())
+        while words:
+            n = min(words, c.burst_words)
+            # room in the FIFO for the whole burst
+            while self.level + n > c.fifo_words:
+                when, gone = self.waiting.popleft()
+                self.level -= gone
+                command = max(command, when)
+            command += o.command
+            while self.writes and self.writes[0][0] <= max(self.free, command):
+                ready, to, count = self.writes.popleft()
+                self.fence = self._burst(to, count, ready, write=True)[1]
+            start, end = self._burst(at, n, command, write=False)
+            command = max(command, start)
+            taken = max(max(taken + idle, start + self.t.latency_cycles)
+                        - (-n * (chunks + more) // total), end + self.t.latency_cycles)
+            idle = 0
+            self.waiting.append((taken, n))
+            self.level += n
+            at += n
+            words -= n
+        self.command, self.taken = command, taken
+        return taken + o.decode
+
+    def write(self, at: int, n: int, ready: int) -> None:
+        """A burst of the KV cache whose data is there at ``ready``; goes between reads."""
+        self.writes.append((ready, at, n))
+
+    def written(self) -> int:
+        """Put all writes on the bus; returns when the last one is in memory."""
+        while self.writes:
+            ready, at, n = self.writes.popleft()
+            self.fence = self._burst(at, n, ready, write=True)[1]
+        return self.fence
+
+    def _burst(self, at: int, n: int, command: int, *, write: bool) -> tuple[int, int]:
+        """Put a burst on the bus; returns its first cycle and the one after its last."""
+        t = self.t
+        self.words += n
+        ready = command + self.o.bus
+        byte = at * self.c.bus_bytes
+        page = byte // t.page_bytes
+        bank = page % t.banks
+        if at != self.next and self.rows[bank] != page // t.banks:
+            # opened while the burst before runs, unless that one is in the same bank
+            ready = max(ready, self.free if bank == self.bank else self.began) + t.row_miss_cycles
+        start = max(self.free, ready)
+        if write != self.writing:
+            start = max(start, self.free + t.turnaround_cycles)
+            self.writing = write
+        if t.refresh_interval_cycles:
+            while self.refresh <= start:
+                start = max(start, max(self.free, self.refresh) + t.refresh_cycles)
+                self.refresh += t.refresh_interval_cycles
+        end = start + n
+        for p in range(page, (byte + n * self.c.bus_bytes - 1) // t.page_bytes + 1):
+            self.rows[p % t.banks], self.bank = p // t.banks, p % t.banks
+        self.began, self.free, self.next = start, end, at + n
+        return start, end
+
+    def release(self, when: int) -> None:
+        """The engine has given a half back."""
+        self.halves.append(when + 1)
+
+
+class _Machine:
+    """Both timelines; runs passes."""
+
+    def __init__(self, image: Image, board: Board, overheads: Overheads) -> None:
+        self.c, self.o = board.config, overheads
+        self.program = image.instructions
+        self.regs = image.model_regs
+        self.memory = _Memory(board, overheads)
+        self.by_pc: dict[int, Spent] = {}
+        self.now = overheads.run        # engine
+        self.stream = 0                 # pointer into the weight stream
+        self.fetch = 0                  # time Fetch has reached the instruction
+        self.storing = 0                # time the StoreUnit has taken all chunks so far
+        c = self.c
+        self.array = overheads.array + (c.W - 1).bit_length() + ((c.P - 1).bit_length() + 1) // 2
+
+    def _wait(self, spent: Spent, i: Instruction, addr: int, chunks: int, earliest: int) -> None:
+        """Read a tile of an instruction and wait for it."""
+        idle, more = 0, 0
+        if i["mode"] in (Mode.Q8_0, Mode.Q4_0, Mode.Q4_1):
+            idle = 1 + self.o.blocks    # row headers wait until the unit is empty
+        if i["mode"] in (Mode.Q4_0, Mode.Q4_1):
+            more = i["rows"] * i["row_beats"] // 2 * chunks // i["chunks"]  # two beats a chunk
+        available = self.memory.tile(addr, chunks, earliest, idle, more)
+        if available > self.now:
+            spent.memory += available - self.now
+            self.now = available
+
+    def _work(self, spent: Spent, cycles: int) -> None:
+        spent.work += cycles
+        self.now += cycles
+
+    def _lose(self, spent: Spent, cycles: int) -> None:
+        spent.overhead += cycles
+        self.now += cycles
+
+    def run(self, p: Pass) -> int:
+        """One pass; returns its cycles."""
+        began = self.now
+        o = self.o
+        self.now += o.plan + p.nb * o.plan_block
+        self.stream = self.regs["stream_addr"]
+        self.fetch = self.now
+        started: deque[int] = deque()   # of the instructions that fill the queue
+        pc = self.regs["decode_pc" if p.decode else "prefill_pc"]
+        while True:
+            i = self.program[pc]
+            if i["op"] == Op.END and i["last"] and p.final:
+                pc += 1                 # skipped by Fetch
+                continue
+            spent = self.by_pc.setdefault(pc, Spent())
+            spent.count += 1
+            pc += 1
+            if len(started) > o.queue:
+                self.fetch = max(self.fetch, started.popleft())
+            self.fetch += o.fetch
+            started.append(self.now)
+            self._lose(spent, o.issue)
+            if i["op"] == Op.END:
+                break
+            getattr(self, "_" + Op(i["op"]).name.lower())(i, p, spent)
+            self._lose(spent, o.settle)
+        if p.final:
+            self.now += o.sample
+        self.now += o.pass_
+        return self.now - began
+
+    def _stream_tile(self, i: Instruction, spent: Spent, chunks: int) -> None:
+        self._wait(spent, i, self.stream, chunks, self.fetch)
+        self.stream += chunks
+
+    def _rows_of_table(self, i: Instruction, rows: range, values: int, spent: Spent) -> None:
+        for row in rows:
+            self._wait(spent, i, i["addr"] + row * i["chunks"], i["chunks"],
+                       self.fetch + self.o.table)
+            self._work(spent, values)
+            self._lose(spent, self.o.token)
+            self.memory.release(self.now)
+
+    def _embed(self, i: Instruction, p: Pass, spent: Spent) -> None:
+        # Token ids are not known to the model: it takes rows far from each other.
+        vocab = self.regs["vocab"]
+        for s in range(p.n):
+            row = (p.pos0 + s) * 37 % vocab
+            self._rows_of_table(i, range(row, row + 1), self.regs["hidden"], spent)
+        self._lose(spent, self.o.resid)
+
+    def _rope(self, i: Instruction, p: Pass, spent: Spent) -> None:
+        self._rows_of_table(i, range(p.pos0, p.ctx), 1 << self.regs["head_log2"] - 1, spent)
+        self._lose(spent, self.o.angles)
+
+    def _norm(self, i: Instruction, p: Pass, spent: Spent) -> None:
+        self._stream_tile(i, spent, i["chunks"])
+        self._work(spent, (1 if i["last"] else p.n) * self.regs["hidden"] // self.c.norm_width)
+        self._lose(spent, self.o.norm)
+        self.memory.release(self.now)
+
+    def _linear(self, i: Instruction, p: Pass, spent: Spent) -> None:
+        nb = 1 if i["last"] else p.nb
+        self._lose(spent, (p.nb if i["last"] else 1) + 1)   # seeks the block, looks at it
+        row = max(i["row_beats"], self.c.P)
+        wait = row - i["row_beats"]         # for the results of the row before
+        for k in range(i["tiles"]):
+            end = k == i["tiles"] - 1
+            self._stream_tile(i, spent, i["last_chunks" if end else "chunks"])
+            self._lose(spent, max(self.o.tile - (wait if k else 0), 0))
+            self._work(spent, row * nb * i["last_rows" if end else "rows"])
+            self.memory.release(self.now)
+        self._lose(spent, self.array + self.c.P + self.o.epilogue(i["epi"]) - wait)
+
+    def _store(self, i: Instruction, p: Pass, spent: Spent) -> None:
+        c, o = self.c, self.o
+        chunks = p.n * i["row_beats"]
+        words = chunks * c.bus_per_chunk
+        at = (i["addr"] + p.pos0 * i["row_beats"]) * c.bus_per_chunk
+        self.storing = max(self.now, self.storing)
+        for first in range(0, words, c.burst_words):
+            n = min(c.burst_words, words - first)
+            self.storing += n + o.store_burst
+            self.memory.write(at + first, n, self.storing)
+        # the engine is done when the last chunk is taken, ahead of memory
+        ahead = o.store_ahead * c.store_bytes // c.bus_bytes
+        end = max(self.now + chunks * c.W // c.store_bytes, self.storing - ahead)
+        self._work(spent, end - self.now)
+        self._lose(spent, o.store)
+
+    def _kv_tiles(self, i: Instruction, p: Pass, spent: Spent):
+        """Reads the cache; yields (keys of each block in this tile, ends a block) a tile."""
+        limits = [p.ctx] if i["heads"] else [
+            min(p.ctx, p.pos0 + (b + 1) * self.c.P) for b in range(p.nb)]
+        for first in range(0, p.ctx, i["rows"]):
+            n = min(i["rows"], p.ctx - first)
+            self._wait(spent, i, i["addr"] + first * i["row_beats"], n * i["row_beats"],
+                       max(self.fetch, self.memory.written()))
+            self._lose(spent, self.o.tile + len(limits) * self.o.block)
+            yield [(max(0, min(limit - first, n)), first < limit <= first + n)
+                   for limit in limits]
+            self.memory.release(self.now)
+
+    def _qk(self, i: Instruction, p: Pass, spent: Spent) -> None:
+        for blocks in self._kv_tiles(i, p, spent):
+            self._work(spent, sum(keys for keys, _ in blocks) * i["row_beats"])
+        self._lose(spent, self.o.scores + (self.c.W - 1).bit_length())
+
+    def _sv(self, i: Instruction, p: Pass, spent: Spent) -> None:
+        rows = 1 << self.regs["head_log2"]
+        for blocks in self._kv_tiles(i, p, spent):
+            for keys, last in blocks:
+                self._work(spent, keys * max(self.c.ACC_TURN, i["row_beats"] * self.c.sv_cycles))
+                if last:            # behind the start of the last row there is no wait
+                    self._work(spent, (rows - 1) * self.c.P + 1)
+                    self._lose(spent, max(self.o.sum_gap, self.c.P))
+        self._lose(spent, self.array + self.c.P + self.o.act)
+
+
+def predict(image: Image, board: Board, *, prompt: int, generate: int, start_pos: int = 0,
+            overheads: Overheads | None = None) -> Prediction:
+    """Predict a test: a prompt of ``prompt`` tokens at ``start_pos``, then ``generate`` tokens.
+
+    The last prompt pass gives the first token, so ``generate`` tokens take ``generate - 1`` passes
+    more; 0 and 1 take none.
+
+    Parameters
+    ----------
+    prompt : int, 1..
+    generate : int, 0..
+    start_pos : int, 0..
+        Tokens whose keys and values are in the cache already.
+    overheads : Overheads, optional
+        Latencies; by default the calibrated ones of the board's core.
+
+    Raises
+    ------
+    UserError
+        The tokens do not fit the image's context, or the board does not fit the image.
+    """
+    if prompt < 1 or generate < 0 or start_pos < 0:
+        raise UserError(f"a test needs a prompt of at least 1 token, not {prompt}, and generates "
+                        f"at least 0, not {generate}, from position 0 or later, not {start_pos}")
+    total = start_pos + prompt + max(generate - 1, 0)
+    if total > image.context:
+        raise UserError(f"{total} tokens do not fit the image's context of {image.context}")
+    image.check_board(board)
+    machine = _Machine(image, board, overheads or Overheads.of(board.config))
+    regs = image.model_regs
+    plan = list(prompt_passes(board.config, regs["head_log2"], regs["blocks"], start_pos, prompt,
+                              generate > 0))
+    first_decode = len(plan)
+    end = start_pos + prompt
+    plan += [Pass(end + k, 1, 1, end + k + 1, True, True) for k in range(generate - 1)]
+    passes = [(p, machine.run(p)) for p in plan]
+    prefill = machine.o.run + sum(cycles for _, cycles in passes[:first_decode])
+    return Prediction(
+        cycles=machine.now, prefill_cycles=prefill, decode_cycles=machine.now - prefill,
+        passes=passes, by_pc=dict(sorted(machine.by_pc.items())), program=machine.program,
+        useful_bytes=sum(image.useful_bytes(pos0=p.pos0, n=p.n, head=p.final) for p in plan),
+        useful_macs=sum(image.useful_macs(pos0=p.pos0, n=p.n, head=p.final) for p in plan),
+        bus_words=machine.memory.words, config=board.config)

@@ -1,0 +1,379 @@
+"""The model image: one file with program, packed memory, tokenizer, and what they were made for."""
+from __future__ import annotations
+
+import io
+import json
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+from zlib import crc32
+
+from meadowlark_hdl.config import Config
+from meadowlark_hdl.isa import (INSTRUCTION_BYTES, MODEL_REGS, Epi, Header, Instruction, Mode, Op,
+                                Src, decode)
+
+from meadowlark_hdl.link.protocol import ISA_CRC
+
+from ..errors import UserError, brief
+from ..files import write_atomic
+from ..models.metadata import MAX_WORD
+from ..text.chat import ChatTemplate
+
+if TYPE_CHECKING:
+    from meadowlark_boards import Board
+
+MAGIC = b"MEADOWLK"
+VERSION = 3
+#: magic, version, bytes of the JSON header, CRC-32 of everything else before the sections.
+_PREFIX = struct.Struct("<8sIII")
+_SECTIONS = ("program", "memory", "tokenizer", "chat")
+#: Longest JSON header, in bytes; it takes some 3 kB.
+MAX_HEADER = 1 << 20
+#: Config fields that the layout depends on; they must equal the core's.
+EXACT = ("W", "P", "tile_beats")
+#: What a core must have at least, by Config field; ``memory_bytes`` is of the board.
+NEEDS = ("act_words", "residual_values", "rope_pairs", "score_depth", "context", "prog_depth",
+         "tile_rows", "memory_bytes")
+_SHAPE = ("hidden", "layers", "heads", "kv_heads", "head_dim", "head_pad", "ffn", "vocab",
+          "context")
+_FACTS = ("parameters", "layer_bytes", "head_bytes", "embedding_bytes", "layer_macs", "head_macs")
+
+
+def is_image(path: str | Path) -> bool:
+    """It is a file and begins as images do."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """Everything a board is loaded with.
+
+    Parameters
+    ----------
+    name : str
+        The model's name, for people.
+    board : str
+        Name of the board it was compiled for, for people; what counts is ``config``.
+    config : dict
+        ``Config.as_dict()`` of the core it was laid out for.
+    needs : dict of int
+        Envelope: the least a core must have, by name (:data:`NEEDS`).
+    model_regs : dict of int
+        Value of each of ``isa.MODEL_REGS``.
+    shape : dict of int
+        Dimensions of the model (:class:`meadowlark.compile.layout.Shape`).
+    facts : dict of int
+        Parameters, useful bytes and products of a pass, for statistics and utilisation.
+    program : bytes
+        Instructions of 21 bytes; prefill list, then decode list.
+    memory : bytes
+        External memory from chunk 0: weight stream, RoPE table, embedding table. The KV cache
+        follows and needs no contents.
+    tokenizer : bytes
+        ``tokenizer.json``; may be empty.
+    chat : ChatTemplate or None
+        The model's chat template.
+    bos_id : int or None
+        Token every text begins with.
+    stop_ids : tuple of int
+        Tokens that end a text.
+    tensors : tuple of dict
+        For each matrix of the stream, in order: its name, how it is packed (mode: raw, meadow,
+        entropy; how: for people), weights, where in memory it starts, bytes of its codes plain and
+        as they are, entropy of these in bits a byte.
+    """
+    name: str
+    board: str
+    config: dict
+    needs: dict
+    model_regs: dict
+    shape: dict
+    facts: dict
+    program: bytes
+    memory: bytes
+    tokenizer: bytes
+    chat: ChatTemplate | None = None
+    bos_id: int | None = None
+    stop_ids: tuple[int, ...] = ()
+    tensors: tuple[dict, ...] = ()
+
+    @property
+    def context(self) -> int:
+        """Tokens the KV cache holds."""
+        return self.shape["context"]
+
+    @property
+    def instructions(self) -> list[Instruction]:
+        """The whole program; prefill starts at ``model_regs["prefill_pc"]``."""
+        return [decode(self.program[at:at + INSTRUCTION_BYTES])
+                for at in range(0, len(self.program), INSTRUCTION_BYTES)]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return sum(map(len, self._parts()))
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the model; a tied head counts once."""
+        return self.facts["parameters"]
+
+    def place(self, pc: int) -> str:
+        """What an instruction reads, for a sentence: tensor and address, as far as it is known."""
+        program, decode_pc = self.instructions, self.model_regs["decode_pc"]
+        at = self.model_regs["stream_addr"]
+        for i in program[decode_pc if pc >= decode_pc else 0:pc]:
+            if i["src"] == Src.STREAM:
+                at += (i["tiles"] - 1) * i["chunks"] + i["last_chunks"]
+        at *= self.config["W"]
+        before = [t["name"] for t in self.tensors if t["at"] <= at]
+        where = f", {before[-1]} at byte {at:,} of the memory" if before else ""
+        return f"instruction {pc}{where}"
+
+    @property
+    def needs_packing(self) -> int:
+        """Packings in use, as ``Config.packing`` has them."""
+        modes = {t["mode"] for t in self.tensors}
+        return ("entropy" in modes) | ("meadow" in modes) << 1
+
+    @property
+    def needs_blocks(self) -> bool:
+        """Some tiles are blocks of GGUF files."""
+        return any(i["src"] != Src.NONE and i["mode"] >= Mode.Q8_0 for i in self.instructions)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of external memory (codes, scales, tables, padding; no KV cache) a parameter."""
+        return 8 * len(self.memory) / self.parameters
+
+    def bytes_per_token(self, context: int) -> int:
+        """Useful bytes of a decode pass that sees ``context`` tokens (1..): see
+        :meth:`useful_bytes`."""
+        return self.useful_bytes(pos0=context - 1, n=1, head=True)
+
+    def useful_bytes(self, *, pos0: int, n: int, head: bool) -> int:
+        """Bytes a pass over tokens pos0..pos0+n-1 must move, each once: weights, scales, gammas,
+        embedding and RoPE rows, KV cache read and written; no padding, no repeated read.
+
+        head : bool
+            The pass computes logits.
+        """
+        s = self.shape
+        kv = 2 * s["layers"] * s["kv_heads"] * s["head_dim"]
+        row = self.facts["embedding_bytes"] + 2 * s["head_dim"]
+        return (self.facts["layer_bytes"] + n * row + kv * (pos0 + n) + kv * n
+                + (self.facts["head_bytes"] if head else 0))
+
+    def useful_macs(self, *, pos0: int, n: int, head: bool) -> int:
+        """Products of a pass that are not masked: linear layers, the head for one token, and
+        query x key, probability x value for each key a token sees."""
+        s = self.shape
+        seen = n * pos0 + n * (n + 1) // 2
+        return (self.facts["layer_macs"] * n + (self.facts["head_macs"] if head else 0)
+                + 2 * s["layers"] * s["heads"] * s["head_dim"] * seen)
+
+    def check_board(self, board: Board) -> None:
+        """Raise UserError unless the board's core can run this image as it is laid out."""
+        self.check_config(board.config, memory_bytes=board.memory.size_bytes, name=board.name)
+
+    def check_config(self, config: Config, *, memory_bytes: int, name: str = "") -> None:
+        """As :meth:`check_board`, for a core that answered with its Config."""
+        core = f"the board {name}" if name else "this board"
+        for field in EXACT:
+            has = getattr(config, field)
+            if self.config[field] != has:
+                raise UserError(
+                    f"the image was compiled for a core with {field} = {self.config[field]} "
+                    f"(board {self.board}), but {core} has {field} = {has}; compile the model for "
+                    "that board")
+        if self.needs_packing & ~config.packing:
+            raise UserError(f"the image holds packed weights that {core} cannot read; compile the "
+                            "model for that board")
+        lanes = Config(**self.config).unpack_lanes
+        if self.needs_packing and lanes != config.unpack_lanes:
+            raise UserError(f"the image holds weights packed for {lanes} lanes, but {core} unpacks "
+                            f"{config.unpack_lanes}; compile the model for that board")
+        if self.needs_blocks and not config.block_modes:
+            raise UserError(f"the image holds weights in blocks, as GGUF files have them, that "
+                            f"{core} cannot read; compile the model for that board")
+        for field in NEEDS:
+            has = memory_bytes if field == "memory_bytes" else getattr(config, field)
+            if self.needs[field] > has:
+                raise UserError(f"the image needs {field} = {self.needs[field]}, but {core} has "
+                                f"{has}; compile the model for that board")
+
+    def _parts(self) -> list[bytes]:
+        chat = b"" if self.chat is None else self.chat.as_json()
+        data = dict(zip(_SECTIONS, (self.program, self.memory, self.tokenizer, chat), strict=True))
+        sections, at = {}, 0
+        for name, raw in data.items():
+            sections[name] = {"offset": at, "size": len(raw), "crc32": crc32(raw)}
+            at += len(raw)
+        header = json.dumps({
+            "isa": ISA_CRC, "name": self.name, "board": self.board, "bos_id": self.bos_id,
+            "stop_ids": self.stop_ids, "config": self.config,
+            "needs": self.needs, "model_regs": self.model_regs, "shape": self.shape,
+            "facts": self.facts, "tensors": self.tensors, "sections": sections},
+            indent=1).encode() + b"\n"
+        lead = _PREFIX.pack(MAGIC, VERSION, len(header), 0)
+        check = crc32(header, crc32(lead[:-4]))
+        return [lead[:-4] + struct.pack("<I", check), header, *data.values()]
+
+    def save(self, path: str | Path) -> None:
+        """Write the image; see :func:`meadowlark.files.write_atomic`."""
+        write_atomic(path, *self._parts())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Image:
+        """Read a file and check all of it: magic, version, sizes, checksums, contents.
+
+        Raises
+        ------
+        UserError
+            It is not an image of this version, or it is damaged; one sentence.
+        """
+        try:
+            with open(path, "rb") as file:
+                return cls._read(file, os.fstat(file.fileno()).st_size, str(path))
+        except OSError as error:
+            raise UserError(f"cannot read the image {path}: {error.strerror or error}") from error
+
+    @classmethod
+    def parse(cls, raw: bytes, *, name: str = "image") -> Image:
+        """As :meth:`load`, from the file's contents."""
+        return cls._read(io.BytesIO(raw), len(raw), name)
+
+    @classmethod
+    def _read(cls, file: BinaryIO, length: int, name: str) -> Image:
+        """From a file of ``length`` bytes, of which no more is read than makes sense so far."""
+        again = "compile the model again"
+        lead = file.read(_PREFIX.size)
+        if lead[:len(MAGIC)] != MAGIC:
+            raise UserError(f"{name} is not a Meadowlark image; make one with meadowlark compile")
+        if len(lead) < _PREFIX.size:
+            raise UserError(f"{name} is truncated after {len(lead)} bytes; {again}")
+        _, version, size, check = _PREFIX.unpack(lead)
+        if version != VERSION:
+            raise UserError(f"{name} has image version {version}, this program reads version "
+                            f"{VERSION}; {again}")
+        left = length - _PREFIX.size
+        if size > left:
+            raise UserError(f"{name} is truncated: its header has {size} bytes, {left} are there; "
+                            f"{again}")
+        if size > MAX_HEADER:
+            raise UserError(f"{name} is damaged: its header has {size} bytes; {again}")
+        text = file.read(size)
+        if crc32(text, crc32(lead[:-4])) != check:
+            raise UserError(f"{name} is damaged: the checksum of its header is wrong; {again}")
+        try:
+            return cls._from_header(json.loads(text), file, left - size, name)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"{name} has a header that makes no sense ({brief(error)}); {again}"
+                            ) from error
+
+    @classmethod
+    def _from_header(cls, header: dict, file: BinaryIO, length: int, name: str) -> Image:
+        """The sections follow in ``file``, ``length`` bytes."""
+        again = "compile the model again"
+        sizes, end = {}, 0
+        for section in _SECTIONS:
+            offset, size = (_whole(header["sections"][section], key) for key in ("offset", "size"))
+            if offset != end:
+                raise ValueError(f"section {section} at {offset}, not {end}")
+            end = offset + size
+            sizes[section] = size
+        if end != length:
+            raise UserError(f"{name} is {'truncated' if end > length else 'too long'}: its "
+                            f"sections have {end} bytes, {length} are there; {again}")
+        if sizes["memory"] > _whole(header["needs"], "memory_bytes"):
+            raise ValueError(f"a memory of {sizes['memory']} bytes")
+        data = {section: file.read(size) for section, size in sizes.items()}
+        for section, content in data.items():
+            if crc32(content) != header["sections"][section]["crc32"]:
+                raise UserError(f"{name} is damaged: the checksum of its {section} is wrong; "
+                                f"{again}")
+        if header["isa"] != ISA_CRC:
+            raise UserError(f"{name} is for another instruction set; {again}")
+        config = dict(header["config"])
+        if Config(**config).as_dict() != config:    # refuses what is no core
+            raise ValueError("a config with missing fields")
+        chat = data.pop("chat")
+        regs = {f.name: _whole(header["model_regs"], f.name, 1 << f.bits) for f in MODEL_REGS}
+        image = cls(
+            name=_text(header, "name"), board=_text(header, "board"), config=config,
+            needs={key: _whole(header["needs"], key) for key in NEEDS}, model_regs=regs,
+            shape={key: _whole(header["shape"], key) for key in _SHAPE},
+            facts={key: _whole(header["facts"], key) for key in _FACTS},
+            bos_id=None if header["bos_id"] is None else _whole(header, "bos_id"),
+            stop_ids=tuple(_whole(ids, i) for ids in [header["stop_ids"]] for i in range(len(ids))),
+            chat=ChatTemplate.from_json(chat, name) if chat else None,
+            tensors=tuple(map(_tensor, header["tensors"])), **data)
+        image._check_program()
+        image._check_sizes()
+        return image
+
+    def _check_program(self) -> None:
+        """ValueError unless the program is one that the core can walk."""
+        if len(self.program) % INSTRUCTION_BYTES or not self.program:
+            raise ValueError(f"a program of {len(self.program)} bytes")
+        program = self.instructions
+        for at, i in enumerate(program):
+            Op(i["op"]), Src(i["src"]), Epi(i["epi"]), Mode(i["mode"]), Header(i["header"])
+            if i["src"] != Src.NONE and not (i["rows"] and i["row_beats"] and i["chunks"]):
+                raise ValueError(f"an empty tile at instruction {at}")
+        if program[-1]["op"] != Op.END or program[-1]["last"]:
+            raise ValueError("the program does not end")
+        for list_ in ("prefill_pc", "decode_pc"):
+            if self.model_regs[list_] >= len(program):
+                raise ValueError(f"{list_} {self.model_regs[list_]}")
+        if not self.facts["parameters"]:
+            raise ValueError("no parameters")
+
+
+    def _check_sizes(self) -> None:
+        """ValueError unless its dimensions are possible and agree with each other."""
+        shape, regs, needs = self.shape, self.model_regs, self.needs
+        for name, value in shape.items():
+            if not value:
+                raise ValueError(f"{name} is 0")
+        for name, value, other in (
+                ("context", shape["context"], needs["context"]),
+                ("vocab", shape["vocab"], regs["vocab"]),
+                ("head_pad", shape["head_pad"], 1 << regs["head_log2"]),
+                ("prog_depth", len(self.program) // INSTRUCTION_BYTES, needs["prog_depth"])):
+            if value != other:
+                raise ValueError(f"{name} is {value} and {other}")
+        for token in (*self.stop_ids, self.bos_id or 0):
+            if token >= shape["vocab"]:
+                raise ValueError(f"token {token} of {shape['vocab']}")
+        # What one read of a decode pass takes at least: no dimension is beyond the memory.
+        if max(shape["hidden"], shape["ffn"], shape["vocab"]) > len(self.memory):
+            raise ValueError(f"a memory of {len(self.memory)} bytes")
+
+
+def _whole(table: Any, key: str | int, limit: int = 1 << 63) -> int:
+    value = table[key]
+    if type(value) is not int or not 0 <= value < limit:
+        raise ValueError(f"{key} is {value!r}")
+    return value
+
+
+def _tensor(table: dict) -> dict:
+    found: dict = {key: _text(table, key) for key in ("name", "mode", "how")}
+    found |= {key: _whole(table, key) for key in ("weights", "at", "raw_bytes", "bytes")}
+    if found["mode"] not in ("raw", "meadow", "entropy") or not (found["weights"]
+                                                                 and found["bytes"]):
+        raise ValueError(f"a tensor {found!r}")
+    return found | {"entropy": float(table["entropy"])}
+
+
+def _text(table: dict, key: str) -> str:
+    if not isinstance(table[key], str) or len(table[key]) > MAX_WORD:
+        raise ValueError(f"{key} is no short text")
+    return table[key]

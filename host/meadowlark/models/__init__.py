@@ -1,0 +1,1 @@
+"""Checkpoints: readers of their formats, and the model in float32."""

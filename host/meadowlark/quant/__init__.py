@@ -1,0 +1,1 @@
+"""Float model -> integer model, and the golden model that runs it."""

@@ -1,0 +1,552 @@
+"""Float model -> integer model: codes, scales and shifts, ready for the compiler.
+
+Weights: blocks of a GGUF file as they are (18-bit integers on a grid a row), or int8 with one scale
+an output row (largest magnitude, no clipping). Linear inputs: int16 with a static scale a tensor
+and one bit of headroom over calibration. Keys and values: int8 with a static scale a KV head.
+docs/numerics.md has every format; every scale of the core is a 16-bit mantissa and a right shift.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from math import floor, log2, sqrt
+
+import numpy as np
+
+from meadowlark_hdl.config import Config
+from meadowlark_hdl.isa import Header, Mode
+from meadowlark_hdl.weights.block_golden import GRID, block_weights, normalise
+from meadowlark_hdl.weights.decoder_golden import SHORT_BITS
+
+from ..compile.limits import MAX_BLOCK_COLUMNS, MAX_CONTEXT
+from ..errors import UserError
+from ..models.blocks import BlockTensor
+from ..models.model import DATA, FloatModel, Layer, Model, Observer, rope_angles
+from ..text.chat import ChatTemplate
+from .sampling import LOG2_E, mantissa_shift
+
+ROPE_FRAC = 14          #: fractional bits of cos and sin
+SCORE_FRAC = 10         #: fractional bits of scores, in log2 units
+GATE_FRAC = 11          #: fractional bits of gate values
+LOGIT_FRAC = 12         #: fractional bits of logits
+K_EXTRA = 7             #: bits of a key before its rotation that its int8 code has not
+MAX_RESIDUAL_FRAC = 16  #: finer than any input of the residual; the rest is headroom
+MIN_RESIDUAL_FRAC = 8
+FIRST = 1.25            #: headroom of what the first position of a sequence gives
+HEADROOM = 2.0          #: of the static int16 scales over the calibrated maximum: one bit
+INT16, INT8 = (1 << 15) - 1, (1 << 7) - 1
+#: Matrix and layer ("head", -1) -> (codes int8[rows, K], what one is worth float64[rows]).
+Rounded = dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]
+#: What ``weights`` of :func:`quantise` can be.
+WEIGHTS = ("auto", "int8")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QuantLinear:
+    """Rows of a linear layer with their requantisation.
+
+    codes: int8[rows, K]. mant: uint16[rows] in 2**15..2**16-1, shift: uint8[rows] in 0..63:
+    ``y = round(dot * mant / 2**shift) + bias``. bias: int32[rows] in units of y, or None. mode:
+    Mode.INT8, or Q8_0, Q4_0, Q4_1; those have scale and, in Q4_1, minimum: float16[rows, K/32],
+    normalised (see :func:`meadowlark_hdl.weights.block_golden.normalise`), and without a bias mant
+    is a multiple of 32.
+    """
+    codes: np.ndarray
+    mant: np.ndarray
+    shift: np.ndarray
+    bias: np.ndarray | None = None
+    mode: Mode = Mode.INT8
+    scale: np.ndarray | None = None
+    minimum: np.ndarray | None = None
+
+    @property
+    def header(self) -> Header:
+        """How mant, shift and bias lie in memory."""
+        if self.bias is not None:
+            return Header.BIAS
+        return Header.SCALE if self.scale is None else Header.SHORT
+
+    def weights(self, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """What is multiplied: int8[n, K], or int32[n, K] of 18 bits. rows: an index of rows."""
+        if self.scale is None:
+            return self.codes[rows]
+        return block_weights(self.codes[rows], self.scale[rows],
+                             None if self.minimum is None else self.minimum[rows])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QuantNorm:
+    """An RMSNorm. gamma: int16[hidden], gamma * sqrt(hidden) / output scale * 2**(shift - 16)."""
+    gamma: np.ndarray
+    shift: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QuantLayer:
+    """A layer; D = head_pad, H heads, G KV heads.
+
+    q: [H*D, hidden] rows for ROPE16. k: [G*D, hidden] rows for ROPE8. v: [G*D, hidden] rows for
+    ACT8. o: [hidden, H*D] rows for RESID. gate_up: [2*ffn, hidden], rows gate0 up0 gate1 up1 ...,
+    for SWIGLU. down: [hidden, ffn] rows for RESID. In q and k, row 2i of a head is the model's row
+    i and row 2i+1 its row i + head_dim/2; rows (columns of o) from head_dim to D are zero.
+    score_shift: shift of QK. v_mant, v_shift: [G] fields mant and shift of SV, value scale / scale
+    of o's input. q_rope_shift, k_rope_shift, swiglu_shift: field shift of their LINEAR.
+    """
+    norm1: QuantNorm
+    q: QuantLinear
+    k: QuantLinear
+    v: QuantLinear
+    o: QuantLinear
+    norm2: QuantNorm
+    gate_up: QuantLinear
+    down: QuantLinear
+    score_shift: int
+    v_mant: np.ndarray
+    v_shift: np.ndarray
+    q_rope_shift: int
+    k_rope_shift: int
+    swiglu_shift: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QuantModel:
+    """An integer model; the golden decoder and the compiler need nothing else.
+
+    embedding: [vocab, hidden]; requantised, a row is a residual. head: rows give logits
+    with 12 fractional bits; its codes are the embedding's array where they are equal (tied).
+    rope: int16[context, head_pad/2, 2], cos and sin with 14 fractional bits; (1, 0) in padded
+    pairs. eps: hidden * epsilon in squared units of the residual. residual_frac: fractional bits
+    of the residual. head_pad: power of two, >= head_dim. context: most positions of the model,
+    at most 4096. tokenizer_json: contents of the file. chat: the model's template, or None.
+    parameters: weights of the float model.
+    """
+    name: str
+    hidden: int
+    layers: tuple[QuantLayer, ...]
+    heads: int
+    kv_heads: int
+    head_dim: int
+    head_pad: int
+    ffn: int
+    vocab: int
+    context: int
+    embedding: QuantLinear
+    rope: np.ndarray
+    final_norm: QuantNorm
+    head: QuantLinear
+    tied: bool
+    eps: int
+    residual_frac: int
+    tokenizer_json: bytes
+    bos_id: int | None
+    stop_ids: tuple[int, ...]
+    chat: ChatTemplate | None
+    parameters: int
+
+
+# ---- Calibration
+
+@dataclass
+class Ranges:
+    """Largest magnitudes met in calibration.
+
+    The first position of a sequence sees nothing but itself, and in many models it gives by far the
+    largest magnitudes, nearly the same whatever the token is (arXiv:2402.17762; SmolLM2: 3,034 in a
+    layer whose other tokens stay below 10). They get the headroom :data:`FIRST` instead of
+    :data:`HEADROOM`: an ample scale for them would cost all other tokens their bits.
+
+    residual, final, logits: over the model. by_layer: node -> layer -> a value (x1, x2, attention,
+    gate, up, h), one a head (q: before and after rotation) or one a KV head (k: before, k_rot:
+    after rotation, v). tokens: how many were seen.
+    """
+    residual: float = 0.0
+    final: float = 0.0
+    logits: float = 0.0
+    tokens: int = 0
+    by_layer: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
+
+    def observe(self, node: str, layer: int, value: np.ndarray) -> None:
+        """An :data:`meadowlark.models.model.Observer`."""
+        size = np.abs(value)
+        if node in ("residual", "final", "logits"):
+            setattr(self, node, max(getattr(self, node), float(size.max())))
+            return
+        per_head = node in ("q", "q_rot", "k", "k_rot", "v")
+        if not per_head:
+            size[:1] *= FIRST / HEADROOM
+        most = size.max(axis=(0, 2)) if per_head else size.max()
+        known = self.by_layer.setdefault("q" if node == "q_rot" else node, {})
+        known[layer] = np.maximum(known.get(layer, 0.0), most)
+
+
+def calibration_tokens(model: Model, text: str | None = None, *, max_tokens: int | None = None,
+                       ) -> list[list[int]]:
+    """Text -> sequences for :func:`quantise`.
+
+    Each line alone, from bos to eos, cut to the model's context; about max_tokens in all (by
+    default 16,384, fewer for models beyond 67 M parameters: at most 2**40 products, a minute).
+    text: None takes the packaged calibration text.
+    """
+    if max_tokens is None:
+        max_tokens = max(1, min(1 << 14, (1 << 40) // model.parameters))
+    if text is None:
+        text = (DATA / "calibration.txt").read_text(encoding="utf-8")
+    out, left = [], max_tokens
+    for line in filter(None, map(str.strip, text.splitlines())):
+        if left <= 0:
+            break
+        out.append(model.text_tokens(line)[:min(left, model.context)])
+        left -= len(out[-1])
+    if not out:
+        raise UserError("the calibration text is empty; give a text with some hundred words.")
+    return out
+
+
+def observe(model: Model, calibration: Iterable[Sequence[int]], observer: Observer,
+            progress: Callable[[int], None] | None = None) -> int:
+    """Run the float model over token sequences, watched; returns how many tokens that were.
+    progress gets the number of tokens done."""
+    runner, done = FloatModel(model), 0
+    for tokens in calibration:
+        runner.forward(tokens, observer)
+        done += len(tokens)
+        if progress:
+            progress(done)
+    if not done:
+        raise UserError("calibration needs at least one sequence of tokens; give a text.")
+    return done
+
+
+def measure(model: Model, calibration: Iterable[Sequence[int]],
+            progress: Callable[[int], None] | None = None) -> Ranges:
+    """Run the float model over token sequences; progress gets the number of tokens done."""
+    ranges = Ranges()
+    ranges.tokens = observe(model, calibration, ranges.observe, progress)
+    return ranges
+
+
+def _coarse(x: np.ndarray | float) -> np.ndarray:
+    """Round up to 8 significant bits: float32 sums differ in their last bits from one BLAS to
+    the next, and the integer model must not."""
+    mantissa, exponent = np.frexp(np.asarray(x, np.float64))
+    return np.ldexp(np.ceil(mantissa * 256 - 1e-3) / 256, exponent)
+
+
+# ---- Scales
+
+def _scales(factor: np.ndarray, what: str, bits: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    """factor[rows] -> mant uint16[rows] with ``bits`` that are not 0 at most, shift uint8[rows].
+
+    A factor below 2**-48 gives 2**-48: with |dot| < 2**45 such a row rounds to zero either way.
+    """
+    factor = np.maximum(np.asarray(factor, np.float64), 2.0 ** -48)
+    mantissa, exponent = np.frexp(factor)
+    factor = np.ldexp(np.rint(mantissa * 2**bits) / 2**bits, exponent)
+    if not (factor < 65536).all():
+        raise UserError(f"{what}: a scale of {factor.max():.6g} does not fit 16 bits; the model "
+                        "mixes magnitudes too far apart, so use another checkpoint.")
+    pairs = [mantissa_shift(f) for f in factor.ravel()]
+    mant, shift = (np.array(v) for v in zip(*pairs, strict=True))
+    assert ((shift >= 0) & (shift <= 63) & (mant >> 15 == 1)).all()
+    return mant.astype(np.uint16), shift.astype(np.uint8)
+
+
+def int8_scale(weight: np.ndarray, grid: float | np.ndarray | None = None) -> np.ndarray:
+    """float32[rows, K] -> float64[rows], what a code of 1 is worth; 0 for a row of zeros.
+
+    grid: steps in a row's root mean square, one or float64[rows]; None: as fine as int8 holds the
+    row's largest weight.
+    """
+    scale = np.abs(weight).max(axis=1).astype(np.float64) / INT8
+    if grid is not None:
+        mean_square = np.square(weight, dtype=np.float32).mean(axis=1, dtype=np.float64)
+        scale = np.maximum(scale, np.sqrt(mean_square) / grid)
+    return scale
+
+
+def int8_codes(weight: np.ndarray, grid: float | np.ndarray | None = None,
+               ) -> tuple[np.ndarray, np.ndarray]:
+    """float32[rows, K] -> (int8[rows, K], float64 scale[rows]): the nearest of the grid that
+    :func:`int8_scale` chooses."""
+    scale = int8_scale(weight, grid)
+    codes = np.rint(weight / np.where(scale > 0, scale, 1).astype(np.float32)[:, None])
+    return codes.astype(np.int8), scale
+
+
+def _integers(weight: np.ndarray, blocks: BlockTensor | None, what: str,
+              rounded: tuple[np.ndarray, np.ndarray] | None = None) -> tuple[dict, np.ndarray]:
+    """float32[rows, K], and the same weights in blocks where they can be kept so; rounded: their
+    codes and scales, where these are made already.
+
+    Returns fields of a :class:`QuantLinear`, and the real weight of an integer of 1 in each row:
+    float64[rows], 0 for a row of zeros.
+    """
+    if rounded or blocks is None or blocks.columns > MAX_BLOCK_COLUMNS:
+        codes, step = rounded or int8_codes(weight)
+        return dict(codes=codes), step
+    try:
+        scale, minimum, up = normalise(blocks.codes, blocks.scale, blocks.minimum)
+    except ValueError as error:
+        raise UserError(f"{what}: {error}; get the file again.") from error
+    used = (scale != 0).any(axis=1)
+    if minimum is not None:
+        used |= (minimum != 0).any(axis=1)
+    return dict(codes=blocks.codes, mode=Mode[blocks.kind], scale=scale, minimum=minimum), \
+        np.where(used, np.ldexp(1.0, -(up + GRID)), 0.0)
+
+
+def _linear(integers: tuple[dict, np.ndarray], bias: np.ndarray | None, x_scale: float, y_scale,
+            what: str) -> QuantLinear:
+    """x_scale of the input; y_scale of each output row (broadcasts)."""
+    fields, step = integers
+    y_scale = np.broadcast_to(np.asarray(y_scale, np.float64), step.shape)
+    # A row of blocks has only a power of two of its own: what short mantissas round is a gain of
+    # the whole matrix.
+    short = "scale" in fields and bias is None
+    mant, shift = _scales(step * x_scale / y_scale, what, SHORT_BITS if short else 16)
+    if bias is not None:
+        bias = np.rint(bias / y_scale)
+        if not (np.abs(bias) < 2**31).all():
+            raise UserError(f"{what}: a bias does not fit 32 bits in its output's units; use "
+                            "another checkpoint.")
+        bias = bias.astype(np.int32)
+    return QuantLinear(**fields, mant=mant, shift=shift, bias=bias)
+
+
+def _norm(gamma: np.ndarray, x_scale: float, what: str) -> QuantNorm:
+    """gamma: float32[hidden]; x_scale: scale of the int16 output."""
+    real = gamma.astype(np.float64) * sqrt(len(gamma)) / x_scale / 65536
+    most = np.abs(real).max()
+    # the finest grid on which the largest gamma fits int16; a zero norm takes any
+    shift = min(63, floor(log2((INT16 + 0.5) / most))) if most > 0 else 0
+    if shift < 0:
+        raise UserError(f"{what}: gammas up to {np.abs(gamma).max():.6g} do not fit 16 bits; use "
+                        "another checkpoint.")
+    whole = np.clip(np.rint(real * 2.0**shift), -INT16, INT16)
+    return QuantNorm(gamma=whole.astype(np.int16), shift=shift)
+
+
+def _head_rows(values: np.ndarray, head_dim: int, head_pad: int, *, pairs: bool) -> np.ndarray:
+    """[heads*head_dim, ...] -> [heads*head_pad, ...]: zero rows after each head; with pairs,
+    row 2i is row i and row 2i+1 row i + head_dim/2."""
+    heads = values.reshape(-1, head_dim, *values.shape[1:])
+    if pairs:
+        order = np.arange(head_dim).reshape(2, -1).T.ravel()
+        heads = heads[:, order]
+    out = np.zeros((heads.shape[0], head_pad, *values.shape[1:]), values.dtype)
+    out[:, :head_dim] = heads
+    return out.reshape(-1, *values.shape[1:])
+
+
+def _moved(move: Callable[..., np.ndarray], *blocks: BlockTensor | None) -> BlockTensor | None:
+    """Blocks whose rows are moved as those of the floats: ``move`` of each of their arrays.
+
+    None where that is not possible: not all in blocks, or of kinds without a common one.
+    """
+    some = [b for b in blocks if b is not None]
+    if len({b.kind for b in some}) > 1:
+        some = [b for b in map(_with_minimum, some) if b is not None]
+    if len(some) < len(blocks):
+        return None
+    arrays = {name: [getattr(b, name) for b in some] for name in ("codes", "scale", "minimum")}
+    return replace(some[0], **{name: move(*values) for name, values in arrays.items()
+                                 if values[0] is not None})
+
+
+def _with_minimum(blocks: BlockTensor) -> BlockTensor | None:
+    """Q4_0 as Q4_1, the same real weights; None if there is no such form."""
+    if blocks.kind == "Q4_1":
+        return blocks
+    if blocks.kind != "Q4_0" or (np.abs(blocks.scale.astype(np.float32)) * 8 > 65504).any():
+        return None
+    return BlockTensor(kind="Q4_1", codes=blocks.codes + np.int8(8), scale=blocks.scale,
+                       minimum=blocks.scale * np.float16(-8))
+
+
+def _floor_of(most: np.ndarray, share: float = 2.0 ** -10) -> np.ndarray:
+    """Largest magnitudes of the heads of a layer, none below a share of the largest, none 0."""
+    return np.maximum(most, max(most.max() * share, 1e-6))
+
+
+def _swiglu_scales(up: float, h: float) -> tuple[int, float, float]:
+    """Largest |up| and |h| -> (shift, scale of up, scale of h).
+
+    ``h = silu * up`` with 11 fractional bits of silu: scale_up = scale_h * 2**(11 - shift). The
+    largest shift (the finest grid) with a bit of headroom for up; if even shift 0 has none, h is
+    so small beside up that its grid can be coarser.
+    """
+    up_floor = max(up, 1e-6) * HEADROOM / INT16
+    h_scale = max(h, 1e-6) * HEADROOM / INT16
+    shift = min(63, floor(log2(h_scale / up_floor)) + GATE_FRAC)
+    if shift < 0:
+        return 0, up_floor, up_floor * 2.0 ** -GATE_FRAC
+    return shift, h_scale * 2.0 ** (GATE_FRAC - shift), h_scale
+
+
+def _layer(model: Model, i: int, ranges: Ranges, residual_scale: float, head_pad: int,
+           rounded: Rounded) -> QuantLayer:
+    w: Layer = model.layers[i]
+    what = f"{model.name}, layer {i}, "
+    most = {node: _coarse(values[i]) for node, values in ranges.by_layer.items()}
+
+    def int16_scale(node: str) -> float:
+        return max(float(most[node]), 1e-6) * HEADROOM / INT16
+
+    def pairs(value: np.ndarray) -> np.ndarray:
+        return _head_rows(value, model.head_dim, head_pad, pairs=True)
+
+    def heads(value: np.ndarray) -> np.ndarray:
+        return _head_rows(value, model.head_dim, head_pad, pairs=False)
+
+    def as_is(value: np.ndarray) -> np.ndarray:
+        return value
+
+    def columns(value: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(heads(value.T).T)
+
+    def interleaved(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+        return np.stack([gate, up], axis=1).reshape(2 * model.ffn, *gate.shape[1:])
+
+    def linear(names: str, move: Callable[..., np.ndarray], x_scale: float, y_scale,
+               rows: str) -> QuantLinear:
+        """A matrix, or two, with its rows (columns) where the chip wants them."""
+        keys, name = names.split(), what + rows
+        blocks, bias = None, getattr(w, f"{keys[0]}_bias")
+        if move is not columns:             # blocks reach over heads and the zeros between them
+            blocks = _moved(move, *map(w.blocks.get, keys))
+            bias = None if bias is None else move(*(getattr(w, f"{key}_bias") for key in keys))
+        made = [rounded[key, i] for key in keys if (key, i) in rounded]
+        done = None
+        if made:            # the columns of ``columns`` move, its rows and so their scales do not
+            codes, scales = zip(*made, strict=True)
+            done = move(*codes), scales[0] if move is columns else move(*scales)
+        return _linear(_integers(move(*(getattr(w, key) for key in keys)), blocks, name, done),
+                       bias, x_scale, y_scale, name)
+
+    def per_row(scale: np.ndarray) -> np.ndarray:
+        return np.repeat(scale, head_pad)
+
+    x1, x2, attention = (int16_scale(node) for node in ("x1", "x2", "attention"))
+    # Keys: int8 after rotation; before it, int16 with up to 7 bits more (fewer if rotation
+    # shrinks the largest key, which it can by sqrt(2)).
+    k_most = _floor_of(most["k_rot"])
+    k_scale = k_most / INT8
+    spare = INT16 / float(np.max(np.maximum(most["k"] / k_scale, INT8)))
+    k_extra = max(0, min(K_EXTRA, floor(log2(spare))))
+    # Queries: score = q.k * log2(e)/sqrt(d), 10 fractional bits after a shift; the largest shift
+    # that leaves the queries of every head a bit of headroom.
+    fold = k_scale * LOG2_E / sqrt(model.head_dim) * 2.0**SCORE_FRAC       # [kv_heads]
+    fold = np.repeat(fold, model.heads // model.kv_heads)
+    q_most = float(np.max(_floor_of(most["q"]) * fold))
+    score_shift = floor(log2(INT16 / HEADROOM / q_most))
+    if not 0 <= score_shift <= 63:
+        raise UserError(f"{what}queries: scores up to {q_most:.6g} do not fit their format; "
+                        "use another checkpoint.")
+    v_scale = _floor_of(most["v"]) / INT8
+    v_mant, v_shift = _scales(v_scale / attention, what + "values")
+    swiglu_shift, up_scale, h_scale = _swiglu_scales(float(most["up"]), float(most["h"]))
+
+    return QuantLayer(
+        norm1=_norm(w.norm1, x1, what + "first norm"),
+        q=linear("q", pairs, x1, per_row(1 / (fold * 2.0**score_shift)), "queries"),
+        k=linear("k", pairs, x1, per_row(k_scale * 2.0**-k_extra), "keys"),
+        v=linear("v", heads, x1, per_row(v_scale), "values"),
+        o=linear("o", as_is if head_pad == model.head_dim else columns, attention, residual_scale,
+                 "attention output"),
+        norm2=_norm(w.norm2, x2, what + "second norm"),
+        gate_up=linear("gate up", interleaved, x2,
+                       np.tile([2.0**-GATE_FRAC, up_scale], model.ffn), "gate and up"),
+        down=linear("down", as_is, h_scale, residual_scale, "down"),
+        score_shift=score_shift, v_mant=v_mant, v_shift=v_shift, q_rope_shift=ROPE_FRAC,
+        k_rope_shift=ROPE_FRAC + k_extra, swiglu_shift=swiglu_shift)
+
+
+def _rope_table(model: Model, context: int, head_pad: int) -> np.ndarray:
+    """int16[context, head_pad/2, 2]."""
+    table = np.zeros((context, head_pad // 2, 2), np.int16)
+    table[:, :, 0] = 1 << ROPE_FRAC
+    angles = rope_angles(model.head_dim, model.rope_theta, range(context))
+    for at, f in enumerate((np.cos, np.sin)):
+        table[:, :model.head_dim // 2, at] = np.rint(f(angles) * 2.0**ROPE_FRAC)
+    return table
+
+
+def quantise(model: Model, calibration: Iterable[Sequence[int]] | Ranges | None = None, *,
+             context: int | None = None, weights: str = "auto", rounded: Rounded | None = None,
+             progress: Callable[[int], None] | None = None) -> QuantModel:
+    """Turn a float model into integers.
+
+    Parameters
+    ----------
+    model : Model
+    calibration : sequences of token ids, or Ranges from :func:`measure`, or None
+        What the static scales are taken from; None takes the packaged text.
+    context : int, optional
+        Most positions to prepare for; the model's own by default, never above 4096.
+    weights : "auto" or "int8"
+        auto: matrices that the model has in blocks stay as they are, except those of more than
+        4,096 columns, the attention output where heads are padded, and gate and up in kinds
+        without a common one; all others are int8. int8: all of them.
+    rounded : dict, optional
+        Codes of int8 and scales of some matrices (see :mod:`meadowlark.quant.budget`), instead of
+        the finest that int8 has. Those of gate and up come together.
+    progress : callable, optional
+        Gets the number of calibration tokens done.
+
+    Raises
+    ------
+    UserError
+        The model does not fit the formats of docs/numerics.md; names the tensor.
+    """
+    if calibration is None:
+        calibration = calibration_tokens(model)
+    ranges = calibration if isinstance(calibration, Ranges) \
+        else measure(model, calibration, progress)
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, not {weights!r}")
+    if weights == "int8":
+        model = replace(model, blocks={}, layers=tuple(
+            replace(layer, blocks={}) for layer in model.layers))
+    limit = min(model.context, MAX_CONTEXT)
+    if context is not None and not 1 <= context <= limit:
+        raise UserError(f"a context of {context} positions is not possible with {model.name}; "
+                        f"give 1 to {limit}.")
+    context = context or limit
+    head_pad = 1 << (model.head_dim - 1).bit_length()
+
+    # Residual: 27 bits with a bit of headroom over calibration, as fine as is of any use.
+    residual_most = max(float(_coarse(ranges.residual)), 1e-6)
+    residual_frac = min(MAX_RESIDUAL_FRAC,
+                        floor(Config.RESID_BITS - 1 - log2(HEADROOM * residual_most)))
+    if residual_frac < MIN_RESIDUAL_FRAC:
+        raise UserError(f"{model.name}: the residual reaches {residual_most:.6g}, which leaves "
+                        f"{residual_frac} fractional bits of the {MIN_RESIDUAL_FRAC} needed; "
+                        "use another checkpoint.")
+    residual_scale = 2.0**-residual_frac
+    # at least 1: the root of the norm must be defined for a residual of zeros
+    eps = max(1, round(model.hidden * model.rms_eps * 4.0**residual_frac))
+    if eps >= 1 << 48:
+        raise UserError(f"{model.name}: rms_norm_eps {model.rms_eps:g} does not fit 48 bits; use "
+                        "another checkpoint.")
+
+    final = max(float(_coarse(ranges.final)), 1e-6) * HEADROOM / INT16
+    what = f"{model.name}, embedding"
+    rounded = rounded or {}
+    own = rounded.get(("head", -1))
+    tied = model.tied and own is None
+    embedding = _integers(model.embedding, model.blocks.get("embedding"), what)
+    head = embedding if tied else _integers(
+        model.head, model.blocks.get("head"), f"{model.name}, head", own)
+    return QuantModel(
+        name=model.name, hidden=model.hidden, heads=model.heads, kv_heads=model.kv_heads,
+        head_dim=model.head_dim, head_pad=head_pad, ffn=model.ffn, vocab=model.vocab,
+        context=context,
+        layers=tuple(_layer(model, i, ranges, residual_scale, head_pad, rounded)
+                     for i in range(len(model.layers))),
+        embedding=_linear(embedding, None, 1.0, residual_scale, what),
+        rope=_rope_table(model, context, head_pad),
+        final_norm=_norm(model.final_norm, final, f"{model.name}, final norm"),
+        head=_linear(head, None, final, 2.0**-LOGIT_FRAC, f"{model.name}, head"),
+        tied=tied, eps=eps, residual_frac=residual_frac,
+        tokenizer_json=model.tokenizer.json, bos_id=model.bos_id, stop_ids=model.stop_ids,
+        chat=model.chat, parameters=model.parameters)

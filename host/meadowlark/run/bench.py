@@ -1,0 +1,203 @@
+"""Prefill and decode, measured by the core's own counters, in the manner of llama-bench."""
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from meadowlark_hdl.control.sampler_golden import Sampling
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from meadowlark_boards import Board
+
+    from ..compile.image import Image
+    from .targets import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Test:
+    """What a test runs.
+
+    name: "pp128" or "tg32". prompt: ids. generate: tokens to draw; the first comes from the last
+    pass over the prompt.
+    """
+    __test__ = False        # for pytest: not one of its tests
+
+    name: str
+    prompt: tuple[int, ...]
+    generate: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that went through the model: the prompt, and all drawn ones but the last."""
+        return len(self.prompt) + self.generate - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Result of a test.
+
+    cycles: of the whole test, from start to its last token. tokens: through the model. bytes:
+    useful ones (weights, scales, cache, embedding, tables, each once a pass).
+    memory_utilisation: bytes / (cycles x bus bytes). mac_utilisation: unmasked products /
+    (cycles x W x P). stalls: cycles in which the array got no beat, by cause. tokens_per_s: at the
+    board's clock. predicted_cycles: by :mod:`meadowlark.compile.cycles`, before the run;
+    None for a board of which no times are known.
+    """
+    cycles: int
+    tokens: int
+    bytes: int
+    memory_utilisation: float
+    mac_utilisation: float
+    stalls: dict[str, int]
+    tokens_per_s: float
+    predicted_cycles: int | None
+    counters: dict[str, int]
+
+
+def counts(text: str, option: str) -> list[int]:
+    """ "128" or "16,128" -> numbers of tokens; 0 leaves a test out.
+
+    Raises
+    ------
+    UserError
+        Not whole numbers.
+    """
+    try:
+        numbers = [int(x) for x in text.split(",")]
+    except ValueError:
+        numbers = [-1]
+    if any(x < 0 for x in numbers):
+        raise UserError(f"{option} {text!r} is no number of tokens; give one such as 128, several "
+                        "with commas between them, or 0 to leave the test out")
+    return list(dict.fromkeys(x for x in numbers if x))
+
+
+def plan(image: Image, *, prompts: Sequence[int], generates: Sequence[int],
+         seed: int = 0) -> list[Test]:
+    """Tests for numbers of tokens.
+
+    Prompts are random ids (the cycles do not depend on them) behind the model's bos; generation
+    starts from the bos alone.
+
+    Raises
+    ------
+    UserError
+        A test does not fit the context, or there is none.
+    """
+    rng = np.random.default_rng(seed)
+    bos = image.bos_id or 0
+    tests = []
+    for n in prompts:
+        ids = [bos, *map(int, rng.integers(0, image.shape["vocab"], n - 1))]
+        tests.append(Test(name=f"pp{n}", prompt=tuple(ids), generate=1))
+    tests += [Test(name=f"tg{n}", prompt=(bos,), generate=n) for n in generates]
+    if not tests:
+        raise UserError("nothing to measure; give -p or -n a number above 0")
+    for test in tests:
+        if test.tokens > image.context:
+            raise UserError(f"{test.name} takes {test.tokens} positions and the context holds "
+                            f"{image.context}; give fewer tokens")
+    return tests
+
+
+def run(target: Target, image: Image, board: Board, tests: Sequence[Test], *,
+        progress: Callable[[str, int, int], None] | None = None) -> dict[str, Measured]:
+    """Run tests on a target that holds the image; results by name, in order.
+
+    Raises
+    ------
+    UserError
+        The target has no counters.
+    """
+    from meadowlark_boards import BOARDS
+
+    from ..compile.cycles import predict
+    config, out = board.config, {}
+    for test in tests:
+        if progress:
+            progress(f"running {test.name}", 0, test.generate)
+        got = 0
+        with closing(target.generate(test.prompt, Sampling(), max_new=test.generate,
+                                     stop_ids=())) as events:
+            for _ in events:
+                got += 1
+                if progress:
+                    progress(f"running {test.name}", got, test.generate)
+        if got != test.generate:
+            raise UserError(f"{test.name} gave {got} tokens, not {test.generate}; load the image "
+                            "again")
+        counters = target.counters()
+        if "cycles" not in counters:
+            raise UserError(f"the target {target.name} counts no cycles; use --target sim or a "
+                            "serial port")
+        expected = predict(image, board, prompt=len(test.prompt), generate=test.generate)
+        cycles = counters["cycles"]
+        out[test.name] = Measured(
+            cycles=cycles, tokens=test.tokens, bytes=expected.useful_bytes,
+            memory_utilisation=expected.useful_bytes / (cycles * config.bus_bytes),
+            mac_utilisation=expected.useful_macs / (cycles * config.W * config.P),
+            stalls={k.removeprefix("stall_"): v for k, v in counters.items()
+                    if k.startswith("stall_")},
+            tokens_per_s=test.tokens * board.clock_mhz * 1e6 / cycles,
+            predicted_cycles=expected.cycles if board.name in BOARDS else None, counters=counters)
+    return out
+
+
+def as_json(results: dict[str, Measured], image: Image, board: Board) -> dict:
+    """What ``--json`` gives. speedup: of the tests that have a raw twin, by cycles."""
+    speedup = {name: results[f"{name} raw"].cycles / m.cycles for name, m in results.items()
+               if f"{name} raw" in results}
+    return {"model": image.name, "board": board.name, "clock_mhz": board.clock_mhz,
+            "tests": {name: asdict(m) for name, m in results.items()},
+            **({"speedup": speedup} if speedup else {})}
+
+
+_COLUMNS = ("model", "size", "params", "board", "clock", "test", "t/s", "cycles", "predicted",
+            "memory", "MACs")
+
+
+def _rows(results: dict[str, Measured], image: Image, board: Board) -> list[tuple[str, ...]]:
+    # The image's size says nothing of a raw twin.
+    return [(image.name, "" if name.endswith(" raw") else f"{len(image.memory) / 2**20:.2f} MiB",
+             f"{image.parameters / 1e6:.2f} M", board.name, f"{board.clock_mhz:g} MHz", name,
+             f"{m.tokens_per_s:.2f}", f"{m.cycles:,}",
+             "-" if m.predicted_cycles is None else f"{m.predicted_cycles:,}",
+             f"{m.memory_utilisation:.1%}", f"{m.mac_utilisation:.1%}")
+            for name, m in results.items()]
+
+
+def as_table(results: dict[str, Measured], image: Image, board: Board, *, form: str) -> str:
+    """Results as text: ``form`` is "md" (llama-bench's columns, then ours), "csv" or "json"."""
+    if form == "json":
+        return json.dumps(as_json(results, image, board), indent=1)
+    if form == "csv":
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        fields = ("cycles", "tokens", "bytes", "memory_utilisation", "mac_utilisation",
+                  "tokens_per_s", "predicted_cycles")
+        stalls = next(iter(results.values())).stalls
+        table.writerow(["model", "parameters", "board", "clock_mhz", "test", *fields,
+                        *(f"stall_{x}" for x in stalls)])
+        for name, m in results.items():
+            table.writerow([image.name, image.parameters, board.name, board.clock_mhz, name,
+                            *(getattr(m, f) for f in fields), *m.stalls.values()])
+        return text.getvalue().rstrip("\n")
+    if form != "md":
+        raise ValueError(f"form must be md, csv or json, not {form!r}")
+    rows = [_COLUMNS, *_rows(results, image, board)]
+    widths = [max(len(r[i]) for r in rows) for i in range(len(_COLUMNS))]
+    left = {0, 3, 5}        # text; numbers go to the right
+    lines = ["| " + " | ".join(v.ljust(w) if i in left else v.rjust(w)
+                               for i, (v, w) in enumerate(zip(r, widths))) + " |" for r in rows]
+    rule = "| " + " | ".join("-" * w if i in left else "-" * (w - 1) + ":"
+                             for i, w in enumerate(widths)) + " |"
+    return "\n".join([lines[0], rule, *lines[1:]])

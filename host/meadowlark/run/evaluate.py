@@ -1,0 +1,144 @@
+"""Perplexity of the exact integer arithmetic beside that of float32, on the same tokens."""
+from __future__ import annotations
+
+import lzma
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from math import exp, sqrt
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError
+from ..models.model import DATA, FloatModel, Model
+from ..quant.golden import GoldenModel
+from ..quant.quantise import LOGIT_FRAC, QuantModel
+
+#: Longest text that is read, in bytes, uncompressed.
+MAX_TEXT = 256 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perplexity:
+    """Result of :func:`perplexity`.
+
+    ppl_float, ppl_fixed: exp of the mean negative log-likelihood a token, of float32 and of the
+    integer arithmetic. delta_pct: 100 * (ppl_fixed/ppl_float - 1). delta_se: its standard error in
+    the same unit, from the differences token by token (they are paired: the choice of text
+    cancels). ppl_se: standard error of ppl_float, from the choice of text. tokens: predicted.
+    saturated: share of the values of each node of the integer model that met their limit.
+    """
+    ppl_float: float
+    ppl_fixed: float
+    delta_pct: float
+    delta_se: float
+    ppl_se: float
+    tokens: int
+    saturated: dict[str, float]
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+def validation_text() -> list[str]:
+    """The packaged held-out text of the model "stories", a story a line."""
+    return (DATA / "validation.txt").read_text(encoding="utf-8").splitlines()
+
+
+def read_text(path: str | Path) -> list[str]:
+    """The lines of a text file in UTF-8, compressed if its name ends in .xz.
+
+    Raises
+    ------
+    UserError
+        It cannot be read, is damaged, is not UTF-8, or has more than :data:`MAX_TEXT` bytes.
+    """
+    try:
+        with (lzma.open if str(path).endswith(".xz") else open)(path, "rb") as file:
+            raw = file.read(MAX_TEXT + 1)
+        if len(raw) > MAX_TEXT:
+            raise UserError(f"the text {path} has more than {MAX_TEXT:,} bytes; give a part of it")
+        return raw.decode().splitlines()
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read the text {path}: {reason}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"the text {path} is not UTF-8; convert it") from error
+
+
+def negative_log_likelihood(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """logits: float[n, vocab] (natural units), targets: int[n] -> float64[n], in nats."""
+    z = np.asarray(logits, np.float64)
+    z = z - z.max(axis=-1, keepdims=True)
+    return np.log(np.exp(z).sum(axis=-1)) - z[np.arange(len(targets)), targets]
+
+
+def windows(model: Model, lines: Iterable[str], context: int) -> Iterator[list[int]]:
+    """Lines of text -> sequences of at most context + 1 tokens, of which each but the first is
+    to be predicted.
+
+    Each line alone from bos to eos. A longer one goes in windows, each with the bos (or, without
+    one, the last token of the window before) in front, so that every token is predicted once.
+    Empty lines are left out.
+    """
+    for line in lines:
+        if not line.strip():
+            continue
+        tokens = model.text_tokens(line.rstrip("\n"))
+        for at in range(1, len(tokens), context):
+            first = tokens[at - 1] if model.bos_id is None else model.bos_id
+            yield [first, *tokens[at:at + context]]
+
+
+def perplexity(model: Model, qm: QuantModel, lines: Iterable[str], max_tokens: int | None = None,
+               progress: Callable[[int], None] | None = None) -> Perplexity:
+    """Measure both arithmetics on a text.
+
+    Parameters
+    ----------
+    model, qm : Model, QuantModel
+        The same model.
+    lines : iterable of str
+        A text a line; see :func:`windows`.
+    max_tokens : int, optional
+        Most tokens to predict (the last text is cut there); None: all.
+    progress : callable, optional
+        Gets the number of tokens predicted so far, after each window.
+
+    Raises
+    ------
+    UserError
+        There is nothing to predict.
+    """
+    if max_tokens is not None and max_tokens < 1:
+        raise UserError(f"the number of tokens to evaluate must be at least 1, not {max_tokens}; "
+                        "give more.")
+    runner, golden = FloatModel(model), GoldenModel(qm)
+    losses: list[tuple[np.ndarray, np.ndarray]] = []
+    done = 0
+    for tokens in windows(model, lines, qm.context):
+        if max_tokens is not None:
+            tokens = tokens[:max_tokens - done + 1]
+        x: Sequence[int] = tokens[:-1]
+        targets = np.array(tokens[1:])
+        golden.forget()
+        fixed = golden.forward(x, want="all") / 2.0**LOGIT_FRAC
+        losses.append((negative_log_likelihood(runner.forward(x), targets),
+                       negative_log_likelihood(fixed, targets)))
+        done += len(targets)
+        if progress:
+            progress(done)
+        if done == max_tokens:
+            break
+    if not done:
+        raise UserError("the text has no tokens to predict; give a file with some lines of text.")
+    exact, rounded = (np.concatenate(part) for part in zip(*losses, strict=True))
+    ppl_float, ppl_fixed = exp(exact.mean()), exp(rounded.mean())
+    root = sqrt(done)
+    return Perplexity(
+        ppl_float=ppl_float, ppl_fixed=ppl_fixed, delta_pct=100 * (ppl_fixed / ppl_float - 1),
+        # d exp(x) = exp(x) dx turns errors of mean losses into errors of perplexities
+        delta_se=100 * ppl_fixed / ppl_float * float((rounded - exact).std()) / root,
+        ppl_se=ppl_float * float(exact.std()) / root, tokens=done,
+        saturated={node: count / golden.counted[node]
+                   for node, count in golden.saturations.items()})

@@ -1,0 +1,258 @@
+"""From what people name to what runs: model, integers, image. Slow steps are kept in the cache.
+
+Calibration takes seconds for the packaged model and minutes for large ones, and depends on nothing
+but the files of the model and this program: its result is kept under a hash of both.
+"""
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..compile.image import Image, is_image
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from meadowlark_boards import Board
+
+    from ..models.model import Model, Tokenizer
+    from ..quant.quantise import QuantModel
+    from ..text.chat import Conversation
+
+#: Gets a sentence and, where it is known, the steps done and the steps in all.
+Progress = Callable[[str, int, int], None]
+
+
+def check_text(text: str, what: str) -> None:
+    """Raise :class:`UserError` unless it is text; what: a name for it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{what} is not valid UTF-8; check the terminal's encoding") from None
+
+
+def made_for(name: str) -> Board | None:
+    """The board that an image was compiled for; None: it is no image, or the board is not one of
+    ours."""
+    from meadowlark_boards import BOARDS
+    return BOARDS.get(Image.load(name).board) if is_image(name) else None
+
+
+@dataclass
+class Source:
+    """A model by path or name, in every form it is needed in, each made once and when asked for.
+
+    Parameters
+    ----------
+    name : str
+        An image file, or what :func:`meadowlark.models.model.load_model` takes.
+    board : Board
+    context : int, optional
+        See :func:`meadowlark.compile.compiler.compile_model`.
+    weights : str
+        See :func:`meadowlark.quant.quantise.quantise`.
+    packing : str
+        See :func:`meadowlark.compile.compiler.compile_model`.
+    bits, target_ppl : float, optional
+        Bits a weight, or per cent of perplexity, that int8 weights may cost (then all are int8);
+        see :mod:`meadowlark.quant.budget`.
+    progress : callable, optional
+    warn : callable, optional
+        Gets each sentence of :attr:`meadowlark.models.model.Model.warnings`.
+    """
+    name: str
+    board: Board
+    context: int | None = None
+    weights: str = "auto"
+    packing: str = "auto"
+    bits: float | None = None
+    target_ppl: float | None = None
+    progress: Progress | None = None
+    warn: Callable[[str], None] | None = None
+
+    @property
+    def is_image(self) -> bool:
+        """The name is that of an image file."""
+        return is_image(self.name)
+
+    def _tell(self, text: str, done: int = 0, total: int = 0) -> None:
+        if self.progress:
+            self.progress(text, done, total)
+
+    @cached_property
+    def model(self) -> Model:
+        """The checkpoint in float32."""
+        if self.is_image:
+            image = self.image      # says so if it is no image at all
+            raise UserError(f"{self.name} is an image of {image.name} and holds no checkpoint; "
+                            "give the model itself")
+        from ..models.model import load_model
+        self._tell("reading the model")
+        return load_model(self.name)
+
+    @cached_property
+    def outline(self) -> Model:
+        """The checkpoint without the values of its weights; read at once."""
+        if self.is_image:
+            return self.model       # says why not
+        from ..models.model import load_model
+        model = load_model(self.name, outline=True)
+        if self.warn is not None:
+            for sentence in model.warnings:
+                self.warn(sentence)
+        return model
+
+    def check_fits(self) -> None:
+        """Raise a :class:`UserError` unless the model fits the board: from its shapes, and only
+        where entropy decides about the memory, from its weights."""
+        free = self.bits is self.target_ppl is None
+        if not (free or self.board.config.packing & 1):
+            raise UserError(f"--bits and --target-ppl save nothing on the board {self.board.name}: "
+                            "it reads no entropy-coded weights; leave them out, or take another "
+                            "--board")
+        from ..compile import limits
+        shapes = limits.Shapes.of_model(self.outline, self.weights if free else "int8")
+        ask: dict = dict(context=self.context, bits=self.bits or 8.0)
+        least = limits.least_bits(self.board, self.packing)
+        limits.check(shapes, self.board, **ask, least=self.bits or least)
+        if free and least < 8 and limits.fits(shapes, self.board, **ask):
+            limits.check(shapes, self.board, **ask,
+                         least=limits.entropy_bits(self.model, shapes, self.board))
+
+    @cached_property
+    def quantised(self) -> QuantModel:
+        """The integer model, for the context asked for at least."""
+        from .. import cache
+        from ..quant import integers
+        outline = self.outline      # a missing or damaged one is an error before anything else
+        weights = self.weights if self.board.config.block_modes else "int8"
+        budget = "" if self.bits is self.target_ppl is None else f"{self.bits} {self.target_ppl}"
+        name = f"integers-{_digest(self.name, weights + budget)}.safetensors"
+        if kept := cache.find(name):
+            try:
+                return integers.load(kept.read_bytes(), outline, "int8" if budget else weights)
+            except (OSError, ValueError):
+                pass                # make it again
+        model = self.model
+        from ..quant.quantise import quantise
+        if budget:
+            from ..quant.budget import choose
+            from ..quant.equalise import equalise
+            from ..quant.own_text import own_text
+            texts = own_text(model, progress=lambda n: self._tell("writing a text, tokens:", n))
+            model = equalise(
+                model, texts, progress=lambda n: self._tell("evening out columns, tokens:", n))
+            rounded, ranges = choose(model, texts, bits=self.bits, target_ppl=self.target_ppl,
+                                     progress=self._tell)
+            made = quantise(model, ranges, weights="int8", rounded=rounded)
+        else:
+            made = quantise(model, weights=weights,
+                            progress=lambda n: self._tell("calibrating, tokens:", n))
+        cache.keep(name, integers.dump(made))
+        return made
+
+    @cached_property
+    def image(self) -> Image:
+        """The image for the board."""
+        if self.is_image:
+            for what, option, free in (("context", "--ctx", self.context is None),
+                                       ("weights", "--weights", self.weights == "auto"),
+                                       ("packing", "--packing", self.packing == "auto"),
+                                       ("grid", "--bits and --target-ppl",
+                                        self.bits is self.target_ppl is None)):
+                if not free:
+                    raise UserError(f"the {what} of {self.name} was fixed when it was compiled; "
+                                    f"leave {option} out or compile again with {option}")
+            image = Image.load(self.name)
+            image.check_board(self.board)
+            return image
+        from ..compile.compiler import compile_model
+        self.check_fits()
+        qm = self.quantised
+        self._tell("compiling")
+        return compile_model(qm, self.board, context=self.context, packing=self.packing)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Of the image, or of the checkpoint."""
+        from ..models.model import Tokenizer
+        if not self.is_image:
+            return self.outline.tokenizer
+        return Tokenizer(self.image.tokenizer, f"the tokenizer in {self.name}")
+
+    def conversation(self, system: str = "") -> Conversation:
+        """A conversation with the model, nothing said yet.
+
+        system: a message in front of it, such as how to answer; "" is none.
+
+        Raises
+        ------
+        UserError
+            It came without a chat template, or with one that refuses a first question.
+        """
+        from ..text.chat import Conversation
+        check_text(system, "the system message")
+        model = self.image if self.is_image else self.outline
+        if model.chat is None:
+            what = f"the image {self.name}" if self.is_image else f"the model {self.outline.name}"
+            raise UserError(f"{what} came without a chat template; use `generate` without --chat")
+        talk = Conversation(model.chat, self.tokenizer, system=system, bos=model.bos_id,
+                            stop_ids=model.stop_ids)
+        talk.ask("Hello")
+        return talk
+
+    def prompt(self, text: str, *, chat: bool = False, system: str = "") -> list[int]:
+        """Text -> ids, with the model's bos in front.
+
+        Parameters
+        ----------
+        text : str
+        chat : bool
+            The text is what a user says: the model's chat template makes the prompt, bos and all.
+        system : str
+            See :meth:`conversation`.
+
+        Raises
+        ------
+        UserError
+            It is not text or does not fit the context; it is empty, and a question, or the model
+            has no bos to begin with; the model has no template.
+        """
+        check_text(text, "the prompt")
+        if chat:
+            if not text.strip():
+                raise UserError("the question is empty; give at least one word")
+            return self.fitting(self.conversation(system).ask(text))
+        return self.fitting(self.tokenizer.opened(text, self.image.bos_id))
+
+    def fitting(self, ids: list[int], what: str = "the prompt",
+                remedy: str = "shorten the prompt") -> list[int]:
+        """The ids, or a :class:`UserError`: there are none, the context does not hold so many, or
+        the model does not know one. what, remedy: parts of that sentence."""
+        context, vocab = self.image.context, self.image.shape["vocab"]
+        if not ids:
+            raise UserError(f"{what} is empty, and {self.name} has no bos to begin a text with; "
+                            "give at least one word")
+        if len(ids) > context:
+            raise UserError(f"{what} has {len(ids)} tokens and the context holds {context}; "
+                            f"{remedy}")
+        if max(ids) >= vocab:
+            raise UserError(f"the tokenizer of {self.name} gives token {max(ids)} and its model "
+                            f"knows {vocab}; get it again")
+        return ids
+
+
+def _digest(name: str, how: str) -> str:
+    """Of a model's files, and of how and with what code they are quantised."""
+    import meadowlark_hdl
+
+    from .. import cache
+    from ..models.model import find_model, model_files
+    packages = Path(__file__).parents[1], Path(meadowlark_hdl.__file__).parent
+    versions = map(importlib.metadata.version, ("numpy", "tokenizers", "gguf", "safetensors"))
+    return cache.digest(how, *versions, *(file for package in packages
+                                          for file in cache.source_files(package)),
+                        *model_files(find_model(name)))

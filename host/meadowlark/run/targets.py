@@ -1,0 +1,415 @@
+"""What a model runs on: the golden model, the simulated board, or a board at a port."""
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from meadowlark_hdl.control.sampler_golden import Sampling, logits_crc
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from meadowlark_boards import Board
+
+    from ..compile.image import Image
+    from ..link.driver import BoardInfo, Driver
+    from ..quant.golden import GoldenModel
+    from ..sim import SimBoard
+    from .prepare import Source
+
+#: Gets a sentence and, where it is known, the steps done and the steps in all.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Event:
+    """A generated token.
+
+    crc: CRC-32 of the logits it was drawn from. logits: int32[vocab], or None where the target
+    cannot be tapped.
+    """
+    token: int
+    crc: int
+    logits: np.ndarray | None = None
+
+
+class Target(ABC):
+    """Something that runs one model.
+
+    Attributes
+    ----------
+    name : str
+        As ``--target`` takes it.
+    messages : int
+        Messages the host sent between the prompt and the last token of the latest run, credits
+        apart.
+    cached : int
+        Tokens at the front of the latest prompt that the KV cache held already.
+    board : Board
+        What a model has to be compiled for.
+    """
+    name: str
+    cached: int = 0
+
+    def __init__(self) -> None:
+        self._held: list[int] = []      # tokens whose keys and values the cache surely holds
+
+    @property
+    @abstractmethod
+    def board(self) -> Board:
+        """See :class:`Target`."""
+
+    @property
+    def messages(self) -> int:
+        return 0
+
+    def load(self, source: Source) -> None:
+        """Make the target ready for :meth:`generate`."""
+        self._held = []
+        self._load(source)
+
+    def generate(self, tokens: Sequence[int], sampling: Sampling, *, max_new: int,
+                 stop_ids: Sequence[int], reuse: bool = False) -> Generator[Event, None, None]:
+        """Run a prompt from position 0; tokens as they come.
+
+        Ends after a stop id (which is given), ``max_new`` tokens, or the first token without a
+        place in the context. Closing the iterator ends the run.
+
+        reuse : bool
+            Take only the tokens behind those that the KV cache holds from earlier runs, the last
+            one at least. The run gives the same tokens.
+        """
+        tokens = list(tokens)
+        start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1],
+                                         zip(self._held, tokens[:-1]))) if reuse else 0
+        self.cached, self._held = start, tokens[:start]     # what follows may be overwritten
+        ahead = tokens[start:]
+        with closing(self._run(ahead, sampling, start_pos=start, max_new=max_new,
+                               stop_ids=stop_ids)) as events:
+            for event in events:
+                # Drawn from the keys and values of all before it; its own are still to come.
+                self._held += ahead
+                ahead = [event.token]
+                yield event
+
+    @abstractmethod
+    def _load(self, source: Source) -> None:
+        """See :meth:`load`."""
+
+    @abstractmethod
+    def _run(self, tokens: Sequence[int], sampling: Sampling, *, start_pos: int, max_new: int,
+             stop_ids: Sequence[int]) -> Generator[Event, None, None]:
+        """As :meth:`generate`, from start_pos; the cache below it is kept."""
+
+    def counters(self) -> dict[str, int]:
+        """Counters of the core for the latest run; of the golden model those that it has."""
+        return {}
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what it holds."""
+
+
+class GoldenTarget(Target):
+    """The golden model as a target: bit-exact, without a clock.
+
+    board : Board, optional
+        Whose limits hold; the default one.
+    """
+
+    name = "golden"
+
+    def __init__(self, board: Board | None = None) -> None:
+        super().__init__()
+        self._board = board or _default()
+        self._golden: GoldenModel | None = None
+
+    @property
+    def board(self) -> Board:
+        return self._board
+
+    def _load(self, source: Source) -> None:
+        from ..quant.golden import GoldenModel
+        self._golden = GoldenModel(source.quantised, context=source.image.context)
+
+    def _run(self, tokens: Sequence[int], sampling: Sampling, *, start_pos: int, max_new: int,
+             stop_ids: Sequence[int]) -> Generator[Event, None, None]:
+        assert self._golden is not None, "load() comes first"
+        self._golden.saturations.clear()
+        for token, logits in self._golden.generate(tokens, sampling, max_new=max_new,
+                                                   stop_ids=tuple(stop_ids), start_pos=start_pos):
+            yield Event(token=token, crc=logits_crc(logits), logits=logits)
+
+    def counters(self) -> dict[str, int]:
+        counted = self._golden.saturations if self._golden else {}
+        return {"score_saturations": counted.get("scores", 0)}
+
+    def close(self) -> None:
+        self._golden = None
+
+
+class BoardTarget(Target):
+    """A board behind the host link.
+
+    Parameters
+    ----------
+    name : str
+    driver : Driver, optional
+        Owned from here on. None: a subclass has one by the time it is used.
+    progress : callable, optional
+        Told while the image is being loaded.
+    """
+
+    def __init__(self, name: str, driver: Driver | None, *,
+                 progress: Progress | None = None) -> None:
+        super().__init__()
+        self.name, self._driver, self._progress = name, driver, progress
+        self._image: Image | None = None
+
+    @property
+    def driver(self) -> Driver:
+        """The connection to the board."""
+        assert self._driver is not None
+        return self._driver
+
+    @property
+    def board(self) -> Board:
+        return board_of(self.driver.info)
+
+    @property
+    def messages(self) -> int:
+        return self.driver.host_messages
+
+    def _load(self, source: Source) -> None:
+        image, info = source.image, self.driver.info
+        image.check_config(info.config, memory_bytes=info.memory_bytes or len(image.memory),
+                           name=info.name)
+        self._write(image)
+        self._image, self.driver.places = image, image.place
+
+    def _write(self, image: Image) -> None:
+        def advance(done: int, total: int) -> None:
+            if self._progress:
+                self._progress("loading the board's memory", done, total)
+        self.driver.load([(0, image.memory)], program=image.program, model=image.model_regs,
+                         progress=advance)
+
+    def _run(self, tokens: Sequence[int], sampling: Sampling, *, start_pos: int, max_new: int,
+             stop_ids: Sequence[int]) -> Generator[Event, None, None]:
+        assert self._image is not None, "load() comes first"
+        # The board knows the size of its own memories, not of this image's KV cache.
+        room = self._image.context - start_pos - len(tokens) + 1
+        with closing(self.driver.run(tokens, sampling, max_new=min(max_new, room),
+                                     stop_ids=tuple(stop_ids), start_pos=start_pos)) as events:
+            for event in events:
+                yield Event(token=event.token, crc=event.crc)
+
+    def counters(self) -> dict[str, int]:
+        return self.driver.counters()
+
+    def close(self) -> None:
+        self.driver.close()
+
+
+class SimTarget(BoardTarget):
+    """The simulated board; built and started when it is first used.
+
+    Parameters
+    ----------
+    board : Board
+    progress : callable, optional
+        Told while the simulation is being built.
+    through_link : bool
+        Load the image frame by frame, as a real board; by default it is put into the simulated
+        memory directly.
+    sleep : bool
+        See :class:`~meadowlark.sim.SimBoard`.
+    pins : bool
+        Simulate the whole chip at its pins, see :class:`~meadowlark.sim.PinBoard`.
+
+    Raises
+    ------
+    UserError
+        The board has no such pins.
+    """
+
+    def __init__(self, board: Board, *, progress: Progress | None = None,
+                 through_link: bool = False, sleep: bool = True, pins: bool = False) -> None:
+        super().__init__("pins" if pins else "sim", None, progress=progress)
+        if pins:
+            from ..sim import check_pins
+            check_pins(board)
+        self._board, self._pins, self._sleep = board, pins, sleep
+        self._through_link = through_link
+
+    @property
+    def board(self) -> Board:
+        return self._board
+
+    @cached_property
+    def sim(self) -> SimBoard:
+        """The simulation itself."""
+        from ..sim import PinBoard, SimBoard
+        return PinBoard(self._board, progress=self._progress) if self._pins else \
+            SimBoard(self._board, sleep=self._sleep, progress=self._progress)
+
+    @property
+    def driver(self) -> Driver:
+        if self._driver is None:
+            from ..link.driver import Driver
+            from ..sim import SimTransport
+            self._driver = Driver(SimTransport(self.sim))
+        return self._driver
+
+    def _write(self, image: Image) -> None:
+        if self._through_link:
+            super()._write(image)
+            return
+        self.driver.load([], program=image.program, model=image.model_regs)
+        self.sim.memory[:len(image.memory)] = np.frombuffer(image.memory, np.uint8)
+
+    def _run(self, tokens: Sequence[int], sampling: Sampling, *, start_pos: int, max_new: int,
+             stop_ids: Sequence[int]) -> Generator[Event, None, None]:
+        assert self._image is not None, "load() comes first"
+        vocab = self._image.shape["vocab"]
+        self.sim.drop_logits()
+        passes: deque[np.ndarray] = deque()
+        with closing(super()._run(tokens, sampling, start_pos=start_pos, max_new=max_new,
+                                  stop_ids=stop_ids)) as events:
+            for event in events:
+                passes += self.sim.take_logits(vocab)
+                yield Event(token=event.token, crc=event.crc,
+                            logits=passes.popleft() if passes else None)
+
+    def close(self) -> None:
+        if self._driver is not None:
+            self._driver.close()
+        if "sim" in self.__dict__:
+            self.sim.close()
+
+
+def _default() -> Board:
+    from meadowlark_boards import BOARDS
+    return next(iter(BOARDS.values()))
+
+
+def board_of(info: BoardInfo) -> Board:
+    """A board from what it says about itself: its core, clock and memory, and all else from the
+    board of its name, if there is one. Of others the memory's times are not known."""
+    from meadowlark_boards import BOARDS, Board, LinkInfo, MemoryTiming
+    known = BOARDS.get(info.name)
+    if known is None:
+        known = Board(name=info.name, title="a board that is not listed", config=info.config,
+                      clock_mhz=1.0, link=LinkInfo(kind="queue"),
+                      memory=MemoryTiming(size_bytes=1 << 40, latency_cycles=1))
+    memory = replace(known.memory, size_bytes=info.memory_bytes or known.memory.size_bytes)
+    return replace(known, config=info.config, memory=memory,
+                   clock_mhz=info.clock_hz / 1e6 or known.clock_mhz)
+
+
+#: Targets that are no port, so that somebody has to say which board they are.
+SIMULATED = ("golden", "sim", "pins")
+
+
+def open_target(name: str, board: Board | None = None, *,
+                progress: Progress | None = None) -> Target:
+    """A target by name. Nothing is built or loaded, but what is at a port has answered.
+
+    Parameters
+    ----------
+    name : str
+        "golden", "sim", "pins", or a port: ``/dev/...[@baud]``, ``COMn[@baud]``, ``tcp:host:port``,
+        on a Zynq itself ``uio:/dev/uioN@memory``, ``mem:window@memory`` or ``pynq:file.bit``.
+    board : Board, optional
+        Which board is simulated; the default one. A board at a port says itself what it is: one of
+        another name is refused.
+    progress : callable, optional
+
+    Raises
+    ------
+    UserError
+        No such target, nothing answers there, or another board than the one that is asked for.
+    """
+    if name == "golden":
+        return GoldenTarget(board)
+    if name in SIMULATED:
+        return SimTarget(board or _default(), progress=progress, pins=name == "pins")
+    from ..link.driver import Driver
+    from ..link.transport import TransportError, open_transport
+    try:
+        transport = open_transport(name)
+    except TransportError as error:
+        raise UserError(str(error)) from error
+    except ValueError as error:
+        raise UserError(f"there is no target {name!r}; give golden, sim, pins, a serial port such "
+                        "as /dev/ttyUSB0, tcp:host:port, or, on a Zynq itself, "
+                        "uio:/dev/uio0@0x60000000, mem:0xa0000000@0x60000000 or pynq:kv260.bit"
+                        ) from error
+    try:
+        target = BoardTarget(name, Driver(transport), progress=progress)
+        if board is not None and board.name != target.board.name:
+            raise UserError(f"the board at {name} says that it is {target.board.name}, and --board "
+                            f"asks for {board.name}; leave --board out, or give another port")
+        return target
+    except BaseException:
+        transport.close()
+        raise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Comparison of a run with the golden model.
+
+    bit_exact: every token, and every logit (by CRC where the logits themselves were not seen).
+    tokens: how many were compared. first_difference: a sentence, or "".
+    """
+    bit_exact: bool
+    tokens: int
+    first_difference: str = ""
+
+
+def check(events: Sequence[Event], golden: Iterator[Event], *, whole: bool = True,
+          progress: Progress | None = None) -> Check:
+    """Compare a run with the golden model's, token by token.
+
+    Parameters
+    ----------
+    events : sequence of Event
+        Of a board.
+    golden : iterator of Event
+        The same run of a :class:`GoldenTarget`; taken as far as needed.
+    whole : bool
+        The board's run ended by itself, so the golden model's must end there as well.
+    """
+    for at, event in enumerate(events):
+        if progress:
+            progress("running the golden model beside it", at, len(events))
+        want = next(golden, None)
+        if want is None:
+            return Check(bit_exact=False, tokens=at, first_difference=(
+                f"the golden model ended after {at} tokens, the board went on"))
+        if event.logits is not None and want.logits is not None:
+            wrong = np.flatnonzero(event.logits != want.logits)
+            if len(wrong):
+                row = int(wrong[0])
+                return Check(bit_exact=False, tokens=at, first_difference=(
+                    f"token {at}: {len(wrong)} of {len(want.logits)} logits differ, the first in "
+                    f"row {row} ({event.logits[row]}, golden {want.logits[row]})"))
+        if event.crc != want.crc:
+            return Check(bit_exact=False, tokens=at, first_difference=(
+                f"token {at}: the CRC of the logits is {event.crc:#010x}, golden {want.crc:#010x}"))
+        if event.token != want.token:
+            return Check(bit_exact=False, tokens=at, first_difference=(
+                f"token {at} is {event.token}, golden {want.token}, from the same logits"))
+    if whole and next(golden, None) is not None:
+        return Check(bit_exact=False, tokens=len(events), first_difference=(
+            f"the board ended after {len(events)} tokens, the golden model goes on"))
+    return Check(bit_exact=True, tokens=len(events))
