@@ -11,7 +11,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from meadowlark.compile.limits import LIMITS
-from meadowlark.models import blocks, gguf_model, gguf_tokenizer, model
+from meadowlark.models import blocks, gguf_model, gguf_tokenizer, hf
 from meadowlark_boards import BOARDS
 from meadowlark_hdl import isa
 from meadowlark_hdl.control import counters_table, errors
@@ -130,7 +130,7 @@ def models() -> str:
     for name, patterns in gguf_tokenizer.PRE.items():
         rules.setdefault(patterns, []).append(f"`{name}`")
     neutral = [(f"`{key}`", f"`{value}`") for key, value in
-               sorted({**model.NEUTRAL, **gguf_model.NEUTRAL}.items())]
+               sorted({**hf.NEUTRAL, **gguf_model.NEUTRAL}.items())]
     kinds = ", ".join((*blocks.KINDS, *gguf_model.FLOATS))
     return "\n".join((
         NOTE, "# Which model files are read\n",

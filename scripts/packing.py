@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import numpy as np
 from meadowlark.compile.packing import Packer, Segment
-from meadowlark.models.model import load_model
+from meadowlark.models.registry import load_model
 from meadowlark_hdl.weights.meadow_golden import PACKETS, packet_widths, reindexed
 
 #: Chunks of a tile; their number does not change the size.

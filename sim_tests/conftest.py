@@ -9,7 +9,7 @@ import meadowlark  # noqa: F401  (before NumPy: sets the number of its threads)
 import pytest
 from amaranth.hdl import UnusedElaboratable
 from meadowlark.errors import UserError
-from meadowlark.models.model import find_model, load_model
+from meadowlark.models.registry import find_model, load_model
 
 # For components that only die when the interpreter does, after pytest's own filters.
 warnings.simplefilter("ignore", UnusedElaboratable)

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, TokenType, quants
 
-from meadowlark.models.model import Model, load_model
+from meadowlark.models.checkpoint import Model
+from meadowlark.models.registry import load_model
 
 _MATRICES = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output", "gate": "ffn_gate",
              "up": "ffn_up", "down": "ffn_down"}

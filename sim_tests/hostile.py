@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from meadowlark.errors import UserError
-from meadowlark.models.model import Model
+from meadowlark.models.checkpoint import Model
 
 #: Mutated files that a test tries; FUZZ= sets it.
 MUTATIONS = int(os.environ.get("FUZZ") or 300)

@@ -93,7 +93,7 @@ def random_model(folder: str | Path, *, seed: int, hidden: int = 32, layers: int
                  vocab: int = 128, context: int = 128, tied: bool = True,
                  attention_bias: bool = False, mlp_bias: bool = False,
                  rope_theta: float = 10000.0, **config: object) -> Path:
-    """Write a checkpoint that :func:`meadowlark.models.model.load_model` reads.
+    """Write a checkpoint that :func:`meadowlark.models.registry.load_model` reads.
 
     Parameters
     ----------

@@ -9,7 +9,8 @@ from random_model import random_model
 
 from meadowlark import cli
 from meadowlark.errors import UserError
-from meadowlark.models.model import FloatModel, load_model
+from meadowlark.models.float_model import FloatModel
+from meadowlark.models.registry import load_model
 from meadowlark.quant import budget
 from meadowlark.quant.budget import (choose, coded_size, divergence, grid_for_bits,
                                      grid_for_perplexity, rounded, rounded_codes, shares)

@@ -14,8 +14,8 @@ import pytest
 import safetensors.numpy
 from gguf_files import write_gguf
 from meadowlark import cache, cli
-from meadowlark.models import model as models
-from meadowlark.models.model import load_model, model_files
+from meadowlark.files import DATA
+from meadowlark.models.registry import load_model, model_files
 from meadowlark.quant import integers
 from meadowlark.quant.quantise import quantise
 from meadowlark.run import prepare
@@ -126,7 +126,7 @@ def test_all_of_the_program_counts(tmp_path, monkeypatch):
     hdl = Path(meadowlark_hdl.__file__).parent
     assert used <= set(hashed)
     assert {hdl / "isa.py", hdl / "config.py", hdl / "weights" / "decoder_golden.py",
-            hdl / "weights" / "entropy_golden.py", models.DATA / "calibration.txt"} <= set(hashed)
+            hdl / "weights" / "entropy_golden.py", DATA / "calibration.txt"} <= set(hashed)
 
 
 # ---- Damage

@@ -12,11 +12,12 @@ from meadowlark import cli
 from meadowlark.errors import UserError
 from meadowlark.link.driver import BoardError, Driver
 from meadowlark.link.fake_board import FakeBoard
-from meadowlark.models.model import Tokenizer, load_model
+from meadowlark.models.registry import load_model
 from meadowlark.run import targets
 from meadowlark.run.prepare import Source
 from meadowlark.run.targets import BoardTarget, GoldenTarget
 from meadowlark.text.chat import MAX_TEMPLATE, ChatTemplate, Conversation
+from meadowlark.text.tokenizer import Tokenizer
 from meadowlark_boards import get_board
 
 HELLO = [{"role": "user", "content": "Hello"}]

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from gguf_files import write_gguf
 from meadowlark.link.driver import BoardError
-from meadowlark.models.model import load_model
+from meadowlark.models.registry import load_model
 from meadowlark.quant.golden import GoldenModel
 from meadowlark.quant.sampling import sampling
 from meadowlark.run.prepare import Source

@@ -16,7 +16,7 @@ from meadowlark import cli
 from meadowlark.cli.group import cli as group
 from meadowlark.link.driver import Driver
 from meadowlark.link.fake_board import FakeBoard
-from meadowlark.models.model import PACKAGED
+from meadowlark.models.registry import PACKAGED
 from meadowlark.run import bench, targets
 from meadowlark.run.evaluate import read_text
 from meadowlark.run.prepare import Source

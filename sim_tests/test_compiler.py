@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from interpreter import Interpreter
 from meadowlark.compile.compiler import compile_model
-from meadowlark.compile.layout import Shape, act_map, tile_linear
+from meadowlark.compile.layout import act_map, tile_linear
 from meadowlark.errors import UserError
-from meadowlark.models.model import load_model
+from meadowlark.models.registry import load_model
 from meadowlark.quant.golden import GoldenModel
 from meadowlark.quant.quantise import quantise
+from meadowlark.quant.shapes import Shape
 from meadowlark_boards import get_board
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import Epi, Header, Op, Src

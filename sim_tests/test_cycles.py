@@ -6,7 +6,7 @@ import pytest
 from meadowlark.compile.compiler import compile_model
 from meadowlark.compile.cycles import Overheads, kind_of, predict
 from meadowlark.errors import UserError
-from meadowlark.models.model import load_model
+from meadowlark.models.registry import load_model
 from meadowlark.quant.quantise import quantise
 from meadowlark_boards import get_board
 from amaranth.utils import ceil_log2

@@ -6,7 +6,8 @@ import pytest
 from meadowlark.link.driver import BoardError, Driver
 from meadowlark.link.fake_board import FakeBoard, invented
 from meadowlark.link.frames import Frame, FrameParser
-from meadowlark.link.transport import LoopbackTransport, open_transport
+from meadowlark.link.ports import open_transport
+from meadowlark.link.transport import LoopbackTransport
 from meadowlark_hdl.control.counters_table import COUNTERS
 from meadowlark_hdl.control.errors import Error
 from meadowlark_hdl.control.sampler_golden import Sampling

@@ -14,9 +14,11 @@ from meadowlark import cli
 from meadowlark.errors import UserError
 from meadowlark.models import gguf_model
 from meadowlark.models.blocks import KINDS
+from meadowlark.models.checkpoint import Layer
+from meadowlark.models.float_model import FloatModel
 from meadowlark.models.gguf_file import GgufFile
 from meadowlark.models.gguf_model import FLOATS, load_gguf
-from meadowlark.models.model import PACKAGED, FloatModel, Layer, load_model
+from meadowlark.models.registry import PACKAGED, load_model
 
 SHAPES = {
     "tied": dict(),
@@ -271,8 +273,8 @@ def test_commands(tmp_path, seed, capsys, monkeypatch):
 
 
 def test_not_installed(monkeypatch):
-    from meadowlark.models import model
-    monkeypatch.setitem(model.INSTALLED, "smollm2", ("no-such-package", "x.gguf"))
+    from meadowlark.models import registry
+    monkeypatch.setitem(registry.INSTALLED, "smollm2", ("no-such-package", "x.gguf"))
     with pytest.raises(UserError, match="^the model smollm2 is not installed; run `make setup-sm"):
         load_model("smollm2")
 

@@ -6,7 +6,8 @@ import pytest
 from random_model import random_model, random_texts
 
 from meadowlark.errors import UserError
-from meadowlark.models.model import FloatModel, load_model
+from meadowlark.models.float_model import FloatModel
+from meadowlark.models.registry import load_model
 from meadowlark.quant.golden import GoldenModel
 from meadowlark.quant.quantise import LOGIT_FRAC, measure, quantise
 from meadowlark.quant.sampling import sampling

@@ -16,7 +16,7 @@ from meadowlark.compile.image import Image
 from meadowlark.errors import UserError
 from meadowlark.link.driver import Driver
 from meadowlark.link.fake_board import FakeBoard
-from meadowlark.models.model import load_model
+from meadowlark.models.registry import load_model
 from meadowlark.quant.quantise import quantise
 from meadowlark.run.prepare import Source
 from meadowlark.run.targets import BoardTarget

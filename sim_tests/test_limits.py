@@ -8,10 +8,10 @@ import pytest
 from gguf_files import tensors, write_gguf
 from meadowlark.compile import limits
 from meadowlark.compile.compiler import compile_model
-from meadowlark.compile.limits import Shapes
 from meadowlark.errors import UserError
-from meadowlark.models.model import load_model
+from meadowlark.models.registry import load_model
 from meadowlark.quant.quantise import quantise
+from meadowlark.quant.shapes import Shapes
 from meadowlark.run.prepare import Source
 from meadowlark_boards import BOARDS, get_board
 from meadowlark_hdl.config import Config

@@ -9,8 +9,9 @@ from random_model import random_model
 
 from meadowlark import cli
 from meadowlark.errors import UserError
+from meadowlark.models.float_model import FloatModel, rope_angles
 from meadowlark.models.llama2c import is_llama2c, load_llama2c
-from meadowlark.models.model import FloatModel, load_model, model_files, rope_angles
+from meadowlark.models.registry import load_model, model_files
 
 VOCAB, CONTEXT = 300, 64
 

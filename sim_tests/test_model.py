@@ -11,8 +11,11 @@ from random_model import random_model, random_texts, tokenizer_json
 from safetensors.numpy import load_file, save_file
 
 from meadowlark.errors import UserError
-from meadowlark.models.model import HARMLESS, NEUTRAL, PACKAGED, FloatModel, Tokenizer, load_model
+from meadowlark.models.float_model import FloatModel
+from meadowlark.models.hf import HARMLESS, NEUTRAL
+from meadowlark.models.registry import PACKAGED, load_model
 from meadowlark.run.evaluate import negative_log_likelihood, validation_text, windows
+from meadowlark.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

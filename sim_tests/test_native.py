@@ -10,8 +10,9 @@ from meadowlark.compile.cycles import predict
 from meadowlark.compile.disassemble import listing
 from meadowlark.errors import UserError
 from meadowlark.models.blocks import KINDS
+from meadowlark.models.float_model import FloatModel
 from meadowlark.models.gguf_model import load_gguf
-from meadowlark.models.model import FloatModel, load_model
+from meadowlark.models.registry import load_model
 from meadowlark.quant import quantise as quantising
 from meadowlark.quant.golden import GoldenModel
 from meadowlark.quant.quantise import measure, quantise

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from random_model import random_model
 
-from meadowlark.models.model import FloatModel, load_model
+from meadowlark.models.float_model import FloatModel
+from meadowlark.models.registry import load_model
 from meadowlark.quant.own_text import first, own_text
 
 SHAPE = dict(hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48, vocab=64)

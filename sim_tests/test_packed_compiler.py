@@ -8,7 +8,7 @@ from meadowlark.compile.compiler import _Stream, compile_model
 from meadowlark.compile.image import Image
 from meadowlark.compile.layout import LEAD, packed_jobs, spare_chunks
 from meadowlark.errors import UserError
-from meadowlark.models.model import load_model
+from meadowlark.models.registry import load_model
 from meadowlark.quant.golden import GoldenModel
 from meadowlark.quant.quantise import QuantLinear, quantise
 from meadowlark_boards import get_board

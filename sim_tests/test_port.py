@@ -16,7 +16,8 @@ from meadowlark.errors import UserError
 from meadowlark.link.driver import BoardError, Driver
 from meadowlark.link.fake_board import FakeBoard
 from meadowlark.link.frames import Frame, FrameParser
-from meadowlark.link.transport import TransportError, open_transport
+from meadowlark.link.ports import open_transport
+from meadowlark.link.transport import TransportError
 from meadowlark.run.prepare import Source, made_for
 from meadowlark.run.targets import open_target
 from meadowlark_boards import get_board
@@ -242,7 +243,7 @@ def at_port(monkeypatch):
         def opened(target):
             assert target == "/dev/board"
             return board
-        monkeypatch.setattr("meadowlark.link.transport.open_transport", opened)
+        monkeypatch.setattr("meadowlark.link.ports.open_transport", opened)
         return board
     return put
 

@@ -8,7 +8,7 @@ import pytest
 from random_model import random_model, random_texts
 
 from meadowlark.errors import UserError
-from meadowlark.models.model import load_model
+from meadowlark.models.registry import load_model
 from meadowlark.quant.quantise import _coarse, calibration_tokens, measure, quantise
 from meadowlark.quant.sampling import mantissa_shift
 

@@ -10,8 +10,9 @@ import pytest
 from meadowlark.errors import UserError
 from meadowlark.link.driver import Driver
 from meadowlark.link.fake_board import FakeBoard, invented
+from meadowlark.link.ports import open_transport
 from meadowlark.link.registers import WINDOW_BYTES, RegisterTransport, open_registers
-from meadowlark.link.transport import TransportError, open_transport
+from meadowlark.link.transport import TransportError
 from meadowlark.run.targets import open_target
 from meadowlark_boards import get_board
 from meadowlark_hdl.link.axi_lite_table import (CONTROL_MEMORY, WINDOW_ADDRESS, WINDOW_MAGIC,

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 from random_model import random_model
 
-from meadowlark.models.model import FloatModel, load_model
+from meadowlark.models.float_model import FloatModel
+from meadowlark.models.registry import load_model
 from meadowlark.quant.sensitivity import MATRICES, Sensitivity
 from meadowlark.run.evaluate import negative_log_likelihood
 

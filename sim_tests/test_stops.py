@@ -8,7 +8,7 @@ from gguf_files import write_gguf
 from random_model import name_tokens, random_model
 
 from meadowlark.errors import UserError
-from meadowlark.models.model import PACKAGED, load_model
+from meadowlark.models.registry import PACKAGED, load_model
 from meadowlark.run.prepare import Source
 from meadowlark.text.stops import ENDS, MAX_STOP_IDS, end_tokens, stop_ids
 from meadowlark_boards import get_board

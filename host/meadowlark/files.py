@@ -19,6 +19,9 @@ try:
 except ImportError:         # Windows
     fcntl = None
 
+#: What comes with this package: a model, texts, templates.
+DATA = Path(__file__).parent / "data"
+
 
 def foreign(start: bytes) -> str | None:
     """What a file is that people come to have in place of one of a model, and what to do.

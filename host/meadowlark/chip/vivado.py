@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from ..files import temporary_folder
+from ..files import DATA, temporary_folder
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 COMMAND = "vivado -mode batch -source build.tcl"
 #: Module of the Verilog, and cell of the block design.
 TOP = "meadowlark"
-TEMPLATES = Path(__file__).parents[1] / "data" / "vivado"
+TEMPLATES = DATA / "vivado"
 #: Python packages that a board's processor needs; without their data, which are models.
 PACKAGES = ("meadowlark", "meadowlark_hdl", "meadowlark_boards")
 

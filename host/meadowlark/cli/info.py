@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from meadowlark_boards import Board
 
     from ..compile.image import Image
-    from ..models.model import Model
+    from ..models.checkpoint import Model
 
 
 @click.command()
@@ -32,7 +32,7 @@ def info(what: str | None, plot: str | None, json_to: str | None) -> int:
 
     from ..compile import packing_report
     from ..compile.image import Image, is_image
-    from ..models.model import NAMES, find_model
+    from ..models.registry import NAMES, find_model
     check_outputs(plot, json_to, inputs=[what])
     tensors: tuple[dict, ...] = ()
     shown: dict[str, Any] = {}      # for people, where that is not the result itself
@@ -53,7 +53,7 @@ def info(what: str | None, plot: str | None, json_to: str | None) -> int:
         image = Image.load(what)
         result, tensors = _image_facts(image), image.tensors
     elif what in NAMES or Path(what).exists():
-        from ..models.model import load_model
+        from ..models.registry import load_model
         m = load_model(what, outline=True)
         for sentence in m.warnings:
             warn(sentence)
@@ -101,7 +101,8 @@ def _tools() -> dict[str, Callable[[], object]]:
 def _fits(model: Model, board: Board) -> dict[str, Any]:
     """fits: whether the model fits the board with these options. reasons: why not without."""
     from ..compile import limits
-    shapes = limits.Shapes.of_model(model)
+    from ..quant.shapes import Shapes
+    shapes = Shapes.of_model(model)
     options = limits.options_for(shapes, board, None, 8.0)
     return {"fits": options is not None, "options": options or "",
             "reasons": list(map(str, limits.fits(shapes, board)))}

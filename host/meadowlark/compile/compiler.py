@@ -17,9 +17,10 @@ from meadowlark_hdl.weights.decoder_golden import (HEADER_BYTES, encode_tile, he
 
 from ..errors import UserError
 from ..models.blocks import KINDS
+from ..quant.shapes import Shape, Shapes
 from . import limits
 from .image import Image
-from .layout import ALIGN, Shape, Tiling, act_map, packed_jobs, round_up, spare_chunks, tile_linear
+from .layout import ALIGN, Tiling, act_map, packed_jobs, round_up, spare_chunks, tile_linear
 from .packing import Packer, Segment
 
 if TYPE_CHECKING:
@@ -266,7 +267,7 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
     if not config.block_modes and any(q.scale is not None for q in _matrices(qm)):
         raise UserError(f"the board {board.name} cannot read weights in blocks, as GGUF files have "
                         "them; quantise the model to int8 (--weights int8)")
-    shapes = limits.Shapes.of_integers(qm)
+    shapes = Shapes.of_integers(qm)
     limits.check(shapes, board, context=context, least=limits.least_bits(board, packing))
     shape = shapes.on(board, context).shape
     context, blocks = shape.context, limits.residents(shape, config)

@@ -8,6 +8,8 @@ from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import FIELDS, Header, Mode
 from meadowlark_hdl.weights.decoder_golden import HEADER_BYTES, tile_chunks
 
+from ..quant.shapes import Shape
+
 #: Start of a section of external memory, in bytes: at least a chunk, and a DRAM burst.
 ALIGN = 64
 #: Most rows of a tile. Larger ones gain nothing (2 cycles a hand-over) and are longer awaited: by
@@ -106,20 +108,6 @@ def spare_chunks(sizes: list[int]) -> int:
         chunks = max(chunks, -(-needed // (k + LEAD)))
     # The last job has a chunk at least; and the jobs are then the larger of two sizes.
     return max((n - 1) * chunks + 1 - total, 0)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What layout and limits depend on; values as in the model, unpadded unless named ``_pad``."""
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    head_pad: int
-    ffn: int
-    vocab: int
-    context: int
 
 
 @dataclass(frozen=True)

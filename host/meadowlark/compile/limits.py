@@ -7,30 +7,25 @@ docs/limits.md is this table.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.isa import FIELDS, Header, Mode
+from meadowlark_hdl.isa import FIELDS, Mode
 from meadowlark_hdl.weights.decoder_golden import header_chunks, tile_chunks
 from meadowlark_hdl.weights.entropy_golden import entropy
 
 from ..errors import UserError
-from .layout import ALIGN, Shape, act_map, round_up, tile_linear
+from ..models.checkpoint import Model
+from ..quant.quantise import int8_codes
+from ..quant.shapes import Matrix, Shape, Shapes
+from .layout import ALIGN, act_map, round_up, tile_linear
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
 
-    from ..models.model import Model
-    from ..quant.quantise import QuantLinear, QuantModel
-
-#: Most positions of a model that any core can hold (limit of ``Config.context``).
-MAX_CONTEXT = 4096
-#: Most columns of a matrix in blocks: 2**12 products of 17 and 15 bits fit the 45 of a sum.
-MAX_BLOCK_COLUMNS = 4096
 #: Fewest bits of a weight: the shortest word of a prefix code.
 LEAST_BITS = 1.0
 #: Fewest that are worth advice: what is left of a model with less says little.
@@ -38,108 +33,6 @@ USEFUL_BITS = 3
 #: A budget of bits is met to some per cent, and lanes are filled up.
 SPARE = 1.02
 _BITS = {f.name: f.bits for f in FIELDS}
-
-
-# ---- Shapes
-
-class Matrix(NamedTuple):
-    """A matrix as it lies in memory, its rows and columns padded as the chip has them.
-
-    part: of a layer (q, k, v, o, gate_up, down), or embedding or head. mode: of the checkpoint.
-    """
-    part: str
-    rows: int
-    columns: int
-    mode: Mode
-    bias: bool
-
-    @property
-    def header(self) -> Header:
-        """As :attr:`meadowlark.quant.quantise.QuantLinear.header`."""
-        if self.bias:
-            return Header.BIAS
-        return Header.SCALE if self.mode == Mode.INT8 else Header.SHORT
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """What limits depend on: the dimensions of a model, and its matrices.
-
-    shape: for the longest context that the model allows. layers: matrices of each layer, in
-    any order. embedding, head: their own.
-    """
-    shape: Shape
-    layers: tuple[tuple[Matrix, ...], ...]
-    embedding: Matrix
-    head: Matrix
-
-    @classmethod
-    def of_model(cls, model: Model, weights: str = "auto") -> Shapes:
-        """Of a checkpoint, which may be an outline. weights: see
-        :func:`meadowlark.quant.quantise.quantise`; test: what that makes has the same shapes."""
-        m, pad = model, 1 << (model.head_dim - 1).bit_length()
-        shape = Shape(hidden=m.hidden, layers=len(m.layers), heads=m.heads, kv_heads=m.kv_heads,
-                      head_dim=m.head_dim, head_pad=pad, ffn=m.ffn, vocab=m.vocab,
-                      context=min(m.context, MAX_CONTEXT))
-
-        def mode(columns: int, *blocks) -> Mode:
-            kinds = {None if b is None else b.kind for b in blocks}
-            if kinds == {"Q4_0", "Q4_1"}:
-                kinds = {"Q4_1"}        # the same weights as blocks with a minimum
-            kind = kinds.pop()
-            if weights == "int8" or kinds or kind is None or columns > MAX_BLOCK_COLUMNS:
-                return Mode.INT8
-            return Mode[kind]
-
-        def layer(w) -> Iterator[Matrix]:
-            for part, names, rows, columns in (
-                    ("q", "q", m.heads * pad, m.hidden), ("k", "k", m.kv_heads * pad, m.hidden),
-                    ("v", "v", m.kv_heads * pad, m.hidden), ("o", "o", m.hidden, m.heads * pad),
-                    ("gate_up", "gate up", 2 * m.ffn, m.hidden), ("down", "down", m.hidden, m.ffn)):
-                # Blocks reach over heads and the zeros between them.
-                blocks = [None if part == "o" and pad != m.head_dim else w.blocks.get(name)
-                          for name in names.split()]
-                yield Matrix(part, rows, columns, mode(columns, *blocks),
-                             getattr(w, f"{names.split()[0]}_bias") is not None)
-        return cls(shape, tuple(tuple(layer(w)) for w in m.layers), *(
-            Matrix(part, m.vocab, m.hidden, mode(m.hidden, m.blocks.get(part)), False)
-            for part in ("embedding", "head")))
-
-    @classmethod
-    def of_integers(cls, qm: QuantModel) -> Shapes:
-        """Of an integer model."""
-        def matrix(part: str, q: QuantLinear) -> Matrix:
-            rows, columns = q.codes.shape
-            return Matrix(part, rows, columns, q.mode, q.bias is not None)
-        return cls(
-            Shape(hidden=qm.hidden, layers=len(qm.layers), heads=qm.heads, kv_heads=qm.kv_heads,
-                  head_dim=qm.head_dim, head_pad=qm.head_pad, ffn=qm.ffn, vocab=qm.vocab,
-                  context=qm.context),
-            tuple(tuple(matrix(part, getattr(w, part))
-                        for part in ("q", "k", "v", "o", "gate_up", "down")) for w in qm.layers),
-            matrix("embedding", qm.embedding), matrix("head", qm.head))
-
-    def matrices(self) -> Iterator[Matrix]:
-        """Those of the weight stream."""
-        for layer in self.layers:
-            yield from layer
-        yield self.head
-
-    def int8(self) -> Shapes:
-        """With all weights in int8."""
-        return replace(self, layers=tuple(tuple(m._replace(mode=Mode.INT8) for m in layer)
-                                          for layer in self.layers),
-                       embedding=self.embedding._replace(mode=Mode.INT8),
-                       head=self.head._replace(mode=Mode.INT8))
-
-    def on(self, board: Board, context: int | None) -> Shapes:
-        """As they are on a board: for a context, by default the longest that the core holds; int8
-        where it reads no blocks."""
-        config = board.config
-        if context is None:
-            context = min(self.shape.context, config.context, config.score_depth)
-        out = replace(self, shape=replace(self.shape, context=context))
-        return out if config.block_modes else out.int8()
 
 
 # ---- What a model needs
@@ -199,7 +92,6 @@ def least_bits(board: Board, packing: str) -> float:
 def entropy_bits(model: Model, shapes: Shapes, board: Board) -> float:
     """Fewest that a byte of codes can take with the weights of a model, if all are int8 on the
     finest grid: their entropy, a matrix at a time. shapes: of the model."""
-    from ..quant.quantise import int8_codes
     config, on = board.config, shapes.on(board, None)
     if config.packing & 2 or any(m.mode != Mode.INT8 for m in on.matrices()):
         return LEAST_BITS           # pairs of codes, or blocks: their entropy is another

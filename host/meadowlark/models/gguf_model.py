@@ -1,4 +1,4 @@
-"""A GGUF file -> :class:`meadowlark.models.model.Model`."""
+"""A GGUF file -> :class:`meadowlark.models.checkpoint.Model`."""
 from __future__ import annotations
 
 from math import prod
@@ -10,10 +10,10 @@ from gguf import quants
 from ..errors import UserError, brief
 from ..text.chat import ChatTemplate
 from .blocks import KINDS, BlockTensor
+from .checkpoint import Layer, Model
 from .gguf_file import GgufFile
 from .gguf_tokenizer import build_tokenizer, read_vocabulary
-from .metadata import Metadata
-from .model import Layer, Model, rope_scaling
+from .metadata import Metadata, rope_scaling
 
 #: Types that are turned into float32 exactly, besides those of
 #: :data:`meadowlark.models.blocks.KINDS`.
@@ -148,7 +148,7 @@ def load_gguf(path: str | Path, name: str | None = None, *, outline: bool = Fals
     name : str, optional
         The name of the model; by default that of the file.
     outline : bool
-        See :func:`meadowlark.models.model.load_model`.
+        See :func:`meadowlark.models.registry.load_model`.
 
     Raises
     ------

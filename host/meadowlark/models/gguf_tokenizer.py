@@ -16,8 +16,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from ..errors import UserError, brief
 from ..text.stops import end_tokens, stop_ids
+from ..text.tokenizer import Tokenizer
 from .metadata import Metadata
-from .model import Tokenizer
 
 #: Longest token, in characters; the longest of known vocabularies are runs of 128 or 256 spaces.
 MAX_TOKEN = 1024

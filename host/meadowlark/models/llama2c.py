@@ -1,4 +1,4 @@
-"""A checkpoint of llama2.c (``stories15M.bin`` and the like) -> :class:`.model.Model`.
+"""A checkpoint of llama2.c (``stories15M.bin`` and the like) -> :class:`.checkpoint.Model`.
 
 It has seven numbers and float32 weights, in one order without a magic number or in another with
 one, and a vocabulary of SentencePiece in a file of its own.
@@ -14,9 +14,10 @@ import numpy as np
 from gguf.constants import TokenType
 
 from ..errors import UserError
+from ..text.tokenizer import Tokenizer
+from .checkpoint import Layer, Model
 from .gguf_tokenizer import build_tokenizer, read_vocabulary
 from .metadata import Metadata
-from .model import Layer, Model, Tokenizer
 
 #: How files with a version begin; they are followed by that version.
 MAGIC = b"24ka"
@@ -75,7 +76,7 @@ def load_llama2c(path: str | Path, *, outline: bool = False) -> Model:
         A checkpoint in float32, without a version or of version 1. Beside it is its vocabulary:
         ``tok512.bin`` where the model knows 512 tokens, or ``tokenizer.bin``.
     outline : bool
-        See :func:`meadowlark.models.model.load_model`.
+        See :func:`meadowlark.models.registry.load_model`.
 
     Raises
     ------

@@ -197,3 +197,14 @@ def _shown(value: object) -> str:
     if isinstance(value, (list, np.ndarray)):
         return f"a list of {len(value):,}"
     return "an object"
+
+
+def rope_scaling(kind: str | None, factor: float | None) -> str:
+    """What a file says of scaled rotations, for a message; "" if they are not scaled.
+
+    kind: name of the scaling, None without one. factor: None if the file has none.
+    """
+    if kind in ("none", "default") or factor == 1 and kind in (None, "linear") \
+            or kind is factor is None:
+        return ""
+    return f"by a factor of {factor:g}" if kind is None else repr(kind)

@@ -16,7 +16,8 @@ import numpy as np
 from meadowlark_hdl.weights.entropy_golden import coded_bits, prefix_code
 
 from ..errors import UserError
-from ..models.model import FloatModel, Layer, Model
+from ..models.checkpoint import Layer, Model
+from ..models.float_model import FloatModel
 from .feedback import INPUTS, Moments, feedback, round_rows
 from .own_text import first
 from .quantise import Ranges, Rounded, int8_codes, int8_scale, observe

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..models.model import Layer, Model
+from ..models.checkpoint import Layer, Model
 from .own_text import first
 from .quantise import FIRST, HEADROOM, calibration_tokens, observe
 
@@ -39,7 +39,7 @@ STEP = 1 / 16
 TOKENS = 2048
 #: Activations below this share of their tensor's root mean square count as that much.
 FLOOR = 1e-3
-#: Inputs of matrices, as :data:`meadowlark.models.model.Observer` names them.
+#: Inputs of matrices, as :data:`meadowlark.models.float_model.Observer` names them.
 _NODES = ("x1", "attention", "x2", "h", "final")
 
 
@@ -54,7 +54,7 @@ class _Columns:
         self.tokens = 0
 
     def observe(self, node: str, layer: int, value: np.ndarray) -> None:
-        """An :data:`meadowlark.models.model.Observer`."""
+        """An :data:`meadowlark.models.float_model.Observer`."""
         if node in _NODES:
             square = np.square(value.reshape(len(value), -1), dtype=np.float64)
             square /= np.maximum(square.mean(axis=1, keepdims=True), 1e-30)

@@ -32,7 +32,7 @@ class Moments:
         self._waiting: tuple[tuple[str, int], np.ndarray] | None = None
 
     def observe(self, node: str, layer: int, value: np.ndarray) -> None:
-        """An :data:`meadowlark.models.model.Observer`."""
+        """An :data:`meadowlark.models.float_model.Observer`."""
         if node == "residual" and self._waiting:
             weight = 1 / np.sqrt(np.maximum(np.mean(np.square(value), axis=1), 1e-12))
             self._add(self._waiting[0], self._waiting[1] * weight[:, None])

@@ -16,9 +16,9 @@ import safetensors.numpy
 from meadowlark_hdl.isa import Mode
 from meadowlark_hdl.weights.block_golden import BLOCK
 
-from ..compile.limits import Shapes
-from ..models.model import Model
+from ..models.checkpoint import Model
 from .quantise import QuantLayer, QuantLinear, QuantModel, QuantNorm
+from .shapes import Shapes
 
 _PARTS = {"norm1": QuantNorm, "q": QuantLinear, "k": QuantLinear, "v": QuantLinear,
           "o": QuantLinear, "norm2": QuantNorm, "gate_up": QuantLinear, "down": QuantLinear}

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..models.model import FloatModel, Model, rope_angles
+from ..models.checkpoint import Model
+from ..models.float_model import FloatModel, rope_angles
 
 #: Sequences written at once, and the tokens of each at most.
 SEQUENCES, LENGTH = 64, 128

@@ -18,10 +18,11 @@ from meadowlark_hdl.isa import Header, Mode
 from meadowlark_hdl.weights.block_golden import GRID, block_weights, normalise
 from meadowlark_hdl.weights.decoder_golden import SHORT_BITS
 
-from ..compile.limits import MAX_BLOCK_COLUMNS, MAX_CONTEXT
 from ..errors import UserError
+from ..files import DATA
 from ..models.blocks import BlockTensor
-from ..models.model import DATA, FloatModel, Layer, Model, Observer, rope_angles
+from ..models.checkpoint import Layer, Model
+from ..models.float_model import FloatModel, Observer, rope_angles
 from ..text.chat import ChatTemplate
 from .sampling import LOG2_E, mantissa_shift
 
@@ -35,6 +36,10 @@ MIN_RESIDUAL_FRAC = 8
 FIRST = 1.25            #: headroom of what the first position of a sequence gives
 HEADROOM = 2.0          #: of the static int16 scales over the calibrated maximum: one bit
 INT16, INT8 = (1 << 15) - 1, (1 << 7) - 1
+#: Most positions of a model that any core can hold (limit of ``Config.context``).
+MAX_CONTEXT = 4096
+#: Most columns of a matrix in blocks: 2**12 products of 17 and 15 bits fit the 45 of a sum.
+MAX_BLOCK_COLUMNS = 4096
 #: Matrix and layer ("head", -1) -> (codes int8[rows, K], what one is worth float64[rows]).
 Rounded = dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]
 #: What ``weights`` of :func:`quantise` can be.
@@ -166,7 +171,7 @@ class Ranges:
     by_layer: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
 
     def observe(self, node: str, layer: int, value: np.ndarray) -> None:
-        """An :data:`meadowlark.models.model.Observer`."""
+        """An :data:`meadowlark.models.float_model.Observer`."""
         size = np.abs(value)
         if node in ("residual", "final", "logits"):
             setattr(self, node, max(getattr(self, node), float(size.max())))

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..models.model import FloatModel, Model, rope_angles
+from ..models.checkpoint import Model
+from ..models.float_model import FloatModel, rope_angles
 
 #: Matrices of a layer.
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from ..models.model import DATA, FloatModel, Model
+from ..files import DATA
+from ..models.checkpoint import Model
+from ..models.float_model import FloatModel
 from ..quant.golden import GoldenModel
 from ..quant.quantise import LOGIT_FRAC, QuantModel
 

@@ -18,9 +18,10 @@ from ..errors import UserError
 if TYPE_CHECKING:
     from meadowlark_boards import Board
 
-    from ..models.model import Model, Tokenizer
+    from ..models.checkpoint import Model
     from ..quant.quantise import QuantModel
     from ..text.chat import Conversation
+    from ..text.tokenizer import Tokenizer
 
 #: Gets a sentence and, where it is known, the steps done and the steps in all.
 Progress = Callable[[str, int, int], None]
@@ -48,7 +49,7 @@ class Source:
     Parameters
     ----------
     name : str
-        An image file, or what :func:`meadowlark.models.model.load_model` takes.
+        An image file, or what :func:`meadowlark.models.registry.load_model` takes.
     board : Board
     context : int, optional
         See :func:`meadowlark.compile.compiler.compile_model`.
@@ -61,7 +62,7 @@ class Source:
         see :mod:`meadowlark.quant.budget`.
     progress : callable, optional
     warn : callable, optional
-        Gets each sentence of :attr:`meadowlark.models.model.Model.warnings`.
+        Gets each sentence of :attr:`meadowlark.models.checkpoint.Model.warnings`.
     """
     name: str
     board: Board
@@ -89,7 +90,7 @@ class Source:
             image = self.image      # says so if it is no image at all
             raise UserError(f"{self.name} is an image of {image.name} and holds no checkpoint; "
                             "give the model itself")
-        from ..models.model import load_model
+        from ..models.registry import load_model
         self._tell("reading the model")
         return load_model(self.name)
 
@@ -98,7 +99,7 @@ class Source:
         """The checkpoint without the values of its weights; read at once."""
         if self.is_image:
             return self.model       # says why not
-        from ..models.model import load_model
+        from ..models.registry import load_model
         model = load_model(self.name, outline=True)
         if self.warn is not None:
             for sentence in model.warnings:
@@ -114,7 +115,8 @@ class Source:
                             "it reads no entropy-coded weights; leave them out, or take another "
                             "--board")
         from ..compile import limits
-        shapes = limits.Shapes.of_model(self.outline, self.weights if free else "int8")
+        from ..quant.shapes import Shapes
+        shapes = Shapes.of_model(self.outline, self.weights if free else "int8")
         ask: dict = dict(context=self.context, bits=self.bits or 8.0)
         least = limits.least_bits(self.board, self.packing)
         limits.check(shapes, self.board, **ask, least=self.bits or least)
@@ -178,7 +180,7 @@ class Source:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Of the image, or of the checkpoint."""
-        from ..models.model import Tokenizer
+        from ..text.tokenizer import Tokenizer
         if not self.is_image:
             return self.outline.tokenizer
         return Tokenizer(self.image.tokenizer, f"the tokenizer in {self.name}")
@@ -250,7 +252,7 @@ def _digest(name: str, how: str) -> str:
     import meadowlark_hdl
 
     from .. import cache
-    from ..models.model import find_model, model_files
+    from ..models.registry import find_model, model_files
     packages = Path(__file__).parents[1], Path(meadowlark_hdl.__file__).parent
     versions = map(importlib.metadata.version, ("numpy", "tokenizers", "gguf", "safetensors"))
     return cache.digest(how, *versions, *(file for package in packages

@@ -343,7 +343,8 @@ def open_target(name: str, board: Board | None = None, *,
     if name in SIMULATED:
         return SimTarget(board or _default(), progress=progress, pins=name == "pins")
     from ..link.driver import Driver
-    from ..link.transport import TransportError, open_transport
+    from ..link.ports import open_transport
+    from ..link.transport import TransportError
     try:
         transport = open_transport(name)
     except TransportError as error:

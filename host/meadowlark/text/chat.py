@@ -17,7 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from ..errors import UserError, brief
 
 if TYPE_CHECKING:
-    from ..models.model import Tokenizer
+    from .tokenizer import Tokenizer
 
 #: Longest template, and longest text it may give, in characters.
 MAX_TEMPLATE = 1 << 16
