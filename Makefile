@@ -1,7 +1,7 @@
 # Every target sets up what it needs; `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-synth setup-smollm2 story test lint bench fmax netlist prove link-faults \
-    sdram-stream bitstream bitstreams resources mutate long docs clean
+.PHONY: help setup setup-synth setup-smollm2 story test lint bench fmax netlist replay prove \
+    link-faults sdram-stream bitstream bitstreams resources mutate long docs clean
 .DELETE_ON_ERROR:
 
 # The first Python that is new enough, or else python3, about which the set-up then complains.
@@ -40,6 +40,9 @@ fmax: .venv/.synth ## place and route the core for an ECP5-85F; ARGS="--write" s
 
 netlist: .venv/.synth ## does what synthesis made of the array compute the same? (minutes)
 	@$(BIN)/python -m pytest sim_tests/netlist_check.py $(ARGS)
+
+replay: .venv/.synth ## have the cores' netlists changed since main? ARGS="--base REVISION --board NAME"
+	@$(BIN)/python scripts/replay.py $(ARGS)
 
 link-faults: setup ## harm 10,000 frames of the host link; every token must still be right (minutes)
 	@$(BIN)/python scripts/link_faults.py $(ARGS)
