@@ -12,13 +12,13 @@ from zlib import crc32
 import pytest
 from meadowlark.cli.info import _image_facts
 from meadowlark.compile.compiler import compile_model
-from meadowlark.compile.image import Image
+from meadowlark.compile.image import Image, board_of
 from meadowlark.errors import UserError
 from meadowlark.link.driver import Driver
 from meadowlark.link.fake_board import FakeBoard
 from meadowlark.models.registry import load_model
 from meadowlark.quant.quantise import quantise
-from meadowlark.run.prepare import Source
+from meadowlark.run.prepare import Source, made_for
 from meadowlark.run.targets import BoardTarget
 from meadowlark_boards import get_board
 from meadowlark_hdl.config import Config
@@ -109,9 +109,30 @@ def test_truncation(raw, seed):
     assert "too long" in refused(raw + b"\0")
 
 
-def test_headers_that_are_no_tables(raw):
+def test_headers_that_are_no_tables(raw, tmp_path):
     for header in ([], [None], 3, "x"):
-        refused(with_header(raw, lambda _, h=header: h))
+        text = refused(with_header(raw, lambda _, h=header: h))
+        (tmp_path / "x").write_bytes(with_header(raw, lambda _, h=header: h))
+        with pytest.raises(UserError) as caught:
+            board_of(tmp_path / "x")
+        assert "a header that makes no sense" in text and "makes no sense" in str(caught.value)
+
+
+def test_the_board_is_read_from_the_header_alone(raw, tmp_path):
+    path = tmp_path / "x.mlk"
+    path.write_bytes(raw)
+    assert board_of(path) == "virtual"
+    with open(path, "rb+") as file:
+        file.truncate(20 + struct.unpack_from("<I", raw, 12)[0])
+    assert made_for(str(path)) == get_board(board_of(path)) == get_board("virtual")
+    with pytest.raises(UserError, match="truncated"):
+        Image.load(path)
+    for start, word in ((raw[:30], "truncated"), (b"GGUF", "not a Meadowlark image"),
+                        (with_header(raw, lambda h: h.update(board=3)), "board is no short text"),
+                        (raw[:99] + b"?" + raw[100:], "the checksum of its header is wrong")):
+        path.write_bytes(start)
+        with pytest.raises(UserError, match=f"^{re.escape(str(path))} .*{word}"):
+            board_of(path)
 
 
 def test_absurd_sizes_are_not_read(raw, tmp_path):

@@ -5,6 +5,8 @@ import io
 import json
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -31,6 +33,7 @@ _PREFIX = struct.Struct("<8sIII")
 _SECTIONS = ("program", "memory", "tokenizer", "chat")
 #: Longest JSON header, in bytes; it takes some 3 kB.
 MAX_HEADER = 1 << 20
+_AGAIN = "compile the model again"
 #: Config fields that the layout depends on; they must equal the core's.
 EXACT = ("W", "P", "tile_beats")
 #: What a core must have at least, by Config field; ``memory_bytes`` is of the board.
@@ -48,6 +51,15 @@ def is_image(path: str | Path) -> bool:
             return file.read(len(MAGIC)) == MAGIC
     except OSError:
         return False
+
+
+def board_of(path: str | Path) -> str:
+    """Name of the board that an image was made for; of the file only the header is read.
+
+    Raises UserError as :meth:`Image.load` does.
+    """
+    with _opened(path) as (file, length), _sense(str(path)):
+        return _text(_header(file, length, str(path))[0], "board")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,11 +250,8 @@ class Image:
         UserError
             It is not an image of this version, or it is damaged; one sentence.
         """
-        try:
-            with open(path, "rb") as file:
-                return cls._read(file, os.fstat(file.fileno()).st_size, str(path))
-        except OSError as error:
-            raise UserError(f"cannot read the image {path}: {error.strerror or error}") from error
+        with _opened(path) as (file, length):
+            return cls._read(file, length, str(path))
 
     @classmethod
     def parse(cls, raw: bytes, *, name: str = "image") -> Image:
@@ -252,35 +261,13 @@ class Image:
     @classmethod
     def _read(cls, file: BinaryIO, length: int, name: str) -> Image:
         """From a file of ``length`` bytes, of which no more is read than makes sense so far."""
-        again = "compile the model again"
-        lead = file.read(_PREFIX.size)
-        if lead[:len(MAGIC)] != MAGIC:
-            raise UserError(f"{name} is not a Meadowlark image; make one with meadowlark compile")
-        if len(lead) < _PREFIX.size:
-            raise UserError(f"{name} is truncated after {len(lead)} bytes; {again}")
-        _, version, size, check = _PREFIX.unpack(lead)
-        if version != VERSION:
-            raise UserError(f"{name} has image version {version}, this program reads version "
-                            f"{VERSION}; {again}")
-        left = length - _PREFIX.size
-        if size > left:
-            raise UserError(f"{name} is truncated: its header has {size} bytes, {left} are there; "
-                            f"{again}")
-        if size > MAX_HEADER:
-            raise UserError(f"{name} is damaged: its header has {size} bytes; {again}")
-        text = file.read(size)
-        if crc32(text, crc32(lead[:-4])) != check:
-            raise UserError(f"{name} is damaged: the checksum of its header is wrong; {again}")
-        try:
-            return cls._from_header(json.loads(text), file, left - size, name)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{name} has a header that makes no sense ({brief(error)}); {again}"
-                            ) from error
+        with _sense(name):
+            header, left = _header(file, length, name)
+            return cls._from_header(header, file, left, name)
 
     @classmethod
     def _from_header(cls, header: dict, file: BinaryIO, length: int, name: str) -> Image:
         """The sections follow in ``file``, ``length`` bytes."""
-        again = "compile the model again"
         sizes, end = {}, 0
         for section in _SECTIONS:
             offset, size = (_whole(header["sections"][section], key) for key in ("offset", "size"))
@@ -290,16 +277,16 @@ class Image:
             sizes[section] = size
         if end != length:
             raise UserError(f"{name} is {'truncated' if end > length else 'too long'}: its "
-                            f"sections have {end} bytes, {length} are there; {again}")
+                            f"sections have {end} bytes, {length} are there; {_AGAIN}")
         if sizes["memory"] > _whole(header["needs"], "memory_bytes"):
             raise ValueError(f"a memory of {sizes['memory']} bytes")
         data = {section: file.read(size) for section, size in sizes.items()}
         for section, content in data.items():
             if crc32(content) != header["sections"][section]["crc32"]:
                 raise UserError(f"{name} is damaged: the checksum of its {section} is wrong; "
-                                f"{again}")
+                                f"{_AGAIN}")
         if header["isa"] != ISA_CRC:
-            raise UserError(f"{name} is for another instruction set; {again}")
+            raise UserError(f"{name} is for another instruction set; {_AGAIN}")
         config = dict(header["config"])
         if Config(**config).as_dict() != config:    # refuses what is no core
             raise ValueError("a config with missing fields")
@@ -355,6 +342,49 @@ class Image:
         # What one read of a decode pass takes at least: no dimension is beyond the memory.
         if max(shape["hidden"], shape["ffn"], shape["vocab"]) > len(self.memory):
             raise ValueError(f"a memory of {len(self.memory)} bytes")
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
+    """The file and its length in bytes."""
+    try:
+        with open(path, "rb") as file:
+            yield file, os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise UserError(f"cannot read the image {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _sense(name: str) -> Iterator[None]:
+    """What fails in here fails because of what the header says."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{name} has a header that makes no sense ({brief(error)}); {_AGAIN}"
+                        ) from error
+
+
+def _header(file: BinaryIO, length: int, name: str) -> tuple[Any, int]:
+    """The header of a file of ``length`` bytes, as its JSON stands for; bytes behind it."""
+    lead = file.read(_PREFIX.size)
+    if lead[:len(MAGIC)] != MAGIC:
+        raise UserError(f"{name} is not a Meadowlark image; make one with meadowlark compile")
+    if len(lead) < _PREFIX.size:
+        raise UserError(f"{name} is truncated after {len(lead)} bytes; {_AGAIN}")
+    _, version, size, check = _PREFIX.unpack(lead)
+    if version != VERSION:
+        raise UserError(f"{name} has image version {version}, this program reads version "
+                        f"{VERSION}; {_AGAIN}")
+    left = length - _PREFIX.size
+    if size > left:
+        raise UserError(f"{name} is truncated: its header has {size} bytes, {left} are there; "
+                        f"{_AGAIN}")
+    if size > MAX_HEADER:
+        raise UserError(f"{name} is damaged: its header has {size} bytes; {_AGAIN}")
+    text = file.read(size)
+    if crc32(text, crc32(lead[:-4])) != check:
+        raise UserError(f"{name} is damaged: the checksum of its header is wrong; {_AGAIN}")
+    return json.loads(text), left - size
 
 
 def _whole(table: Any, key: str | int, limit: int = 1 << 63) -> int:

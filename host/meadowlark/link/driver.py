@@ -291,9 +291,11 @@ class Driver:
                              f"{VERSION}; build the bitstream again with this version")
         values = self._words(0, LIVE_BASE)
         facts = {r.name: _value(r, values) for r in REGISTERS if r.access == "const"}
-        if facts["isa"] != ISA_CRC:
-            raise BoardError("the board has another instruction set than this program; build the "
-                             "bitstream again with this version")
+        for what, ours, has in (("isa", ISA_CRC, "another instruction set"),
+                                ("counters", COUNTERS_CRC, "other counters")):
+            if facts[what] != ours:
+                raise BoardError(f"the board has {has} than this program; build the bitstream "
+                                 "again with this version")
         self._until = None
         numbers = {f.name: facts[f.name] for f in CONFIG_REGS
                    if f.name not in ("dsp", "block_modes")}
@@ -304,7 +306,6 @@ class Driver:
             raise BoardError(f"the board describes a core that cannot be ({error}); build the "
                              "bitstream again with this version") from error
         name = b"".join(facts[f"name_{i}"].to_bytes(4, "little") for i in range(NAME_BYTES // 4))
-        self._counters_known = facts["counters"] == COUNTERS_CRC
         self.info = BoardInfo(name.rstrip(b"\0").decode("ascii", "replace"), config,
                               facts["clock_khz"] * 1000, facts["memory_kib"] << 10)
         self._adopt()
@@ -368,13 +369,7 @@ class Driver:
                       v["error"], v["error_pc"], v["run"], v["events"])
 
     def counters(self) -> dict[str, int]:
-        """Counters of the latest run by name (control/counters_table.py), taken at one moment.
-
-        Raises BoardError if the board's counters are others than this program's.
-        """
-        if not self._counters_known:
-            raise BoardError("the board has other counters than this program; build the bitstream "
-                             "again with this version")
+        """Counters of the latest run by name (control/counters_table.py), taken at one moment."""
         words = self._words(COUNTER_BASE, 2 * len(COUNTERS))
         return {c.name: words[2 * i] | words[2 * i + 1] << 32 for i, c in enumerate(COUNTERS)}
 

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..compile.image import Image, is_image
+from ..compile.image import Image, board_of, is_image
 from ..errors import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def made_for(name: str) -> Board | None:
     """The board that an image was compiled for; None: it is no image, or the board is not one of
     ours."""
     from meadowlark_boards import BOARDS
-    return BOARDS.get(Image.load(name).board) if is_image(name) else None
+    return BOARDS.get(board_of(name)) if is_image(name) else None
 
 
 @dataclass
