@@ -109,11 +109,15 @@ class SdramInfo:
     oscillator_mhz : float
     loader : str
         Its name in openFPGALoader.
+    clock_mhz : float, optional
+        The SDRAM's clock; without it, the core's. With it ``Config.bus_bytes`` is a multiple of the
+        chip's bus.
     """
     part: SdramPart
     oscillator: str
     oscillator_mhz: float
     loader: str
+    clock_mhz: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,13 +13,17 @@ PHASE_DETECTOR_MHZ, VCO_MHZ, OUTPUT_MHZ = (3.125, 400), (400, 800), (3.125, 400)
 
 @dataclass(frozen=True)
 class Dividers:
-    """Output = input / clki * clkfb, VCO = output * clkop."""
+    """Output = input / clki * clkfb, VCO = output * clkop; second output = VCO / clkos."""
     clki: int
     clkfb: int
     clkop: int
+    clkos: int = 0
 
     def output_mhz(self, input_mhz: float) -> float:
         return input_mhz / self.clki * self.clkfb
+
+    def second_mhz(self, input_mhz: float) -> float:
+        return self.output_mhz(input_mhz) * self.clkop / self.clkos
 
 
 def dividers(input_mhz: float, output_mhz: float) -> Dividers:
@@ -50,28 +54,85 @@ def dividers(input_mhz: float, output_mhz: float) -> Dividers:
     return best[3]
 
 
+def second_clocks(input_mhz: float, output_mhz: float) -> dict[float, Dividers]:
+    """What a PLL makes besides ``output_mhz``, by frequency, slowest first: of each VCO that
+    divides to it, all that divides from it; of two VCOs the one nearer to the middle of its range.
+
+    Raises
+    ------
+    ValueError
+        Nothing within 0.5 % of ``output_mhz``.
+    """
+    first = dividers(input_mhz, output_mhz)
+    real, found = first.output_mhz(input_mhz), {}
+    vcos = [n for n in range(1, 129) if VCO_MHZ[0] - 1e-6 <= real * n <= VCO_MHZ[1] + 1e-6]
+    for clkop in sorted(vcos, key=lambda n: abs(real * n - 600)):
+        for clkos in range(1, 129):
+            mhz = round(real * clkop / clkos, 6)
+            if OUTPUT_MHZ[0] <= mhz <= OUTPUT_MHZ[1]:
+                found.setdefault(mhz, Dividers(first.clki, first.clkfb, clkop, clkos))
+    return dict(sorted(found.items()))
+
+
+def beside(input_mhz: float, output_mhz: float, second_mhz: float) -> Dividers:
+    """Dividers of a PLL that makes both.
+
+    Raises
+    ------
+    ValueError
+        Nothing within 0.5 % of one of them.
+    """
+    found = second_clocks(input_mhz, output_mhz)
+    nearest = min(found, key=lambda mhz: abs(mhz - second_mhz))
+    if abs(nearest / second_mhz - 1) > 0.005:
+        near = sorted(sorted(found, key=lambda mhz: abs(mhz - second_mhz))[:4])
+        raise ValueError(f"the PLL makes no {second_mhz:g} MHz beside {output_mhz:.5g} MHz; "
+                         f"choose another clock, such as {', '.join(f'{x:.5g}' for x in near)}")
+    return found[nearest]
+
+
 class Pll(wiring.Component):
-    """One clock from another.
+    """One clock from another, or three.
 
     Parameters
     ----------
     input_mhz, output_mhz : float
+    memory_mhz : float, optional
+        Makes this clock as well, and once more, later by ``phase``.
+    phase : float, 0..1
+        Of the period of ``memory``; in steps of an eighth of the VCO's.
 
     Members
     -------
     i : In(1)           Clock from a pin.
     o : Out(1)          The clock made of it.
+    memory, shifted : Out(1)    Only with ``memory_mhz``.
     locked : Out(1)
     """
 
-    def __init__(self, *, input_mhz: float, output_mhz: float):
-        self.dividers, self.output_mhz = dividers(input_mhz, output_mhz), output_mhz
-        self.input_mhz = input_mhz
-        super().__init__({"i": In(1), "o": Out(1), "locked": Out(1)})
+    def __init__(self, *, input_mhz: float, output_mhz: float, memory_mhz: float | None = None,
+                 phase: float = 0.0):
+        self.dividers = dividers(input_mhz, output_mhz) if memory_mhz is None else \
+            beside(input_mhz, memory_mhz, output_mhz)
+        self.input_mhz, self.phase = input_mhz, phase
+        super().__init__({"i": In(1), "o": Out(1), "locked": Out(1)} | (
+            {} if memory_mhz is None else {"memory": Out(1), "shifted": Out(1)}))
 
     def elaborate(self, platform):
         m = Module()
         d = self.dividers
+        first, more = self.o, {}
+        if d.clkos:
+            first = self.memory
+            whole, eighths = divmod(round(8 * d.clkop * self.phase), 8)
+            for name, divider, output, later, part in (
+                    ("CLKOS", d.clkos, self.o, 0, 0),
+                    ("CLKOS2", d.clkop, self.shifted, whole, eighths)):
+                mhz = d.output_mhz(self.input_mhz) * d.clkop / divider
+                more |= {f"p_{name}_ENABLE": "ENABLED", f"p_{name}_DIV": divider,
+                         f"p_{name}_CPHASE": divider - 1 + later, f"p_{name}_FPHASE": part,
+                         f"a_FREQUENCY_PIN_{name}": f"{mhz:g}", f"i_EN{name}": Const(0),
+                         f"o_{name}": output}
         m.submodules.pll = Instance(
             "EHXPLLL",
             p_PLLRST_ENA="DISABLED", p_INTFB_WAKE="DISABLED", p_STDBY_ENABLE="DISABLED",
@@ -82,8 +143,8 @@ class Pll(wiring.Component):
             a_FREQUENCY_PIN_CLKI=f"{self.input_mhz:g}",
             a_FREQUENCY_PIN_CLKOP=f"{d.output_mhz(self.input_mhz):g}",
             a_ICP_CURRENT="12", a_LPF_RESISTOR="8",
-            i_CLKI=self.i, i_CLKFB=self.o, i_RST=Const(0), i_STDBY=Const(0), i_PHASESEL0=Const(0),
+            i_CLKI=self.i, i_CLKFB=first, i_RST=Const(0), i_STDBY=Const(0), i_PHASESEL0=Const(0),
             i_PHASESEL1=Const(0), i_PHASEDIR=Const(1), i_PHASESTEP=Const(1),
-            i_PHASELOADREG=Const(1), i_PLLWAKESYNC=Const(0), i_ENCLKOP=Const(0), o_CLKOP=self.o,
-            o_LOCK=self.locked)
+            i_PHASELOADREG=Const(1), i_PLLWAKESYNC=Const(0), i_ENCLKOP=Const(0), o_CLKOP=first,
+            o_LOCK=self.locked, **more)
         return m

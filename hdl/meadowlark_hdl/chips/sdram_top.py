@@ -10,6 +10,7 @@ from ..config import Config
 from ..copies import OWN
 from ..core import Core
 from ..link.uart import Uart
+from ..memory.crossing import MemoryCrossing, narrowed, resets
 from ..memory.sdram import SdramController
 from ..memory.sdram_part import SdramPart
 from .ecp5_pll import Pll
@@ -18,14 +19,21 @@ from .ecp5_pll import Pll
 SDRAM_PINS = ("clk", "clk_en", "cs", "ras", "cas", "we", "ba", "a", "dqm", "dq")
 
 
+#: How much later than the controller's the SDRAM's clock is, in periods. With one clock for all it is
+#: the inverted one. A PLL that makes the memory's clock makes a later one as well: docs/boards.md
+#: says why three eighths.
+INVERTED, SHIFTED = 1 / 2, 3 / 8
+
+
 class SdramTop(Elaboratable):
     """The whole chip of a board with SDR SDRAM.
 
-    One clock for core and SDRAM. Every pin of the SDRAM has its register in the pad: one cycle out,
-    one back (``pads=2`` of the controller). The SDRAM's own clock is the core's, inverted: what
-    leaves a pad register at one edge is sampled half a cycle later, and its answer, tAC after an
-    edge of its clock, is in the pad's register at the second edge after, if pads and wires take no
-    less and no more than :meth:`.SdramPart.round_trip`.
+    The SDRAM has the core's clock, or one of its own behind a :class:`.MemoryCrossing`. Every pin
+    of it has its register in the pad: one cycle out, one back (``pads=2`` of the controller). Its
+    clock pin is late by a part of a cycle: what leaves a pad register at one edge is sampled by the
+    chip before the next, and its answer, tAC after an edge of its clock, is in the pad's register
+    at the second edge after, if pads and wires take no less and no more than
+    :meth:`.SdramPart.round_trip`.
 
     Parameters
     ----------
@@ -35,6 +43,8 @@ class SdramTop(Elaboratable):
         The board's, told to the host.
     clock_mhz, input_mhz : float
         The core's clock, and that of the oscillator from which the PLL makes it.
+    memory_mhz : float, optional
+        The SDRAM's clock, if it is not the core's; ``config.bus_bytes`` is then the core's.
     clock_pin : str
         Resource of the oscillator.
     baud : int
@@ -46,9 +56,10 @@ class SdramTop(Elaboratable):
     """
 
     def __init__(self, config: Config, part: SdramPart, *, name: str, clock_mhz: float,
-                 input_mhz: float, clock_pin: str, baud: int, ports: dict | None = None,
-                 sleep: bool = False):
+                 input_mhz: float, clock_pin: str, baud: int, memory_mhz: float | None = None,
+                 ports: dict | None = None, sleep: bool = False):
         self.config, self.part, self.name = config, part, name
+        self.memory_mhz = memory_mhz
         self.clock_mhz, self.input_mhz, self.clock_pin = clock_mhz, input_mhz, clock_pin
         self.baud, self.ports, self.sleep = baud, ports, sleep
 
@@ -58,22 +69,45 @@ class SdramTop(Elaboratable):
         hz = round(self.clock_mhz * 1e6)
         m.submodules.core = core = Core(self.config, board=self.name, clock_hz=hz,
                                         memory_bytes=self.part.size_bytes, sleep=self.sleep)
-        sdram = SdramController(self.config, self.part, clock_mhz=self.clock_mhz, pads=2)
+        config = self.config if self.memory_mhz is None else \
+            narrowed(self.config, self.part.data_bits // 8)
+        sdram = SdramController(config, self.part, clock_mhz=self.memory_mhz or self.clock_mhz,
+                                pads=2)
         uart = Uart(clock_hz=hz, baud=self.baud)
-        # A register of reset for each block, as in the core: one would reach across the chip.
+        twins = {"sync": "around", "sdram": "beyond"}
+
+        def add(name, block, **clocks):
+            """A block by the clocks of its domains. A register of reset for each, as in the core:
+            one would reach across the chip."""
+            reset_of = {}
+            for k, clock in enumerate(clocks.values()):
+                reset_of[twins[clock]] = reset = Signal(name=f"reset_{name}{k or ''}", attrs=OWN)
+                m.d[twins[clock]] += reset.eq(ResetSignal(clock, allow_reset_less=True))
+            m.submodules[name] = ResetInserter(reset_of)(DomainRenamer(
+                {domain: twins[clock] for domain, clock in clocks.items()})(block))
         m.domains.around = ClockDomain(reset_less=True)
         m.d.comb += ClockSignal("around").eq(ClockSignal())
-        for name, block in (("sdram", sdram), ("uart", uart)):
-            reset = Signal(name=f"reset_{name}", attrs=OWN)
-            m.d.around += reset.eq(ResetSignal(allow_reset_less=True))
-            m.submodules[name] = ResetInserter({"around": reset})(
-                DomainRenamer("around")(block))
-        wiring.connect(m, core.mem, sdram.port)
+        if self.memory_mhz is None:
+            pad_clock = "sync"
+            add("sdram", sdram, sync="sync")
+            wiring.connect(m, core.mem, sdram.port)
+        else:
+            pad_clock = "sdram"
+            m.domains.beyond = ClockDomain(reset_less=True)
+            m.d.comb += ClockSignal("beyond").eq(ClockSignal("sdram"))
+            crossing = MemoryCrossing(self.config, bus_bytes=config.bus_bytes,
+                                      size_bytes=self.part.size_bytes)
+            add("sdram", sdram, sync="sdram")
+            add("crossing", crossing, sync="sync", sdram="sdram")
+            wiring.connect(m, core.mem, crossing.core)
+            wiring.connect(m, crossing.memory, sdram.port)
+        add("uart", uart, sync="sync")
         wiring.connect(m, uart.rx, core.rx)
         wiring.connect(m, core.tx, uart.tx)
 
         def registered(name, value):
-            m.submodules[name] = buffer = io.FFBuffer("o", ports[f"sdram_{name}"])
+            m.submodules[name] = buffer = io.FFBuffer("o", ports[f"sdram_{name}"],
+                                                         o_domain=pad_clock)
             m.d.comb += buffer.o.eq(value)
         pins = sdram.pins
         # The ports' own inversion makes ras, cas, we and cs low when asserted.
@@ -81,11 +115,15 @@ class SdramTop(Elaboratable):
                             ("cas", ~pins.cas_n), ("we", ~pins.we_n), ("ba", pins.ba),
                             ("a", pins.a), ("dqm", pins.dqm)):
             registered(name, value)
-        m.submodules.dq = dq = io.FFBuffer("io", ports["sdram_dq"])
+        m.submodules.dq = dq = io.FFBuffer("io", ports["sdram_dq"], i_domain=pad_clock,
+                                           o_domain=pad_clock)
         m.d.comb += [dq.o.eq(pins.dq_o), dq.oe.eq(pins.dq_oe), pins.dq_i.eq(dq.i)]
         if "sdram_clk" in ports:
-            m.submodules.clk = clk = io.DDRBuffer("o", ports["sdram_clk"])
-            m.d.comb += [clk.o[0].eq(0), clk.o[1].eq(1)]
+            # Through the same kind of cell as the commands, so that both are as late at the pins.
+            own = self.memory_mhz is not None
+            m.submodules.clk = clk = io.DDRBuffer("o", ports["sdram_clk"],
+                                                  o_domain="shifted" if own else "sync")
+            m.d.comb += [clk.o[0].eq(own), clk.o[1].eq(not own)]
         m.submodules.rx_pin = rx = io.Buffer("i", ports["uart_rx"])
         m.submodules.tx_pin = tx = io.Buffer("o", ports["uart_tx"])
         m.d.comb += [uart.rx_pin.eq(rx.i), tx.o.eq(uart.tx_pin)]
@@ -95,15 +133,29 @@ class SdramTop(Elaboratable):
         """The board's pins, and its clock."""
         oscillator = platform.request(self.clock_pin, dir="-")
         m.submodules.oscillator = pin = io.Buffer("i", oscillator)
-        m.submodules.pll = pll = Pll(input_mhz=self.input_mhz, output_mhz=self.clock_mhz)
+        m.submodules.pll = pll = Pll(input_mhz=self.input_mhz, output_mhz=self.clock_mhz,
+                                     memory_mhz=self.memory_mhz, phase=SHIFTED)
         m.domains.sync = ClockDomain()
         m.d.comb += [pll.i.eq(pin.i), ClockSignal().eq(pll.o)]
-        m.submodules.reset = cdc.ResetSynchronizer(~pll.locked, domain="sync")
         platform.add_clock_constraint(pll.o, self.clock_mhz * 1e6)
+        if self.memory_mhz is None:
+            m.submodules.reset = cdc.ResetSynchronizer(~pll.locked, domain="sync")
+        else:
+            m.domains.sdram, m.domains.shifted = ClockDomain(), ClockDomain(reset_less=True)
+            m.d.comb += [ClockSignal("sdram").eq(pll.memory),
+                         ClockSignal("shifted").eq(pll.shifted)]
+            resets(m, ~pll.locked)
+            for clock in (pll.memory, pll.shifted):
+                platform.add_clock_constraint(clock, self.memory_mhz * 1e6)
         sdram = platform.request("sdram", dir=dict.fromkeys(SDRAM_PINS, "-"))
         uart = platform.request("uart", dir={"rx": "-", "tx": "-"})
         return {f"sdram_{name}": getattr(sdram, name) for name in SDRAM_PINS} | {
             "uart_rx": uart.rx, "uart_tx": uart.tx}
+
+
+def second_clock(memory_mhz: float | None) -> dict:
+    """Members of a bench: the memory's clock, if it has its own."""
+    return {} if memory_mhz is None else {"clk_sdram": In(1)}
 
 
 class SdramBench(wiring.Component):
@@ -111,11 +163,12 @@ class SdramBench(wiring.Component):
 
     Parameters
     ----------
-    config, part, name, clock_mhz, baud
+    config, part, name, clock_mhz, baud, memory_mhz
         As for :class:`SdramTop`.
 
     Members
     -------
+    clk_sdram : In(1)       Only with ``memory_mhz``.
     cke, ras, cas, we, ba, a, dqm, dq_o, dq_oe : Out
         What the pads drive; commands are high when asserted.
     dq_i : In
@@ -123,8 +176,9 @@ class SdramBench(wiring.Component):
     uart_rx : In(1), uart_tx : Out(1)
     """
 
-    def __init__(self, config: Config, part: SdramPart, *, name: str, clock_mhz: float, baud: int):
-        self.part = part
+    def __init__(self, config: Config, part: SdramPart, *, name: str, clock_mhz: float, baud: int,
+                 memory_mhz: float | None = None):
+        self.part, self.memory_mhz = part, memory_mhz
         widths = {"cke": 1, "ras": 1, "cas": 1, "we": 1, "ba": part.bank_bits,
                   "a": max(part.row_bits, 11), "dqm": part.data_bits // 8}
         dq = io.SimulationPort("io", part.data_bits)
@@ -134,13 +188,16 @@ class SdramBench(wiring.Component):
             "sdram_cs": io.SimulationPort("o", 1), "sdram_dq": dq,
             "uart_rx": io.SimulationPort("i", 1), "uart_tx": io.SimulationPort("o", 1)}
         self.top = SdramTop(config, part, name=name, clock_mhz=clock_mhz, input_mhz=clock_mhz,
-                            clock_pin="", baud=baud, ports=self.pads, sleep=True)
+                            clock_pin="", baud=baud, memory_mhz=memory_mhz, ports=self.pads, sleep=True)
         super().__init__({pad: Out(width) for pad, width in widths.items()} | {
             "dq_o": Out(part.data_bits), "dq_oe": Out(1), "dq_i": In(part.data_bits),
-            "uart_rx": In(1, init=1), "uart_tx": Out(1)})
+            "uart_rx": In(1, init=1), "uart_tx": Out(1)} | second_clock(memory_mhz))
 
     def elaborate(self, platform):
         m = Module()
+        if self.memory_mhz is not None:
+            m.domains.sdram = ClockDomain(reset_less=True)
+            m.d.comb += ClockSignal("sdram").eq(self.clk_sdram)
         m.submodules.top = self.top
         pads, dq = self.pads, self.pads["sdram_dq"]
         for name in ("cke", "ras", "cas", "we", "ba", "a", "dqm"):
@@ -156,21 +213,28 @@ class SdramStream(wiring.Component):
 
     Parameters
     ----------
-    config, part, clock_mhz
+    config, part, clock_mhz, memory_mhz
         As for :class:`SdramTop`.
 
     Members
     -------
+    clk_sdram : In(1)       Only with ``memory_mhz``: the crossing is part of it.
     cke, ras, cas, we, ba, a, dqm, dq_o, dq_oe : Out
         What the pads drive; commands are high when asserted.
     dq_i : In
         What the chip drives.
     ready, r_cmd_*, r_data_valid, r_data
-        The reading half of the controller's port; its words are always taken.
+        The reading half of the core's port; its words are always taken.
     """
 
-    def __init__(self, config: Config, part: SdramPart, clock_mhz: float) -> None:
-        self.controller = SdramController(config, part, clock_mhz=clock_mhz, pads=2)
+    def __init__(self, config: Config, part: SdramPart, clock_mhz: float,
+                 memory_mhz: float | None = None) -> None:
+        self.crossing, bus_bytes = None, part.data_bits // 8
+        if memory_mhz is not None:
+            self.crossing = MemoryCrossing(config, bus_bytes=bus_bytes, size_bytes=part.size_bytes)
+        self.controller = SdramController(
+            config if memory_mhz is None else narrowed(config, bus_bytes), part,
+            clock_mhz=memory_mhz or clock_mhz, pads=2)
         self.widths = {"cke": 1, "ras": 1, "cas": 1, "we": 1, "ba": part.bank_bits,
                        "a": max(part.row_bits, 11), "dqm": part.data_bits // 8,
                        "dq_o": part.data_bits, "dq_oe": 1}
@@ -178,18 +242,29 @@ class SdramStream(wiring.Component):
             "dq_i": In(part.data_bits), "ready": Out(1),
             "r_cmd_valid": In(1), "r_cmd_ready": Out(1), "r_cmd_addr": In(32),
             "r_cmd_len": In(range(config.burst_words)),
-            "r_data_valid": Out(1), "r_data": Out(part.data_bits)})
+            "r_data_valid": Out(1), "r_data": Out(8 * config.bus_bytes)}
+            | second_clock(memory_mhz))
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.controller = controller = self.controller
-        pins, port = controller.pins, controller.port
+        controller, clock = self.controller, "sync"
+        port = controller.port
+        if self.crossing is None:
+            m.submodules.controller = controller
+        else:
+            clock, port = "sdram", self.crossing.core
+            m.domains.sdram = ClockDomain(reset_less=True)
+            m.d.comb += ClockSignal("sdram").eq(self.clk_sdram)
+            m.submodules.crossing = self.crossing
+            m.submodules.controller = DomainRenamer("sdram")(controller)
+            wiring.connect(m, self.crossing.memory, controller.port)
+        pins = controller.pins
         for name in self.widths:
             value = ~getattr(pins, f"{name}_n") if name in ("ras", "cas", "we") else \
                 getattr(pins, name)
-            m.d.sync += getattr(self, name).eq(value)
+            m.d[clock] += getattr(self, name).eq(value)
         pad = Signal.like(pins.dq_i)
-        m.d.sync += pad.eq(self.dq_i)
+        m.d[clock] += pad.eq(self.dq_i)
         m.d.comb += [
             pins.dq_i.eq(pad), self.ready.eq(port.ready), port.r_cmd.valid.eq(self.r_cmd_valid),
             port.r_cmd.payload.addr.eq(self.r_cmd_addr), port.r_cmd.payload.len.eq(self.r_cmd_len),

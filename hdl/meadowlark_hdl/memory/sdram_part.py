@@ -81,15 +81,16 @@ class SdramPart:
         """Bytes of a row in one bank."""
         return (self.data_bits // 8) << self.col_bits
 
-    def round_trip(self, clock_mhz: float) -> tuple[float, float]:
+    def round_trip(self, clock_mhz: float, phase: float) -> tuple[float, float]:
         """Least and most ns that pads and wires may take, out and back together.
 
-        Where the chip's clock is the core's inverted, every pin has a register in its pad and the
-        word is taken at the second core edge after the chip's (``SdramTop``). Set-up and hold of
-        that register come off both ends.
+        The chip's clock is later than the controller's by ``phase`` of a period, every pin has a
+        register in its pad, and the word is taken at the second edge of the controller's clock after
+        the one from which the chip's clock is late (``SdramTop``). Set-up and hold of that register
+        come off both ends.
         """
         period = 1000 / clock_mhz
-        return 0.5 * period - self.hold_ns, 1.5 * period - self.access_ns
+        return (1 - phase) * period - self.hold_ns, (2 - phase) * period - self.access_ns
 
     def at(self, clock_mhz: float) -> SdramTiming:
         """Timing at a clock, with the largest CAS latency: a stream does not feel it, and data

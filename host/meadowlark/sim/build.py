@@ -33,7 +33,7 @@ PINS = Path(__file__).with_name("pins.cpp")
 #: Feeds a long read to an SDRAM controller alone, see scripts/sdram_stream.py.
 STREAM = Path(__file__).with_name("stream.cpp")
 #: What they include.
-SHARED = tuple(Path(__file__).with_name(name) for name in ("queues.hpp", "sdram.hpp"))
+SHARED = tuple(Path(__file__).with_name(name) for name in ("clocks.hpp", "queues.hpp", "sdram.hpp"))
 JOBS = 2
 VERILATOR_FLAGS = (
     "--cc", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "--no-timing",
@@ -149,7 +149,8 @@ def pins_verilog(board: Board, progress: Progress | None = None) -> str:
     def make():
         from meadowlark_hdl.chips.sdram_top import SdramBench
         return SdramBench(board.config.replace(dsp="generic"), sdram.part, name=board.name,
-                          clock_mhz=board.clock_mhz, baud=board.link.baud)
+                          clock_mhz=board.clock_mhz, baud=board.link.baud,
+                          memory_mhz=sdram.clock_mhz)
     return _kept("chip", (board,), make, progress)
 
 
@@ -215,7 +216,7 @@ def _zero_loop(found: re.Match) -> str:
 
 
 def build(verilog: str, config: Config, *, tap: bool = True, harness: Path = HARNESS,
-          progress: Progress | None = None) -> Path:
+          memory_clock: bool = False, progress: Progress | None = None) -> Path:
     """Shared object of a core and the harness around it.
 
     Parameters
@@ -228,6 +229,8 @@ def build(verilog: str, config: Config, *, tap: bool = True, harness: Path = HAR
         The core has a ``tap`` port.
     harness : Path
         What clocks it: :data:`HARNESS`, or :data:`PINS` for a chip down to its pins.
+    memory_clock : bool
+        There is a second clock, ``clk_sdram``.
     progress : callable, optional
         Told a sentence, the steps done and the steps in all.
 
@@ -243,7 +246,8 @@ def build(verilog: str, config: Config, *, tap: bool = True, harness: Path = HAR
         No compiler, or a tool failed; its last words are in the message.
     """
     defines = (f"-DBUS_BYTES={config.bus_bytes}",
-               f"-DLEN_BITS={(config.burst_words - 1).bit_length()}", f"-DHAS_TAP={int(tap)}")
+               f"-DLEN_BITS={(config.burst_words - 1).bit_length()}", f"-DHAS_TAP={int(tap)}",
+               f"-DMEMORY_CLOCK={int(memory_clock)}")
     key = digest(verilog, harness, *SHARED, _tools(), defines)
     name = f"sim-{key}.so"
     if kept := find(name):

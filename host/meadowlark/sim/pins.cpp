@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "Vcore.h"
+#include "clocks.hpp"
 #include "queues.hpp"
 #include "sdram.hpp"
 #include "verilated.h"
@@ -26,8 +27,9 @@ struct Sim : Queues {
     uint32_t send_shift = 0x3FF, get_shift = 0;
     bool line = true;
     Bus bus;
+    Clocks clocks;
 
-    explicit Sim(const Chip& ch) : chip(ch), bus(ch) {
+    explicit Sim(const Chip& ch) : chip(ch), bus(ch), clocks(ch) {
         ctx.commandArgs(0, (const char**)nullptr);
         memory = (uint8_t*)std::calloc(ch.size_bytes, 1);
         reset();
@@ -82,16 +84,13 @@ struct Sim : Queues {
     void cycle() {
         Vcore& t = *top;
         t.uart_rx = line;
-        t.clk = 0;
-        t.eval();
-        uart();
-        int code = t.ras | t.cas << 1 | t.we << 2;      // asserted: 1
-        t.dq_i = bus.sampled(
-            sdram->edge(t.cke, 7 & ~code, t.ba, t.a, t.dqm, t.dq_oe ? t.dq_o : -1));
+        clocks.core_cycle(t, [&] { uart(); }, [&] {
+            int code = t.ras | t.cas << 1 | t.we << 2;      // asserted: 1
+            t.dq_i = bus.sampled(
+                sdram->edge(t.cke, 7 & ~code, t.ba, t.a, t.dqm, t.dq_oe ? t.dq_o : -1));
+        });
         c.cycles++;
         now++;
-        t.clk = 1;
-        t.eval();
     }
 };
 

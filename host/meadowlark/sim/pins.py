@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 
 from meadowlark_boards import Board
+from meadowlark_hdl.chips.sdram_top import INVERTED, SHIFTED
 from meadowlark_hdl.memory.sdram_part import SdramPart
 
 from ..errors import UserError
@@ -13,8 +14,8 @@ from .build import PINS, Progress, build, pins_verilog
 
 _WORDS = ("size_bytes", "row_bits", "col_bits", "bank_bits", "data_bits", "mrd_cycles", "refreshes",
           "divisor")
-_TIMES = ("period", "rcd", "rp", "ras", "rc", "rrd", "rfc", "wr", "refresh_ms", "init_us", "access",
-          "hold", "round_trip")
+_TIMES = ("core_period", "offset", "period", "rcd", "rp", "ras", "rc", "rrd", "rfc", "wr",
+          "refresh_ms", "init_us", "access", "hold", "round_trip", "phase")
 #: From the core's edge to a pin of the SDRAM and back to the pad's register, in ns, by the ECP5's
 #: data sheet: 4 out, 1 back. SdramPart.round_trip says what is allowed.
 ROUND_TRIP_NS = 5.0
@@ -25,15 +26,20 @@ class _Chip(ctypes.Structure):
         ("clock_ns", ctypes.c_double * 4)]
 
 
-def chip_of(part: SdramPart, clock_mhz: float, divisor: int = 1,
-            round_trip: float = ROUND_TRIP_NS) -> ctypes.Structure:
-    """A part as the C++ model takes it; ``divisor``: cycles of a bit of the UART."""
+def chip_of(part: SdramPart, clock_mhz: float, memory_mhz: float | None = None, *, divisor: int = 1,
+            round_trip: float = ROUND_TRIP_NS, offset: float = 0.0) -> ctypes.Structure:
+    """A part as the C++ model takes it.
+
+    ``memory_mhz``: its clock, unless it has the core's. ``divisor``: cycles of a bit of the UART.
+    ``offset``: ns from the core's first edge to the memory's.
+    """
     clocks = (ctypes.c_double * 4)(*(part.clock_ns.get(cas, 0.0) for cas in range(4)))
     return _Chip(
         part.size_bytes, part.row_bits, part.col_bits, part.bank_bits, part.data_bits,
-        part.mrd_cycles, part.refreshes, divisor, 1000 / clock_mhz, part.rcd_ns, part.rp_ns,
-        part.ras_ns, part.rc_ns, part.rrd_ns, part.rfc_ns, part.wr_ns, part.refresh_ms,
-        part.init_us, part.access_ns, part.hold_ns, round_trip, clocks)
+        part.mrd_cycles, part.refreshes, divisor, 1000 / clock_mhz, offset,
+        1000 / (memory_mhz or clock_mhz), part.rcd_ns, part.rp_ns, part.ras_ns, part.rc_ns,
+        part.rrd_ns, part.rfc_ns, part.wr_ns, part.refresh_ms, part.init_us, part.access_ns,
+        part.hold_ns, round_trip, SHIFTED if memory_mhz else INVERTED, clocks)
 
 
 def check_pins(board: Board) -> None:
@@ -67,13 +73,15 @@ class PinBoard(SimBoard):
                  round_trip: float = ROUND_TRIP_NS) -> None:
         check_pins(board)
         assert board.sdram is not None
-        self.board, part = board, board.sdram.part
-        self._lib = open_library(build(pins_verilog(board, progress), board.config, tap=False,
-                                       harness=PINS, progress=progress))
+        self.board, part, memory_mhz = board, board.sdram.part, board.sdram.clock_mhz
+        self._lib = open_library(build(
+            pins_verilog(board, progress), board.config, tap=False, harness=PINS,
+            memory_clock=memory_mhz is not None, progress=progress))
         self._lib.sim_violation.restype = ctypes.c_char_p
         self._lib.sim_violation.argtypes = [ctypes.c_void_p]
         divisor = round(board.clock_mhz * 1e6 / board.link.baud)
-        self._begin(chip_of(part, board.clock_mhz, divisor, round_trip))
+        self._begin(chip_of(part, board.clock_mhz, memory_mhz, divisor=divisor,
+                            round_trip=round_trip))
         self.quiet = 20 * divisor
 
     def _faulty(self) -> SimulationError | None:

@@ -12,8 +12,9 @@
 
 extern "C" struct Chip {                                   // mirrors meadowlark.sim.pins._Chip
     uint64_t size_bytes, row_bits, col_bits, bank_bits, data_bits, mrd_cycles, refreshes, divisor;
+    double core_period, offset;                 // of the core's clock; the memory's first edge
     double period, rcd, rp, ras, rc, rrd, rfc, wr, refresh_ms, init_us;
-    double access, hold, round_trip;
+    double access, hold, round_trip, phase;
     double clock_ns[4];                         // shortest period by CAS latency, 0: not allowed
 };
 
@@ -159,17 +160,18 @@ private:
     }
 };
 
-// The way back, in nanoseconds. The chip's clock is the core's inverted, and arrives as late as the
-// commands do; what it drives stands on the bus from tAC after its edge to tOH after the next one,
-// and reaches the pad's register later by what is left of the round trip. Between two words, noise.
+// The way back, in nanoseconds. The chip's clock is late by `phase` of a period, and by as much as
+// the commands are; what it drives stands on the bus from tAC after its edge to tOH after the next
+// one, and reaches the pad's register later by what is left of the round trip. Between two words,
+// noise.
 class Bus {
 public:
     explicit Bus(const Chip& p) {
-        for (int k = 1; k < 16; k++)            // so many edges of the core after the chip's
-            if ((k - 0.5) * p.period >= p.access + p.round_trip - 1e-6
-                && (k - 1.5) * p.period <= p.hold + p.round_trip + 1e-6) behind = k;
+        for (int k = 1; k < 16; k++)            // so many edges of the controller after the chip's
+            if ((k - p.phase) * p.period >= p.access + p.round_trip - 1e-6
+                && (k - 1 - p.phase) * p.period <= p.hold + p.round_trip + 1e-6) behind = k;
     }
-    // What the core's next edge finds, once the chip has seen the edge before it.
+    // What the controller's next edge finds, once the chip has seen the edge before it.
     uint16_t sampled(int driven) {
         answers[cycle & 15] = driven;
         int found = behind ? answers[(cycle + 1 - behind) & 15] : -1;
