@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Read a long stream through the SDRAM controller and see what is left of the chip's peak.
 
-The controller with its pad registers, in Verilator, against the strict device model of the simulated
-board (sim/sdram.hpp); refreshes included. With --core, through the crossing to a core's clock.
-Fails if a word is wrong, a datasheet time is violated, or less than 0.985 is reached of the peak of
-the chip, or of the core's port where that is lower.
+The controller with its pad registers, in Verilator, against the strict device model of the
+simulated board (sim/sdram.hpp); refreshes included. With --core, through the crossing to a core's
+clock. Fails if a word is wrong, a datasheet time is violated, or less than 0.985 is reached of the
+peak of the chip, or of the core's port where that is lower.
 
 With --sweep it reads a short stream at every round trip of pads and wires from 0 to 15 ns instead,
 and prints those at which all words are right beside what the data sheet allows; fails if they are
@@ -80,7 +80,8 @@ def main(words: int, clocks: tuple[float, ...], cores: tuple[float, ...], round_
                 missed = found.words < words or found.wrong or found.violation
                 bad |= bool(missed) or found.bytes_per_s < LEAST * peak
                 print(f"{named(part, mhz, core)}: {found.words} words of {found.bus_bytes} bytes, "
-                      f"{found.bytes_per_s / 1e6:.1f} MB/s, {found.bytes_per_s / peak:.4f} of peak, "
+                      f"{found.bytes_per_s / 1e6:.1f} MB/s, "
+                      f"{found.bytes_per_s / peak:.4f} of peak, "
                       f"{found.refreshes} refreshes, {found.wrong} wrong words, "
                       f"violations: {found.violation or 'none'} "
                       f"({time.monotonic() - begun:.0f} s)", flush=True)

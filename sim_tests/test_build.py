@@ -14,7 +14,8 @@ from meadowlark.chip.litedram import read_core
 from meadowlark.cli import main
 from meadowlark.errors import UserError
 from meadowlark_boards import BOARDS, get_board
-from meadowlark_hdl.chips.ecp5_pll import Pll, dividers
+from meadowlark_hdl.chips.ecp5_pll import Pll, beside, dividers, second_clocks
+from meadowlark_hdl.chips.sdram_top import SHIFTED
 
 
 @pytest.mark.parametrize("mhz", [50, 75, 80, 100, 120, 133, 200])
@@ -36,6 +37,36 @@ def test_the_pll_makes_the_clock(mhz):
     assert value["FEEDBK_PATH"] == "CLKOP" and pins["CLKFB"] == pins["CLKOP"] == r"\o"
     assert pins["CLKI"] == r"\i" and pins["LOCK"] == r"\locked"
     assert pins["RST"] == pins["STDBY"] == pins["ENCLKOP"] == "1'0"
+
+
+@pytest.mark.parametrize("core", [61.54, 66.67, 80, 83.33, 88.89, 95.24, 100, 106.67])
+def test_the_pll_makes_three_clocks(core):
+    """133.33 MHz, the same later by three eighths, and the core's; all from one VCO."""
+    pll = Pll(input_mhz=25, output_mhz=core, memory_mhz=400 / 3, phase=SHIFTED)
+    text = rtlil.convert(pll, name="top", emit_src=False)
+    value = {name: int(x) for name, x in re.findall(r'parameter \\(\w+) (\d+)$', text, re.M)}
+    pins = dict(re.findall(r"connect \\(\w+) (\S+)", text))
+    memory = 25 / value["CLKI_DIV"] * value["CLKFB_DIV"]
+    vco = memory * value["CLKOP_DIV"]
+    assert memory == pytest.approx(400 / 3) and 400 - 1e-6 <= vco <= 800 + 1e-6
+    assert vco / value["CLKOS_DIV"] == pytest.approx(core, rel=1e-4)
+    assert value["CLKOS2_DIV"] == value["CLKOP_DIV"] == value["CLKOP_CPHASE"] + 1
+    late = value["CLKOS2_CPHASE"] - value["CLKOP_CPHASE"] + value["CLKOS2_FPHASE"] / 8
+    assert late / value["CLKOP_DIV"] == SHIFTED
+    assert pins["CLKFB"] == pins["CLKOP"] == r"\memory"
+    assert pins["CLKOS"] == r"\o" and pins["CLKOS2"] == r"\shifted"
+
+
+def test_second_clocks():
+    found = second_clocks(25, 400 / 3)
+    assert [round(x, 2) for x in found if 80 <= x <= 107] == [80, 83.33, 88.89, 95.24, 100, 106.67]
+    for mhz, d in found.items():
+        assert d.output_mhz(25) == pytest.approx(400 / 3)
+        assert d.second_mhz(25) == pytest.approx(mhz)
+        assert beside(25, 400 / 3, mhz) == d
+    with pytest.raises(ValueError, match=r"^the PLL makes no 90 MHz beside 133.33 MHz; choose "
+                                         r"another clock, such as 80, 83.333, 88.889, 95.238$"):
+        beside(25, 400 / 3, 90)
 
 
 def test_no_dividers():

@@ -13,6 +13,7 @@ from meadowlark.run.prepare import Source
 from meadowlark.run.targets import SimTarget, open_target
 from meadowlark.sim import PinBoard, SimTransport, SimulationError, pins
 from meadowlark_boards import get_board
+from meadowlark_hdl.chips.sdram_top import INVERTED
 from meadowlark_hdl.control.sampler_golden import Sampling, logits_crc
 from meadowlark_hdl.memory.sdram_part import AS4C32M16SB_7
 from random_model import random_model
@@ -81,7 +82,7 @@ def test_a_broken_rule_stops_the_simulation(monkeypatch):
 def test_the_round_trip_at_the_pads(seed):
     """The chip's own pads read rightly within the range that the data sheet gives, not beyond."""
     data = random.Random(seed).randbytes(64)
-    least, most = AS4C32M16SB_7.round_trip(BOARD.clock_mhz)
+    least, most = AS4C32M16SB_7.round_trip(BOARD.clock_mhz, INVERTED)
     for ns, held in ((least - 0.05, False), (least + 0.05, True), (most - 0.05, True),
                      (most + 0.05, False)):
         with closing(PinBoard(BOARD, round_trip=ns)) as sim:

@@ -19,9 +19,9 @@ from .ecp5_pll import Pll
 SDRAM_PINS = ("clk", "clk_en", "cs", "ras", "cas", "we", "ba", "a", "dqm", "dq")
 
 
-#: How much later than the controller's the SDRAM's clock is, in periods. With one clock for all it is
-#: the inverted one. A PLL that makes the memory's clock makes a later one as well: docs/boards.md
-#: says why three eighths.
+#: How much later than the controller's the SDRAM's clock is, in periods. With one clock for all it
+#: is the inverted one. A PLL that makes the memory's clock makes a later one as well:
+#: docs/boards.md says why three eighths.
 INVERTED, SHIFTED = 1 / 2, 3 / 8
 
 
@@ -188,7 +188,8 @@ class SdramBench(wiring.Component):
             "sdram_cs": io.SimulationPort("o", 1), "sdram_dq": dq,
             "uart_rx": io.SimulationPort("i", 1), "uart_tx": io.SimulationPort("o", 1)}
         self.top = SdramTop(config, part, name=name, clock_mhz=clock_mhz, input_mhz=clock_mhz,
-                            clock_pin="", baud=baud, memory_mhz=memory_mhz, ports=self.pads, sleep=True)
+                            clock_pin="", baud=baud, memory_mhz=memory_mhz, ports=self.pads,
+                            sleep=True)
         super().__init__({pad: Out(width) for pad, width in widths.items()} | {
             "dq_o": Out(part.data_bits), "dq_oe": Out(1), "dq_i": In(part.data_bits),
             "uart_rx": In(1, init=1), "uart_tx": Out(1)} | second_clock(memory_mhz))

@@ -1,5 +1,4 @@
-"""A memory in a clock domain of its own: its port crosses over, a wide slow one to a narrow quick one.
-"""
+"""A memory in a clock domain of its own: a wide slow port before a narrow quick one."""
 from __future__ import annotations
 
 from amaranth import Cat, DomainRenamer, Module, Mux, Signal
@@ -39,7 +38,7 @@ def resets(m: Module, asynchronous, core: str = "sync", memory: str = "sdram") -
 
 
 class GrayCounter(wiring.Component):
-    """A count whose Gray code, one bit of which changes at a time, may be looked at by another clock.
+    """A count that another clock may look at: of its Gray code one bit changes at a time.
 
     Timing: counts in the cycle after ``step``; all outputs are registers.
 
@@ -75,11 +74,10 @@ class AsyncQueue(wiring.Component):
 
     ``amaranth.lib.fifo.AsyncFIFO`` compares both pointers in the cycle that writes, and its RAM has
     no register at the output. Here the producer knows by other means that there is room, or looks
-    at ``room``, which is a register; 133 MHz are met that way. Both domains are reset together, see
-    :func:`resets`.
+    at ``room``, which is a register. Both domains are reset together, see :func:`resets`.
 
-    Timing: from ``i_valid`` to ``o_valid`` a cycle of ``write`` and 4 to 5 of ``read``; an element a
-    cycle of either.
+    Timing: from ``i_valid`` to ``o_valid`` a cycle of ``write`` and 4 to 5 of ``read``; an element
+    a cycle of either.
 
     Parameters
     ----------
@@ -95,7 +93,7 @@ class AsyncQueue(wiring.Component):
                                             cycle and for one in the next.
     go : In(1)                              Domain ``read``: an element may leave in this cycle.
     leaves : Out(1)                         Domain ``read``: one does.
-    o_valid, o_data : Out(1), Out(width)    Domain ``read``, 2 cycles after ``leaves``, for one cycle.
+    o_valid, o_data : Out(1), Out(width)    Domain ``read``: 2 cycles after ``leaves``, for one.
     """
 
     def __init__(self, width: int, *, depth: int):
@@ -175,9 +173,9 @@ class MemoryCrossing(wiring.Component):
     ``core.r_data.ready`` nor ``memory.r_data.ready`` is looked at.
 
     Timing: a word of the core each cycle of its clock, or each ``core.bus_bytes /
-    memory.bus_bytes`` cycles of the memory's. From the edge that takes a command to the one at which
-    the memory may take it one cycle of ``sync`` and 6 to 7 of ``sdram``; from the edge that takes
-    the last part of a word to the core's one of ``sdram`` and 5 to 6 of ``sync``.
+    memory.bus_bytes`` cycles of the memory's. From the edge that takes a command to the one at
+    which the memory may take it one cycle of ``sync`` and 6 to 7 of ``sdram``; from the edge that
+    takes the last part of a word to the core's one of ``sdram`` and 5 to 6 of ``sync``.
 
     Parameters
     ----------

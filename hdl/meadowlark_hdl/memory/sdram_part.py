@@ -85,9 +85,9 @@ class SdramPart:
         """Least and most ns that pads and wires may take, out and back together.
 
         The chip's clock is later than the controller's by ``phase`` of a period, every pin has a
-        register in its pad, and the word is taken at the second edge of the controller's clock after
-        the one from which the chip's clock is late (``SdramTop``). Set-up and hold of that register
-        come off both ends.
+        register in its pad, and the word is taken at the controller's second edge after the one
+        from which the chip's clock is late (``SdramTop``). Set-up and hold of that register come
+        off both ends.
         """
         period = 1000 / clock_mhz
         return (1 - phase) * period - self.hold_ns, (2 - phase) * period - self.access_ns

@@ -40,8 +40,8 @@ def stream(part: SdramPart, clock_mhz: float, words: int, *, memory_mhz: float |
 
     ``memory_mhz``: the memory's own clock; a word of the core is then two of the memory.
     ``chip``: the one that checks; a stricter one than the controller's shows that it does.
-    ``round_trip``: ns of the pads and wires, out and back. ``offset``: ns from the core's first edge
-    to the memory's.
+    ``round_trip``: ns of the pads and wires, out and back. ``offset``: ns from the core's first
+    edge to the memory's.
     """
     config = Config(W=8, P=4, bus_bytes=part.data_bits // 8)
     if memory_mhz is not None:
