@@ -17,6 +17,7 @@ from meadowlark_boards import get_board
 from meadowlark_hdl.control.errors import FAULTS, SENTENCES, Error
 from meadowlark_hdl.control.sampler_golden import Sampling, logits_crc
 from meadowlark_hdl.isa import Header, Instruction, Op, Src
+from meadowlark_hdl.link.protocol import EVENT_RING
 from random_model import random_model
 
 #: Odd shapes: GQA with three heads a group, head_dim padded from 24 to 32, own head, biases.
@@ -230,6 +231,9 @@ def test_saturations(target, tmp_path, seed):
     least = target.counters()
     assert least["saturations"] >= ODD["kv_heads"] * ODD["head_dim"]    # the token's values
     assert least["score_saturations"] > 0
+    chip.compare(tokens, max_new=1)         # each run counts anew
+    for name in ("saturations", "score_saturations"):
+        assert target.counters()[name] == least[name]
     # An answer that was broken off has counts as well, those of what was done.
     run = target.generate(tokens, Sampling(), max_new=50, stop_ids=())
     next(run)
@@ -285,16 +289,32 @@ def test_sleep_changes_nothing(tmp_path, seed):
     assert [x[1:] for x in seen[:half]] == [x[1:] for x in seen[half:]]
 
 
+#: Whose cycles add up to those of a run.
+CAUSES = ("array_active", "stall_memory", "stall_decoder", "stall_engine", "stall_vector",
+          "stall_link")
+
+
 def test_counters(stories):
     """Cycles by cause add up to the cycles of the run, and words to those of the weight stream."""
     prompt = stories.source.tokenizer.encode("Once upon a time")
     stories.compare(prompt, max_new=2)
     c = stories.target.counters()
-    causes = ("array_active", "stall_memory", "stall_decoder", "stall_engine", "stall_vector",
-              "stall_link")
-    assert abs(sum(c[x] for x in causes) - c["cycles"]) <= 0.001 * c["cycles"]
+    assert abs(sum(c[x] for x in CAUSES) - c["cycles"]) <= 0.001 * c["cycles"]
     assert c["passes"] == 2
     image = stories.source.image
     useful = image.useful_bytes(pos0=0, n=5, head=True) + image.useful_bytes(pos0=5, n=1, head=True)
     read = c["bus_read_words"] * 16
     assert useful * 0.97 <= read <= useful * 1.03
+
+
+def test_a_host_that_does_not_listen_is_counted(odd):
+    """The ring of events is full and the sequencer waits: the link's cycles, and nobody else's."""
+    target, want = odd.target, odd.compare([0, 5], max_new=EVENT_RING + 6)
+    cycles = target.counters()["cycles"]
+    run = target.generate([0, 5], Sampling(), max_new=len(want), stop_ids=())
+    tokens = [next(run).token]
+    target.sim.run(cycles + cycles // 2)
+    assert tokens + [event.token for event in run] == want
+    c = target.counters()
+    assert c["stall_link"] > 0.3 * cycles
+    assert abs(sum(c[x] for x in CAUSES) - c["cycles"]) <= 0.001 * c["cycles"]
