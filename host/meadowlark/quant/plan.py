@@ -1,0 +1,330 @@
+"""What the machine does with a graph: its operators, gathered into the steps of a program.
+
+A step is what one instruction, or a group of them, does: a matrix with the epilogue behind it, an
+attention with its queries, keys and values. It holds names and shapes, no values, so limits, cost
+and layout are there before a weight is read. Quantising gives each step its numbers
+(:mod:`meadowlark.quant.quantise`); the golden model runs steps, the compiler lowers them.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+
+
+from ..errors import UserError
+from ..models.graph import (Add, Attend, Embed, Gate, Graph, Head, Kind, Linear, Norm, Operator,
+                            Rope)
+
+
+class Order(Enum):
+    """Where the rows of the checkpoint's matrices are in the chip's."""
+    PLAIN = "plain"             #: as they are
+    HEADS = "heads"             #: rows of zeros behind each head, up to head_pad
+    PAIRS = "pairs"             #: likewise; rows 2i and 2i+1 of a head rotate together
+    ALTERNATING = "alternating"  #: two matrices: row 0 of each, row 1 of each, ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """A matrix of the weight stream.
+
+    name: of its numbers and in reports. x: the edge that it reads. weights, biases: in the
+    checkpoint; two where rows alternate; biases may be empty. rows, columns: padded as order and
+    padded_columns say. padded_columns: the inputs are heads with zeros behind each. head_dim: of
+    heads in rows or columns, else 0.
+    """
+    name: str
+    x: str
+    weights: tuple[str, ...]
+    biases: tuple[str, ...]
+    rows: int
+    columns: int
+    order: Order = Order.PLAIN
+    padded_columns: bool = False
+    head_dim: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """name: of its numbers, the edge that it makes. op: the operator that it ends with."""
+    name: str
+    op: Operator
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """Those that it reads, in the order of the stream."""
+        return ()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Edges of the activation memory that it reads."""
+        return tuple(dict.fromkeys(m.x for m in self.matrices))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedStep(Step):
+    """tokens -> residual. matrix: the table, a row of which is read a token."""
+    op: Embed
+    matrix: Matrix
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormStep(Step):
+    """residual -> activations."""
+    op: Norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddStep(Step):
+    """A matrix whose outputs are added to the residual."""
+    op: Add
+    matrix: Matrix
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        return self.matrix,
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateStep(Step):
+    """gate and up, whose rows alternate -> activations."""
+    op: Gate
+    matrix: Matrix
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        return self.matrix,
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttendStep(Step):
+    """Queries, keys and values, the cache, and attention -> activations.
+
+    table: of RoPE for queries and keys, or None. cache: number of the cache, in order.
+    """
+    op: Attend
+    q: Matrix
+    k: Matrix
+    v: Matrix
+    table: str | None
+    cache: int
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        # Keys are stored before the values are computed: their way to memory is then hidden.
+        return self.k, self.v, self.q
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadStep(Step):
+    """Logits."""
+    op: Head
+    matrix: Matrix
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        return self.matrix,
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps of a graph in the order of the program.
+
+    head_pad: power of two, what the heads of all attention are padded to.
+    """
+    graph: Graph
+    steps: tuple[Step, ...]
+    head_pad: int
+
+    def of(self, *types: type[Step]) -> Iterator:
+        """Steps of these types, in order."""
+        return (step for step in self.steps if isinstance(step, types))
+
+    @property
+    def matrices(self) -> Iterator[Matrix]:
+        """Those of the weight stream, in its order; the embedding is not in it."""
+        return (matrix for step in self.steps for matrix in step.matrices)
+
+    @property
+    def embedding(self) -> EmbedStep:
+        """The first step."""
+        return next(self.of(EmbedStep))
+
+    @property
+    def head(self) -> HeadStep:
+        """The last step."""
+        return next(self.of(HeadStep))
+
+    @property
+    def attends(self) -> tuple[AttendStep, ...]:
+        """By number of their cache."""
+        return tuple(self.of(AttendStep))
+
+    @cached_property
+    def step(self) -> dict[str, Step]:
+        """Edge -> the step that makes it."""
+        return {step.name: step for step in self.steps}
+
+    @property
+    def eps(self) -> float:
+        """Epsilon of all norms."""
+        return next(self.of(NormStep)).op.eps
+
+    @property
+    def table(self) -> str | None:
+        """The RoPE table of all attention that has one."""
+        return next((s.table for s in self.attends if s.table is not None), None)
+
+
+def plan(graph: Graph, *, head_pad: int = 1) -> Plan:
+    """Gather the operators of a graph into steps.
+
+    Parameters
+    ----------
+    graph : Graph
+    head_pad : int, power of two
+        Heads are padded to at least so many.
+
+    Raises
+    ------
+    UserError
+        The machine has nothing for an operator, or not where it stands; names it.
+    """
+    heads = {op.head_dim for op in graph.of(Attend)}
+    pad = max([head_pad, *(1 << (d - 1).bit_length() for d in heads)])
+    if len({max(head_pad, 1 << (d - 1).bit_length()) for d in heads}) > 1:
+        raise _unable(f"heads of {' and '.join(map(str, sorted(heads)))} dimensions in one model")
+    gatherer = _Gatherer(graph, pad)
+    for op in graph.operators:
+        gatherer.take(op)
+    gatherer.check()
+    return Plan(graph, tuple(gatherer.steps), pad)
+
+
+def _unable(what: str) -> UserError:
+    return UserError(f"the machine cannot run {what}; use another model")
+
+
+class _Gatherer:
+    """Walks a graph. An operator that is no step of its own waits for the one that takes it in."""
+
+    def __init__(self, graph: Graph, head_pad: int) -> None:
+        self.graph, self.head_pad = graph, head_pad
+        self.steps: list[Step] = []
+        self.waiting: dict[str, Linear | Rope] = {}     # by edge
+        self.residual = ""                              # the edge that the residual is now
+        self.caches = 0
+
+    def take(self, op: Operator) -> None:
+        """The next operator."""
+        match op:
+            case Linear() | Rope():
+                self.waiting[op.out] = op
+            case Embed():
+                self._put(EmbedStep(name=op.out, op=op, matrix=Matrix(
+                    name="embedding", x="", weights=(op.weight,), biases=(),
+                    rows=self.graph.vocab, columns=self.graph.hidden)))
+                self.residual = op.out
+            case Norm():
+                self._current(op, op.x)
+                if op.centred or op.beta is not None:
+                    raise _unable(f"{op.out}, a norm with a mean or an offset, as it is")
+                self._put(NormStep(name=op.out, op=op))
+            case Gate():
+                gate, up = self._linear(op.gate, op), self._linear(op.up, op)
+                if gate.x != up.x or (gate.bias is None) != (up.bias is None):
+                    raise _unable(f"{op.out}, whose two matrices differ in what they read")
+                rows, columns = self.graph.shapes[gate.weight]
+                self._put(GateStep(name=op.out, op=op, matrix=Matrix(
+                    name=_both(gate.weight, up.weight), x=gate.x,
+                    weights=(gate.weight, up.weight), biases=(*gate.weights[1:], *up.weights[1:]),
+                    rows=2 * rows, columns=columns, order=Order.ALTERNATING)))
+            case Add():
+                self._current(op, op.x)
+                self._put(AddStep(name=op.out, op=op, matrix=self._into(self._linear(op.y, op))))
+                self.residual = op.out
+            case Attend():
+                self._attend(op)
+            case Head():
+                rows, columns = self.graph.shapes[op.weight]
+                self._put(HeadStep(name=op.out, op=op, matrix=Matrix(
+                    name="head", x=op.x, weights=(op.weight,), biases=(), rows=rows,
+                    columns=columns)))
+            case _:
+                raise _unable(f"{op.out}, a {type(op).__name__.lower()}")
+
+    def check(self) -> None:
+        """What only shows at the end."""
+        if self.waiting:
+            raise _unable(f"{next(iter(self.waiting))}, which nothing takes in")
+        for step in self.steps:
+            for name in step.reads:
+                if self.graph.edges[name].kind is not Kind.VALUES:
+                    raise _unable(f"{step.name}, a matrix of {name}")
+        if len({op.eps for op in self.graph.of(Norm)}) > 1:
+            raise _unable("norms with different epsilons")
+        if len({step.table for step in self.steps
+                if isinstance(step, AttendStep) and step.table is not None}) > 1:
+            raise _unable("layers with different rotations")
+
+    def _put(self, step: Step) -> None:
+        self.steps.append(step)
+
+    def _current(self, op: Operator, name: str) -> None:
+        if name != self.residual:
+            raise _unable(f"{op.out}, which reads a residual that is no longer there ({name})")
+
+    def _linear(self, name: str, by: Operator) -> Linear:
+        """The matrix that makes an edge, which nobody else reads."""
+        op = self.waiting.pop(name, None)
+        if not isinstance(op, Linear) or self.graph.readers[name] != (by,):
+            raise _unable(f"{by.out} of {name}, which is no matrix of its own")
+        return op
+
+    def _into(self, op: Linear) -> Matrix:
+        """A matrix with rows as they are. Its inputs are padded heads where attention makes them.
+        """
+        rows, columns = self.graph.shapes[op.weight]
+        source = self.graph.maker[op.x]
+        head_dim = source.head_dim if isinstance(source, Attend) else 0
+        padded = head_dim not in (0, self.head_pad)
+        return Matrix(
+            name=op.weight, x=op.x, weights=(op.weight,), biases=op.weights[1:], rows=rows,
+            columns=columns // head_dim * self.head_pad if padded else columns,
+            padded_columns=padded, head_dim=head_dim)
+
+    def _attend(self, op: Attend) -> None:
+        if op.window is not None and op.window < 1:
+            raise _unable(f"{op.out} with a window of {op.window}")
+        tables, made = [], {}
+        for part in op.edges:
+            name, by, table = getattr(op, part), op, None
+            rope = self.waiting.get(name)
+            if isinstance(rope, Rope) and part != "v" and rope.head_dim == op.head_dim and \
+                    self.graph.readers[name] == (op,):
+                del self.waiting[name]
+                name, by, table = rope.x, rope, rope.table
+            if part != "v":
+                tables.append(table)
+            made[part] = self._heads(self._linear(name, by), op.head_dim,
+                                     Order.HEADS if table is None else Order.PAIRS)
+        if tables[0] != tables[1]:
+            raise _unable(f"{op.out}, whose queries and keys rotate differently")
+        if len({matrix.x for matrix in made.values()}) > 1:
+            raise _unable(f"{op.out}, whose queries, keys and values have different inputs")
+        self._put(AttendStep(name=op.out, op=op, **made, table=tables[0], cache=self.caches))
+        self.caches += 1
+
+    def _heads(self, op: Linear, head_dim: int, order: Order) -> Matrix:
+        rows, columns = self.graph.shapes[op.weight]
+        return Matrix(
+            name=op.weight, x=op.x, weights=(op.weight,), biases=op.weights[1:],
+            rows=rows // head_dim * self.head_pad, columns=columns, order=order, head_dim=head_dim)
+
+
+def _both(first: str, second: str) -> str:
+    """Two names as one: layers.0.gate and layers.0.up -> layers.0.gate_up."""
+    start = first.rpartition(".")[0]
+    return f"{start}.{first.rpartition('.')[2]}_{second.rpartition('.')[2]}"
