@@ -1,7 +1,7 @@
 """Matrices in blocks of 32 codes, as GGUF files store them."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -60,6 +60,11 @@ class BlockTensor:
         halves = np.broadcast_to(np.float16(0), (rows, columns // BLOCK))
         return cls(kind=kind, codes=np.broadcast_to(np.int8(0), (rows, columns)), scale=halves,
                    minimum=halves if kind == "Q4_1" else None)
+
+    def slice(self, start: int, stop: int) -> BlockTensor:
+        """Rows start..stop."""
+        return replace(self, codes=self.codes[start:stop], scale=self.scale[start:stop],
+                       minimum=None if self.minimum is None else self.minimum[start:stop])
 
     @property
     def rows(self) -> int:

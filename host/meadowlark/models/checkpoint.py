@@ -1,8 +1,8 @@
-"""A checkpoint in memory: the dimensions and float32 weights of a Llama-type model."""
+"""A checkpoint in memory: a graph of operators, and float32 weights by name."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -10,63 +10,29 @@ from ..errors import UserError
 from ..text.chat import ChatTemplate
 from ..text.tokenizer import Tokenizer
 from .blocks import BlockTensor
+from .graph import Embed, Graph, Head
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Layer:
-    """Float32 weights of a layer; matrices are [rows (outputs), columns (inputs)].
-
-    norm1, norm2: [hidden]. q: [heads*head_dim, hidden]. k, v: [kv_heads*head_dim, hidden].
-    o: [hidden, heads*head_dim]. gate, up: [ffn, hidden]. down: [hidden, ffn]. The biases have one
-    value a row, or are None. Rotated rows are in the order of the checkpoint (half-split). blocks:
-    those of the matrices, by field, that the file has in blocks of 32, as it has them.
-    """
-    norm1: np.ndarray
-    q: np.ndarray
-    k: np.ndarray
-    v: np.ndarray
-    o: np.ndarray
-    norm2: np.ndarray
-    gate: np.ndarray
-    up: np.ndarray
-    down: np.ndarray
-    q_bias: np.ndarray | None = None
-    k_bias: np.ndarray | None = None
-    v_bias: np.ndarray | None = None
-    o_bias: np.ndarray | None = None
-    gate_bias: np.ndarray | None = None
-    up_bias: np.ndarray | None = None
-    down_bias: np.ndarray | None = None
-    blocks: Mapping[str, BlockTensor] = field(default_factory=dict)
+#: Name of the weight of a head that is not the embedding.
+HEAD = "head"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Model:
     """A checkpoint in float32.
 
-    embedding, head: [vocab, hidden] (the same array when tied). final_norm: [hidden]. context:
+    family: its name, see :mod:`meadowlark.models.families`. graph: what is computed. weights: by
+    the names of ``graph.shapes``, of those shapes; matrices are [rows (outputs), columns
+    (inputs)]. blocks: the matrices that the file has in blocks of 32, as it has them. context:
     most positions the model was made for. bos_id: the token that stands before each text, None if
-    the model takes texts without. eos_id: the first stop id, or None. stop_ids: at most 8.
-    parameters: number of weights in the file, tied ones once.
-    blocks: "embedding" and "head" as in :class:`Layer` (the same object when tied). chat: None if
-    the model came without a chat template. warnings: sentences for people, on what was read in
-    another way than the files say or not at all.
+    the model takes texts without. stop_ids: at most 8. parameters: number of weights in the file,
+    tied ones once. chat: None if the model came without a chat template. warnings: sentences for
+    people, on what was read in another way than the files say or not at all.
     """
     name: str
-    hidden: int
-    layers: tuple[Layer, ...]
-    heads: int
-    kv_heads: int
-    head_dim: int
-    ffn: int
-    vocab: int
+    family: str
+    graph: Graph
+    weights: Mapping[str, np.ndarray]
     context: int
-    rms_eps: float
-    rope_theta: float
-    embedding: np.ndarray
-    final_norm: np.ndarray
-    head: np.ndarray
-    tied: bool
     tokenizer: Tokenizer
     bos_id: int | None
     stop_ids: tuple[int, ...]
@@ -74,6 +40,22 @@ class Model:
     blocks: Mapping[str, BlockTensor] = field(default_factory=dict)
     chat: ChatTemplate | None = None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def hidden(self) -> int:
+        """Width of the residual."""
+        return self.graph.hidden
+
+    @property
+    def vocab(self) -> int:
+        """Tokens that it knows: rows of the embedding."""
+        return self.graph.vocab
+
+    @property
+    def tied(self) -> bool:
+        """The head is the embedding."""
+        embed, head = (next(self.graph.of(kind)) for kind in (Embed, Head))
+        return embed.weight == head.weight
 
     @property
     def eos_id(self) -> int | None:
@@ -95,3 +77,18 @@ class Model:
             raise UserError(f"{self.tokenizer.name} gives token {max(ids)} and the model knows "
                             f"{self.vocab}; leave the text with that token out.")
         return ids
+
+
+def untied(model: Model) -> Model:
+    """The model with a head of its own, by the name :data:`HEAD`, that is equal to the embedding;
+    one whose head is its own already as it is."""
+    if not model.tied:
+        return model
+    old = next(model.graph.of(Embed)).weight
+    graph = Graph(
+        tuple(replace(op, weight=HEAD) if isinstance(op, Head) else op
+              for op in model.graph.operators),
+        {**model.graph.shapes, HEAD: model.graph.shapes[old]}, model.graph.tables)
+    blocks = {**model.blocks, HEAD: model.blocks[old]} if old in model.blocks else model.blocks
+    return replace(model, graph=graph, blocks=blocks,
+                   weights={**model.weights, HEAD: model.weights[old]})

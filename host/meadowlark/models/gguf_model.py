@@ -10,10 +10,13 @@ from gguf import quants
 from ..errors import UserError, brief
 from ..text.chat import ChatTemplate
 from .blocks import KINDS, BlockTensor
-from .checkpoint import Layer, Model
+from .checkpoint import Model
+from .families import by_architecture
+from .families.family import Family, read_weights
+from .families.known import refusal
 from .gguf_file import GgufFile
 from .gguf_tokenizer import build_tokenizer, read_vocabulary
-from .metadata import Metadata, rope_scaling
+from .metadata import Metadata
 
 #: Types that are turned into float32 exactly, besides those of
 #: :data:`meadowlark.models.blocks.KINDS`.
@@ -54,7 +57,7 @@ class _Weights:
         """
         path, info = self.file.path, self.file.tensors.get(name)
         if info is None:
-            raise UserError(f"{path} has no tensor {name}; use a complete model of type llama.")
+            raise UserError(f"{path} has no tensor {name}; use a complete model.")
         if info.shape != shape:
             raise UserError(f"{path}: tensor {name} has shape {list(info.shape)} where the "
                             f"metadata imply {list(shape)}; get the file again.")
@@ -78,62 +81,58 @@ class _Weights:
                             "again.")
         return value.reshape(shape), blocks
 
-    def take_neutral(self, name: str, *shape: int) -> None:
-        """Raise if there are factors of this name that change something: that are not all 1."""
-        if self.has(name):
-            if (self.take(name, *shape)[0] != 1).any() and not self.outline:
-                raise UserError(f"{self.file.path}: tensor {name} scales RoPE, which is not "
-                                "supported; use a model without it.")
-            self.taken[name] = 0
+    def factors(self, name: str, count: int) -> np.ndarray | None:
+        """float64[count] of positive factors, read in an outline too; None without the tensor."""
+        if not self.has(name):
+            return None
+        outline, self.outline = self.outline, False
+        value = self.take(name, count)[0]
+        self.outline, self.taken[name] = outline, 0
+        if (value <= 0).any():
+            raise UserError(f"{self.file.path}: tensor {name} holds factors that are not positive; "
+                            "get the file again.")
+        return value.astype(np.float64)
 
-    def refuse_others(self) -> None:
+    def refuse_others(self, family: str) -> None:
         """Raise for tensors without a place in the model: it would be another model."""
         left = [n for n in self.file.tensors if n not in self.taken
                 and not n.endswith(".attn_rot_embd.weight")]    # old tables of RoPE's angles
         if left:
             raise UserError(f"{self.file.path} has the tensor {brief(min(left))}, which a plain "
-                            "model of type llama has not; use a model without it.")
+                            f"model of type {family} has not; use a model without it.")
 
 
-#: What the keys of the architecture begin with. Others are about the tokenizer, which has a reader
-#: of its own, or notes of those who made the file.
-_ABOUT = "llama."
-#: Keys of the architecture that change nothing of the arithmetic.
-HARMLESS = ("llama.tensor_data_layout", "llama.vocab_size", "llama.pooling_type",
-            "llama.rope.scaling.orig*", "llama.rope.scaling.finetuned", "llama.rope.scaling.yarn_*")
+#: Keys of an architecture, without its name, that change nothing of the arithmetic. Keys that do
+#: not begin with its name are about the tokenizer, which has a reader of its own, or notes of those
+#: who made the file.
+HARMLESS = ("tensor_data_layout", "vocab_size", "pooling_type", "rope.scaling.orig*",
+            "rope.scaling.finetuned", "rope.scaling.yarn_*")
 #: Keys that change nothing at this value.
 NEUTRAL = {
-    "llama.attention.causal": True, "llama.expert_used_count": 0, "llama.expert_shared_count": 0,
-    "llama.leading_dense_block_count": 0, "llama.nextn_predict_layers": 0,
-    "llama.attention.sliding_window": 0, "llama.attention.clamp_kqv": 0,
-    "llama.attention.max_alibi_bias": 0, "llama.attention.scale": 0,
-    "llama.rope.scaling.attn_factor": 1, "llama.logit_scale": 1, "llama.residual_scale": 1,
-    "llama.embedding_scale": 1}
-_REMEDY = ("use a plain Llama model, or take the entry out if you know that it changes nothing of "
-           "what the model computes, with `gguf-new-metadata --remove-metadata {key} OLD NEW`")
+    "attention.causal": True, "expert_used_count": 0, "expert_shared_count": 0,
+    "leading_dense_block_count": 0, "nextn_predict_layers": 0, "attention.clamp_kqv": 0,
+    "attention.max_alibi_bias": 0, "attention.scale": 0, "rope.scaling.attn_factor": 1,
+    "logit_scale": 1, "residual_scale": 1, "embedding_scale": 1}
+_REMEDY = ("use another model, or take the entry out if you know that it changes nothing of what "
+           "the model computes, with `gguf-new-metadata --remove-metadata {key} OLD NEW`")
 
 
-def _refuse_unknown_shapes(meta: Metadata) -> None:
-    """Raise for what this code would silently compute wrongly."""
+def _family(meta: Metadata) -> Family:
+    """The family of a file. Raise for one that is not known, and for what is no whole model."""
     kind = meta.word("general.architecture")
-    if kind != "llama":
-        raise meta.refuse(f"architecture {kind!r} is not supported", "use a model of type llama")
+    found = by_architecture(kind)
+    if found is None:
+        raise meta.refuse(*refusal(kind))
     if (kind := meta.word("general.type", "model")) != "model":
         raise meta.refuse(f"it is no model but of type {kind!r} (general.type)",
                           "use the model that it belongs to")
     if (parts := meta.whole("split.count", 1, least=0)) > 1:
         raise meta.refuse(f"it is one of {parts} parts",
                           "join them with `llama-gguf-split --merge`")
-    if experts := meta.whole("llama.expert_count", 0, least=0):
+    if experts := meta.whole(f"{found.gguf_name}.expert_count", 0, least=0):
         raise meta.refuse(f"a model with {experts} experts is not supported",
                           "use one without experts")
-    # As in llama.cpp, a factor of 0 is none, and one without a type is linear.
-    factor = meta.number("llama.rope.scaling.factor", None, zero=True)
-    older = meta.number("llama.rope.scale_linear", 1, zero=True)
-    if scaling := rope_scaling(meta.word("llama.rope.scaling.type", None),
-                               (older if factor is None else factor) or 1):
-        raise meta.refuse(f"RoPE scaling {scaling} is not supported",
-                          "use a model without RoPE scaling")
+    return found
 
 
 def load_gguf(path: str | Path, name: str | None = None, *, outline: bool = False) -> Model:
@@ -142,9 +141,10 @@ def load_gguf(path: str | Path, name: str | None = None, *, outline: bool = Fals
     Parameters
     ----------
     path : str or Path
-        A GGUF file of architecture llama, version 2 or 3. Tensors in F32, F16, BF16, Q8_0, Q4_0,
+        A GGUF file, version 2 or 3, of an architecture that
+        :func:`meadowlark.models.families.families` have. Tensors in F32, F16, BF16, Q8_0, Q4_0,
         Q4_1, Q5_0, Q5_1, Q4_K, Q5_K or Q6_K; all become float32 exactly as in llama.cpp, and those
-        in Q8_0, Q4_0 and Q4_1 are kept as they are beside it (``blocks`` of Model and Layer).
+        in Q8_0, Q4_0 and Q4_1 are kept as they are beside it (``blocks`` of Model).
     name : str, optional
         The name of the model; by default that of the file.
     outline : bool
@@ -157,69 +157,23 @@ def load_gguf(path: str | Path, name: str | None = None, *, outline: bool = Fals
     """
     file = GgufFile(path)
     meta = Metadata(file.path, file.metadata)
-    _refuse_unknown_shapes(meta)
-    hidden, ffn = meta.whole("llama.embedding_length"), meta.whole("llama.feed_forward_length")
-    heads = meta.whole("llama.attention.head_count")
-    kv_heads = meta.whole("llama.attention.head_count_kv", heads)
-    if heads % kv_heads:
-        raise meta.refuse(f"llama.attention.head_count {heads} is not a multiple of "
-                          f"llama.attention.head_count_kv {kv_heads}")
-    if "llama.attention.key_length" not in meta.values and hidden % heads:
-        raise meta.refuse(f"llama.embedding_length {hidden} is not a multiple of "
-                          f"llama.attention.head_count {heads}")
-    head_dim = meta.whole("llama.attention.key_length", max(1, hidden // heads))
-    for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
-        if (length := meta.whole(key, head_dim)) != head_dim:
-            raise meta.refuse(f"{key} is {length} and heads have {head_dim} dimensions, which is "
-                              "not supported", "use a model where both are equal")
-    if head_dim % 2:
-        raise meta.refuse(f"heads of {head_dim} dimensions have no pairs for RoPE")
-    layer_count, context = meta.whole("llama.block_count"), meta.whole("llama.context_length")
-    rms_eps = meta.number("llama.attention.layer_norm_rms_epsilon")
-    rope_theta = meta.number("llama.rope.freq_base", 10000.0)
-    vocabulary = read_vocabulary(meta)
-    meta.refuse_unread(HARMLESS, NEUTRAL, _REMEDY, _ABOUT)
-    weights = _Weights(file, outline)
-    # llama.vocab_size has been written with several meanings, and llama.cpp does not read it.
-    vocab = weights.rows("token_embd.weight", least=len(vocabulary.tokens))
-
-    def layer(i: int) -> Layer:
-        at, out, blocks = f"blk.{i}.", {}, {}
-        for key, tensor in (("norm1", "attn_norm"), ("norm2", "ffn_norm")):
-            out[key] = weights.take(f"{at}{tensor}.weight", hidden)[0]
-        wide, narrow = heads * head_dim, kv_heads * head_dim
-        for key, tensor, rows, columns, rotated in (
-                ("q", "attn_q", wide, hidden, heads), ("k", "attn_k", narrow, hidden, kv_heads),
-                ("v", "attn_v", narrow, hidden, 0), ("o", "attn_output", hidden, wide, 0),
-                ("gate", "ffn_gate", ffn, hidden, 0), ("up", "ffn_up", ffn, hidden, 0),
-                ("down", "ffn_down", hidden, ffn, 0)):
-            out[key], kept = weights.take(f"{at}{tensor}.weight", rows, columns, heads=rotated)
-            if kept is not None:
-                blocks[key] = kept
-            if weights.has(bias := f"{at}{tensor}.bias"):
-                out[f"{key}_bias"] = weights.take(bias, rows, heads=rotated)[0]
-        return Layer(**out, blocks=blocks)
-
-    embedding, kept = weights.take("token_embd.weight", vocab, hidden)
-    blocks = {} if kept is None else {"embedding": kept}
-    tied = not weights.has("output.weight")
-    head = embedding
-    if not tied:
-        head, kept = weights.take("output.weight", vocab, hidden)
-    if kept is not None:
-        blocks["head"] = kept
-    layers = tuple(layer(i) for i in range(layer_count))
-    final_norm = weights.take("output_norm.weight", hidden)[0]
-    weights.take_neutral("rope_freqs.weight", head_dim // 2)
-    weights.refuse_others()
+    family, weights = _family(meta), _Weights(file, outline)
+    arch, vocabulary = family.gguf_name, read_vocabulary(meta)
+    # vocab_size has been written with several meanings, and llama.cpp does not read it.
+    made = family.from_gguf(meta, weights, weights.rows(family.gguf_tensor("embedding"),
+                                                        least=len(vocabulary.tokens)))
+    meta.refuse_unread([f"{arch}.{key}" for key in HARMLESS],
+                       {f"{arch}.{key}": value for key, value in NEUTRAL.items()}, _REMEDY,
+                       f"{arch}.")
+    graph = made.graph()
+    values, blocks = read_weights(graph, family.gguf_tensor, weights.take, family.rotated(graph))
+    weights.refuse_others(family.name)
     template = meta.text("tokenizer.chat_template", None)
     return Model(
-        name=name or file.path.stem, hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads,
-        head_dim=head_dim, ffn=ffn, vocab=vocab, context=context,
-        rms_eps=rms_eps, rope_theta=rope_theta, embedding=embedding,
-        final_norm=final_norm, head=head, tied=tied,
-        tokenizer=build_tokenizer(meta, vocabulary), bos_id=vocabulary.bos_id,
-        stop_ids=vocabulary.stop_ids, parameters=sum(weights.taken.values()), blocks=blocks,
+        name=name or file.path.stem, family=family.name, graph=graph, weights=values,
+        context=made.context, tokenizer=build_tokenizer(meta, vocabulary),
+        bos_id=vocabulary.bos_id, stop_ids=vocabulary.stop_ids,
+        parameters=sum(weights.taken.values()), blocks=blocks,
         chat=None if template is None else ChatTemplate(
             template=template, bos=vocabulary.bos, eos=vocabulary.eos,
             opened=vocabulary.bos_id is not None, source=str(file.path)))

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from ..files import foreign
 from ..text.chat import ChatTemplate
 from ..text.stops import MAX_STOP_IDS, end_tokens, stop_ids
 from ..text.tokenizer import Tokenizer
-from .checkpoint import Layer, Model
-from .metadata import Metadata, rope_scaling
+from .checkpoint import Model
+from .families import families
+from .families.family import Family, read_weights
+from .families.known import refusal
+from .metadata import TAKE_OUT, Metadata
 
-#: Entries of config.json that change nothing of what a trained LlamaForCausalLM computes: where
-#: it came from, training, defaults of generation, and how others run it.
+#: Entries of config.json that change nothing of what a trained model computes: where it came
+#: from, training, defaults of generation, and how others run it.
 HARMLESS = (
     "*_name_or_path", "transformers_version", "*.js_config", "torch_dtype", "dtype", "unsloth_*",
     "auto_map", "custom_pipelines", "tokenizer_class", "name", "model_name", "license", "tags",
@@ -44,47 +48,22 @@ NEUTRAL = {
     "residual_multiplier": 1, "logits_scaling": 1, "logit_scale": 1, "scale_emb": 1,
     "is_decoder": True, "is_causal": True, "num_experts": 0, "num_local_experts": 0,
     "n_routed_experts": 0, "n_shared_experts": 0, "num_nextn_predict_layers": 0}
-#: Entries beside a type of RoPE scaling that say how it scales.
-_ROPE = ("original_max_position_embeddings", "*_factor", "beta_*", "mscale*", "truncate",
-         "finetuned")
-_REMEDY = ("use a plain Llama checkpoint, or take the entry out if you know that it changes "
-           "nothing of what the model computes")
 
 
-def _refuse_unknown_shapes(config: Metadata) -> None:
-    """Raise for what this code would silently compute wrongly."""
+def _family(config: Metadata) -> Family:
+    """The family of a checkpoint. Raise for one that is not known."""
     kind = config.word("model_type", None)
-    names = config.texts("architectures", ["LlamaForCausalLM"])
-    if kind != "llama" or names != ["LlamaForCausalLM"]:
-        raise config.refuse(f"architecture {kind!r} {brief(names)} is not supported",
-                            "use a checkpoint of type llama (LlamaForCausalLM)")
-    act = config.word("hidden_act", "silu")
-    if act not in ("silu", "swish"):
-        raise config.refuse(f"activation hidden_act {act!r} is not supported",
-                            "use a checkpoint with silu")
+    found = families().get(kind or "")
+    if found is None:
+        raise config.refuse(*refusal(kind))
+    names = config.texts("architectures", list(found.classes))
+    if not set(names) <= set(found.classes):
+        raise config.refuse(f"architecture {brief(names)} of model_type {kind!r} is not supported",
+                            f"use a checkpoint of {' or '.join(found.classes)}")
     if config.table("quantization_config").values:
         raise config.refuse("the checkpoint is already quantised (quantization_config)",
                             "use the float16, bfloat16 or float32 one")
-    if any(kind != "full_attention" for kind in config.texts("layer_types", ["full_attention"])):
-        raise config.refuse("layer_types names layers without full attention, which are not "
-                            "supported", "use a plain Llama checkpoint")
-
-
-def _rope_theta(config: Metadata) -> float:
-    """Base of the rotation. Raise for a scaled one."""
-    theta = outside = config.number("rope_theta", 10000.0)      # as the original model
-    # Files of transformers 5 have all of it in rope_parameters. Where there is rope_scaling too,
-    # that counts.
-    for key in ("rope_parameters", "rope_scaling"):
-        rope = config.table(key)
-        kind = rope.word("rope_type", None) or rope.word("type", None)
-        if scaling := rope_scaling(kind, rope.number("factor", None)):
-            raise config.refuse(f"RoPE scaling {scaling} ({key}) is not supported",
-                                "use a checkpoint without RoPE scaling")
-        if rope.values:
-            theta = rope.number("rope_theta", outside)
-        rope.refuse_unread(_ROPE, NEUTRAL, _REMEDY)
-    return theta
+    return found
 
 
 def _tensor_files(folder: Path) -> list[Path]:
@@ -169,7 +148,9 @@ class _Tensors:
     def has(self, name: str) -> bool:
         return name in self.found
 
-    def take(self, name: str, *shape: int) -> np.ndarray:
+    def take(self, name: str, *shape: int, heads: int = 0) -> tuple[np.ndarray, None]:
+        """As :data:`meadowlark.models.families.family.Take` has it; no rows are interleaved."""
+        assert not heads
         if name not in self.found:
             raise UserError(f"{self.folder} has no tensor {name}; use a complete checkpoint whose "
                             "config.json belongs to it.")
@@ -184,19 +165,17 @@ class _Tensors:
             raise UserError(f"{self.folder}: tensor {name} holds values that are not finite; "
                             "get the checkpoint again.")
         self.taken[name] = value.size
-        return value
+        return value, None
 
-    def one(self, name: str, other: str) -> bool:
-        """Two tensors that were taken are one, which counts once."""
+    def same(self, name: str, other: str) -> bool:
+        """Two tensors are equal. Their values are read, for an outline too: the answer decides how
+        much memory a model takes."""
         found = self.found
-        if name != other and self.outline:      # decides how much memory the model takes
+        if self.outline:
             found = {}
             for path in _tensor_files(self.folder):
                 found |= {n: v for n, v in _read_tensors(path).items() if n in (name, other)}
-        same = np.array_equal(found[name], found[other])
-        if same:
-            self.taken |= {other: 0, name: self.found[name].size}
-        return same
+        return np.array_equal(found[name], found[other])
 
     def unused(self) -> list[str]:
         """Names that were not taken, but for old tables of RoPE's angles."""
@@ -240,9 +219,9 @@ def load_folder(folder: Path, name: str | None = None, *, outline: bool = False)
     Parameters
     ----------
     folder : Path
-        With config.json, tokenizer.json and model.safetensors or its shards. Supported:
-        LlamaForCausalLM in float32, float16 or bfloat16; grouped queries; RoPE without scaling;
-        RMSNorm; SwiGLU with silu; tied or own head; biases (attention_bias, mlp_bias).
+        With config.json, tokenizer.json and model.safetensors or its shards.
+        The family is one of :func:`meadowlark.models.families.families`; tensors are float32,
+        float16 or bfloat16.
     name : str, optional
         Of the model; by default that of the folder.
     outline : bool
@@ -257,27 +236,13 @@ def load_folder(folder: Path, name: str | None = None, *, outline: bool = False)
         raise UserError(f"{folder} is no Hugging Face folder; give a GGUF file in it, such as "
                         f"{files[0]}.")
     config = Metadata.from_json(folder / "config.json")
-    _refuse_unknown_shapes(config)
-    hidden, heads = config.whole("hidden_size"), config.whole("num_attention_heads")
-    kv_heads = config.whole("num_key_value_heads", heads)
-    head_dim = config.whole("head_dim", hidden // heads or None)
-    ffn, vocab = config.whole("intermediate_size"), config.whole("vocab_size")
-    if heads % kv_heads:
-        raise config.refuse(f"num_attention_heads {heads} is not a multiple of "
-                            f"num_key_value_heads {kv_heads}")
-    if not config.has("head_dim") and hidden % heads:
-        raise config.refuse(f"hidden_size {hidden} is not a multiple of num_attention_heads "
-                            f"{heads} and head_dim is not given")
-    if head_dim % 2:
-        raise config.refuse(f"head_dim {head_dim} is odd, so RoPE has no pairs")
-    context, layer_count = \
-        config.whole("max_position_embeddings", 2048), config.whole("num_hidden_layers")
-    rms_eps, rope_theta = config.number("rms_norm_eps", 1e-6), _rope_theta(config)
-    attention_bias, mlp_bias = config.flag("attention_bias", False), config.flag("mlp_bias", False)
-    tied = config.flag("tie_word_embeddings", False)
+    family = _family(config)
+    config.values = {**family.defaults, **config.values}
+    made = family.from_config(config)
+    vocab = made.vocab
     other = Metadata.from_json(folder / "generation_config.json", optional=True)
     named = [*other.ids("eos_token_id", vocab), *config.ids("eos_token_id", vocab)]
-    config.refuse_unread(HARMLESS, NEUTRAL, _REMEDY)
+    config.refuse_unread(HARMLESS, {**NEUTRAL, **family.neutral}, TAKE_OUT)
 
     source = folder / "tokenizer.json"
     try:
@@ -308,50 +273,28 @@ def load_folder(folder: Path, name: str | None = None, *, outline: bool = False)
 
     tensors = _Tensors(folder, outline)
 
-    def linear(name: str, rows: int, columns: int, bias: bool):
-        weight = tensors.take(f"{name}.weight", rows, columns)
-        return weight, tensors.take(f"{name}.bias", rows) if bias else None
-
-    def layer(i: int) -> Layer:
-        at = f"model.layers.{i}"
-        out: dict[str, Any] = {
-            "norm1": tensors.take(f"{at}.input_layernorm.weight", hidden),
-            "norm2": tensors.take(f"{at}.post_attention_layernorm.weight", hidden)}
-        wide, narrow = heads * head_dim, kv_heads * head_dim
-        for key, rows, columns in (("q", wide, hidden), ("k", narrow, hidden),
-                                   ("v", narrow, hidden), ("o", hidden, wide)):
-            out[key], out[f"{key}_bias"] = linear(f"{at}.self_attn.{key}_proj", rows, columns,
-                                                  attention_bias)
-        for key, rows, columns in (("gate", ffn, hidden), ("up", ffn, hidden),
-                                   ("down", hidden, ffn)):
-            out[key], out[f"{key}_bias"] = linear(f"{at}.mlp.{key}_proj", rows, columns, mlp_bias)
-        return Layer(**out)
-
     # Tied weights are one tensor, whichever of the two is there. Where both are and differ, the
     # flag is wrong, and both are used: transformers does so too.
-    warnings = []
-    embedding_name, head_name = "model.embed_tokens.weight", "lm_head.weight"
-    if tied and not tensors.has(embedding_name) and tensors.has(head_name):
-        embedding_name = head_name
-    if tied and not tensors.has(head_name):
-        head_name = embedding_name
-    embedding, head = (tensors.take(n, vocab, hidden) for n in (embedding_name, head_name))
-    if tied and tensors.one(embedding_name, head_name):
-        head = embedding
-    elif tied:
-        tied = False
-        warnings.append(f"{config.source} says that {head_name} is tied to the embedding, and "
-                        f"{folder} has another one, which is used")
-    layers = tuple(layer(i) for i in range(layer_count))
-    final_norm = tensors.take("model.norm.weight", hidden)
+    warnings, names = [], {}
+    embedding, head = family.tensor("embedding"), family.tensor("head")
+    if made.tied and tensors.has(head):
+        if not tensors.has(embedding):
+            names["embedding"] = head
+        elif not tensors.same(embedding, head):
+            made = replace(made, tied=False)
+            warnings.append(f"{config.source} says that {head} is tied to the embedding, and "
+                            f"{folder} has another one, which is used")
+    graph = made.graph()
+    weights, _ = read_weights(graph, lambda name: names.get(name) or family.tensor(name),
+                              tensors.take)
+    if made.tied and tensors.has(head):
+        tensors.taken.setdefault(head, 0)
     if left := tensors.unused():
         more = f" and {len(left) - 1} more" if left[1:] else ""
         warnings.append(f"{folder} has tensors that no model of its config.json has, which are not "
                         f"used: {brief(min(left))}{more}")
     return Model(
-        name=name or folder.resolve().name, hidden=hidden, layers=layers, heads=heads,
-        kv_heads=kv_heads, head_dim=head_dim, ffn=ffn, vocab=vocab, embedding=embedding,
-        final_norm=final_norm, context=context, head=head, tied=tied, rms_eps=rms_eps,
-        rope_theta=rope_theta, tokenizer=tokenizer, bos_id=bos, stop_ids=stop_ids(named, ends),
+        name=name or folder.resolve().name, family=family.name, graph=graph, weights=weights,
+        context=made.context, tokenizer=tokenizer, bos_id=bos, stop_ids=stop_ids(named, ends),
         parameters=sum(tensors.taken.values()), chat=declared.chat_template(),
         warnings=tuple(warnings))

@@ -15,8 +15,10 @@ from gguf.constants import TokenType
 
 from ..errors import UserError
 from ..text.tokenizer import Tokenizer
-from .checkpoint import Layer, Model
+from .checkpoint import Model
+from .families.llama import Decoder
 from .gguf_tokenizer import build_tokenizer, read_vocabulary
+from .graph import Rates, rates
 from .metadata import Metadata
 
 #: How files with a version begin; they are followed by that version.
@@ -126,14 +128,18 @@ def load_llama2c(path: str | Path, *, outline: bool = False) -> Model:
     for name in "qk":       # rotated rows are neighbours, as in GGUF
         rows = values[name].reshape(layers, -1, head_dim // 2, 2, hidden).swapaxes(2, 3)
         values[name] = rows.reshape(shapes[name])
-    each = ("norm1", "q", "k", "v", "o", "norm2", "gate", "up", "down")
+    graph = Decoder(
+        hidden=hidden, heads=heads, kv_heads=kv_heads, head_dim=head_dim, layers=layers, ffn=ffn,
+        vocab=vocab, context=context, eps=1e-5, rope=Rates(rates(head_dim // 2, 10000.0)),
+        tied=tied).graph()
+
+    def weight(name: str) -> np.ndarray:
+        layer, _, part = name.removeprefix("layers.").partition(".")
+        return values[part][int(layer)] if part else values[name]
     return Model(
-        name=path.stem, hidden=hidden, heads=heads, kv_heads=kv_heads, head_dim=head_dim, ffn=ffn,
-        layers=tuple(Layer(**{n: values[n][i] for n in each}) for i in range(layers)),
-        vocab=vocab, context=context, rms_eps=1e-5, rope_theta=10000.0,
-        embedding=values["embedding"], final_norm=values["final_norm"],
-        head=values["embedding" if tied else "head"], tied=tied, tokenizer=tokenizer, bos_id=BOS,
-        stop_ids=(BOS, EOS), parameters=parameters)
+        name=path.stem, family="llama", graph=graph, context=context, tokenizer=tokenizer,
+        weights={name: weight(name) for name in graph.shapes}, bos_id=BOS, stop_ids=(BOS, EOS),
+        parameters=parameters)
 
 
 def _read_tokenizer(folder: Path, vocab: int) -> Tokenizer:

@@ -17,6 +17,9 @@ from ..files import foreign
 MAX_WORD = 255
 #: Ids that stand for "none": -1, also where it was written as 32 unsigned bits.
 NO_ID = (-1, (1 << 32) - 1)
+#: What to do about an entry of config.json that :meth:`Metadata.refuse_unread` refuses.
+TAKE_OUT = ("use another checkpoint, or take the entry out if you know that it changes nothing of "
+            "what the model computes")
 _REQUIRED: Any = object()
 
 
@@ -144,6 +147,15 @@ class Metadata:
             raise self.refuse(f"{self.named(key)} must be a list of finite numbers")
         return value
 
+    def flags(self, key: str, count: int, default: Any = _REQUIRED) -> list[bool]:
+        """A list of true or false, or 1 or 0."""
+        value = self._take(key, default, "a list of 0 and 1", list)
+        if not self.has(key):
+            return value
+        if len(value) != count or not all(flag in (0, 1) for flag in value):
+            raise self._must(key, f"a list of {count} times 0 or 1", value)
+        return [bool(flag) for flag in value]
+
     def ids(self, key: str, vocab: int) -> list[int]:
         """A token id or a list of them, all below ``vocab``; [] where there is none."""
         given = self._take(key, [], "a token id or a list of them", (int, list))
@@ -197,14 +209,3 @@ def _shown(value: object) -> str:
     if isinstance(value, (list, np.ndarray)):
         return f"a list of {len(value):,}"
     return "an object"
-
-
-def rope_scaling(kind: str | None, factor: float | None) -> str:
-    """What a file says of scaled rotations, for a message; "" if they are not scaled.
-
-    kind: name of the scaling, None without one. factor: None if the file has none.
-    """
-    if kind in ("none", "default") or factor == 1 and kind in (None, "linear") \
-            or kind is factor is None:
-        return ""
-    return f"by a factor of {factor:g}" if kind is None else repr(kind)

@@ -1,0 +1,163 @@
+"""What a family is: how files call its hyperparameters and tensors, and what it computes."""
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, TensorNameMap, get_tensor_name_map
+
+from ..graph import Attend, Graph, Linear, Rope
+from ..metadata import Metadata
+
+#: Ends of the names of weights here, and in files; all else is a "weight".
+_ENDS = {"bias": "bias", "beta": "bias"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyperparameters(ABC):
+    """Of a model: all that its graph depends on.
+
+    vocab: rows of the embedding. context: most positions. tied: the head is the embedding.
+    """
+    vocab: int
+    context: int
+    tied: bool
+
+    @abstractmethod
+    def graph(self) -> Graph:
+        """The model without its values. Weights are named "embedding", "head", "layers.3.q"."""
+
+
+class Tensors(Protocol):
+    """The tensors of a GGUF file, for a family that has to look which there are."""
+
+    def has(self, name: str) -> bool:
+        """There is one of this name."""
+        ...
+
+    def factors(self, name: str, count: int) -> np.ndarray | None:
+        """float64[count] from a tensor that is no weight; None without it."""
+        ...
+
+
+class Family:
+    """A family of models; a module of this package has one, and an object of it is one.
+
+    name: model_type in config.json. classes: its architectures there. arch: in GGUF, None if
+    llama.cpp has another for it. defaults: entries that config.json may lack, as transformers has
+    them. neutral: entries that change nothing at this value, beside those that no family has.
+    names: weight -> tensor of transformers without its end, ``{}`` for the layer; weights with the
+    same tensor are its rows, in the order of the graph. interleaved: in GGUF, rows of queries and
+    keys that rotate together are neighbours.
+    """
+    name: ClassVar[str]
+    classes: ClassVar[tuple[str, ...]]
+    arch: ClassVar[MODEL_ARCH | None] = None
+    defaults: ClassVar[Mapping[str, object]] = {}
+    neutral: ClassVar[Mapping[str, object]] = {}
+    names: ClassVar[Mapping[str, str]]
+    interleaved: ClassVar[bool] = False
+
+    def from_config(self, config: Metadata) -> Hyperparameters:
+        """What config.json says. Raise :class:`meadowlark.errors.UserError` for what this family
+        does not have."""
+        raise NotImplementedError
+
+    def from_gguf(self, meta: Metadata, tensors: Tensors, vocab: int) -> Hyperparameters:
+        """Likewise, of a GGUF file."""
+        raise NotImplementedError
+
+    @property
+    def gguf_name(self) -> str:
+        """The architecture as GGUF files call it, and what their keys begin with."""
+        assert self.arch is not None
+        return MODEL_ARCH_NAMES[self.arch]
+
+    def tensor(self, weight: str) -> str:
+        """The name of a weight in checkpoints of transformers."""
+        stem, end, layer = _split(weight)
+        return f"{self.names[stem].format(layer)}.{end}"
+
+    def gguf_tensor(self, weight: str) -> str:
+        """The name of a weight in GGUF files."""
+        stem, end, layer = _split(weight)
+        assert self.arch is not None
+        name = _gguf_names(self.arch).get_name(self.names[stem].format(layer))
+        assert name is not None, f"the gguf package has no name for {weight}"
+        return f"{name}.{end}"
+
+    def rotated(self, graph: Graph) -> dict[str, int]:
+        """Weight or bias -> heads, of those whose rows have the order of a rotation in GGUF."""
+        found: dict[str, int] = {}
+        if not self.interleaved:
+            return found
+        for op in graph.of(Attend):
+            for edge, heads in ((op.q, op.heads), (op.k, op.kv_heads)):
+                made = graph.maker[edge]
+                if isinstance(made, Rope):
+                    made = graph.maker[made.x]
+                assert isinstance(made, Linear)
+                found.update(dict.fromkeys(made.weights, heads))
+        return found
+
+
+#: Layers that have a name in GGUF; beyond any model.
+_LAYERS = 1 << 10
+
+
+@lru_cache(maxsize=4)
+def _gguf_names(arch: MODEL_ARCH) -> TensorNameMap:
+    return get_tensor_name_map(arch, _LAYERS)
+
+
+def _split(weight: str) -> tuple[str, str, str]:
+    """layers.3.q.bias -> layers.{}.q, bias, 3."""
+    stem, _, last = weight.rpartition(".")
+    end = _ENDS.get(last)
+    if end is None:
+        stem, end = weight, "weight"
+    layer = re.match(r"layers\.(\d+)\.", stem)
+    return (stem, end, "") if layer is None else \
+        (f"layers.{{}}.{stem[layer.end():]}", end, layer[1])
+
+
+#: Takes a tensor by its name in the file, shape, and heads whose rows are interleaved (0: none);
+#: gives its values and, where the file has it so, its blocks.
+Take = Callable[..., tuple[np.ndarray, Any]]
+
+
+def read_weights(graph: Graph, name: Callable[[str], str], take: Take,
+                 rotated: Mapping[str, int] | None = None) -> tuple[dict, dict]:
+    """Weights of a graph, and blocks of those that have them.
+
+    Parameters
+    ----------
+    graph : Graph
+    name : callable
+        Weight -> its tensor. Weights with the same are parts of its rows.
+    take : callable
+        ``take(tensor, *shape, heads=0) -> float32 array, BlockTensor or None``.
+    rotated : mapping, optional
+        See :meth:`Family.rotated`.
+    """
+    tensors: dict[str, list[str]] = {}
+    for weight in graph.shapes:
+        tensors.setdefault(name(weight), []).append(weight)
+    weights, blocks = {}, {}
+    for tensor, parts in tensors.items():
+        rows = [graph.shapes[part][0] for part in parts]
+        heads = (rotated or {}).get(parts[0], 0)
+        value, kept = take(tensor, sum(rows), *graph.shapes[parts[0]][1:], heads=heads)
+        at = 0
+        for part, count in zip(parts, rows, strict=True):
+            whole = count == len(value)
+            weights[part] = value if whole else value[at:at + count]
+            if kept is not None:
+                blocks[part] = kept if whole else kept.slice(at, at + count)
+            at += count
+    return {w: weights[w] for w in graph.shapes}, blocks

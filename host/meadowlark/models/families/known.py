@@ -1,0 +1,45 @@
+"""Families that are known and not run, and what each would need."""
+from __future__ import annotations
+
+from . import families
+
+#: model_type in config.json, architecture in GGUF ("" if none) -> what it needs.
+_NEEDS = {
+    ("deepseek_v2", "deepseek2"): "latent attention (MLA) and experts",
+    ("deepseek_v3", "deepseek2"): "latent attention (MLA) and experts",
+    ("gemma", "gemma"): "a gate with GELU",
+    ("gemma2", "gemma2"): "a gate with GELU, norms behind each half of a layer and soft caps",
+    ("gemma3_text", "gemma3"): "a gate with GELU, norms of queries and keys and behind each half "
+                               "of a layer, and two RoPE tables",
+    ("gpt2", "gpt2"): "learned positions, LayerNorm and GELU",
+    ("gpt_bigcode", "starcoder"): "learned positions, LayerNorm and GELU",
+    ("gpt_neo", ""): "learned positions, LayerNorm, GELU and windows in every other layer",
+    ("gpt_neox", "gptneox"): "LayerNorm, GELU, partial RoPE and both halves of a layer side by "
+                             "side",
+    ("gptj", "gptj"): "LayerNorm, GELU, partial RoPE, both halves of a layer side by side and a "
+                      "bias of the head",
+    ("lfm2", "lfm2"): "short convolutions and norms of queries and keys",
+    ("mixtral", ""): "experts",
+    ("olmo2", "olmo2"): "norms of queries and keys, and norms behind each half of a layer",
+    ("opt", "opt"): "learned positions, LayerNorm and ReLU",
+    ("phi", "phi2"): "LayerNorm, GELU, partial RoPE, both halves of a layer side by side and a "
+                     "bias of the head",
+    ("qwen2_moe", "qwen2moe"): "experts",
+    ("qwen3", "qwen3"): "norms of queries and keys",
+    ("qwen3_moe", "qwen3moe"): "norms of queries and keys, and experts"}
+
+
+def missing() -> dict[str, str]:
+    """Name of each family that is known and not run -> what it needs."""
+    return {name: needs for (name, _), needs in _NEEDS.items() if name not in families()}
+
+
+def refusal(name: str | None) -> tuple[str, str]:
+    """What to say of a model that no family reads, and what to do.
+
+    name: model_type of config.json or architecture of GGUF.
+    """
+    needs = next((needs for names, needs in _NEEDS.items() if name and name in names), None)
+    because = "" if needs is None else f"; it needs {needs}"
+    return f"architecture {name!r} is not supported{because}", \
+        f"use a model of type {', '.join(families())}"

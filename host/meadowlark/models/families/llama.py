@@ -1,0 +1,156 @@
+"""Llama (arXiv:2302.13971, 2307.09288, 2407.21783), and what others change of it."""
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from gguf import MODEL_ARCH
+
+from .. import rope
+from ..graph import Builder, Graph, Rates
+from ..metadata import Metadata
+from .family import Family, Hyperparameters, Tensors
+
+#: Matrices of a layer, and what transformers calls them.
+_MATRICES = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
+             "o": "self_attn.o_proj", "gate": "mlp.gate_proj", "up": "mlp.up_proj",
+             "down": "mlp.down_proj"}
+ATTENTION, MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoder(Hyperparameters):
+    """Norm, attention, norm and gated MLP, as many times as there are layers.
+
+    ffn: width of the MLP. biases: parts of layers that have one, as ``layers.0.q``. unrotated:
+    layers without RoPE. windows: layer -> how many positions it sees, where not all. divisor: of
+    scores, the root of head_dim if None. The scales are those of
+    :class:`meadowlark.models.graph.Embed`, ``Add`` and ``Head``.
+    """
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    eps: float
+    rope: Rates
+    biases: Collection[str] = ()
+    unrotated: Collection[int] = ()
+    windows: dict[int, int] | None = None
+    divisor: float | None = None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+
+    def graph(self) -> Graph:
+        b = Builder()
+
+        def linear(x: str, name: str, rows: int) -> str:
+            return b.linear(x, name, rows, bias=name in self.biases)
+
+        r = b.embed(self.vocab, self.hidden, scale=self.embedding_scale)
+        for i in range(self.layers):
+            at = f"layers.{i}"
+            x = b.norm(r, f"{at}.norm1", self.eps)
+            q = linear(x, f"{at}.q", self.heads * self.head_dim)
+            k = linear(x, f"{at}.k", self.kv_heads * self.head_dim)
+            v = linear(x, f"{at}.v", self.kv_heads * self.head_dim)
+            if i not in self.unrotated:
+                q, k = (b.rope(y, self.head_dim, self.rope) for y in (q, k))
+            a = b.attend(q, k, v, f"{at}.attention", heads=self.heads, kv_heads=self.kv_heads,
+                         head_dim=self.head_dim, divisor=self.divisor,
+                         window=(self.windows or {}).get(i))
+            r = b.add(r, linear(a, f"{at}.o", self.hidden), scale=self.residual_scale)
+            x = b.norm(r, f"{at}.norm2", self.eps)
+            gate, up = (linear(x, f"{at}.{part}", self.ffn) for part in ("gate", "up"))
+            h = b.gate(gate, up, f"{at}.h")
+            r = b.add(r, linear(h, f"{at}.down", self.hidden), scale=self.residual_scale)
+        x = b.norm(r, "final_norm", self.eps)
+        b.head(x, self.vocab, weight="embedding" if self.tied else "head", scale=self.logit_scale)
+        return b.graph()
+
+
+class Llama(Family):
+    """Grouped queries, RoPE, RMSNorm, SwiGLU with silu; with or without biases; the head tied or
+    not."""
+    name = "llama"
+    classes = ("LlamaForCausalLM",)
+    arch = MODEL_ARCH.LLAMA
+    names = {"embedding": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head",
+             "layers.{}.norm1": "model.layers.{}.input_layernorm",
+             "layers.{}.norm2": "model.layers.{}.post_attention_layernorm",
+             **{f"layers.{{}}.{part}": f"model.layers.{{}}.{name}"
+                for part, name in _MATRICES.items()}}
+    interleaved = True
+
+    def from_config(self, config: Metadata) -> Decoder:
+        hidden, heads = config.whole("hidden_size"), config.whole("num_attention_heads")
+        kv_heads = config.whole("num_key_value_heads", heads)
+        head_dim = config.whole("head_dim", hidden // heads or None)
+        if heads % kv_heads:
+            raise config.refuse(f"num_attention_heads {heads} is not a multiple of "
+                                f"num_key_value_heads {kv_heads}")
+        if not config.has("head_dim") and hidden % heads:
+            raise config.refuse(f"hidden_size {hidden} is not a multiple of num_attention_heads "
+                                f"{heads} and head_dim is not given")
+        if head_dim % 2:
+            raise config.refuse(f"head_dim {head_dim} is odd, so RoPE has no pairs")
+        act = config.word("hidden_act", "silu")
+        if act not in ("silu", "swish"):
+            raise config.refuse(f"activation hidden_act {act!r} is not supported",
+                                "use a checkpoint with silu")
+        layers = config.whole("num_hidden_layers")
+        parts = (*(ATTENTION if config.flag("attention_bias", False) else ()),
+                 *(MLP if config.flag("mlp_bias", False) else ()))
+        return Decoder(
+            hidden=hidden, heads=heads, kv_heads=kv_heads, head_dim=head_dim, layers=layers,
+            ffn=config.whole("intermediate_size"), vocab=config.whole("vocab_size"),
+            context=config.whole("max_position_embeddings", 2048),
+            eps=config.number("rms_norm_eps", 1e-6),
+            rope=rope.from_config(config, head_dim // 2), biases=_of_layers(layers, parts),
+            windows=self.windows(config, layers), tied=config.flag("tie_word_embeddings", False))
+
+    def windows(self, config: Metadata, layers: int) -> dict[int, int]:
+        """Layer -> how many positions it sees, where not all."""
+        kinds = config.texts("layer_types", ["full_attention"])
+        if any(kind != "full_attention" for kind in kinds):
+            raise config.refuse("layer_types names layers without full attention, which are not "
+                                "supported", f"use a plain {self.name} checkpoint")
+        return {}
+
+    def from_gguf(self, meta: Metadata, tensors: Tensors, vocab: int) -> Decoder:
+        arch = self.gguf_name
+        hidden = meta.whole(f"{arch}.embedding_length")
+        heads = meta.whole(f"{arch}.attention.head_count")
+        kv_heads = meta.whole(f"{arch}.attention.head_count_kv", heads)
+        if heads % kv_heads:
+            raise meta.refuse(f"{arch}.attention.head_count {heads} is not a multiple of "
+                              f"{arch}.attention.head_count_kv {kv_heads}")
+        if not meta.has(f"{arch}.attention.key_length") and hidden % heads:
+            raise meta.refuse(f"{arch}.embedding_length {hidden} is not a multiple of "
+                              f"{arch}.attention.head_count {heads}")
+        head_dim = meta.whole(f"{arch}.attention.key_length", max(1, hidden // heads))
+        for key in (f"{arch}.attention.value_length", f"{arch}.rope.dimension_count"):
+            if (length := meta.whole(key, head_dim)) != head_dim:
+                raise meta.refuse(f"{key} is {length} and heads have {head_dim} dimensions, which "
+                                  "is not supported", "use a model where both are equal")
+        if head_dim % 2:
+            raise meta.refuse(f"heads of {head_dim} dimensions have no pairs for RoPE")
+        layers = meta.whole(f"{arch}.block_count")
+        window = meta.whole(f"{arch}.attention.sliding_window", 0, least=0)
+        return Decoder(
+            hidden=hidden, heads=heads, kv_heads=kv_heads, head_dim=head_dim, layers=layers,
+            ffn=meta.whole(f"{arch}.feed_forward_length"), vocab=vocab,
+            context=meta.whole(f"{arch}.context_length"),
+            eps=meta.number(f"{arch}.attention.layer_norm_rms_epsilon"),
+            rope=rope.from_gguf(meta, arch, head_dim // 2,
+                                tensors.factors("rope_freqs.weight", head_dim // 2)),
+            biases=frozenset(name for name in _of_layers(layers, _MATRICES)
+                             if tensors.has(self.gguf_tensor(f"{name}.bias"))),
+            windows=dict.fromkeys(range(layers), window) if window else {},
+            tied=not tensors.has(self.gguf_tensor("head")))
+
+
+def _of_layers(layers: int, parts: Collection[str]) -> frozenset[str]:
+    return frozenset(f"layers.{i}.{part}" for i in range(layers) for part in parts)

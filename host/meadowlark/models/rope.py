@@ -1,0 +1,95 @@
+"""How fast the pairs of a head turn: what files say of RoPE, and its scalings."""
+from __future__ import annotations
+
+import numpy as np
+
+from ..errors import UserError
+from .graph import Rates, rates
+from .metadata import TAKE_OUT, Metadata
+
+#: Scalings that are known and not run, and what each needs.
+UNSUPPORTED = {
+    "dynamic": "rates that change with the length of the text",
+    "yarn": "rates by wavelength and a temperature of attention",
+    "longrope": "two sets of rates, chosen by the length of the text, and a factor on queries and "
+                "keys",
+    "su": "two sets of rates, chosen by the length of the text, and a factor on queries and keys"}
+
+
+def _plain(kind: str | None, factor: float | None) -> bool:
+    return kind in ("none", "default") or factor == 1 and kind in (None, "linear") \
+        or kind is factor is None
+
+
+def _refuse(config: Metadata, kind: str | None, factor: float | None, where: str) -> UserError:
+    if kind is None:
+        return config.refuse(f"RoPE scaling by a factor of {factor:g}{where} has no type",
+                             "add rope_type, such as linear, if you know it")
+    needs = f"; it needs {UNSUPPORTED[kind]}" if kind in UNSUPPORTED else ""
+    return config.refuse(f"RoPE scaling {kind!r}{where} is not supported{needs}",
+                         "use a model without RoPE scaling, or with llama3 or linear")
+
+
+def llama3(plain: np.ndarray, *, factor: float, low: float, high: float, original: float,
+           ) -> np.ndarray:
+    """Rates of Llama 3.1: slow pairs by the factor slower, fast ones as they are.
+
+    plain: float64[pairs]. A pair is slow if it turns less than ``low`` times within the
+    ``original`` context, fast if more than ``high`` times, and mixed in proportion between them.
+    """
+    turns = original * plain / (2 * np.pi)
+    fast = np.clip((turns - low) / (high - low), 0, 1)
+    return plain * (fast + (1 - fast) / factor)
+
+
+#: Entries beside a type of RoPE scaling that say how others scale.
+_OTHERS = ("original_max_position_embeddings", "*_factor", "beta_*", "mscale*", "truncate",
+           "finetuned")
+#: Entries that change nothing at this value.
+_NEUTRAL = {"partial_rotary_factor": 1, "rotary_pct": 1}
+
+
+def from_config(config: Metadata, pairs: int) -> Rates:
+    """Rates as config.json has them, in its older or newer form."""
+    outside = config.number("rope_theta", 10000.0)      # as the original model
+    out = rates(pairs, outside)
+    # Files of transformers 5 have all of it in rope_parameters. Where there is rope_scaling too,
+    # that counts.
+    for key in ("rope_parameters", "rope_scaling"):
+        rope = config.table(key)
+        if not rope.values:
+            continue
+        kind = rope.word("rope_type", None) or rope.word("type", None)
+        factor = rope.number("factor", None)
+        plain = rates(pairs, rope.number("rope_theta", outside))
+        if _plain(kind, factor):
+            out = plain
+        elif kind == "linear":
+            out = plain / rope.number("factor")
+        elif kind == "llama3":
+            low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
+            if low >= high:
+                raise rope.refuse(f"{rope.named('low_freq_factor')} {low:g} is not below "
+                                  f"high_freq_factor {high:g}")
+            out = llama3(plain, factor=rope.number("factor"), low=low, high=high,
+                         original=rope.number("original_max_position_embeddings"))
+        else:
+            raise _refuse(config, kind, factor, f" ({key})")
+        rope.refuse_unread(_OTHERS, _NEUTRAL, TAKE_OUT)
+    return Rates(out)
+
+
+def from_gguf(meta: Metadata, arch: str, pairs: int, factors: np.ndarray | None) -> Rates:
+    """Rates as a GGUF file has them. factors: float64[pairs] of ``rope_freqs.weight``: how much
+    slower each pair turns, or None."""
+    out = rates(pairs, meta.number(f"{arch}.rope.freq_base", 10000.0))
+    # As in llama.cpp, a factor of 0 is none, and one without a type is linear.
+    kind = meta.word(f"{arch}.rope.scaling.type", None)
+    factor = meta.number(f"{arch}.rope.scaling.factor", None, zero=True)
+    older = meta.number(f"{arch}.rope.scale_linear", 1, zero=True)
+    factor = (older if factor is None else factor) or 1
+    if kind not in (None, "none", "linear"):
+        raise _refuse(meta, kind, factor, "")
+    if kind != "none":
+        out = out / factor
+    return Rates(out if factors is None else out / factors)
