@@ -16,18 +16,19 @@ import numpy as np
 from meadowlark_hdl.weights.entropy_golden import coded_bits, prefix_code
 
 from ..errors import UserError
-from ..models.checkpoint import Layer, Model
+from ..models.checkpoint import Model
 from ..models.float_model import FloatModel
-from .feedback import INPUTS, Moments, feedback, round_rows
+from ..models.graph import Head, Linear
+from .feedback import Moments, feedback, round_rows
 from .own_text import first
+from .plan import plan
 from .quantise import Ranges, Rounded, int8_codes, int8_scale, observe
-from .sensitivity import MATRICES, Sensitivity
+from .sensitivity import Sensitivity
 
 #: Gets a sentence and, where it is known, the steps done and the steps in all.
 Progress = Callable[[str, int, int], None]
-HEAD = (("head", -1),)
-#: Matrix and layer ("head", -1) -> float64[rows]; without one: 1.
-Shares = Mapping[tuple[str, int], np.ndarray]
+#: Weight -> float64[rows]; without one: 1.
+Shares = Mapping[str, np.ndarray]
 
 #: Grids that are tried: below, weights are little more than signs; above, int8 holds no finer one.
 COARSEST, FINEST = 0.5, 64.0
@@ -48,16 +49,15 @@ LEAST = 0.01
 STEP = 1 / 16
 
 
-def _matrix(model: Model, name: str, i: int) -> np.ndarray:
-    return model.head if name == "head" else getattr(model.layers[i], name)
+def _tensors(model: Model) -> Iterator[tuple[str, ...]]:
+    """Names of the weights that a token reads, those with one table together.
 
-
-def _tensors(model: Model) -> Iterator[tuple[tuple[str, int], ...]]:
-    """Matrices as the stream has them, those with one table together."""
-    for i in range(len(model.layers)):
-        for names in (("q",), ("k",), ("v",), ("o",), ("gate", "up"), ("down",)):
-            yield tuple((name, i) for name in names)
-    yield HEAD
+    ValueError: the head has no codes of its own.
+    """
+    if model.tied:
+        raise ValueError("the head is the embedding; take them apart first")
+    of = {name: matrix.weights for matrix in plan(model.graph).matrices for name in matrix.weights}
+    yield from dict.fromkeys(of[op.weight] for op in model.graph.of(Linear, Head))
 
 
 def shares(model: Model, sensitivity: Sensitivity) -> Shares:
@@ -68,8 +68,9 @@ def shares(model: Model, sensitivity: Sensitivity) -> Shares:
     mean of their logarithms over all weights is 0.
     """
     found, total, weights = {}, 0.0, 0
+    head = {op.weight for op in model.graph.of(Head)}
     for tensor in _tensors(model):
-        matrices = [_matrix(model, *key) for key in tensor]
+        matrices = [model.weights[name] for name in tensor]
         rms = np.concatenate([np.sqrt(np.square(matrix, dtype=np.float32).mean(
             axis=1, dtype=np.float64)) for matrix in matrices])
         cost = np.concatenate([sensitivity.rows[key] for key in tensor]) / sensitivity.tokens
@@ -78,7 +79,7 @@ def shares(model: Model, sensitivity: Sensitivity) -> Shares:
         # A step is base times one number for the tensor. The head's rows do not differ: likely
         # tokens stand together, and jobs of equal size would bring their tiles too late
         # (:func:`meadowlark.compile.layout.packed_jobs`), so that it could not be coded at all.
-        follow = 0.0 if tensor == HEAD else FOLLOW
+        follow = 0.0 if head.issuperset(tensor) else FOLLOW
         base = rms ** (1 - follow) * cost ** (-follow / 2)
         base /= np.sqrt((cost * base ** 2).mean())
         share = np.log2(rms / base)
@@ -102,7 +103,7 @@ def coded_size(model: Model, grid: float, shares: Shares | None = None,
         histogram = np.zeros(256, np.int64)
         for key in tensor:
             codes = rounded[key][0] if rounded else int8_codes(
-                _matrix(model, *key), grid * (shares or {}).get(key, 1.0))[0]
+                model.weights[key], grid * (shares or {}).get(key, 1.0))[0]
             histogram += np.bincount(codes.view(np.uint8).ravel(), minlength=256)
         code = prefix_code(histogram)
         bits += coded_bits(code, histogram) + 8 * len(code.table)
@@ -153,22 +154,21 @@ def rounded_codes(model: Model, grid: float, shares: Shares | None = None,
     With moments, rounded with feedback where these are known.
     """
     out: Rounded = {}
-    total = 1 + len(model.layers) * len(MATRICES)
+    inputs = {op.weight: op.x for op in model.graph.of(Linear, Head)}
     last, how = None, ()
-    for tensor in _tensors(model):
-        for name, i in tensor:
-            weight, node = _matrix(model, name, i), (INPUTS[name], i)
-            own = grid * (shares or {}).get((name, i), 1.0)
-            known = None if moments is None else moments.of.get(node)
-            if known is None:
-                out[name, i] = int8_codes(weight, own)
-            else:
-                if last != node:
-                    last, how = node, feedback(known)
-                scale = int8_scale(weight, own)
-                out[name, i] = round_rows(weight, scale, *how), scale
-            if progress:
-                progress("rounding the weights, matrices:", len(out), total)
+    for name in (name for tensor in _tensors(model) for name in tensor):
+        weight, edge = model.weights[name], inputs[name]
+        own = grid * (shares or {}).get(name, 1.0)
+        known = None if moments is None else moments.of.get(edge)
+        if known is None:
+            out[name] = int8_codes(weight, own)
+        else:
+            if last != edge:
+                last, how = edge, feedback(known)
+            scale = int8_scale(weight, own)
+            out[name] = round_rows(weight, scale, *how), scale
+        if progress:
+            progress("rounding the weights, matrices:", len(out), len(inputs))
     return out
 
 
@@ -176,15 +176,8 @@ def rounded(model: Model, grid: float, shares: Shares | None = None,
             codes: Rounded | None = None) -> Model:
     """The float model with all its matrices on the grid, or of these codes; not the embedding."""
     codes = codes or rounded_codes(model, grid, shares)
-
-    def of(key: tuple[str, int]) -> np.ndarray:
-        code, scale = codes[key]
-        return code * scale.astype(np.float32)[:, None]
-
-    def layer(i: int, w: Layer) -> Layer:
-        return replace(w, **{name: of((name, i)) for name in MATRICES})
-    return replace(model, layers=tuple(layer(i, w) for i, w in enumerate(model.layers)),
-                   head=of(("head", -1)), tied=False)
+    return replace(model, weights={**model.weights, **{
+        name: code * scale.astype(np.float32)[:, None] for name, (code, scale) in codes.items()}})
 
 
 def grid_for_perplexity(model: Model, percent: float, texts: list[list[int]],
@@ -258,11 +251,11 @@ def choose(model: Model, texts: list[list[int]], *, bits: float | None, target_p
         grid = grid_for_perplexity(model, target_ppl, texts, progress, share)
     else:
         grid = grid_for_bits(model, bits, progress, share)
-    moments, ranges = Moments(), Ranges()
+    moments, ranges = Moments(model.graph), Ranges(model.graph)
 
-    def both(node: str, layer: int, value: np.ndarray) -> None:
-        moments.observe(node, layer, value)
-        ranges.observe(node, layer, value)
+    def both(edge: str, value: np.ndarray) -> None:
+        moments.observe(edge, value)
+        ranges.observe(edge, value)
     ranges.tokens = observe(model, first(texts, TOKENS), both,
                             tell("calibrating, tokens:"))
     while True:

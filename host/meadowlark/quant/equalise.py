@@ -19,12 +19,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..models.checkpoint import Layer, Model
+from ..models.checkpoint import Model, untied
+from ..models.graph import Attend, Gate, Graph, Head, Linear, Norm, Operator, Rope
 from .own_text import first
-from .quantise import FIRST, HEADROOM, calibration_tokens, observe
+from .quantise import FIRST, HEADROOM, before_rotation, calibration_tokens, observe
 
-#: Share of the spread of the activations (its logarithm) that the weights take over.
-STRENGTH = {"x1": 0.5, "attention": 0.5, "x2": 0.5, "h": 0.5, "final": 0.25}
+#: Share of the spread of the activations (its logarithm) that the weights take over; of those that
+#: the head reads.
+STRENGTH, HEAD_STRENGTH = 0.5, 0.25
 #: The share of peaks in the factors of values, whose cache has one scale a head.
 PEAKS = 0.5
 #: Keys of a pair below this share of their head's largest count as that much.
@@ -39,65 +41,67 @@ STEP = 1 / 16
 TOKENS = 2048
 #: Activations below this share of their tensor's root mean square count as that much.
 FLOOR = 1e-3
-#: Inputs of matrices, as :data:`meadowlark.models.float_model.Observer` names them.
-_NODES = ("x1", "attention", "x2", "h", "final")
 
 
 class _Columns:
-    """Mean square of each column, every token of equal weight: the first one of a sequence, with
-    magnitudes a thousand times those of the others, would hide all of them. And the largest
-    magnitudes of keys, values and the inputs of the down rows."""
+    """Mean square of each column of what matrices read, every token of equal weight: the first one
+    of a sequence, with magnitudes a thousand times those of the others, would hide all of them. And
+    the largest magnitudes of keys, values and what gates make."""
 
-    def __init__(self) -> None:
-        self.sums: dict[tuple[str, int], np.ndarray] = {}
-        self.peaks: dict[tuple[str, int], np.ndarray] = {}
+    def __init__(self, graph: Graph) -> None:
+        self.sums: dict[str, np.ndarray] = {}
+        self.peaks: dict[str, np.ndarray] = {}
         self.tokens = 0
+        self._inputs = {op.x for op in graph.of(Linear, Head)}
+        self._heads = {op.x for op in graph.of(Head)}
+        self._gates = {op.out for op in graph.of(Gate)}
+        self._peaks = self._gates | {edge for op in graph.of(Attend) for edge in (op.k, op.v)}
 
-    def observe(self, node: str, layer: int, value: np.ndarray) -> None:
+    def observe(self, edge: str, value: np.ndarray) -> None:
         """An :data:`meadowlark.models.float_model.Observer`."""
-        if node in _NODES:
-            square = np.square(value.reshape(len(value), -1), dtype=np.float64)
+        if edge in self._inputs:
+            square = np.square(value, dtype=np.float64)
             square /= np.maximum(square.mean(axis=1, keepdims=True), 1e-30)
-            self.sums[node, layer] = self.sums.get((node, layer), 0.0) + square.sum(axis=0)
-        if node in ("k_rot", "v", "h"):
+            self.sums[edge] = self.sums.get(edge, 0.0) + square.sum(axis=0)
+        if edge in self._peaks:
             size = np.abs(value)
-            if node == "h":
+            if edge in self._gates:
                 size[:1] *= FIRST / HEADROOM        # as in quantise
-            self.peaks[node, layer] = np.maximum(self.peaks.get((node, layer), 0.0),
-                                                 size.max(axis=0))
+            self.peaks[edge] = np.maximum(self.peaks.get(edge, 0.0), size.max(axis=0))
 
-    def rms(self, node: str, layer: int) -> np.ndarray:
+    def rms(self, edge: str) -> np.ndarray:
         """float64[columns], in units of a token's root mean square."""
-        return np.maximum(np.sqrt(self.sums[node, layer] / self.tokens), FLOOR)
+        return np.maximum(np.sqrt(self.sums[edge] / self.tokens), FLOOR)
 
-    def factors(self, node: str, layer: int) -> np.ndarray:
+    def factors(self, edge: str) -> np.ndarray:
         """float32[columns] with a geometric mean of about 1."""
-        return _steps(self.rms(node, layer) ** STRENGTH[node])
+        return _steps(self.rms(edge) ** (HEAD_STRENGTH if edge in self._heads else STRENGTH))
 
-    def keys(self, layer: int) -> np.ndarray:
-        """float32[KV heads, head_dim], what the keys are divided by; the two of a pair that
-        rotates together have one factor."""
-        peak = self.peaks["k_rot", layer]
-        pair = np.max(np.split(peak, 2, axis=-1), axis=0)
-        pair = np.maximum(pair, SMALLEST_KEY * pair.max(axis=-1, keepdims=True))
-        return _steps(np.tile(np.maximum(pair, 1e-12), 2))
+    def keys(self, op: Attend, turning: int) -> np.ndarray:
+        """float32[KV heads, head_dim], what the keys are divided by. turning: pairs of a head that
+        rotate; the two of a pair have one factor."""
+        peak = self.peaks[op.k].reshape(op.kv_heads, -1).copy()
+        first, second = peak[:, :turning], peak[:, turning:2 * turning]
+        first[:] = second[:] = np.maximum(first, second)
+        peak = np.maximum(peak, SMALLEST_KEY * peak.max(axis=-1, keepdims=True))
+        return _steps(np.maximum(peak, 1e-12))
 
-    def values(self, layer: int, group: int) -> np.ndarray:
+    def values(self, op: Attend) -> np.ndarray:
         """float32[KV heads, head_dim], what the values are divided by."""
-        peak = self.peaks["v", layer]
-        square = np.square(self.rms("attention", layer)).reshape(len(peak), group, -1).mean(axis=1)
+        peak = self.peaks[op.v].reshape(op.kv_heads, -1)
+        group = op.heads // op.kv_heads
+        square = np.square(self.rms(op.out)).reshape(len(peak), group, -1).mean(axis=1)
         peak = np.maximum(peak, FLOOR * peak.max(axis=-1, keepdims=True) + 1e-12)
         # Within a head, peaks: its cache has one scale. From head to head it is the columns of o.
-        heads = np.sqrt(square.mean(axis=-1, keepdims=True)) ** STRENGTH["attention"]
-        return _steps(_even(np.sqrt(square) ** (STRENGTH["attention"] * (1 - PEAKS))
-                            * peak ** PEAKS) * heads)
+        heads = np.sqrt(square.mean(axis=-1, keepdims=True)) ** STRENGTH
+        return _steps(_even(np.sqrt(square) ** (STRENGTH * (1 - PEAKS)) * peak ** PEAKS) * heads)
 
-    def hidden(self, layer: int, down: np.ndarray) -> np.ndarray:
-        """float32[columns] of the down rows' input. One column alone may have a magnitude that
-        costs all others of the tensor their bits; then it takes more, as far as ``down`` has room
-        in int8."""
-        factors = _steps(self.rms("h", layer) ** STRENGTH["h"])
-        peak = self.peaks["h", layer] / factors
+    def hidden(self, edge: str, down: np.ndarray) -> np.ndarray:
+        """float32[columns] of what a gate makes. One column alone may have a magnitude that costs
+        all others of the tensor their bits; then it takes more, as far as ``down``, the matrix that
+        reads them, has room in int8."""
+        factors = _steps(self.rms(edge) ** STRENGTH)
+        peak = self.peaks[edge] / factors
         limit = PEAK * np.sort(peak)[len(peak) * 3 // 4]
         column = np.sqrt(np.square(down * factors, dtype=np.float32).mean(axis=0))
         room = ROOM * np.sqrt(np.square(column).mean()) / np.maximum(column, 1e-30)
@@ -136,30 +140,84 @@ def equalise(model: Model, calibration: Iterable[Sequence[int]] | None = None,
     """
     if calibration is None:
         calibration = calibration_tokens(model)
-    columns = _Columns()
+    model = untied(model)
+    columns = _Columns(model.graph)
     columns.tokens = observe(model, first(list(map(list, calibration)), TOKENS), columns.observe,
                              progress)
-    final = columns.factors("final", -1)
-    return replace(
-        model, layers=tuple(_layer(model, i, layer, columns)
-                            for i, layer in enumerate(model.layers)),
-        final_norm=model.final_norm / final, head=model.head * final, tied=False, blocks={})
+    even = _Evener(model, columns)
+    for op in model.graph.operators:
+        if rule := _RULES.get(type(op)):
+            rule(even, op)
+    return replace(model, weights=even.weights, blocks={})
 
 
-def _layer(model: Model, i: int, w: Layer, columns: _Columns) -> Layer:
-    group = model.heads // model.kv_heads
-    x1, x2, h = columns.factors("x1", i), columns.factors("x2", i), columns.hidden(i, w.down)
+class _Evener:
+    """Weights of a model while they are evened out, an edge at a time."""
 
-    def of_heads(factors: np.ndarray) -> np.ndarray:
-        return np.repeat(factors[:, None], group, axis=1).ravel()
-    keys, values = columns.keys(i), columns.values(i, group)
-    q, k, attention, v = of_heads(keys), keys.ravel(), of_heads(values), values.ravel()
+    def __init__(self, model: Model, columns: _Columns) -> None:
+        self.graph, self.columns = model.graph, columns
+        self.weights = dict(model.weights)
 
-    def times(bias: np.ndarray | None, factors: np.ndarray) -> np.ndarray | None:
-        return None if bias is None else bias * factors
-    return replace(
-        w, blocks={}, norm1=w.norm1 / x1, q=w.q * x1 * q[:, None], q_bias=times(w.q_bias, q),
-        k=w.k * x1 / k[:, None], k_bias=times(w.k_bias, 1 / k),
-        v=w.v * x1 / v[:, None], v_bias=times(w.v_bias, 1 / v), o=w.o * attention,
-        norm2=w.norm2 / x2, gate=w.gate * x2, up=w.up * x2 / h[:, None],
-        up_bias=times(w.up_bias, 1 / h), down=w.down * h)
+    def norm(self, op: Norm) -> None:
+        """What a norm makes: its gamma, and the columns of all that read it."""
+        if matrices := self._readers(op.out):
+            factors = self.columns.factors(op.out)
+            for name in op.weights:
+                self.weights[name] = self.weights[name] / factors
+            self._multiply_columns(matrices, factors)
+
+    def attend(self, op: Attend) -> None:
+        """Keys, against queries; values, against what reads the attention of their heads."""
+        group = op.heads // op.kv_heads
+
+        def of_heads(factors: np.ndarray) -> np.ndarray:
+            return np.repeat(factors[:, None], group, axis=1).ravel()
+        rope = self.graph.maker[op.k]
+        turning = len(self.graph.tables[rope.table].values) if isinstance(rope, Rope) else 0
+        q, k = (self._maker(before_rotation(self.graph, edge)) for edge in (op.q, op.k))
+        if q and k:
+            keys = self.columns.keys(op, turning)
+            self._multiply_rows(q, of_heads(keys))
+            self._divide_rows(k, keys.ravel())
+        v, matrices = self._maker(op.v), self._readers(op.out)
+        if v and matrices:
+            values = self.columns.values(op)
+            self._divide_rows(v, values.ravel())
+            self._multiply_columns(matrices, of_heads(values))
+
+    def gate(self, op: Gate) -> None:
+        """What a gate makes: the rows of up, and the columns of all that read it."""
+        up, matrices = self._maker(op.up), self._readers(op.out)
+        if up and matrices:
+            down = np.concatenate([self.weights[m.weight] for m in matrices])
+            factors = self.columns.hidden(op.out, down)
+            self._divide_rows(up, factors)
+            self._multiply_columns(matrices, factors)
+
+    def _maker(self, edge: str) -> Linear | None:
+        """The matrix that makes an edge which nothing else reads."""
+        op = self.graph.maker[edge]
+        return op if isinstance(op, Linear) and len(self.graph.readers[edge]) == 1 else None
+
+    def _readers(self, edge: str) -> tuple[Linear | Head, ...]:
+        """The matrices that read an edge; none if anything else reads it."""
+        ops = self.graph.readers[edge]
+        return ops if all(isinstance(op, Linear | Head) for op in ops) else ()
+
+    def _multiply_columns(self, matrices: Iterable[Linear | Head], factors: np.ndarray) -> None:
+        for op in matrices:
+            self.weights[op.weight] = self.weights[op.weight] * factors
+
+    def _multiply_rows(self, op: Linear, factors: np.ndarray) -> None:
+        self.weights[op.weight] = self.weights[op.weight] * factors[:, None]
+        if op.bias is not None:
+            self.weights[op.bias] = self.weights[op.bias] * factors
+
+    def _divide_rows(self, op: Linear, factors: np.ndarray) -> None:
+        self.weights[op.weight] = self.weights[op.weight] / factors[:, None]
+        if op.bias is not None:
+            self.weights[op.bias] = self.weights[op.bias] * (1 / factors)
+
+
+_RULES: dict[type[Operator], Callable[..., None]] = {
+    Norm: _Evener.norm, Attend: _Evener.attend, Gate: _Evener.gate}

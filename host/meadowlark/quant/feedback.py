@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..models.graph import Add, Graph, Head, Linear, Norm
 from .quantise import INT8
 
-#: Inputs of the matrices of a layer.
-INPUTS = {"q": "x1", "k": "x1", "v": "x1", "o": "attention", "gate": "x2", "up": "x2", "down": "h",
-          "head": "final"}
 #: Matrices of more columns are rounded without feedback: their moments take too much memory.
 MAX_COLUMNS = 2048
 #: Share of the moments' mean diagonal that is added to it: what calibration has not seen.
@@ -24,31 +22,46 @@ COLUMNS, ROWS = 32, 4096
 
 
 class Moments:
-    """Second moments of the inputs of matrices, tokens weighed by what the residual behind them
-    is: the next norm divides by it. of: node, layer -> float32[columns, columns]."""
+    """Second moments of the inputs of matrices. of: edge -> float32[columns, columns].
 
-    def __init__(self) -> None:
-        self.of: dict[tuple[str, int], np.ndarray] = {}
-        self._waiting: tuple[tuple[str, int], np.ndarray] | None = None
+    Where the output is added to the residual, tokens are weighed by what that is afterwards: the
+    next norm divides by it.
+    """
 
-    def observe(self, node: str, layer: int, value: np.ndarray) -> None:
+    def __init__(self, graph: Graph) -> None:
+        self.of: dict[str, np.ndarray] = {}
+        self._graph = graph
+        self._inputs = {op.x for op in graph.of(Linear, Head)}
+        self._waiting: dict[str, list[tuple[str, np.ndarray]]] = {}     # by residual
+
+    def observe(self, edge: str, value: np.ndarray) -> None:
         """An :data:`meadowlark.models.float_model.Observer`."""
-        if node == "residual" and self._waiting:
+        if waiting := self._waiting.pop(edge, None):
             weight = 1 / np.sqrt(np.maximum(np.mean(np.square(value), axis=1), 1e-12))
-            self._add(self._waiting[0], self._waiting[1] * weight[:, None])
-            self._waiting = None
-        elif node in INPUTS.values() and value.reshape(len(value), -1).shape[1] <= MAX_COLUMNS:
-            value = value.reshape(len(value), -1)
-            if node in ("attention", "h"):
-                self._waiting = (node, layer), value
+            for name, x in waiting:
+                self._add(name, x * weight[:, None])
+        if edge in self._inputs and value.shape[1] <= MAX_COLUMNS:
+            if behind := self._normed(edge):
+                self._waiting.setdefault(behind, []).append((edge, value))
             else:
-                self._add((node, layer), value)
+                self._add(edge, value)
 
-    def _add(self, key: tuple[str, int], x: np.ndarray) -> None:
-        if key in self.of:
-            self.of[key] += x.T @ x
+    def _normed(self, edge: str) -> str | None:
+        """The residual that a norm reads next, where the edge's matrix adds to one."""
+        readers = self._graph.readers
+        name = readers[edge][0].out
+        while not any(isinstance(op, Norm) for op in readers[name]):
+            add = next((op for op in readers[name] if isinstance(op, Add)), None)
+            if add is None:
+                return None
+            name = add.out
+        return name
+
+    def _add(self, edge: str, x: np.ndarray) -> None:
+        if edge in self.of:
+            self.of[edge] += x.T @ x
         else:
-            self.of[key] = x.T @ x
+            self.of[edge] = x.T @ x
 
 
 def feedback(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

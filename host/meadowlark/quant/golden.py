@@ -6,6 +6,7 @@ equal these bit for bit. Matrix products use float64: the sums stay below 2**53 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -21,12 +22,22 @@ from meadowlark_hdl.control.sampler_golden import Sampling, sample
 from meadowlark_hdl.fixed import saturate
 
 from ..errors import UserError
-from .quantise import QuantLayer, QuantLinear, QuantModel, QuantNorm
+from .plan import AddStep, AttendStep, EmbedStep, GateStep, HeadStep, Matrix, NormStep, Step
+from .quantise import QuantAttend, QuantLinear, QuantModel
 
 #: Format of the gate in swiglu_golden, which saturates to it by itself: here it is only counted.
 GATE_BITS = 18
-#: Called with (node, layer or -1, int array) as a forward pass goes.
-Tracer = Callable[[str, int, np.ndarray], None]
+#: Called with (edge, int array) as a forward pass goes.
+Tracer = Callable[[str, np.ndarray], None]
+
+
+@dataclass
+class _Pass:
+    """Of a pass under way: tokens[n] at pos0.., and what its steps have made."""
+    tokens: np.ndarray
+    pos0: int
+    residual: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    edges: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class GoldenModel:
@@ -39,17 +50,18 @@ class GoldenModel:
     context : int, optional
         Positions of the cache, at most qm.context (the default).
     trace : callable, optional
-        Gets the nodes of each pass: "embedding", "x1", "q", "k", "v" (as stored: int16, int8,
-        int8, [n, heads, head_pad]), "attention", "residual", "x2", "h", "final", "logits".
+        Gets the edges that steps make, in order, and before attention those of its queries, keys
+        and values (as stored: int16, int8, int8, [n, heads, head_pad]).
 
     Attributes
     ----------
-    keys, values : int8[layers, kv_heads, context, head_pad]
-        The cache as the chip holds it in memory.
+    keys, values : int8[caches, kv_heads, context, head_pad]
+        The caches of attention as the chip holds them in memory.
     length : int
         Positions that the cache holds.
     saturations, counted : dict[str, int]
-        Values that met the limit of their format, and all values, by node.
+        Values that met the limit of their format, and all values, by what they are: "norm", "q",
+        "k", "v", "scores", "attention", "gate", "up", "h", "residual".
     """
 
     #: Tokens handled at once; bounds the memory of the scores. The result does not depend on it.
@@ -66,7 +78,11 @@ class GoldenModel:
         self.context = qm.context if context is None else context
         if not 1 <= self.context <= qm.context:
             raise ValueError(f"context must be in 1..{qm.context}, not {context!r}")
-        shape = (len(qm.layers), qm.kv_heads, self.context, qm.head_pad)
+        attends = qm.plan.attends
+        # The norm of the head and the head are only run for tokens whose logits are wanted.
+        self._body, self._end = qm.plan.steps[:-2], qm.plan.steps[-2:]
+        shape = (len(attends), max((s.op.kv_heads for s in attends), default=0), self.context,
+                 qm.head_pad)
         self.keys, self.values = np.zeros(shape, np.int8), np.zeros(shape, np.int8)
         self.length = 0
         self.saturations: dict[str, int] = {}
@@ -175,55 +191,117 @@ class GoldenModel:
             logits = self.forward([token], position)
             position += 1
 
-    # ---- One pass, in the order of the program
+    # ---- One pass, step by step
 
     def _pass(self, tokens: np.ndarray, pos0: int) -> np.ndarray:
         """tokens[n] at pos0.. -> residual int64[n, hidden]; writes the cache."""
-        qm, n = self.qm, len(tokens)
-        e = qm.embedding
-        # written to an empty residual: only its saturation is left of the addition
-        r = add_residual(0, requant(e.weights(tokens), e.mant[tokens, None], e.shift[tokens, None]))
-        self._trace("embedding", -1, r)
-        table = qm.rope[pos0:pos0 + n, None].astype(np.int64)   # [n, 1, head_pad/2, 2]
-        cos, sin = table[..., 0], table[..., 1]
-        for i, layer in enumerate(qm.layers):
-            x = self._norm(r, layer.norm1, "x1", i)
-            q = self._rotated(x, layer.q, cos, sin, layer.q_rope_shift, 16, "q", i)
-            k = self._rotated(x, layer.k, cos, sin, layer.k_rope_shift, 8, "k", i)
-            v = self._saturate(self._linear(x, layer.v), 8, "v").reshape(k.shape)
-            self._trace("v", i, v)
-            self.keys[i, :, pos0:pos0 + n] = k.swapaxes(0, 1)
-            self.values[i, :, pos0:pos0 + n] = v.swapaxes(0, 1)
-            a = self._attention(q, layer, i, pos0)
-            r = self._add(r, self._linear(a, layer.o), i)
-            x = self._norm(r, layer.norm2, "x2", i)
-            y = self._linear(x, layer.gate_up)
-            gate = self._saturate(y[:, 0::2], GATE_BITS, "gate")
-            up = self._saturate(y[:, 1::2], 16, "up")
-            h = self._at_limit(swiglu(gate, up, layer.swiglu_shift), "h")
-            self._trace("h", i, h)
-            r = self._add(r, self._linear(h, layer.down), i)
-        return r
+        state = _Pass(tokens, pos0)
+        for step in self._body:
+            self._run(step, state)
+        return state.residual
 
-    def _logits(self, r: np.ndarray) -> np.ndarray:
+    def _logits(self, residual: np.ndarray) -> np.ndarray:
         """residual[n, hidden] -> int32[n, vocab]."""
-        x = self._norm(r, self.qm.final_norm, "final", -1)
-        logits = self._linear(x, self.qm.head).astype(np.int32)
-        self._trace("logits", -1, logits)
-        return logits
+        state = _Pass(np.zeros(0, np.int64), 0, residual)
+        for step in self._end:
+            self._run(step, state)
+        return state.edges[self.qm.plan.head.name].astype(np.int32)
 
-    def _norm(self, r: np.ndarray, norm: QuantNorm, node: str, layer: int) -> np.ndarray:
-        x = rmsnorm(r, sum_of_squares(r), self.qm.eps, norm.gamma, norm.shift)
-        self._trace(node, layer, x)
-        return self._at_limit(x, node)
+    def _run(self, step: Step, state: _Pass) -> None:
+        """A step, and what it makes."""
+        made = _RUN[type(step)](self, step, state)
+        self._trace(step.name, made)
+        if isinstance(step, EmbedStep | AddStep):
+            state.residual = made
+        else:
+            state.edges[step.name] = made
 
-    def _add(self, r: np.ndarray, y: np.ndarray, layer: int) -> np.ndarray:
-        r = self._at_limit(add_residual(r, y), "residual", Config.RESID_BITS)
-        self._trace("residual", layer, r)
-        return r
+    def _embed(self, step: EmbedStep, state: _Pass) -> np.ndarray:
+        e, tokens = self._numbers(step.matrix), state.tokens
+        # written to an empty residual: only its saturation is left of the addition
+        return add_residual(0, requant(e.weights(tokens), e.mant[tokens, None],
+                                       e.shift[tokens, None]))
 
-    def _linear(self, x: np.ndarray, w: QuantLinear) -> np.ndarray:
-        """int16 range [n, K] -> requantised int64[n, rows]."""
+    def _norm(self, step: NormStep, state: _Pass) -> np.ndarray:
+        norm, r = self.qm.numbers[step.name], state.residual
+        return self._at_limit(rmsnorm(r, sum_of_squares(r), self.qm.eps, norm.gamma, norm.shift),
+                              "norm")
+
+    def _add(self, step: AddStep, state: _Pass) -> np.ndarray:
+        return self._at_limit(add_residual(state.residual, self._linear(step.matrix, state)),
+                              "residual", Config.RESID_BITS)
+
+    def _gate(self, step: GateStep, state: _Pass) -> np.ndarray:
+        y = self._linear(step.matrix, state)
+        gate = self._saturate(y[:, 0::2], GATE_BITS, "gate")
+        up = self._saturate(y[:, 1::2], 16, "up")
+        return self._at_limit(swiglu(gate, up, self.qm.numbers[step.name].shift), "h")
+
+    def _head(self, step: HeadStep, state: _Pass) -> np.ndarray:
+        return self._linear(step.matrix, state)
+
+    # ---- Attention
+
+    def _attend(self, step: AttendStep, state: _Pass) -> np.ndarray:
+        """int16 range [n, heads*head_pad]."""
+        numbers: QuantAttend = self.qm.numbers[step.name]
+        q, k, v = (self._heads(matrix, state) for matrix in (step.q, step.k, step.v))
+        if step.table is not None:
+            q, k = (self._rotated(y, state, shift)
+                    for y, shift in ((q, numbers.q_shift), (k, numbers.k_shift)))
+        q, k, v = (self._saturate(y, bits, part)
+                   for part, y, bits in (("q", q, 16), ("k", k, 8), ("v", v, 8)))
+        for edge, y in zip(step.op.inputs, (q, k, v), strict=True):
+            self._trace(edge, y)
+        stop = state.pos0 + len(q)
+        for cache, new in ((self.keys, k), (self.values, v)):
+            cache[step.cache, :new.shape[1], state.pos0:stop] = new.swapaxes(0, 1)
+        return self._attention(q, step, numbers, state.pos0)
+
+    def _heads(self, matrix: Matrix, state: _Pass) -> np.ndarray:
+        """[n, heads, head_pad]."""
+        return self._linear(matrix, state).reshape(len(state.tokens), -1, self.qm.head_pad)
+
+    def _rotated(self, y: np.ndarray, state: _Pass, shift: int) -> np.ndarray:
+        """[n, heads, head_pad], not yet saturated."""
+        at = slice(state.pos0, state.pos0 + len(y))
+        table = self.qm.rope[at, None].astype(np.int64)     # [n, 1, head_pad/2, 2]
+        # 32 bits hold the rotated pair: saturating afterwards is the same, and can be counted
+        a, b = rope(y[..., 0::2], y[..., 1::2], table[..., 0], table[..., 1], shift, 32)
+        return np.stack([a, b], axis=-1).reshape(y.shape)
+
+    def _attention(self, q: np.ndarray, step: AttendStep, numbers: QuantAttend, pos0: int,
+                   ) -> np.ndarray:
+        """q[n, heads, head_pad] -> int16 range [n, heads*head_pad]; keys and values are cached.
+
+        A query sees the keys up to its own position, and the maximum is over just those.
+        """
+        n, heads, pad = q.shape
+        ctx = pos0 + n
+        hidden = np.arange(ctx) > np.arange(pos0, ctx)[:, None]
+        group = heads // step.op.kv_heads
+        out = np.empty((n, heads, pad), np.int64)
+        for g in range(step.op.kv_heads):
+            k = self.keys[step.cache, g, :ctx].astype(np.float64)
+            v = self.values[step.cache, g, :ctx].astype(np.float64)
+            for h in range(g * group, (g + 1) * group):
+                acc = self._product(q[:, h], k.T)
+                s = scores(acc, numbers.score_shift)
+                self._count("scores", saturated(acc, numbers.score_shift)[~hidden])
+                p, total = probabilities(np.where(hidden, MASKED, s))
+                mant, shift = output_scale(total, int(numbers.v_mant[g]), int(numbers.v_shift[g]))
+                y = requant(self._product(p, v), mant[:, None], shift[:, None])
+                out[:, h] = self._saturate(y, 16, "attention")
+        return out.reshape(n, -1)
+
+    # ---- Matrices
+
+    def _numbers(self, matrix: Matrix) -> QuantLinear:
+        return self.qm.numbers[matrix.name]
+
+    def _linear(self, matrix: Matrix, state: _Pass) -> np.ndarray:
+        """Requantised int64[n, rows] of what the matrix reads."""
+        w, x = self._numbers(matrix), state.edges[matrix.x]
         weights, step = self._weights(w), max(1, self.AT_ONCE // x.shape[1])
         acc = np.concatenate([self._product(x, weights[at:at + step].T)
                               for at in range(0, len(weights), step)], axis=1)
@@ -243,41 +321,6 @@ class GoldenModel:
         assert a.shape[-1] << 32 < 1 << 53
         return (a.astype(np.float64) @ b.astype(np.float64, copy=False)).astype(np.int64)
 
-    def _rotated(self, x, w: QuantLinear, cos, sin, shift: int, bits: int, node: str, layer: int,
-                 ) -> np.ndarray:
-        """x[n, hidden] -> rotated heads [n, heads, head_pad]."""
-        y = self._linear(x, w).reshape(len(x), -1, self.qm.head_pad)
-        # 32 bits hold the rotated pair: saturating afterwards is the same, and can be counted
-        a, b = rope(y[..., 0::2], y[..., 1::2], cos, sin, shift, 32)
-        y = self._saturate(np.stack([a, b], axis=-1).reshape(y.shape), bits, node)
-        self._trace(node, layer, y)
-        return y
-
-    def _attention(self, q: np.ndarray, layer: QuantLayer, i: int, pos0: int) -> np.ndarray:
-        """q[n, heads, head_pad] -> int16 range [n, heads*head_pad]; keys and values are cached.
-
-        A query sees the keys up to its own position, and the maximum is over just those.
-        """
-        n, heads, pad = q.shape
-        ctx = pos0 + n
-        hidden = np.arange(ctx) > np.arange(pos0, ctx)[:, None]
-        group = heads // self.qm.kv_heads
-        out = np.empty((n, heads, pad), np.int64)
-        for g in range(self.qm.kv_heads):
-            k = self.keys[i, g, :ctx].astype(np.float64)
-            v = self.values[i, g, :ctx].astype(np.float64)
-            for h in range(g * group, (g + 1) * group):
-                acc = self._product(q[:, h], k.T)
-                s = scores(acc, layer.score_shift)
-                self._count("scores", saturated(acc, layer.score_shift)[~hidden])
-                p, total = probabilities(np.where(hidden, MASKED, s))
-                mant, shift = output_scale(total, int(layer.v_mant[g]), int(layer.v_shift[g]))
-                y = requant(self._product(p, v), mant[:, None], shift[:, None])
-                out[:, h] = self._saturate(y, 16, "attention")
-        out = out.reshape(n, -1)
-        self._trace("attention", i, out)
-        return out
-
     # ---- Counting saturations
 
     def _count(self, node: str, met: np.ndarray) -> None:
@@ -295,3 +338,9 @@ class GoldenModel:
         top = 1 << bits - 1
         self._count(node, (y == top - 1) | (y == -top))
         return y
+
+
+#: What runs a step; a new one is a row here.
+_RUN: dict[type[Step], Callable[..., np.ndarray]] = {
+    EmbedStep: GoldenModel._embed, NormStep: GoldenModel._norm, AttendStep: GoldenModel._attend,
+    GateStep: GoldenModel._gate, AddStep: GoldenModel._add, HeadStep: GoldenModel._head}

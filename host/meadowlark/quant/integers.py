@@ -17,50 +17,61 @@ from meadowlark_hdl.isa import Mode
 from meadowlark_hdl.weights.block_golden import BLOCK
 
 from ..models.checkpoint import Model
-from .quantise import QuantLayer, QuantLinear, QuantModel, QuantNorm
+from .plan import AttendStep, GateStep, NormStep, Plan
+from .quantise import QuantAttend, QuantGate, QuantLinear, QuantModel, QuantNorm
 from .shapes import Shapes
 
-_PARTS = {"norm1": QuantNorm, "q": QuantLinear, "k": QuantLinear, "v": QuantLinear,
-          "o": QuantLinear, "norm2": QuantNorm, "gate_up": QuantLinear, "down": QuantLinear}
-_ENDS = {"embedding": QuantLinear, "final_norm": QuantNorm, "head": QuantLinear}
 _TYPES = {"codes": "int8", "mant": "uint16", "shift": "uint8", "bias": "int32", "scale": "float16",
           "minimum": "float16", "gamma": "int16", "v_mant": "uint16", "v_shift": "uint8",
           "rope": "int16"}
 
 
 def _of_model(model: Model) -> dict[str, Any]:
-    """Fields of a QuantModel that are the model's."""
+    """Fields of a :class:`QuantModel` that are the model's."""
     return dict(name=model.name, tokenizer_json=model.tokenizer.json, bos_id=model.bos_id,
                 stop_ids=model.stop_ids, chat=model.chat)
+
+
+def _kinds(steps: Plan) -> dict[str, type]:
+    """Name -> what the numbers of that name are."""
+    found: dict[str, type] = {m.name: QuantLinear
+                              for m in (steps.embedding.matrix, *steps.matrices)}
+    for step_type, kind in ((NormStep, QuantNorm), (AttendStep, QuantAttend),
+                            (GateStep, QuantGate)):
+        found |= dict.fromkeys((step.name for step in steps.of(step_type)), kind)
+    return found
+
+
+def _check(qm: QuantModel) -> None:
+    """ValueError unless its arrays have the shapes of its plan."""
+    steps, numbers = qm.plan, qm.numbers
+    wanted = [("rope", qm.rope, (qm.context, qm.head_pad // 2, 2))]
+    for m in (steps.embedding.matrix, *steps.matrices):
+        q: QuantLinear = numbers[m.name]
+        blocks = None if q.mode == Mode.INT8 else (m.rows, m.columns // BLOCK)
+        wanted += [(f"{m.name}.{name}", getattr(q, name), shape) for name, shape in (
+            ("codes", (m.rows, m.columns)), ("mant", (m.rows,)), ("shift", (m.rows,)),
+            ("bias", (m.rows,) if m.biases else None), ("scale", blocks),
+            ("minimum", blocks if q.mode == Mode.Q4_1 else None))]
+    wanted += [(step.name, numbers[step.name].gamma, (qm.hidden,)) for step in steps.of(NormStep)]
+    wanted += [(step.name, getattr(numbers[step.name], name), (step.op.kv_heads,))
+               for step in steps.attends for name in ("v_mant", "v_shift")]
+    for name, value, shape in wanted:
+        if shape != (None if value is None else value.shape):
+            raise ValueError(f"{name} has another shape")
 
 
 def _objects(qm: QuantModel) -> Iterator[tuple[str, object]]:
     """All that has fields, and what stands before their names."""
     yield "", qm
-    for name in _ENDS:
-        yield f"{name}.", getattr(qm, name)
-    for i, layer in enumerate(qm.layers):
-        yield f"layers.{i}.", layer
-        for name in _PARTS:
-            yield f"layers.{i}.{name}.", getattr(layer, name)
-
-
-def _check(q: QuantLinear) -> None:
-    """ValueError unless its arrays belong together."""
-    rows, columns = q.codes.shape
-    blocks = None if q.mode == Mode.INT8 else (rows, columns // BLOCK)
-    for name, shape in (("mant", (rows,)), ("shift", (rows,)),
-                        ("bias", None if q.bias is None else (rows,)), ("scale", blocks),
-                        ("minimum", blocks if q.mode == Mode.Q4_1 else None)):
-        value = getattr(q, name)
-        if shape != (None if value is None else value.shape):
-            raise ValueError(f"{name} of {rows} rows and {columns} columns is another")
+    for name, numbers in qm.numbers.items():
+        yield f"{name}.", numbers
 
 
 def dump(qm: QuantModel) -> bytes:
     """A model as bytes; equal models give equal bytes."""
     tensors: dict[str, np.ndarray] = {}
-    numbers: dict[str, int | None] = {"layers": len(qm.layers)}
+    numbers: dict[str, int | None] = {}
     same: dict[str, str] = {}           # of two names for one array, the later and the earlier
     names: dict[int, str] = {}
     for before, part in _objects(qm):
@@ -116,18 +127,14 @@ def load(raw: bytes, model: Model, weights: str) -> QuantModel:
                 known["mode"] = Mode(known["mode"])
             return cls(**known)
 
-        layers = tuple(
-            make(QuantLayer, f"layers.{i}.", **{
-                name: make(cls, f"layers.{i}.{name}.") for name, cls in _PARTS.items()})
-            for i in range(len(model.layers)))
-        found = make(QuantModel, "", **_of_model(model), layers=layers,
-                     tied=bool(numbers["tied"]), **{
-                         name: make(cls, f"{name}.") for name, cls in _ENDS.items()})
-        for _, part in _objects(found):
-            if isinstance(part, QuantLinear):
-                _check(part)
-        if Shapes.of_integers(found) != Shapes.of_model(model, weights):
-            raise ValueError("another shape")
+        shapes = Shapes.of_model(model, weights, head_pad=2 * tensors["rope"].shape[1])
+        steps = shapes.plan
+        found = make(QuantModel, "", **_of_model(model), plan=steps, numbers={
+            name: make(kind, f"{name}.") for name, kind in _kinds(steps).items()})
+        _check(found)
+        if Shapes.of_integers(found) != shapes:
+            raise ValueError("kept in another way")
         return found
-    except (safetensors.SafetensorError, KeyError, TypeError, AttributeError) as error:
+    except (safetensors.SafetensorError, KeyError, TypeError, AttributeError,
+            IndexError) as error:
         raise ValueError(f"no integers of a model: {error}") from error

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 
+import numpy as np
 
 from ..errors import UserError
 from ..models.graph import (Add, Attend, Embed, Gate, Graph, Head, Kind, Linear, Norm, Operator,
-                            Rope)
+                            Rates, Rope)
 
 
 class Order(Enum):
@@ -176,6 +177,11 @@ class Plan:
     def table(self) -> str | None:
         """The RoPE table of all attention that has one."""
         return next((s.table for s in self.attends if s.table is not None), None)
+
+    @property
+    def rates(self) -> Rates:
+        """How fast the pairs of a head turn that do; none without a table."""
+        return Rates(np.zeros(0)) if self.table is None else self.graph.tables[self.table]
 
 
 def plan(graph: Graph, *, head_pad: int = 1) -> Plan:

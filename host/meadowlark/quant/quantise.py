@@ -7,9 +7,11 @@ docs/numerics.md has every format; every scale of the core is a 16-bit mantissa 
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import floor, log2, sqrt
+from typing import Any
 
 import numpy as np
 
@@ -21,9 +23,12 @@ from meadowlark_hdl.weights.decoder_golden import SHORT_BITS
 from ..errors import UserError
 from ..files import DATA
 from ..models.blocks import BlockTensor
-from ..models.checkpoint import Layer, Model
-from ..models.float_model import FloatModel, Observer, rope_angles
+from ..models.checkpoint import Model
+from ..models.float_model import FloatModel, Observer
+from ..models.graph import Attend, Embed, Gate, Graph, Head, Kind, Linear, Rope
 from ..text.chat import ChatTemplate
+from .plan import (AddStep, AttendStep, EmbedStep, GateStep, HeadStep, Matrix, NormStep, Order,
+                   Plan, Step, plan)
 from .sampling import LOG2_E, mantissa_shift
 
 ROPE_FRAC = 14          #: fractional bits of cos and sin
@@ -40,8 +45,8 @@ INT16, INT8 = (1 << 15) - 1, (1 << 7) - 1
 MAX_CONTEXT = 4096
 #: Most columns of a matrix in blocks: 2**12 products of 17 and 15 bits fit the 45 of a sum.
 MAX_BLOCK_COLUMNS = 4096
-#: Matrix and layer ("head", -1) -> (codes int8[rows, K], what one is worth float64[rows]).
-Rounded = dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]
+#: Weight -> (codes int8[rows, K], what one is worth float64[rows]).
+Rounded = dict[str, tuple[np.ndarray, np.ndarray]]
 #: What ``weights`` of :func:`quantise` can be.
 WEIGHTS = ("auto", "int8")
 
@@ -87,59 +92,44 @@ class QuantNorm:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class QuantLayer:
-    """A layer; D = head_pad, H heads, G KV heads.
+class QuantAttend:
+    """Attention of G KV heads.
 
-    q: [H*D, hidden] rows for ROPE16. k: [G*D, hidden] rows for ROPE8. v: [G*D, hidden] rows for
-    ACT8. o: [hidden, H*D] rows for RESID. gate_up: [2*ffn, hidden], rows gate0 up0 gate1 up1 ...,
-    for SWIGLU. down: [hidden, ffn] rows for RESID. In q and k, row 2i of a head is the model's row
-    i and row 2i+1 its row i + head_dim/2; rows (columns of o) from head_dim to D are zero.
-    score_shift: shift of QK. v_mant, v_shift: [G] fields mant and shift of SV, value scale / scale
-    of o's input. q_rope_shift, k_rope_shift, swiglu_shift: field shift of their LINEAR.
+    score_shift: shift of QK. v_mant, v_shift: uint16[G], uint8[G], fields mant and shift of SV:
+    value scale / scale of what attention gives. q_shift, k_shift: of the rotation of queries and
+    keys, 0 where they are not rotated.
     """
-    norm1: QuantNorm
-    q: QuantLinear
-    k: QuantLinear
-    v: QuantLinear
-    o: QuantLinear
-    norm2: QuantNorm
-    gate_up: QuantLinear
-    down: QuantLinear
     score_shift: int
     v_mant: np.ndarray
     v_shift: np.ndarray
-    q_rope_shift: int
-    k_rope_shift: int
-    swiglu_shift: int
+    q_shift: int
+    k_shift: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QuantGate:
+    """SwiGLU. shift: what its product loses."""
+    shift: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class QuantModel:
     """An integer model; the golden decoder and the compiler need nothing else.
 
-    embedding: [vocab, hidden]; requantised, a row is a residual. head: rows give logits
-    with 12 fractional bits; its codes are the embedding's array where they are equal (tied).
-    rope: int16[context, head_pad/2, 2], cos and sin with 14 fractional bits; (1, 0) in padded
-    pairs. eps: hidden * epsilon in squared units of the residual. residual_frac: fractional bits
-    of the residual. head_pad: power of two, >= head_dim. context: most positions of the model,
-    at most 4096. tokenizer_json: contents of the file. chat: the model's template, or None.
-    parameters: weights of the float model.
+    plan: its steps. numbers: of matrices by :attr:`Matrix.name`, of norms, attention and gates by
+    :attr:`Step.name`. "embedding": [vocab, hidden]; requantised, a row is a residual. "head": rows
+    give logits with 12 fractional bits; its codes are the embedding's array where they are equal
+    (tied). rope: int16[context, head_pad/2, 2], cos and sin with 14 fractional bits; (1, 0) in
+    pairs that do not turn. eps: hidden * epsilon in squared units of the residual. residual_frac:
+    fractional bits of the residual. context: most positions of the model, see :func:`longest`.
+    tokenizer_json: contents of the file. chat: the model's template, or None. parameters: weights
+    of the float model.
     """
     name: str
-    hidden: int
-    layers: tuple[QuantLayer, ...]
-    heads: int
-    kv_heads: int
-    head_dim: int
-    head_pad: int
-    ffn: int
-    vocab: int
+    plan: Plan
+    numbers: Mapping[str, Any]
     context: int
-    embedding: QuantLinear
     rope: np.ndarray
-    final_norm: QuantNorm
-    head: QuantLinear
-    tied: bool
     eps: int
     residual_frac: int
     tokenizer_json: bytes
@@ -147,6 +137,32 @@ class QuantModel:
     stop_ids: tuple[int, ...]
     chat: ChatTemplate | None
     parameters: int
+
+    @property
+    def hidden(self) -> int:
+        """Width of the residual."""
+        return self.plan.graph.hidden
+
+    @property
+    def vocab(self) -> int:
+        """Number of token ids."""
+        return self.plan.graph.vocab
+
+    @property
+    def head_pad(self) -> int:
+        """What heads are padded to."""
+        return self.plan.head_pad
+
+    @property
+    def tied(self) -> bool:
+        """Head and embedding are one table."""
+        return self.numbers["head"].codes is self.numbers["embedding"].codes
+
+    @property
+    def linears(self) -> dict[str, QuantLinear]:
+        """All matrices by name: the embedding, then those of the weight stream in its order."""
+        return {m.name: self.numbers[m.name]
+                for m in (self.plan.embedding.matrix, *self.plan.matrices)}
 
 
 # ---- Calibration
@@ -160,28 +176,51 @@ class Ranges:
     layer whose other tokens stay below 10). They get the headroom :data:`FIRST` instead of
     :data:`HEADROOM`: an ample scale for them would cost all other tokens their bits.
 
-    residual, final, logits: over the model. by_layer: node -> layer -> a value (x1, x2, attention,
-    gate, up, h), one a head (q: before and after rotation) or one a KV head (k: before, k_rot:
-    after rotation, v). tokens: how many were seen.
+    edges: of what matrices and gates read, a value; of queries, keys and values, before and after
+    their rotation, one a head. residual: over the model. tokens: how many were seen.
     """
+    graph: Graph
     residual: float = 0.0
-    final: float = 0.0
-    logits: float = 0.0
     tokens: int = 0
-    by_layer: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
+    edges: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def observe(self, node: str, layer: int, value: np.ndarray) -> None:
+    @cached_property
+    def _heads(self) -> dict[str, int]:
+        """Edges that have a scale a head -> heads."""
+        found = {}
+        for op in self.graph.of(Attend):
+            for edge, heads in ((op.q, op.heads), (op.k, op.kv_heads), (op.v, op.kv_heads)):
+                found[edge] = found[before_rotation(self.graph, edge)] = heads
+        return found
+
+    @cached_property
+    def _wanted(self) -> set[str]:
+        return {name for op in self.graph.of(Linear, Head, Gate) for name in op.inputs}
+
+    @cached_property
+    def _level(self) -> set[str]:
+        """Edges whose first position gets no headroom of its own: logits have no outliers."""
+        return {op.x for op in self.graph.of(Head)}
+
+    def observe(self, edge: str, value: np.ndarray) -> None:
         """An :data:`meadowlark.models.float_model.Observer`."""
-        size = np.abs(value)
-        if node in ("residual", "final", "logits"):
-            setattr(self, node, max(getattr(self, node), float(size.max())))
-            return
-        per_head = node in ("q", "q_rot", "k", "k_rot", "v")
-        if not per_head:
-            size[:1] *= FIRST / HEADROOM
-        most = size.max(axis=(0, 2)) if per_head else size.max()
-        known = self.by_layer.setdefault("q" if node == "q_rot" else node, {})
-        known[layer] = np.maximum(known.get(layer, 0.0), most)
+        heads = self._heads.get(edge)
+        if self.graph.edges[edge].kind is Kind.RESIDUAL:
+            self.residual = max(self.residual, float(np.abs(value).max()))
+        elif heads is not None:
+            most = np.abs(value).reshape(len(value), heads, -1).max(axis=(0, 2))
+            self.edges[edge] = np.maximum(self.edges.get(edge, 0.0), most)
+        elif edge in self._wanted:
+            size = np.abs(value)
+            if edge not in self._level:
+                size[:1] *= FIRST / HEADROOM
+            self.edges[edge] = np.maximum(self.edges.get(edge, 0.0), size.max())
+
+
+def before_rotation(graph: Graph, edge: str) -> str:
+    """The edge that is rotated into this one, or this one."""
+    maker = graph.maker[edge]
+    return maker.x if isinstance(maker, Rope) else edge
 
 
 def calibration_tokens(model: Model, text: str | None = None, *, max_tokens: int | None = None,
@@ -225,7 +264,7 @@ def observe(model: Model, calibration: Iterable[Sequence[int]], observer: Observ
 def measure(model: Model, calibration: Iterable[Sequence[int]],
             progress: Callable[[int], None] | None = None) -> Ranges:
     """Run the float model over token sequences; progress gets the number of tokens done."""
-    ranges = Ranges()
+    ranges = Ranges(model.graph)
     ranges.tokens = observe(model, calibration, ranges.observe, progress)
     return ranges
 
@@ -331,12 +370,13 @@ def _norm(gamma: np.ndarray, x_scale: float, what: str) -> QuantNorm:
     return QuantNorm(gamma=whole.astype(np.int16), shift=shift)
 
 
-def _head_rows(values: np.ndarray, head_dim: int, head_pad: int, *, pairs: bool) -> np.ndarray:
-    """[heads*head_dim, ...] -> [heads*head_pad, ...]: zero rows after each head; with pairs,
-    row 2i is row i and row 2i+1 row i + head_dim/2."""
+def _head_rows(values: np.ndarray, head_dim: int, head_pad: int, turning: int = 0) -> np.ndarray:
+    """[heads*head_dim, ...] -> [heads*head_pad, ...]: zero rows after each head. turning: pairs of
+    a head that rotate; row 2i is then row i and row 2i+1 row i + turning."""
     heads = values.reshape(-1, head_dim, *values.shape[1:])
-    if pairs:
-        order = np.arange(head_dim).reshape(2, -1).T.ravel()
+    if turning:
+        order = np.arange(head_dim)
+        order[:2 * turning] = order[:2 * turning].reshape(2, -1).T.ravel()
         heads = heads[:, order]
     out = np.zeros((heads.shape[0], head_pad, *values.shape[1:]), values.dtype)
     out[:, :head_dim] = heads
@@ -388,97 +428,161 @@ def _swiglu_scales(up: float, h: float) -> tuple[int, float, float]:
     return shift, h_scale * 2.0 ** (GATE_FRAC - shift), h_scale
 
 
-def _layer(model: Model, i: int, ranges: Ranges, residual_scale: float, head_pad: int,
-           rounded: Rounded) -> QuantLayer:
-    w: Layer = model.layers[i]
-    what = f"{model.name}, layer {i}, "
-    most = {node: _coarse(values[i]) for node, values in ranges.by_layer.items()}
+class _Quantiser:
+    """Gives the steps of a plan their numbers, in order."""
 
-    def int16_scale(node: str) -> float:
-        return max(float(most[node]), 1e-6) * HEADROOM / INT16
+    def __init__(self, model: Model, plan: Plan, ranges: Ranges, residual_scale: float,
+                 rounded: Rounded) -> None:
+        self.model, self.plan, self.ranges, self.rounded = model, plan, ranges, rounded
+        self.residual_scale = residual_scale
+        self.numbers: dict[str, Any] = {}
+        self.scales: dict[str, float] = {}      # of edges that matrices read
+        self.tables: dict[str, tuple[dict, np.ndarray]] = {}
 
-    def pairs(value: np.ndarray) -> np.ndarray:
-        return _head_rows(value, model.head_dim, head_pad, pairs=True)
+    def step(self, step: Step) -> None:
+        """Numbers of a step, and the scale of the edge that it makes."""
+        _STEPS[type(step)](self, step)
 
-    def heads(value: np.ndarray) -> np.ndarray:
-        return _head_rows(value, model.head_dim, head_pad, pairs=False)
+    def _what(self, name: str) -> str:
+        """A part of the model, for people."""
+        return f"{self.model.name}, {name}"
 
-    def as_is(value: np.ndarray) -> np.ndarray:
-        return value
+    def _most(self, edge: str) -> np.ndarray:
+        return _coarse(self.ranges.edges[edge])
 
-    def columns(value: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(heads(value.T).T)
+    def _int16(self, edge: str) -> None:
+        self.scales[edge] = max(float(self._most(edge)), 1e-6) * HEADROOM / INT16
 
-    def interleaved(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-        return np.stack([gate, up], axis=1).reshape(2 * model.ffn, *gate.shape[1:])
+    # ---- Matrices
 
-    def linear(names: str, move: Callable[..., np.ndarray], x_scale: float, y_scale,
-               rows: str) -> QuantLinear:
+    def _matrix(self, matrix: Matrix, x_scale: float, y_scale: float | np.ndarray) -> None:
         """A matrix, or two, with its rows (columns) where the chip wants them."""
-        keys, name = names.split(), what + rows
-        blocks, bias = None, getattr(w, f"{keys[0]}_bias")
-        if move is not columns:             # blocks reach over heads and the zeros between them
-            blocks = _moved(move, *map(w.blocks.get, keys))
-            bias = None if bias is None else move(*(getattr(w, f"{key}_bias") for key in keys))
-        made = [rounded[key, i] for key in keys if (key, i) in rounded]
+        model, move = self.model, self._move(matrix)
+        what, columns = self._what(matrix.name), matrix.padded_columns
+        # blocks reach over heads and the zeros between them
+        blocks = None if columns else _moved(move, *map(model.blocks.get, matrix.weights))
+        bias = None
+        if matrix.biases:
+            bias = [model.weights[name] for name in matrix.biases]
+            bias = bias[0] if columns else move(*bias)
+        made = [self.rounded[name] for name in matrix.weights if name in self.rounded]
         done = None
-        if made:            # the columns of ``columns`` move, its rows and so their scales do not
+        if made:            # where columns move, rows and so their scales do not
             codes, scales = zip(*made, strict=True)
-            done = move(*codes), scales[0] if move is columns else move(*scales)
-        return _linear(_integers(move(*(getattr(w, key) for key in keys)), blocks, name, done),
-                       bias, x_scale, y_scale, name)
+            done = move(*codes), scales[0] if columns else move(*scales)
+        weight = move(*(model.weights[name] for name in matrix.weights))
+        self.numbers[matrix.name] = _linear(
+            _integers(weight, blocks, what, done), bias, x_scale, y_scale, what)
 
-    def per_row(scale: np.ndarray) -> np.ndarray:
-        return np.repeat(scale, head_pad)
+    def _move(self, matrix: Matrix) -> Callable[..., np.ndarray]:
+        """What brings rows of the checkpoint's matrices to their place."""
+        d, pad = matrix.head_dim, self.plan.head_pad
+        if matrix.padded_columns:
+            return lambda x: np.ascontiguousarray(_head_rows(x.T, d, pad).T)
+        match matrix.order:
+            case Order.PLAIN:
+                return lambda x: x
+            case Order.HEADS:
+                return lambda x: _head_rows(x, d, pad)
+            case Order.PAIRS:
+                turning = len(self.plan.rates.values)
+                return lambda x: _head_rows(x, d, pad, turning)
+            case Order.ALTERNATING:
+                return lambda *x: np.stack(x, axis=1).reshape(-1, *x[0].shape[1:])
 
-    x1, x2, attention = (int16_scale(node) for node in ("x1", "x2", "attention"))
-    # Keys: int8 after rotation; before it, int16 with up to 7 bits more (fewer if rotation
-    # shrinks the largest key, which it can by sqrt(2)).
-    k_most = _floor_of(most["k_rot"])
-    k_scale = k_most / INT8
-    spare = INT16 / float(np.max(np.maximum(most["k"] / k_scale, INT8)))
-    k_extra = max(0, min(K_EXTRA, floor(log2(spare))))
-    # Queries: score = q.k * log2(e)/sqrt(d), 10 fractional bits after a shift; the largest shift
-    # that leaves the queries of every head a bit of headroom.
-    fold = k_scale * LOG2_E / sqrt(model.head_dim) * 2.0**SCORE_FRAC       # [kv_heads]
-    fold = np.repeat(fold, model.heads // model.kv_heads)
-    q_most = float(np.max(_floor_of(most["q"]) * fold))
-    score_shift = floor(log2(INT16 / HEADROOM / q_most))
-    if not 0 <= score_shift <= 63:
-        raise UserError(f"{what}queries: scores up to {q_most:.6g} do not fit their format; "
-                        "use another checkpoint.")
-    v_scale = _floor_of(most["v"]) / INT8
-    v_mant, v_shift = _scales(v_scale / attention, what + "values")
-    swiglu_shift, up_scale, h_scale = _swiglu_scales(float(most["up"]), float(most["h"]))
+    # ---- Steps. The unit of an output whose operator has a scale is that much smaller.
 
-    return QuantLayer(
-        norm1=_norm(w.norm1, x1, what + "first norm"),
-        q=linear("q", pairs, x1, per_row(1 / (fold * 2.0**score_shift)), "queries"),
-        k=linear("k", pairs, x1, per_row(k_scale * 2.0**-k_extra), "keys"),
-        v=linear("v", heads, x1, per_row(v_scale), "values"),
-        o=linear("o", as_is if head_pad == model.head_dim else columns, attention, residual_scale,
-                 "attention output"),
-        norm2=_norm(w.norm2, x2, what + "second norm"),
-        gate_up=linear("gate up", interleaved, x2,
-                       np.tile([2.0**-GATE_FRAC, up_scale], model.ffn), "gate and up"),
-        down=linear("down", as_is, h_scale, residual_scale, "down"),
-        score_shift=score_shift, v_mant=v_mant, v_shift=v_shift, q_rope_shift=ROPE_FRAC,
-        k_rope_shift=ROPE_FRAC + k_extra, swiglu_shift=swiglu_shift)
+    def _table(self, name: str, op: Embed | Head, x_scale: float, y_scale: float) -> None:
+        """A matrix with a row a token; of two that are one, the integers are made once."""
+        weight, bias, what = op.weight, op.weights[1:], self._what(name)
+        own = self.rounded.get(weight) if isinstance(op, Head) else None
+        integers = self.tables.get(weight) if own is None else None
+        if integers is None:
+            integers = _integers(self.model.weights[weight], self.model.blocks.get(weight), what,
+                                 own)
+            self.tables[weight] = integers
+        self.numbers[name] = _linear(integers, self.model.weights[bias[0]] if bias else None,
+                                     x_scale, y_scale, what)
+
+    def _embed(self, step: EmbedStep) -> None:
+        self._table(step.matrix.name, step.op, 1.0, self.residual_scale / step.op.scale)
+
+    def _norm(self, step: NormStep) -> None:
+        self._int16(step.name)
+        self.numbers[step.name] = _norm(
+            self.model.weights[step.op.gamma], self.scales[step.name], self._what(step.op.gamma))
+
+    def _attend(self, step: AttendStep) -> None:
+        op, graph = step.op, self.plan.graph
+        x_scale, pad = self.scales[step.q.x], self.plan.head_pad
+        # Keys: int8 in the cache; before their rotation int16 with up to 7 bits more (fewer if
+        # rotation shrinks the largest key, which it can by sqrt(2)).
+        k_scale = _floor_of(self._most(op.k)) / INT8
+        k_extra = 0
+        if step.table is not None:
+            before = self._most(before_rotation(graph, op.k))
+            spare = INT16 / float(np.max(np.maximum(before / k_scale, INT8)))
+            k_extra = max(0, min(K_EXTRA, floor(log2(spare))))
+        # Queries: score = q.k * log2(e)/divisor, 10 fractional bits after a shift; the largest
+        # shift that leaves the queries of every head a bit of headroom.
+        fold = k_scale * LOG2_E / op.divisor * 2.0**SCORE_FRAC              # [kv_heads]
+        fold = np.repeat(fold, op.heads // op.kv_heads)
+        most = np.maximum(self._most(op.q), self._most(before_rotation(graph, op.q)))
+        q_most = float(np.max(_floor_of(most) * fold))
+        score_shift = floor(log2(INT16 / HEADROOM / q_most))
+        if not 0 <= score_shift <= 63:
+            raise UserError(f"{self._what(step.q.name)}: scores up to {q_most:.6g} do not fit "
+                            "their format; use another checkpoint.")
+        self._int16(step.name)
+        v_scale = _floor_of(self._most(op.v)) / INT8
+        v_mant, v_shift = _scales(v_scale / self.scales[step.name], self._what(step.v.name))
+        for matrix, row in ((step.q, 1 / (fold * 2.0**score_shift)),
+                            (step.k, k_scale * 2.0**-k_extra), (step.v, v_scale)):
+            self._matrix(matrix, x_scale, np.repeat(row, pad))
+        rope = 0 if step.table is None else ROPE_FRAC
+        self.numbers[step.name] = QuantAttend(
+            score_shift=score_shift, v_mant=v_mant, v_shift=v_shift, q_shift=rope,
+            k_shift=rope + k_extra)
+
+    def _gate(self, step: GateStep) -> None:
+        shift, up_scale, self.scales[step.name] = _swiglu_scales(
+            float(self._most(step.op.up)), float(self._most(step.name)))
+        self._matrix(step.matrix, self.scales[step.matrix.x],
+                     np.tile([2.0**-GATE_FRAC, up_scale], step.matrix.rows // 2))
+        self.numbers[step.name] = QuantGate(shift=shift)
+
+    def _add(self, step: AddStep) -> None:
+        self._matrix(step.matrix, self.scales[step.matrix.x], self.residual_scale / step.op.scale)
+
+    def _head(self, step: HeadStep) -> None:
+        self._table(step.matrix.name, step.op, self.scales[step.matrix.x],
+                    2.0**-LOGIT_FRAC / step.op.scale)
 
 
-def _rope_table(model: Model, context: int, head_pad: int) -> np.ndarray:
+_STEPS: dict[type[Step], Callable[..., None]] = {
+    EmbedStep: _Quantiser._embed, NormStep: _Quantiser._norm, AttendStep: _Quantiser._attend,
+    GateStep: _Quantiser._gate, AddStep: _Quantiser._add, HeadStep: _Quantiser._head}
+
+
+def _rope_table(plan: Plan, context: int) -> np.ndarray:
     """int16[context, head_pad/2, 2]."""
-    table = np.zeros((context, head_pad // 2, 2), np.int16)
+    table = np.zeros((context, plan.head_pad // 2, 2), np.int16)
     table[:, :, 0] = 1 << ROPE_FRAC
-    angles = rope_angles(model.head_dim, model.rope_theta, range(context))
+    angles = plan.rates.angles(range(context))
     for at, f in enumerate((np.cos, np.sin)):
-        table[:, :model.head_dim // 2, at] = np.rint(f(angles) * 2.0**ROPE_FRAC)
+        table[:, :angles.shape[1], at] = np.rint(f(angles) * 2.0**ROPE_FRAC)
     return table
+
+
+def longest(model: Model) -> int:
+    """Most positions that the machine can hold of a model: as far as a window of its attention
+    goes, as nothing is forgotten."""
+    return min(model.context, MAX_CONTEXT, model.graph.window or MAX_CONTEXT)
 
 
 def quantise(model: Model, calibration: Iterable[Sequence[int]] | Ranges | None = None, *,
              context: int | None = None, weights: str = "auto", rounded: Rounded | None = None,
-             progress: Callable[[int], None] | None = None) -> QuantModel:
+             head_pad: int = 1, progress: Callable[[int], None] | None = None) -> QuantModel:
     """Turn a float model into integers.
 
     Parameters
@@ -487,14 +591,17 @@ def quantise(model: Model, calibration: Iterable[Sequence[int]] | Ranges | None 
     calibration : sequences of token ids, or Ranges from :func:`measure`, or None
         What the static scales are taken from; None takes the packaged text.
     context : int, optional
-        Most positions to prepare for; the model's own by default, never above 4096.
+        Most positions to prepare for, by default those of :func:`longest`.
     weights : "auto" or "int8"
         auto: matrices that the model has in blocks stay as they are, except those of more than
         4,096 columns, the attention output where heads are padded, and gate and up in kinds
         without a common one; all others are int8. int8: all of them.
     rounded : dict, optional
         Codes of int8 and scales of some matrices (see :mod:`meadowlark.quant.budget`), instead of
-        the finest that int8 has. Those of gate and up come together.
+        the finest that int8 has. Those of gate and up come together; the embedding's are not
+        used.
+    head_pad : int, power of two
+        What heads are padded to at least.
     progress : callable, optional
         Gets the number of calibration tokens done.
 
@@ -510,14 +617,13 @@ def quantise(model: Model, calibration: Iterable[Sequence[int]] | Ranges | None 
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, not {weights!r}")
     if weights == "int8":
-        model = replace(model, blocks={}, layers=tuple(
-            replace(layer, blocks={}) for layer in model.layers))
-    limit = min(model.context, MAX_CONTEXT)
+        model = replace(model, blocks={})
+    limit = longest(model)
     if context is not None and not 1 <= context <= limit:
         raise UserError(f"a context of {context} positions is not possible with {model.name}; "
                         f"give 1 to {limit}.")
     context = context or limit
-    head_pad = 1 << (model.head_dim - 1).bit_length()
+    steps = plan(model.graph, head_pad=head_pad)
 
     # Residual: 27 bits with a bit of headroom over calibration, as fine as is of any use.
     residual_most = max(float(_coarse(ranges.residual)), 1e-6)
@@ -527,31 +633,17 @@ def quantise(model: Model, calibration: Iterable[Sequence[int]] | Ranges | None 
         raise UserError(f"{model.name}: the residual reaches {residual_most:.6g}, which leaves "
                         f"{residual_frac} fractional bits of the {MIN_RESIDUAL_FRAC} needed; "
                         "use another checkpoint.")
-    residual_scale = 2.0**-residual_frac
     # at least 1: the root of the norm must be defined for a residual of zeros
-    eps = max(1, round(model.hidden * model.rms_eps * 4.0**residual_frac))
+    eps = max(1, round(model.hidden * steps.eps * 4.0**residual_frac))
     if eps >= 1 << 48:
-        raise UserError(f"{model.name}: rms_norm_eps {model.rms_eps:g} does not fit 48 bits; use "
-                        "another checkpoint.")
+        raise UserError(f"{model.name}: an epsilon of {steps.eps:g} in its norms does not fit 48 "
+                        "bits; use another checkpoint.")
 
-    final = max(float(_coarse(ranges.final)), 1e-6) * HEADROOM / INT16
-    what = f"{model.name}, embedding"
-    rounded = rounded or {}
-    own = rounded.get(("head", -1))
-    tied = model.tied and own is None
-    embedding = _integers(model.embedding, model.blocks.get("embedding"), what)
-    head = embedding if tied else _integers(
-        model.head, model.blocks.get("head"), f"{model.name}, head", own)
+    quantiser = _Quantiser(model, steps, ranges, 2.0**-residual_frac, rounded or {})
+    for step in steps.steps:
+        quantiser.step(step)
     return QuantModel(
-        name=model.name, hidden=model.hidden, heads=model.heads, kv_heads=model.kv_heads,
-        head_dim=model.head_dim, head_pad=head_pad, ffn=model.ffn, vocab=model.vocab,
-        context=context,
-        layers=tuple(_layer(model, i, ranges, residual_scale, head_pad, rounded)
-                     for i in range(len(model.layers))),
-        embedding=_linear(embedding, None, 1.0, residual_scale, what),
-        rope=_rope_table(model, context, head_pad),
-        final_norm=_norm(model.final_norm, final, f"{model.name}, final norm"),
-        head=_linear(head, None, final, 2.0**-LOGIT_FRAC, f"{model.name}, head"),
-        tied=tied, eps=eps, residual_frac=residual_frac,
+        name=model.name, plan=steps, numbers=quantiser.numbers, context=context,
+        rope=_rope_table(steps, context), eps=eps, residual_frac=residual_frac,
         tokenizer_json=model.tokenizer.json, bos_id=model.bos_id, stop_ids=model.stop_ids,
         chat=model.chat, parameters=model.parameters)

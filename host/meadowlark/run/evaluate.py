@@ -93,7 +93,8 @@ def windows(model: Model, lines: Iterable[str], context: int) -> Iterator[list[i
 
 
 def perplexity(model: Model, qm: QuantModel, lines: Iterable[str], max_tokens: int | None = None,
-               progress: Callable[[int], None] | None = None) -> Perplexity:
+               progress: Callable[[int], None] | None = None, *,
+               context: int | None = None) -> Perplexity:
     """Measure both arithmetics on a text.
 
     Parameters
@@ -106,19 +107,25 @@ def perplexity(model: Model, qm: QuantModel, lines: Iterable[str], max_tokens: i
         Most tokens to predict (the last text is cut there); None: all.
     progress : callable, optional
         Gets the number of tokens predicted so far, after each window.
+    context : int, optional
+        Tokens of a window, by default as many as qm takes.
 
     Raises
     ------
     UserError
-        There is nothing to predict.
+        There is nothing to predict, or the windows do not fit the model.
     """
     if max_tokens is not None and max_tokens < 1:
         raise UserError(f"the number of tokens to evaluate must be at least 1, not {max_tokens}; "
                         "give more.")
+    context = qm.context if context is None else context
+    if not 1 <= context <= qm.context:
+        raise UserError(f"windows of {context} tokens are not possible with {qm.name}; give 1 to "
+                        f"{qm.context}.")
     runner, golden = FloatModel(model), GoldenModel(qm)
     losses: list[tuple[np.ndarray, np.ndarray]] = []
     done = 0
-    for tokens in windows(model, lines, qm.context):
+    for tokens in windows(model, lines, context):
         if max_tokens is not None:
             tokens = tokens[:max_tokens - done + 1]
         x: Sequence[int] = tokens[:-1]
