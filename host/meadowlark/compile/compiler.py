@@ -1,8 +1,8 @@
 """Compiler: a quantised model and a board -> program, packed memory, registers, statistics."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict
+from functools import singledispatchmethod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,16 +17,17 @@ from meadowlark_hdl.weights.decoder_golden import (HEADER_BYTES, encode_tile, he
 
 from ..errors import UserError
 from ..models.blocks import KINDS
-from ..quant.shapes import Shape, Shapes
+from ..quant.plan import AddStep, AttendStep, EmbedStep, GateStep, HeadStep, Matrix, NormStep, Step
+from ..quant.quantise import QuantAttend, QuantGate, QuantLinear, QuantModel, QuantNorm
+from ..quant.shapes import Shapes
 from . import limits
 from .image import Image
-from .layout import ALIGN, Tiling, act_map, packed_jobs, round_up, spare_chunks, tile_linear
+from .layout import (ALIGN, Shape, Tables, Tiling, act_map, packed_jobs, round_up, spare_chunks,
+                     tile_linear)
 from .packing import Packer, Segment
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
-
-    from ..quant.quantise import QuantLayer, QuantLinear, QuantModel, QuantNorm
 
 
 #: Fields of a QuantLinear with an entry a row.
@@ -110,29 +111,32 @@ class _Stream:
 class _Lists:
     """Both instruction lists under construction, with the stream they share.
 
-    External memory holds stream, RoPE table, embedding table, KV cache. The length of the stream
-    is known last, so addresses of the rest are counted from its end and completed by ``finish``.
+    External memory holds the stream, then the :class:`.layout.Tables`. The length of the stream is
+    known last, so addresses of the rest are counted from its end and completed by ``finish``.
     """
 
-    def __init__(self, shape: Shape, config: Config, embedding: QuantLinear, packing: str) -> None:
-        self.shape, self.config, W = shape, config, config.W
-        self.act = act_map(shape, W)
-        self.head = shape.head_pad // W             # words of a head
-        self.hidden = round_up(shape.hidden, W)
+    def __init__(self, qm: QuantModel, shapes: Shapes, config: Config, context: int, packing: str,
+                 ) -> None:
+        self.qm, self.plan, self.config, W = qm, qm.plan, config, config.W
+        self.act = act_map(qm.plan, W)
+        self.head = qm.head_pad // W                # words of a head
+        self.hidden = round_up(qm.hidden, W)
         self.stream = _Stream(config, packing)
+        self.tables = Tables(shapes, config, context)
         self.prefill: list[Instruction] = []
         self.decode: list[Instruction] = []
         self._fixups: list[Instruction] = []        # addr counts from the end of the stream
-        self.rope_chunks = 2 * self.head
-        self.embedding = dict(mode=embedding.mode, header=embedding.header)
-        self.embed_chunks = tile_chunks(embedding.mode, embedding.header, 1, self.hidden // W, W)
-        # Offsets from the end of the stream, in bytes.
-        self.embed_at = round_up(shape.context * self.rope_chunks * W, ALIGN)
-        self.kv_at = self.embed_at + round_up(shape.vocab * self.embed_chunks * W, ALIGN)
-        self.kv_step = round_up(shape.context * shape.head_pad, ALIGN)
-        self.end = self.kv_at + self.kv_step * 2 * shape.layers * shape.kv_heads
 
-    def both(self, op: Op, **fields: int) -> None:
+    def make(self) -> None:
+        """All of both lists. Only the last norm and the head are for the last token alone."""
+        tail = self.plan.steps[-2:]
+        for step in self.plan.steps:
+            if step is tail[0]:
+                self._both(Op.END, last=1)
+            self._lower(step, **dict(last=1) if step in tail else {})
+        self._both(Op.END)
+
+    def _both(self, op: Op, **fields: int) -> None:
         for code in (self.prefill, self.decode):
             code.append(Instruction(op, **fields))
 
@@ -140,79 +144,108 @@ class _Lists:
         code.append(Instruction(op, addr=at // self.config.W, **fields))
         self._fixups.append(code[-1])
 
-    def _kv(self, layer: int, which: int, kv_head: int) -> int:
-        s = self.shape
-        return self.kv_at + self.kv_step * ((2 * layer + which) * s.kv_heads + kv_head)
-
-    def start(self) -> None:
-        """RoPE rows first: the position is known before the token is."""
+    def _row(self, op: Op, at: int, row_beats: int, chunks: int, **fields: int) -> None:
+        """A row of a table for each token."""
         for code in (self.prefill, self.decode):
-            for op, at, row_beats, chunks, fields in (
-                    (Op.ROPE, 0, self.head, self.rope_chunks,
-                     dict(src=Src.TABLE, mode=Mode.INT16, header=Header.NONE)),
-                    (Op.EMBED, self.embed_at, self.hidden // self.config.W, self.embed_chunks,
-                     dict(src=Src.TOKEN, **self.embedding))):
-                self._relative(code, op, at, tiles=1, rows=1, last_rows=1, row_beats=row_beats,
-                               chunks=chunks, last_chunks=chunks, **fields)
+            self._relative(code, op, at, tiles=1, rows=1, last_rows=1, row_beats=row_beats,
+                           chunks=chunks, last_chunks=chunks, **fields)
 
-    def norm(self, norm: QuantNorm, *, last: int = 0) -> None:
-        self.both(Op.NORM, y=self.act.x * self.config.W, shift=norm.shift, last=last,
-                  **self.stream.norm(norm.gamma))
+    def _linear(self, matrix: Matrix, *, even: bool = True, **fields: int) -> None:
+        _, found, sizes = self.stream.linear(self.qm.numbers[matrix.name], matrix.name, even=even)
+        self._both(Op.LINEAR, x=self.act.at[matrix.x], **fields, **_of(found, sizes))
 
-    def linear(self, weights: QuantLinear, name: str, even: bool = True, /, **fields: int) -> None:
-        _, found, sizes = self.stream.linear(weights, name, even=even)
-        self.both(Op.LINEAR, **fields, **_of(found, sizes))
+    # ---- A step as instructions
 
-    def keys_and_values(self, i: int, layer: QuantLayer) -> None:
-        """Keys are stored before the values are computed: their way to memory is then hidden."""
-        for which, (weights, at, epilogue) in enumerate((
-                (layer.k, self.act.k, dict(epi=Epi.ROPE8, shift=layer.k_rope_shift)),
-                (layer.v, self.act.v, dict(epi=Epi.ACT8)))):
-            self.linear(weights, f"layers.{i}.{'kv'[which]}", x=self.act.x, y=at * self.config.W,
-                        **epilogue)
-            for code in (self.prefill, self.decode):
-                for h in range(self.shape.kv_heads):
-                    self._relative(code, Op.STORE, self._kv(i, which, h), x=at + h * self.head,
-                                   row_beats=self.head)
+    @singledispatchmethod
+    def _lower(self, step: Step, **last: int) -> None:
+        raise NotImplementedError(f"a {type(step).__name__}")
 
-    def attention(self, i: int, layer: QuantLayer) -> None:
-        """Prefill: a query head at a time. Decode: lanes are the heads of a KV head.
+    @_lower.register
+    def _embed(self, step: EmbedStep) -> None:
+        """RoPE rows first: the position is known before the token is."""
+        tables, q = self.tables, self.qm.numbers[step.matrix.name]
+        if self.plan.table is not None:
+            self._row(Op.ROPE, 0, self.head, tables.rope_chunks, src=Src.TABLE, mode=Mode.INT16,
+                      header=Header.NONE)
+        self._row(Op.EMBED, tables.embed_at, self.hidden // self.config.W, tables.embed_chunks,
+                  src=Src.TOKEN, mode=q.mode, header=q.header)
+
+    @_lower.register
+    def _norm(self, step: NormStep, *, last: int = 0) -> None:
+        norm: QuantNorm = self.qm.numbers[step.name]
+        self._both(Op.NORM, y=self.act.at[step.name] * self.config.W, shift=norm.shift, last=last,
+                   **self.stream.norm(norm.gamma))
+
+    @_lower.register
+    def _add(self, step: AddStep) -> None:
+        self._linear(step.matrix, epi=Epi.RESID)
+
+    @_lower.register
+    def _gate(self, step: GateStep) -> None:
+        gate: QuantGate = self.qm.numbers[step.name]
+        self._linear(step.matrix, y=self.act.at[step.name] * self.config.W, epi=Epi.SWIGLU,
+                     shift=gate.shift)
+
+    @_lower.register
+    def _head(self, step: HeadStep, *, last: int) -> None:
+        # Nothing pairs its rows, and the sampler counts exactly ``vocab`` of them.
+        self._linear(step.matrix, even=False, epi=Epi.LOGIT, last=last)
+
+    @_lower.register
+    def _attend(self, step: AttendStep) -> None:
+        """Keys and values, then a query head at a time in prefill. In decode lanes are the heads
+        of a KV head.
 
         Decode leaves all but the first block of the activation memory unused: if the queries of
         all groups fit there, they are computed before the first group attends, so that the memory
         side has those weights to read while it waits for the new keys to be stored.
         """
-        s, config = self.shape, self.config
-        tiling, fields, sizes = self.stream.linear(layer.q, f"layers.{i}.q", divides=s.head_pad)
-        group = s.heads // s.kv_heads
+        config, op, pad, x = self.config, step.op, self.qm.head_pad, self.act.at[step.q.x]
+        numbers: QuantAttend = self.qm.numbers[step.name]
+        if step.table is None:
+            q_epi, k_epi = dict(epi=Epi.ACT16), dict(epi=Epi.ACT8)
+        else:
+            q_epi = dict(epi=Epi.ROPE16, shift=numbers.q_shift)
+            k_epi = dict(epi=Epi.ROPE8, shift=numbers.k_shift)
+        for which, (matrix, epilogue) in enumerate((
+                (step.k, k_epi), (step.v, dict(epi=Epi.ACT8)))):
+            at = self.act.at[matrix.name]
+            self._linear(matrix, y=at * config.W, **epilogue)
+            for code in (self.prefill, self.decode):
+                for h in range(op.kv_heads):
+                    self._relative(code, Op.STORE, self.tables.kv(step.cache, which, h),
+                                   x=at + h * self.head, row_beats=self.head)
+
+        tiling, fields, sizes = self.stream.linear(self.qm.numbers[step.q.name], step.q.name,
+                                                   divides=pad)
+        group = op.heads // op.kv_heads
 
         def queries(code: list[Instruction], at: int, first: int, count: int, **lanes: int) -> None:
-            a, b = (n * s.head_pad // tiling.rows for n in (first, first + count))
+            a, b = (n * pad // tiling.rows for n in (first, first + count))
             code.append(Instruction(Op.LINEAR, **_of(fields, sizes[a:b]) | dict(
-                tiles=b - a, x=self.act.x, y=at * config.W, epi=Epi.ROPE16,
-                shift=layer.q_rope_shift, **lanes)))
+                tiles=b - a, x=x, y=at * config.W, **q_epi, **lanes)))
 
         def attend(code: list[Instruction], at: int, first: int, **lanes: int) -> None:
             kv_head = first // group
-            keys = tile_keys(config, s.head_pad.bit_length() - 1)
+            keys = tile_keys(config, pad.bit_length() - 1)
             kv = dict(src=Src.KV, mode=Mode.INT8, header=Header.NONE, rows=keys,
                       row_beats=self.head, chunks=keys * self.head, **lanes)
-            self._relative(code, Op.QK, self._kv(i, 0, kv_head), x=at, shift=layer.score_shift,
-                           **kv)
-            self._relative(code, Op.SV, self._kv(i, 1, kv_head),
-                           y=self.act.out * config.W + first * s.head_pad,
-                           mant=int(layer.v_mant[kv_head]), shift=int(layer.v_shift[kv_head]),
-                           **kv)
+            self._relative(code, Op.QK, self.tables.kv(step.cache, 0, kv_head), x=at,
+                           shift=numbers.score_shift, **kv)
+            self._relative(code, Op.SV, self.tables.kv(step.cache, 1, kv_head),
+                           y=self.act.at[step.name] * config.W + first * pad,
+                           mant=int(numbers.v_mant[kv_head]),
+                           shift=int(numbers.v_shift[kv_head]), **kv)
 
-        for h in range(s.heads):
-            queries(self.prefill, self.act.q, h, 1)
-            attend(self.prefill, self.act.q, h)
+        one = self.act.at[step.q.name]
+        for h in range(op.heads):
+            queries(self.prefill, one, h, 1)
+            attend(self.prefill, one, h)
         # (first head, heads) of each group: at most a lane a head
-        groups = [(h, min(config.P, end - h)) for end in range(group, s.heads + 1, group)
+        groups = [(h, min(config.P, end - h)) for end in range(group, op.heads + 1, group)
                   for h in range(end - group, end, config.P)]
         early = self.act.block_words + len(groups) * self.head <= config.act_words
-        at = [self.act.block_words + g * self.head if early else self.act.q
-              for g in range(len(groups))]
+        at = [self.act.block_words + g * self.head if early else one for g in range(len(groups))]
         for g, (first, n) in enumerate(groups):
             queries(self.decode, at[g], first, n, heads=1, lanes=n)
             if not early:
@@ -228,15 +261,15 @@ class _Lists:
         for instruction in self._fixups:
             addr = instruction["addr"] + len(weights) // self.config.W
             instruction["addr"] = _fit("addr", addr, FIELDS)
-        return weights, len(weights) + self.end
+        return weights, len(weights) + self.tables.size
 
 
 def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
                   packing: str = "auto") -> Image:
     """Lay a model out for a board.
 
-    Both lists consume the weight stream in the same order: per layer gamma, K, V, the query heads,
-    O, gamma, gate and up, down; then the last gamma and the head.
+    Both lists consume the weight stream in the same order: a step of the plan after the other, per
+    attention K, V and the query heads.
 
     Parameters
     ----------
@@ -264,31 +297,19 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
     for bit, mode in ((1, "entropy"), (2, "meadow")):
         if packing == mode and not config.packing & bit:
             raise UserError(f"the board {board.name} cannot read the packing {mode}")
-    if not config.block_modes and any(q.scale is not None for q in _matrices(qm)):
+    shapes = Shapes.of_integers(qm)
+    if not config.block_modes and set(shapes.modes.values()) != {Mode.INT8}:
         raise UserError(f"the board {board.name} cannot read weights in blocks, as GGUF files have "
                         "them; quantise the model to int8 (--weights int8)")
-    shapes = Shapes.of_integers(qm)
+    if qm.head_pad < W:
+        raise ValueError(f"heads padded to {qm.head_pad}, but the core takes {W} values at a time")
     limits.check(shapes, board, context=context, least=limits.least_bits(board, packing))
-    shape = shapes.on(board, context).shape
-    context, blocks = shape.context, limits.residents(shape, config)
+    context = limits.need(shapes, board, context).context
+    blocks = limits.residents(qm.plan, config)
 
-    lists = _Lists(shape, config, qm.embedding, packing)
-    act = lists.act
-    lists.start()
-    for i, layer in enumerate(qm.layers):
-        lists.norm(layer.norm1)
-        lists.keys_and_values(i, layer)
-        lists.attention(i, layer)
-        lists.linear(layer.o, f"layers.{i}.o", x=act.out, epi=Epi.RESID)
-        lists.norm(layer.norm2)
-        lists.linear(layer.gate_up, f"layers.{i}.gate_up", x=act.x, y=act.ffn * W, epi=Epi.SWIGLU,
-                     shift=layer.swiglu_shift)
-        lists.linear(layer.down, f"layers.{i}.down", x=act.ffn, epi=Epi.RESID)
-    lists.both(Op.END, last=1)
-    lists.norm(qm.final_norm, last=1)
-    # Nothing pairs the rows of the head, and the sampler counts exactly ``vocab`` of them.
-    lists.linear(qm.head, "head", False, last=1, x=act.x, epi=Epi.LOGIT)
-    lists.both(Op.END)
+    lists = _Lists(qm, shapes, config, context, packing)
+    act, tables = lists.act, lists.tables
+    lists.make()
 
     # What was left open: what the packed weights take.
     plain, packed = (sum(t[key] for t in lists.stream.tensors) for key in ("raw_bytes", "bytes"))
@@ -296,34 +317,32 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
     limits.check(shapes, board, context=context, bits=bits)
     weights, memory_bytes = lists.finish()
     program = lists.prefill + lists.decode
-    assert len(program) == limits.instructions(shape, config)
-    assert memory_bytes == limits.memory_bytes(shapes.on(board, context), config, bits)
-    rope = encode_tile(np.asarray(qm.rope)[:context].reshape(context, -1), W=W, mode=Mode.INT16)
-    memory = b"".join((weights, rope.ljust(lists.embed_at, b"\0"),
-                       _embedding(qm.embedding, W).ljust(lists.kv_at - lists.embed_at, b"\0")))
+    needs = limits.need(shapes, board, context, bits)
+    assert len(program) == needs.instructions
+    assert memory_bytes == needs.memory_bytes
+    rope = b""
+    if qm.plan.table is not None:
+        rope = encode_tile(np.asarray(qm.rope)[:context].reshape(context, -1), W=W,
+                           mode=Mode.INT16)
+    embedding = _embedding(qm.numbers[qm.plan.embedding.matrix.name], W)
+    memory = b"".join((weights, rope.ljust(tables.embed_at, b"\0"),
+                       embedding.ljust(tables.kv_at - tables.embed_at, b"\0")))
     regs = dict(prefill_pc=0, decode_pc=len(lists.prefill), stream_addr=0,
                 block_words=act.block_words, blocks=blocks, hidden=lists.hidden,
-                head_log2=shape.head_pad.bit_length() - 1, eps=int(qm.eps), vocab=shape.vocab)
+                head_log2=qm.head_pad.bit_length() - 1, eps=int(qm.eps), vocab=qm.vocab)
     for name, value in regs.items():
         _fit(name, value, MODEL_REGS)
     return Image(
         name=qm.name, board=board.name, config=config.as_dict(),
         needs=dict(act_words=_act_words(program, blocks * act.block_words, lists.head),
                    residual_values=blocks * P * lists.hidden,
-                   rope_pairs=blocks * P * shape.head_pad // 2, score_depth=context,
+                   rope_pairs=blocks * P * qm.head_pad // 2, score_depth=context,
                    context=context, prog_depth=len(program), memory_bytes=memory_bytes,
                    tile_rows=max(i["rows"] for i in program if i["header"] != Header.NONE)),
-        model_regs=regs, shape=asdict(shape), program=b"".join(map(encode, program)),
+        model_regs=regs, shape=asdict(Shape.of(qm.plan, context)), program=b"".join(map(encode, program)),
         memory=memory, tokenizer=qm.tokenizer_json, chat=qm.chat, bos_id=qm.bos_id,
-        stop_ids=tuple(qm.stop_ids), facts=_facts(qm, shape, lists.stream.tensors),
+        stop_ids=tuple(qm.stop_ids), facts=_facts(qm, lists.stream.tensors),
         tensors=tuple(lists.stream.tensors))
-
-
-def _matrices(qm: QuantModel) -> Iterator[QuantLinear]:
-    """All of a model."""
-    yield from (qm.embedding, qm.head)
-    for layer in qm.layers:
-        yield from (layer.q, layer.k, layer.v, layer.o, layer.gate_up, layer.down)
 
 
 def _act_words(program: list[Instruction], blocks: int, head: int) -> int:
@@ -360,29 +379,32 @@ def _embedding(q: QuantLinear, W: int) -> bytes:
     return np.concatenate([chunks(part) for part in (*parts, codes)], axis=1).tobytes()
 
 
-def _facts(qm: QuantModel, s: Shape, tensors: list[dict]) -> dict:
+def _facts(qm: QuantModel, tensors: list[dict]) -> dict:
     """What of a pass is useful, without any padding; see :meth:`Image.useful_bytes`.
 
     layer_bytes, head_bytes: codes, scales and minima of blocks, row scales, biases and gammas read
-    once a pass. embedding_bytes: those of a token's embedding row. layer_macs, head_macs: products
-    a token. parameters: weights of the float model. Of what is packed, the packed bytes.
+    once a pass; of the head with the norm before it. embedding_bytes: those of a token's embedding
+    row. layer_macs, head_macs: products a token. parameters: weights of the float model. Of what is
+    packed, the packed bytes.
     """
     packed = {t["name"]: t["bytes"] for t in tensors if t["mode"] != "raw"}
+    shapes, plan = qm.plan.graph.shapes, qm.plan
 
-    def linear(q: QuantLinear, rows: int, columns: int, name: str) -> int:
-        row = columns if q.scale is None else columns // BLOCK * KINDS[q.mode.name]
-        return packed.get(name, rows * row) + rows * HEADER_BYTES[q.header]
-    n_layer = n_bytes = 0
-    qo, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
-    for i, layer in enumerate(qm.layers):
-        for name, rows, columns in (
-                ("q", qo, s.hidden), ("k", kv, s.hidden), ("v", kv, s.hidden),
-                ("o", s.hidden, qo), ("gate_up", 2 * s.ffn, s.hidden), ("down", s.hidden, s.ffn)):
-            n_layer += rows * columns
-            n_bytes += linear(getattr(layer, name), rows, columns, f"layers.{i}.{name}")
-        n_bytes += 2 * 2 * s.hidden
+    def macs(matrix: Matrix) -> int:
+        return sum(shapes[name][0] * shapes[name][1] for name in matrix.weights)
+
+    def linear(matrix: Matrix) -> int:
+        q = qm.numbers[matrix.name]
+        rows, weights = sum(shapes[name][0] for name in matrix.weights), macs(matrix)
+        codes = weights if q.scale is None else weights // BLOCK * KINDS[q.mode.name]
+        return packed.get(matrix.name, codes) + rows * HEADER_BYTES[q.header]
+
+    def size(step: Step) -> int:
+        gammas = shapes[step.op.gamma][0] if isinstance(step, NormStep) else 0
+        return 2 * gammas + sum(map(linear, step.matrices))
+    layers, head, table = plan.steps[:-2], plan.steps[-2:], plan.embedding.matrix
     return dict(
-        parameters=qm.parameters, layer_bytes=n_bytes,
-        head_bytes=linear(qm.head, s.vocab, s.hidden, "head") + 2 * s.hidden,
-        embedding_bytes=linear(qm.embedding, 1, s.hidden, "embedding"),
-        layer_macs=n_layer, head_macs=s.vocab * s.hidden)
+        parameters=qm.parameters, layer_bytes=sum(map(size, layers)),
+        head_bytes=sum(map(size, head)), embedding_bytes=linear(table) // table.rows,
+        layer_macs=sum(macs(m) for step in layers for m in step.matrices),
+        head_macs=macs(plan.head.matrix))

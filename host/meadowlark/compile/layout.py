@@ -1,6 +1,7 @@
 """Where everything goes: tiles and activation memory. Pure arithmetic."""
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -8,7 +9,8 @@ from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import FIELDS, Header, Mode
 from meadowlark_hdl.weights.decoder_golden import HEADER_BYTES, tile_chunks
 
-from ..quant.shapes import Shape
+from ..quant.plan import AttendStep, GateStep, NormStep, Plan
+from ..quant.shapes import Shapes
 
 #: Start of a section of external memory, in bytes: at least a chunk, and a DRAM burst.
 ALIGN = 64
@@ -111,28 +113,116 @@ def spare_chunks(sizes: list[int]) -> int:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """Dimensions of a model for statistics and people, unpadded unless named ``_pad``. layers:
+    those with a cache. ffn: the widest gate."""
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    head_pad: int
+    ffn: int
+    vocab: int
+    context: int
+
+    @classmethod
+    def of(cls, plan: Plan, context: int) -> Shape:
+        """Of a plan; context: tokens the KV cache holds."""
+        graph, op = plan.graph, plan.attends[0].op
+        return cls(hidden=graph.hidden, layers=len(plan.attends), heads=op.heads,
+                   kv_heads=op.kv_heads, head_dim=op.head_dim, head_pad=plan.head_pad,
+                   ffn=max(graph.edges[step.name].width for step in plan.of(GateStep)),
+                   vocab=graph.vocab, context=context)
+
+
+class Tables:
+    """External memory behind the weight stream: RoPE table, embedding table, KV cache.
+
+    rope_chunks, embed_chunks: of a row. embed_at, kv_at: where they start, from the end of the
+    stream on, in bytes; the RoPE table starts there. kv_step: bytes of the keys, or of the values,
+    of a KV head. size: of all, in bytes.
+    """
+
+    def __init__(self, shapes: Shapes, config: Config, context: int) -> None:
+        W, plan = config.W, shapes.plan
+        table, head = plan.embedding.matrix, plan.head_pad // W
+        self.kv_heads = plan.attends[0].op.kv_heads
+        self.rope_chunks = 2 * head if plan.table is not None else 0
+        self.embed_chunks = tile_chunks(shapes.mode(table), shapes.header(table), 1,
+                                        -(-table.columns // W), W)
+        self.embed_at = round_up(context * self.rope_chunks * W, ALIGN)
+        self.kv_at = self.embed_at + round_up(table.rows * self.embed_chunks * W, ALIGN)
+        self.kv_step = round_up(context * plan.head_pad, ALIGN)
+        self.size = self.kv(len(plan.attends), 0, 0)
+
+    def kv(self, cache: int, which: int, kv_head: int) -> int:
+        """Where the keys (which: 0) or values (1) of a KV head start; cache: see
+        :class:`meadowlark.quant.plan.AttendStep`."""
+        return self.kv_at + self.kv_step * ((2 * cache + which) * self.kv_heads + kv_head)
+
+
+@dataclass(frozen=True)
 class ActMap:
     """Activation memory of a block, in words of W int16.
 
-    ``x`` is the input of a group of linear layers; ``q`` the queries of one head (decode: of the
-    lane's head); ``k``, ``v`` the block's new keys and values, one region a KV head; ``out`` the
-    attention's output, over k and v: the first one is written after a QK, which waits for all
-    stores; ``ffn`` the hidden values of the FFN, over everything of the attention.
+    at: where each lies: what a norm, a gate or an attention makes, by edge; and for an attention
+    the queries of one head (decode: of the lane's head), and the block's new keys and values, one
+    region a KV head, by the names of their matrices.
     """
-    x: int
-    q: int
-    k: int
-    v: int
-    out: int
-    ffn: int
+    at: Mapping[str, int]
     block_words: int
 
 
-def act_map(shape: Shape, W: int) -> ActMap:
-    """Smallest map of a block for which nothing live is overwritten."""
-    head, hidden = shape.head_pad // W, -(-shape.hidden // W)
-    kv = shape.kv_heads * head
-    q = hidden
-    k = q + head
-    end = max(k + max(2 * kv, shape.heads * head), hidden + -(-shape.ffn // W))
-    return ActMap(x=0, q=q, k=k, v=k + kv, out=k, ffn=hidden, block_words=end)
+class _Region(NamedTuple):
+    """From its first write, in moment ``born``, to its last reader in moment ``dead``, inclusive.
+    """
+    name: str
+    words: int
+    born: int
+    dead: int
+
+
+def act_map(plan: Plan, W: int) -> ActMap:
+    """Map of a block for which nothing live is overwritten: each region at the first place that
+    is free as long as it lives."""
+    at: dict[str, int] = {}
+    alive: list[_Region] = []       # those that may overlap what comes
+    block_words = 0
+    for region in _regions(plan, W):
+        others = [other for other in alive if other.dead >= region.born]
+        place = 0
+        for other in sorted(others, key=lambda other: at[other.name]):
+            if other.born <= region.dead and at[other.name] < place + region.words:
+                place = max(place, at[other.name] + other.words)
+        at[region.name] = place
+        block_words = max(block_words, place + region.words)
+        alive = [*others, region]
+    return ActMap(at, block_words)
+
+
+def _regions(plan: Plan, W: int) -> Iterator[_Region]:
+    """In the order in which they find their places, each step's together.
+
+    A step has two moments: all up to the first QK, which waits until the cache holds the new keys
+    and values, and what comes behind that: the first output of an attention is written then. But
+    queries are made head by head, so they and what they are made from live on.
+    """
+    last: dict[str, int] = {}       # moment of the last reader
+    for i, step in enumerate(plan.steps):
+        last |= dict.fromkeys(step.reads, 2 * i + 1)
+
+    def words(values: int) -> int:
+        return -(-values // W)
+    for i, step in enumerate(plan.steps):
+        before, behind = 2 * i, 2 * i + 1
+        match step:
+            case NormStep() | GateStep():
+                yield _Region(step.name, words(plan.graph.edges[step.name].width), before,
+                              last[step.name])
+            case AttendStep(op=op):
+                head = words(plan.head_pad)
+                yield _Region(step.q.name, head, before, behind)
+                for matrix in (step.k, step.v):
+                    yield _Region(matrix.name, op.kv_heads * head, before, before)
+                yield _Region(step.name, op.heads * head, behind, last[step.name])

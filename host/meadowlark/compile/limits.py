@@ -8,20 +8,23 @@ docs/limits.md is this table.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import FIELDS, Mode
-from meadowlark_hdl.weights.decoder_golden import header_chunks, tile_chunks
+from meadowlark_hdl.weights.decoder_golden import header_chunks
 from meadowlark_hdl.weights.entropy_golden import entropy
 
 from ..errors import UserError
 from ..models.checkpoint import Model
+from ..quant.plan import AttendStep, Matrix, NormStep, Plan, Step
 from ..quant.quantise import int8_codes
-from ..quant.shapes import Matrix, Shape, Shapes
-from .layout import ALIGN, act_map, round_up, tile_linear
+from ..quant.shapes import Shapes
+from .layout import ALIGN, Shape, Tables, Tiling, act_map, round_up, tile_linear
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
@@ -35,52 +38,114 @@ SPARE = 1.02
 _BITS = {f.name: f.bits for f in FIELDS}
 
 
-# ---- What a model needs
+# ---- What a board lets a model be
 
-def instructions(shape: Shape, config: Config) -> int:
-    """Length of the program, both lists."""
-    s, group = shape, shape.heads // shape.kv_heads
-    # Of a layer: two norms, K, V and their stores, O, gate and up, down. RoPE, embedding, an end,
-    # the last norm, the head, an end.
-    each = s.layers * (7 + 2 * s.kv_heads) + 6
-    passes = s.heads + s.kv_heads * -(-group // config.P)   # heads in prefill, groups in decode
-    return 2 * each + s.layers * 3 * passes
+def _row_weights(board: Board) -> int:
+    """Most columns of a matrix."""
+    config = board.config
+    return min(config.tile_beats // 2, (1 << _BITS["row_beats"]) - 1) * config.W
 
 
-def tiles(matrix: Matrix, shape: Shape, config: Config):
-    """How a matrix is cut, see :func:`meadowlark.compile.layout.tile_linear`."""
-    rows = matrix.rows + (matrix.part != "head" and matrix.rows % 2)
-    return tile_linear(rows, -(-matrix.columns // config.W), config, header=matrix.header,
-                       mode=matrix.mode, divides=shape.head_pad if matrix.part == "q" else None)
+def _act_words(board: Board) -> int:
+    """Most words of a block of activations."""
+    config = board.config
+    return min(config.act_words, 1 << _BITS["x"], (1 << _BITS["y"]) // config.W)
 
 
-def stream_bytes(shapes: Shapes, config: Config) -> tuple[int, int]:
-    """The weight stream: bytes of gammas and row headers, and of codes (with the scales of blocks)
-    before they are packed."""
-    s, W = shapes.shape, config.W
-    rest, codes = (2 * s.layers + 1) * 2 * round_up(s.hidden, W), 0
-    for matrix in shapes.matrices():
-        t = tiles(matrix, s, config)
-        full, last = (header_chunks(matrix.header, n, W) for n in (t.rows, t.last_rows))
-        head = (t.tiles - 1) * full + last
-        rest += head * W
-        codes += ((t.tiles - 1) * t.chunks + t.last_chunks - head) * W
-    return rest, codes
+def most_ffn(hidden: int, board: Board) -> int:
+    """Widest FFN, or slice of one: its values lie beside its input in the activation memory, and a
+    row of its second matrix fits the tile buffer."""
+    beside = _act_words(board) - -(-hidden // board.config.W)
+    return max(0, min(_row_weights(board), beside * board.config.W))
 
 
-def memory_bytes(shapes: Shapes, config: Config, bits: float = 8.0) -> int:
-    """External memory in bytes, the cache with it.
+def suited(shapes: Shapes, board: Board) -> Shapes:
+    """Shapes of a checkpoint as it is rewritten for a board."""
+    return shapes.suited(board.config.W, most_ffn(shapes.plan.graph.hidden, board))
 
-    bits : float, 1..8
-        What a byte of the stream's codes takes once it is packed.
+
+@dataclass(frozen=True)
+class Need:
+    """A model as it would be on a board: what a row of the table looks at.
+
+    bits: what a byte of the stream's codes takes once it is packed, 1..8.
     """
-    s, W = shapes.shape, config.W
-    hidden = round_up(s.hidden, W)
-    rest, codes = stream_bytes(shapes, config)
-    row = tile_chunks(shapes.embedding.mode, shapes.embedding.header, 1, hidden // W, W) * W
-    return (round_up(rest + round(codes * bits / 8), ALIGN)
-            + round_up(s.context * 2 * s.head_pad, ALIGN) + round_up(s.vocab * row, ALIGN)
-            + round_up(s.context * s.head_pad, ALIGN) * 2 * s.layers * s.kv_heads)
+    shapes: Shapes
+    config: Config
+    context: int
+    bits: float = 8.0
+
+    @property
+    def plan(self) -> Plan:
+        """The steps."""
+        return self.shapes.plan
+
+    @cached_property
+    def shape(self) -> Shape:
+        """Dimensions."""
+        return Shape.of(self.plan, self.context)
+
+    @cached_property
+    def instructions(self) -> int:
+        """Length of the program, both lists."""
+        lists = sum(sum(_instructions(step, self.config)) for step in self.plan.steps)
+        # Each list has an end that is passed by and a last one, and begins with RoPE's rows.
+        return lists + 2 * (2 + (self.plan.table is not None))
+
+    def tiles(self, matrix: Matrix) -> Tiling:
+        """How a matrix is cut, see :func:`meadowlark.compile.layout.tile_linear`."""
+        steps = self.plan
+        even = matrix is not steps.head.matrix
+        queries = any(matrix is step.q for step in steps.attends)
+        return tile_linear(
+            matrix.rows + (even and matrix.rows % 2), -(-matrix.columns // self.config.W),
+            self.config, header=self.shapes.header(matrix), mode=self.shapes.mode(matrix),
+            divides=steps.head_pad if queries else None)
+
+    @cached_property
+    def stream_bytes(self) -> tuple[int, int]:
+        """The weight stream: bytes of gammas and row headers, and of codes (with the scales of
+        blocks) before they are packed."""
+        W, hidden = self.config.W, round_up(self.plan.graph.hidden, self.config.W)
+        rest, codes = sum(2 * hidden for _ in self.plan.of(NormStep)), 0
+        for matrix in self.plan.matrices:
+            t = self.tiles(matrix)
+            full, last = (header_chunks(self.shapes.header(matrix), n, W)
+                          for n in (t.rows, t.last_rows))
+            head = (t.tiles - 1) * full + last
+            rest += head * W
+            codes += ((t.tiles - 1) * t.chunks + t.last_chunks - head) * W
+        return rest, codes
+
+    @property
+    def memory_bytes(self) -> int:
+        """External memory in bytes, the cache with it."""
+        rest, codes = self.stream_bytes
+        return (round_up(rest + round(codes * self.bits / 8), ALIGN)
+                + Tables(self.shapes, self.config, self.context).size)
+
+
+def _instructions(step: Step, config: Config) -> tuple[int, int]:
+    """How many a step has in the prefill list, and in the decode list."""
+    match step:
+        case AttendStep(op=op):
+            # K, V and their stores; then queries, QK and SV of each head, or group of heads.
+            both, group = 2 + 2 * op.kv_heads, op.heads // op.kv_heads
+            return both + 3 * op.heads, both + 3 * op.kv_heads * -(-group // config.P)
+        case _:
+            return 1, 1
+
+
+def need(shapes: Shapes, board: Board, context: int | None = None, bits: float = 8.0) -> Need:
+    """What a model needs on a board.
+
+    context: tokens the KV cache holds; by default as many as model and core allow. bits: see
+    :class:`Need`. Weights are int8 where the board reads no blocks.
+    """
+    config, on = board.config, suited(shapes, board)
+    if context is None:
+        context = min(on.context, config.context, config.score_depth)
+    return Need(on if config.block_modes else on.int8(), config, context, bits)
 
 
 def least_bits(board: Board, packing: str) -> float:
@@ -89,18 +154,21 @@ def least_bits(board: Board, packing: str) -> float:
     return LEAST_BITS if board.config.packing and packing != "raw" else 8.0
 
 
-def entropy_bits(model: Model, shapes: Shapes, board: Board) -> float:
+def entropy_bits(model: Model, needs: Need) -> float:
     """Fewest that a byte of codes can take with the weights of a model, if all are int8 on the
-    finest grid: their entropy, a matrix at a time. shapes: of the model."""
-    config, on = board.config, shapes.on(board, None)
-    if config.packing & 2 or any(m.mode != Mode.INT8 for m in on.matrices()):
+    finest grid: their entropy, a matrix at a time.
+
+    model: as it is rewritten for the board of ``needs``.
+    """
+    modes = {needs.shapes.mode(m) for m in needs.plan.matrices}
+    if needs.config.packing & 2 or modes != {Mode.INT8}:
         return LEAST_BITS           # pairs of codes, or blocks: their entropy is another
     total = 0.0
-    for weight in (model.head, *(getattr(layer, name) for layer in model.layers
-                                 for name in ("q", "k", "v", "o", "gate", "up", "down"))):
-        codes, _ = int8_codes(weight)
-        total += entropy(np.bincount(codes.view(np.uint8).ravel(), minlength=256)) * codes.size
-    return total / stream_bytes(on, config)[1]
+    for matrix in needs.plan.matrices:
+        for name in matrix.weights:
+            codes, _ = int8_codes(model.weights[name])
+            total += entropy(np.bincount(codes.view(np.uint8).ravel(), minlength=256)) * codes.size
+    return total / needs.stream_bytes[1]
 
 
 # ---- Limits
@@ -108,57 +176,52 @@ def entropy_bits(model: Model, shapes: Shapes, board: Board) -> float:
 class Limit(NamedTuple):
     """A row of the table.
 
-    name: what is bounded. unit: of its values, or "". doc: what of a model that is. need: from the
-    shapes, as they are on the board; bits: see :func:`memory_bytes`. has: the board's bound, which
-    need may reach. where: what of the board sets it. least: the bound is a lower one.
+    name: what is bounded. unit: of its values, or "". doc: what of a model that is. of: a model on
+    the board. has: the board's bound, which that may reach. where: what of the board sets it.
     """
     name: str
     unit: str
     doc: str
-    need: Callable[[Shapes, Config, float], int]
+    of: Callable[[Need], int]
     has: Callable[[Board], int]
     where: str
-    least: bool = False
 
 
 LIMITS = (
     Limit("hidden size", "", "values of a token",
-          lambda s, c, _: s.shape.hidden,
+          lambda n: n.shape.hidden,
           lambda b: min(4096, b.config.residual_values // b.config.P // b.config.W * b.config.W),
           "residual_values / P, and the sum of squares"),
     Limit("widest matrix row", "weights",
-          "the largest of hidden size, FFN size, and query heads times padded head dimension",
-          lambda s, c, _: max(s.shape.hidden, s.shape.ffn, s.shape.heads * s.shape.head_pad),
-          lambda b: min(b.config.tile_beats // 2, (1 << _BITS["row_beats"]) - 1) * b.config.W,
-          "tile_beats / 2 * W"),
-    Limit("padded head dimension", "", "the power of two from the head dimension on",
-          lambda s, c, _: s.shape.head_pad,
+          "the larger of hidden size, and of query heads times padded head dimension; an FFN that "
+          "is wider is cut into slices",
+          lambda n: max(m.columns for m in n.plan.matrices), _row_weights, "tile_beats / 2 * W"),
+    Limit("padded head dimension", "",
+          "the power of two from the head dimension on, W at least",
+          lambda n: n.plan.head_pad,
           lambda b: 1 << (min(128, b.config.acc_slots * b.config.sv_columns,
                               2 * b.config.rope_pairs // b.config.P).bit_length() - 1),
           "2 * rope_pairs / P, and the accumulators"),
-    Limit("padded head dimension", "", "the same",
-          lambda s, c, _: s.shape.head_pad, lambda b: b.config.W, "W", least=True),
     Limit("activations", "words",
-          "of W values, in a block of tokens: hidden size, and the larger of FFN size and of a "
-          "query head with the keys and values of all KV heads",
-          lambda s, c, _: act_map(s.shape, c.W).block_words,
-          lambda b: min(b.config.act_words, 1 << _BITS["x"], (1 << _BITS["y"]) // b.config.W),
-          "act_words"),
+          "of W values, in a block of tokens: hidden size, and a query head with the keys and "
+          "values of all KV heads; an FFN that is larger is cut into slices",
+          lambda n: act_map(n.plan, n.config.W).block_words, _act_words, "act_words"),
     Limit("context", "tokens", "what the KV cache holds; `--ctx` asks for fewer",
-          lambda s, c, _: s.shape.context,
+          lambda n: n.context,
           lambda b: min(b.config.context, b.config.score_depth), "context, score_depth"),
     Limit("vocabulary", "tokens", "rows of the head",
-          lambda s, c, _: s.shape.vocab,
+          lambda n: n.shape.vocab,
           lambda b: (1 << Config.TOKEN_BITS) - 1, "the bits of a token id"),
     Limit("tiles of a matrix", "", "pieces in which a matrix is read; the head has most",
-          lambda s, c, _: max(tiles(m, s.shape, c).tiles for m in s.matrices()),
+          lambda n: max(n.tiles(m).tiles for m in n.plan.matrices),
           lambda b: (1 << _BITS["tiles"]) - 1, "the bits of an instruction"),
     Limit("program", "instructions", "they grow with layers, query heads and KV heads",
-          lambda s, c, _: instructions(s.shape, c), lambda b: b.config.prog_depth, "prog_depth"),
+          lambda n: n.instructions, lambda b: b.config.prog_depth, "prog_depth"),
     Limit("memory", "bytes",
           "weights, embedding, RoPE table and KV cache; `--ctx` and, where the board reads "
           "entropy-coded weights, `--bits` ask for less",
-          memory_bytes, lambda b: min(b.memory.size_bytes, b.config.W << _BITS["addr"]),
+          lambda n: n.memory_bytes,
+          lambda b: min(b.memory.size_bytes, b.config.W << _BITS["addr"]),
           "the board's memory"),
 )
 
@@ -172,8 +235,7 @@ class Reason(NamedTuple):
     def __str__(self) -> str:
         """Part of a sentence."""
         unit = f" {self.limit.unit}" if self.limit.unit else ""
-        bound = "least" if self.limit.least else "most"
-        return (f"{self.limit.name} {self.need:,}{unit}, at {bound} {self.has:,} "
+        return (f"{self.limit.name} {self.need:,}{unit}, at most {self.has:,} "
                 f"({self.limit.where})")
 
 
@@ -188,22 +250,18 @@ def fits(shapes: Shapes, board: Board, *, context: int | None = None, bits: floa
     context : int, optional
         Tokens the KV cache holds; by default as many as model and core allow.
     bits : float, 1..8
-        See :func:`memory_bytes`.
+        See :class:`Need`.
     """
-    on, config = shapes.on(board, context), board.config
-    out = []
-    for limit in LIMITS:
-        need, has = limit.need(on, config, bits), limit.has(board)
-        if need < has if limit.least else need > has:
-            out.append(Reason(limit, need, has))
-    return out
+    on = need(shapes, board, context, bits)
+    return [Reason(limit, of, has) for limit in LIMITS
+            if (of := limit.of(on)) > (has := limit.has(board))]
 
 
 # ---- What could be done
 
 def _longest(shapes: Shapes, board: Board, bits: float) -> int | None:
     """The longest context with which it fits; None if there is none."""
-    low, high = 0, shapes.on(board, None).shape.context
+    low, high = 0, need(shapes, board).context
     while low < high:
         middle = (low + high + 1) // 2
         if fits(shapes, board, context=middle, bits=bits):
@@ -227,7 +285,7 @@ def options_for(shapes: Shapes, board: Board, context: int | None, bits: float) 
     if not board.config.packing & 1:
         return None
     small = shapes.int8()           # a budget of bits is for those
-    wanted = held = small.on(board, context).shape.context
+    wanted = held = need(small, board, context).context
     while held >= min(wanted, 64):  # a shorter cache rather than weights of too few bits
         for tenths in range(int(10 * bits), 10 * USEFUL_BITS - 1, -1):
             if not fits(small, board, context=held, bits=tenths / 10 * SPARE):
@@ -266,8 +324,8 @@ def check(shapes: Shapes, board: Board, *, context: int | None = None, bits: flo
     UserError
         Names each limit that is exceeded, both values, and what could be done.
     """
-    if context is not None and not 1 <= context <= shapes.shape.context:
-        raise UserError(f"the context must be in 1..{shapes.shape.context} for this model, not "
+    if context is not None and not 1 <= context <= shapes.context:
+        raise UserError(f"the context must be in 1..{shapes.context} for this model, not "
                         f"{context}")
     if fits(shapes, board, context=context, bits=bits if least is None else least):
         reasons = fits(shapes, board, context=context, bits=bits)
@@ -276,10 +334,10 @@ def check(shapes: Shapes, board: Board, *, context: int | None = None, bits: flo
                         f"{advice(shapes, board, context=context, bits=bits)}")
 
 
-def residents(shape: Shape, config: Config) -> int:
+def residents(steps: Plan, config: Config) -> int:
     """Number of resident blocks of P tokens, at least 1 where a model fits."""
     W, P = config.W, config.P
-    return min(config.act_words // act_map(shape, W).block_words,
-               config.residual_values // (P * round_up(shape.hidden, W)),
-               config.rope_pairs // (P * shape.head_pad // 2),
+    return min(config.act_words // act_map(steps, W).block_words,
+               config.residual_values // (P * round_up(steps.graph.hidden, W)),
+               config.rope_pairs // (P * steps.head_pad // 2),
                Config.SUM_BLOCKS)      # a lane keeps the maximum and sum of each block

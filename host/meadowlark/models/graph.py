@@ -135,12 +135,13 @@ class Add(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class Head(Operator):
-    """values -> logits: weight[vocab, hidden] @ x, times scale."""
+    """values -> logits: weight[vocab, hidden] @ x + bias[vocab], times scale."""
     x: str
     weight: str
+    bias: str | None = None
     scale: float = 1.0
     edges = ("x",)
-    arrays = ("weight",)
+    arrays = ("weight", "bias")
 
 
 @dataclass(frozen=True, eq=False)
@@ -331,6 +332,7 @@ def _head(graph: Graph, op: Head, inputs: list[Edge]) -> Edge:
     _kind(op, x, Kind.VALUES)
     vocab = graph.shapes[op.weight][0]
     _shape(graph, op, op.weight, vocab, x.width)
+    _shape(graph, op, op.bias, vocab)
     return Edge(Kind.LOGITS, vocab)
 
 
@@ -406,10 +408,12 @@ class Builder:
         """The residual r and y."""
         return self._put(Add(out=f"{y}.residual", x=r, y=y, scale=scale), self._width[r])
 
-    def head(self, x: str, vocab: int, *, weight: str = "head", scale: float = 1.0) -> str:
-        """Logits. weight: "embedding" where the head is tied."""
-        return self._put(Head(out="logits", x=x, scale=scale,
-                              weight=self._array(weight, vocab, self._width[x])), vocab)
+    def head(self, x: str, vocab: int, *, weight: str = "head", bias: bool = False,
+             scale: float = 1.0) -> str:
+        """Logits. weight: "embedding" where the head is tied. bias: weight "head.bias"."""
+        return self._put(Head(
+            out="logits", x=x, weight=self._array(weight, vocab, self._width[x]), scale=scale,
+            bias=self._array("head.bias", vocab) if bias else None), vocab)
 
     def graph(self) -> Graph:
         """All of it, checked."""

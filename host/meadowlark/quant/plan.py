@@ -131,9 +131,10 @@ class HeadStep(Step):
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps of a graph in the order of the program.
+    """Steps of a graph in the order of the program: the first is the embedding's, the last two are
+    the head's and the norm's before it, which only the last token of a prompt needs.
 
-    head_pad: power of two, what the heads of all attention are padded to.
+    head_pad: power of two, what the heads of all attention are padded to; these are alike.
     """
     graph: Graph
     steps: tuple[Step, ...]
@@ -198,10 +199,11 @@ def plan(graph: Graph, *, head_pad: int = 1) -> Plan:
     UserError
         The machine has nothing for an operator, or not where it stands; names it.
     """
-    heads = {op.head_dim for op in graph.of(Attend)}
-    pad = max([head_pad, *(1 << (d - 1).bit_length() for d in heads)])
-    if len({max(head_pad, 1 << (d - 1).bit_length()) for d in heads}) > 1:
-        raise _unable(f"heads of {' and '.join(map(str, sorted(heads)))} dimensions in one model")
+    heads = {(op.heads, op.kv_heads, op.head_dim) for op in graph.of(Attend)}
+    if len(heads) != 1:
+        raise _unable("layers whose heads differ" if heads else "a model without attention")
+    (_, _, head_dim), = heads
+    pad = max(head_pad, 1 << (head_dim - 1).bit_length())
     gatherer = _Gatherer(graph, pad)
     for op in graph.operators:
         gatherer.take(op)
@@ -256,7 +258,7 @@ class _Gatherer:
             case Head():
                 rows, columns = self.graph.shapes[op.weight]
                 self._put(HeadStep(name=op.out, op=op, matrix=Matrix(
-                    name="head", x=op.x, weights=(op.weight,), biases=(), rows=rows,
+                    name="head", x=op.x, weights=(op.weight,), biases=op.weights[1:], rows=rows,
                     columns=columns)))
             case _:
                 raise _unable(f"{op.out}, a {type(op).__name__.lower()}")
@@ -265,10 +267,14 @@ class _Gatherer:
         """What only shows at the end."""
         if self.waiting:
             raise _unable(f"{next(iter(self.waiting))}, which nothing takes in")
-        for step in self.steps:
-            for name in step.reads:
-                if self.graph.edges[name].kind is not Kind.VALUES:
-                    raise _unable(f"{step.name}, a matrix of {name}")
+        made = {step.name for step in self.steps
+                if self.graph.edges[step.name].kind is Kind.VALUES}
+        read = {name for step in self.steps for name in step.reads}
+        if made != read:
+            raise _unable(f"{min(made ^ read)}, which nothing takes in")
+        norm, head = self.steps[-2:]
+        if not isinstance(norm, NormStep) or head.reads != (norm.name,):
+            raise _unable("a head without a norm before it")
         if len({op.eps for op in self.graph.of(Norm)}) > 1:
             raise _unable("norms with different epsilons")
         if len({step.table for step in self.steps

@@ -1,128 +1,89 @@
-"""Shapes of a model as a chip has them: its dimensions, and its matrices with their modes."""
+"""Shapes of a model as a chip has them: its plan, and in which form each matrix lies."""
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from meadowlark_hdl.isa import Header, Mode
 
-from ..models.checkpoint import Model
-from .quantise import MAX_BLOCK_COLUMNS, MAX_CONTEXT, QuantLinear, QuantModel
+from ..models.rewrite import fold_layer_norms, suited
+from .plan import Matrix, Plan, plan
+from .quantise import MAX_BLOCK_COLUMNS, MAX_CONTEXT
 
 if TYPE_CHECKING:
-    from meadowlark_boards import Board
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What layout and limits depend on; values as in the model, unpadded unless named ``_pad``."""
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    head_pad: int
-    ffn: int
-    vocab: int
-    context: int
-
-
-class Matrix(NamedTuple):
-    """A matrix as it lies in memory, its rows and columns padded as the chip has them.
-
-    part: of a layer (q, k, v, o, gate_up, down), or embedding or head. mode: of the checkpoint.
-    """
-    part: str
-    rows: int
-    columns: int
-    mode: Mode
-    bias: bool
-
-    @property
-    def header(self) -> Header:
-        """As :attr:`meadowlark.quant.quantise.QuantLinear.header`."""
-        if self.bias:
-            return Header.BIAS
-        return Header.SCALE if self.mode == Mode.INT8 else Header.SHORT
+    from ..models.checkpoint import Model
+    from .quantise import QuantModel
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """What limits depend on: the dimensions of a model, and its matrices.
+    """What limits depend on.
 
-    shape: for the longest context that the model allows. layers: matrices of each layer, in
-    any order. embedding, head: their own.
+    plan: the steps. modes: of the matrices by name, the embedding's too. context: the longest that
+    the model allows. model, weights: where it is that of a checkpoint, which can be made to suit
+    another core (:meth:`suited`); not compared.
     """
-    shape: Shape
-    layers: tuple[tuple[Matrix, ...], ...]
-    embedding: Matrix
-    head: Matrix
+    plan: Plan
+    modes: Mapping[str, Mode]
+    context: int
+    model: Model | None = field(default=None, compare=False, repr=False)
+    weights: str = field(default="auto", compare=False)
+    _suited: dict[tuple[int, int], Shapes] = field(
+        default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def of_model(cls, model: Model, weights: str = "auto") -> Shapes:
-        """Of a checkpoint, which may be an outline. weights: see
+    def of_model(cls, model: Model, weights: str = "auto", *, head_pad: int = 1) -> Shapes:
+        """Of a checkpoint, which may be an outline. weights, head_pad: see
         :func:`meadowlark.quant.quantise.quantise`; test: what that makes has the same shapes."""
-        m, pad = model, 1 << (model.head_dim - 1).bit_length()
-        shape = Shape(hidden=m.hidden, layers=len(m.layers), heads=m.heads, kv_heads=m.kv_heads,
-                      head_dim=m.head_dim, head_pad=pad, ffn=m.ffn, vocab=m.vocab,
-                      context=min(m.context, MAX_CONTEXT))
-
-        def mode(columns: int, *blocks) -> Mode:
-            kinds = {None if b is None else b.kind for b in blocks}
-            if kinds == {"Q4_0", "Q4_1"}:
-                kinds = {"Q4_1"}        # the same weights as blocks with a minimum
-            kind = kinds.pop()
-            if weights == "int8" or kinds or kind is None or columns > MAX_BLOCK_COLUMNS:
-                return Mode.INT8
-            return Mode[kind]
-
-        def layer(w) -> Iterator[Matrix]:
-            for part, names, rows, columns in (
-                    ("q", "q", m.heads * pad, m.hidden), ("k", "k", m.kv_heads * pad, m.hidden),
-                    ("v", "v", m.kv_heads * pad, m.hidden), ("o", "o", m.hidden, m.heads * pad),
-                    ("gate_up", "gate up", 2 * m.ffn, m.hidden), ("down", "down", m.hidden, m.ffn)):
-                # Blocks reach over heads and the zeros between them.
-                blocks = [None if part == "o" and pad != m.head_dim else w.blocks.get(name)
-                          for name in names.split()]
-                yield Matrix(part, rows, columns, mode(columns, *blocks),
-                             getattr(w, f"{names.split()[0]}_bias") is not None)
-        return cls(shape, tuple(tuple(layer(w)) for w in m.layers), *(
-            Matrix(part, m.vocab, m.hidden, mode(m.hidden, m.blocks.get(part)), False)
-            for part in ("embedding", "head")))
+        model = fold_layer_norms(model)
+        steps = plan(model.graph, head_pad=head_pad)
+        modes = {m.name: Mode.INT8 if weights == "int8" else _mode(
+                    m, [b.kind if (b := model.blocks.get(name)) else None for name in m.weights])
+                 for m in (steps.embedding.matrix, *steps.matrices)}
+        context = min(model.context, MAX_CONTEXT, model.graph.window or MAX_CONTEXT)
+        return cls(steps, modes, context, model, weights)
 
     @classmethod
     def of_integers(cls, qm: QuantModel) -> Shapes:
         """Of an integer model."""
-        def matrix(part: str, q: QuantLinear) -> Matrix:
-            rows, columns = q.codes.shape
-            return Matrix(part, rows, columns, q.mode, q.bias is not None)
-        return cls(
-            Shape(hidden=qm.hidden, layers=len(qm.layers), heads=qm.heads, kv_heads=qm.kv_heads,
-                  head_dim=qm.head_dim, head_pad=qm.head_pad, ffn=qm.ffn, vocab=qm.vocab,
-                  context=qm.context),
-            tuple(tuple(matrix(part, getattr(w, part))
-                        for part in ("q", "k", "v", "o", "gate_up", "down")) for w in qm.layers),
-            matrix("embedding", qm.embedding), matrix("head", qm.head))
+        return cls(qm.plan, {m.name: qm.numbers[m.name].mode
+                             for m in (qm.plan.embedding.matrix, *qm.plan.matrices)}, qm.context)
 
-    def matrices(self) -> Iterator[Matrix]:
-        """Those of the weight stream."""
-        for layer in self.layers:
-            yield from layer
-        yield self.head
+    def suited(self, head_pad: int, most_ffn: int) -> Shapes:
+        """Of the same checkpoint with heads padded to at least head_pad and no FFN wider than
+        most_ffn; integers are as they are."""
+        if self.model is None:
+            return self
+        key = head_pad, most_ffn
+        if key not in self._suited:
+            self._suited[key] = self.of_model(suited(self.model, most_ffn), self.weights,
+                                              head_pad=head_pad)
+        return self._suited[key]
+
+    def mode(self, matrix: Matrix) -> Mode:
+        """In which a matrix lies."""
+        return self.modes[matrix.name]
+
+    def header(self, matrix: Matrix) -> Header:
+        """As :attr:`meadowlark.quant.quantise.QuantLinear.header`."""
+        if matrix.biases:
+            return Header.BIAS
+        return Header.SCALE if self.mode(matrix) == Mode.INT8 else Header.SHORT
 
     def int8(self) -> Shapes:
         """With all weights in int8."""
-        return replace(self, layers=tuple(tuple(m._replace(mode=Mode.INT8) for m in layer)
-                                          for layer in self.layers),
-                       embedding=self.embedding._replace(mode=Mode.INT8),
-                       head=self.head._replace(mode=Mode.INT8))
+        return replace(self, modes=dict.fromkeys(self.modes, Mode.INT8), weights="int8",
+                       _suited={})
 
-    def on(self, board: Board, context: int | None) -> Shapes:
-        """As they are on a board: for a context, by default the longest that the core holds; int8
-        where it reads no blocks."""
-        config = board.config
-        if context is None:
-            context = min(self.shape.context, config.context, config.score_depth)
-        out = replace(self, shape=replace(self.shape, context=context))
-        return out if config.block_modes else out.int8()
+
+def _mode(matrix: Matrix, kinds: Collection[str | None]) -> Mode:
+    """Of a matrix whose weights are in blocks of these kinds; None: in none."""
+    found = set(kinds)
+    if found == {"Q4_0", "Q4_1"}:
+        found = {"Q4_1"}        # the same weights as blocks with a minimum
+    kind = found.pop()
+    # Blocks reach over heads and the zeros between them.
+    if found or kind is None or matrix.columns > MAX_BLOCK_COLUMNS or matrix.padded_columns:
+        return Mode.INT8
+    return Mode[kind]
