@@ -31,12 +31,7 @@ def matrices(name: str):
                     yield key, value.astype(np.float32)
         return
     model = load_model(name)
-    for i, layer in enumerate(model.layers):
-        for key in ("q", "k", "v", "o", "gate", "up", "down"):
-            yield f"layers.{i}.{key}", getattr(layer, key)
-    yield "embedding", model.embedding
-    if not model.tied:
-        yield "head", model.head
+    yield from ((key, value) for key, value in model.weights.items() if value.ndim == 2)
 
 
 def int8(weights: np.ndarray, scale: str) -> np.ndarray:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from meadowlark_boards import Board
 
     from ..compile.image import Image
-    from ..models.checkpoint import Model
+    from ..quant.shapes import Shapes
 
 
 @click.command()
@@ -53,16 +54,19 @@ def info(what: str | None, plot: str | None, json_to: str | None) -> int:
         image = Image.load(what)
         result, tensors = _image_facts(image), image.tensors
     elif what in NAMES or Path(what).exists():
+        from ..compile.layout import Shape
         from ..models.registry import load_model
+        from ..quant.shapes import Shapes
         m = load_model(what, outline=True)
         for sentence in m.warnings:
             warn(sentence)
-        facts = {"model": m.name, "parameters": m.parameters, "hidden": m.hidden,
-                 "layers": len(m.layers), "heads": m.heads, "kv_heads": m.kv_heads,
-                 "head_dim": m.head_dim, "ffn": m.ffn, "vocab": m.vocab, "context": m.context,
+        shapes = Shapes.of_model(m)
+        shape = asdict(Shape.of(shapes.plan, m.context))
+        del shape["head_pad"]           # a board's
+        facts = {"model": m.name, "family": m.family, "parameters": m.parameters, **shape,
                  "bos_id": m.bos_id, "stop_ids": list(m.stop_ids),
                  "chat_template": m.chat is not None}
-        boards = {board.name: _fits(m, board) for board in BOARDS.values()}
+        boards = {board.name: _fits(shapes, board) for board in BOARDS.values()}
         result = facts | {"boards": boards}
         shown = facts | {"boards": {name: _verdict(**found) for name, found in boards.items()}}
     else:
@@ -98,11 +102,9 @@ def _tools() -> dict[str, Callable[[], object]]:
             "openFPGALoader": loader_tool}
 
 
-def _fits(model: Model, board: Board) -> dict[str, Any]:
+def _fits(shapes: Shapes, board: Board) -> dict[str, Any]:
     """fits: whether the model fits the board with these options. reasons: why not without."""
     from ..compile import limits
-    from ..quant.shapes import Shapes
-    shapes = Shapes.of_model(model)
     options = limits.options_for(shapes, board, None, 8.0)
     return {"fits": options is not None, "options": options or "",
             "reasons": list(map(str, limits.fits(shapes, board)))}
@@ -116,7 +118,6 @@ def _verdict(fits: bool, options: str, reasons: list[str]) -> str:
 
 
 def _board_facts(board: Board) -> dict:
-    from dataclasses import asdict
     return {"board": board.name, "title": board.title, "clock_mhz": board.clock_mhz,
             "bandwidth_bytes_per_s": board.bandwidth, "config": board.config.as_dict(),
             "memory": asdict(board.memory), "link": asdict(board.link)}

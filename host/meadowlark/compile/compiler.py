@@ -13,7 +13,7 @@ from meadowlark_hdl.isa import (FIELDS, MODEL_REGS, Epi, Field, Header, Instruct
                                 encode)
 from meadowlark_hdl.weights.block_golden import BLOCK
 from meadowlark_hdl.weights.decoder_golden import (HEADER_BYTES, encode_tile, header_chunks,
-                                                    row_headers, tile_chunks)
+                                                    row_headers)
 
 from ..errors import UserError
 from ..models.blocks import KINDS
@@ -339,9 +339,10 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
                    rope_pairs=blocks * P * qm.head_pad // 2, score_depth=context,
                    context=context, prog_depth=len(program), memory_bytes=memory_bytes,
                    tile_rows=max(i["rows"] for i in program if i["header"] != Header.NONE)),
-        model_regs=regs, shape=asdict(Shape.of(qm.plan, context)), program=b"".join(map(encode, program)),
-        memory=memory, tokenizer=qm.tokenizer_json, chat=qm.chat, bos_id=qm.bos_id,
-        stop_ids=tuple(qm.stop_ids), facts=_facts(qm, lists.stream.tensors),
+        model_regs=regs, shape=asdict(Shape.of(qm.plan, context)),
+        program=b"".join(map(encode, program)), memory=memory, tokenizer=qm.tokenizer_json,
+        chat=qm.chat, bos_id=qm.bos_id, stop_ids=tuple(qm.stop_ids),
+        facts=_facts(qm, lists.stream.tensors),
         tensors=tuple(lists.stream.tensors))
 
 

@@ -9,7 +9,7 @@ from meadowlark_hdl.isa import Header, Mode
 
 from ..models.rewrite import fold_layer_norms, suited
 from .plan import Matrix, Plan, plan
-from .quantise import MAX_BLOCK_COLUMNS, MAX_CONTEXT
+from .quantise import MAX_BLOCK_COLUMNS, longest
 
 if TYPE_CHECKING:
     from ..models.checkpoint import Model
@@ -41,8 +41,7 @@ class Shapes:
         modes = {m.name: Mode.INT8 if weights == "int8" else _mode(
                     m, [b.kind if (b := model.blocks.get(name)) else None for name in m.weights])
                  for m in (steps.embedding.matrix, *steps.matrices)}
-        context = min(model.context, MAX_CONTEXT, model.graph.window or MAX_CONTEXT)
-        return cls(steps, modes, context, model, weights)
+        return cls(steps, modes, longest(model), model, weights)
 
     @classmethod
     def of_integers(cls, qm: QuantModel) -> Shapes:

@@ -121,24 +121,34 @@ class Source:
         least = limits.least_bits(self.board, self.packing)
         limits.check(shapes, self.board, **ask, least=self.bits or least)
         if free and least < 8 and limits.fits(shapes, self.board, **ask):
+            needs = limits.need(shapes, self.board)
             limits.check(shapes, self.board, **ask,
-                         least=limits.entropy_bits(self.model, shapes, self.board))
+                         least=limits.entropy_bits(self._suited(self.model), needs))
+
+    def _suited(self, model: Model) -> Model:
+        """A model as it is rewritten for the board."""
+        from ..compile.limits import most_ffn
+        from ..models.rewrite import suited
+        return suited(model, most_ffn(model.hidden, self.board))
 
     @cached_property
     def quantised(self) -> QuantModel:
         """The integer model, for the context asked for at least."""
         from .. import cache
         from ..quant import integers
-        outline = self.outline      # a missing or damaged one is an error before anything else
+        from ..quant.plan import plan
+        # A missing or damaged one is an error before anything else.
+        outline, head_pad = self._suited(self.outline), self.board.config.W
         weights = self.weights if self.board.config.block_modes else "int8"
         budget = "" if self.bits is self.target_ppl is None else f"{self.bits} {self.target_ppl}"
-        name = f"integers-{_digest(self.name, weights + budget)}.safetensors"
+        how = f"{weights}{budget} {plan(outline.graph, head_pad=head_pad).head_pad}"
+        name = f"integers-{_digest(self.name, f'{how} {outline.graph}')}.safetensors"
         if kept := cache.find(name):
             try:
                 return integers.load(kept.read_bytes(), outline, "int8" if budget else weights)
             except (OSError, ValueError):
                 pass                # make it again
-        model = self.model
+        model = self._suited(self.model)
         from ..quant.quantise import quantise
         if budget:
             from ..quant.budget import choose
@@ -149,9 +159,9 @@ class Source:
                 model, texts, progress=lambda n: self._tell("evening out columns, tokens:", n))
             rounded, ranges = choose(model, texts, bits=self.bits, target_ppl=self.target_ppl,
                                      progress=self._tell)
-            made = quantise(model, ranges, weights="int8", rounded=rounded)
+            made = quantise(model, ranges, weights="int8", rounded=rounded, head_pad=head_pad)
         else:
-            made = quantise(model, weights=weights,
+            made = quantise(model, weights=weights, head_pad=head_pad,
                             progress=lambda n: self._tell("calibrating, tokens:", n))
         cache.keep(name, integers.dump(made))
         return made
