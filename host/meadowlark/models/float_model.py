@@ -1,34 +1,126 @@
-"""A checkpoint run in float32."""
+"""A checkpoint run in float32: what each operator computes."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from .checkpoint import Model
+from .graph import Add, Attend, Embed, Gate, Head, Linear, Norm, Operator, Rates, Rope
+
+#: Called with (edge, float32[n, width]) as a run goes.
+Observer = Callable[[str, np.ndarray], None]
+#: Queries of one sequence that are handled at once; bounds the memory of the scores.
+QUERIES = 256
 
 
-def rope_angles(head_dim: int, theta: float, positions: Iterable[int]) -> np.ndarray:
-    """float64[positions, head_dim/2]: angle of pair i is position * theta**(-2i/head_dim)."""
-    rate = float(theta) ** (-np.arange(0, head_dim, 2) / head_dim)
-    return np.asarray(list(positions), np.float64)[:, None] * rate
+class _Run(Protocol):
+    """What operators depend on beside their inputs, of one pass through the graph.
+
+    tokens: int[n], the rows of every edge.
+    """
+    weights: Mapping[str, np.ndarray]
+    tokens: np.ndarray
+
+    def turns(self, table: str) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines and sines of the rows' positions: float32[n or 1, 1, pairs]."""
+        ...
+
+    def attend(self, op: Attend, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """[n, heads, head_dim] from q of that shape, and k and v[n, kv_heads, head_dim]."""
+        ...
 
 
-#: Called with (node, layer or -1, array) as a forward pass goes.
-Observer = Callable[[str, int, np.ndarray], None]
+# ---- Operators: values of the inputs [n, width] -> value of the output
 
+def _embed(run: _Run, op: Embed) -> np.ndarray:
+    return _scaled(run.weights[op.weight][run.tokens], op.scale)
+
+
+def _norm(run: _Run, op: Norm, x: np.ndarray) -> np.ndarray:
+    y = norm(x, op) * run.weights[op.gamma]
+    return y if op.beta is None else y + run.weights[op.beta]
+
+
+def _linear(run: _Run, op: Linear, x: np.ndarray) -> np.ndarray:
+    y = x @ run.weights[op.weight].T
+    return y if op.bias is None else y + run.weights[op.bias]
+
+
+def _rope(run: _Run, op: Rope, x: np.ndarray) -> np.ndarray:
+    return rotate(x, op.head_dim, *run.turns(op.table))
+
+
+def _attend(run: _Run, op: Attend, *inputs: np.ndarray) -> np.ndarray:
+    heads = (x.reshape(len(x), -1, op.head_dim) for x in inputs)
+    return run.attend(op, *heads).reshape(len(inputs[0]), -1)
+
+
+def _gate(_: _Run, op: Gate, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    # exp(-88) is the smallest that float32 holds; silu is 0 to its precision long before
+    return gate / (1 + np.exp(-np.maximum(gate, -80))) * up
+
+
+def _add(_: _Run, op: Add, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return x + _scaled(y, op.scale)
+
+
+def _head(run: _Run, op: Head, x: np.ndarray) -> np.ndarray:
+    return _scaled(x @ run.weights[op.weight].T, op.scale)
+
+
+#: How an operator is run; a row each.
+FORWARD: Mapping[type[Operator], Callable[..., np.ndarray]] = {
+    Embed: _embed, Norm: _norm, Linear: _linear, Rope: _rope, Attend: _attend, Gate: _gate,
+    Add: _add, Head: _head}
+
+
+def _scaled(x: np.ndarray, scale: float) -> np.ndarray:
+    return x if scale == 1 else x * x.dtype.type(scale)
+
+
+def norm(x: np.ndarray, op: Norm) -> np.ndarray:
+    """A norm of rows, without gamma and beta."""
+    wide = x.astype(np.float64)
+    if op.centred:
+        wide = wide - wide.mean(axis=-1, keepdims=True)
+    mean = np.mean(wide ** 2, axis=-1, keepdims=True)
+    return ((wide if op.centred else x) / np.sqrt(mean + op.eps)).astype(x.dtype)
+
+
+def rotate(x: np.ndarray, head_dim: int, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    """Heads of rows [n, heads * head_dim] turned by angles [n or 1, 1, pairs]."""
+    heads = x.reshape(len(x), -1, head_dim)
+    pairs = cos.shape[-1]
+    a, b, rest = np.split(heads, [pairs, 2 * pairs], axis=-1)
+    return np.concatenate([a * cos - b * sin, a * sin + b * cos, rest],
+                          axis=-1).reshape(x.shape)
+
+
+def turns(rates: Rates, positions: np.ndarray | range) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines, float32[positions, 1, pairs]."""
+    angles = rates.angles(positions)[:, None]
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def unseen(op: Attend, positions: np.ndarray, keys: int) -> np.ndarray:
+    """bool[positions, keys]: keys that a query at a position does not see."""
+    behind = np.arange(keys) - positions[:, None]
+    out = behind > 0
+    return out if op.window is None else out | (behind <= -op.window)
+
+
+# ---- Passes
 
 class FloatModel:
-    """Float32 reference of a :class:`Model`: one sequence at a time, no cache.
+    """Float32 reference of a :class:`meadowlark.models.checkpoint.Model`.
 
     Parameters
     ----------
     model : Model
         Its arrays are used, not copied.
     """
-
-    #: Queries handled at once; bounds the memory of the scores.
-    QUERIES = 256
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -41,83 +133,90 @@ class FloatModel:
         ----------
         tokens : sequence of n ids, 1 <= n <= context
         observe : callable, optional
-            Gets each node: "residual" (after the embedding with layer -1, then after each half of
-            a layer), "x1", "x2", "final" (norm outputs), "q", "k" ([n, heads, head_dim] before
-            rotation), "q_rot", "k_rot", "v", "attention" ([n, heads, head_dim]), "gate", "up",
-            "h" (input of the down rows), "logits".
+            Gets each edge of the graph, in order.
 
         Returns
         -------
         float32[n, vocab]
         """
-        m = self.model
         tokens = np.asarray(tokens, np.int64)
-        n = len(tokens)
-        if not 1 <= n <= m.context:
-            raise ValueError(f"a sequence must have 1..{m.context} tokens, not {n}")
-        see = observe or (lambda *_: None)
-        angles = rope_angles(m.head_dim, m.rope_theta, range(n))
-        cos, sin = (f(angles).astype(np.float32)[:, None] for f in (np.cos, np.sin))
-        r = m.embedding[tokens]
-        see("residual", -1, r)
-        for i, w in enumerate(m.layers):
-            x = self._norm(r, w.norm1)
-            see("x1", i, x)
-            q = self._linear(x, w.q, w.q_bias).reshape(n, m.heads, m.head_dim)
-            k, v = (self._linear(x, a, b).reshape(n, m.kv_heads, m.head_dim)
-                    for a, b in ((w.k, w.k_bias), (w.v, w.v_bias)))
-            see("q", i, q)
-            see("k", i, k)
-            see("v", i, v)
-            q, k = self._rotate(q, cos, sin), self._rotate(k, cos, sin)
-            see("q_rot", i, q)
-            see("k_rot", i, k)
-            a = self._attention(q, k, v)
-            see("attention", i, a)
-            r = r + self._linear(a.reshape(n, -1), w.o, w.o_bias)
-            see("residual", i, r)
-            x = self._norm(r, w.norm2)
-            see("x2", i, x)
-            gate = self._linear(x, w.gate, w.gate_bias)
-            up = self._linear(x, w.up, w.up_bias)
-            see("gate", i, gate)
-            see("up", i, up)
-            # exp(-88) is the smallest that float32 holds; silu is 0 to its precision long before
-            h = gate / (1 + np.exp(-np.maximum(gate, -80))) * up
-            see("h", i, h)
-            r = r + self._linear(h, w.down, w.down_bias)
-            see("residual", i, r)
-        x = self._norm(r, m.final_norm)
-        see("final", -1, x)
-        logits = x @ m.head.T
-        see("logits", -1, logits)
-        return logits
+        if not 1 <= len(tokens) <= self.model.context:
+            raise ValueError(f"a sequence must have 1..{self.model.context} tokens, not "
+                             f"{len(tokens)}")
+        return _run(self.model, _Sequence(self.model, tokens), observe)
 
-    def _norm(self, r: np.ndarray, gamma: np.ndarray) -> np.ndarray:
-        mean = np.mean(r.astype(np.float64) ** 2, axis=-1, keepdims=True)
-        return (r / np.sqrt(mean + self.model.rms_eps)).astype(np.float32) * gamma
+    def stepper(self, sequences: int, length: int) -> Stepper:
+        """Many sequences at once, a token of each at a time, up to a length."""
+        return Stepper(self.model, sequences, length)
 
-    @staticmethod
-    def _linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-        y = x @ weight.T
-        return y if bias is None else y + bias
 
-    @staticmethod
-    def _rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-        a, b = np.split(x, 2, axis=-1)
-        return np.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+def _run(model: Model, run: _Run, observe: Observer | None = None) -> np.ndarray:
+    """Logits; every edge is there as long as operators read it."""
+    edges: dict[str, np.ndarray] = {}
+    for op in model.graph.operators:
+        edges[op.out] = FORWARD[type(op)](run, op, *(edges[name] for name in op.inputs))
+        if observe is not None:
+            observe(op.out, edges[op.out])
+        for name in model.graph.spent[op.out]:
+            del edges[name]
+    return edges.popitem()[1]
 
-    def _attention(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """Causal attention; q [n, heads, d], k and v [n, kv_heads, d] -> [n, heads, d]."""
-        n, heads, d = q.shape
-        group = heads // k.shape[1]
+
+class _Sequence:
+    """Rows are the positions of one sequence."""
+
+    def __init__(self, model: Model, tokens: np.ndarray) -> None:
+        self.weights, self.tokens = model.weights, tokens
+        self._turns = {name: turns(rates, range(len(tokens)))
+                       for name, rates in model.graph.tables.items()}
+
+    def turns(self, table: str) -> tuple[np.ndarray, np.ndarray]:
+        return self._turns[table]
+
+    def attend(self, op: Attend, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+        group = op.heads // op.kv_heads
         out = np.empty_like(q)
-        for start in range(0, n, self.QUERIES):
-            stop = min(n, start + self.QUERIES)
-            hidden = np.arange(stop) > np.arange(start, stop)[:, None]
-            for h in range(heads):
-                s = q[start:stop, h] @ k[:stop, h // group].T / np.float32(np.sqrt(d))
+        for start in range(0, len(q), QUERIES):
+            stop = min(len(q), start + QUERIES)
+            hidden = unseen(op, np.arange(start, stop), stop)
+            for h in range(op.heads):
+                s = q[start:stop, h] @ k[:stop, h // group].T / q.dtype.type(op.divisor)
                 s[hidden] = -np.inf
                 p = np.exp(s - s.max(axis=-1, keepdims=True))
                 out[start:stop, h] = p @ v[:stop, h // group] / p.sum(axis=-1, keepdims=True)
         return out
+
+
+class Stepper:
+    """Rows are sequences, all at one position; keys and values of earlier ones are kept."""
+
+    def __init__(self, model: Model, sequences: int, length: int) -> None:
+        self.model, self.weights = model, model.weights
+        self.position = 0
+        self._turns = {name: turns(rates, range(length))
+                       for name, rates in model.graph.tables.items()}
+        self._caches = {op.out: [np.zeros((sequences, op.kv_heads, length, op.head_dim),
+                                          np.float32) for _ in "kv"]
+                        for op in model.graph.of(Attend)}
+
+    def step(self, tokens: np.ndarray) -> np.ndarray:
+        """The next token of each sequence -> float32[sequences, vocab]."""
+        self.tokens = tokens
+        logits = _run(self.model, self)
+        self.position += 1
+        return logits
+
+    def turns(self, table: str) -> tuple[np.ndarray, np.ndarray]:
+        cos, sin = self._turns[table]
+        return cos[self.position, None], sin[self.position, None]
+
+    def attend(self, op: Attend, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+        t = self.position
+        start = 0 if op.window is None else max(0, t + 1 - op.window)
+        keys, values = self._caches[op.out]
+        keys[:, :, t], values[:, :, t] = k, v
+        q = q.reshape(len(q), op.kv_heads, -1, op.head_dim)
+        s = q @ keys[:, :, start:t + 1].swapaxes(-1, -2)
+        s /= np.float32(op.divisor)
+        p = np.exp(s - s.max(axis=-1, keepdims=True))
+        return p / p.sum(axis=-1, keepdims=True) @ values[:, :, start:t + 1]

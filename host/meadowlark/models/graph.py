@@ -217,6 +217,15 @@ class Graph:
         return {name: tuple(ops) for name, ops in found.items()}
 
     @cached_property
+    def spent(self) -> Mapping[str, tuple[str, ...]]:
+        """Edge -> the edges that no operator reads behind the one that makes it."""
+        found: dict[str, tuple[str, ...]] = {op.out: () for op in self.operators}
+        for name, ops in self.readers.items():
+            if ops:
+                found[ops[-1].out] += name,
+        return found
+
+    @cached_property
     def maker(self) -> Mapping[str, Operator]:
         """Edge -> the operator that makes it."""
         return {op.out: op for op in self.operators}

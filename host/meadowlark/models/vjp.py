@@ -1,0 +1,121 @@
+"""Gradients: what each operator gives back of the gradient of its output."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from .checkpoint import Model
+from .float_model import norm, rotate, turns, unseen
+from .graph import Add, Attend, Embed, Gate, Head, Linear, Norm, Operator, Rope
+
+#: Called with a matrix's operator, its inputs [n, columns] and the gradient of its outputs
+#: [n, rows].
+Observer = Callable[[Linear | Head, np.ndarray, np.ndarray], None]
+
+
+def gradients(model: Model, values: Mapping[str, np.ndarray], logits: np.ndarray,
+              observe: Observer | None = None) -> np.ndarray:
+    """Walk a graph backwards over one sequence.
+
+    Parameters
+    ----------
+    model : Model
+    values : mapping of edge to [n, width]
+        Of :meth:`meadowlark.models.float_model.FloatModel.forward`; all edges that are read.
+    logits : [n, vocab]
+        Gradient of the loss.
+    observe : callable, optional
+        Gets each matrix, from the last on.
+
+    Returns
+    -------
+    [n, hidden], the gradient at the first edge.
+    """
+    graph = model.graph
+    given: dict[str, dict[str, np.ndarray]] = {op.out: {} for op in graph.operators}
+    at = logits
+    for op in reversed(graph.operators):
+        if (parts := given.pop(op.out)):
+            # In the order of the readers, so that the sum does not depend on that of the walk.
+            at, *others = (parts[by.out] for by in graph.readers[op.out])
+            for other in others:
+                at = at + other
+        if observe is not None and isinstance(op, (Linear, Head)):
+            scale = op.scale if isinstance(op, Head) else 1
+            observe(op, values[op.x], _scaled(at, scale))
+        inputs = [values[name] for name in op.inputs]
+        for name, part in zip(op.inputs, VJP[type(op)](model, op, at, *inputs), strict=True):
+            given[name][op.out] = part
+    return at
+
+
+# ---- Operators: gradient of the output, and values of the inputs -> gradients of the inputs
+
+def _embed(_: Model, op: Embed, d: np.ndarray) -> Sequence[np.ndarray]:
+    return ()
+
+
+def _norm(model: Model, op: Norm, d: np.ndarray, x: np.ndarray) -> Sequence[np.ndarray]:
+    wide = x.astype(np.float64)
+    if op.centred:
+        wide = wide - wide.mean(axis=-1, keepdims=True)
+    square = np.mean(wide ** 2, axis=-1, keepdims=True) + op.eps
+    inverse = (1 / np.sqrt(square)).astype(x.dtype)
+    y = wide.astype(x.dtype) * inverse
+    d = d * model.weights[op.gamma]
+    d = d - y * np.mean(d * y, axis=-1, keepdims=True) if not op.centred else \
+        d - d.mean(axis=-1, keepdims=True) - y * np.mean(d * y, axis=-1, keepdims=True)
+    return inverse * d,
+
+
+def _linear(model: Model, op: Linear, d: np.ndarray, x: np.ndarray) -> Sequence[np.ndarray]:
+    return d @ model.weights[op.weight],
+
+
+def _rope(model: Model, op: Rope, d: np.ndarray, x: np.ndarray) -> Sequence[np.ndarray]:
+    cos, sin = turns(model.graph.tables[op.table], range(len(x)))
+    return rotate(d, op.head_dim, cos, -sin),
+
+
+def _attend(_: Model, op: Attend, d: np.ndarray, *inputs: np.ndarray) -> Sequence[np.ndarray]:
+    n, group = len(d), op.heads // op.kv_heads
+    d, q, k, v = (x.reshape(n, -1, op.head_dim) for x in (d, *inputs))
+    divisor, hidden = q.dtype.type(op.divisor), unseen(op, np.arange(n), n)
+    dq, dk, dv = np.empty_like(q), np.zeros_like(k), np.zeros_like(v)
+    for h in range(op.heads):
+        g = h // group
+        s = q[:, h] @ k[:, g].T / divisor
+        s[hidden] = -np.inf
+        p = np.exp(s - s.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        dv[:, g] += p.T @ d[:, h]
+        dp = d[:, h] @ v[:, g].T
+        ds = p * (dp - (dp * p).sum(axis=1, keepdims=True)) / divisor
+        dq[:, h] = ds @ k[:, g]
+        dk[:, g] += ds.T @ q[:, h]
+    return [x.reshape(n, -1) for x in (dq, dk, dv)]
+
+
+def _gate(_: Model, op: Gate, d: np.ndarray, gate: np.ndarray, up: np.ndarray,
+          ) -> Sequence[np.ndarray]:
+    s = 1 / (1 + np.exp(-np.maximum(gate, -80)))
+    return d * up * s * (1 + gate * (1 - s)), d * gate * s
+
+
+def _add(_: Model, op: Add, d: np.ndarray, x: np.ndarray, y: np.ndarray) -> Sequence[np.ndarray]:
+    return d, _scaled(d, op.scale)
+
+
+def _head(model: Model, op: Head, d: np.ndarray, x: np.ndarray) -> Sequence[np.ndarray]:
+    return _scaled(d, op.scale) @ model.weights[op.weight],
+
+
+#: How the gradient of an operator is found; a row each.
+VJP: Mapping[type[Operator], Callable[..., Sequence[np.ndarray]]] = {
+    Embed: _embed, Norm: _norm, Linear: _linear, Rope: _rope, Attend: _attend, Gate: _gate,
+    Add: _add, Head: _head}
+
+
+def _scaled(x: np.ndarray, scale: float) -> np.ndarray:
+    return x if scale == 1 else x * x.dtype.type(scale)
