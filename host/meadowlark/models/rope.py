@@ -1,11 +1,16 @@
 """How fast the pairs of a head turn: what files say of RoPE, and its scalings."""
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ..errors import UserError
 from .graph import Rates, rates
 from .metadata import TAKE_OUT, Metadata
+
+if TYPE_CHECKING:
+    from .families.family import Tensors
 
 #: Scalings that are known and not run, and what each needs.
 UNSUPPORTED = {
@@ -79,17 +84,20 @@ def from_config(config: Metadata, pairs: int) -> Rates:
     return Rates(out)
 
 
-def from_gguf(meta: Metadata, arch: str, pairs: int, factors: np.ndarray | None) -> Rates:
-    """Rates as a GGUF file has them. factors: float64[pairs] of ``rope_freqs.weight``: how much
-    slower each pair turns, or None."""
+def from_gguf(meta: Metadata, arch: str, pairs: int, tensors: Tensors) -> Rates:
+    """Rates as a GGUF file has them."""
     out = rates(pairs, meta.number(f"{arch}.rope.freq_base", 10000.0))
     # As in llama.cpp, a factor of 0 is none, and one without a type is linear.
     kind = meta.word(f"{arch}.rope.scaling.type", None)
     factor = meta.number(f"{arch}.rope.scaling.factor", None, zero=True)
     older = meta.number(f"{arch}.rope.scale_linear", 1, zero=True)
     factor = (older if factor is None else factor) or 1
+    if tensors.has("rope_factors_long.weight"):
+        kind = "longrope"               # the converter does not write it
     if kind not in (None, "none", "linear"):
         raise _refuse(meta, kind, factor, "")
     if kind != "none":
         out = out / factor
+    # How much slower each pair turns: the converter's form of llama3.
+    factors = tensors.factors("rope_freqs.weight", pairs)
     return Rates(out if factors is None else out / factors)

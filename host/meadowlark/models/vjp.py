@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from .checkpoint import Model
-from .float_model import norm, rotate, turns, unseen
+from .float_model import rotate, turns, unseen
 from .graph import Add, Attend, Embed, Gate, Head, Linear, Norm, Operator, Rope
 
 #: Called with a matrix's operator, its inputs [n, columns] and the gradient of its outputs

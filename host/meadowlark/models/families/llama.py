@@ -15,6 +15,8 @@ from .family import Family, Hyperparameters, Tensors
 _MATRICES = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
              "o": "self_attn.o_proj", "gate": "mlp.gate_proj", "up": "mlp.up_proj",
              "down": "mlp.down_proj"}
+#: Kinds of attention in config.json.
+FULL, SLIDING = "full_attention", "sliding_attention"
 ATTENTION, MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
 
 
@@ -108,13 +110,12 @@ class Llama(Family):
             ffn=config.whole("intermediate_size"), vocab=config.whole("vocab_size"),
             context=config.whole("max_position_embeddings", 2048),
             eps=config.number("rms_norm_eps", 1e-6),
-            rope=rope.from_config(config, head_dim // 2), biases=_of_layers(layers, parts),
+            rope=rope.from_config(config, head_dim // 2), biases=of_layers(layers, parts),
             windows=self.windows(config, layers), tied=config.flag("tie_word_embeddings", False))
 
     def windows(self, config: Metadata, layers: int) -> dict[int, int]:
         """Layer -> how many positions it sees, where not all."""
-        kinds = config.texts("layer_types", ["full_attention"])
-        if any(kind != "full_attention" for kind in kinds):
+        if set(config.texts("layer_types", [FULL])) != {FULL}:
             raise config.refuse("layer_types names layers without full attention, which are not "
                                 "supported", f"use a plain {self.name} checkpoint")
         return {}
@@ -144,13 +145,26 @@ class Llama(Family):
             ffn=meta.whole(f"{arch}.feed_forward_length"), vocab=vocab,
             context=meta.whole(f"{arch}.context_length"),
             eps=meta.number(f"{arch}.attention.layer_norm_rms_epsilon"),
-            rope=rope.from_gguf(meta, arch, head_dim // 2,
-                                tensors.factors("rope_freqs.weight", head_dim // 2)),
-            biases=frozenset(name for name in _of_layers(layers, _MATRICES)
+            rope=rope.from_gguf(meta, arch, head_dim // 2, tensors),
+            biases=frozenset(name for name in of_layers(layers, _MATRICES)
                              if tensors.has(self.gguf_tensor(f"{name}.bias"))),
             windows=dict.fromkeys(range(layers), window) if window else {},
             tied=not tensors.has(self.gguf_tensor("head")))
 
 
-def _of_layers(layers: int, parts: Collection[str]) -> frozenset[str]:
+def of_layers(layers: int, parts: Collection[str]) -> frozenset[str]:
+    """layers.0.q and the like, of all layers."""
     return frozenset(f"layers.{i}.{part}" for i in range(layers) for part in parts)
+
+
+def sliding(config: Metadata, kinds: list[str], window: int | None) -> dict[int, int]:
+    """Layer -> window, for a family that has some.
+
+    kinds: of the layers, :data:`FULL` or :data:`SLIDING`, where the file has no layer_types.
+    window: None if no layer has one.
+    """
+    found = config.texts("layer_types", kinds)
+    if len(found) != len(kinds) or not set(found) <= {FULL, SLIDING}:
+        raise config.refuse(f"layer_types must name {len(kinds)} layers {FULL} or {SLIDING}")
+    return {} if window is None else \
+        {i: window for i, kind in enumerate(found) if kind == SLIDING}

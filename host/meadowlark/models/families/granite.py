@@ -1,0 +1,38 @@
+"""Granite 3 (IBM): Llama with four multipliers."""
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gguf import MODEL_ARCH
+
+from ..metadata import Metadata
+from .family import Tensors
+from .llama import Decoder, Llama
+
+
+class Granite(Llama):
+    """As Llama; what comes from the embedding, is added to the residual, becomes a score or a logit
+    is multiplied by a number each."""
+    name = "granite"
+    classes = ("GraniteForCausalLM",)
+    arch = MODEL_ARCH.GRANITE
+
+    def from_config(self, config: Metadata) -> Decoder:
+        return replace(
+            super().from_config(config),
+            embedding_scale=config.number("embedding_multiplier", 1.0),
+            residual_scale=config.number("residual_multiplier", 1.0),
+            divisor=1 / config.number("attention_multiplier", 1.0),
+            logit_scale=1 / config.number("logits_scaling", 1.0))
+
+    def from_gguf(self, meta: Metadata, tensors: Tensors, vocab: int) -> Decoder:
+        made, at = super().from_gguf(meta, tensors, vocab), self.gguf_name
+        # As in llama.cpp, a scale of 0 is none; and RoPE that is not "finetuned" is none.
+        scores = meta.number(f"{at}.attention.scale", 0, zero=True)
+        rotated = meta.flag(f"{at}.rope.scaling.finetuned", True)
+        return replace(
+            made, embedding_scale=meta.number(f"{at}.embedding_scale", 0, zero=True) or 1.0,
+            residual_scale=meta.number(f"{at}.residual_scale", 0, zero=True) or 1.0,
+            divisor=1 / scores if scores else None,
+            logit_scale=1 / meta.number(f"{at}.logit_scale"),
+            unrotated=() if rotated else range(made.layers))
