@@ -7,28 +7,22 @@ import numpy as np
 def rshift(x, s):
     """``floor(x / 2**s + 1/2)`` for s >= 0; ``x << -s`` for s < 0. int64 in, int64 out."""
     x, s = np.asarray(x, np.int64), np.asarray(s, np.int64)
-    up = np.maximum(-s, 0)
-    down = np.minimum(np.maximum(s, 0), 63)
-    half = np.where(down > 0, np.int64(1) << np.maximum(down - 1, 0), 0)
-    # (x >> down) + carry, so that x + half cannot overflow int64
-    carry = np.where(down > 0, ((x & ((np.int64(1) << down) - 1)) >= half) & (down > 0), False)
-    return np.where(s < 0, x << up, (x >> down) + carry)
+    y = x >> np.minimum(np.maximum(s, 1), 63) - 1
+    y = (y >> 1) + (y & 1)      # the last bit rounds; x + half could overflow
+    return y if (s > 0).all() else np.where(s > 0, y, x << np.maximum(-s, 0))
 
 
 def saturate(x, bits: int):
     """Clamp to a signed range."""
-    return np.clip(x, -(1 << bits - 1), (1 << bits - 1) - 1)
+    # np.clip takes three times as long for a few values
+    return np.minimum(np.maximum(x, -(1 << bits - 1)), (1 << bits - 1) - 1)
 
 
 def floor_log2(x) -> np.ndarray:
     """floor(log2(x)) of positive integers up to 2**64 - 1, exactly."""
     x = np.asarray(x, np.uint64)
-    k = np.zeros(x.shape, np.int64)
-    for s in (32, 16, 8, 4, 2, 1):
-        big = (x >> np.uint64(s)) > 0
-        k += np.where(big, s, 0)
-        x = np.where(big, x >> np.uint64(s), x)
-    return k
+    # Without a bit below the leading one, rounding to 53 bits cannot reach the next power of two.
+    return np.frexp((x & ~(x >> np.uint64(1))).astype(np.float64))[1].astype(np.int64) - 1
 
 
 #: 2**-(i/256), 15 fractional bits.

@@ -22,8 +22,8 @@ from .terminal import Progress, show, write_json
 @model_options(image=False)
 @board_option("virtual", "Board whose arithmetic it is: not every one reads blocks of GGUF files.")
 @json_option
-def eval_(text: str | None, tokens: int | None, context: int | None, asked: Asked,
-          board: str, json_to: str | None) -> int:
+def eval_(text: str | None, tokens: int | None, asked: Asked, board: str,
+          json_to: str | None) -> int:
     """Compare the integer arithmetic's perplexity with float32's."""
     from ..run.evaluate import perplexity, read_text, validation_text
     check_outputs(json_to, inputs=[asked.name, text])
@@ -34,8 +34,9 @@ def eval_(text: str | None, tokens: int | None, context: int | None, asked: Aske
     with Progress() as progress:
         source = asked.open(which, progress)
         quantised = source.quantised
-        found = perplexity(source.model, quantised, lines, max_tokens=tokens, context=context,
-                           progress=lambda n: progress("predicting", n, tokens or 0))
+        found = perplexity(source.model, quantised, lines, max_tokens=tokens,
+                           context=asked.context, progress=lambda n: progress(
+                               "predicting", n, tokens or 0))
     result = {"model": source.model.name, **found.as_dict()}
     write_json(result, json_to)
     if json_to != "-":

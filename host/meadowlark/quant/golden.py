@@ -69,6 +69,8 @@ class GoldenModel:
     #: Weights up to which float64 copies are kept (512 MB); larger models convert at each use,
     #: from codes of int8 or from int32 that are kept where weights are blocks.
     KEEP = 1 << 26
+    #: Scores made at once, more or less.
+    SCORES = 1 << 20
     #: Weights converted at once: what a processor's cache holds in float64.
     AT_ONCE = 1 << 16
 
@@ -277,22 +279,24 @@ class GoldenModel:
         A query sees the keys up to its own position, and the maximum is over just those.
         """
         n, heads, pad = q.shape
-        ctx = pos0 + n
+        ctx, groups = pos0 + n, step.op.kv_heads
         hidden = np.arange(ctx) > np.arange(pos0, ctx)[:, None]
-        group = heads // step.op.kv_heads
-        out = np.empty((n, heads, pad), np.int64)
-        for g in range(step.op.kv_heads):
-            k = self.keys[step.cache, g, :ctx].astype(np.float64)
-            v = self.values[step.cache, g, :ctx].astype(np.float64)
-            for h in range(g * group, (g + 1) * group):
-                acc = self._product(q[:, h], k.T)
-                s = scores(acc, numbers.score_shift)
-                self._count("scores", saturated(acc, numbers.score_shift)[~hidden])
-                p, total = probabilities(np.where(hidden, MASKED, s))
-                mant, shift = output_scale(total, int(numbers.v_mant[g]), int(numbers.v_shift[g]))
-                y = requant(self._product(p, v), mant[:, None], shift[:, None])
-                out[:, h] = self._saturate(y, 16, "attention")
-        return out.reshape(n, -1)
+        q = q.reshape(n, groups, -1, pad).transpose(1, 2, 0, 3)     # [KV head, its heads, n, pad]
+        out = np.empty(q.shape, np.int64)
+        most = max(1, self.SCORES * groups // (heads * n * ctx))
+        for at in range(0, groups, most):
+            some = slice(at, at + most)
+            k, v = (cache[step.cache, some, None, :ctx] for cache in (self.keys, self.values))
+            acc = self._product(q[some], k.swapaxes(-1, -2))
+            s = scores(acc, numbers.score_shift)
+            limit = ~hidden & (np.abs(s) == -MASKED - 1)
+            self._count("scores", saturated(acc[limit], numbers.score_shift),
+                        acc[..., 0, 0].size * int((~hidden).sum()))
+            p, total = probabilities(np.where(hidden, MASKED, s))
+            mant, shift = output_scale(total, *(x[some, None, None].astype(np.int64) for x in (
+                numbers.v_mant, numbers.v_shift)))
+            out[some] = requant(self._product(p, v), mant[..., None], shift[..., None])
+        return self._saturate(out, 16, "attention").transpose(2, 0, 1, 3).reshape(n, -1)
 
     # ---- Matrices
 
@@ -302,7 +306,8 @@ class GoldenModel:
     def _linear(self, matrix: Matrix, state: _Pass) -> np.ndarray:
         """Requantised int64[n, rows] of what the matrix reads."""
         w, x = self._numbers(matrix), state.edges[matrix.x]
-        weights, step = self._weights(w), max(1, self.AT_ONCE // x.shape[1])
+        weights = self._weights(w)
+        step = len(weights) if self._small else max(1, self.AT_ONCE // x.shape[1])
         acc = np.concatenate([self._product(x, weights[at:at + step].T)
                               for at in range(0, len(weights), step)], axis=1)
         return requant(acc, w.mant, w.shift, 0 if w.bias is None else w.bias)
@@ -323,20 +328,21 @@ class GoldenModel:
 
     # ---- Counting saturations
 
-    def _count(self, node: str, met: np.ndarray) -> None:
-        self.saturations[node] = self.saturations.get(node, 0) + int(np.count_nonzero(met))
-        self.counted[node] = self.counted.get(node, 0) + met.size
+    def _count(self, what: str, met: np.ndarray, of: int | None = None) -> None:
+        """met: which values met their limit. of: how many were looked at, if more."""
+        self.saturations[what] = self.saturations.get(what, 0) + int(np.count_nonzero(met))
+        self.counted[what] = self.counted.get(what, 0) + (met.size if of is None else of)
 
-    def _saturate(self, y: np.ndarray, bits: int, node: str) -> np.ndarray:
+    def _saturate(self, y: np.ndarray, bits: int, what: str) -> np.ndarray:
         """Saturate and count what changed."""
         out = saturate(y, bits)
-        self._count(node, out != y)
+        self._count(what, out != y)
         return out
 
-    def _at_limit(self, y: np.ndarray, node: str, bits: int = 16) -> np.ndarray:
+    def _at_limit(self, y: np.ndarray, what: str, bits: int = 16) -> np.ndarray:
         """Count what a block that saturates by itself left at the limit of its format."""
         top = 1 << bits - 1
-        self._count(node, (y == top - 1) | (y == -top))
+        self._count(what, (y == top - 1) | (y == -top))
         return y
 
 
