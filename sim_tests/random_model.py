@@ -5,6 +5,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+from meadowlark.models.blocks import BlockTensor
+from meadowlark.models.checkpoint import Model
+from meadowlark.models.families.llama import Decoder
+from meadowlark.models.graph import Rates, rates
+from meadowlark.text.tokenizer import Tokenizer
 from safetensors.numpy import save_file
 
 BOS, EOS = 0, 1
@@ -133,6 +138,24 @@ def random_model(folder: str | Path, *, seed: int, hidden: int = 32, layers: int
     (folder / "config.json").write_text(json.dumps({**values, **config}))
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(vocab)))
     return folder
+
+
+def outlined(*, hidden: int = 128, layers: int = 6, heads: int = 4, kv_heads: int = 2,
+             head_dim: int = 32, ffn: int = 384, vocab: int = 2048, context: int = 512,
+             tied: bool = True, blocks: str = "") -> Model:
+    """A Llama without values, by default of the shape of the packaged stories. blocks: the kind
+    that all matrices are in."""
+    graph = Decoder(
+        hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=head_dim, ffn=ffn,
+        vocab=vocab, context=context, tied=tied, eps=1e-5,
+        rope=Rates(rates(head_dim // 2, 1e4))).graph()
+    return Model(
+        name="outline", family="llama", graph=graph, context=context, bos_id=BOS, stop_ids=(EOS,),
+        weights={name: np.broadcast_to(np.float32(0), shape)
+                 for name, shape in graph.shapes.items()},
+        blocks={name: BlockTensor.outline(blocks, *shape) for name, shape in graph.shapes.items()
+                if len(shape) == 2} if blocks else {},
+        tokenizer=Tokenizer(json.dumps(tokenizer_json(258)).encode(), "outline"), parameters=1)
 
 
 def name_tokens(folder: Path, names: dict[str, int], added: dict[str, bool] | None = None) -> Path:

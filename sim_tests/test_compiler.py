@@ -6,15 +6,18 @@ import pytest
 from interpreter import Interpreter
 from meadowlark.compile.compiler import compile_model
 from meadowlark.compile.layout import act_map, tile_linear
+from meadowlark.compile.limits import fits
 from meadowlark.errors import UserError
+from meadowlark.models.graph import Graph, Rope
 from meadowlark.models.registry import load_model
+from meadowlark.models.rewrite import cut_ffn
 from meadowlark.quant.golden import GoldenModel
 from meadowlark.quant.quantise import quantise
-from meadowlark.quant.shapes import Shape
+from meadowlark.quant.shapes import Shapes
 from meadowlark_boards import get_board
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import Epi, Header, Op, Src
-from random_model import random_model, random_texts
+from random_model import outlined, random_model, random_texts
 
 NARROW = Config(W=8, P=4, bus_bytes=2, act_words=128, residual_values=4096, score_depth=128,
                 rope_pairs=512, tile_beats=64, tile_rows=16, fifo_words=256, burst_words=64,
@@ -29,6 +32,9 @@ SHAPES = {
                 attention_bias=True, mlp_bias=True),
     "group": dict(heads=8, kv_heads=1, head_dim=16, ffn=64),    # more heads a KV head than lanes
     "one": dict(heads=1, kv_heads=1, head_dim=32, layers=1),
+    "slices": dict(ffn=72, mlp_bias=True),                      # of the FFN: 32, 32, 8
+    "unrotated": dict(heads=6, head_dim=8, attention_bias=True),            # the second layer
+    "nothing rotated": dict(heads=6, head_dim=12),
 }
 
 
@@ -46,9 +52,23 @@ def models(tmp_path_factory):
         if name not in made:
             folder = random_model(tmp_path_factory.mktemp(name), seed=1, **SHAPES[name])
             model = load_model(folder)
+            if name == "slices":
+                model = cut_ffn(model, 32)
+            for layer in {"unrotated": (1,), "nothing rotated": (0, 1)}.get(name, ()):
+                model = unrotated(model, layer)
             made[name] = quantise(model, random_texts(model, seed=2))
         return made[name]
     return get
+
+
+def unrotated(model, layer):
+    """The model without RoPE in a layer."""
+    gone = {op.out: op.x for op in model.graph.of(Rope) if op.out.startswith(f"layers.{layer}.")}
+    return replace(model, graph=Graph(
+        tuple(replace(op, **{name: gone.get(getattr(op, name), getattr(op, name))
+                             for name in op.edges})
+              for op in model.graph.operators if op.out not in gone),
+        model.graph.shapes, model.graph.tables))
 
 
 @pytest.mark.parametrize("config, shape", [      # TIGHT is made for one shape
@@ -95,10 +115,43 @@ def test_stores_wait_for_nothing_they_need(models):
             assert before.index(Op.QK) < before.index(Op.STORE)
 
 
-def test_default_model_fills_the_ulx3s():
-    shape = Shape(hidden=128, layers=6, heads=4, kv_heads=2, head_dim=32, head_pad=32, ffn=384,
-                  vocab=2048, context=512)
-    assert act_map(shape, 8).block_words == 64
+@pytest.mark.parametrize("change", [{}, dict(hidden=64), dict(heads=2), dict(ffn=64)])
+def test_map_of_a_llama(change):
+    """Queries behind the input; keys and values behind them, and over those what attention gives;
+    the FFN over all of it."""
+    steps = Shapes.of_model(outlined(**change)).plan
+    hidden, head, ffn = steps.graph.hidden // 8, 4, change.get("ffn", 384) // 8
+    op = steps.attends[0].op
+    at, k = act_map(steps, 8).at, hidden + head
+    for i in range(6):
+        assert [at[f"layers.{i}.{name}"] for name in ("norm1.x", "q", "k", "v", "attention",
+                                                      "norm2.x", "h")] == \
+            [0, hidden, k, k + 2 * head, k, 0, hidden]
+    assert act_map(steps, 8).block_words == max(hidden + ffn,
+                                                k + max(op.heads, 2 * op.kv_heads) * head)
+    if not change:
+        assert act_map(steps, 8).block_words == 64      # what the ULX3S holds
+
+
+def test_an_input_lives_as_long_as_it_is_read(models):
+    """The slices of an FFN share their input, whatever adds to the residual between them."""
+    at = act_map(models("slices").plan, 4).at
+    assert {at[f"layers.0.slice{k}.h"] for k in range(3)} == {8} and at["layers.0.norm2.x"] == 0
+
+
+def test_heads_are_padded_to_the_core(models, seed, tmp_path):
+    """What zeros behind each head change: the program, and not a bit of the logits."""
+    model = load_model(random_model(tmp_path, seed=seed, attention_bias=True))
+    texts, config = random_texts(model, seed=seed), Config(W=16, P=4, bus_bytes=4)
+    plain, padded = (quantise(model, texts, head_pad=pad) for pad in (1, 16))
+    assert (plain.head_pad, padded.head_pad) == (8, 16)
+    tokens = np.random.default_rng(seed).integers(0, model.vocab, 20).tolist()
+    want = GoldenModel(plain).forward(tokens)
+    np.testing.assert_array_equal(GoldenModel(padded).forward(tokens), want)
+    np.testing.assert_array_equal(
+        Interpreter(compile_model(padded, board(config)), config, seed).prompt(tokens), want)
+    with pytest.raises(ValueError, match="heads padded to 8, but the core takes 16"):
+        compile_model(plain, board(config))
 
 
 @pytest.mark.parametrize("rows,row_beats,header", [
@@ -114,7 +167,7 @@ def test_tiles_fit_and_are_even(rows, row_beats, header):
 
 
 @pytest.mark.parametrize("change,names", [
-    (dict(act_words=11), "act_words"), (dict(residual_values=124), "residual_values"),
+    (dict(act_words=8), "act_words"), (dict(residual_values=124), "residual_values"),
     (dict(rope_pairs=15), "rope_pairs"), (dict(tile_beats=8), "tile_beats"),
     (dict(prog_depth=32), "prog_depth")])
 def test_limits_are_named(models, change, names):
@@ -132,12 +185,9 @@ def test_context_limits(models):
             compile_model(qm, board(NARROW), context=context)
     with pytest.raises(UserError, match="^the model does not.* 100 tokens, at most 64 .*score_d"):
         compile_model(qm, board(NARROW.replace(score_depth=64)), context=100)
-    with pytest.raises(UserError, match="padded head dimension 8, at least 16"):
-        compile_model(qm, board(Config(W=16, P=4, bus_bytes=4)))
-    with pytest.raises(UserError, match="tiles of a matrix 32,768, at most 32,767"):
-        wide = replace(qm.head, codes=np.repeat(qm.head.codes, 1024, 0),
-                       mant=np.repeat(qm.head.mant, 1024), shift=np.repeat(qm.head.shift, 1024))
-        compile_model(replace(qm, head=wide), board(NARROW.replace(tile_beats=16)))
+    reasons = fits(Shapes.of_model(outlined(hidden=32, vocab=1 << 17)),
+                   board(NARROW.replace(tile_beats=16)))
+    assert any("tiles of a matrix 32,768, at most 32,767" in str(reason) for reason in reasons)
 
 
 def test_memory_limit(models):
