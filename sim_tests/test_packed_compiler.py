@@ -37,9 +37,10 @@ def qm(tmp_path_factory):
     def coarse(linear, step):
         return replace(linear, codes=(np.rint(linear.codes / step) * step).astype(np.int8))
     # Fewer levels in some, so that each packing is the best one somewhere.
-    layers = [replace(layer, down=coarse(layer.down, 9), o=coarse(layer.o, 40),
-                      q=coarse(layer.q, 6)) for layer in qm.layers]
-    return replace(qm, layers=tuple(layers))
+    steps = {"down": 9, "o": 40, "q": 6}
+    return replace(qm, numbers={
+        name: coarse(q, steps[end]) if (end := name.rpartition(".")[2]) in steps else q
+        for name, q in qm.numbers.items()})
 
 
 @pytest.mark.parametrize("packing", ["auto", "entropy", "meadow"])
