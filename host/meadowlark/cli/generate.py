@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 @click.option("-p", "--prompt", "text", metavar="TEXT", help="The same as PROMPT.")
 @click.option("-f", "--file", metavar="FILE",
               help="Read the prompt from a file in UTF-8, without the line end at its end.")
+@click.option("--ids", metavar="IDS",
+              help="Take token ids for the prompt, as they are, such as 5,7,9, and write ids. A "
+                   "model without a tokenizer needs them.")
 @drawing_options
 @stop_option
 @click.option("--chat", is_flag=True,
@@ -49,9 +52,9 @@ if TYPE_CHECKING:
 @board_option("virtual", "Board to compile for and to simulate. A port has its own.")
 @target_option("sim", "pins", "golden")
 @json_option
-def generate(prompt: str | None, text: str | None, file: str | None, drawing: Drawing,
-             stop: Sequence[str], chat: bool, system: str, ignore_eos: bool, check: bool,
-             asked: Asked, board: str, target: str, json_to: str | None) -> int:
+def generate(prompt: str | None, text: str | None, file: str | None, ids: str | None,
+             drawing: Drawing, stop: Sequence[str], chat: bool, system: str, ignore_eos: bool,
+             check: bool, asked: Asked, board: str, target: str, json_to: str | None) -> int:
     """Write how a text goes on, or answer a question.
 
     The text is PROMPT. With - it is read from stdin, in UTF-8, without the line end at its end.
@@ -68,24 +71,31 @@ def generate(prompt: str | None, text: str | None, file: str | None, drawing: Dr
         raise UserError("--system is told to a model in its chat template; give --chat too, or "
                         "leave it out")
     check_outputs(json_to, inputs=[asked.name, file])
-    prompt = _prompt(prompt, text, file)
+    prompt = _prompt(prompt, text, file, ids)
+    numbers = None if ids is None else _numbers(ids)
+    if numbers is not None and (chat or stop):
+        raise UserError("--chat and --stop are about text, which --ids leaves out; leave them out "
+                        "too, or give a text")
     with Progress() as progress, closing(open_runner(target, board, asked, progress)) as runner:
         which = runner.board
         draw = drawing.sampling(which)
         source = asked.open(which, progress)
-        ids, image = source.prompt(prompt, chat=chat, system=system), source.image
+        tokens = source.prompt(prompt, chat=chat, system=system) if numbers is None \
+            else source.given(numbers)
+        image = source.image
         if check and source.is_image:
             raise UserError("--check needs the checkpoint, which an image does not hold; give the "
                             "model itself")
         stops = () if ignore_eos else image.stop_ids
         # The last token needs no place of its own.
-        most = min(max_new or image.context, image.context - len(ids) + 1)
+        most = min(max_new or image.context, image.context - len(tokens) + 1)
         runner.load(source)
         progress("taking the prompt")
-        out = Text("" if chat else prompt, source.tokenizer.stream(ids), stop,
+        out = Text("" if chat else prompt,
+                   source.tokenizer.stream(tokens) if numbers is None else _Ids(), stop,
                    quiet=json_to == "-")
         events, started, ended = [], time.monotonic(), 0.0
-        with closing(runner.generate(ids, draw, max_new=most, stop_ids=stops)) as run:
+        with closing(runner.generate(tokens, draw, max_new=most, stop_ids=stops)) as run:
             for event in run:
                 ended = time.monotonic()
                 events.append(event)
@@ -95,21 +105,22 @@ def generate(prompt: str | None, text: str | None, file: str | None, drawing: Dr
         out.end()
         seconds = max(ended - started, 1e-9)
         counters, messages = runner.counters(), runner.messages
-        passes = range(len(ids), len(ids) + len(events) - 1)    # decode passes, by position
+        passes = range(len(tokens), len(tokens) + len(events) - 1)    # decode passes, by position
         result: dict[str, Any] = {
             "model": image.name, "board": which.name, "target": target,
             "seed": drawing.seed,
-            "prompt_tokens": len(ids), "tokens": [e.token for e in events], "text": out.text,
+            "prompt_tokens": len(tokens), "tokens": [e.token for e in events],
+            "text": out.text if numbers is None else None,
             "end": why_ended([e.token for e in events], stops, out, len(events) == max_new),
             "tokens_per_s": len(events) / seconds,
             "cycles_per_token": _cycles_per_token(counters, len(events)),
-            "bytes_per_token": _bytes_per_token(image, len(ids), passes),
+            "bytes_per_token": _bytes_per_token(image, len(tokens), passes),
             "host_messages": messages, "clock_mhz": which.clock_mhz, "counters": counters}
         verdict = None
         if check:
             golden = GoldenTarget(which)
             golden.load(source)
-            verdict = compare(events, golden.generate(ids, draw, max_new=most, stop_ids=stops),
+            verdict = compare(events, golden.generate(tokens, draw, max_new=most, stop_ids=stops),
                               whole=not out.stopped, progress=progress)
             result["bit_exact"] = verdict.bit_exact
             result["first_difference"] = verdict.first_difference
@@ -123,11 +134,33 @@ def generate(prompt: str | None, text: str | None, file: str | None, drawing: Dr
     return 0 if verdict.bit_exact else DIFFERENT
 
 
-def _prompt(prompt: str | None, text: str | None, file: str | None) -> str:
-    """The prompt, given in one of three ways."""
-    ways = [way for way in (prompt, text, file) if way is not None]
+class _Ids:
+    """What :class:`.terminal.Text` writes instead of text: ids, each behind a comma."""
+
+    def push(self, token: int) -> str:
+        return f",{token}"
+
+    def flush(self) -> str:
+        return ""
+
+
+def _numbers(text: str) -> list[int]:
+    """ "5,7,9" -> token ids."""
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = [-1]
+    if min(found) < 0:
+        raise UserError(f"--ids {text!r} is no list of token ids; give whole numbers with commas "
+                        "between them, such as 5,7,9")
+    return found
+
+
+def _prompt(prompt: str | None, text: str | None, file: str | None, ids: str | None) -> str:
+    """The prompt, given in one of four ways."""
+    ways = [way for way in (prompt, text, file, ids) if way is not None]
     if len(ways) != 1:
-        raise click.UsageError("give the prompt as PROMPT, with --prompt or with --file"
+        raise click.UsageError("give the prompt as PROMPT, with --prompt, --file or --ids"
                                + (", in one way only" if ways else ""))
     if file is None and prompt != "-":
         return ways[0]

@@ -240,6 +240,14 @@ class Source:
             return self.fitting(self.conversation(system).ask(text))
         return self.fitting(self.tokenizer.opened(text, self.image.bos_id))
 
+    def given(self, ids: list[int]) -> list[int]:
+        """Ids of a prompt as they are, or a :class:`UserError`: the model does not know one, or the
+        context does not hold so many."""
+        if max(ids) >= self.image.shape["vocab"]:
+            raise UserError(f"there is no token {max(ids)}: {self.name} knows "
+                            f"{self.image.shape['vocab']}, from 0 on; give other ids")
+        return self.fitting(ids, "the prompt", "give fewer ids")
+
     def fitting(self, ids: list[int], what: str = "the prompt",
                 remedy: str = "shorten the prompt") -> list[int]:
         """The ids, or a :class:`UserError`: there are none, the context does not hold so many, or
