@@ -8,10 +8,20 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, TokenType, quants
 
 from meadowlark.models.checkpoint import Model
+from meadowlark.models.graph import Add, Attend, Embed, Head, Norm
 from meadowlark.models.registry import load_model
 
 _MATRICES = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output", "gate": "ffn_gate",
              "up": "ffn_up", "down": "ffn_down"}
+#: Several matrices in one, of Phi-3.
+_FUSED = {"attn_qkv": "qkv", "ffn_up": ("gate", "up")}
+#: Architectures whose converter is that of Llama: it interleaves what rotates.
+_INTERLEAVED = ("llama", "granite", "smollm3")
+
+
+def architecture(model: Model) -> str:
+    """What llama.cpp's converter makes of a family."""
+    return {"mistral": "llama"}.get(model.family, model.family)
 
 
 def interleaved(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -20,39 +30,72 @@ def interleaved(rows: np.ndarray, heads: int) -> np.ndarray:
     return halves.swapaxes(1, 2).reshape(rows.shape)
 
 
-def tensors(model: Model) -> dict[str, np.ndarray]:
-    """Name in GGUF -> float32 array, rotated rows interleaved."""
-    out = {"token_embd.weight": model.embedding, "output_norm.weight": model.final_norm}
+def tensors(model: Model, theta: float) -> dict[str, np.ndarray]:
+    """Name in GGUF -> float32 array, as the converter orders its rows. theta: base of RoPE."""
+    w, arch = model.weights, architecture(model)
+    out = {"token_embd.weight": w["embedding"], "output_norm.weight": w["final_norm"]}
     if not model.tied:
-        out["output.weight"] = model.head
-    for i, layer in enumerate(model.layers):
-        out[f"blk.{i}.attn_norm.weight"] = layer.norm1
-        out[f"blk.{i}.ffn_norm.weight"] = layer.norm2
-        for key, name in _MATRICES.items():
-            for value, end in ((getattr(layer, key), "weight"),
-                               (getattr(layer, f"{key}_bias"), "bias")):
-                if value is not None:
-                    if key in "qk":
-                        value = interleaved(value, model.heads if key == "q" else model.kv_heads)
-                    out[f"blk.{i}.{name}.{end}"] = np.ascontiguousarray(value)
+        out["output.weight"] = w["head"]
+    attends = list(model.graph.of(Attend))
+    for i, op in enumerate(attends):
+        at = f"layers.{i}"
+        out[f"blk.{i}.attn_norm.weight"] = w[f"{at}.norm1"]
+        out[f"blk.{i}.ffn_norm.weight"] = w[f"{at}.norm2"]
+        for end, suffix in (("weight", ""), ("bias", ".bias")):
+            parts = {key: w[f"{at}.{key}{suffix}"] for key in _MATRICES
+                     if f"{at}.{key}{suffix}" in w}
+            if arch in _INTERLEAVED:
+                parts |= {key: interleaved(parts[key], heads) for key, heads in
+                          (("q", op.heads), ("k", op.kv_heads)) if key in parts}
+            made = {_MATRICES[key]: value for key, value in parts.items()}
+            if arch == "phi3" and parts:
+                made = {n: v for n, v in made.items() if n in ("attn_output", "ffn_down")}
+                made |= {n: np.concatenate([parts[key] for key in keys])
+                         for n, keys in _FUSED.items()}
+            out |= {f"blk.{i}.{n}.{end}": np.ascontiguousarray(v) for n, v in made.items()}
+    factors = slower(model, theta)
+    if np.ptp(factors) > 1e-9:
+        out["rope_freqs.weight"] = factors.astype(np.float32)
     return out
 
 
-def metadata(model: Model, *, pre: str = "gpt-2") -> dict[str, object]:
+def slower(model: Model, theta: float) -> np.ndarray:
+    """float64[pairs]: how much slower each pair turns than with this base alone."""
+    table, = model.graph.tables.values()
+    count = len(table.values)
+    return theta ** (-np.arange(count) / count) / table.values
+
+
+def metadata(model: Model, theta: float, *, pre: str = "gpt-2") -> dict[str, object]:
     """Key -> value of all that a model needs; the tokenizer must be byte-level BPE."""
     stored = json.loads(model.tokenizer.json)
     special = {t["id"]: t["content"] for t in stored["added_tokens"]}
     tokens = {i: t for t, i in stored["model"]["vocab"].items()} | special
     merges = [m if isinstance(m, str) else " ".join(m) for m in stored["model"]["merges"]]
+    graph, arch = model.graph, architecture(model)
+    attends, factors = list(graph.of(Attend)), slower(model, theta)
+    one, norm = attends[0], next(graph.of(Norm))
     out: dict[str, object] = {
-        "llama.block_count": len(model.layers), "llama.context_length": model.context,
-        "llama.embedding_length": model.hidden, "llama.feed_forward_length": model.ffn,
-        "llama.attention.head_count": model.heads,
-        "llama.attention.head_count_kv": model.kv_heads,
-        "llama.attention.key_length": model.head_dim,
-        "llama.attention.value_length": model.head_dim,
-        "llama.rope.dimension_count": model.head_dim, "llama.rope.freq_base": model.rope_theta,
-        "llama.attention.layer_norm_rms_epsilon": model.rms_eps, "llama.vocab_size": model.vocab,
+        "block_count": len(attends), "context_length": model.context,
+        "embedding_length": model.hidden,
+        "feed_forward_length": graph.edges["layers.0.h"].width,
+        "attention.head_count": one.heads, "attention.head_count_kv": one.kv_heads,
+        "rope.dimension_count": one.head_dim, "rope.freq_base": float(theta),
+        "attention.layer_norm_rms_epsilon": norm.eps, "vocab_size": model.vocab}
+    if arch != "granite":               # "no head_dim support"
+        out |= {"attention.key_length": one.head_dim, "attention.value_length": one.head_dim}
+    else:
+        out |= {"attention.scale": 1 / one.divisor,
+                "embedding_scale": next(graph.of(Embed)).scale,
+                "residual_scale": next(graph.of(Add)).scale,
+                "logit_scale": 1 / next(graph.of(Head)).scale}
+    if arch == "phi3":
+        out["attention.sliding_window"] = one.window or 0
+        out["rope.scaling.original_context_length"] = model.context
+    if np.ptp(factors) < 1e-9 < abs(factors[0] - 1):
+        out |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(factors[0])}
+    out = {f"{arch}.{key}": value for key, value in out.items()}
+    out |= {
         "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": pre,
         "tokenizer.ggml.tokens": [tokens[i] for i in range(len(tokens))],
         "tokenizer.ggml.token_type": [int(TokenType.CONTROL if i in special else TokenType.NORMAL)
@@ -81,10 +124,12 @@ def write_gguf(path: Path, folder: str | Path, *, kind: str = "F32",
         Tensors in place of those made here, or more; an array of None leaves one out.
     """
     model = load_model(folder)
+    config = json.loads((Path(folder) / "config.json").read_text())
+    theta = (config.get("rope_parameters") or config).get("rope_theta", 10000.0)
     # A vector is never quantised.
-    found = {n: (v, kind if v.ndim == 2 else "F32") for n, v in tensors(model).items()}
-    writer = GGUFWriter(path, "llama")
-    for key, value in {**metadata(model), **(values or {})}.items():
+    found = {n: (v, kind if v.ndim == 2 else "F32") for n, v in tensors(model, theta).items()}
+    writer = GGUFWriter(path, architecture(model))
+    for key, value in {**metadata(model, theta), **(values or {})}.items():
         if key == "general.architecture":
             writer.kv_data[0][key].value = value
         elif isinstance(value, (list, np.ndarray)):

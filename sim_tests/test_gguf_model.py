@@ -1,6 +1,6 @@
 """Models from GGUF: equal to those of Hugging Face folders, and nothing hostile gets through."""
 import tracemalloc
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,10 @@ from meadowlark import cli
 from meadowlark.errors import UserError
 from meadowlark.models import gguf_model
 from meadowlark.models.blocks import KINDS
-from meadowlark.models.checkpoint import Layer
 from meadowlark.models.float_model import FloatModel
 from meadowlark.models.gguf_file import GgufFile
 from meadowlark.models.gguf_model import FLOATS, load_gguf
+from meadowlark.models.graph import Attend, Norm
 from meadowlark.models.registry import PACKAGED, load_model
 
 SHAPES = {
@@ -26,7 +26,6 @@ SHAPES = {
                              attention_bias=True, mlp_bias=True, rope_theta=500.0),
     "no groups": dict(heads=2, kv_heads=2),
 }
-ARRAYS = [f.name for f in fields(Layer) if f.name != "blocks"]
 
 
 @pytest.fixture(scope="module")
@@ -36,22 +35,23 @@ def stories(tmp_path_factory):
                       kind="F16")
 
 
+def float32(graph):
+    """The graph with numbers as GGUF has them."""
+    def of(op):
+        return replace(op, eps=float(np.float32(op.eps))) if isinstance(op, Norm) else op
+    tables = {name: np.float32(table.values).tolist() for name, table in graph.tables.items()}
+    return tuple(map(of, graph.operators)), dict(graph.shapes), tables
+
+
 def same(got, want):
     """Equal in all but the name, the tokenizer's file and blocks."""
-    for name in ("hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "context", "tied",
-                 "bos_id", "eos_id", "stop_ids", "parameters"):
+    for name in ("family", "context", "bos_id", "eos_id", "stop_ids", "parameters"):
         assert getattr(got, name) == getattr(want, name), name
-    for name in ("rms_eps", "rope_theta"):      # float32 in GGUF
-        assert getattr(got, name) == np.float32(getattr(want, name)), name
-    assert (got.head is got.embedding) == want.tied and len(got.layers) == len(want.layers)
-    pairs = [(getattr(g, n), getattr(w, n), n) for g, w in zip(got.layers, want.layers)
-             for n in ARRAYS]
-    for a, b, name in (*pairs, *((getattr(got, n), getattr(want, n), n)
-                                 for n in ("embedding", "head", "final_norm"))):
-        assert (a is None) == (b is None), name
-        if a is not None:
-            assert a.dtype == np.float32
-            np.testing.assert_array_equal(a, b, err_msg=name)
+    assert float32(got.graph) == float32(want.graph)
+    assert set(got.weights) == set(want.weights) == set(want.graph.shapes)
+    for name, value in want.weights.items():
+        assert got.weights[name].dtype == np.float32
+        np.testing.assert_array_equal(got.weights[name], value, err_msg=name)
 
 
 # ---- What a good file gives
@@ -82,31 +82,29 @@ def test_blocks(tmp_path, seed, kind):
     folder = random_model(tmp_path, seed=seed)
     path = write_gguf(tmp_path / "m.gguf", folder, kind=kind)
     got, want = load_gguf(path), load_model(folder)
-    for layer, other in zip(got.layers, want.layers):
-        assert set(layer.blocks) == {"q", "k", "v", "o", "gate", "up", "down"}
-        for name, blocks in layer.blocks.items():
-            assert blocks.kind == kind
-            value, original = getattr(layer, name), getattr(other, name)
-            np.testing.assert_array_equal(blocks.dequantised(), value)
-            if name in "qk":
-                heads = got.heads if name == "q" else got.kv_heads
-                value, original = interleaved(value, heads), interleaved(original, heads)
-            which = GGMLQuantizationType[kind]
-            np.testing.assert_array_equal(
-                value, quants.dequantize(quants.quantize(original, which), which))
-    assert got.blocks["embedding"] is got.blocks["head"]
-    np.testing.assert_array_equal(got.blocks["embedding"].dequantised(), got.embedding)
+    assert set(got.blocks) == {name for name, shape in got.graph.shapes.items() if len(shape) == 2}
+    for name, blocks in got.blocks.items():
+        assert blocks.kind == kind
+        value, original = got.weights[name], want.weights[name]
+        np.testing.assert_array_equal(blocks.dequantised(), value)
+        if name[-2:] in (".q", ".k"):
+            heads = {".q": 4, ".k": 2}[name[-2:]]
+            value, original = interleaved(value, heads), interleaved(original, heads)
+        which = GGMLQuantizationType[kind]
+        np.testing.assert_array_equal(
+            value, quants.dequantize(quants.quantize(original, which), which))
 
 
 def test_own_head_has_its_own_blocks(tmp_path, seed):
     folder = random_model(tmp_path, seed=seed, tied=False)
     got = load_gguf(write_gguf(tmp_path / "m.gguf", folder, kind="Q8_0"))
-    np.testing.assert_array_equal(got.blocks["head"].dequantised(), got.head)
-    assert not np.array_equal(got.head, got.embedding)
+    np.testing.assert_array_equal(got.blocks["head"].dequantised(), got.weights["head"])
+    assert not np.array_equal(got.weights["head"], got.weights["embedding"])
     # A head in float beside an embedding in blocks.
     got = load_gguf(write_gguf(tmp_path / "m.gguf", folder, kind="Q8_0",
-                               others={"output.weight": (load_model(folder).head, "F32")}))
-    assert set(got.blocks) == {"embedding"}
+                               others={
+                               "output.weight": (load_model(folder).weights["head"], "F32")}))
+    assert "embedding" in got.blocks and "head" not in got.blocks
 
 
 @pytest.mark.parametrize("kind", FLOATS)
@@ -114,7 +112,7 @@ def test_other_types(tmp_path, seed, kind):
     """Types without blocks of their own here: as the gguf package dequantises them."""
     which = GGMLQuantizationType[kind]
     folder = random_model(tmp_path, seed=seed, ffn=256, layers=1)
-    value = load_model(folder).layers[0].down
+    value = load_model(folder).weights["layers.0.down"]
     if kind.endswith("_K"):             # the package cannot quantise to these
         rng = np.random.default_rng(seed)
         size = GGML_QUANT_SIZES[which][1]
@@ -124,9 +122,9 @@ def test_other_types(tmp_path, seed, kind):
     else:
         raw = quants.quantize(value, which).view(np.uint8)
     path = write_gguf(tmp_path / "m.gguf", folder, others={"blk.0.ffn_down.weight": (raw, kind)})
-    got = load_gguf(path).layers[0]
-    np.testing.assert_array_equal(got.down, quants.dequantize(raw, which))
-    assert "down" not in got.blocks
+    got = load_gguf(path)
+    np.testing.assert_array_equal(got.weights["layers.0.down"], quants.dequantize(raw, which))
+    assert not got.blocks
 
 
 def test_against_the_librarys_reader(stories):
@@ -146,13 +144,15 @@ def test_against_the_librarys_reader(stories):
 
 def test_smollm2(smollm2):
     """Hyperparameters of the model card, and an answer that only a sound reading gives."""
-    m = smollm2
-    assert (m.name, m.hidden, len(m.layers), m.heads, m.kv_heads, m.head_dim, m.ffn, m.vocab) == \
-        ("smollm2", 576, 30, 9, 3, 64, 1536, 49152)
+    m, attends = smollm2, list(smollm2.graph.of(Attend))
+    assert {(op.heads, op.kv_heads, op.head_dim) for op in attends} == {(9, 3, 64)}
+    assert (m.name, m.hidden, len(attends), m.graph.edges["layers.0.h"].width, m.vocab) == \
+        ("smollm2", 576, 30, 1536, 49152)
     assert m.tied and m.parameters == 134_515_008 and m.context == 8192
-    assert (m.bos_id, m.stop_ids) == (None, (2, 0, 4)) and m.rope_theta == 100000
-    kinds = {b.kind for layer in m.layers for b in layer.blocks.values()}
-    assert kinds == {"Q4_1"} and m.blocks["head"].kind == "Q8_0"
+    assert (m.bos_id, m.stop_ids) == (None, (2, 0, 4))
+    np.testing.assert_allclose(m.graph.tables["rope"].values[1], 100000 ** (-1 / 32))
+    kinds = {name == "embedding": b.kind for name, b in m.blocks.items()}
+    assert kinds == {True: "Q8_0", False: "Q4_1"}
     ids = m.tokenizer.encode(m.chat.render([
         {"role": "user", "content": "What is the capital of France?"}]), special=False)
     asked, runner = len(ids), FloatModel(m)
@@ -164,7 +164,8 @@ def test_smollm2(smollm2):
 
 @pytest.mark.parametrize("values", [
     {"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0},
-    {"llama.rope.scaling.type": "linear"}, {"llama.vocab_size": 64}, {"llama.vocab_size": None},
+    {"llama.rope.scaling.type": "linear"}, {"llama.attention.sliding_window": 0},
+    {"llama.vocab_size": 64}, {"llama.vocab_size": None},
     {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 1.0},
     {"llama.rope.scaling.factor": 0.0, "llama.rope.scaling.attn_factor": 1.0},
     {"llama.rope.scale_linear": 1.0, "llama.tensor_data_layout": "Meta AI original pth"},
@@ -187,28 +188,58 @@ def test_harmless_metadata(tmp_path, seed, values):
          load_model(folder))
 
 
+@pytest.mark.parametrize("scaling, values", [
+    ({"rope_type": "linear", "factor": 2.0}, {}),
+    ({"rope_type": "linear", "factor": 4.0}, {"llama.rope.scaling.type": None}),
+    ({"rope_type": "linear", "factor": 3.0},
+     {"llama.rope.scaling.type": None, "llama.rope.scaling.factor": None,
+      "llama.rope.scale_linear": 3.0}),
+    ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+      "original_max_position_embeddings": 64}, {})])
+def test_scaled_rope(tmp_path, seed, scaling, values):
+    """A factor, under each of its names, or factors in a tensor."""
+    folder = random_model(tmp_path, seed=seed, rope_scaling=scaling)
+    path = write_gguf(tmp_path / "m.gguf", folder, values=values)
+    assert ("rope_freqs.weight" in GgufFile(path).tensors) == (scaling["rope_type"] == "llama3")
+    for outline in (False, True):
+        got, want = load_gguf(path, outline=outline), load_model(folder)
+        np.testing.assert_allclose(got.graph.tables["rope"].values,
+                                   want.graph.tables["rope"].values, rtol=1e-6)
+    assert got.parameters == want.parameters
+
+
+def test_window(tmp_path, seed):
+    folder = random_model(tmp_path, seed=seed)
+    got = load_gguf(write_gguf(tmp_path / "m.gguf", folder,
+                               values={"llama.attention.sliding_window": 5}))
+    assert {op.window for op in got.graph.of(Attend)} == {5} and got.graph.window == 5
+
+
 # ---- What is refused, by name
 
 @pytest.mark.parametrize("values, message", [
-    ({"general.architecture": "qwen2"}, "architecture 'qwen2' is not supported"),
+    ({"general.architecture": "qwen3"}, "'qwen3' is not supported; it needs norms of queries an"),
+    ({"general.architecture": "new"}, "architecture 'new' is not supported; use a model of type g"),
+    ({"general.architecture": "qwen2"}, "qwen2.embedding_length is missing"),
     ({"general.architecture": "x" * 300}, "general.architecture has 300 characters"),
     ({"split.count": 3}, "is one of 3 parts"),
     ({"llama.expert_count": 8}, "8 experts is not supported"),
     ({"general.type": "adapter"}, "no model but of type 'adapter'"),
-    ({"llama.rope.scaling.type": "yarn"}, "RoPE scaling 'yarn' is not supported"),
-    ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}, "scaling 'linear'"),
-    ({"llama.rope.scaling.factor": 4.0}, "RoPE scaling by a factor of 4 is not supported"),
-    ({"llama.rope.scale_linear": 2.0}, "RoPE scaling by a factor of 2 is not supported"),
+    ({"llama.rope.scaling.type": "yarn"}, "RoPE scaling 'yarn' is not supported; it needs rates"),
+    ({"llama.rope.scaling.type": "longrope"}, "'longrope' is not supported; it needs two sets of"),
     ({"llama.rope.scaling.factor": "4"}, "scaling.factor must be a positive number or 0, not '4'"),
     ({"llama.rope.scaling.attn_factor": 1.5}, "rope.scaling.attn_factor = 1.5 is not supported"),
     ({"llama.attention.causal": False, "llama.new": 3}, "llama.new = 3 is not supported; .*"
      "gguf-new-metadata --remove-metadata llama.new OLD NEW"),
     ({"llama.new": [1, 2]}, "llama.new = a list of 2 is not supported"),
     ({"llama.block_count": None}, "llama.block_count is missing"),
-    ({"llama.block_count": 0}, "llama.block_count must be a whole number from 1 on, not 0"),
+    ({"llama.block_count": 0}, "llama.block_count must be a whole number from 1 to 1,024, not 0"),
+    ({"llama.block_count": 4_000_000_000}, "block_count must be .* to 1,024, not 4000000000"),
+    ({"llama.attention.key_length": 2**30, "llama.attention.value_length": 2**30,
+      "llama.rope.dimension_count": 2**30}, "heads of 1073741824 dimensions are beyond 4096"),
     ({"llama.block_count": 3}, "no tensor blk.2.attn_norm.weight"),
     ({"llama.block_count": 1}, "has the tensor blk.1.attn_k.weight, which a plain model"),
-    ({"llama.block_count": 2.0}, "llama.block_count must be a whole number from 1 on, not 2.0"),
+    ({"llama.block_count": 2.0}, "llama.block_count must be a whole number from 1 to 1,024, not 2.0"),
     ({"llama.embedding_length": "64"}, "llama.embedding_length must be .*not '64'"),
     ({"llama.embedding_length": 64}, r"token_embd.weight has shape \[128, 32\].*\[128, 64\]"),
     ({"llama.attention.head_count": 4_000_000_000}, "not a multiple|shape"),
@@ -240,7 +271,8 @@ def test_metadata_errors(tmp_path, seed, values, message):
     ("blk.1.ffn_up.weight", np.full((64, 34), 255, np.uint8), "Q8_0", "ffn_up.weight holds values"),
     ("blk.1.ffn_up.weight", np.zeros((64, 32), np.uint8), "I8", "ffn_up.weight has type I8"),
     ("blk.0.attn_q_norm.weight", np.ones(8, np.float32), "F32", "attn_q_norm.weight, which a"),
-    ("rope_freqs.weight", np.float32([1, 1, 1, 2]), "F32", "tensor rope_freqs.weight scales RoPE"),
+    ("rope_freqs.weight", np.float32([1, 1, 0, 2]), "F32", "rope_freqs.weight holds factors that"),
+    ("rope_factors_long.weight", np.ones(4, np.float32), "F32", "'longrope' is not supported"),
 ])
 def test_tensor_errors(tmp_path, seed, name, value, kind, message):
     folder = random_model(tmp_path, seed=seed)
@@ -336,7 +368,8 @@ def test_mutated_metadata(tmp_path, seed, monkeypatch, tokenizer):
         "tokenizer.ggml.model": tokenizer, "tokenizer.ggml.scores": [-float(i) for i in range(96)],
         "tokenizer.chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}"}))
     monkeypatch.setattr(gguf_model, "GgufFile", lambda path: file)
-    more = (*gguf_model.NEUTRAL, *(k for k in gguf_model.HARMLESS if "*" not in k),
+    known = (*gguf_model.NEUTRAL, *(k for k in gguf_model.HARMLESS if "*" not in k))
+    more = (*(f"llama.{key}" for key in known), "llama.attention.sliding_window",
             "llama.rope.scaling.type", "llama.rope.scaling.factor", "llama.rope.scale_linear",
             "llama.expert_count", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.unknown_token_id",
             "tokenizer.ggml.add_space_prefix", "split.count", "general.type")

@@ -9,7 +9,8 @@ from random_model import random_model
 
 from meadowlark import cli
 from meadowlark.errors import UserError
-from meadowlark.models.float_model import FloatModel, rope_angles
+from meadowlark.models.float_model import FloatModel
+from meadowlark.models.graph import Attend
 from meadowlark.models.llama2c import is_llama2c, load_llama2c
 from meadowlark.models.registry import load_model, model_files
 
@@ -32,15 +33,17 @@ def write_tokenizer(path, vocab=VOCAB):
 
 def write_llama2c(folder, model, version, *, tied, header=None):
     """A model as export.py of llama2.c writes it, with a vocabulary beside it."""
-    layers = {n: [getattr(layer, n) for layer in model.layers]
+    w, attends = model.weights, list(model.graph.of(Attend))
+    layers = {n: [w[f"layers.{i}.{n}"] for i in range(len(attends))]
               for n in ("norm1", "norm2", "q", "k", "v", "o", "gate", "up", "down")}
-    layers["q"] = [interleaved(w, model.heads) for w in layers["q"]]
-    layers["k"] = [interleaved(w, model.kv_heads) for w in layers["k"]]
-    angles = rope_angles(model.head_dim, model.rope_theta, range(model.context))
-    parts = layers | {"embedding": [model.embedding], "final_norm": [model.final_norm],
-                      "head": [] if tied else [model.head],
+    heads, kv_heads = attends[0].heads, attends[0].kv_heads
+    layers["q"] = [interleaved(m, heads) for m in layers["q"]]
+    layers["k"] = [interleaved(m, kv_heads) for m in layers["k"]]
+    angles = model.graph.tables["rope"].angles(range(model.context))
+    parts = layers | {"embedding": [w["embedding"]], "final_norm": [w["final_norm"]],
+                      "head": [] if tied else [w["head"]],
                       "angles": [np.cos(angles), np.sin(angles)]}
-    numbers = header or (model.hidden, model.ffn, len(model.layers), model.heads, model.kv_heads,
+    numbers = header or (model.hidden, len(w["layers.0.gate"]), len(attends), heads, kv_heads,
                          model.vocab if tied or version else -model.vocab, model.context)
     if version == 0:
         raw = struct.pack("<7i", *numbers)
@@ -72,11 +75,10 @@ def made(tmp_path, seed):
 def test_weights(made, seed, version, tied):
     path, want = made(version, tied=tied, heads=4, kv_heads=2)
     got = load_model(path)
-    for name in ("hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "context", "tied",
-                 "parameters", "rms_eps", "rope_theta"):
+    for name in ("family", "graph", "context", "parameters"):
         assert getattr(got, name) == getattr(want, name), name
     assert (got.name, got.bos_id, got.stop_ids) == (f"model{version}", 1, (1, 2))
-    assert (got.head is got.embedding) == tied
+    assert got.tied == tied
     tokens = np.random.default_rng(seed).integers(0, VOCAB, 20)
     np.testing.assert_array_equal(FloatModel(got).forward(tokens), FloatModel(want).forward(tokens))
 
@@ -98,7 +100,7 @@ def test_outline(made):
     """Shapes without values, as of other formats."""
     path, want = made(1)
     got = load_llama2c(path, outline=True)
-    assert got.layers[0].q.shape == want.layers[0].q.shape and not got.layers[0].q.any()
+    assert got.graph == want.graph and not got.weights["layers.0.q"].any()
     assert got.parameters == want.parameters
 
 

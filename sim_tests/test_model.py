@@ -11,7 +11,9 @@ from random_model import random_model, random_texts, tokenizer_json
 from safetensors.numpy import load_file, save_file
 
 from meadowlark.errors import UserError
+from meadowlark.models import float_model
 from meadowlark.models.float_model import FloatModel
+from meadowlark.models.graph import Attend
 from meadowlark.models.hf import HARMLESS, NEUTRAL
 from meadowlark.models.registry import PACKAGED, load_model
 from meadowlark.run.evaluate import negative_log_likelihood, validation_text, windows
@@ -33,10 +35,11 @@ def change(folder, **values):
 # ---- Against what is known of the packaged model
 
 def test_packaged_facts(stories):
-    assert (stories.hidden, len(stories.layers), stories.heads, stories.kv_heads,
-            stories.head_dim, stories.ffn, stories.vocab, stories.context) == \
-        (128, 6, 4, 2, 32, 384, 2048, 512)
-    assert stories.parameters == 1_443_456 and stories.tied and stories.head is stories.embedding
+    attends = list(stories.graph.of(Attend))
+    assert {(op.heads, op.kv_heads, op.head_dim) for op in attends} == {(4, 2, 32)}
+    assert (stories.hidden, len(attends), stories.graph.edges["layers.0.h"].width, stories.vocab,
+            stories.context) == (128, 6, 384, 2048, 512)
+    assert stories.parameters == 1_443_456 and stories.tied and "head" not in stories.weights
     assert (stories.bos_id, stories.eos_id, stories.stop_ids) == (0, 1, (1,))
     assert stories.text_tokens("Hi")[0] == 0 and stories.text_tokens("Hi")[-1] == 1
 
@@ -61,13 +64,15 @@ def test_packaged_greedy_text(stories):
 
 # ---- Forward pass against a reference that shares nothing with it
 
-def naive_logits(folder, model, tokens):
+def naive_logits(folder, tokens):
     """One token, one head, one pair at a time, in float64, from the checkpoint's tensors."""
     t = {k: v.astype(np.float64) for k, v in load_file(folder / "model.safetensors").items()}
-    d, group = model.head_dim, model.heads // model.kv_heads
+    config = json.loads((folder / "config.json").read_text())
+    heads_count, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    d, group = config.get("head_dim", config["hidden_size"] // heads_count), heads_count // kv_heads
 
     def norm(r, name):
-        return r / sqrt((r * r).mean() + model.rms_eps) * t[name]
+        return r / sqrt((r * r).mean() + config["rms_norm_eps"]) * t[name]
 
     def linear(name, x):
         return t[f"{name}.weight"] @ x + t.get(f"{name}.bias", 0)
@@ -75,12 +80,12 @@ def naive_logits(folder, model, tokens):
     def rotate(x, position):
         out = x.copy()
         for i in range(d // 2):
-            angle = position * model.rope_theta ** (-2 * i / d)
+            angle = position * config["rope_theta"] ** (-2 * i / d)
             turned = (x[i] + 1j * x[i + d // 2]) * np.exp(1j * angle)
             out[i], out[i + d // 2] = turned.real, turned.imag
         return out
 
-    cache = [([], []) for _ in model.layers]
+    cache = [([], []) for _ in range(config["num_hidden_layers"])]
     logits = []
     for position, token in enumerate(tokens):
         r = t["model.embed_tokens.weight"][token]
@@ -91,7 +96,7 @@ def naive_logits(folder, model, tokens):
             keys.append([rotate(h, position) for h in k])
             values.append(list(v))
             heads = []
-            for h in range(model.heads):
+            for h in range(heads_count):
                 turned = rotate(q[h], position)
                 w = np.exp([turned @ row[h // group] / sqrt(d) for row in keys])
                 heads.append(sum(p * row[h // group]
@@ -101,7 +106,7 @@ def naive_logits(folder, model, tokens):
             gate = linear(f"{at}.mlp.gate_proj", x)
             h = gate / (1 + np.exp(-gate)) * linear(f"{at}.mlp.up_proj", x)
             r = r + linear(f"{at}.mlp.down_proj", h)
-        head = "model.embed_tokens.weight" if model.tied else "lm_head.weight"
+        head = "model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"
         logits.append(t[head] @ norm(r, "model.norm.weight"))
     return np.array(logits)
 
@@ -112,14 +117,19 @@ def naive_logits(folder, model, tokens):
          mlp_bias=True, rope_theta=500.0),
     dict(heads=2, kv_heads=1, head_dim=6, attention_bias=True),
 ], ids=["tied", "biases", "head_dim6"])
-def test_forward(tmp_path, seed, shape):
+def test_forward(tmp_path, seed, monkeypatch, shape):
+    """Also a token at a time, with a cache, and many sequences at once."""
     folder = random_model(tmp_path, seed=seed, **shape)
     model = load_model(folder)
     tokens = random_texts(model, seed=seed, sequences=1, length=20)[0]
     runner = FloatModel(model)
-    want = naive_logits(folder, model, tokens)
+    want = naive_logits(folder, tokens)
+    stepper = runner.stepper(3, 20)
+    steps = np.stack([stepper.step(np.array([t, 5, t])) for t in tokens])
+    for k in (0, 2):
+        np.testing.assert_allclose(steps[:, k], want, atol=2e-4 * np.abs(want).max())
     np.testing.assert_allclose(runner.forward(tokens), want, atol=2e-4 * np.abs(want).max())
-    runner.QUERIES = 3                      # however the queries are grouped
+    monkeypatch.setattr(float_model, "QUERIES", 3)      # however the queries are grouped
     np.testing.assert_allclose(runner.forward(tokens), want, atol=2e-4 * np.abs(want).max())
 
 
@@ -153,8 +163,8 @@ def test_formats(tmp_path, seed, dtype, shards):
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     after = load_model(folder)
     bits = {"F16": 11, "F32": 24, "BF16": 8}[dtype]
-    for a, b in ((before.embedding, after.embedding),
-                 (before.layers[1].down, after.layers[1].down)):
+    for name in ("embedding", "layers.1.down"):
+        a, b = before.weights[name], after.weights[name]
         assert b.dtype == np.float32
         np.testing.assert_allclose(a, b, rtol=2.0 ** (1 - bits) if bits < 24 else 0, atol=1e-7)
 
@@ -171,30 +181,67 @@ def save_bf16(tensors, path):
     path.write_bytes(len(head).to_bytes(8, "little") + head + body)
 
 
+def rates(model):
+    """float64[pairs] of the only RoPE table."""
+    table, = model.graph.tables.values()
+    return table.values
+
+
+def powers(theta):
+    """What a head of 8 dimensions has without scaling."""
+    return np.array([theta ** (-i / 4) for i in range(4)])
+
+
 def test_rope_theta_in_either_place(tmp_path, seed):
     folder = random_model(tmp_path, seed=seed, rope_theta=123.0)
-    assert load_model(folder).rope_theta == 123.0
-    change(folder, rope_theta=None, rope_parameters={"rope_theta": 77.0, "rope_type": "default"})
-    assert load_model(folder).rope_theta == 77.0
-    change(folder, rope_theta=55.0)                 # as transformers 5: the object goes first,
-    assert load_model(folder).rope_theta == 77.0
-    change(folder, rope_scaling={"rope_type": "default"})       # and the older name before it
-    assert load_model(folder).rope_theta == 55.0
-    change(folder, rope_parameters=None, rope_scaling=None, rope_theta=None)
-    assert load_model(folder).rope_theta == 10000.0
+    for values, theta in (
+            ({}, 123.0),
+            (dict(rope_theta=None,
+                  rope_parameters={"rope_theta": 77.0, "rope_type": "default"}), 77.0),
+            (dict(rope_theta=55.0), 77.0),          # as transformers 5: the object goes first,
+            (dict(rope_scaling={"rope_type": "default"}), 55.0),    # and the older name before it
+            (dict(rope_parameters=None, rope_scaling=None, rope_theta=None), 10000.0)):
+        change(folder, **values)
+        np.testing.assert_allclose(rates(load_model(folder)), powers(theta), rtol=1e-12)
 
 
-@pytest.mark.parametrize("values, message", [
-    (dict(rope_scaling=None), None),
-    (dict(rope_scaling={}), None),
-    (dict(rope_scaling={"type": "linear", "factor": 1.0}), None),
-    (dict(rope_scaling={"factor": 1}), None),
-    (dict(rope_scaling={"rope_type": "default", "factor": 4.0, "low_freq_factor": 1}), None),
-    (dict(rope_parameters={"rope_type": "default", "partial_rotary_factor": 1.0}), None),
-    (dict(rope_scaling={"factor": 4.0}), "RoPE scaling by a factor of 4 .rope_scaling. is not"),
+def test_llama3_by_hand(tmp_path, seed):
+    """Wavelengths against those of the original context: long, between and short."""
+    folder = random_model(tmp_path, seed=seed, rope_theta=10.0 ** 4, rope_scaling={
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 100})
+    want = []
+    for rate in (1.0, 0.1, 0.01, 0.001):
+        length = 2 * np.pi / rate
+        smooth = (100 / length - 1) / (4 - 1)
+        want.append(rate if length < 25 else rate / 8 if length > 100 else
+                    (1 - smooth) * rate / 8 + smooth * rate)
+    assert want[0] == 1.0 and want[1] < 0.1 and want[2] == 0.01 / 8
+    np.testing.assert_allclose(rates(load_model(folder)), want, rtol=1e-12)
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4}
+
+
+@pytest.mark.parametrize("values, result", [
+    (dict(rope_scaling=None), 1),
+    (dict(rope_scaling={}), 1),
+    (dict(rope_scaling={"type": "linear", "factor": 1.0}), 1),
+    (dict(rope_scaling={"factor": 1}), 1),
+    (dict(rope_scaling={"rope_type": "default", "factor": 4.0, "low_freq_factor": 1}), 1),
+    (dict(rope_parameters={"rope_type": "default", "partial_rotary_factor": 1.0}), 1),
+    (dict(rope_scaling={"type": "linear", "factor": 2.0}), 2),
+    (dict(rope_parameters={"rope_type": "linear", "factor": 2.5, "rope_theta": 123.0}), 2.5),
+    (dict(rope_scaling=LLAMA3), "rope_scaling.original_max_position_embeddings is missing"),
+    (dict(rope_scaling=LLAMA3 | {"high_freq_factor": 1, "original_max_position_embeddings": 64}),
+     "low_freq_factor 1 is not below high_freq_factor 1"),
+    (dict(rope_scaling={"type": "linear"}), "rope_scaling.factor is missing"),
+    (dict(rope_scaling={"factor": 4.0}), "RoPE scaling by a factor of 4 .rope_scaling. has no typ"),
     (dict(rope_parameters={"factor": 2}), "RoPE scaling by a factor of 2 .rope_parameters."),
-    (dict(rope_scaling={"type": "linear", "factor": 2.0}), "RoPE scaling 'linear'"),
-    (dict(rope_scaling={"rope_type": "yarn", "factor": 1.0}), "RoPE scaling 'yarn'"),
+    (dict(rope_scaling={"type": "dynamic", "factor": 2.0}), "'dynamic' .* needs rates that change"),
+    (dict(rope_scaling={"rope_type": "yarn", "factor": 1.0}), "'yarn' .*it needs .* a temperature"),
+    (dict(rope_scaling={"rope_type": "longrope"}), "'longrope' .*it needs two sets of rates"),
+    (dict(rope_scaling={"rope_type": "new"}), "'new' .rope_scaling. is not supported; use a model"),
     (dict(rope_scaling="linear"), "rope_scaling must be an object, not 'linear'"),
     (dict(rope_scaling={"type": 3}), "rope_scaling.type must be a text, not 3"),
     (dict(rope_scaling={"factor": "4"}), "rope_scaling.factor must be a positive number, not '4'"),
@@ -203,15 +250,15 @@ def test_rope_theta_in_either_place(tmp_path, seed):
     (dict(rope_parameters={"full_attention": {"rope_type": "default"}}),
      "rope_parameters.full_attention = an object is not supported"),
 ])
-def test_rope_scaling(tmp_path, seed, values, message):
-    """What scales is refused whether it has a name or not; a factor of 1 scales nothing."""
+def test_rope_scaling(tmp_path, seed, values, result):
+    """A factor of 1 scales nothing; what is not known is refused whether it has a name or not."""
     folder = random_model(tmp_path, seed=seed, rope_theta=123.0)
     change(folder, **values)
-    if message is None:
-        assert load_model(folder).rope_theta == 123.0
-    else:
-        with pytest.raises(UserError, match=message):
+    if isinstance(result, str):
+        with pytest.raises(UserError, match=result):
             load_model(folder)
+    else:
+        np.testing.assert_allclose(rates(load_model(folder)) * result, powers(123.0), rtol=1e-12)
 
 
 def test_harmless_entries(tmp_path, seed):
@@ -274,15 +321,16 @@ def test_a_head_beside_the_tied_flag(tmp_path, seed, head, tied):
     plain = load_model(folder)
     path = folder / "model.safetensors"
     tensors = load_file(path)
-    tensors["lm_head.weight"] = (-3 if head == "other" else 1) * plain.embedding
+    tensors["lm_head.weight"] = (-3 if head == "other" else 1) * plain.weights["embedding"]
     if head == "alone":
         del tensors["model.embed_tokens.weight"]
     save_file(tensors, path)
     model = load_model(folder)
-    np.testing.assert_array_equal(model.head, tensors["lm_head.weight"])
-    np.testing.assert_array_equal(model.embedding, plain.embedding)
-    assert model.tied == tied == (model.head is model.embedding)
-    assert model.parameters == plain.parameters + (0 if tied else plain.head.size)
+    own = model.weights["embedding" if tied else "head"]
+    np.testing.assert_array_equal(own, tensors["lm_head.weight"])
+    np.testing.assert_array_equal(model.weights["embedding"], plain.weights["embedding"])
+    assert model.tied == tied == ("head" not in model.weights)
+    assert model.parameters == plain.parameters + (0 if tied else own.size)
     outline = load_model(folder, outline=True)      # which decides how much memory a board needs
     assert (outline.tied, outline.parameters) == (model.tied, model.parameters)
     assert [("is tied to the embedding" in w) for w in model.warnings] == [True] * (not tied)
@@ -304,12 +352,16 @@ def test_unused_tensors(tmp_path, seed):
 # ---- Error paths: each names what is wrong
 
 @pytest.mark.parametrize("values, message", [
-    (dict(architectures=["OPTForCausalLM"]), "architecture 'llama' .*OPTForCausalLM.* not supp"),
-    (dict(model_type="mistral"), "architecture 'mistral'"),
+    (dict(architectures=["OPTForCausalLM"]), "architecture .*OPTForCausalLM.* 'llama' is not supp"),
+    (dict(model_type="mistral"), "LlamaForCausalLM.* of model_type 'mistral' is not .* Mistral"),
+    (dict(model_type="gpt_neox"), "'gpt_neox' is not supported; it needs LayerNorm, .* use a mod"),
+    (dict(model_type="new"), "architecture 'new' is not supported; use a model of type granite, "),
+    (dict(model_type=None), "architecture None is not supported; use a model of type granite, "),
     (dict(hidden_act="gelu"), "hidden_act 'gelu'"),
-    (dict(rope_scaling={"rope_type": "llama3", "factor": 8}), "RoPE scaling 'llama3'"),
+    (dict(rope_scaling={"rope_type": "llama3", "factor": 8}), "low_freq_factor is missing"),
     (dict(rope_parameters={"rope_type": "yarn"}), "RoPE scaling 'yarn'"),
-    (dict(rope_scaling={"type": "linear"}), "RoPE scaling 'linear'"),
+    (dict(num_hidden_layers=10**9), "num_hidden_layers must be .* from 1 to 1,024, not 10000000"),
+    (dict(head_dim=10**9), "head_dim 1000000000 is beyond 4096"),
     (dict(partial_rotary_factor=0.5), "partial_rotary_factor = 0.5 is not supported; "),
     (dict(quantization_config={"bits": 4}), "already quantised"),
     (dict(hidden_size=None), "hidden_size is missing"),

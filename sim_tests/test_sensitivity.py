@@ -1,11 +1,14 @@
 """What an error costs: the gradients against differences, of every kind of matrix and cache."""
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from random_model import random_model
 
-from meadowlark.models.float_model import FloatModel
+from meadowlark.models.float_model import FORWARD, FloatModel
+from meadowlark.models.graph import Graph, Linear
 from meadowlark.models.registry import load_model
-from meadowlark.quant.sensitivity import MATRICES, Sensitivity
+from meadowlark.quant.sensitivity import Sensitivity
 from meadowlark.run.evaluate import negative_log_likelihood
 
 EPSILON = 2e-2
@@ -33,48 +36,47 @@ def test_rows(model, seed, monkeypatch):
     found = Sensitivity(model, seed=seed)
     found.observe(tokens)
     assert found.tokens == 6
-    labels = drawn(model, tokens, seed)
+    labels, plain = drawn(model, tokens, seed), FORWARD[Linear]
     seen = {}
-    FloatModel(model).forward(tokens, lambda *node: seen.setdefault(node[:2], node[2]))
-    plain = FloatModel._linear
-    for i in range(2):
-        for number, name in enumerate(MATRICES):
-            x = seen[{"o": "attention", "down": "h", "gate": "x2", "up": "x2"}.get(name, "x1"), i]
-            square = np.square(x.reshape(len(x), -1)).sum(axis=1)
-            rows = rng.choice(len(found.rows[name, i]), 3, replace=False)
-            want = []
-            for row in rows:
-                total = 0.0
-                for t in range(len(tokens)):
-                    ends = []
-                    for sign in (1, -1):
-                        calls = iter(range(1000))
-
-                        def moved(x, weight, bias, calls=calls, sign=sign, t=t, row=row):
-                            y = plain(x, weight, bias)
-                            if next(calls) == 7 * i + number:
-                                y = y.copy()
-                                y[t, row] += sign * EPSILON
-                            return y
-                        with monkeypatch.context() as patch:
-                            patch.setattr(FloatModel, "_linear", staticmethod(moved))
-                            logits = FloatModel(model).forward(tokens)
-                        ends.append(negative_log_likelihood(logits, labels).sum())
-                    total += square[t] * ((ends[0] - ends[1]) / (2 * EPSILON)) ** 2
-                want.append(total)
-            np.testing.assert_allclose(found.rows[name, i][rows], want, rtol=0.05,
-                                       atol=1e-3 * found.rows[name, i].max())
+    FloatModel(model).forward(tokens, seen.__setitem__)
+    for op in model.graph.of(Linear):
+        square = np.square(seen[op.x]).sum(axis=1)
+        rows = rng.choice(len(found.rows[op.weight]), 3, replace=False)
+        want = []
+        for row in rows:
+            total = 0.0
+            for t in range(len(tokens)):
+                ends = []
+                for sign in (1, -1):
+                    def moved(run, given, x, op=op, sign=sign, t=t, row=row):
+                        y = plain(run, given, x)
+                        if given is op:
+                            y = y.copy()
+                            y[t, row] += sign * EPSILON
+                        return y
+                    with monkeypatch.context() as patch:
+                        patch.setitem(FORWARD, Linear, moved)
+                        logits = FloatModel(model).forward(tokens)
+                    ends.append(negative_log_likelihood(logits, labels).sum())
+                total += square[t] * ((ends[0] - ends[1]) / (2 * EPSILON)) ** 2
+            want.append(total)
+        np.testing.assert_allclose(found.rows[op.weight][rows], want, rtol=0.05,
+                                   atol=1e-3 * found.rows[op.weight].max())
 
 
-def test_head(model, seed):
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_head(model, seed, scale):
     """Of the head the curvature itself, without drawing: p (1 - p)."""
+    *operators, head = model.graph.operators
+    model = replace(model, graph=Graph((*operators, replace(head, scale=scale)),
+                                       model.graph.shapes, model.graph.tables))
     tokens = np.random.default_rng(seed).integers(0, model.vocab, 6)
     found = Sensitivity(model)
     found.observe(tokens)
     found.observe(tokens)
     seen = {}
-    logits = FloatModel(model).forward(tokens, lambda *node: seen.setdefault(node[:2], node[2]))
+    logits = FloatModel(model).forward(tokens, seen.__setitem__)
     p = np.exp(-np.array([negative_log_likelihood(logits, np.full(6, v))
                           for v in range(model.vocab)])).T
-    want = 2 * np.square(seen["final", -1]).sum(axis=1) @ (p * (1 - p))
-    np.testing.assert_allclose(found.rows["head", -1], want, rtol=1e-3)
+    want = 2 * np.square(scale * seen["final_norm.x"]).sum(axis=1) @ (p * (1 - p))
+    np.testing.assert_allclose(found.rows["head"], want, rtol=1e-3)

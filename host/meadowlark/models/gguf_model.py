@@ -14,7 +14,7 @@ from .checkpoint import Model
 from .families import by_architecture
 from .families.family import Family, read_weights
 from .families.known import refusal
-from .gguf_file import GgufFile
+from .gguf_file import GgufFile, TensorInfo
 from .gguf_tokenizer import build_tokenizer, read_vocabulary
 from .metadata import Metadata
 
@@ -49,15 +49,19 @@ class _Weights:
                             f"{list(shape)}; get the file again.")
         return shape[0]
 
+    def need(self, name: str) -> TensorInfo:
+        """Raise if there is no such tensor."""
+        if not self.has(name):
+            raise UserError(f"{self.file.path} has no tensor {name}; use a complete model.")
+        return self.file.tensors[name]
+
     def take(self, name: str, *shape: int, heads: int = 0) -> tuple[np.ndarray, BlockTensor | None]:
         """Float32 values, and the blocks they came in if they are of a kind that is kept.
 
         heads: of rows that get rotated. llama.cpp rotates neighbours, so row 2i+j of a head in the
         file is row i + j*head_dim/2 of the checkpoint; this puts them back.
         """
-        path, info = self.file.path, self.file.tensors.get(name)
-        if info is None:
-            raise UserError(f"{path} has no tensor {name}; use a complete model.")
+        path, info = self.file.path, self.need(name)
         if info.shape != shape:
             raise UserError(f"{path}: tensor {name} has shape {list(info.shape)} where the "
                             f"metadata imply {list(shape)}; get the file again.")
@@ -165,6 +169,7 @@ def load_gguf(path: str | Path, name: str | None = None, *, outline: bool = Fals
     meta.refuse_unread([f"{arch}.{key}" for key in HARMLESS],
                        {f"{arch}.{key}": value for key, value in NEUTRAL.items()}, _REMEDY,
                        f"{arch}.")
+    weights.need(family.gguf_tensor(family.last(made.layers)))
     graph = made.graph()
     values, blocks = read_weights(graph, family.gguf_tensor, weights.take, family.rotated(graph))
     weights.refuse_others(family.name)

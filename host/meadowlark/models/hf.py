@@ -148,12 +148,16 @@ class _Tensors:
     def has(self, name: str) -> bool:
         return name in self.found
 
-    def take(self, name: str, *shape: int, heads: int = 0) -> tuple[np.ndarray, None]:
-        """As :data:`meadowlark.models.families.family.Take` has it; no rows are interleaved."""
-        assert not heads
+    def need(self, name: str) -> None:
+        """Raise if there is no such tensor."""
         if name not in self.found:
             raise UserError(f"{self.folder} has no tensor {name}; use a complete checkpoint whose "
                             "config.json belongs to it.")
+
+    def take(self, name: str, *shape: int, heads: int = 0) -> tuple[np.ndarray, None]:
+        """As :data:`meadowlark.models.families.family.Take` has it; no rows are interleaved."""
+        assert not heads
+        self.need(name)
         value = self.found[name]
         if isinstance(value, str):
             raise UserError(f"{self.folder}: tensor {name} has type {value}, which is not "
@@ -284,6 +288,7 @@ def load_folder(folder: Path, name: str | None = None, *, outline: bool = False)
             made = replace(made, tied=False)
             warnings.append(f"{config.source} says that {head} is tied to the embedding, and "
                             f"{folder} has another one, which is used")
+    tensors.need(family.tensor(family.last(made.layers)))
     graph = made.graph()
     weights, _ = read_weights(graph, lambda name: names.get(name) or family.tensor(name),
                               tensors.take)

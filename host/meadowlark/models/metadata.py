@@ -92,11 +92,12 @@ class Metadata:
             raise self._must(key, what, value)
         return value
 
-    def whole(self, key: str, default: Any = _REQUIRED, *, least: int = 1) -> Any:
-        """A whole number, ``least`` at least."""
-        what = f"a whole number from {least} on"
+    def whole(self, key: str, default: Any = _REQUIRED, *, least: int = 1,
+              most: int | None = None) -> Any:
+        """A whole number, ``least`` at least and ``most`` at most."""
+        what = f"a whole number from {least} {'on' if most is None else f'to {most:,}'}"
         value = self._take(key, default, what, int)
-        if self.has(key) and value < least:
+        if self.has(key) and not least <= value <= (value if most is None else most):
             raise self._must(key, what, value)
         return value
 

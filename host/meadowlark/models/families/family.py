@@ -5,7 +5,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -14,6 +14,8 @@ from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, TensorNameMap, get_tensor_name_ma
 from ..graph import Attend, Graph, Linear, Rope
 from ..metadata import Metadata
 
+#: Most layers, and most dimensions of a head: beyond any model.
+MAX_LAYERS, MAX_HEAD_DIM = 1 << 10, 1 << 12
 #: Ends of the names of weights here, and in files; all else is a "weight".
 _ENDS = {"bias": "bias", "beta": "bias"}
 
@@ -22,8 +24,10 @@ _ENDS = {"bias": "bias", "beta": "bias"}
 class Hyperparameters(ABC):
     """Of a model: all that its graph depends on.
 
-    vocab: rows of the embedding. context: most positions. tied: the head is the embedding.
+    layers: 1..MAX_LAYERS. vocab: rows of the embedding. context: most positions. tied: the head is
+    the embedding.
     """
+    layers: int
     vocab: int
     context: int
     tied: bool
@@ -87,9 +91,13 @@ class Family:
         """The name of a weight in GGUF files."""
         stem, end, layer = _split(weight)
         assert self.arch is not None
-        name = _gguf_names(self.arch).get_name(self.names[stem].format(layer))
+        name = _gguf_names(self.arch).get_name(self.names[stem].format(0))
         assert name is not None, f"the gguf package has no name for {weight}"
-        return f"{name}.{end}"
+        return f"{name.replace('.0.', f'.{layer}.')}.{end}"
+
+    def last(self, layers: int) -> str:
+        """A weight of the last layer: with it, the number of layers makes sense."""
+        return next(name for name in self.names if "{}" in name).format(layers - 1)
 
     def rotated(self, graph: Graph) -> dict[str, int]:
         """Weight or bias -> heads, of those whose rows have the order of a rotation in GGUF."""
@@ -106,13 +114,10 @@ class Family:
         return found
 
 
-#: Layers that have a name in GGUF; beyond any model.
-_LAYERS = 1 << 10
-
-
-@lru_cache(maxsize=4)
+@cache
 def _gguf_names(arch: MODEL_ARCH) -> TensorNameMap:
-    return get_tensor_name_map(arch, _LAYERS)
+    """Names of the tensors of layer 0, and of those outside of layers."""
+    return get_tensor_name_map(arch, 1)
 
 
 def _split(weight: str) -> tuple[str, str, str]:

@@ -9,7 +9,7 @@ from gguf import MODEL_ARCH
 from .. import rope
 from ..graph import Builder, Graph, Rates
 from ..metadata import Metadata
-from .family import Family, Hyperparameters, Tensors
+from .family import MAX_HEAD_DIM, MAX_LAYERS, Family, Hyperparameters, Tensors
 
 #: Matrices of a layer, and what transformers calls them.
 _MATRICES = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
@@ -30,7 +30,6 @@ class Decoder(Hyperparameters):
     :class:`meadowlark.models.graph.Embed`, ``Add`` and ``Head``.
     """
     hidden: int
-    layers: int
     heads: int
     kv_heads: int
     head_dim: int
@@ -98,11 +97,13 @@ class Llama(Family):
                                 f"{heads} and head_dim is not given")
         if head_dim % 2:
             raise config.refuse(f"head_dim {head_dim} is odd, so RoPE has no pairs")
+        if head_dim > MAX_HEAD_DIM:
+            raise config.refuse(f"head_dim {head_dim} is beyond {MAX_HEAD_DIM}")
         act = config.word("hidden_act", "silu")
         if act not in ("silu", "swish"):
             raise config.refuse(f"activation hidden_act {act!r} is not supported",
                                 "use a checkpoint with silu")
-        layers = config.whole("num_hidden_layers")
+        layers = config.whole("num_hidden_layers", most=MAX_LAYERS)
         parts = (*(ATTENTION if config.flag("attention_bias", False) else ()),
                  *(MLP if config.flag("mlp_bias", False) else ()))
         return Decoder(
@@ -138,7 +139,9 @@ class Llama(Family):
                                   "is not supported", "use a model where both are equal")
         if head_dim % 2:
             raise meta.refuse(f"heads of {head_dim} dimensions have no pairs for RoPE")
-        layers = meta.whole(f"{arch}.block_count")
+        if head_dim > MAX_HEAD_DIM:
+            raise meta.refuse(f"heads of {head_dim} dimensions are beyond {MAX_HEAD_DIM}")
+        layers = meta.whole(f"{arch}.block_count", most=MAX_LAYERS)
         window = meta.whole(f"{arch}.attention.sliding_window", 0, least=0)
         return Decoder(
             hidden=hidden, heads=heads, kv_heads=kv_heads, head_dim=head_dim, layers=layers,
