@@ -1,4 +1,4 @@
-"""Llama-type Hugging Face folders with random weights, small enough for simulation."""
+"""Hugging Face folders with random weights, small enough for simulation."""
 from __future__ import annotations
 
 import json
@@ -13,6 +13,10 @@ from meadowlark.text.tokenizer import Tokenizer
 from safetensors.numpy import save_file
 
 BOS, EOS = 0, 1
+#: Family -> its class in config.json.
+CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
+           "qwen2": "Qwen2ForCausalLM", "granite": "GraniteForCausalLM",
+           "smollm3": "SmolLM3ForCausalLM", "phi3": "Phi3ForCausalLM"}
 
 
 def _byte_alphabet() -> list[str]:
@@ -93,11 +97,27 @@ def random_tensors(*, seed: int, hidden: int, layers: int, heads: int, kv_heads:
     return out
 
 
+def of_family(family: str, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Tensors of Llama as another family has them."""
+    out = dict(tensors)
+    if family == "qwen2":
+        out = {n: v for n, v in out.items() if not n.endswith("o_proj.bias")}
+    if family == "phi3":
+        for fused, parts in (("self_attn.qkv_proj", ("q_proj", "k_proj", "v_proj")),
+                             ("mlp.gate_up_proj", ("gate_proj", "up_proj"))):
+            group = fused.partition(".")[0]
+            for name in [n for n in out if n.endswith(f"{group}.{parts[0]}.weight")]:
+                at = name.removesuffix(f"{group}.{parts[0]}.weight")
+                out[f"{at}{fused}.weight"] = np.concatenate(
+                    [out.pop(f"{at}{group}.{part}.weight") for part in parts])
+    return out
+
+
 def random_model(folder: str | Path, *, seed: int, hidden: int = 32, layers: int = 2,
                  heads: int = 4, kv_heads: int = 2, head_dim: int | None = None, ffn: int = 64,
                  vocab: int = 128, context: int = 128, tied: bool = True,
                  attention_bias: bool = False, mlp_bias: bool = False,
-                 rope_theta: float = 10000.0, **config: object) -> Path:
+                 rope_theta: float = 10000.0, family: str = "llama", **config: object) -> Path:
     """Write a checkpoint that :func:`meadowlark.models.registry.load_model` reads.
 
     Parameters
@@ -111,6 +131,8 @@ def random_model(folder: str | Path, *, seed: int, hidden: int = 32, layers: int
     vocab : int, 64 at least
         Ids 0 and 1 are bos and eos, then come single bytes (all of them from 258 on; more ids
         have no text).
+    family : str
+        Of :data:`CLASSES`; qwen2 has biases.
     config : more entries of config.json, or other values for those made here.
 
     Returns
@@ -121,13 +143,14 @@ def random_model(folder: str | Path, *, seed: int, hidden: int = 32, layers: int
         raise ValueError(f"vocab must be at least 64 to cover letters, not {vocab!r}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    attention_bias |= family == "qwen2"
     tensors = random_tensors(
         seed=seed, hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads,
         head_dim=head_dim or hidden // heads, ffn=ffn, vocab=vocab, tied=tied,
         attention_bias=attention_bias, mlp_bias=mlp_bias)
-    save_file(tensors, folder / "model.safetensors")
+    save_file(of_family(family, tensors), folder / "model.safetensors")
     values = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+        "architectures": [CLASSES[family]], "model_type": family, "hidden_act": "silu",
         "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
         "num_key_value_heads": kv_heads, "intermediate_size": ffn, "vocab_size": vocab,
         "max_position_embeddings": context, "rms_norm_eps": 1e-5, "rope_theta": rope_theta,

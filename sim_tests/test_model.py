@@ -513,8 +513,8 @@ def test_file_errors(tmp_path, seed):
         with pytest.raises(UserError, match=message):
             load_model(folder)
         path.unlink()
-        with pytest.raises(UserError, match=f"{name} (is missing|cannot be read)"):
-            load_model(folder)
+        with pytest.raises(UserError, match=f"{name} is missing"):
+            load_model(folder).text_tokens("a")
         path.write_text(text)
     load_model(folder)
 

@@ -223,7 +223,8 @@ def load_folder(folder: Path, name: str | None = None, *, outline: bool = False)
     Parameters
     ----------
     folder : Path
-        With config.json, tokenizer.json and model.safetensors or its shards.
+        With config.json, model.safetensors or its shards, and tokenizer.json, without which a
+        model knows no text.
         The family is one of :func:`meadowlark.models.families.families`; tensors are float32,
         float16 or bfloat16.
     name : str, optional
@@ -251,11 +252,14 @@ def load_folder(folder: Path, name: str | None = None, *, outline: bool = False)
     source = folder / "tokenizer.json"
     try:
         raw = source.read_bytes()
+    except FileNotFoundError:
+        raw = b""                       # a model that takes ids and knows no text
     except OSError as e:
         raise UserError(f"{source} cannot be read ({e.strerror}); get the file from where the "
                         "model came from.") from e
-    if what := foreign(raw):
-        raise UserError(f"{source} {what}.")
+    else:
+        if what := foreign(raw):
+            raise UserError(f"{source} {what}.")
     tokenizer = Tokenizer(raw, str(source))
     if tokenizer.base_size > vocab:
         raise UserError(f"{source} has {tokenizer.base_size} ids and config.json a vocab_size of "

@@ -27,6 +27,7 @@ from ..models.checkpoint import Model
 from ..models.float_model import FloatModel, Observer
 from ..models.graph import Attend, Embed, Gate, Graph, Head, Kind, Linear, Rope
 from ..text.chat import ChatTemplate
+from .own_text import first, own_text
 from .plan import (AddStep, AttendStep, EmbedStep, GateStep, HeadStep, Matrix, NormStep, Order,
                    Plan, Step, plan)
 from .sampling import LOG2_E, mantissa_shift
@@ -229,10 +230,12 @@ def calibration_tokens(model: Model, text: str | None = None, *, max_tokens: int
 
     Each line alone, from bos to eos, cut to the model's context; about max_tokens in all (by
     default 16,384, fewer for models beyond 67 M parameters: at most 2**40 products, a minute).
-    text: None takes the packaged calibration text.
+    text: None takes the packaged calibration text; of a model that knows no text, its own tokens.
     """
     if max_tokens is None:
         max_tokens = max(1, min(1 << 14, (1 << 40) // model.parameters))
+    if text is None and model.tokenizer.missing:
+        return first(own_text(model), max_tokens)
     if text is None:
         text = (DATA / "calibration.txt").read_text(encoding="utf-8")
     out, left = [], max_tokens

@@ -54,31 +54,47 @@ class Tokenizer:
     Parameters
     ----------
     source : bytes
-        Contents of tokenizer.json; kept in :attr:`json`.
+        Contents of tokenizer.json; kept in :attr:`json`. Empty of a model without one, which knows
+        ids and no text.
     name : str
-        Where it came from, for messages.
+        Where it came from, or should be, for messages.
 
     Raises
     ------
     UserError
-        The bytes are not a tokenizer; :meth:`encode` and :meth:`decode`: what they say of some
-        token does not fit together.
+        The bytes are not a tokenizer; :meth:`encode` and :meth:`decode`: there are none, or what
+        they say of some token does not fit together.
     """
 
     def __init__(self, source: bytes, name: str = "tokenizer.json") -> None:
         self.json, self.name = bytes(source), name
-        with self._sound():
-            self._tokenizer = tokenizers.Tokenizer.from_str(self.json.decode())
         self._uncovering: tuple[dict[str, str], Any] = ({}, None)   # see encode_covered
-        self._tokenizer.no_truncation()  # a stored limit would silently cut prompts
-        self._tokenizer.no_padding()
+        self._made: tokenizers.Tokenizer | None = None
+        if self.missing:
+            return
+        with self._sound():
+            self._made = tokenizers.Tokenizer.from_str(self.json.decode())
+        self._made.no_truncation()      # a stored limit would silently cut prompts
+        self._made.no_padding()
+
+    @property
+    def missing(self) -> bool:
+        """The model came without one."""
+        return not self.json
+
+    @property
+    def _tokenizer(self) -> tokenizers.Tokenizer:
+        if self._made is None:
+            raise UserError(f"{self.name} is missing, so the model knows no text; get the file "
+                            "from where the model came from, or give token ids")
+        return self._made
 
     @contextmanager
     def _sound(self) -> Iterator[None]:
         """What the library makes of a damaged file, as one sentence."""
         try:
             yield
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit, UserError):
             raise
         except BaseException as e:      # bare Exceptions, and panics, which are none
             raise UserError(f"{self.name} is not a tokenizer ({brief(e)}); get the file again "
@@ -87,23 +103,25 @@ class Tokenizer:
     @property
     def size(self) -> int:
         """Number of ids, the added tokens included."""
-        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+        return 0 if self.missing else self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     @property
     def base_size(self) -> int:
         """Number of ids without the added tokens that have ids of their own."""
-        return self._tokenizer.get_vocab_size(with_added_tokens=False)
+        return 0 if self.missing else self._tokenizer.get_vocab_size(with_added_tokens=False)
 
     def id(self, token: str) -> int | None:
         """The id of a token, by its text."""
         try:
-            return self._tokenizer.token_to_id(token)
+            return None if self.missing else self._tokenizer.token_to_id(token)
         except UnicodeEncodeError:      # half a character
             return None
 
     def with_control(self, ids: Iterable[int]) -> Tokenizer:
         """One in which these are control tokens: a token wherever they stand in a text, and left
         out of texts."""
+        if self.missing:
+            return self
         added = self._tokenizer.get_added_tokens_decoder()
         tokens = [added.get(i) or tokenizers.AddedToken(token, normalized=False) for i in ids
                   if (token := self._tokenizer.id_to_token(i)) is not None]
@@ -163,6 +181,8 @@ class Tokenizer:
     @property
     def opening(self) -> int | None:
         """The special token that tokenizer.json puts in front of a text, if any."""
+        if self.missing:
+            return None
         with self._sound():
             encoding = self._tokenizer.encode("a")
             return encoding.ids[0] if encoding.special_tokens_mask[:1] == [1] else None

@@ -1,0 +1,272 @@
+"""Families of models: against what transformers computes, in both formats, and what is refused."""
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from gguf_files import write_gguf
+from random_model import CLASSES, random_model
+from reference_models import RANDOM, TRAINED, reference, reference_model
+
+from meadowlark.errors import UserError
+from meadowlark.models.checkpoint import untied
+from meadowlark.models.families import by_architecture, families
+from meadowlark.models.families.known import missing
+from meadowlark.models.float_model import FloatModel
+from meadowlark.models.gguf_file import GgufFile
+from meadowlark.models.gguf_model import load_gguf
+from meadowlark.models.graph import Add, Attend, Embed, Head, Norm, Rope
+from meadowlark.models.registry import load_model
+from meadowlark.quant.own_text import own_text
+
+#: Largest difference of logits, as a part of their spread.
+CLOSE = 1e-4
+
+
+def close(got, want):
+    assert np.abs(got - want).max() < CLOSE * want.std()
+
+
+def steps(model, tokens):
+    """Logits of one sequence, a token at a time."""
+    stepper = FloatModel(model).stepper(1, len(tokens))
+    return np.concatenate([stepper.step(tokens[i:i + 1]) for i in range(len(tokens))])
+
+
+# ---- Against transformers
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_random_weights(tmp_path, name):
+    """A whole sequence and a token at a time."""
+    model, known = load_model(reference_model(name, tmp_path)), reference(name)
+    assert not model.warnings and model.family in name
+    close(FloatModel(model).forward(known["tokens"]), known["logits"])
+    close(steps(model, known["tokens"]), known["logits"])
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_trained(tmp_path, name):
+    model, known = load_model(reference_model(name, tmp_path)), reference(name)
+    runner = FloatModel(model)
+    for tokens, want in zip(known["tokens"], known["logits"], strict=True):
+        close(runner.forward(tokens)[known["positions"]], want)
+    greedy = known["greedy"].tolist()
+    ids = model.tokenizer.encode("Once upon a time")
+    assert ids == greedy[:len(ids)]
+    stepper = runner.stepper(1, len(greedy))
+    for at, token in enumerate(greedy[:-1]):
+        logits = stepper.step(np.array([token]))
+        assert at + 1 < len(ids) or logits.argmax() == greedy[at + 1]
+
+
+# ---- GGUF as llama.cpp's converter writes it
+
+@pytest.mark.parametrize("name", [n for n in RANDOM if n != "smollm3"])
+def test_gguf(tmp_path, name):
+    folder = shutil.copytree(reference_model(name, tmp_path), tmp_path / name)
+    # GGUF has no models without tokens.
+    shutil.copy(random_model(tmp_path / "r", seed=1, vocab=256) / "tokenizer.json", folder)
+    model = load_gguf(write_gguf(tmp_path / "m.gguf", folder))
+    known = reference(name)
+    if name == "mistral-window":        # the converter leaves the window out
+        assert model.family == "llama" and model.graph.window is None
+        model = load_gguf(write_gguf(tmp_path / "m.gguf", folder,
+                                     values={"llama.attention.sliding_window": 16}))
+    close(FloatModel(model).forward(known["tokens"]), known["logits"])
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_gguf_weights(tmp_path, seed, family):
+    """Bit for bit those of the folder; biases, heads and scales too."""
+    more = {"granite": dict(attention_multiplier=0.2, embedding_multiplier=3.0,
+                            residual_multiplier=0.5, logits_scaling=2.0)}.get(family, {})
+    folder = random_model(tmp_path / "m", seed=seed, family=family, layers=5, kv_heads=1,
+                          tied=family != "phi3", rope_theta=100.0, **more)
+    got, want = load_gguf(write_gguf(tmp_path / "m.gguf", folder)), load_model(folder)
+    assert set(got.weights) == set(want.weights) and got.parameters == want.parameters
+    for name, value in want.weights.items():
+        np.testing.assert_array_equal(got.weights[name], value, err_msg=name)
+    tokens = np.random.default_rng(seed).integers(0, want.vocab, 20)
+    close(FloatModel(got).forward(tokens), FloatModel(want).forward(tokens))
+    outline = load_model(folder, outline=True)
+    assert outline.graph == want.graph and outline.parameters == want.parameters
+
+
+def test_blocks_of_fused_tensors(tmp_path, seed):
+    """Parts of a tensor have their blocks."""
+    folder = random_model(tmp_path / "m", seed=seed, family="phi3", layers=1)
+    path = write_gguf(tmp_path / "m.gguf", folder, kind="Q4_1")
+    model = load_gguf(path)
+    assert {"blk.0.attn_qkv.weight", "blk.0.ffn_up.weight"} <= set(GgufFile(path).tensors)
+    parts = [f"layers.0.{part}" for part in ("q", "k", "v", "gate", "up")]
+    for name in parts:
+        blocks = model.blocks[name]
+        assert (blocks.rows, blocks.columns) == model.weights[name].shape
+        np.testing.assert_array_equal(blocks.dequantised(), model.weights[name])
+    outline = load_gguf(path, outline=True)
+    assert {n: b.kind for n, b in outline.blocks.items()} == dict.fromkeys(model.blocks, "Q4_1")
+
+
+# ---- What each family reads
+
+def graph(folder, **values):
+    """Of a folder, with other entries in config.json; None is null there."""
+    path = folder / "config.json"
+    before = path.read_text()
+    path.write_text(json.dumps(json.loads(before) | values))
+    try:
+        return load_model(folder).graph
+    finally:
+        path.write_text(before)
+
+
+def windows(made):
+    return [op.window for op in made.of(Attend)]
+
+
+def test_windows(tmp_path, seed):
+    def model(family, **values):
+        return random_model(tmp_path / family, seed=seed, family=family, layers=3, **values)
+    full, part = "full_attention", "sliding_attention"
+    mistral = model("mistral")
+    assert windows(graph(mistral)) == [4096] * 3        # as transformers has it
+    assert windows(graph(mistral, sliding_window=None)) == [None] * 3
+    assert windows(graph(mistral, sliding_window=9)) == [9] * 3
+    assert windows(graph(mistral, sliding_window=9, layer_types=[full, part, full])) == \
+        [None, 9, None]
+    qwen = model("qwen2")
+    assert windows(graph(qwen)) == [None] * 3
+    assert windows(graph(qwen, sliding_window=7, use_sliding_window=False,
+                         max_window_layers=1)) == [None] * 3
+    assert windows(graph(qwen, sliding_window=7, use_sliding_window=True,
+                         max_window_layers=1)) == [None, 7, 7]
+    assert windows(graph(qwen, sliding_window=7, use_sliding_window=True,
+                         layer_types=[part, full, full])) == [7, None, None]
+    assert windows(graph(model("phi3"), sliding_window=5)) == [5] * 3
+    smol = model("smollm3", no_rope_layers=[0, 1, 0])
+    assert windows(graph(smol, sliding_window=5)) == [None] * 3
+    assert windows(graph(smol, sliding_window=5, use_sliding_window=True)) == [5, None, 5]
+    for values in (dict(layer_types=[part]), dict(layer_types=[full, part, "chunked"])):
+        with pytest.raises(UserError, match="layer_types must name 3 layers full_attention or"):
+            graph(mistral, **values)
+
+
+def test_window_is_seen(tmp_path, seed):
+    """Within the window nothing changes; behind it, what is far is not seen."""
+    folder = random_model(tmp_path, seed=seed, family="mistral", layers=1, sliding_window=6)
+    seen, full = load_model(folder), graph(folder, sliding_window=None)
+    tokens = np.random.default_rng(seed).integers(0, seen.vocab, 14)
+    with_window = FloatModel(seen).forward(tokens)
+    without = FloatModel(replace(seen, graph=full)).forward(tokens)
+    np.testing.assert_array_equal(with_window[:6], without[:6])
+    assert (with_window[6:] != without[6:]).any(axis=1).all()
+    alone = FloatModel(seen).forward(np.array([*tokens[7:8], *tokens[8:]]))
+    assert alone.shape == (7, seen.vocab)
+    close(steps(seen, tokens), with_window)
+
+
+def rotated(made):
+    return [isinstance(made.maker[op.q], Rope) and isinstance(made.maker[op.k], Rope)
+            for op in made.of(Attend)]
+
+
+def test_layers_without_rotation(tmp_path, seed):
+    folder = random_model(tmp_path, seed=seed, family="smollm3", layers=5)
+    assert rotated(graph(folder)) == [True, True, True, False, True]
+    assert rotated(graph(folder, no_rope_layer_interval=2)) == [True, False, True, False, True]
+    assert rotated(graph(folder, no_rope_layers=[0, 1, 1, 1, 0])) == \
+        [False, True, True, True, False]
+    for wrong in ([0, 1], [2] * 5, ["1"] * 5, {"a": 1}, "1"):
+        with pytest.raises(UserError, match="no_rope_layers must be a list"):
+            graph(folder, no_rope_layers=wrong)
+
+
+def test_multipliers(tmp_path, seed):
+    """Granite's, in the graph and against weights that have them multiplied in."""
+    folder = random_model(
+        tmp_path, seed=seed, family="granite", tied=False, head_dim=8, attention_multiplier=0.25,
+        embedding_multiplier=3.0, residual_multiplier=0.5, logits_scaling=4.0)
+    model = load_model(folder)
+    assert {op.divisor for op in model.graph.of(Attend)} == {4.0}
+    assert ([op.scale for op in model.graph.of(Embed, Head)],
+            {op.scale for op in model.graph.of(Add)}) == ([3.0, 0.25], {0.5})
+    plain = graph(folder, attention_multiplier=8 ** -0.5, embedding_multiplier=1.0,
+                  residual_multiplier=1.0, logits_scaling=1.0)
+    factors = {"embedding": 3.0, "head": 0.25, "q": 0.25 * 8 ** 0.5, "o": 0.5, "down": 0.5}
+    folded = {name: value * np.float32(factors.get(name.rpartition(".")[2], 1.0))
+              for name, value in model.weights.items()}
+    tokens = np.random.default_rng(seed).integers(0, model.vocab, 20)
+    close(FloatModel(replace(model, graph=plain, weights=folded)).forward(tokens),
+          FloatModel(model).forward(tokens))
+    bare = load_gguf(write_gguf(tmp_path / "m.gguf", folder,
+                                values={"granite.rope.scaling.finetuned": False}))
+    assert rotated(bare.graph) == [False, False]
+
+
+def test_defaults(tmp_path, seed):
+    """Entries that a file lacks are as transformers has them."""
+    for family, context, eps in (("llama", 2048, 1e-6), ("mistral", 131072, 1e-6),
+                                 ("qwen2", 32768, 1e-6), ("smollm3", 32768, 1e-6),
+                                 ("granite", 2048, 1e-6), ("phi3", 4096, 1e-5)):
+        folder = random_model(tmp_path / family, seed=seed, family=family, layers=1, heads=2,
+                              kv_heads=2, tied=family == "smollm3")
+        path = folder / "config.json"
+        config = json.loads(path.read_text())
+        for key in ("max_position_embeddings", "rms_norm_eps", "rope_theta", "hidden_act",
+                    "tie_word_embeddings"):
+            del config[key]
+        path.write_text(json.dumps(config))
+        model = load_model(folder)
+        assert (model.context, model.tied) == (context, family == "smollm3"), family
+        assert {op.eps for op in model.graph.of(Norm)} == {eps}
+        theta = 2e6 if family == "smollm3" else 1e4
+        np.testing.assert_allclose(model.graph.tables["rope"].values,
+                                   theta ** (-np.arange(8) / 8))
+
+
+# ---- The registry
+
+def test_registry():
+    assert set(CLASSES) == set(families())
+    for name, family in families().items():
+        assert family.name == name and family.classes == (CLASSES[name],)
+        if family.arch is not None:
+            assert by_architecture(family.gguf_name) is family
+            names = {family.gguf_tensor(weight.format(3)) for weight in family.names}
+            assert {n.rpartition(".")[2] for n in names} == {"weight"}
+            assert len(names) == len(set(family.names.values()))
+    assert by_architecture("new") is None
+    assert not set(missing()) & set(families())
+
+
+@pytest.mark.parametrize("name", missing())
+def test_known_and_not_run(tmp_path, seed, name):
+    """Refused with what it needs."""
+    folder = random_model(tmp_path, seed=seed, model_type=name, architectures=["XForCausalLM"])
+    with pytest.raises(UserError, match=f"architecture '{name}' is not supported; it needs .*; "
+                                        "use a model of type granite, llama, "):
+        load_model(folder)
+
+
+def test_without_a_tokenizer(tmp_path):
+    """A model that takes ids; what has to know text says what is missing."""
+    model = load_model(reference_model("qwen2", tmp_path))
+    assert model.tokenizer.missing and (model.bos_id, model.stop_ids) == (None, (1,))
+    assert model.tokenizer.size == 0 and not model.tokenizer.json
+    for use in (lambda: model.text_tokens("a"), lambda: model.tokenizer.decode([5]),
+                lambda: model.tokenizer.added):
+        with pytest.raises(UserError, match="qwen2/tokenizer.json is missing, .*or give token ids"):
+            use()
+    assert len(own_text(model, sequences=2, length=5)) == 2
+
+
+def test_untied(tmp_path, seed):
+    """A head of its own that is equal: the same logits, and the embedding may change alone."""
+    model = load_model(random_model(tmp_path, seed=seed))
+    own = untied(model)
+    assert model.tied and not own.tied and untied(own) is own
+    assert own.graph.shapes["head"] == model.graph.shapes["embedding"]
+    tokens = [3, 4, 5]
+    np.testing.assert_array_equal(FloatModel(own).forward(tokens),
+                                  FloatModel(model).forward(tokens))
