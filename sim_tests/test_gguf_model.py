@@ -239,7 +239,7 @@ def test_window(tmp_path, seed):
       "llama.rope.dimension_count": 2**30}, "heads of 1073741824 dimensions are beyond 4096"),
     ({"llama.block_count": 3}, "no tensor blk.2.attn_norm.weight"),
     ({"llama.block_count": 1}, "has the tensor blk.1.attn_k.weight, which a plain model"),
-    ({"llama.block_count": 2.0}, "llama.block_count must be a whole number from 1 to 1,024, not 2.0"),
+    ({"llama.block_count": 2.0}, "block_count must be a whole number from 1 to 1,024, not 2.0"),
     ({"llama.embedding_length": "64"}, "llama.embedding_length must be .*not '64'"),
     ({"llama.embedding_length": 64}, r"token_embd.weight has shape \[128, 32\].*\[128, 64\]"),
     ({"llama.attention.head_count": 4_000_000_000}, "not a multiple|shape"),
