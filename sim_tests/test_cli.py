@@ -392,6 +392,17 @@ def test_what_is_installed(run, monkeypatch):
                              re.M)
 
 
+def test_families(run):
+    """Those that are run with their classes, those that are not with what they need."""
+    found = json.loads(run("info", "--json", "-")[1])
+    out = run("info")[1]
+    assert found["families"]["qwen2"] == "Qwen2ForCausalLM" and "qwen2" not in found["missing"]
+    for name, text in found["families"].items():
+        assert re.search(rf"^  {name} +{text}$", out, re.M)
+    for name, needs in found["missing"].items():
+        assert re.search(rf"^  {name} +no: needs {re.escape(needs)}$", out, re.M)
+
+
 def test_boards_that_a_model_fits(run, tmp_path, monkeypatch):
     from meadowlark_boards import BOARDS
     board = get_board("virtual")

@@ -9,6 +9,7 @@ from gguf_files import write_gguf
 from random_model import CLASSES, random_model
 from reference_models import RANDOM, TRAINED, reference, reference_model
 
+from meadowlark.compile import limits
 from meadowlark.errors import UserError
 from meadowlark.models.checkpoint import untied
 from meadowlark.models.families import by_architecture, families
@@ -19,6 +20,8 @@ from meadowlark.models.gguf_model import load_gguf
 from meadowlark.models.graph import Add, Attend, Embed, Head, Norm, Rope
 from meadowlark.models.registry import load_model
 from meadowlark.quant.own_text import own_text
+from meadowlark.quant.shapes import Shapes
+from meadowlark_boards import get_board
 
 #: Largest difference of logits, as a part of their spread.
 CLOSE = 1e-4
@@ -164,6 +167,19 @@ def test_window_is_seen(tmp_path, seed):
     alone = FloatModel(seen).forward(np.array([*tokens[7:8], *tokens[8:]]))
     assert alone.shape == (7, seen.vocab)
     close(steps(seen, tokens), with_window)
+
+
+def test_window_bounds_the_context(tmp_path, seed):
+    """It is refused only if the context exceeds it, and is what there is by default."""
+    folder = random_model(tmp_path, seed=seed, family="mistral", layers=1, sliding_window=40)
+    shapes, board = Shapes.of_model(load_model(folder)), get_board("virtual")
+    assert limits.need(shapes, board).context == 40
+    limits.check(shapes, board, context=40)
+    with pytest.raises(UserError, match=r"must be in 1\.\.40 for this model, whose attention sees "
+                                        "40 positions, not 41"):
+        limits.check(shapes, board, context=41)
+    wide = random_model(tmp_path, seed=seed, family="mistral", layers=1, sliding_window=128)
+    limits.check(Shapes.of_model(load_model(wide)), board, context=128)
 
 
 def rotated(made):

@@ -33,6 +33,8 @@ def info(what: str | None, plot: str | None, json_to: str | None) -> int:
 
     from ..compile import packing_report
     from ..compile.image import Image, is_image
+    from ..models.families import families
+    from ..models.families.known import missing
     from ..models.registry import NAMES, find_model
     check_outputs(plot, json_to, inputs=[what])
     tensors: tuple[dict, ...] = ()
@@ -41,13 +43,16 @@ def info(what: str | None, plot: str | None, json_to: str | None) -> int:
         titles = {board.name: board.title for board in BOARDS.values()}
         models = {name: _remedy(lambda name=name: find_model(name)) for name in NAMES}
         tools = {name: _remedy(check) for name, check in _tools().items()}
+        kinds = {name: ", ".join(family.classes) for name, family in families().items()}
         result: dict[str, Any] = {
             "boards": titles, "models": {name: not remedy for name, remedy in models.items()},
+            "families": kinds, "missing": missing(),
             "tools": {name: not remedy for name, remedy in tools.items()}}
         shown = {"boards": titles} | {
             kind: {name: f"no: {remedy}" if remedy else "installed"
                    for name, remedy in found.items()}
-            for kind, found in (("models", models), ("tools", tools))}
+            for kind, found in (("models", models), ("tools", tools))} | {
+            "families": kinds | {name: f"no: needs {needs}" for name, needs in missing().items()}}
     elif what in BOARDS:
         result = _board_facts(BOARDS[what])
     elif is_image(what):

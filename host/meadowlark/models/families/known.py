@@ -11,19 +11,18 @@ _NEEDS = {
     ("gemma2", "gemma2"): "a gate with GELU, norms behind each half of a layer and soft caps",
     ("gemma3_text", "gemma3"): "a gate with GELU, norms of queries and keys and behind each half "
                                "of a layer, and two RoPE tables",
-    ("gpt2", "gpt2"): "learned positions, LayerNorm and GELU",
-    ("gpt_bigcode", "starcoder"): "learned positions, LayerNorm and GELU",
-    ("gpt_neo", ""): "learned positions, LayerNorm, GELU and windows in every other layer",
-    ("gpt_neox", "gptneox"): "LayerNorm, GELU, partial RoPE and both halves of a layer side by "
-                             "side",
-    ("gptj", "gptj"): "LayerNorm, GELU, partial RoPE, both halves of a layer side by side and a "
-                      "bias of the head",
+    ("gpt2", "gpt2"): "learned positions and GELU",
+    ("gpt_bigcode", "starcoder"): "learned positions and GELU",
+    ("gpt_neo", ""): "learned positions, GELU and windows in every other layer",
+    ("gpt_neox", "gptneox"): "GELU, partial RoPE and both halves of a layer side by side",
+    ("gptj", "gptj"): "GELU, partial RoPE, both halves of a layer side by side and a bias "
+                      "of the head",
     ("lfm2", "lfm2"): "short convolutions and norms of queries and keys",
     ("mixtral", ""): "experts",
     ("olmo2", "olmo2"): "norms of queries and keys, and norms behind each half of a layer",
-    ("opt", "opt"): "learned positions, LayerNorm and ReLU",
-    ("phi", "phi2"): "LayerNorm, GELU, partial RoPE, both halves of a layer side by side and a "
-                     "bias of the head",
+    ("opt", "opt"): "learned positions and ReLU",
+    ("phi", "phi2"): "GELU, partial RoPE, both halves of a layer side by side and a bias "
+                     "of the head",
     ("qwen2_moe", "qwen2moe"): "experts",
     ("qwen3", "qwen3"): "norms of queries and keys",
     ("qwen3_moe", "qwen3moe"): "norms of queries and keys, and experts"}
