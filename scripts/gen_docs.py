@@ -11,7 +11,10 @@ from enum import IntEnum
 from pathlib import Path
 
 from meadowlark.compile.limits import LIMITS
-from meadowlark.models import blocks, gguf_model, gguf_tokenizer, hf
+from meadowlark.models import (blocks, float_model, gguf_model, gguf_tokenizer, graph, hf, rope,
+                               vjp)
+from meadowlark.models.families import families, qwen2
+from meadowlark.models.families.known import missing
 from meadowlark_boards import BOARDS
 from meadowlark_hdl import isa
 from meadowlark_hdl.control import counters_table, errors
@@ -129,32 +132,49 @@ def models() -> str:
     for name, patterns in gguf_tokenizer.PRE.items():
         rules.setdefault(patterns, []).append(f"`{name}`")
     neutral = [(f"`{key}`", f"`{value}`") for key, value in
-               sorted({**hf.NEUTRAL, **gguf_model.NEUTRAL}.items())]
+               sorted({**hf.NEUTRAL,
+                       **{f"ARCH.{key}": v for key, v in gguf_model.NEUTRAL.items()}}.items())]
     kinds = ", ".join((*blocks.KINDS, *gguf_model.FLOATS))
     return "\n".join((
         NOTE, "# Which model files are read\n",
-        "All models are of type Llama: RMSNorm, RoPE, grouped queries, SwiGLU with silu, with or "
-        "without biases, the head tied to the embedding or not.\n",
         "| what | what it holds |\n|---|---|",
-        f"| GGUF file | architecture `llama`, version 2 or 3, one part; tensors in {kinds}; the "
-        "tokenizer and the chat template are made from its metadata |",
-        "| Hugging Face folder | `config.json` of `LlamaForCausalLM`; `model.safetensors` or its "
-        "shards in float32, float16 or bfloat16; `tokenizer.json`; a chat template, if there is "
-        "one |",
+        f"| GGUF file | version 2 or 3, one part, of an architecture below; tensors in {kinds}; "
+        "the tokenizer and the chat template are made from its metadata |",
+        "| Hugging Face folder | `config.json` of a class below; `model.safetensors` or its "
+        "shards in float32, float16 or bfloat16; `tokenizer.json`, without which a model takes "
+        "token ids and knows no text; a chat template, if there is one |",
         "| checkpoint of llama2.c | float32, without a version or of version 1; beside it its "
         "vocabulary, named `tokenizer.bin` or, for 512 tokens, `tok512.bin` |\n",
         "The first bytes of a file tell its format, not its name. `meadowlark info MODEL` reads "
         "one and tells its facts. [Limits](limits.md) says which boards run it.\n",
+        "## Families\n",
+        table(("model_type", "class", "GGUF", "what it is"),
+              ((f"`{name}`", ", ".join(f"`{c}`" for c in family.classes),
+                f"`{family.gguf_name}`" if family.arch is not None else "",
+                " ".join((inspect.getdoc(type(family)) or "").split()))
+               for name, family in families().items())),
+        "The head may be tied to the embedding. Attention with a window runs with contexts up to "
+        "the window, because the cache forgets nothing. [How to add a family](add-a-family.md).\n",
+        "These are known and not run; they are refused with what they need:\n",
+        table(("model_type", "what it needs"),
+              ((f"`{name}`", needs) for name, needs in missing().items())),
+        "## RoPE\n",
+        "Plain, and scaled by `linear` or `llama3`: from `rope_parameters` or `rope_scaling` of "
+        "`config.json`; from `rope.scaling.*`, `rope.scale_linear` and the tensor "
+        "`rope_freqs.weight` of a GGUF file. Others are refused with what they need:\n",
+        table(("scaling", "what it needs"),
+              ((f"`{name}`", needs) for name, needs in rope.UNSUPPORTED.items())),
         "## What is refused",
-        "Every entry of `config.json`, and every one of a GGUF file that begins with `llama.`, is "
-        "read, is known to change nothing, or is refused by its name and value. Entries that are "
-        "absent, false or empty change nothing. Scaled RoPE is refused; a scaling by 1 is none. A "
-        "GGUF file with a tensor that Llama does not have is refused. In a folder such a tensor is "
-        "left out, with a warning, as transformers does.\n",
+        "Every entry of `config.json`, and every one of a GGUF file that begins with the name of "
+        "its architecture, is read, is known to change nothing, or is refused by its name and "
+        "value. Entries that are absent, false or empty change nothing. A GGUF file with a tensor "
+        "that its family does not have is refused. In a folder such a tensor is left out, with a "
+        "warning, as transformers does.\n",
         "An entry that is refused and that you know to change nothing can be taken out: in "
         "`config.json` with an editor, in a GGUF file with `gguf-new-metadata --remove-metadata "
         "KEY OLD NEW`.\n",
-        "These entries change nothing at this value, and are refused at any other:\n",
+        "These entries change nothing at this value, and are refused at any other, where the "
+        "family does not read them; ARCH is the architecture:\n",
         table(("entry", "value"), neutral),
         "## Tokenizers of GGUF files",
         "`tokenizer.ggml.model` is `llama` (SentencePiece) or `gpt2` (byte-level BPE). For `gpt2`, "
@@ -164,8 +184,79 @@ def models() -> str:
               ((names[0], ", ".join(names[1:])) for names in rules.values()))))
 
 
+def add_a_family() -> str:
+    """docs/add-a-family.md."""
+    source = inspect.getsource(qwen2)
+    lines = [line for line in source.splitlines() if line.strip()]
+    tables = {"checked, its edges named": graph._EDGE, "run in float32": float_model.FORWARD,
+              "its gradient": vjp.VJP}
+    where = {"checked, its edges named": "models/graph.py", "run in float32":
+             "models/float_model.py", "its gradient": "models/vjp.py"}
+    assert len({frozenset(rows) for rows in tables.values()}) == 1
+    return "\n".join((
+        NOTE, "# How to add a family of models\n",
+        "A family is a file in `host/meadowlark/models/families`. It says what its "
+        "hyperparameters are called in `config.json` and in GGUF, what its tensors are called, "
+        "and what a layer computes. Readers, the quantiser, the golden model and the compiler "
+        "know no family: they walk the graph that it builds, so nothing else changes but tests "
+        "and docs.\n",
+        "## An example: Qwen2\n",
+        "Qwen2 is Llama with biases of queries, keys and values. Its later layers may have a "
+        f"window of attention. `families/qwen2.py` is all there is of it, {len(lines)} lines:\n",
+        f"```python\n{source}```\n",
+        "| part | what it says |\n|---|---|",
+        "| `name`, `classes` | `model_type` and `architectures` of `config.json` |",
+        "| `arch` | the architecture in GGUF; names of tensors are taken from the gguf package's "
+        "map of it |",
+        "| `defaults` | what transformers takes for entries that `config.json` lacks |",
+        "| `interleaved` | llama.cpp's converter has made rows that rotate together neighbours; it "
+        "does so for Llama and the classes derived from `LlamaModel` there |",
+        "| `from_config`, `from_gguf` | the hyperparameters. What they look up counts as read, "
+        "what is left is refused |",
+        "| `names` | weight of the graph -> tensor of transformers. Weights with the same tensor "
+        "are its rows, one behind the other, see `families/phi3.py` |",
+        "| `graph` (of the hyperparameters) | the layers, built with `Builder`; see "
+        "`families/llama.py` |\n",
+        "## Step by step\n",
+        "1. Read the model's `modeling_*.py` and `configuration_*.py` in transformers, and its "
+        "converter and its graph in llama.cpp. Note every entry that changes what is computed.",
+        "2. Make a reference: a tiny model with random weights, and its logits.\n",
+        "   ```python",
+        "   import numpy as np, torch, transformers",
+        "   config = transformers.Qwen2Config(vocab_size=256, hidden_size=64, num_hidden_layers=2,",
+        "       num_attention_heads=4, num_key_value_heads=2, intermediate_size=96)",
+        "   model = transformers.AutoModelForCausalLM.from_config(config).half()",
+        '   model.save_pretrained("sim_tests/reference/qwen2")',
+        "   tokens = torch.randint(2, 256, (1, 48))",
+        "   with torch.inference_mode():",
+        "       logits = model.float()(tokens).logits[0].numpy()",
+        '   np.savez_compressed("sim_tests/reference/qwen2/reference.npz", logits=logits,',
+        "       tokens=tokens[0].numpy().astype(np.int32))",
+        "   ```\n",
+        "   Draw the weights larger than transformers does, and norms and biases at random, so "
+        "that a mistake shows.",
+        "3. Write the file, and a row in `CLASSES` of `sim_tests/random_model.py`. "
+        "`sim_tests/test_families.py` then compares both ways of the float model with the "
+        "reference, and GGUF with the folder.",
+        "4. `meadowlark info MODEL --graph` prints the graph. `meadowlark eval --model MODEL` "
+        "compares integers with float32, `meadowlark generate --check` the gateware with the "
+        "golden model.",
+        "5. `make docs` puts it into [models.md](models.md).\n",
+        "## If an operator is missing\n",
+        "An operator is a class in `models/graph.py`, a method of `Builder`, and a row in the "
+        "table of each pass:\n",
+        table(("pass", "where", "operators"),
+              ((f"how it is {name}" if name != "its gradient" else name,
+                f"`host/meadowlark/{where[name]}`",
+                ", ".join(sorted(op.__name__ for op in rows))) for name, rows in tables.items())),
+        "`quant/plan.py` then gives it to a step of the machine, the step to "
+        "`quant/quantise.py`, `quant/golden.py` and `compile/compiler.py`; or a pass of "
+        "`models/rewrite.py` makes operators of it that are there, as it does with LayerNorm. "
+        "`sim_tests/test_vjp.py` fails until every pass has the new row.\n"))
+
+
 PAGES = {"docs/program.md": program, "docs/registers.md": registers, "docs/limits.md": limits,
-         "docs/models.md": models}
+         "docs/models.md": models, "docs/add-a-family.md": add_a_family}
 
 
 def main(argv: list[str] | None = None) -> int:
