@@ -35,7 +35,7 @@ def drawn_model(rng, folder):
     if not kind:
         return made
     others = {}
-    for name, value in tensors(load_model(made)).items():
+    for name, value in tensors(load_model(made), 10000.0).items():
         if value.ndim == 2 and value.shape[1] % 32:
             others[name] = value, "F32"
         elif name == "blk.0.ffn_gate.weight" and kind in ("Q4_0", "Q4_1"):
