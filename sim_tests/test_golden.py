@@ -7,6 +7,7 @@ from random_model import random_model, random_texts
 
 from meadowlark.errors import UserError
 from meadowlark.models.float_model import FloatModel
+from meadowlark.models.graph import Add, Attend, Gate, Linear, Rope
 from meadowlark.models.registry import load_model
 from meadowlark.quant.golden import GoldenModel
 from meadowlark.quant.quantise import LOGIT_FRAC, measure, quantise
@@ -44,8 +45,8 @@ def test_packaged_perplexity(stories):
     assert result.tokens == 2000 and 1.6 < result.ppl_float < 2.1
     assert abs(result.delta_pct) < 1.0
     assert result.delta_se < 0.3
-    assert set(result.saturated) == {"x1", "q", "k", "v", "scores", "attention", "residual", "x2",
-                                     "gate", "up", "h", "final"}
+    assert set(result.saturated) == {"norm", "q", "k", "v", "scores", "attention", "residual",
+                                     "gate", "up", "h"}
     assert max(result.saturated.values()) < 1e-4
 
 
@@ -83,7 +84,7 @@ def test_prefill_is_decode(models, seed):
     assert want.dtype == np.int32 and want.shape == (40, qm.vocab)
     np.testing.assert_array_equal(GoldenModel(qm).forward(tokens), want[-1])
     small = GoldenModel(qm)
-    small.PASS = 7
+    small.PASS, small.SCORES = 7, 100
     np.testing.assert_array_equal(small.forward(tokens, want="all"), want)
     for cuts in (range(1, 40), sorted(rng.choice(np.arange(1, 40), 5, replace=False))):
         parts = GoldenModel(qm)
@@ -119,29 +120,38 @@ def test_padded_rows_are_zero(models, seed):
     model, qm = models
     golden = GoldenModel(qm)
     golden.forward(random_texts(model, seed=seed, sequences=1, length=20)[0])
-    assert golden.keys.shape == (len(qm.layers), qm.kv_heads, qm.context, qm.head_pad)
+    op = qm.plan.attends[0].op
+    assert golden.keys.shape == (len(qm.plan.attends), op.kv_heads, qm.context, qm.head_pad)
     for cache in (golden.keys, golden.values):
-        assert cache[:, :, :20, :qm.head_dim].any() and not cache[..., qm.head_dim:].any()
+        assert cache[:, :, :20, :op.head_dim].any() and not cache[..., op.head_dim:].any()
         assert not cache[:, :, 20:].any()
 
 
 def test_trace(models, seed):
-    """Nodes of a pass, in order, within their formats, and near the float model's."""
+    """Edges of a pass, in order, within their formats, and near the float model's."""
     model, qm = models
     tokens, seen, exact = random_texts(model, seed=seed, sequences=1, length=12)[0], [], {}
-    GoldenModel(qm, trace=lambda *node: seen.append(node)).forward(tokens, want="all")
-    layer = ["x1", "q", "k", "v", "attention", "residual", "x2", "h", "residual"]
-    assert [n for n, _, _ in seen] == ["embedding", *layer * len(qm.layers), "final", "logits"]
-    for node, _, value in seen:
-        bits = {"k": 8, "v": 8, "embedding": 27, "residual": 27, "logits": 32}.get(node, 16)
+    GoldenModel(qm, trace=lambda *edge: seen.append(edge)).forward(tokens, want="all")
+    FloatModel(model).forward(tokens, lambda edge, value: exact.update({edge: value}))
+    inside = {op.x for op in model.graph.of(Rope)} | {
+        op.out for op in model.graph.of(Linear) if not op.out.endswith(".v")}
+    order = [edge for edge in exact if edge not in inside]
+    places = [order.index(edge) for edge, _ in seen]
+    assert sorted(places) == list(range(len(order)))
+    # queries, keys and values are seen in this order, however the graph has them
+    assert all(a < b for a, b in zip(places, places[1:], strict=False)
+               if not {order[a], order[b]} & {e for op in model.graph.of(Attend)
+                                              for e in op.inputs})
+    for edge, value in seen:
+        bits = {"residual": 27, "k": 8, "v": 8, "logits": 32}.get(
+            edge.removesuffix(".rope").rpartition(".")[2], 16)
         assert -(1 << bits - 1) <= value.min() and value.max() < 1 << bits - 1
-    FloatModel(model).forward(tokens, lambda node, i, value: exact.update({(node, i): value}))
-    got = {(node, i): value for node, i, value in seen}
-    for i in range(len(qm.layers)):
-        a = got["attention", i].reshape(12, qm.heads, qm.head_pad)[..., :qm.head_dim]
-        for x, y in ((a, exact["attention", i]), (got["h", i], exact["h", i]),
-                     (got["residual", i], exact["residual", i])):
-            assert np.corrcoef(x.ravel(), y.ravel())[0, 1] > 0.995
+    got = dict(seen)
+    for op in model.graph.of(Attend, Gate, Add):
+        x = got[op.out]
+        if isinstance(op, Attend):
+            x = x.reshape(12, op.heads, qm.head_pad)[..., :op.head_dim]
+        assert np.corrcoef(x.ravel(), exact[op.out].ravel())[0, 1] > 0.995
 
 
 def test_saturations_are_counted(tmp_path, seed):
@@ -150,14 +160,34 @@ def test_saturations_are_counted(tmp_path, seed):
     tokens = random_texts(model, seed=seed + 1, sequences=1, length=20)[0]
     calm = GoldenModel(quantise(model, ranges))
     calm.forward(tokens)
-    assert calm.saturations["x1"] == calm.saturations["h"] == 0
-    assert calm.counted["k"] == 2 * 20 * 16 and calm.counted["final"] == 32
-    for node in ("x1", "k_rot", "v", "attention", "x2", "up", "h"):
-        small = {i: v / 16 for i, v in ranges.by_layer[node].items()}
-        tight = quantise(model, replace(ranges, by_layer={**ranges.by_layer, node: small}))
-        golden = GoldenModel(tight)
+    assert calm.saturations["norm"] == calm.saturations["h"] == 0
+    # two layers, 20 tokens, two KV heads of 8; each layer has two norms, the last token a third
+    assert calm.counted["k"] == 2 * 20 * 16 and calm.counted["norm"] == (4 * 20 + 1) * 32
+    assert calm.counted["scores"] == 2 * 4 * sum(range(1, 21))
+    for edge, what in (("norm1.x", "norm"), ("k.rope", "k"), ("v", "v"),
+                       ("attention", "attention"), ("norm2.x", "norm"), ("up", "up"), ("h", "h")):
+        small = {e: v / 16 if e == f"layers.1.{edge}" else v for e, v in ranges.edges.items()}
+        golden = GoldenModel(quantise(model, replace(ranges, edges=small)))
         golden.forward(tokens)
-        assert golden.saturations[node.removesuffix("_rot")] > 0, node
+        assert golden.saturations[what] > 0, edge
+
+
+def test_scores_are_counted_once_each(models, seed):
+    """Those that are seen and beyond their format; one at the limit by itself is not."""
+    model, qm = models
+    step = qm.plan.attends[-1]
+    numbers = {**qm.numbers, step.name: replace(qm.numbers[step.name], score_shift=0)}
+    tokens, seen = random_texts(model, seed=seed, sequences=1, length=12)[0], {}
+    golden = GoldenModel(replace(qm, numbers=numbers),
+                         trace=lambda edge, value: seen.setdefault(edge, value))
+    golden.forward(tokens)
+    q, k = (seen[edge].astype(int) for edge in step.op.inputs[:2])
+    k = np.repeat(k, step.op.heads // step.op.kv_heads, axis=1)
+    s = np.einsum("nhd,mhd->hnm", q, k)[:, *np.tril_indices(12)]
+    others = GoldenModel(qm)
+    others.forward(tokens)
+    assert others.saturations["scores"] == 0
+    assert golden.saturations["scores"] == (np.abs(s) > 131071).sum() > 0
 
 
 # ---- Generation
@@ -256,6 +286,11 @@ def test_perplexity_is_bounded_and_reports(tmp_path, seed):
         perplexity(model, qm, ["", "\n"])
     with pytest.raises(UserError, match="at least 1, not 0"):
         perplexity(model, qm, ["words"], 0)
+    for context in (0, 129):
+        with pytest.raises(UserError, match=f"windows of {context} tokens .* give 1 to 128"):
+            perplexity(model, qm, ["words"], context=context)
+    short = perplexity(model, qm, ["some words"] * 5, 25, context=4)
+    assert short.tokens == 25 and short.ppl_float != result.ppl_float
 
 
 # ---- Sampling options

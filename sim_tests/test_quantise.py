@@ -8,7 +8,9 @@ import pytest
 from random_model import random_model, random_texts
 
 from meadowlark.errors import UserError
+from meadowlark.models.graph import Norm
 from meadowlark.models.registry import load_model
+from meadowlark.quant.plan import AttendStep, GateStep, NormStep
 from meadowlark.quant.quantise import _coarse, calibration_tokens, measure, quantise
 from meadowlark.quant.sampling import mantissa_shift
 
@@ -31,58 +33,57 @@ def scale(linear):
     return linear.mant / 2.0 ** linear.shift
 
 
-def linears(qm):
-    yield "embedding", qm.embedding
-    yield "head", qm.head
-    for layer in qm.layers:
-        for name in ("q", "k", "v", "o", "gate_up", "down"):
-            yield name, getattr(layer, name)
-
-
 def test_formats(models):
     """Types, shapes and ranges that the gateware and the compiler rely on."""
     model, _, qm = models
-    d, wide, narrow = qm.head_pad, qm.heads * qm.head_pad, qm.kv_heads * qm.head_pad
-    assert d & (d - 1) == 0 and d // 2 < qm.head_dim <= d
-    shapes = {"embedding": (qm.vocab, qm.hidden), "head": (qm.vocab, qm.hidden),
-              "q": (wide, qm.hidden), "k": (narrow, qm.hidden), "v": (narrow, qm.hidden),
-              "o": (qm.hidden, wide), "gate_up": (2 * qm.ffn, qm.hidden),
-              "down": (qm.hidden, qm.ffn)}
-    for name, w in linears(qm):
-        assert w.codes.dtype == np.int8 and w.codes.shape == shapes[name]
+    steps, d = qm.plan, qm.head_pad
+    head_dim = steps.attends[0].op.head_dim
+    assert d & (d - 1) == 0 and d // 2 < head_dim <= d
+    for matrix in (steps.embedding.matrix, *steps.matrices):
+        w = qm.numbers[matrix.name]
+        assert w.codes.dtype == np.int8 and w.codes.shape == (matrix.rows, matrix.columns)
         assert w.mant.dtype == np.uint16 and w.mant.min() >= 1 << 15
         assert w.shift.dtype == np.uint8 and w.shift.max() <= 63
         assert len(w.mant) == len(w.shift) == len(w.codes)
         assert (w.codes != -128).all()
-        biased = model.layers[0].q_bias is not None and name not in ("embedding", "head")
+        biased = "layers.0.q.bias" in model.weights and "layers" in matrix.name
         assert (w.bias is not None) == biased
         if biased:
             assert w.bias.dtype == np.int32 and w.bias.shape == (len(w.codes),)
         # each row that is not zero uses the whole range of its codes
         most = np.abs(w.codes.astype(int)).max(axis=1)
         assert set(most) <= {0, 127}
-    for layer in qm.layers:
-        for norm in (layer.norm1, layer.norm2, qm.final_norm):
-            assert norm.gamma.dtype == np.int16 and norm.gamma.shape == (qm.hidden,)
-            assert 0 <= norm.shift <= 63 and np.abs(norm.gamma.astype(int)).max() > 16000
-        assert layer.v_mant.shape == layer.v_shift.shape == (qm.kv_heads,)
-        assert layer.v_mant.min() >= 1 << 15
+    for step in steps.of(NormStep):
+        norm = qm.numbers[step.name]
+        assert norm.gamma.dtype == np.int16 and norm.gamma.shape == (qm.hidden,)
+        assert 0 <= norm.shift <= 63 and np.abs(norm.gamma.astype(int)).max() > 16000
+    for step in steps.attends:
+        attend = qm.numbers[step.name]
+        assert attend.v_mant.shape == attend.v_shift.shape == (step.op.kv_heads,)
+        assert attend.v_mant.min() >= 1 << 15
         # SV adds floor(log2(sum of p)), at most 15 + 12, to this shift: a RowScale has 6 bits
-        assert layer.v_shift.max() + 27 <= 63
-        assert layer.q_rope_shift == 14 and 14 <= layer.k_rope_shift <= 21
-        assert 0 <= layer.score_shift <= 63 and 0 <= layer.swiglu_shift <= 63
-    assert qm.tied == model.tied == (qm.head.codes is qm.embedding.codes)
+        assert attend.v_shift.max() + 27 <= 63
+        assert attend.q_shift == 14 and 14 <= attend.k_shift <= 21
+        assert 0 <= attend.score_shift <= 63
+    assert all(0 <= qm.numbers[step.name].shift <= 63 for step in steps.of(GateStep))
+    assert qm.numbers.keys() == {
+        *(m.name for m in (steps.embedding.matrix, *steps.matrices)),
+        *(step.name for step in steps.of(NormStep, AttendStep, GateStep))}
+    assert qm.tied == model.tied == (
+        qm.numbers["head"].codes is qm.numbers["embedding"].codes)
     assert 8 <= qm.residual_frac <= 16 and 1 <= qm.eps < 1 << 48
 
 
 def test_rows_are_where_the_chip_wants_them(models):
     """Each row, dequantised, is the model's row that belongs there."""
     model, ranges, qm = models
-    d, pad = qm.head_dim, qm.head_pad
-    pairs = [i // 2 + (i % 2) * d // 2 for i in range(d)]
-    for layer, w in zip(qm.layers, model.layers, strict=True):
+    pad = qm.head_pad
+    for i, step in enumerate(qm.plan.attends):
+        d = step.op.head_dim
+        pairs = [i // 2 + (i % 2) * d // 2 for i in range(d)]
         for name, order in (("q", pairs), ("k", pairs), ("v", range(d))):
-            codes, real = getattr(layer, name).codes, getattr(w, name)
+            codes = qm.numbers[f"layers.{i}.{name}"].codes
+            real = model.weights[f"layers.{i}.{name}"]
             for h in range(len(codes) // pad):
                 for row in range(d):
                     want = real[h * d + order[row]]
@@ -90,76 +91,83 @@ def test_rows_are_where_the_chip_wants_them(models):
                         codes[h * pad + row], np.rint(want / np.float32(
                             max(np.abs(want).max() / 127, 1e-30))))
                 assert not codes[h * pad + d:(h + 1) * pad].any()
-        columns = layer.o.codes.reshape(qm.hidden, qm.heads, pad)
+        columns = qm.numbers[f"layers.{i}.o"].codes.reshape(qm.hidden, step.op.heads, pad)
         assert not columns[:, :, d:].any()
-        step = np.abs(w.o).max(axis=1)[:, None, None] / 127
-        np.testing.assert_allclose(columns[:, :, :d] * step,
-                                   w.o.reshape(qm.hidden, qm.heads, d), atol=step.max() * 0.501)
+        o = model.weights[f"layers.{i}.o"]
+        unit = np.abs(o).max(axis=1)[:, None, None] / 127
+        np.testing.assert_allclose(columns[:, :, :d] * unit,
+                                   o.reshape(qm.hidden, step.op.heads, d), atol=unit.max() * 0.501)
+        both = qm.numbers[f"layers.{i}.gate_up"]
         for name, start in (("gate", 0), ("up", 1)):
-            step = np.abs(getattr(w, name)).max(axis=1)[:, None] / 127
-            np.testing.assert_allclose(layer.gate_up.codes[start::2] * step, getattr(w, name),
-                                       atol=step.max() * 0.501)
-            if w.gate_bias is not None:
-                bias, unit = layer.gate_up.bias[start::2], getattr(w, f"{name}_bias")
-                ratio = bias.astype(float) @ unit / (np.linalg.norm(bias) * np.linalg.norm(unit))
+            w = model.weights[f"layers.{i}.{name}"]
+            unit = np.abs(w).max(axis=1)[:, None] / 127
+            np.testing.assert_allclose(both.codes[start::2] * unit, w, atol=unit.max() * 0.501)
+            real = model.weights.get(f"layers.{i}.{name}.bias")
+            if real is not None:
+                bias = both.bias[start::2]
+                ratio = bias.astype(float) @ real / (np.linalg.norm(bias) * np.linalg.norm(real))
                 assert ratio > 0.9999
 
 
 def test_scales_fold_what_they_should(models):
-    """Units of each node follow from the formats in docs/numerics.md, checked end to end: the
+    """Units of each edge follow from the formats in docs/numerics.md, checked end to end: the
     product of the scales along a path is that of the real numbers."""
     model, ranges, qm = models
-    rms = np.sqrt(qm.hidden)
-    for i, (layer, w) in enumerate(zip(qm.layers, model.layers, strict=True)):
-        def unit(norm, gamma):
+    rms, numbers, pad = np.sqrt(qm.hidden), qm.numbers, qm.head_pad
+    for i, step in enumerate(qm.plan.attends):
+        op, attend, at = step.op, numbers[step.name], f"layers.{i}."
+
+        def unit(name):
             """Size of one unit of a norm's output, from its largest gamma."""
+            norm, gamma = numbers[f"{at}{name}.x"], model.weights[at + name]
             j = np.abs(gamma).argmax()
             return gamma[j] * rms / (norm.gamma[j] * 2.0 ** (16 - norm.shift))
-        x1, x2 = unit(layer.norm1, w.norm1), unit(layer.norm2, w.norm2)
-        most = float(ranges.by_layer["x1"][i]) / x1
+        x1, x2 = unit("norm1"), unit("norm2")
+        most = float(ranges.edges[f"{at}norm1.x"]) / x1
         assert 16000 < most < 16384                     # one bit of headroom, no more
+        q, k, gate, up, down = (model.weights[at + name]
+                                for name in ("q", "k", "gate", "up", "down"))
 
-        def row_unit(linear, row, real, x):
+        def row_unit(name, row, real, x):
             """Size of one unit of a row's requantised output."""
+            linear = numbers[at + name]
             return np.abs(real).max() / 127 * x / (linear.mant[row] / 2.0 ** linear.shift[row])
-        live = [next(r for r in range(qm.head_dim // 2) if w.k[g * qm.head_dim + r].any())
-                for g in range(qm.kv_heads)]
+        d, group = op.head_dim, op.heads // op.kv_heads
+        live = [next(r for r in range(d // 2) if k[g * d + r].any()) for g in range(op.kv_heads)]
         for g, r in enumerate(live):
-            k_unit = row_unit(layer.k, g * qm.head_pad + 2 * r, w.k[g * qm.head_dim + r], x1)
-            stored = k_unit * 2.0 ** (layer.k_rope_shift - 14)
-            assert stored * 127 == pytest.approx(float(ranges.by_layer["k_rot"][i][g]), rel=0.01)
-            group = qm.heads // qm.kv_heads
+            k_unit = row_unit("k", g * pad + 2 * r, k[g * d + r], x1)
+            stored = k_unit * 2.0 ** (attend.k_shift - 14)
+            assert stored * 127 == pytest.approx(float(ranges.edges[f"{at}k.rope"][g]), rel=0.01)
             for h in range(g * group, (g + 1) * group):
-                row = next(n for n in range(qm.head_dim // 2) if w.q[h * qm.head_dim + n].any())
-                q_unit = row_unit(layer.q, h * qm.head_pad + 2 * row,
-                                  w.q[h * qm.head_dim + row], x1)
+                row = next(n for n in range(d // 2) if q[h * d + n].any())
+                q_unit = row_unit("q", h * pad + 2 * row, q[h * d + row], x1)
                 # one unit of q times one of k, after the shift, is 2**-10 of log2(e)/sqrt(d)
-                score = q_unit * stored * 2.0 ** layer.score_shift
-                assert score * np.log2(np.e) / np.sqrt(qm.head_dim) == \
-                    pytest.approx(2.0**-10, rel=1e-3)
-        live = next(r for r in range(qm.ffn) if w.gate[r].any() and w.up[r].any())
-        gate = row_unit(layer.gate_up, 2 * live, w.gate[live], x2)
-        up = row_unit(layer.gate_up, 2 * live + 1, w.up[live], x2)
-        assert gate == pytest.approx(2.0**-11, rel=1e-3)
-        assert float(ranges.by_layer["up"][i]) / up < 16384
-        h = 2.0 ** (layer.swiglu_shift - 11) * up
-        assert 8000 < float(ranges.by_layer["h"][i]) / h < 16384
-        live = next(r for r in range(qm.hidden) if w.down[r].any())
-        assert row_unit(layer.down, live, w.down[live], h) == \
+                score = q_unit * stored * 2.0 ** attend.score_shift
+                assert score * np.log2(np.e) / np.sqrt(d) == pytest.approx(2.0**-10, rel=1e-3)
+        live = next(r for r in range(len(gate)) if gate[r].any() and up[r].any())
+        gate_unit = row_unit("gate_up", 2 * live, gate[live], x2)
+        up_unit = row_unit("gate_up", 2 * live + 1, up[live], x2)
+        assert gate_unit == pytest.approx(2.0**-11, rel=1e-3)
+        assert float(ranges.edges[f"{at}up"]) / up_unit < 16384
+        h = 2.0 ** (numbers[f"{at}h"].shift - 11) * up_unit
+        assert 8000 < float(ranges.edges[f"{at}h"]) / h < 16384
+        live = next(r for r in range(qm.hidden) if down[r].any())
+        assert row_unit("down", live, down[live], h) == \
             pytest.approx(2.0**-qm.residual_frac, rel=1e-3)
     assert qm.eps == pytest.approx(qm.hidden * 1e-5 * 4.0**qm.residual_frac, abs=0.5)
-    table = scale(qm.embedding)[:, None] * qm.embedding.codes * 2.0**-qm.residual_frac
-    np.testing.assert_allclose(table, model.embedding,
-                               atol=np.abs(model.embedding).max() / 127 * 0.501)
+    embedding, real = numbers["embedding"], model.weights["embedding"]
+    table = scale(embedding)[:, None] * embedding.codes * 2.0**-qm.residual_frac
+    np.testing.assert_allclose(table, real, atol=np.abs(real).max() / 127 * 0.501)
 
 
 def test_rope_table(models):
     model, _, qm = models
     assert qm.rope.dtype == np.int16 and qm.rope.shape == (qm.context, qm.head_pad // 2, 2)
-    padded = qm.rope[:, qm.head_dim // 2:]
+    head_dim = qm.plan.attends[0].op.head_dim
+    padded = qm.rope[:, head_dim // 2:]
     assert (padded[..., 0] == 1 << 14).all() and not padded[..., 1].any()
-    for position, pair in ((0, 0), (1, 0), (5, 1), (127, qm.head_dim // 2 - 1)):
-        angle = position * model.rope_theta ** (-2 * pair / qm.head_dim)
+    for position, pair in ((0, 0), (1, 0), (5, 1), (127, head_dim // 2 - 1)):
+        angle = position * 10000.0 ** (-2 * pair / head_dim)
         np.testing.assert_allclose(qm.rope[position, pair] / 2**14,
                                    [np.cos(angle), np.sin(angle)], atol=2.0**-15 + 1e-12)
 
@@ -220,32 +228,38 @@ def test_what_does_not_fit_is_refused(tmp_path, seed):
     with pytest.raises(UserError, match="residual reaches 200704, which leaves 7"):
         quantise(model, replace(ranges, residual=200000.0))
 
-    def with_layer(**changes):
-        return replace(model, layers=(replace(model.layers[0], **changes), model.layers[1]))
-    with pytest.raises(UserError, match="layer 0, attention output: a bias"):
-        quantise(with_layer(o_bias=np.full(32, 1e9, np.float32)), ranges)
-    with pytest.raises(UserError, match="layer 0, down: a scale of"):
-        quantise(with_layer(down=model.layers[0].down * np.float32(1e9)), ranges)
-    with pytest.raises(UserError, match="layer 0, first norm: gammas up to"):
-        quantise(with_layer(norm1=model.layers[0].norm1 * np.float32(1e9)), ranges)
-    queries = {**ranges.by_layer, "q": {i: v * 1e6 for i, v in ranges.by_layer["q"].items()}}
-    with pytest.raises(UserError, match="layer 0, queries: scores up to"):
-        quantise(model, replace(ranges, by_layer=queries))
-    with pytest.raises(UserError, match="rms_norm_eps 1e.08 does not fit"):
-        quantise(replace(model, rms_eps=1e8), ranges)
+    def wrong(name, change):
+        return replace(model, weights={**model.weights, name: change(model.weights[name])})
+    with pytest.raises(UserError, match=r"layers\.0\.o: a bias"):
+        quantise(wrong("layers.0.o.bias", lambda b: np.full_like(b, 1e9)), ranges)
+    with pytest.raises(UserError, match=r"layers\.0\.down: a scale of"):
+        quantise(wrong("layers.0.down", lambda w: w * np.float32(1e9)), ranges)
+    with pytest.raises(UserError, match=r"layers\.0\.norm1: gammas up to"):
+        quantise(wrong("layers.0.norm1", lambda w: w * np.float32(1e9)), ranges)
+    queries = {edge: v * 1e6 if edge.startswith("layers.0.q") else v
+               for edge, v in ranges.edges.items()}
+    with pytest.raises(UserError, match=r"layers\.0\.q: scores up to"):
+        quantise(model, replace(ranges, edges=queries))
+    operators = tuple(replace(op, eps=1e8) if isinstance(op, Norm) else op
+                      for op in model.graph.operators)
+    with pytest.raises(UserError, match="an epsilon of 1e.08 in its norms does not fit"):
+        quantise(replace(model, graph=replace(model.graph, operators=operators)), ranges)
 
 
 def test_empty_parts_of_a_model(tmp_path, seed):
     """Heads, norms and layers of zeros give scales in range instead of a division by zero."""
     model = load_model(random_model(tmp_path, seed=seed))
-    w = model.layers[0]
-    dead = {n: np.zeros_like(getattr(w, n)) for n in ("norm1", "q", "k", "v", "gate", "up", "down")}
-    model = replace(model, layers=(replace(w, **dead), model.layers[1]))
-    qm = quantise(model, random_texts(model, seed=seed))
-    for _, linear in linears(qm):
+
+    def changed(**weights):
+        return replace(model, weights={**model.weights, **{
+            f"layers.0.{name}": value for name, value in weights.items()}})
+    dead = changed(**{n: np.zeros_like(model.weights[f"layers.0.{n}"])
+                      for n in ("norm1", "q", "k", "v", "gate", "up", "down")})
+    qm = quantise(dead, random_texts(model, seed=seed))
+    for linear in qm.linears.values():
         assert linear.mant.min() >= 1 << 15 and linear.shift.max() <= 63
-    assert not qm.layers[0].norm1.gamma.any()
-    half = w.v.copy()
+    assert not qm.numbers["layers.0.norm1.x"].gamma.any()
+    half = model.weights["layers.0.v"].copy()
     half[:8] = 0                                        # one KV head of two
-    model = replace(model, layers=(replace(w, v=half), model.layers[1]))
-    assert quantise(model, random_texts(model, seed=seed)).layers[0].v_shift.max() + 27 <= 63
+    qm = quantise(changed(v=half), random_texts(model, seed=seed))
+    assert qm.numbers["layers.0.attention"].v_shift.max() + 27 <= 63
