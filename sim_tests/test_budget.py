@@ -9,7 +9,9 @@ from random_model import random_model
 
 from meadowlark import cli
 from meadowlark.errors import UserError
+from meadowlark.models.checkpoint import untied
 from meadowlark.models.float_model import FloatModel
+from meadowlark.models.graph import Builder, Head, Linear
 from meadowlark.models.registry import load_model
 from meadowlark.quant import budget
 from meadowlark.quant.budget import (choose, coded_size, divergence, grid_for_bits,
@@ -19,13 +21,13 @@ from meadowlark.quant.feedback import Moments
 from meadowlark.quant.golden import GoldenModel
 from meadowlark.quant.own_text import own_text
 from meadowlark.quant.quantise import LOGIT_FRAC, int8_codes, observe, quantise
-from meadowlark.quant.sensitivity import MATRICES, Sensitivity
+from meadowlark.quant.sensitivity import Sensitivity
 from meadowlark.run.evaluate import negative_log_likelihood, validation_text, windows
 
 
 @pytest.fixture(scope="module")
 def stories():
-    return load_model("stories")
+    return untied(load_model("stories"))
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +70,18 @@ def test_bits(stories, bits):
 
 def test_more_bits_than_int8_needs(stories):
     """The grid is then that of int8 without a budget."""
-    row = stories.layers[0].down
+    row = stories.weights["layers.0.down"]
     share = np.full(len(row), 0.1)
-    for known in (None, {("down", 0): share}):
+    for known in (None, {"layers.0.down": share}):
         grid = grid_for_bits(stories, 8, shares=known) * (share if known else 1.0)
         np.testing.assert_array_equal(int8_codes(row, grid)[0], int8_codes(row)[0])
 
 
 def test_too_few_bits(tmp_path, seed):
     model = load_model(random_model(tmp_path / "m", seed=seed))
+    with pytest.raises(ValueError, match="the head is the embedding"):
+        grid_for_bits(model, 0.1)
+    model = untied(model)
     with pytest.raises(UserError, match="no grid brings the weights of m to 0.1 bits"):
         grid_for_bits(model, 0.1)
 
@@ -93,20 +98,19 @@ def _equalised(folder, rng) -> float:
         folder, seed=int(rng.integers(2**31)), hidden=64, layers=2, heads=6, kv_heads=2,
         head_dim=16, ffn=96, vocab=200, tied=False, attention_bias=True, mlp_bias=True))
 
-    def spread():           # some of what a norm gives is large, as in trained models
-        return np.exp(rng.normal(0, 1.2, 64)).astype(np.float32)
-    layers = tuple(replace(layer, norm1=layer.norm1 * spread(), norm2=layer.norm2 * spread())
-                   for layer in model.layers)
-    model = replace(model, layers=layers, final_norm=model.final_norm * spread())
+    # some of what a norm gives is large, as in trained models
+    spread = {name: w * np.exp(rng.normal(0, 1.2, 64)).astype(np.float32)
+              for name, w in model.weights.items() if w.ndim == 1 and "norm" in name}
+    model = replace(model, weights={**model.weights, **spread})
     texts = [rng.integers(0, 200, 50).tolist() for _ in range(4)]
     even = equalise(model, texts[:3])
-    assert not even.tied and even.embedding is model.embedding
+    assert not even.tied and even.weights["embedding"] is model.weights["embedding"]
 
     def run(of):
         """Logits, and what comes of the first half of a layer and of its gate rows."""
         found = {}
-        logits = FloatModel(of).forward(texts[3], lambda *node: found.setdefault(node[:2], node[2]))
-        return logits, found["gate", 0]
+        logits = FloatModel(of).forward(texts[3], found.setdefault)
+        return logits, found["layers.0.gate"]
     want, ours = run(model), run(even)
     for a, b in zip(ours, want, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-3 * np.abs(b).max())
@@ -122,25 +126,25 @@ def test_equalise_caches(tmp_path, seed):
     model = load_model(random_model(tmp_path / "m", seed=seed, hidden=64, layers=1, heads=6,
                                     kv_heads=2, head_dim=16, ffn=96, vocab=200))
     rng = np.random.default_rng(seed)
-    w = model.layers[0]
-    k = w.k * np.tile(np.exp(rng.normal(0, 1, (2, 8))), (1, 2)).reshape(32, 1)
-    up = w.up.copy()
+    k = model.weights["layers.0.k"] * np.tile(
+        np.exp(rng.normal(0, 1, (2, 8))), (1, 2)).reshape(32, 1)
+    up, gate = model.weights["layers.0.up"].copy(), model.weights["layers.0.gate"]
     # A column whose gate opens: some rows of random models are zero.
-    up[np.square(w.gate).sum(axis=1).argmax()] = 300 * np.abs(w.up).max()
-    model = replace(model, layers=(replace(w, k=k.astype(np.float32), up=up),))
+    up[np.square(gate).sum(axis=1).argmax()] = 300 * np.abs(up).max()
+    model = replace(model, weights={
+        **model.weights, "layers.0.k": k.astype(np.float32), "layers.0.up": up})
     texts = [rng.integers(0, 200, 50).tolist() for _ in range(3)]
     found = []
     for of in (model, equalise(model, texts)):
         peaks = {}
 
-        def look(node, layer, value, peaks=peaks):
-            if node in ("k_rot", "h"):
-                peaks[node] = np.maximum(peaks.get(node, 0), np.abs(value).max(axis=0))
+        def look(edge, value, peaks=peaks):
+            peaks[edge] = np.maximum(peaks.get(edge, 0), np.abs(value).max(axis=0))
         for text in texts:
             FloatModel(of).forward(text, look)
         found.append(peaks)
     before, after = found
-    ratio = [p["k_rot"].reshape(2, 2, 8) for p in found]
+    ratio = [p["layers.0.k.rope"].reshape(2, 2, 8) for p in found]
     np.testing.assert_allclose(ratio[1][:, 0] / ratio[1][:, 1], ratio[0][:, 0] / ratio[0][:, 1],
                                rtol=1e-3)
     pair = ratio[1].max(axis=1)
@@ -148,40 +152,39 @@ def test_equalise_caches(tmp_path, seed):
     live = first > first.max(axis=-1, keepdims=True) * SMALLEST_KEY     # rows of zeros apart
     assert live.mean() > 0.5
     assert pair[live].std() / pair[live].mean() < 0.03
-    assert after["h"].max() / np.median(after["h"]) \
-        < 0.5 * before["h"].max() / np.median(before["h"])
+    before, after = (p["layers.0.h"] for p in (before, after))
+    assert after.max() / np.median(after) < 0.5 * before.max() / np.median(before)
 
 
 @pytest.mark.parametrize("small, most", [(1.0, 2.0), (0.01, 300 / 48)])
 def test_one_large_column(seed, small, most):
     """A peak 100 times the others takes more, up to what int8 has room for in the down rows."""
-    columns = _Columns()
-    columns.tokens, columns.sums["h", 0] = 100, np.full(400, 100.0)
-    columns.peaks["h", 0] = np.full(400, 3.0)
-    columns.peaks["h", 0][7] = 300
+    b = Builder()
+    b.head(b.norm(b.embed(8, 8), "norm", 1e-5), 8)
+    columns = _Columns(b.graph())
+    columns.tokens, columns.sums["h"] = 100, np.full(400, 100.0)
+    columns.peaks["h"] = np.full(400, 3.0)
+    columns.peaks["h"][7] = 300
     down = np.random.default_rng(seed).normal(size=(300, 400)).astype(np.float32)
     down[:, 7] *= small
-    factors = columns.hidden(0, down)
+    factors = columns.hidden("h", down)
     assert (np.delete(factors, 7) == 1).all() and 0.85 * most < factors[7] < 1.15 * most
 
 
 def test_shares(stories, cost):
     """For the same size less is lost, by the estimate that they are made from."""
     share = shares(stories, cost)
-    keys = {(name, i) for name in MATRICES for i in range(6)} | {("head", -1)}
-    assert share.keys() == keys
-
-    def matrix(name, i):
-        return stories.head if name == "head" else getattr(stories.layers[i], name)
-    weights = {key: matrix(*key).size for key in keys}
-    mean = sum(np.log2(share[key]).mean() * weights[key] for key in keys) / sum(weights.values())
+    weights = {op.weight: stories.weights[op.weight] for op in stories.graph.of(Linear, Head)}
+    assert share.keys() == weights.keys() and len(weights) == 7 * 6 + 1
+    mean = sum(np.log2(share[key]).mean() * w.size for key, w in weights.items()) \
+        / sum(w.size for w in weights.values())
     assert abs(mean) < 0.01
 
     def lost(share):
         codes = rounded_codes(stories, grid_for_bits(stories, 5, shares=share), share)
         assert coded_size(stories, 1, rounded=codes) <= 5
         return sum(cost.rows[key] @ np.square(
-            codes[key][0] * codes[key][1][:, None] - matrix(*key)).mean(axis=1) for key in keys)
+            codes[key][0] * codes[key][1][:, None] - w).mean(axis=1) for key, w in weights.items())
     assert lost(share) < 0.85 * lost(None)
 
 
@@ -191,14 +194,15 @@ def test_choose(stories, written):
     even = equalise(stories, written)
     codes, ranges = choose(even, written, bits=4.5, target_ppl=None)
     assert 4.45 < coded_size(even, 1, rounded=codes) <= 4.5
-    assert codes.keys() == {(name, i) for name in MATRICES for i in range(6)} | {("head", -1)}
-    moments = Moments()
+    assert codes.keys() == {op.weight for op in stories.graph.of(Linear, Head)}
+    moments = Moments(even.graph)
     observe(even, written, moments.observe)
-    for node, name in (("x1", "q"), ("attention", "o"), ("x2", "up"), ("h", "down")):
-        weight, (code, scale) = getattr(even.layers[3], name), codes[name, 3]
-        wrong = [np.einsum("rk,kl,rl->", e, moments.of[node, 3], e) for e in (
-            of * scale[:, None] - weight for of in (code, np.rint(weight / scale[:, None])))]
-        assert wrong[0] < 0.9 * wrong[1], name
+    for op in even.graph.of(Linear):
+        if op.weight in ("layers.3.q", "layers.3.o", "layers.3.up", "layers.3.down"):
+            weight, (code, scale) = even.weights[op.weight], codes[op.weight]
+            wrong = [np.einsum("rk,kl,rl->", e, moments.of[op.x], e) for e in (
+                of * scale[:, None] - weight for of in (code, np.rint(weight / scale[:, None])))]
+            assert wrong[0] < 0.9 * wrong[1], op.weight
     texts = list(windows(stories, validation_text()[:6], stories.context))
 
     exact = FloatModel(stories)
@@ -211,10 +215,11 @@ def test_choose(stories, written):
     print(ours, plain)
     assert ours < 0.9 * plain
     qm = quantise(even, ranges, weights="int8", rounded=codes)
-    np.testing.assert_array_equal(qm.layers[2].down.codes, codes["down", 2][0])
-    np.testing.assert_array_equal(qm.layers[2].gate_up.codes[1::2], codes["up", 2][0])
-    np.testing.assert_array_equal(qm.head.codes, codes["head", -1][0])
-    assert not qm.tied and np.abs(qm.embedding.codes).max(axis=1).min() == 127
+    for name, rows in (("layers.2.down", slice(None)), ("layers.2.up", slice(1, None, 2)),
+                       ("head", slice(None))):
+        linear = qm.numbers[name.replace(".up", ".gate_up")]
+        np.testing.assert_array_equal(linear.codes[rows], codes[name][0])
+    assert not qm.tied and np.abs(qm.numbers["embedding"].codes).max(axis=1).min() == 127
     golden = GoldenModel(qm)
 
     def run(tokens):

@@ -4,6 +4,7 @@ import pytest
 from random_model import random_model
 
 from meadowlark.models.float_model import FloatModel
+from meadowlark.models.graph import Head, Linear
 from meadowlark.models.registry import load_model
 from meadowlark.quant.feedback import DAMPING, MAX_COLUMNS, Moments, feedback, round_rows
 from meadowlark.quant.quantise import int8_codes
@@ -80,28 +81,27 @@ def test_moments(tmp_path, seed, monkeypatch):
     """Of each input, weighed by the residual behind it; none of wide ones."""
     model = load_model(random_model(tmp_path / "m", seed=seed, layers=2))
     tokens = np.random.default_rng(seed).integers(0, model.vocab, (2, 9))
-    moments, seen = Moments(), {}
+    moments, seen = Moments(model.graph), {}
     for text in tokens:
         FloatModel(model).forward(text, moments.observe)
         FloatModel(model).forward(
-            text, lambda *node: seen.setdefault(node[:2], []).append(
-                node[2].reshape(len(node[2]), -1).astype(np.float64)))
-    assert moments.of.keys() == {(node, i) for node in ("x1", "attention", "x2", "h")
-                                 for i in range(2)} | {("final", -1)}
-    for i in range(2):
-        for node, behind in (("x1", None), ("attention", 0), ("x2", None), ("h", 1)):
-            want = 0
-            for k in range(2):
-                x = seen[node, i][k]
-                if behind is not None:
-                    r = seen["residual", i][2 * k + behind]
-                    # The random model has embeddings of zeros.
-                    x = x / np.sqrt(np.maximum(np.square(r).mean(axis=1, keepdims=True), 1e-12))
-                want = want + x.T @ x
-            np.testing.assert_allclose(moments.of[node, i], want, rtol=1e-3,
-                                       atol=1e-4 * np.abs(want).max())
+            text, lambda edge, x: seen.setdefault(edge, []).append(x.astype(np.float64)))
+    # what a matrix adds to the residual -> the residual then
+    behind = {op.x: f"{op.out}.residual" for op in model.graph.of(Linear)
+              if op.out.endswith((".o", ".down"))}
+    assert len(behind) == 4
+    assert moments.of.keys() == {op.x for op in model.graph.of(Linear, Head)}
+    for edge, found in moments.of.items():
+        want = 0
+        for k, x in enumerate(seen[edge]):
+            if edge in behind:
+                r = seen[behind[edge]][k]
+                # The random model has embeddings of zeros.
+                x = x / np.sqrt(np.maximum(np.square(r).mean(axis=1, keepdims=True), 1e-12))
+            want = want + x.T @ x
+        np.testing.assert_allclose(found, want, rtol=1e-3, atol=1e-4 * np.abs(want).max())
     monkeypatch.setattr("meadowlark.quant.feedback.MAX_COLUMNS", model.hidden)
-    moments = Moments()
+    moments = Moments(model.graph)
     FloatModel(model).forward(tokens[0], moments.observe)
-    assert MAX_COLUMNS > model.ffn > model.hidden and ("x1", 0) in moments.of
-    assert ("h", 0) not in moments.of
+    assert MAX_COLUMNS > model.graph.edges["layers.0.h"].width > model.hidden
+    assert "layers.0.norm1.x" in moments.of and "layers.0.h" not in moments.of

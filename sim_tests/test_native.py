@@ -46,12 +46,9 @@ def board(config):
     return replace(get_board("virtual"), config=config)
 
 
-def linears(qm):
-    """(name, layer, QuantLinear) in the order of the weight stream."""
-    for i, layer in enumerate(qm.layers):
-        for name in ("k", "v", "q", "o", "gate_up", "down"):
-            yield name, i, getattr(layer, name)
-    yield "head", -1, qm.head
+def stream(qm):
+    """Matrix -> its numbers, in the order of the weight stream."""
+    return {m.name: qm.numbers[m.name] for m in qm.plan.matrices}
 
 
 @pytest.fixture(scope="module")
@@ -97,21 +94,25 @@ def test_modes_and_weights(models):
     """Blocks stay blocks, and a row's integers are its real weights but for one factor."""
     model, ranges = models("mixed")
     qm = quantise(model, ranges)
-    modes = {(name, i): w.mode for name, i, w in linears(qm)}
-    assert qm.embedding.mode == modes["head", -1] == Mode.Q8_0
-    assert qm.head.codes is qm.embedding.codes and qm.head.scale is qm.embedding.scale
+    modes = {name: w.mode for name, w in stream(qm).items()}
+    embedding, head = qm.numbers["embedding"], qm.numbers["head"]
+    assert embedding.mode == head.mode == Mode.Q8_0
+    assert head.codes is embedding.codes and head.scale is embedding.scale
     for i in (0, 1):
-        assert [modes[name, i] for name in "qkvo"] == [Mode.Q4_0, Mode.Q8_0, Mode.Q4_1, Mode.Q4_0]
+        assert [modes[f"layers.{i}.{name}"] for name in "qkvo"] == [
+            Mode.Q4_0, Mode.Q8_0, Mode.Q4_1, Mode.Q4_0]
     # Q4_0 beside Q4_1 becomes Q4_1; Q8_0 beside Q4_1 and a tensor in F16 become int8
-    assert [modes["gate_up", i] for i in (0, 1)] == [Mode.Q4_1, Mode.INT8]
-    assert [modes["down", i] for i in (0, 1)] == [Mode.INT8, Mode.Q4_1]
+    assert [modes[f"layers.{i}.gate_up"] for i in (0, 1)] == [Mode.Q4_1, Mode.INT8]
+    assert [modes[f"layers.{i}.down"] for i in (0, 1)] == [Mode.INT8, Mode.Q4_1]
     pairs = np.arange(16).reshape(2, 8).T.ravel()
-    for i, (layer, w) in enumerate(zip(qm.layers, model.layers, strict=True)):
+    for i in (0, 1):
+        w = {name: model.weights[f"layers.{i}.{name}"]
+             for name in ("q", "k", "v", "o", "gate", "up", "down")}
         for name, real in (
-                ("q", w.q.reshape(4, 16, 64)[:, pairs]), ("k", w.k.reshape(2, 16, 64)[:, pairs]),
-                ("v", w.v), ("o", w.o), ("gate_up", np.stack([w.gate, w.up], 1)),
-                ("down", w.down)):
-            linear = getattr(layer, name)
+                ("q", w["q"].reshape(4, 16, 64)[:, pairs]),
+                ("k", w["k"].reshape(2, 16, 64)[:, pairs]), ("v", w["v"]), ("o", w["o"]),
+                ("gate_up", np.stack([w["gate"], w["up"]], 1)), ("down", w["down"])):
+            linear = qm.numbers[f"layers.{i}.{name}"]
             got = linear.weights().astype(float)
             real = real.reshape(got.shape).astype(float)
             if linear.mode == Mode.INT8:
@@ -122,7 +123,7 @@ def test_modes_and_weights(models):
             most = 0.51 + np.abs(linear.codes.astype(int)).max() / 128
             assert (np.abs(got * step[:, None] - real) <= most * step[:, None]).all(), (name, i)
     some = np.array([5, 0, 77])
-    np.testing.assert_array_equal(qm.embedding.weights(some), qm.embedding.weights()[some])
+    np.testing.assert_array_equal(embedding.weights(some), embedding.weights()[some])
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -177,7 +178,7 @@ def test_tiles_decode_to_the_weights(models, name, config):
                 tile = decode_tile(raw, W=W, rows=rows, row_beats=i["row_beats"], mode=i["mode"],
                                    header=i["header"])
                 found.append((i, tile[0], tile[1], tile[3].reshape(rows, -1)))
-    for _, _, w in linears(qm):
+    for w in stream(qm).values():
         left = len(w.codes)
         rows = []
         while left > 0:
@@ -191,21 +192,22 @@ def test_tiles_decode_to_the_weights(models, name, config):
         np.testing.assert_array_equal(mant, w.mant)
         np.testing.assert_array_equal(shift, w.shift)
     assert not found
-    i = next(i for i in image.instructions if i["op"] == Op.EMBED)
+    i, embedding = next(i for i in image.instructions if i["op"] == Op.EMBED), \
+        qm.numbers["embedding"]
     for row in range(qm.vocab):
         start = (i["addr"] + row * i["chunks"]) * W
         mant, shift, _, values = decode_tile(
             image.memory[start:start + i["chunks"] * W], W=W, rows=1, row_beats=i["row_beats"],
             mode=i["mode"], header=i["header"])
-        np.testing.assert_array_equal(values.ravel(), qm.embedding.weights([row])[0])
-        assert (mant[0], shift[0]) == (qm.embedding.mant[row], qm.embedding.shift[row])
+        np.testing.assert_array_equal(values.ravel(), embedding.weights([row])[0])
+        assert (mant[0], shift[0]) == (embedding.mant[row], embedding.shift[row])
 
 
 def test_useful_bytes_are_those_of_the_file(models):
     qm = quantise(*models("mixed"))
     image = compile_model(qm, board(NARROW))
     want = 5 * 2 * 64                   # gammas
-    for _, _, w in linears(qm):
+    for w in stream(qm).values():
         want += len(w.codes) * (4 if w.mode == Mode.INT8 else 2)        # row scales
         want += w.codes.size if w.mode == Mode.INT8 else w.codes.size // 32 * KINDS[w.mode.name]
     assert image.facts["layer_bytes"] + image.facts["head_bytes"] == want
@@ -214,36 +216,38 @@ def test_useful_bytes_are_those_of_the_file(models):
 
 def test_what_stays_int8(models, monkeypatch):
     model, ranges = models("padded")
-    for _, _, w in linears(qm := quantise(model, ranges)):
-        assert w.mode == (Mode.INT8 if any(w is x.o for x in qm.layers) else Mode.Q4_1)
+    for name, w in stream(quantise(model, ranges)).items():
+        assert w.mode == (Mode.INT8 if name.endswith(".o") else Mode.Q4_1)
     model, ranges = models("mixed")
-    assert all(w.mode == Mode.INT8 for _, _, w in linears(quantise(model, ranges, weights="int8")))
+    assert all(w.mode == Mode.INT8
+               for w in stream(quantise(model, ranges, weights="int8")).values())
     with pytest.raises(ValueError, match="weights must be one of auto, int8, not 'q4'"):
         quantise(model, ranges, weights="q4")
     monkeypatch.setattr(quantising, "MAX_BLOCK_COLUMNS", 64)
-    assert quantise(model, ranges).layers[1].down.mode == Mode.INT8      # of 96 columns
+    # of 96 columns
+    assert quantise(model, ranges).numbers["layers.1.down"].mode == Mode.INT8
 
 
 def changed(model, name, **arrays):
-    """The model with other arrays in the blocks of a matrix of its first layer."""
-    first = model.layers[0]
-    blocks = {**first.blocks, name: replace(first.blocks[name], **arrays)}
-    return replace(model, layers=(replace(first, blocks=blocks), *model.layers[1:]))
+    """The model with other arrays in the blocks of a matrix."""
+    blocks = {**model.blocks, name: replace(model.blocks[name], **arrays)}
+    return replace(model, blocks=blocks)
 
 
 def test_a_minimum_that_does_not_fit_keeps_kinds_apart(models):
     model, ranges = models("mixed")
-    large = np.full_like(model.layers[0].blocks["gate"].scale, 8192)
-    assert quantise(changed(model, "gate", scale=large), ranges).layers[0].gate_up.mode == Mode.INT8
+    large = np.full_like(model.blocks["layers.0.gate"].scale, 8192)
+    qm = quantise(changed(model, "layers.0.gate", scale=large), ranges)
+    assert qm.numbers["layers.0.gate_up"].mode == Mode.INT8
 
 
-@pytest.mark.parametrize("name, what", [("v", "values"), ("o", "attention output")])
+@pytest.mark.parametrize("name", ["layers.0.v", "layers.0.o"])
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
-def test_scales_that_are_not_finite(models, name, what, value):
+def test_scales_that_are_not_finite(models, name, value):
     model, ranges = models("mixed")
-    scale = model.layers[0].blocks[name].scale.copy()
+    scale = model.blocks[name].scale.copy()
     scale[3, 1] = value
-    with pytest.raises(UserError, match=f"layer 0, {what}: a scale or minimum .* not finite"):
+    with pytest.raises(UserError, match=f"{name}: a scale or minimum .* not finite"):
         quantise(changed(model, name, scale=scale), ranges)
 
 
