@@ -61,7 +61,7 @@ def models(tmp_path_factory):
             kinds, shape = SHAPES[name]
             folder = random_model(tmp_path_factory.mktemp("model"), seed=3, **shape)
             others = {n: (v, next((kind for part, kind in kinds.items() if part in n), "Q4_1"))
-                      for n, v in tensors(load_model(folder)).items() if v.ndim == 2}
+                      for n, v in tensors(load_model(folder), 10000.0).items() if v.ndim == 2}
             model = load_gguf(write_gguf(folder / "model.gguf", folder, others=others))
             made[name] = model, measure(model, random_texts(model, seed=4))
         return made[name]
