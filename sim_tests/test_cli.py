@@ -226,7 +226,8 @@ OPTIONS = {
                                         "--chat", "--ignore-eos", "--check"} | SYSTEM,
     "chat": MODEL | DRAWN | RUNS | SYSTEM | {"-p", "--prompt", "--stop", "--keep"},
     "bench": MODEL | RUNS | {"-p", "--n-prompt", "-n", "--n-gen", "--format", "--against-raw"},
-    "eval": GRID | {"-m", "--model", "--board", "--json", "--text", "-n", "--tokens"},
+    "eval": GRID | {"-m", "--model", "--board", "--json", "--text", "-n", "--tokens", "-c", "--ctx",
+                    "--ctx-size"},
     "compile": MODEL | {"model", "-o", "--output", "--board", "--json"},
     "build": {"--board", "--seeds", "--clock", "-o", "--output", "--json"},
     "flash": {"bitstream", "--board"},
@@ -347,6 +348,9 @@ def test_eval_gives_both_perplexities(run, tmp_path):
     assert {"ppl_float", "ppl_fixed", "delta_pct", "tokens"} <= result.keys()
     few = json.loads(run("eval", "--text", text, "--tokens", "5", "--json", "-")[1])
     assert few["tokens"] == 5 < result["tokens"]
+    short = json.loads(run("eval", "--text", text, "--ctx", "3", "--json", "-")[1])
+    assert short["tokens"] == result["tokens"] and short["ppl_float"] > result["ppl_float"]
+    refused(run("eval", "--text", text, "--ctx", "513"), "windows of 513 tokens", "1 to 512")
     packed = tmp_path / "text.xz"
     packed.write_bytes(lzma.compress(text.read_bytes()))
     assert json.loads(run("eval", "--text", packed, "--json", "-")[1]) == result
