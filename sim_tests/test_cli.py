@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import click
 import numpy as np
@@ -222,8 +223,8 @@ DRAWN = {"-n", "--predict", "--tokens", "--temp", "--temperature", "--top-k", "-
 RUNS = {"-m", "--model", "--board", "--target", "--json"}
 SYSTEM = {"-sys", "--system", "--system-prompt"}
 OPTIONS = {
-    "generate": MODEL | DRAWN | RUNS | {"prompt", "-p", "--prompt", "-f", "--file", "--stop",
-                                        "--chat", "--ignore-eos", "--check"} | SYSTEM,
+    "generate": MODEL | DRAWN | RUNS | {"prompt", "-p", "--prompt", "-f", "--file", "--ids",
+                                        "--stop", "--chat", "--ignore-eos", "--check"} | SYSTEM,
     "chat": MODEL | DRAWN | RUNS | SYSTEM | {"-p", "--prompt", "--stop", "--keep"},
     "bench": MODEL | RUNS | {"-p", "--n-prompt", "-n", "--n-gen", "--format", "--against-raw"},
     "eval": GRID | {"-m", "--model", "--board", "--json", "--text", "-n", "--tokens", "-c", "--ctx",
@@ -231,7 +232,7 @@ OPTIONS = {
     "compile": MODEL | {"model", "-o", "--output", "--board", "--json"},
     "build": {"--board", "--seeds", "--clock", "-o", "--output", "--json"},
     "flash": {"bitstream", "--board"},
-    "info": {"what", "--plot", "--json"},
+    "info": {"what", "--graph", "-o", "--plot", "--json"},
 }
 
 
@@ -378,6 +379,43 @@ def test_info(run, what, key):
     assert key in json.loads(run(*args, "--json", "-")[1])
     status, out, err = run(*args)
     assert status == 0 and key in out and err == ""
+
+
+def test_graph_of_a_model(run, tmp_path):
+    """A line an operator; and a picture of a block with all of its operators."""
+    status, out, err = run("info", "stories", "--graph", "-o", tmp_path / "x.svg")
+    lines = out.splitlines()
+    assert status == 0 and err == "" and len(lines) == 1 + 6 * 15 + 2
+    assert re.match(r"layers.0.q +values +128  linear\(layers.0.norm1.x, weight=layers.0.q\)$",
+                    lines[2])
+    picture = ElementTree.parse(tmp_path / "x.svg").getroot()
+    texts = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert "stories, each of 6 layers" in texts and texts.count("+") == 2
+    assert {"norm1", "q", "k", "v", "q.rope", "k.rope", "attention", "o", "norm2", "gate", "up",
+            "h", "down", "4 heads, 2 KV, of 32", "matrix, 384 → 128"} <= set(texts)
+    assert "prefers-color-scheme: dark" in (tmp_path / "x.svg").read_text()
+    assert json.loads(run("info", "stories", "--graph", "--json", "-")[1])["graph"] == lines
+    refused(run("info", "virtual", "--graph"), "--graph lists the operators of a model")
+    refused(run("info", "virtual", "--plot", tmp_path / "y"), "give an image file or a model")
+    assert not (tmp_path / "y").exists()
+
+
+def test_token_ids_for_a_prompt(run, tmp_path):
+    """Ids in and out, as they are; with them a model needs no tokenizer."""
+    path = random_model(tmp_path / "m", seed=3, heads=2, kv_heads=2)
+    (path / "tokenizer.json").unlink()
+    args = ["generate", "--model", path, "--target", "golden", "-n", "4", "--ignore-eos"]
+    status, out, err = run(*args, "--ids", "5, 7,9")
+    found = json.loads(run(*args, "--ids", "5,7,9", "--json", "-")[1])
+    assert status == 0 and out == ",".join(map(str, [5, 7, 9, *found["tokens"]])) + "\n"
+    assert found["prompt_tokens"] == 3 and found["text"] is None and len(found["tokens"]) == 4
+    refused(run(*args, STORY), "give token ids")
+    refused(run(*args, "--ids", "5,128"), "no token 128", "knows 128")
+    refused(run(*args, "--ids", "5,,7"), "whole numbers with commas")
+    refused(run(*args, "--ids", "-1"), "whole numbers with commas")
+    refused(run(*args, "--ids", "1", "--stop", "x"), "--ids leaves out")
+    refused(run(*args, "--ids", ",".join(["5"] * 200)), "the context holds 128; give fewer ids")
+    assert run(*args, "--ids", "5", STORY)[0] == 2
 
 
 def test_what_is_installed(run, monkeypatch):

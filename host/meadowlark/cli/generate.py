@@ -72,7 +72,10 @@ def generate(prompt: str | None, text: str | None, file: str | None, ids: str | 
                         "leave it out")
     check_outputs(json_to, inputs=[asked.name, file])
     prompt = _prompt(prompt, text, file, ids)
-    numbers = None if ids is None else _numbers(ids)
+    numbers = None
+    if ids is not None:
+        numbers = _numbers(ids)
+        prompt = ",".join(map(str, numbers))
     if numbers is not None and (chat or stop):
         raise UserError("--chat and --stop are about text, which --ids leaves out; leave them out "
                         "too, or give a text")

@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("what", metavar="[IMAGE|BOARD|MODEL]", required=False)
-@click.option("--plot", metavar="FILE", help="Draw the packing of an image, as SVG.")
+@click.option("--graph", is_flag=True,
+              help="List the operators of a model instead: what each makes, and from what.")
+@click.option("-o", "--plot", metavar="FILE",
+              help="Draw the packing of an image, or the first block of a model, as SVG.")
 @json_option
-def info(what: str | None, plot: str | None, json_to: str | None) -> int:
+def info(what: str | None, graph: bool, plot: str | None, json_to: str | None) -> int:
     """Tell the facts of an image, a board or a model.
 
     Without an argument it lists what there is.
@@ -38,7 +41,9 @@ def info(what: str | None, plot: str | None, json_to: str | None) -> int:
     from ..models.registry import NAMES, find_model
     check_outputs(plot, json_to, inputs=[what])
     tensors: tuple[dict, ...] = ()
+    drawing: str | None = None
     shown: dict[str, Any] = {}      # for people, where that is not the result itself
+    text: str | None = None         # instead of it
     if what is None:
         titles = {board.name: board.title for board in BOARDS.values()}
         models = {name: _remedy(lambda name=name: find_model(name)) for name in NAMES}
@@ -58,8 +63,10 @@ def info(what: str | None, plot: str | None, json_to: str | None) -> int:
     elif is_image(what):
         image = Image.load(what)
         result, tensors = _image_facts(image), image.tensors
+        drawing = packing_report.svg(tensors, image.name)
     elif what in NAMES or Path(what).exists():
         from ..compile.layout import Shape
+        from ..models.drawing import svg
         from ..models.registry import load_model
         from ..quant.shapes import Shapes
         m = load_model(what, outline=True)
@@ -74,16 +81,23 @@ def info(what: str | None, plot: str | None, json_to: str | None) -> int:
         boards = {board.name: _fits(shapes, board) for board in BOARDS.values()}
         result = facts | {"boards": boards}
         shown = facts | {"boards": {name: _verdict(**found) for name, found in boards.items()}}
+        drawing = svg(m.graph, m.name)
+        if graph:
+            text = str(m.graph)
+            result["graph"] = text.splitlines()
     else:
         raise UserError(f"{what!r} is neither an image nor a model; the boards are "
                         f"{', '.join(BOARDS)}, the models by name {', '.join(NAMES)}")
+    if graph and text is None:
+        raise UserError("--graph lists the operators of a model; give a model")
     if plot is not None:
-        if not tensors:
-            raise UserError("only the packing of an image can be drawn; give an image file")
-        write_atomic(plot, packing_report.svg(tensors, result["image"]).encode())
+        if drawing is None:
+            raise UserError("only the packing of an image and a block of a model can be drawn; "
+                            "give an image file or a model")
+        write_atomic(plot, drawing.encode())
     write_json(result | ({"tensors": list(tensors)} if tensors else {}), json_to)
     if json_to != "-":
-        show(listing(shown or result))
+        show(text or listing(shown or result))
         if tensors:
             show(packing_report.table(tensors))
     return 0
