@@ -10,13 +10,14 @@ from gguf_files import write_gguf
 from meadowlark.link.driver import BoardError
 from meadowlark.models.registry import load_model
 from meadowlark.quant.golden import GoldenModel
+from meadowlark.quant.plan import GateStep
 from meadowlark.quant.sampling import sampling
 from meadowlark.run.prepare import Source
 from meadowlark.run.targets import SimTarget
 from meadowlark_boards import get_board
 from meadowlark_hdl.control.errors import FAULTS, SENTENCES, Error
 from meadowlark_hdl.control.sampler_golden import Sampling, logits_crc
-from meadowlark_hdl.isa import Header, Instruction, Op, Src
+from meadowlark_hdl.isa import Epi, Header, Instruction, Op, Src
 from meadowlark_hdl.link.protocol import EVENT_RING
 from random_model import random_model
 
@@ -75,8 +76,16 @@ def blocks(target, tmp_path, seed):
     folder = random_model(tmp_path / "folder", seed=seed, hidden=96, layers=2, heads=3, kv_heads=1,
                           head_dim=32, ffn=160, vocab=301)
     path = write_gguf(tmp_path / "m.gguf", folder, kind="Q4_1", others={
-        "token_embd.weight": (load_model(folder).embedding, "Q8_0")})
+        "token_embd.weight": (load_model(folder).weights["embedding"], "Q8_0")})
     return Chip(target, get_board("virtual"), str(path))
+
+
+@pytest.fixture
+def rewritten(target, tmp_path, seed):
+    """An FFN that is cut in two, heads that are padded from 8 to 16, a layer without rotation."""
+    return Chip(target, get_board("virtual"), str(random_model(
+        tmp_path / "m", seed=seed, hidden=32, heads=6, kv_heads=2, head_dim=8, ffn=4160,
+        architectures=["SmolLM3ForCausalLM"], model_type="smollm3", no_rope_layers=[1, 0])))
 
 
 def words(rng, chip, count):
@@ -125,6 +134,16 @@ def test_blocks(blocks, seed):
     assert {i["header"] for i in image.instructions if i["op"] in (Op.LINEAR, Op.EMBED)} == {
         Header.SHORT}
     blocks.compare(words(np.random.default_rng(seed), blocks, 37), max_new=4)
+
+
+def test_rewritten_for_the_board(rewritten, seed):
+    """Slices that add to the residual one behind the other, queries and keys as they come."""
+    qm = rewritten.source.quantised
+    assert [qm.plan.graph.edges[step.name].width for step in qm.plan.of(GateStep)] == [2080] * 4
+    assert qm.head_pad == 16 and [step.table for step in qm.plan.attends] == ["rope", None]
+    epilogues = {i["epi"] for i in rewritten.source.image.instructions if i["op"] == Op.LINEAR}
+    assert {Epi.ACT16, Epi.ACT8, Epi.ROPE16, Epi.ROPE8} < epilogues
+    rewritten.compare(words(np.random.default_rng(seed), rewritten, 21), max_new=4)
 
 
 def test_cache_is_kept_between_runs(odd, seed):
