@@ -199,10 +199,11 @@ class _Evener:
         op = self.graph.maker[edge]
         return op if isinstance(op, Linear) and len(self.graph.readers[edge]) == 1 else None
 
-    def _readers(self, edge: str) -> tuple[Linear | Head, ...]:
+    def _readers(self, edge: str) -> list[Linear | Head]:
         """The matrices that read an edge; none if anything else reads it."""
         ops = self.graph.readers[edge]
-        return ops if all(isinstance(op, Linear | Head) for op in ops) else ()
+        matrices = [op for op in ops if isinstance(op, Linear | Head)]
+        return matrices if len(matrices) == len(ops) else []
 
     def _multiply_columns(self, matrices: Iterable[Linear | Head], factors: np.ndarray) -> None:
         for op in matrices:
