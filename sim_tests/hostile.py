@@ -18,6 +18,9 @@ _PLAIN = (None, True, False, 0, 1, -1, 2, 3, 7, 1.0, 0.5, -0.0, 1e-300, 1e308, f
           float("-inf"), float("nan"), 2**31, 2**32 - 1, 2**63, 2**64, 10**400, "", "1", "linear",
           "default", "none", "yarn", "silu", "llama", "LlamaForCausalLM", "a\nb", "\ud800",
           "é" * 300, "x" * 100_000, "{{ 1/0 }}")
+#: One of each kind, for an entry that is something else.
+WRONG = ("linear", "", 7, -1, 0, 1.5, 1e400, True, [], [[]], ["x"], {}, {"a": 1}, {"content": []},
+         10**400, "\ud800", None)
 _KEYS = ("type", "rope_type", "factor", "rope_theta", "content", "name", "template", "x")
 
 

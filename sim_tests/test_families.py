@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from gguf_files import write_gguf
+from hostile import WRONG
 from random_model import CLASSES, random_model
 from reference_models import RANDOM, TRAINED, reference, reference_model
 
@@ -239,6 +240,38 @@ def test_defaults(tmp_path, seed):
         theta = 2e6 if family == "smollm3" else 1e4
         np.testing.assert_allclose(model.graph.tables["rope"].values,
                                    theta ** (-np.arange(8) / 8))
+
+
+@pytest.mark.parametrize("family, entries", {
+    "mistral": ("sliding_window", "layer_types"),
+    "qwen2": ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types"),
+    "granite": ("embedding_multiplier", "residual_multiplier", "attention_multiplier",
+                "logits_scaling"),
+    "smollm3": ("no_rope_layers", "no_rope_layer_interval", "sliding_window",
+                "use_sliding_window"),
+    "phi3": ("sliding_window", "original_max_position_embeddings")}.items())
+def test_values_of_every_type(tmp_path, seed, family, entries):
+    """Each entry in turn as each kind of value: a model that runs, or one sentence."""
+    folder = random_model(tmp_path, seed=seed, family=family, layers=1)
+    path = folder / "config.json"
+    values = json.loads(path.read_text())
+    refused = 0
+    for key in (*entries, "rope_scaling"):
+        for wrong in (*WRONG, 1e-300, 1e300):
+            path.write_text(json.dumps(values | {key: wrong}))
+            try:
+                logits = FloatModel(load_model(folder)).forward([1, 2, 3])
+                assert np.isfinite(logits).all()
+            except UserError as error:
+                refused += 1
+                assert str(error).isprintable() and len(str(error)) < 1000
+    assert refused > 4 * len(entries)
+
+
+def test_rope_turns_too_fast(tmp_path, seed):
+    folder = random_model(tmp_path, seed=seed, rope_scaling={"type": "linear", "factor": 1e-300})
+    with pytest.raises(UserError, match=r"RoPE turns by 1e\+300 radians a position"):
+        load_model(folder)
 
 
 # ---- The registry

@@ -8,7 +8,7 @@ import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, quants
 from gguf_files import interleaved, write_gguf
 from hostile import MUTATIONS, changed, refuses
-from random_model import random_model
+from random_model import CLASSES, random_model
 
 from meadowlark import cli
 from meadowlark.errors import UserError
@@ -362,24 +362,27 @@ def test_mutated_files(tmp_path, seed, tokenizer):
 
 @pytest.mark.parametrize("tokenizer", ["gpt2", "llama"])
 def test_mutated_metadata(tmp_path, seed, monkeypatch, tokenizer):
-    """As above, with values of every kind behind a header that is sound."""
-    folder = random_model(tmp_path, seed=seed, layers=1, vocab=96)
+    """As above, with values of every kind behind a header that is sound, of any family."""
+    rng = np.random.default_rng(seed)
+    family = str(rng.choice(list(CLASSES)))
+    arch = "llama" if family == "mistral" else family
+    folder = random_model(tmp_path, seed=seed, layers=1, vocab=96, family=family)
     file = GgufFile(write_gguf(tmp_path / "m.gguf", folder, values={
         "tokenizer.ggml.model": tokenizer, "tokenizer.ggml.scores": [-float(i) for i in range(96)],
         "tokenizer.chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}"}))
     monkeypatch.setattr(gguf_model, "GgufFile", lambda path: file)
     known = (*gguf_model.NEUTRAL, *(k for k in gguf_model.HARMLESS if "*" not in k))
-    more = (*(f"llama.{key}" for key in known), "llama.attention.sliding_window",
-            "llama.rope.scaling.type", "llama.rope.scaling.factor", "llama.rope.scale_linear",
-            "llama.expert_count", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.unknown_token_id",
+    more = (*(f"{arch}.{key}" for key in (
+                *known, "attention.sliding_window", "rope.scaling.type", "rope.scaling.factor",
+                "rope.scale_linear", "expert_count")), "tokenizer.ggml.eot_token_id", "tokenizer.ggml.unknown_token_id",
             "tokenizer.ggml.add_space_prefix", "split.count", "general.type")
-    plain, rng = file.metadata, np.random.default_rng(seed)
+    plain = file.metadata
     refused = 0
     for turn in range(MUTATIONS):
         values = {k: as_gguf(v) for k, v in changed(rng, plain, more).items()}
         strange = turn % 10 == 0
         if strange:
-            values = plain | {f"llama.k{rng.integers(10**9)}": 1 + turn}
+            values = plain | {f"{arch}.k{rng.integers(10**9)}": 1 + turn}
         file.metadata = {k: v for k, v in values.items() if v is not None}
         found = refuses(lambda: load_gguf(file.path))
         assert found or not strange

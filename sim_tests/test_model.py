@@ -6,7 +6,7 @@ from math import sqrt
 
 import numpy as np
 import pytest
-from hostile import MUTATIONS, changed, refuses
+from hostile import MUTATIONS, WRONG, changed, refuses
 from random_model import random_model, random_texts, tokenizer_json
 from safetensors.numpy import load_file, save_file
 
@@ -385,10 +385,6 @@ def test_config_errors(tmp_path, seed, values, message):
     change(folder, **values)
     with pytest.raises(UserError, match=message):
         load_model(folder)
-
-
-WRONG = ("linear", "", 7, -1, 0, 1.5, 1e400, True, [], [[]], ["x"], {}, {"a": 1}, {"content": []},
-         10**400, "\ud800", None)
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json"])

@@ -12,6 +12,8 @@ from .metadata import TAKE_OUT, Metadata
 if TYPE_CHECKING:
     from .families.family import Tensors
 
+#: Fastest that a pair turns, in radians a position; 1 is common. Its angles have to be numbers.
+MAX_RATE = 1e6
 #: Scalings that are known and not run, and what each needs.
 UNSUPPORTED = {
     "dynamic": "rates that change with the length of the text",
@@ -33,6 +35,12 @@ def _refuse(config: Metadata, kind: str | None, factor: float | None, where: str
     needs = f"; it needs {UNSUPPORTED[kind]}" if kind in UNSUPPORTED else ""
     return config.refuse(f"RoPE scaling {kind!r}{where} is not supported{needs}",
                          "use a model without RoPE scaling, or with llama3 or linear")
+
+
+def _checked(source: Metadata, values: np.ndarray) -> Rates:
+    if not values.max() <= MAX_RATE:
+        raise source.refuse(f"RoPE turns by {values.max():.3g} radians a position")
+    return Rates(values)
 
 
 def llama3(plain: np.ndarray, *, factor: float, low: float, high: float, original: float,
@@ -81,7 +89,7 @@ def from_config(config: Metadata, pairs: int) -> Rates:
         else:
             raise _refuse(config, kind, factor, f" ({key})")
         rope.refuse_unread(_OTHERS, _NEUTRAL, TAKE_OUT)
-    return Rates(out)
+    return _checked(config, out)
 
 
 def from_gguf(meta: Metadata, arch: str, pairs: int, tensors: Tensors) -> Rates:
@@ -100,4 +108,4 @@ def from_gguf(meta: Metadata, arch: str, pairs: int, tensors: Tensors) -> Rates:
         out = out / factor
     # How much slower each pair turns: the converter's form of llama3.
     factors = tensors.factors("rope_freqs.weight", pairs)
-    return Rates(out if factors is None else out / factors)
+    return _checked(meta, out if factors is None else out / factors)

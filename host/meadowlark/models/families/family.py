@@ -110,7 +110,7 @@ class Family:
                 if isinstance(made, Rope):
                     made = graph.maker[made.x]
                 assert isinstance(made, Linear)
-                found.update(dict.fromkeys(made.weights, heads))
+                found |= {name: heads for name in made.weights}
         return found
 
 

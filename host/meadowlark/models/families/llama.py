@@ -151,7 +151,7 @@ class Llama(Family):
             rope=rope.from_gguf(meta, arch, head_dim // 2, tensors),
             biases=frozenset(name for name in of_layers(layers, _MATRICES)
                              if tensors.has(self.gguf_tensor(f"{name}.bias"))),
-            windows=dict.fromkeys(range(layers), window) if window else {},
+            windows={i: window for i in range(layers)} if window else {},
             tied=not tensors.has(self.gguf_tensor("head")))
 
 
