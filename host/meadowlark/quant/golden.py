@@ -80,11 +80,10 @@ class GoldenModel:
         self.context = qm.context if context is None else context
         if not 1 <= self.context <= qm.context:
             raise ValueError(f"context must be in 1..{qm.context}, not {context!r}")
-        attends = qm.plan.attends
         # The norm of the head and the head are only run for tokens whose logits are wanted.
         self._body, self._end = qm.plan.steps[:-2], qm.plan.steps[-2:]
-        shape = (len(attends), max((s.op.kv_heads for s in attends), default=0), self.context,
-                 qm.head_pad)
+        attends = qm.plan.attends
+        shape = (len(attends), attends[0].op.kv_heads, self.context, qm.head_pad)
         self.keys, self.values = np.zeros(shape, np.int8), np.zeros(shape, np.int8)
         self.length = 0
         self.saturations: dict[str, int] = {}
@@ -257,7 +256,7 @@ class GoldenModel:
             self._trace(edge, y)
         stop = state.pos0 + len(q)
         for cache, new in ((self.keys, k), (self.values, v)):
-            cache[step.cache, :new.shape[1], state.pos0:stop] = new.swapaxes(0, 1)
+            cache[step.cache, :, state.pos0:stop] = new.swapaxes(0, 1)
         return self._attention(q, step, numbers, state.pos0)
 
     def _heads(self, matrix: Matrix, state: _Pass) -> np.ndarray:
