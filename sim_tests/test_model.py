@@ -129,6 +129,11 @@ def test_forward(tmp_path, seed, monkeypatch, shape):
     for k in (0, 2):
         np.testing.assert_allclose(steps[:, k], want, atol=2e-4 * np.abs(want).max())
     np.testing.assert_allclose(runner.forward(tokens), want, atol=2e-4 * np.abs(want).max())
+    seen, watched = {}, {}
+    runner.forward(tokens, seen.setdefault)
+    runner.watch(tokens, watched.setdefault)
+    assert [*watched, "logits"] == [*seen]
+    assert all(np.array_equal(value, seen[edge]) for edge, value in watched.items())
     monkeypatch.setattr(float_model, "QUERIES", 3)      # however the queries are grouped
     np.testing.assert_allclose(runner.forward(tokens), want, atol=2e-4 * np.abs(want).max())
 

@@ -139,21 +139,30 @@ class FloatModel:
         -------
         float32[n, vocab]
         """
+        return _run(self.model, self._sequence(tokens), observe)
+
+    def watch(self, tokens: Sequence[int] | np.ndarray, observe: Observer) -> None:
+        """As :meth:`forward`, without logits: they may be a third of the work."""
+        _run(self.model, self._sequence(tokens), observe, self.model.graph.operators[:-1])
+
+    def _sequence(self, tokens: Sequence[int] | np.ndarray) -> _Sequence:
         tokens = np.asarray(tokens, np.int64)
         if not 1 <= len(tokens) <= self.model.context:
             raise ValueError(f"a sequence must have 1..{self.model.context} tokens, not "
                              f"{len(tokens)}")
-        return _run(self.model, _Sequence(self.model, tokens), observe)
+        return _Sequence(self.model, tokens)
 
     def stepper(self, sequences: int, length: int) -> Stepper:
         """Many sequences at once, a token of each at a time, up to a length."""
         return Stepper(self.model, sequences, length)
 
 
-def _run(model: Model, run: _Run, observe: Observer | None = None) -> np.ndarray:
-    """Logits; every edge is there as long as operators read it."""
+def _run(model: Model, run: _Run, observe: Observer | None = None,
+         operators: Sequence[Operator] | None = None) -> np.ndarray:
+    """What the last operator makes, of all by default: logits. Every edge is there as long as
+    operators read it."""
     edges: dict[str, np.ndarray] = {}
-    for op in model.graph.operators:
+    for op in model.graph.operators if operators is None else operators:
         edges[op.out] = FORWARD[type(op)](run, op, *(edges[name] for name in op.inputs))
         if observe is not None:
             observe(op.out, edges[op.out])

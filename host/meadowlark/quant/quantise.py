@@ -251,11 +251,11 @@ def calibration_tokens(model: Model, text: str | None = None, *, max_tokens: int
 
 def observe(model: Model, calibration: Iterable[Sequence[int]], observer: Observer,
             progress: Callable[[int], None] | None = None) -> int:
-    """Run the float model over token sequences, watched; returns how many tokens that were.
-    progress gets the number of tokens done."""
+    """Run the float model over token sequences, all edges but the logits watched; returns how many
+    tokens that were. progress gets the number of tokens done."""
     runner, done = FloatModel(model), 0
     for tokens in calibration:
-        runner.forward(tokens, observer)
+        runner.watch(tokens, observer)
         done += len(tokens)
         if progress:
             progress(done)
