@@ -5,7 +5,7 @@ The mutants of hdl/meadowlark_hdl/<block>.py are in sim_tests/mutants/<block>.to
 copied to a temporary folder, in which the block is changed; nothing here is touched. A mutant is
 *caught* if one of its tests fails or never ends, *survived* if all pass, and *void* if it does not
 even build: then it has to be written anew. What was found out is kept in build/mutate, and only
-what has changed is tried again.
+what has changed is tried again, or what somebody killed.
 """
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ TIMES, MORE_S = 6, 60
 #: Errors of a mutant that is not even a program; an ``assert`` in a block counts as a test.
 _VOID = re.compile(r"^E +((Syntax|Name|Type|Attribute|Indentation|Unbound\w+)Error\b"
                    r"|amaranth\S+: |RuntimeError: .*verilator)", re.M)
+#: Something outside ended a tool, for want of memory perhaps: that says nothing of the mutant.
+_KILLED = re.compile(r"failed with status -\d|Killed signal terminated program")
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class Tree:
         self.cache.mkdir()
 
     def run(self, test: str, limit_s: float | None = None) -> tuple[str, str]:
-        """("passed", "failed", "hung" or "void", the output)."""
+        """("passed", "failed", "hung", "void" or "killed", the output)."""
         path = os.pathsep.join(str(self.path / name) for name in FOLDERS)
         # PYTHONPATH comes before the editable install, so the copy is what gets imported.
         process = subprocess.Popen(
@@ -152,6 +154,8 @@ class Tree:
         finally:
             stop(process)
             self.running.discard(process)
+        if process.returncode < 0 or _KILLED.search(output):
+            return "killed", output
         if process.returncode not in (0, 1) or _VOID.search(output):
             return "void", output
         return ("failed" if process.returncode else "passed"), output
@@ -196,7 +200,8 @@ def kept(block: Block) -> dict:
 
 
 def try_block(block: Block, trees: queue.Queue[Tree], anew: bool, say) -> str | None:
-    """Try all mutants of a block of which nothing is known; why not, if its own tests fail."""
+    """Try all mutants of a block of which nothing is known; why not, if its own tests fail or
+    something is killed."""
     known = {} if anew else kept(block)
     plain: dict[str, float] = {}                    # seconds of tests without a mutant
     tree = trees.get()
@@ -215,6 +220,8 @@ def try_block(block: Block, trees: queue.Queue[Tree], anew: bool, say) -> str | 
                         return f"{block.name}: {test} does not pass as it is\n{output[-2000:]}"
                     begun += plain[test]
                 outcome, output = tree.mutated(block, m, test, TIMES * plain[test] + MORE_S)
+                if outcome == "killed":
+                    return f"{block.name}: {m.what}: {test} was killed; try again\n{output[-2000:]}"
                 if outcome != "passed":
                     verdict, by = "void" if outcome == "void" else "caught", test
                     break

@@ -41,6 +41,24 @@ def test_mutants_name_tests():
     assert done.returncode == 0, done.stdout[-2000:]
 
 
+@pytest.mark.parametrize("body, found", [
+    ("assert True", "passed"), ("assert False", "failed"), ("x", "void"),
+    ("os.kill(os.getpid(), 9)", "killed"), ("raise RuntimeError('verilator: an error')", "void"),
+    ("raise RuntimeError('verilator\\nfailed with status -9:')", "killed"),
+    ("raise RuntimeError('g++ -I verilator: Killed signal terminated program cc1plus')", "killed"),
+    ("time.sleep(99)", "hung")])
+def test_what_becomes_of_a_mutant(tmp_path, monkeypatch, body, found):
+    """Nothing is said of a mutant whose test was killed by something else."""
+    monkeypatch.setattr(mutate, "ROOT", tmp_path)
+    for name in mutate.FOLDERS:
+        (tmp_path / name).mkdir()
+    (tmp_path / "pyproject.toml").write_text("")
+    (tmp_path / "sim_tests" / "test_one.py").write_text(
+        f"import os, time\n\ndef test_one():\n    {body}\n")
+    tree = mutate.Tree(tmp_path / "tree", seed=1)
+    assert tree.run("test_one.py", 2 if found == "hung" else 60)[0] == found
+
+
 def returns(body, checked=False):
     """Lines of ``return`` statements before which nothing was checked in their own branch."""
     for node in body:
