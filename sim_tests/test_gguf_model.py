@@ -374,7 +374,8 @@ def test_mutated_metadata(tmp_path, seed, monkeypatch, tokenizer):
     known = (*gguf_model.NEUTRAL, *(k for k in gguf_model.HARMLESS if "*" not in k))
     more = (*(f"{arch}.{key}" for key in (
                 *known, "attention.sliding_window", "rope.scaling.type", "rope.scaling.factor",
-                "rope.scale_linear", "expert_count")), "tokenizer.ggml.eot_token_id", "tokenizer.ggml.unknown_token_id",
+                "rope.scale_linear", "expert_count")),
+            "tokenizer.ggml.eot_token_id", "tokenizer.ggml.unknown_token_id",
             "tokenizer.ggml.add_space_prefix", "split.count", "general.type")
     plain = file.metadata
     refused = 0
