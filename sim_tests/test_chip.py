@@ -13,7 +13,7 @@ from meadowlark.quant.golden import GoldenModel
 from meadowlark.quant.plan import GateStep
 from meadowlark.quant.sampling import sampling
 from meadowlark.run.prepare import Source
-from meadowlark.run.targets import SimTarget
+from meadowlark.run.targets import SimTarget, golden_core
 from meadowlark_boards import get_board
 from meadowlark_hdl.control.errors import FAULTS, SENTENCES, Error
 from meadowlark_hdl.control.sampler_golden import Sampling, logits_crc
@@ -27,24 +27,32 @@ ODD = dict(hidden=96, layers=2, heads=6, kv_heads=2, head_dim=24, ffn=80, vocab=
 
 
 class Chip:
-    """A simulated board with a model in it, and the golden model beside it."""
+    """A simulated board with a model in it, and the golden models beside it: the model in
+    integers, and the core with the image."""
 
     def __init__(self, target: SimTarget, board, model: str, packing: str = "auto"):
         self.target, self.source = target, Source(model, board, packing=packing)
         target.load(self.source)
         self.golden = GoldenModel(self.source.quantised, context=self.source.image.context)
+        self.core = golden_core(self.source.image, board.config)
 
     def compare(self, tokens, draw=Sampling(), *, max_new, stop_ids=()):
-        """Run both; returns the tokens."""
+        """Run all; returns the tokens."""
         events = list(self.target.generate(tokens, draw, max_new=max_new, stop_ids=stop_ids))
         self.golden.forget()
         self.golden.saturations.clear()
         want = list(self.golden.generate(tokens, draw, max_new=max_new, stop_ids=stop_ids))
         assert [e.token for e in events] == [token for token, _ in want]
-        for event, (_, logits) in zip(events, want, strict=True):
+        room = self.source.image.context - len(tokens) + 1
+        by_program = list(self.core.generate(tokens, draw, max_new=min(max_new, room),
+                                             stop_ids=stop_ids))
+        for event, (_, logits), (token, same) in zip(events, want, by_program, strict=True):
             np.testing.assert_array_equal(event.logits, logits)
-            assert event.crc == logits_crc(logits)
-        assert self.target.counters()["score_saturations"] == self.golden.saturations["scores"]
+            np.testing.assert_array_equal(same, logits)
+            assert event.crc == logits_crc(logits) and event.token == token
+        counters = self.target.counters()
+        assert counters["score_saturations"] == self.golden.saturations["scores"]
+        assert self.core.counters.items() <= counters.items()
         return [e.token for e in events]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from meadowlark import cli
 from meadowlark.cli.group import cli as group
+from meadowlark.compile.image import Image
 from meadowlark.link.driver import Driver
 from meadowlark.link.fake_board import FakeBoard
 from meadowlark.models.registry import PACKAGED
@@ -25,6 +26,7 @@ from meadowlark.run.targets import BoardTarget, Event, GoldenTarget
 from meadowlark.run.targets import check as compare
 from meadowlark_boards import get_board
 from meadowlark_hdl.control.sampler_golden import Sampling, logits_crc
+from meadowlark_hdl.isa import Op, encode
 from random_model import random_model
 from safetensors.numpy import load_file, save_file
 
@@ -148,13 +150,13 @@ def test_warnings(run, tmp_path, seed):
 
 
 def test_an_image_for_another_board(run, image):
-    refused(run("bench", "--model", image, "--board", "ulx3s_85f"), "P = 4", "P = 8",
-            "compile the model")
+    for command in (("bench",), ("generate", STORY, "--target", "golden")):
+        refused(run(*command, "--model", image, "--board", "ulx3s_85f"), "P = 4", "P = 8",
+                "compile the model")
 
 
 def test_an_image_is_not_a_checkpoint(run, image, tmp_path):
-    refused(run("generate", STORY, "--model", image, "--target", "golden"), "is an image")
-    refused(run("generate", STORY, "--model", image, "--check"), "--check needs the checkpoint")
+    refused(run("eval", "--model", image), "is an image")
     refused(run("compile", image, "-o", tmp_path / "x"), "is an image")
     refused(run("generate", STORY, "--model", image, "--ctx", "64"), "--ctx")
     refused(run("bench", "--model", image, "--weights", "int8"), "weights", "--weights out")
@@ -484,6 +486,56 @@ def test_a_text_from_nothing(run, tmp_path):
 @pytest.fixture(scope="module")
 def source():
     return Source("stories", get_board("virtual"), context=64)
+
+
+def test_an_image_runs_without_its_model(run, image):
+    """On the golden core: the same text as the model's, with the counts that it has."""
+    for how in (("-n", "12"), ("-n", "8", "--temp", "0.9", "--top-k", "7", "--seed", "3"),
+                ("--ctx", "12")):
+        base = ("generate", STORY, "--target", "golden", "--json", "-", *how)
+        want = json.loads(run(*base)[1])
+        if how[0] == "--ctx":           # a run of an image of such a context
+            assert run("compile", "stories", *how, "-o", image.parent / "short.mlk")[0] == 0
+            status, out, err = run(*base[:-2], "-m", image.parent / "short.mlk")
+        else:
+            status, out, err = run(*base, "-m", image)
+        got = json.loads(out)
+        assert status == 0, err
+        for key in ("text", "tokens", "end", "prompt_tokens"):
+            assert got[key] == want[key], key
+        assert got["counters"]["passes"] == len(got["tokens"])
+        assert got["counters"]["bus_read_words"] and got["cycles_per_token"] is None
+    status, out, err = run("generate", STORY, "--target", "golden", "-m", image, "-n", "40",
+                           "--stop", " time", "--json", "-")
+    assert status == 0 and json.loads(out)["end"] in ("stop text", "number of tokens")
+
+
+def test_an_image_whose_program_cannot_run(run, image, tmp_path):
+    """Its checksums are right, but it is no program for any core."""
+    good = Image.load(image)
+    program = good.instructions
+    at = next(k for k, i in enumerate(program) if i["op"] == Op.STORE and k > 100)
+    program[at]["addr"] = 0
+    dataclasses.replace(good, program=b"".join(map(encode, program))).save(tmp_path / "store")
+    dataclasses.replace(good, model_regs=good.model_regs | {"blocks": 50}).save(tmp_path / "regs")
+    refused(run("generate", STORY, "-m", tmp_path / "store", "--target", "golden"), "is damaged",
+            "STORE outside of the cache", "compile the model again")
+    refused(run("generate", STORY, "-m", tmp_path / "regs", "--target", "golden"), "is damaged",
+            "registers that cannot be", "compile the model again")
+    refused(run("bench", "-m", image, "--target", "golden"), "no clock")
+
+
+@pytest.mark.parametrize("spoil, status", [(None, 0), (4, 1)])
+def test_check_of_an_image(run, image, source, monkeypatch, spoil, status):
+    """By CRC, over the link of a board, and without the checkpoint."""
+    short = image.parent / "ctx64.mlk"
+    assert run("compile", "stories", "--ctx", "64", "-o", short)[0] == 0
+    monkeypatch.setattr(targets, "open_target", lambda *a, **k: fake_target(source, spoil))
+    monkeypatch.setattr(Source, "model", property(lambda _: pytest.fail("the model is read")))
+    got, out, err = run("generate", STORY, "-m", short, "-n", "8", "--check", "--json", "-")
+    result = json.loads(out)
+    assert got == status and result["bit_exact"] is (status == 0), err
+    assert ("token 4: the CRC of the logits" in result["first_difference"]) == (status == 1)
 
 
 def fake_target(source: Source, spoil: int | None = None) -> BoardTarget:

@@ -1,9 +1,8 @@
-"""Layout and program, executed by the interpreter, against the golden model; limits."""
+"""Layout and program, executed by the golden core, against the golden model; limits."""
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from interpreter import Interpreter
 from meadowlark.compile.compiler import compile_model
 from meadowlark.compile.layout import act_map, tile_linear
 from meadowlark.compile.limits import fits
@@ -14,6 +13,7 @@ from meadowlark.models.rewrite import cut_ffn
 from meadowlark.quant.golden import GoldenModel
 from meadowlark.quant.quantise import quantise
 from meadowlark.quant.shapes import Shapes
+from meadowlark.run.targets import golden_core
 from meadowlark_boards import get_board
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import Epi, Header, Op, Src
@@ -76,17 +76,17 @@ def unrotated(model, layer):
 def test_program_gives_golden_logits(models, shape, config, seed):
     qm = models(shape)
     image = compile_model(qm, board(config))
-    chip, golden = Interpreter(image, config, seed), GoldenModel(qm)
+    chip, golden = golden_core(image, config, seed), GoldenModel(qm)
     tokens = np.random.default_rng(seed).integers(0, qm.vocab, 41).tolist()
     for n in (41, 1, 2):                # several passes and blocks; the decode list; one block
         want = golden.forward(tokens[:n])
-        np.testing.assert_array_equal(chip.prompt(tokens[:n]), want)
+        np.testing.assert_array_equal(chip.forward(tokens[:n]), want)
         for position in (n, n + 1):
             token = int(want.argmax())
             want = golden.forward([token], position)
-            np.testing.assert_array_equal(chip.step(token, position), want)
+            np.testing.assert_array_equal(chip.forward([token], position), want)
     # a prompt that goes on from a cache
-    np.testing.assert_array_equal(chip.prompt(tokens[:9], 4), golden.forward(tokens[:9], 4))
+    np.testing.assert_array_equal(chip.forward(tokens[:9], 4), golden.forward(tokens[:9], 4))
     if config is TIGHT:
         assert image.model_regs["blocks"] == 1
 
@@ -149,7 +149,7 @@ def test_heads_are_padded_to_the_core(models, seed, tmp_path):
     want = GoldenModel(plain).forward(tokens)
     np.testing.assert_array_equal(GoldenModel(padded).forward(tokens), want)
     np.testing.assert_array_equal(
-        Interpreter(compile_model(padded, board(config)), config, seed).prompt(tokens), want)
+        golden_core(compile_model(padded, board(config)), config, seed).forward(tokens), want)
     with pytest.raises(ValueError, match="heads padded to 8, but the core takes 16"):
         compile_model(plain, board(config))
 

@@ -4,7 +4,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from gguf_files import tensors, write_gguf
-from interpreter import Interpreter
 from meadowlark.compile.compiler import compile_model
 from meadowlark.compile.cycles import predict
 from meadowlark.compile.disassemble import listing
@@ -18,6 +17,7 @@ from meadowlark.quant.golden import GoldenModel
 from meadowlark.quant.quantise import measure, quantise
 from meadowlark.run.evaluate import perplexity
 from meadowlark.run.prepare import Source
+from meadowlark.run.targets import golden_core
 from meadowlark_boards import get_board
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import Epi, Mode, Op, Src
@@ -152,12 +152,12 @@ def test_perplexity_is_that_of_the_dequantised_weights(models):
 def test_program_gives_golden_logits(models, name, config, seed):
     qm = quantise(*models(name))
     image = compile_model(qm, board(config))
-    chip, golden = Interpreter(image, config, seed), GoldenModel(qm)
+    chip, golden = golden_core(image, config, seed), GoldenModel(qm)
     tokens = np.random.default_rng(seed).integers(0, qm.vocab, 11).tolist()
     want = golden.forward(tokens)
-    np.testing.assert_array_equal(chip.prompt(tokens), want)
+    np.testing.assert_array_equal(chip.forward(tokens), want)
     token = int(want.argmax())
-    np.testing.assert_array_equal(chip.step(token, 11), golden.forward([token], 11))
+    np.testing.assert_array_equal(chip.forward([token], 11), golden.forward([token], 11))
 
 
 @pytest.mark.parametrize("name, config", [("mixed", NARROW), ("odd", WIDE), ("own head", NARROW)])

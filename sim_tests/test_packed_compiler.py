@@ -3,7 +3,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from interpreter import Interpreter
 from meadowlark.compile.compiler import _Stream, compile_model
 from meadowlark.compile.image import Image
 from meadowlark.compile.layout import LEAD, packed_jobs, spare_chunks
@@ -11,6 +10,7 @@ from meadowlark.errors import UserError
 from meadowlark.models.registry import load_model
 from meadowlark.quant.golden import GoldenModel
 from meadowlark.quant.quantise import QuantLinear, quantise
+from meadowlark.run.targets import golden_core
 from meadowlark_boards import get_board
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.weights.decoder_golden import header_chunks
@@ -47,11 +47,11 @@ def qm(tmp_path_factory):
 def test_same_logits(qm, packing, seed):
     image = compile_model(qm, board(CONFIG), packing=packing)
     golden = GoldenModel(qm)
-    chip = Interpreter(image, CONFIG, seed)
+    chip = golden_core(image, CONFIG, seed)
     tokens = np.random.default_rng(seed).integers(0, qm.vocab, 9).tolist()
     want = golden.forward(tokens)
-    np.testing.assert_array_equal(chip.prompt(tokens), want)
-    np.testing.assert_array_equal(chip.step(5, 9), golden.forward([5], 9))
+    np.testing.assert_array_equal(chip.forward(tokens), want)
+    np.testing.assert_array_equal(chip.forward([5], 9), golden.forward([5], 9))
     modes = {t["mode"] for t in image.tensors}
     assert modes - {"raw"} and modes <= ({packing, "raw"} if packing != "auto" else
                                          {"raw", "entropy", "meadow"})

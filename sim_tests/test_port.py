@@ -321,6 +321,7 @@ def test_an_image_needs_no_board(model, at_port, capsys, tmp_path):
     at_port("virtual", get_board("virtual").config)
     status, out, err = run(capsys, "generate", "ab", "-m", path, "--target", "/dev/board")
     assert status == 2 and "P = 8" in err and "board virtual has P = 4" in err
-    # Simulated without --board, it is the image's: far enough to see which.
-    status, out, err = run(capsys, "generate", "ab", "-m", path, "--target", "golden")
-    assert status == 2 and "holds no checkpoint" in err
+    # Simulated without --board, it is the image's.
+    status, out, err = run(capsys, "generate", "ab", "-m", path, "-n", 2, "--target", "golden",
+                           "--json", "-")
+    assert status == 0 and json.loads(out)["board"] == "ulx3s_85f", err

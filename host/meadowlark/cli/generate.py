@@ -86,9 +86,6 @@ def generate(prompt: str | None, text: str | None, file: str | None, ids: str | 
         tokens = source.prompt(prompt, chat=chat, system=system) if numbers is None \
             else source.given(numbers)
         image = source.image
-        if check and source.is_image:
-            raise UserError("--check needs the checkpoint, which an image does not hold; give the "
-                            "model itself")
         stops = () if ignore_eos else image.stop_ids
         # The last token needs no place of its own.
         most = min(max_new or image.context, image.context - len(tokens) + 1)
@@ -121,7 +118,7 @@ def generate(prompt: str | None, text: str | None, file: str | None, ids: str | 
             "host_messages": messages, "clock_mhz": which.clock_mhz, "counters": counters}
         verdict = None
         if check:
-            golden = GoldenTarget(which)
+            golden = GoldenTarget(which, progress=progress)
             golden.load(source)
             verdict = compare(events, golden.generate(tokens, draw, max_new=most, stop_ids=stops),
                               whole=not out.stopped, progress=progress)

@@ -4,7 +4,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import takewhile
@@ -18,6 +18,8 @@ from ..errors import UserError
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
+    from meadowlark_hdl.config import Config
+    from meadowlark_hdl.isa_golden import GoldenCore
 
     from ..compile.image import Image
     from ..link.driver import BoardInfo, Driver
@@ -110,7 +112,7 @@ class Target(ABC):
         """As :meth:`generate`, from start_pos; the cache below it is kept."""
 
     def counters(self) -> dict[str, int]:
-        """Counters of the core for the latest run; of the golden model those that it has."""
+        """Counters of the core for the latest run; of the golden models those that they have."""
         return {}
 
     @abstractmethod
@@ -118,42 +120,102 @@ class Target(ABC):
         """Free what it holds."""
 
 
-class GoldenTarget(Target):
-    """The golden model as a target: bit-exact, without a clock.
+def golden_core(image: Image, config: Config | None = None, seed: int = 0) -> GoldenCore:
+    """The golden model of a core with an image loaded.
 
+    config: of the core; by default that of the board it was compiled for. seed: of the noise in
+    its memories.
+
+    Raises
+    ------
+    ProgramError
+        The image's registers are those of no model.
+    """
+    from meadowlark_hdl.config import Config
+    from meadowlark_hdl.isa_golden import GoldenCore
+    return GoldenCore(config or Config(**image.config), program=image.instructions,
+                      model=image.model_regs, memory=image.memory,
+                      memory_bytes=image.needs["memory_bytes"], seed=seed)
+
+
+class GoldenTarget(Target):
+    """The specification as a target: bit-exact, without a clock.
+
+    A model runs in integers (:class:`~meadowlark.quant.golden.GoldenModel`), an image as the
+    program that it is (:class:`~meadowlark_hdl.isa_golden.GoldenCore`): no checkpoint is needed.
+
+    Parameters
+    ----------
     board : Board, optional
         Whose limits hold; the default one.
+    progress : callable, optional
+        Told while the weights of an image are decoded.
     """
 
     name = "golden"
 
-    def __init__(self, board: Board | None = None) -> None:
+    def __init__(self, board: Board | None = None, *, progress: Progress | None = None) -> None:
         super().__init__()
-        self._board = board or _default()
-        self._golden: GoldenModel | None = None
+        self._board, self._progress = board or _default(), progress
+        self._golden: GoldenModel | None = None         # of a model
+        self._core: GoldenCore | None = None            # of an image
+        self._image: Image | None = None
 
     @property
     def board(self) -> Board:
         return self._board
 
     def _load(self, source: Source) -> None:
-        from ..quant.golden import GoldenModel
-        self._golden = GoldenModel(source.quantised, context=source.image.context)
+        self._core = self._golden = None
+        self._image = image = source.image
+        if source.is_image:
+            with self._sound():
+                core = golden_core(image, self._board.config)
+                core.read_stream(self._tell)
+            self._core = core
+        else:
+            from ..quant.golden import GoldenModel
+            self._golden = GoldenModel(source.quantised, context=image.context)
+
+    def _tell(self, done: int, total: int) -> None:
+        if self._progress:
+            self._progress("decoding the image's weights", done, total)
+
+    @contextmanager
+    def _sound(self) -> Iterator[None]:
+        """A program that cannot run is the image's fault."""
+        from meadowlark_hdl.isa_golden import ProgramError
+        try:
+            yield
+        except ProgramError as error:
+            image = self._image
+            assert image is not None
+            where = "" if error.pc is None else f" ({image.place(error.pc)})"
+            raise UserError(f"the image of {image.name} is damaged: {error}{where}; compile the "
+                            "model again") from error
 
     def _run(self, tokens: Sequence[int], sampling: Sampling, *, start_pos: int, max_new: int,
              stop_ids: Sequence[int]) -> Generator[Event, None, None]:
-        assert self._golden is not None, "load() comes first"
-        self._golden.saturations.clear()
-        for token, logits in self._golden.generate(tokens, sampling, max_new=max_new,
-                                                   stop_ids=tuple(stop_ids), start_pos=start_pos):
-            yield Event(token=token, crc=logits_crc(logits), logits=logits)
+        runs = self._core or self._golden
+        assert runs is not None and self._image is not None, "load() comes first"
+        if self._golden is not None:
+            self._golden.saturations.clear()
+        room = self._image.context - start_pos - len(tokens) + 1
+        with self._sound():
+            for token, logits in runs.generate(
+                    tokens, sampling, max_new=min(max_new, room), stop_ids=tuple(stop_ids),
+                    start_pos=start_pos):
+                yield Event(token=token, crc=logits_crc(logits), logits=logits)
 
     def counters(self) -> dict[str, int]:
+        """Of an image all that do not depend on time; of a model, its scores that saturated."""
+        if self._core is not None:
+            return dict(self._core.counters)
         counted = self._golden.saturations if self._golden else {}
         return {"score_saturations": counted.get("scores", 0)}
 
     def close(self) -> None:
-        self._golden = None
+        self._golden = self._core = self._image = None
 
 
 class BoardTarget(Target):
@@ -339,7 +401,7 @@ def open_target(name: str, board: Board | None = None, *,
         No such target, nothing answers there, or another board than the one that is asked for.
     """
     if name == "golden":
-        return GoldenTarget(board)
+        return GoldenTarget(board, progress=progress)
     if name in SIMULATED:
         return SimTarget(board or _default(), progress=progress, pins=name == "pins")
     from ..link.driver import Driver

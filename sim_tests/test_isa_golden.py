@@ -1,0 +1,219 @@
+"""The golden core: an image's program against the model in integers, and against damage."""
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from gguf_files import write_gguf
+from meadowlark.compile.compiler import compile_model
+from meadowlark.models.registry import load_model
+from meadowlark.quant.golden import GoldenModel
+from meadowlark.quant.quantise import quantise
+from meadowlark.quant.sampling import sampling
+from meadowlark.run.targets import golden_core
+from meadowlark_boards import get_board
+from meadowlark_hdl.config import Config
+from meadowlark_hdl.isa import FIELDS, MODEL_REGS, Epi, Instruction, Op, Src
+from meadowlark_hdl.isa_golden import GoldenCore, ProgramError
+from random_model import random_model, random_texts
+
+CONFIG = Config(W=8, P=4, bus_bytes=2, act_words=256, residual_values=4096, score_depth=128,
+                rope_pairs=512, tile_beats=256, tile_rows=16, fifo_words=512, burst_words=64,
+                context=128, packing=3)
+BOARD = replace(get_board("virtual"), config=CONFIG)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    """An image with tensors of both packings; queries share the tables of a segment."""
+    folder = random_model(tmp_path_factory.mktemp("m"), seed=1, hidden=96, layers=2, heads=6,
+                          kv_heads=2, head_dim=24, ffn=208, vocab=301, tied=False)
+    model = load_model(folder)
+    qm = quantise(model, random_texts(model, seed=2))
+
+    def coarse(linear, step):
+        return replace(linear, codes=(np.rint(linear.codes / step) * step).astype(np.int8))
+    layers = tuple(replace(layer, down=coarse(layer.down, 9), o=coarse(layer.o, 40),
+                           q=coarse(layer.q, 6)) for layer in qm.layers)
+    found = compile_model(replace(qm, layers=layers), BOARD)
+    modes = {t["name"]: t["mode"] for t in found.tensors}
+    assert {*modes.values()} >= {"entropy", "meadow"} and modes["layers.0.q"] != "raw"
+    return found
+
+
+def random_shape(rng) -> dict:
+    kv_heads, group = int(rng.integers(1, 3)), int(rng.integers(1, 6))
+    return dict(hidden=int(rng.integers(8, 40)) * 2, layers=int(rng.integers(1, 3)),
+                heads=kv_heads * group, kv_heads=kv_heads, head_dim=int(rng.integers(3, 9)) * 2,
+                ffn=int(rng.integers(10, 90)), vocab=int(rng.integers(64, 150)),
+                tied=bool(rng.integers(2)), attention_bias=bool(rng.integers(2)),
+                mlp_bias=bool(rng.integers(2)))
+
+
+def cached(core: GoldenCore, qm, positions: int) -> np.ndarray:
+    """What STOREs have put into memory: int8[layers, 2, kv_heads, positions, head]."""
+    stores = [i for i in core.program[core.model["decode_pc"]:] if i["op"] == Op.STORE]
+    rows = [core.memory[i["addr"] * CONFIG.W:][:positions * core.head] for i in stores]
+    return np.stack(rows).view(np.int8).reshape(len(qm.layers), 2, qm.kv_heads, positions, -1)
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_random_models(tmp_path, seed, blocks):
+    """Logits, cache and counts, of prompts and of single tokens."""
+    rng = np.random.default_rng(seed)
+    for k in range(3):
+        shape = random_shape(rng)
+        if blocks:          # rows of whole blocks
+            shape |= dict(hidden=64, ffn=64, heads=2, kv_heads=int(rng.integers(1, 3)), head_dim=32)
+        folder = random_model(tmp_path / str(k), seed=int(rng.integers(1 << 30)), **shape)
+        model = load_model(write_gguf(tmp_path / f"{k}.gguf", folder, kind=str(
+            rng.choice(["Q8_0", "Q4_0", "Q4_1"]))) if blocks else folder)
+        qm = quantise(model, random_texts(model, seed=1, sequences=2))
+        golden = GoldenModel(qm)
+        core = golden_core(compile_model(qm, BOARD), CONFIG, seed)
+        tokens = rng.integers(0, qm.vocab, int(rng.integers(1, 60))).tolist()
+        draw = sampling(temperature=0.9, seed=int(rng.integers(1 << 30)))
+        want = list(golden.generate(tokens, draw, max_new=3, stop_ids=()))
+        got = list(core.generate(tokens, draw, max_new=3))
+        assert [t for t, _ in got] == [t for t, _ in want], shape
+        for (_, a), (_, b) in zip(got, want):
+            np.testing.assert_array_equal(a, b)
+            assert a.dtype == np.int32
+        np.testing.assert_array_equal(cached(core, qm, golden.length)[:, 0],
+                                      golden.keys[:, :, :golden.length])
+        np.testing.assert_array_equal(cached(core, qm, golden.length)[:, 1],
+                                      golden.values[:, :, :golden.length])
+        assert core.counters["score_saturations"] == golden.saturations["scores"]
+
+
+def test_weights_are_converted_at_each_use_or_kept(image, monkeypatch):
+    """A large model's codes stay integers; its products come in pieces."""
+    want = golden_core(image, CONFIG).forward([5, 6, 7, 8, 9])
+    monkeypatch.setattr(GoldenCore, "KEEP", 0)
+    monkeypatch.setattr(GoldenCore, "AT_ONCE", 100)
+    core = golden_core(image, CONFIG)
+    told = []
+    core.read_stream(lambda done, total: told.append((done, total)))
+    np.testing.assert_array_equal(core.forward([5, 6, 7, 8, 9]), want)
+    kinds = {rows.values.dtype for rows, _ in core._kept.values()}
+    assert kinds == {np.dtype(np.int8), np.dtype(np.int16)}
+    assert told[-1][0] == told[-1][1] and sorted(told[:len(told) // 2]) == told[:len(told) // 2]
+
+
+def test_a_broken_off_pass_leaves_no_trace(image, seed):
+    """Wherever a pass ends, the packed weights behind that place are read right the next time."""
+    want = golden_core(image, CONFIG).forward([5, 6])
+    ops = [at for at, i in enumerate(image.instructions) if i["op"] == Op.LINEAR]
+    for at in np.random.default_rng(seed).choice(ops, 5):
+        core = golden_core(image, CONFIG)
+        linear, seen = core._execute[Op.LINEAR], []
+
+        def broken(i):
+            if core._pc == at:
+                raise KeyboardInterrupt
+            linear(i)
+        core._execute[Op.LINEAR] = broken
+        for tokens in ([5, 6], [5]):
+            try:
+                core.forward(tokens)
+            except KeyboardInterrupt:
+                seen.append(tokens)
+        core._execute[Op.LINEAR] = linear
+        np.testing.assert_array_equal(core.forward([5, 6]), want)
+        assert len(seen) == 1
+
+
+def test_ends(image):
+    """Of a run: its number of tokens, a stop id, the last position."""
+    core = golden_core(image, CONFIG)
+    tokens = list(range(2, 2 + 120))
+    drawn = [token for token, _ in core.generate(tokens, max_new=1000)]
+    assert len(drawn) == 9                  # positions 120..127, and one that has none
+    assert core.counters["passes"] == 8 + len([*_passes(core, 120)])
+    stop = drawn[3]
+    assert [t for t, _ in core.generate(tokens, max_new=1000, stop_ids=(stop,))] == \
+        drawn[:drawn.index(stop) + 1]
+    assert list(core.generate(tokens, max_new=0)) == []
+    for wrong in ([], [301], [-1]):
+        with pytest.raises(ValueError, match=r"^tokens must be ids in 0\.\.300, at least one"):
+            core.forward(wrong)
+
+
+def _passes(core, n):
+    from meadowlark_hdl.control.sequencer_golden import prompt_passes
+    return prompt_passes(core.config, core.model["head_log2"], core.model["blocks"], 0, n)
+
+
+@pytest.mark.parametrize("op, which, change, words", [
+    (Op.LINEAR, 0, dict(row_beats=600), "a tile of"), (Op.LINEAR, 0, dict(tiles=0), "no tiles"),
+    (Op.LINEAR, 0, dict(chunks=7, packed=0), "a tile in 7 chunks"),
+    (Op.LINEAR, 0, dict(y=32760), "activations beyond"),
+    (Op.LINEAR, 0, dict(epi=9), "no epilogue 9"), (Op.LINEAR, 0, dict(src=Src.NONE), "no stream"),
+    (Op.LINEAR, -1, dict(epi=Epi.RESID), "beyond the residual"),
+    (Op.LINEAR, -1, dict(epi=Epi.ACT8), "activations beyond|head is missing"),
+    (Op.LINEAR, -1, dict(epi=Epi.SWIGLU), "a pair with one row"),
+    (Op.LINEAR, -3, dict(last_rows=2, packed=0), "a tile in"),
+    (Op.NORM, 1, dict(op=12), "no operator 12"), (Op.NORM, 0, dict(row_beats=3), "a tile in"),
+    (Op.STORE, 0, dict(addr=0), "STORE outside of"), (Op.QK, 0, dict(src=Src.NONE), "no cache"),
+    (Op.QK, 0, dict(lanes=9, heads=1), "9 heads, 1 tokens"), (Op.QK, 0, dict(rows=0), "no cache"),
+    (Op.SV, 0, dict(addr=1 << 26), "beyond the memory"), (Op.SV, 0, dict(heads=0), "without its"),
+    (Op.EMBED, 0, dict(row_beats=3), "another width"),
+    (Op.ROPE, 0, dict(row_beats=3), "another head"),
+    (Op.END, -1, dict(last=1), "past the program's end")])
+def test_programs_that_cannot_be(image, op, which, change, words):
+    """One instruction of the decode list is wrong: the sentence names it."""
+    core = golden_core(image, CONFIG)
+    program = list(core.program)
+    at = [k for k, i in enumerate(program) if i["op"] == op and k >= core.model["decode_pc"]][which]
+    program[at] = Instruction(**(dict(program[at]) | change))
+    core = GoldenCore(CONFIG, program=program, model=core.model, memory=image.memory,
+                      memory_bytes=len(core.memory))
+    with pytest.raises(ProgramError, match=rf"^instruction \d+: .*({words})") as caught:
+        core.forward([5])
+    # Or the one that waits for it: a KV for its store, END for the head.
+    assert caught.value.pc is not None and 0 <= caught.value.pc - at <= (
+        99 if op == Op.STORE else 1)
+
+
+@pytest.mark.parametrize("name, value", [
+    ("head_log2", 1), ("hidden", 0), ("blocks", 0), ("blocks", 63), ("eps", 0),
+    ("block_words", 8191)])
+def test_registers_that_cannot_be(image, name, value):
+    with pytest.raises(ProgramError, match="^model registers that cannot be: "):
+        golden_core(replace(image, model_regs=image.model_regs | {name: value}), CONFIG)
+
+
+def test_whatever_an_image_holds(image, seed):
+    """Fields, registers and memory at random: logits, or one sentence, and soon."""
+    rng = np.random.default_rng(seed)
+    refused, started = 0, time.process_time()
+    for _ in range(60):
+        program, regs = image.instructions, dict(image.model_regs)
+        memory = bytearray(image.memory)
+        for _ in range(int(rng.integers(1, 4))):
+            kind = rng.integers(0, 8)
+            if kind == 0:
+                field = MODEL_REGS[rng.integers(len(MODEL_REGS))]
+                regs[field.name] = int(rng.integers(0, 1 << int(rng.integers(1, field.bits + 1))))
+            elif kind < 3:
+                at = int(rng.integers(len(memory)))
+                memory[at] ^= 1 << int(rng.integers(8))
+            else:
+                field = FIELDS[rng.integers(len(FIELDS))]
+                i = program[rng.integers(len(program))]
+                i[field.name] = int(rng.integers(0, 1 << int(rng.integers(1, field.bits + 1))))
+        try:
+            core = GoldenCore(CONFIG, program=program, model=regs, memory=bytes(memory),
+                              memory_bytes=image.needs["memory_bytes"])
+            core.read_stream()
+            core.forward([5, 6, 7, 8, 9])
+            core.forward([5], 5)
+        except ProgramError as error:
+            refused += 1
+            assert str(error).isprintable() and len(str(error)) < 200
+        except ValueError as error:         # the model's own limits: fewer ids
+            assert str(error).startswith("tokens must be")
+    assert refused > 10
+    assert time.process_time() - started < 120
