@@ -63,7 +63,8 @@ def program() -> str:
     out = [NOTE, "# The program\n",
            f"An instruction has {isa.INSTRUCTION_BITS} bits and is stored as "
            f"{isa.INSTRUCTION_BYTES} bytes, little endian. What each one does is in "
-           "[architecture.md](architecture.md).\n",
+           "[architecture.md](architecture.md). `hdl/meadowlark_hdl/isa_golden.py` executes "
+           "them all.\n",
            "## Fields\n", table(("bits", "field", "width", "meaning"), bits(isa.FIELDS))]
     for enum, title in ((isa.Op, "Operators (`op`)"), (isa.Src, "Sources of tiles (`src`)"),
                         (isa.Epi, "Epilogues of LINEAR (`epi`)"),
