@@ -203,7 +203,8 @@ class _Lists:
         config, op, pad, x = self.config, step.op, self.qm.head_pad, self.act.at[step.q.x]
         numbers: QuantAttend = self.qm.numbers[step.name]
         if step.table is None:
-            q_epi, k_epi = dict(epi=Epi.ACT16), dict(epi=Epi.ACT8)
+            q_epi: dict = dict(epi=Epi.ACT16)
+            k_epi: dict = dict(epi=Epi.ACT8)
         else:
             q_epi = dict(epi=Epi.ROPE16, shift=numbers.q_shift)
             k_epi = dict(epi=Epi.ROPE8, shift=numbers.k_shift)
