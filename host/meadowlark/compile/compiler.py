@@ -150,7 +150,7 @@ class _Lists:
             self._relative(code, op, at, tiles=1, rows=1, last_rows=1, row_beats=row_beats,
                            chunks=chunks, last_chunks=chunks, **fields)
 
-    def _linear(self, matrix: Matrix, *, even: bool = True, **fields: int) -> None:
+    def _linear(self, matrix: Matrix, even: bool = True, /, **fields: int) -> None:
         _, found, sizes = self.stream.linear(self.qm.numbers[matrix.name], matrix.name, even=even)
         self._both(Op.LINEAR, x=self.act.at[matrix.x], **fields, **_of(found, sizes))
 
@@ -189,7 +189,7 @@ class _Lists:
     @_lower.register
     def _head(self, step: HeadStep, *, last: int) -> None:
         # Nothing pairs its rows, and the sampler counts exactly ``vocab`` of them.
-        self._linear(step.matrix, even=False, epi=Epi.LOGIT, last=last)
+        self._linear(step.matrix, False, epi=Epi.LOGIT, last=last)
 
     @_lower.register
     def _attend(self, step: AttendStep) -> None:
@@ -203,8 +203,7 @@ class _Lists:
         config, op, pad, x = self.config, step.op, self.qm.head_pad, self.act.at[step.q.x]
         numbers: QuantAttend = self.qm.numbers[step.name]
         if step.table is None:
-            q_epi: dict = dict(epi=Epi.ACT16)
-            k_epi: dict = dict(epi=Epi.ACT8)
+            q_epi, k_epi = dict(epi=Epi.ACT16), dict(epi=Epi.ACT8)
         else:
             q_epi = dict(epi=Epi.ROPE16, shift=numbers.q_shift)
             k_epi = dict(epi=Epi.ROPE8, shift=numbers.k_shift)
