@@ -11,10 +11,11 @@ from enum import IntEnum
 from pathlib import Path
 
 from meadowlark.compile.limits import LIMITS
-from meadowlark.models import (blocks, float_model, gguf_model, gguf_tokenizer, graph, hf, rope,
-                               vjp)
+from meadowlark.models import (blocks, drawing, float_model, gguf_model, gguf_tokenizer, graph, hf,
+                               rope, vjp)
 from meadowlark.models.families import families, qwen2
 from meadowlark.models.families.known import missing
+from meadowlark.models.registry import load_model
 from meadowlark_boards import BOARDS
 from meadowlark_hdl import isa
 from meadowlark_hdl.control import counters_table, errors
@@ -256,8 +257,14 @@ def add_a_family() -> str:
         "`sim_tests/test_vjp.py` fails until every pass has the new row.\n"))
 
 
+def block() -> str:
+    """docs/images/block.svg."""
+    return drawing.svg(load_model("stories", outline=True).graph, "stories")
+
+
 PAGES = {"docs/program.md": program, "docs/registers.md": registers, "docs/limits.md": limits,
-         "docs/models.md": models, "docs/add-a-family.md": add_a_family}
+         "docs/models.md": models, "docs/add-a-family.md": add_a_family,
+         "docs/images/block.svg": block}
 
 
 def main(argv: list[str] | None = None) -> int:
