@@ -78,7 +78,7 @@ def test_missing_model(run, tmp_path):
     refused(run("info", tmp_path / "none"), "neither an image nor a model", "virtual")
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_incomplete_model(run, tmp_path, name):
     path = folder(tmp_path)
     (path / name).unlink()
