@@ -148,7 +148,7 @@ def test_windows(tmp_path, seed):
     assert windows(graph(qwen, sliding_window=7, use_sliding_window=True,
                          layer_types=[part, full, full])) == [7, None, None]
     assert windows(graph(model("phi3"), sliding_window=5)) == [5] * 3
-    smol = model("smollm3", no_rope_layers=[0, 1, 0])
+    smol = model("smollm3", no_rope_layers=[0, 1, 0], max_window_layers=28)
     assert windows(graph(smol, sliding_window=5)) == [None] * 3
     assert windows(graph(smol, sliding_window=5, use_sliding_window=True)) == [5, None, 5]
     for values in (dict(layer_types=[part]), dict(layer_types=[full, part, "chunked"])):

@@ -17,6 +17,7 @@ _NEEDS = {
     ("gpt_neox", "gptneox"): "GELU, partial RoPE and both halves of a layer side by side",
     ("gptj", "gptj"): "GELU, partial RoPE, both halves of a layer side by side and a bias "
                       "of the head",
+    ("granitemoehybrid", "granitehybrid"): "layers of a state space model, and experts",
     ("lfm2", "lfm2"): "short convolutions and norms of queries and keys",
     ("mixtral", ""): "experts",
     ("olmo2", "olmo2"): "norms of queries and keys, and norms behind each half of a layer",
