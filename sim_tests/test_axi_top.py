@@ -1,6 +1,7 @@
 """The whole chip of a Zynq board at its ports, driven by the host's own transport: an AXI4-Lite
 manager and an AXI4 memory that are not ours, and every token is right."""
 import random
+import struct
 
 import cocotb
 import pytest
@@ -12,9 +13,11 @@ from cocotb.utils import get_sim_time
 from cocotbext.axi import AxiBus, AxiLiteBus, AxiLiteMaster, AxiRam
 
 from meadowlark.link.driver import BoardError, Driver
+from meadowlark.link.frames import Frame, FrameParser
 from meadowlark.link.registers import RegisterTransport
 from meadowlark_hdl.chips.axi_top import AxiTop
 from meadowlark_hdl.link.axi_lite_table import CONTROL_MEMORY, STATUS_LISTENS, WINDOW_ADDRESS
+from meadowlark_hdl.link.protocol import ANSWER, MAGIC, Command
 from test_axi import pause, quiet
 from test_axi_chip import CONFIG, PROMPT, SIZE, check_run, random_source
 
@@ -51,6 +54,21 @@ class MasterWindow:
         pass
 
 
+def ask_at_once(window):
+    """Answers to a frame that is stored right behind the reset, before the core takes bytes."""
+    raw, parser, answers = Frame(Command.READ, 9, struct.pack("<II", 0, 1)).encode(), \
+        FrameParser(), []
+    for (value,) in struct.iter_unpack("<I", raw[:16]):
+        window.store(WINDOW_ADDRESS["data"], value)
+    window.store_byte(WINDOW_ADDRESS["data"], raw[16])
+    for _ in range(200):
+        word = window.load(WINDOW_ADDRESS["data"])
+        answers += parser.feed(word.to_bytes(4, "little")[:word >> 24])
+        if answers:
+            break
+    return answers
+
+
 @cocotb.test()
 @cocotb.parametrize(stall=[0.0, 0.4])
 async def tokens(dut, stall):
@@ -66,6 +84,8 @@ async def tokens(dut, stall):
         pause(end, stall)
     dut.aresetn.value = 1
     window = MasterWindow(dut, host)
+    assert await bridge(ask_at_once)(window) == [
+        Frame(Command.READ | ANSWER, 9, b"\0" + struct.pack("<I", MAGIC))]
     source = random_source("kv260", heads=2, kv_heads=1, head_dim=16)
     image = source.image
     around = random.randbytes(BASE), random.randbytes(SIZE)
