@@ -27,6 +27,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
+from meadowlark_hdl.lib.collisions import relax
+from meadowlark_hdl.lib.fanout import KEEP_APART
 from netgraph import Comparison, Graph, build, compare
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +38,7 @@ FOLDERS = ("hdl", "boards")
 #: Netlists kept at most, each half a megabyte.
 _MOST = 100
 
-#: Both run with the code of the tree that they look at.
+#: These two run with the code of the tree that they look at.
 _LIST = """
 import json
 from meadowlark_boards import BOARDS
@@ -53,19 +55,13 @@ open(sys.argv[2], "w").write(rtlil.convert(core, name="top", emit_src=False))
 #: As synthesis begins, but nothing is recoded, and no name and no order chooses what becomes of it.
 _YOSYS = """
 import sys
-from pathlib import Path
-from meadowlark_hdl.collisions import relax
-from meadowlark_hdl.copies import KEEP_APART
 from pyosys import libyosys
-rtlil = Path(sys.argv[1])
-rtlil.write_text(relax(rtlil.read_text()))
 design = libyosys.Design()
-for command in ["read_verilog -lib +/ecp5/cells_sim.v +/ecp5/cells_bb.v", f"read_rtlil {rtlil}",
-                KEEP_APART, "hierarchy -top top", "proc -noopt -norom", "flatten -noscopeinfo",
-                "opt_clean", "memory_collect", "opt_merge", "opt_clean", "select top",
-                f"write_json -selected {sys.argv[2]}"]:
+for command in sys.argv[1:]:
     libyosys.run_pass(f"tee -q {command}", design)
 """
+_COMMANDS = ["proc -noopt -norom", "flatten -noscopeinfo", "opt_clean", "memory_collect",
+             "opt_merge", "opt_clean", "select top"]
 
 
 class Unknown(click.ClickException):
@@ -73,12 +69,14 @@ class Unknown(click.ClickException):
     exit_code = 2
 
 
-def graph_of(rtlil: str, tree: Path = ROOT) -> Graph:
-    """What a design (RTLIL as Amaranth writes it, module ``top``) becomes, with ``tree``'s code."""
+def graph_of(rtlil: str) -> Graph:
+    """What a design (RTLIL as Amaranth writes it, module ``top``) becomes."""
     with tempfile.TemporaryDirectory() as folder:
         text, netlist = Path(folder) / "top.il", Path(folder) / "top.json"
-        text.write_text(rtlil)
-        _python(tree, _YOSYS, text, netlist)
+        text.write_text(relax(rtlil))
+        _python(ROOT, _YOSYS, "read_verilog -lib +/ecp5/cells_sim.v +/ecp5/cells_bb.v",
+                f"read_rtlil {text}", KEEP_APART, "hierarchy -top top", *_COMMANDS,
+                f"write_json -selected {netlist}")
         return build(json.loads(netlist.read_text())["modules"]["top"])
 
 
@@ -118,7 +116,7 @@ class Tree:
             with tempfile.TemporaryDirectory() as folder:
                 text = Path(folder) / "top.il"
                 _python(self.root, _ELABORATE, board, text)
-                graph = graph_of(text.read_text(), self.root)
+                graph = graph_of(text.read_text())
             beside = path.with_suffix(f".{os.getpid()}")
             graph.save(beside)
             beside.replace(path)

@@ -28,7 +28,7 @@ from amaranth.lib import data, wiring
 from cocotb.clock import Clock
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 from cocotb.utils import get_sim_time
-from meadowlark_hdl.collisions import relax
+from meadowlark_hdl.lib.collisions import relax
 
 BUILD = Path(__file__).resolve().parents[1] / "build" / "sim"
 PERIOD_NS = 10

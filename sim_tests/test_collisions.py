@@ -11,7 +11,7 @@ from amaranth.lib.wiring import In, Out
 from cocotb.triggers import ReadOnly, RisingEdge
 
 from bench import simulate, start
-from meadowlark_hdl.collisions import NO_RW_CHECK, relax
+from meadowlark_hdl.lib.collisions import NO_RW_CHECK, relax
 
 OLD, NEW = 0x1234_5678, 0x9abc_def0
 

@@ -20,7 +20,7 @@ from cocotb.triggers import ReadOnly, RisingEdge
 from meadowlark.chip.litedram import facts, generate
 from meadowlark_boards import get_board
 from meadowlark_hdl.chips.ddr3_top import Ddr3Memory
-from meadowlark_hdl.collisions import relax
+from meadowlark_hdl.lib.collisions import relax
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.signatures import MemoryPort, ReadCommand
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bench import simulate, start
-from meadowlark_hdl.compute.narrow import Narrow
+from meadowlark_hdl.lib.narrow import Narrow
 from meadowlark_hdl.fixed import rshift, saturate
 from pipelines import through
 

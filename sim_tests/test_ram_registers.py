@@ -10,7 +10,7 @@ from amaranth.lib.wiring import In, Out
 
 from meadowlark.chip.ecp5 import synthesise
 from meadowlark.chip.ram_registers import fold_ram_registers
-from meadowlark_hdl.collisions import NO_RW_CHECK
+from meadowlark_hdl.lib.collisions import NO_RW_CHECK
 
 
 def ff(q, di="d", **changes):

@@ -9,7 +9,7 @@ from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 from memory_model import SimMemory, begin
 
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.memory.fifo import RamQueue
+from meadowlark_hdl.lib.queues import RamQueue
 from meadowlark_hdl.memory.reader import Reader
 from meadowlark_hdl.signatures import TileJob, TileTag
 

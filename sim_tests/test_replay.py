@@ -1,6 +1,5 @@
 """`make replay`: what may change without a netlist becoming another, and what may not."""
 import random
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from amaranth.back import rtlil
 from amaranth.lib import memory
 from amaranth.sim import Simulator
 from click.testing import CliRunner
-from meadowlark_hdl.copies import OWN
+from meadowlark_hdl.lib.fanout import APART
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
@@ -41,7 +40,7 @@ class Accumulator(Elaboratable):
             m.d.sync += total.eq(total - self.x)
         with m.Else():
             m.d.sync += total.eq(total + self.x)
-        found = Signal(attrs=OWN if self.own else {})
+        found = Signal(attrs=APART if self.own else {})
         m.d.sync += found.eq(total == self.target)
         m.submodules.ram = ram = memory.Memory(shape=8, depth=4, init=self.table)
         read = ram.read_port()
@@ -63,7 +62,7 @@ class Moved(Accumulator):
         for k in range(4):                      # bit by bit
             inner.d.sync += sum_[2 * k:2 * k + 2].eq(
                 Mux(~self.minus, sum_ + self.x, sum_ - self.x)[2 * k:2 * k + 2])
-        hit, want = Signal(attrs=OWN), self.target
+        hit, want = Signal(attrs=APART), self.target
         bits = [sum_[k] if want >> k & 1 else ~sum_[k] for k in range(self.width)]
         other.d.sync += hit.eq(Cat(reversed(bits)).all())
         other.submodules.table = ram = memory.Memory(shape=8, depth=4, init=self.table)
@@ -288,9 +287,6 @@ get_board = BOARDS.get
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    hdl = Path(__file__).resolve().parents[1] / "hdl" / "meadowlark_hdl"
-    for name in ("copies.py", "collisions.py"):
-        shutil.copy(hdl / name, tmp_path / "hdl/meadowlark_hdl" / name)
     for command in (["init", "-q", "-b", "main"], ["add", "."], [
             "-c", "user.name=x", "-c", "user.email=x@y", "commit", "-qm", "start"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)

@@ -13,7 +13,7 @@ from .control.errors import FAULTS, Error
 from .control.fetch import Fetch
 from .control.sampler import Sampler
 from .control.sequencer import Sequencer
-from .copies import OWN
+from .lib.fanout import near
 from .link.link import Link
 from .memory.arbiter import MemoryArbiter
 from .memory.reader import Reader
@@ -81,9 +81,8 @@ class Core(wiring.Component):
 
         def restart_of(name, *reasons):
             """Two registers for each block: one for all would reach across the whole chip."""
-            early, late = (Signal(name=f"restart_{name}{k}", attrs=OWN) for k in (0, 1))
-            m.d.sync += [early.eq(Cat(restart, *reasons).any()), late.eq(early)]
-            return late
+            early = near(m, Cat(restart, *reasons).any(), name=f"restart_{name}_early", reset=True)
+            return near(m, early, name=f"restart_{name}", reset=True)
 
         def flush_of(name):
             return restart_of(name, sequencer.flush, reset)

@@ -7,7 +7,7 @@ from amaranth.lib import io, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..config import Config
-from ..copies import OWN
+from ..lib.fanout import near
 from ..core import Core
 from ..link.uart import Uart
 from ..memory.ddr3_init import Ddr3Init, LiteDramCore
@@ -61,8 +61,8 @@ class Ddr3Memory(wiring.Component):
         m.d.comb += ClockSignal("beside").eq(ClockSignal())
         for name, block in (("init", self.init), ("bridge", self.bridge)):
             # A register of reset for each block, as in the core: one would reach across the chip.
-            reset = Signal(name=f"reset_{name}", attrs=OWN)
-            m.d.beside += reset.eq(ResetSignal(allow_reset_less=True))
+            reset = near(m, ResetSignal(allow_reset_less=True), name=f"reset_{name}",
+                         domain="beside")
             m.submodules[name] = ResetInserter({"beside": reset})(DomainRenamer("beside")(block))
         wiring.connect(m, wiring.flipped(self.port), self.bridge.port)
         bus, native = self.init.bus, self.bridge.native
@@ -145,8 +145,7 @@ class Ddr3Top(Elaboratable):
         uart = Uart(clock_hz=hz, baud=self.baud)
         m.domains.around = ClockDomain(reset_less=True)
         m.d.comb += ClockSignal("around").eq(ClockSignal())
-        reset = Signal(name="reset_uart", attrs=OWN)
-        m.d.around += reset.eq(ResetSignal())
+        reset = near(m, ResetSignal(), name="reset_uart", domain="around")
         m.submodules.uart = ResetInserter({"around": reset})(DomainRenamer("around")(uart))
         wiring.connect(m, core.mem, memory.port)
         wiring.connect(m, uart.rx, core.rx)

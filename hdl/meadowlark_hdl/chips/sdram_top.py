@@ -7,7 +7,7 @@ from amaranth.lib import cdc, io, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..config import Config
-from ..copies import OWN
+from ..lib.fanout import near
 from ..core import Core
 from ..link.uart import Uart
 from ..memory.crossing import MemoryCrossing, narrowed, resets
@@ -81,8 +81,8 @@ class SdramTop(Elaboratable):
             one would reach across the chip."""
             reset_of = {}
             for k, clock in enumerate(clocks.values()):
-                reset_of[twins[clock]] = reset = Signal(name=f"reset_{name}{k or ''}", attrs=OWN)
-                m.d[twins[clock]] += reset.eq(ResetSignal(clock, allow_reset_less=True))
+                reset_of[twins[clock]] = near(m, ResetSignal(clock, allow_reset_less=True),
+                                              name=f"reset_{name}{k or ''}", domain=twins[clock])
             m.submodules[name] = ResetInserter(reset_of)(DomainRenamer(
                 {domain: twins[clock] for domain, clock in clocks.items()})(block))
         m.domains.around = ClockDomain(reset_less=True)

@@ -5,7 +5,7 @@ from amaranth.lib.wiring import In, Out
 
 from ..fixed import RECIP_TABLE, RSQRT_TABLE, SIGMOID_TABLE
 from .multiplier import Multiplier, product, product_latency, product_ports
-from .pipeline import delay
+from ..lib.pipe import delay
 
 
 #: Block RAM and a register: multipliers stand in rows of their own, too far from a RAM's output.

@@ -5,12 +5,12 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from ..config import Config
-from ..copies import OWN
+from ..lib.fanout import fanout, near
 from ..isa import Op
 from ..signatures import (Beat, FetchedInstruction, InstructionLayout, ModelLayout, PassLayout,
                           ResultPort, RopeWrite, StoreCommand, TileRead)
 from .lane import DRAIN_LATER, result_cycle
-from .pipeline import delay
+from ..lib.pipe import delay
 from .tiling_engine import EngineControl, or_levels, store_depth
 
 
@@ -243,10 +243,8 @@ class Issue(wiring.Component):
         serials = {"kind": Const(0, 2),
                    "scale": delay(m, self.tile.scale, 1, name="element_scale")} | element_at
         for name, value in serials.items():
-            serial_now = Signal(name=f"serial_{name}", reset_less=True, attrs=OWN)
-            m.d.sync += serial_now.eq(instr.op == Op.EMBED)
             given = self.engine_result.payload[name]
-            with m.If(serial_now):
+            with m.If(near(m, instr.op == Op.EMBED, name=f"serial_{name}")):
                 m.d.sync += result[name].eq(value)
             with m.Else():
                 m.d.sync += result[name].eq(given)
@@ -540,10 +538,8 @@ class Issue(wiring.Component):
         m.d.sync += [self.rope.cos.eq(shift_reg[0]), self.rope.sin.eq(shift_reg[1]),
                      self.rope.addr.eq(row_no)]
         # A register for each few values that hear it.
-        loads, twos = ([Signal(name=f"{name}{k}", reset_less=True, attrs=OWN)
-                        for k in range(W // 2)] for name in ("load", "by_two"))
-        m.d.sync += [load.eq(next_beat) for load in loads]
-        m.d.sync += [by_two.eq(instr.op == Op.ROPE) for by_two in twos]
+        loads = fanout(m, next_beat, W // 2, name="load")
+        twos = fanout(m, instr.op == Op.ROPE, W // 2, name="by_two")
         for i in range(W):
             load, by_two = loads[i // 2], twos[i // 2]
             one, two = (shift_reg[min(i + k, W - 1)] for k in (1, 2))

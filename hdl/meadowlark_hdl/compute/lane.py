@@ -4,12 +4,12 @@ from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from ..collisions import NO_RW_CHECK
+from ..lib.collisions import NO_RW_CHECK
 from ..config import Config
-from ..copies import OWN
+from ..lib.fanout import near
 from ..signatures import ActWrite, Weights
 from .adder import GatedAdder
-from .pipeline import delay
+from ..lib.pipe import delay
 from .product_pair import ProductPair
 from .softmax import SoftmaxUnit
 
@@ -116,19 +116,21 @@ class Lane(wiring.Component):
         def reg(shape, name):
             return Signal(shape, reset_less=True, name=name)
 
-        c = Signal(LaneControl(config), reset_less=True, name="c_reg", attrs=OWN)
+        def part(names):
+            """These fields of the control."""
+            layout = data.StructLayout({name: lane_schedule(config)[name][0] for name in names})
+            return data.View(layout, Cat(self.c[name] for name in names))
+
+        c = near(m, self.c, name="c")
         beat = reg(Weights(config), "beat_reg")
-        m.d.sync += [c.eq(self.c), beat.eq(self.beat)]
+        m.d.sync += beat.eq(self.beat)
         m.d.comb += [self.c_out.eq(c), self.beat_out.eq(beat)]
         with_sum = range(0, W, config.sv_cycles)    # columns with an accumulator
-        near = {i: c for i in with_sum}             # what they hear
+        control = {i: c for i in with_sum}          # what they hear
         if config.dsp != "generic":             # simulation would only pay for it
             for k in range(0, config.sv_columns, 2):
-                two = Signal(data.StructLayout({
-                    name: lane_schedule(config)[name][0] for name in COLUMN_CONTROL}),
-                    reset_less=True, name=f"near{k // 2}", attrs=OWN)
-                m.d.sync += [two[name].eq(self.c[name]) for name in COLUMN_CONTROL]
-                near |= {i: two for i in with_sum[k:k + 2]}
+                two = near(m, part(COLUMN_CONTROL), name=f"columns_{k // 2}")
+                control |= {i: two for i in with_sum[k:k + 2]}
 
         # Activation memory: written from the chain, one lane at a time.
         act = reg(data.StructLayout({
@@ -149,9 +151,9 @@ class Lane(wiring.Component):
         # bit for each four columns.
         m.d.sync += [here.eq(act.addr), words.eq(act.data)]
         for i in range(0, W, 4):
-            mine = Signal(reset_less=True, name=f"act_mine{i // 4}", attrs=OWN)
-            m.d.sync += [mine.eq(self.act.valid & (self.act.lane == self.index)),
-                         mask[i:i + 4].eq(act.mask[i:i + 4] & mine.replicate(4))]
+            mine = near(m, self.act.valid & (self.act.lane == self.index),
+                        name=f"act_mine_{i // 4}")
+            m.d.sync += mask[i:i + 4].eq(act.mask[i:i + 4] & mine.replicate(4))
         m.d.comb += [rd.addr.eq(c.x_addr), wr.addr.eq(here), wr.en.eq(mask)]
         for i in range(W):
             m.d.comb += wr.data[i].eq(words[i % 4])
@@ -165,7 +167,7 @@ class Lane(wiring.Component):
         for i in range(W):
             m.d.sync += x[i].eq(found[i])
         for i in with_sum:
-            with m.If(near[i].sel_p):
+            with m.If(control[i].sel_p):
                 m.d.sync += x[i].eq(softmax.p)
         pairs = []
         for i in range(0, W, 2):
@@ -200,15 +202,15 @@ class Lane(wiring.Component):
                 shape=signed(Config.PV_BITS), depth=config.acc_slots, init=[])
             pv_wr, pv_rd = pv.write_port(domain=self.attention), pv.read_port(domain="comb")
             m.d[self.attention] += base.eq(pv_rd.data)
-            m.d.sync += broadcast.eq(near[i].sel_p)
-            m.d.comb += [pv_rd.addr.eq(near[i].acc_addr), pv_wr.addr.eq(near[i].acc_to),
-                         pv_wr.en.eq(near[i].acc_en), pv_wr.data.eq(pair.r), pair.c.eq(base),
-                         pair.keep.eq(near[i].acc_keep), pair.broadcast.eq(broadcast)]
+            m.d.sync += broadcast.eq(control[i].sel_p)
+            m.d.comb += [pv_rd.addr.eq(control[i].acc_addr), pv_wr.addr.eq(control[i].acc_to),
+                         pv_wr.en.eq(control[i].acc_en), pv_wr.data.eq(pair.r), pair.c.eq(base),
+                         pair.keep.eq(control[i].acc_keep), pair.broadcast.eq(broadcast)]
             columns.append(base)
         # Drain: four columns a step, in cycles 14 and 15; the value stays until the next.
         groups = []
         for i in range(0, len(columns), 4):
-            some, heard = reg(signed(Config.PV_BITS), f"group{i // 4}"), near[with_sum[i]]
+            some, heard = reg(signed(Config.PV_BITS), f"group{i // 4}"), control[with_sum[i]]
             with m.If(heard.dr_en):
                 m.d[self.attention] += some.eq(Array(columns[i:i + 4])[heard.dr_sel[:2]])
             groups.append(some)
@@ -223,12 +225,9 @@ class Lane(wiring.Component):
         # The softmax hears its tables' control from registers beside it.
         masked, used = reg(1, "masked"), reg(1, "used")
         block = reg(softmax.block.shape(), "block")
-        sums = Signal(data.StructLayout({
-            name: lane_schedule(config)[name][0] for name in SUM_CONTROL}),
-            reset_less=True, name="near_sums", attrs=OWN)
+        sums = near(m, part(SUM_CONTROL), name="sums")
         m.d.sync += [masked.eq(self.c.sc_age > self.index), used.eq(self.c.sc_last >= self.index),
-                     block.eq(Mux(self.c.sc_en, self.c.sc_block, self.c.m_block)),
-                     *(sums[name].eq(self.c[name]) for name in SUM_CONTROL)]
+                     block.eq(Mux(self.c.sc_en, self.c.sc_block, self.c.m_block))]
         m.d.comb += [
             softmax.acc.eq(acc), softmax.shift.eq(c.shift),
             softmax.w_en.eq(c.sc_en), softmax.w_addr.eq(c.sc_addr),
@@ -260,8 +259,7 @@ class Lane(wiring.Component):
             for at in range(0, size, 4):
                 chosen = 0
                 for i in range(first + at, min(first + 2 * size, W), size):
-                    wanted = Signal(name=f"wanted{i}", reset_less=True, attrs=OWN)
-                    m.d.sync += wanted.eq(asked & (self.c.st_part == i // size))
+                    wanted = near(m, asked & (self.c.st_part == i // size), name=f"wanted_{i}")
                     chosen |= Cat(byte[:8] for byte in found[i:i + 4]) & wanted.replicate(32)
                 m.d.sync += some[8 * at:8 * at + 32].eq(chosen)
             joined |= some

@@ -4,12 +4,12 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..config import Config
-from ..copies import OWN
+from ..lib.fanout import near
 from ..signatures import Beat, ModelLayout, PassLayout
 from .function import Reciprocal
 from .multiplier import product, product_latency, product_ports
-from .narrow import Narrow
-from .pipeline import delay
+from ..lib.narrow import Narrow
+from ..lib.pipe import delay
 from .residual import Residual
 
 
@@ -188,8 +188,7 @@ class Norm(wiring.Component):
             # INT16 values, so the upper two bits of the beat say nothing new.
             options = [self.gamma[j][:16].as_signed() for j in range(k, config.W, width)]
             # Which ones: a register for each multiplier.
-            near = Signal(split, name=f"part_near_{k}", reset_less=True, attrs=OWN)
-            m.d.sync += [near.eq(part), gamma.eq(Array(options)[near])]
+            m.d.sync += gamma.eq(Array(options)[near(m, part, name=f"part_{k}")])
 
         # The root of a token is there when its first word is.
         exponent, mantissa = reg(5, "exponent"), reg(17, "mantissa")

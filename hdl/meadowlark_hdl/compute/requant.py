@@ -5,8 +5,8 @@ from amaranth.lib.wiring import In, Out
 
 from ..config import Config
 from .multiplier import Multiplier
-from .narrow import Narrow
-from .pipeline import delay
+from ..lib.narrow import Narrow
+from ..lib.pipe import delay
 
 LIMB = 17       # unsigned limbs that fit a signed 18-bit operand
 

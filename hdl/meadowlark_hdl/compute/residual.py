@@ -3,11 +3,11 @@ from amaranth import Array, Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
-from ..collisions import NO_RW_CHECK
+from ..lib.collisions import NO_RW_CHECK
 from ..config import Config
-from ..copies import OWN
+from ..lib.fanout import near
 from .multiplier import Multiplier, product, product_latency, product_ports
-from .pipeline import delay
+from ..lib.pipe import delay
 
 
 #: Of a block RAM of an ECP5, as 512 words of 36 or fewer and longer ones.
@@ -107,12 +107,9 @@ class Residual(wiring.Component):
             value = reg(signed(bits), f"old_{k}")
             old.append(value)
             # Addresses and an enable of its own for each bank, which is many block RAMs.
-            read_word, write_word = (Signal(
-                range(self.words), name=f"{name}_{k}", reset_less=True, attrs=OWN)
-                for name in ("read_word", "write_word"))
-            write = Signal(name=f"write_{k}", attrs=OWN)
-            m.d.sync += [read_word.eq(Mux(self.norm, self.read_word, self.word)),
-                         write_word.eq(writing_word), write.eq(writing & (writing_element == k))]
+            read_word = near(m, Mux(self.norm, self.read_word, self.word), name=f"read_word_{k}")
+            write_word = near(m, writing_word, name=f"write_word_{k}")
+            write = near(m, writing & (writing_element == k), name=f"write_{k}", reset=True)
             for at in range(0, bits, cut):
                 some = value[at:at + cut]
                 m.submodules[f"bank{k}_{at}"] = bank = memory.Memory(

@@ -3,12 +3,12 @@ from amaranth import C, Cat, Module, Mux, Signal, signed
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
-from ..collisions import NO_RW_CHECK
+from ..lib.collisions import NO_RW_CHECK
 from ..config import Config
-from ..copies import OWN
+from ..lib.fanout import near
 from ..fixed import EXP2_TABLE
 from .adder import GatedAdder
-from .pipeline import delay
+from ..lib.pipe import delay
 from .softmax_golden import MASKED
 
 
@@ -140,8 +140,9 @@ class SoftmaxUnit(wiring.Component):
         begins, resumes = reg(1, "begins"), reg(1, "resumes")
         exceeds = reg(1, "exceeds")
         # Not those of another lane, which are the same a cycle later.
-        anew, compare, updated = (Signal(name=name, reset_less=True, attrs=OWN)
-                                  for name in ("anew", "compare", "updated"))
+        anew = near(m, delay(m, coming & begins, 1, name="anew"), name="anew")
+        compare = near(m, delay(m, coming, 1, name="compare"), name="compare")
+        updated = near(m, compare, name="updated")
         m.d.comb += [max_rd.addr.eq(self.block), max_wr.en.eq(updated), max_wr.data.eq(running),
                      max_wr.addr.eq(delay(m, block, 3, name="at_block"))]
         with m.If(self.w_en):
@@ -152,9 +153,7 @@ class SoftmaxUnit(wiring.Component):
             exceeds.eq((candidate - fetched)[-1]),      # fetched > candidate
             larger.eq(Mux(exceeds & delay(m, resumes, 1, name="resumes"),
                           delay(m, fetched, 1, name="fetched").as_signed(),
-                          delay(m, candidate, 1, name="candidate").as_signed())),
-            anew.eq(delay(m, coming & begins, 1, name="anew")),
-            compare.eq(delay(m, coming, 1, name="compare")), updated.eq(compare)]
+                          delay(m, candidate, 1, name="candidate").as_signed()))]
         with m.If(anew | compare & (larger > running)):
             m.d.sync += running.eq(larger)
 

@@ -5,7 +5,7 @@ from amaranth.lib.wiring import In, Out
 
 from .function import Sigmoid
 from .multiplier import Multiplier, product, product_latency, product_ports
-from .pipeline import delay
+from ..lib.pipe import delay
 
 
 class SwiGlu(wiring.Component):

@@ -4,10 +4,10 @@ from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from ..collisions import IN_BLOCKS
+from ..lib.collisions import IN_BLOCKS
 from ..config import Config
-from ..copies import OWN
-from ..memory.fifo import RamQueue
+from ..lib.fanout import near
+from ..lib.queues import RamQueue
 from ..signatures import ActWrite, Beat, ResultPort, RowScale, Weights
 from ..sleep import nap, napping
 from .lane import BEAT_CYCLE, Lane, LaneControl, lane_schedule, result_cycle
@@ -192,8 +192,7 @@ class TilingEngine(wiring.Component):
         with m.If(wr.en):
             m.d.sync += wp.eq(wp + 1)
         # Not the same register as that of the lane which happens to be as late.
-        head = Signal(reset_less=True, attrs=OWN)
-        m.d.sync += head.eq(delayed("res_en", control.lane.res_en, self.RESULT_CYCLE - 2))
+        head = near(m, delayed("res_en", control.lane.res_en, self.RESULT_CYCLE - 2), name="head")
         out = self.result.payload
         gathered = gather(results, "result")
         m.d.comb += out.acc.eq(gathered.as_signed())

@@ -3,18 +3,18 @@ from amaranth import C, Cat, Module, Mux, Signal, signed
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
-from ..collisions import NO_RW_CHECK
+from ..lib.collisions import NO_RW_CHECK
 from ..config import Config
-from ..copies import OWN
+from ..lib.fanout import near
 from ..isa import Epi, Op
 from ..signatures import (ActWrite, Beat, InstructionLayout, LogitPort, ModelLayout, PassLayout,
                           ResultPort, RopeWrite)
 from ..sleep import napping
 from .function import Reciprocal
 from .multiplier import Multiplier, ProductPort, product_latency, share
-from .narrow import Narrow
+from ..lib.narrow import Narrow
 from .norm import Norm
-from .pipeline import delay
+from ..lib.pipe import delay
 from .requant import Requant
 from .residual import Residual
 from .rope import Rope
@@ -135,12 +135,6 @@ class VectorUnit(wiring.Component):
         def saved(value, name):
             return delay(m, value, 1, name=name)
 
-        def own(value, name):
-            """A register near those that hear it."""
-            copy = Signal(name=name, reset_less=True, attrs=OWN)
-            m.d.sync += copy.eq(value)
-            return copy
-
         # What the instruction asks for, in registers: constant for as long as it matters.
         op, epi = self.instr.op, self.instr.epi
 
@@ -199,7 +193,7 @@ class VectorUnit(wiring.Component):
         else:
             m.submodules.output_scale = product = Multiplier(dsp=dsp)
         m.d.comb += [reciprocal.root.eq(is_norm),
-                     reciprocal.x.eq(Mux(own(is_norm, "root"), norm.x, acc[:32])),
+                     reciprocal.x.eq(Mux(near(m, is_norm, name="root"), norm.x, acc[:32])),
                      norm.t.eq(reciprocal.t), norm.k.eq(reciprocal.k),
                      product.a.eq(reciprocal.t), product.b.eq(self.instr.mant)]
         down = saved(reciprocal.k + self.instr.shift, "sum_down")
@@ -291,7 +285,7 @@ class VectorUnit(wiring.Component):
             residual.first.eq(delay(m, row == 0, now, name="first")),
             residual.word.eq(resid_word), residual.element.eq(row_now[:2]),
             residual.slot.eq(delay(m, slot, now - 1, name="slot")), residual.value.eq(value),
-            residual.norm.eq(own(is_norm, "reads")), residual.read_word.eq(norm.read_word),
+            residual.norm.eq(near(m, is_norm, name="reads")), residual.read_word.eq(norm.read_word),
             norm.read.eq(residual.read), residual.sum_slot.eq(norm.sum_slot),
             norm.sum.eq(residual.sum),
             norm.start.eq(self.norm_start), norm.last_only.eq(self.instr["last"]),
@@ -380,7 +374,7 @@ class VectorUnit(wiring.Component):
             delay(m, where, self.NARROW_LATENCY - 1, name="where_narrow"),
             len(self.act.addr), len(lane), at, 1, 1)
         single_mask = [(sub[1:] == k >> 1) & ((sub[0] == k & 1) | is_rope) for k in range(W)]
-        fours = own(is_norm, "fours")
+        fours = near(m, is_norm, name="fours")
         mask = single_mask if one else [fours & (sub[2:] == k >> 2) | ~fours & bit
                                         for k, bit in enumerate(single_mask)]
         writes = delay(m, writes, self.NARROW_LATENCY, name="writes_narrow", reset=True)

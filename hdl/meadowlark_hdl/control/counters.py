@@ -3,7 +3,7 @@ from amaranth import Array, Module, Mux, Signal
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
-from ..compute.pipeline import delay
+from ..lib.pipe import delay
 from .counters_table import COUNTER_BITS, COUNTER_SLOTS, COUNTERS
 
 #: Counters whose cause is the run itself.

@@ -5,11 +5,11 @@ from amaranth import Module, Mux, ResetInserter, Signal, signed, unsigned
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from ..collisions import NO_RW_CHECK
+from ..lib.collisions import NO_RW_CHECK
 from ..compute.multiplier import Multiplier
 from ..config import Config
 from ..isa import INSTRUCTION_BITS, Header, Op, Src
-from ..memory.fifo import Queue
+from ..lib.queues import Queue
 from ..signatures import FetchedInstruction, InstructionLayout, ModelLayout, PassLayout, TileJob
 
 

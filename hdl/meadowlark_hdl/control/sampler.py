@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from ..compute.multiplier import Multiplier
 from ..config import Config
-from ..copies import OWN
+from ..lib.fanout import fanout
 from ..fixed import EXP2_TABLE
 from ..signatures import LogitPort, RunLayout
 from .sampler_golden import LOG2_TABLE, TAIL_TABLE
@@ -226,9 +226,8 @@ class Sampler(wiring.Component):
         # its own there, empty when the last logit has passed.
         cells = [_Cell(min(_Cell.MAX, slots - rank)) for rank in range(0, slots, _Cell.MAX)]
         phase = Signal(4, init=1)
-        step = Signal()
-        steps = [Signal(name=f"step_{i}", attrs=OWN) for i in range(len(cells))]    # one a cell
-        will_step = Signal()
+        step, will_step = Signal(), Signal()
+        steps = fanout(m, will_step, len(cells), name="step", reset=True)       # one a cell
         turn = Signal()
         clear = Signal()
         waiting = Signal(_ENTRY, reset_less=True)
@@ -341,8 +340,7 @@ class Sampler(wiring.Component):
         arrived = Signal()                          # an item, from the ring
         found = arrived & item.held
         filling = (state == _State.COLLECT) | (state == _State.DRAIN)
-        m.d.sync += [self.done.eq(0), arrived.eq(step),
-                     *(copy.eq(will_step) for copy in (step, *steps)),
+        m.d.sync += [self.done.eq(0), arrived.eq(step), step.eq(will_step),
                      turn.eq(~filling | self.start)]
         m.d.comb += [
             clear.eq(state == _State.CLEAR),

@@ -3,7 +3,7 @@ from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
-from ..collisions import NO_RW_CHECK
+from ..lib.collisions import NO_RW_CHECK
 from ..config import Config
 from ..signatures import STOP_IDS, PassLayout, SequencerPort
 from .errors import FAULTS, Error

@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out, Signature
 from amaranth.utils import exact_log2
 
 from ..memory.axi import ADDRESS_BITS
-from ..memory.fifo import Queue
+from ..lib.queues import Queue
 from .axi_lite_table import (BASE_BYTES, LOAD_BYTES, WINDOW_ADDRESS, WINDOW_BITS, WINDOW_MAGIC,
                              WINDOW_VERSION)
 

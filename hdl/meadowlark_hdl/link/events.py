@@ -6,7 +6,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from ..collisions import NO_RW_CHECK
+from ..lib.collisions import NO_RW_CHECK
 from ..signatures import TokenEvent
 from .framer import FramePort
 from .protocol import EVENT_BYTES, EVENT_RING, TOKEN

@@ -8,8 +8,8 @@ from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out, Signature
 
-from ..collisions import NO_RW_CHECK
-from ..memory.fifo import Queue
+from ..lib.collisions import NO_RW_CHECK
+from ..lib.queues import Queue
 from .protocol import CRC_BYTES, MAX_PAYLOAD, SLOTS, SYNC
 
 #: What stands before a payload. length: 0..MAX_PAYLOAD bytes.

@@ -6,7 +6,7 @@ from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from ..collisions import NO_RW_CHECK
+from ..lib.collisions import NO_RW_CHECK
 from ..config import Config
 from ..control.counters_table import COUNTER_BITS, COUNTER_SLOTS
 from ..isa import MODEL_REGS

@@ -9,7 +9,7 @@ from amaranth.lib.crc import catalog
 from amaranth.lib.wiring import In, Out
 
 from ..config import Config
-from ..memory.fifo import RamQueue
+from ..lib.queues import RamQueue
 from ..signatures import MemoryPort
 from .protocol import MAX_PAYLOAD
 

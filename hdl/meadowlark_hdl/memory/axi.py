@@ -8,7 +8,7 @@ from amaranth.utils import exact_log2
 
 from ..config import Config
 from ..signatures import MemoryPort, ReadCommand
-from .fifo import Queue
+from ..lib.queues import Queue
 
 ADDRESS_BITS = 40       #: of AXI addresses, as the ports of an UltraScale+ have them
 PAGE_BYTES = 4096       #: no burst may leave one

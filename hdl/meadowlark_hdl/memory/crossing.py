@@ -8,7 +8,7 @@ from amaranth.utils import exact_log2
 
 from ..config import Config
 from ..signatures import MemoryPort
-from .fifo import Queue
+from ..lib.queues import Queue
 
 
 def narrowed(config: Config, bus_bytes: int) -> Config:

@@ -8,7 +8,7 @@ from amaranth.utils import exact_log2
 
 from ..config import Config
 from ..signatures import MemoryPort, ReadCommand
-from .fifo import Queue, RamQueue
+from ..lib.queues import Queue, RamQueue
 
 
 class NativePort(wiring.Signature):

@@ -8,7 +8,7 @@ from amaranth.utils import exact_log2
 
 from ..config import Config
 from ..signatures import TileJob, TileTag
-from .fifo import Queue, RamQueue
+from ..lib.queues import Queue, RamQueue
 from .port import ReadPort
 
 

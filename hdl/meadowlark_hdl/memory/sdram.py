@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 
 from ..config import Config
 from ..signatures import MemoryPort, ReadCommand
-from .fifo import Queue, RamQueue
+from ..lib.queues import Queue, RamQueue
 from .sdram_part import SdramPart
 
 

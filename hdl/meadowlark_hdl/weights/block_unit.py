@@ -7,11 +7,11 @@ from amaranth.lib.wiring import In
 from amaranth.utils import exact_log2
 
 from ..compute.adder import GatedAdder
-from ..compute.pipeline import delay
+from ..lib.pipe import delay
 from ..config import Config
-from ..copies import OWN
+from ..lib.fanout import fanout
 from ..isa import Mode
-from ..memory.fifo import Queue
+from ..lib.queues import Queue
 from .beat_unit import BeatUnit, beat_count
 from .block_golden import BLOCK, FRAC, GRID, SUM_BITS
 
@@ -118,8 +118,7 @@ class BlockUnit(wiring.Component):
         # Scales: of a word the lowest 2 or 4 bytes are the next block's, and then it moves down,
         # ahead of the codes and at their own pace.
         word, loaded, spent = reg(8 * W, "word"), Signal(), Signal()
-        bys = [Signal(name=f"by_{k}", reset_less=True, attrs=OWN) for k in range(W // 4)]
-        m.d.sync += [by.eq(with_minimum) for by in bys]         # near the word
+        bys = fanout(m, with_minimum, W // 4, name="by")        # near the word
         place, at_end = Signal(range(W // 2)), Signal()         # in the word; its last one
         left_in_tile, ending = Signal(range(most * W // BLOCK + 1)), Signal()
         each = BLOCK // W                                               # beats a block
@@ -164,8 +163,7 @@ class BlockUnit(wiring.Component):
         # Stage 0: what was issued, and how its codes lie in the chunk, in registers next to those
         # that take them. Stage 1: the beat's codes; its scale stands for all parts.
         at = delay(m, codes, 1, name="at")
-        how = [Signal(3, name=f"how{g}", reset_less=True, attrs=OWN) for g in range(W // 4)]
-        m.d.sync += [h.eq(Cat(bytes_each, half, upper)) for h in how]
+        how = fanout(m, Cat(bytes_each, half, upper), W // 4, name="how")
         q, rest = reg(data.ArrayLayout(8, V), "q"), reg(data.ArrayLayout(8, W - V), "rest")
         for i in range(W):
             whole, second, now_upper = how[i // 4]

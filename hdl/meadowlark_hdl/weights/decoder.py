@@ -5,11 +5,11 @@ from amaranth import Cat, Const, Module, Mux, ResetInserter, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from ..compute.pipeline import delay
+from ..lib.pipe import delay
 from ..config import Config
-from ..copies import OWN
+from ..lib.fanout import fanout, near
 from ..isa import Header, Mode
-from ..memory.fifo import Skid
+from ..lib.queues import Skid
 from ..signatures import DecoderItem, RowScale, TileFill, TileTag
 from ..sleep import napping
 from .beat_unit import BeatUnit, beat_count
@@ -61,8 +61,7 @@ class RawUnit(wiring.Component):
             m.d.sync += low.eq(chunk)
         ending = Signal(reset_less=True)
         m.d.sync += [ending.eq(final), item.last.eq(ending)]
-        wides = [Signal(name=f"wide_{i}", attrs=OWN) for i in range(W // 4)]    # near the data
-        m.d.sync += [s.eq(wide) for s in wides]
+        wides = fanout(m, wide, W // 4, name="wide", reset=True)        # near the data
         both = Cat(low, chunk)
         for i in range(W):
             m.d.sync += item.beat[i].eq(
@@ -159,8 +158,7 @@ class PackedWeightDecoder(wiring.Component):
 
         def flushed(name, block):
             """A register of the flush for each part: one for all would reach too far."""
-            flush = Signal(name=f"flush_{name}", attrs=OWN)
-            top.d.sync += flush.eq(self.flush)
+            flush = near(top, self.flush, name=f"flush_{name}", reset=True)
             return ResetInserter(flush)(block)
         W, items = self.config.W, self.items
         raw, none, chunk_in = RawUnit(self.config), NoUnit(self.config), Skid(8 * W)
@@ -280,8 +278,8 @@ class PackedWeightDecoder(wiring.Component):
         m.d.comb += head.eq(delay(m, complete, 2, name="head", reset=True))
         # Their bits, a register later, and once more when they have their form.
         chunk, hold = (Signal(8 * W, name=name, reset_less=True) for name in ("header", "hold"))
-        seconds = [Signal(name=f"second_{i}", attrs=OWN) for i in range(W // 4)]    # near the data
-        m.d.sync += [chunk.eq(chunks.payload), *(s.eq(second) for s in seconds)]
+        seconds = fanout(m, second, W // 4, name="second", reset=True)  # near the data
+        m.d.sync += chunk.eq(chunks.payload)
         pair = Cat(*(Mux(late, hold.word_select(i, 32), chunk.word_select(i, 32))
                      for i, late in enumerate(seconds)), chunk)
         part = Cat(Mux(seconds[i // 2], chunk[4 * W:].word_select(i, 16),
@@ -326,7 +324,6 @@ class PackedWeightDecoder(wiring.Component):
         kinds = self.config.packing
         unpacker = Unpacker(self.config, entropy=bool(kinds & 1), meadow=bool(kinds & 2))
         packed, told, counted = Signal(), Signal(), Signal()
-        packeds = [Signal(name=f"packed_{k}", attrs=OWN) for k in range(8 * self.config.W // 32)]
         # Tiles whose chunks may be taken, but those of an earlier one are still under way: lanes
         # have bits in store, so that small tiles can be complete before their words are. The chunk
         # at hand is not coded (``own``) when there are none; that is a register, maybe late to
@@ -339,8 +336,9 @@ class PackedWeightDecoder(wiring.Component):
         with m.If(behind):
             m.d.sync += counted.eq(1)
         with m.If(take_over):
-            m.d.sync += [told.eq(0), counted.eq(0), *(
-                s.eq(known & tag.packed) for s in (packed, *packeds))]
+            m.d.sync += [told.eq(0), counted.eq(0), packed.eq(known & tag.packed)]
+            packeds = fanout(m, known & tag.packed, 8 * self.config.W // 32, name="packed",
+                             reset=True)
         m.d.comb += owed_after.eq(owed + behind - unpacker.resume)
         m.d.sync += [owed.eq(owed_after),
                      own.eq(unpacker.ended & ~unpacker.resume & (owed_after == 0))]

@@ -6,10 +6,10 @@ from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from ..collisions import NO_RW_CHECK
-from ..compute.pipeline import delay
+from ..lib.collisions import NO_RW_CHECK
+from ..lib.pipe import delay
 from ..config import Config
-from ..copies import OWN
+from ..lib.fanout import APART
 from .packing_golden import MAX_LENGTH, MODE_BITS, PIECE, PREFIX, TABLE_BYTES, ahead
 
 #: Pieces that are queued when a lane is ready: for its own step, three under way, one just done.
@@ -132,7 +132,7 @@ class Lane(wiring.Component):
         window = Signal(4 * PIECE, reset_less=True)
         have = Signal(4)                        # one bit a piece, the last one's first
         # The first one, and one for each half of the bits that are looked for.
-        positions = [Signal(range(2 * PIECE), name=f"position{k}", attrs=OWN) for k in range(3)]
+        positions = [Signal(range(2 * PIECE), name=f"position{k}", attrs=APART) for k in range(3)]
         m.d.comb += advanced.eq(positions[0][-1])       # by the last step
         taken = Signal(4)                       # bits of this cycle's step
         reach = Signal(MAX_LENGTH + PREFIX)

@@ -9,8 +9,8 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..config import Config
-from ..copies import OWN
-from ..memory.fifo import Queue
+from ..lib.fanout import APART
+from ..lib.queues import Queue
 from .lane import buses, pieces
 from .packing_golden import PIECE, ahead
 
@@ -105,7 +105,7 @@ class Refill(wiring.Component):
 
         left = Signal(COUNT_BITS, reset_less=True)
         free, taken = Signal(), Signal()
-        crowded = Signal(attrs=OWN)     # a word's last pieces keep the buses
+        crowded = Signal(attrs=APART)     # a word's last pieces keep the buses
         # Lanes that got a word in the last K - 1 cycles take none yet.
         recent = [request & (taken & ~self.drop).replicate(W)]
         for k in range(max(K - 2, 1)):

@@ -6,7 +6,7 @@ from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In
 from amaranth.utils import ceil_log2
 
-from ..collisions import IN_BLOCKS
+from ..lib.collisions import IN_BLOCKS
 from ..config import Config
 from ..signatures import TileFill, TileRead
 

@@ -6,10 +6,10 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from ..compute.pipeline import delay
+from ..lib.pipe import delay
 from ..config import Config
-from ..copies import OWN
-from ..memory.fifo import Queue
+from ..lib.fanout import near
+from ..lib.queues import Queue
 from .checksum import Checksum
 from .lane import Lane, TableWrite, pieces
 from .packing_golden import CLASSES, CLASS_WORDS, PREFIX, TABLE_BYTES, head_words, phases
@@ -361,8 +361,8 @@ class Unpacker(wiring.Component):
             go = Signal(name=f"go_{k}", attrs={"keep": 1})
             # The reset of a lane, which needs no other: a flush lets it finish what is on its way,
             # long before the next segment begins.
-            start = Signal(name=f"start_{k}", attrs=OWN)
-            m.d.sync += [go.eq(step), start.eq(begin)]
+            start = near(m, begin, name=f"start_{k}", reset=True)
+            m.d.sync += go.eq(step)
             m.d.comb += [
                 lane.go.eq(go), lane.start.eq(start), lane.first.eq(first),
                 lane.meadow.eq(head.meadow), lane.log2_c.eq(head.log2_c),
@@ -371,10 +371,9 @@ class Unpacker(wiring.Component):
                 refill.asks[k].eq(lane.asks)]
             # Tables come by a register for each four lanes: they are written long before a step.
             if k % 4 == 0:
-                late = {name: Signal.like(getattr(head.tables, name), name=f"{name}_{k}",
-                                          reset_less=not name.endswith("en"), attrs=OWN)
+                late = {name: near(m, getattr(head.tables, name), name=f"{name}_{k}",
+                                   reset=name.endswith("en"))
                         for name in head.tables.signature.members}
-                m.d.sync += [s.eq(getattr(head.tables, name)) for name, s in late.items()]
             m.d.comb += [getattr(lane.tables, name).eq(s) for name, s in late.items()]
 
         # Symbols to chunks: a step gives C of them, one a cycle.

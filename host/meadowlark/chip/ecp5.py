@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from meadowlark_hdl.collisions import relax
-from meadowlark_hdl.copies import KEEP_APART
+from meadowlark_hdl.lib.collisions import relax
+from meadowlark_hdl.lib.fanout import KEEP_APART
 
 from ..errors import UserError
 from ..files import write_atomic
@@ -141,9 +141,9 @@ def synthesise(rtlil: str, directory: Path, *, top: str = "top", options: Sequen
     ----------
     rtlil : str
         The design, as ``amaranth.back.rtlil`` writes it. Reads of marked memories that collide
-        with a write become undefined, see :mod:`meadowlark_hdl.collisions`; marked registers stay
-        apart, see :mod:`meadowlark_hdl.copies`. Registers behind block RAMs become those that the
-        RAMs have, see :mod:`.ram_registers`.
+        with a write become undefined, see :mod:`meadowlark_hdl.lib.collisions`; marked registers
+        stay apart, see :mod:`meadowlark_hdl.lib.fanout`. Registers behind block RAMs become those
+        that the RAMs have, see :mod:`.ram_registers`.
     directory : Path
         Gets ``top.il``, ``top.json`` (for :func:`place_and_route`) and ``yosys.log``.
     options : sequence of str

@@ -5,8 +5,8 @@ from amaranth import Module, Mux, Signal
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from ..collisions import NO_RW_CHECK
-from ..copies import OWN
+from .collisions import NO_RW_CHECK
+from .fanout import APART
 
 
 def _power_of_two(name: str, value: int, least: int) -> int:
@@ -85,7 +85,7 @@ class Skid(wiring.Component):
         m = Module()
         words = [Signal(self.width, name=f"word{k}", reset_less=True) for k in range(2)]
         full, after, filled, took = Signal(2), Signal(2), Signal(), Signal()
-        turns = [Signal(name=f"turn{k}", attrs=OWN) for k in range(-(-self.width // 32))]
+        turns = [Signal(name=f"turn{k}", attrs=APART) for k in range(-(-self.width // 32))]
         ready = Signal(init=1)
         m.d.comb += [self.i.ready.eq(ready), took.eq(self.o.valid & self.o.ready), after.eq(full)]
         m.d.sync += [full.eq(after), ready.eq(~after.all()), self.o.valid.eq(after.any())]

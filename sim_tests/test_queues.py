@@ -6,7 +6,7 @@ import pytest
 from bench import recv, send, simulate, start
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 
-from meadowlark_hdl.memory.fifo import Queue, RamQueue, Skid
+from meadowlark_hdl.lib.queues import Queue, RamQueue, Skid
 
 DEPTH, WIDTH = 8, 12
 

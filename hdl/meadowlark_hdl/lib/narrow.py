@@ -3,7 +3,7 @@ from amaranth import C, Cat, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from ..copies import OWN
+from .fanout import near
 
 
 class Narrow(wiring.Component):
@@ -61,9 +61,7 @@ class Narrow(wiring.Component):
             # A shift operator, not cases: simulators copy the sign bit by bit in the latter.
             m.d.sync += shifted.eq(value >> Cat(C(0, low), shift[low:at]))
             if low:         # not those of another Narrow, which may hear the same shift
-                rest = Signal(low, name=f"shift_{low}", reset_less=True, attrs=OWN)
-                m.d.sync += rest.eq(shift)
-                shift = rest
+                shift = near(m, shift[:low], name=f"shift_{low}")
             value, at = shifted, low
         half, whole = value[0], value[1:]
 
