@@ -360,7 +360,8 @@ def build(module: dict) -> Graph:
             init[bit] = value
         if not net["hide_name"]:
             for bit in net["bits"]:                         # the deepest of the names that it has
-                named[bit] = max(named.get(bit, ""), name, key=lambda n: ("$" not in n, len(n)))
+                named[bit] = max(named.get(bit, ""), name,
+                                 key=lambda n: (n != "", "$" not in n, len(n)))
             if name.endswith("_state"):                     # synthesis finds another code for it
                 recoded.update(net["bits"])
     for name, port in module["ports"].items():

@@ -9,8 +9,8 @@ from amaranth import Module, Signal, signed
 from amaranth.back import rtlil
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
-from bench import cycles, simulate, start
-from cocotb.triggers import ReadOnly
+from bench import simulate, start
+from cocotb.triggers import ReadOnly, RisingEdge
 from meadowlark_hdl.lib.fanout import LATENCY, fanout, near
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
@@ -45,7 +45,7 @@ async def follows(dut):
     await ReadOnly()
     assert dut.held.value == 0
     held, values = 0, []
-    await cycles(dut, 1)
+    await RisingEdge(dut.clk)
     for k in range(200):
         value, take = int(rng.integers(128)), int(rng.integers(2))
         dut.i.value, dut.pair.value, dut.take.value = value, value, take
@@ -56,7 +56,7 @@ async def follows(dut):
             for name in ("o0", "o1", "o2", "pair_o"):
                 assert getattr(dut, name).value.to_unsigned() == values[k - LATENCY]
         held = value if take else held
-        await cycles(dut, 1)
+        await RisingEdge(dut.clk)
 
 
 def test_fanout(seed, sim):

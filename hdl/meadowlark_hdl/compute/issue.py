@@ -5,6 +5,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from ..config import Config
+from ..lib.countdown import Countdown
 from ..lib.fanout import fanout, near
 from ..isa import Op
 from ..signatures import (Beat, FetchedInstruction, InstructionLayout, ModelLayout, PassLayout,
@@ -107,7 +108,7 @@ class Issue(wiring.Component):
         half = Signal()                     # of the tile at the front
         tiles_left = reg(15)                # after this one
         row = reg(8)                        # within the tile
-        rows_left = reg(8)                  # after this one; keys in QK and SV
+        rows_left = Countdown(m, 8, name="rows", behind=True, reset=False)   # keys in QK and SV
         row_end = reg(8)                    # the tile's last one
         row_no = reg(18)                    # within the instruction
         tile_row_no = reg(18)               # row_no of the tile's first row
@@ -120,15 +121,15 @@ class Issue(wiring.Component):
         x_addr = reg(13)
         timer = Signal(range(self.sum_row + 1))     # cycles until a row may start
         may_start = Signal(init=1)          # timer is 0
-        tokens_left = reg(13)               # after this one
+        tokens_left = Countdown(m, 13, name="tokens", behind=True, reset=False)
         token_lane = reg(range(P))
         last_lane = Signal()                # it is P - 1
         settle = reg(6)
         # Whether a count is at its end: registers, so that no comparison is in a control's way.
         first_beat, last_beat, one_beat = Signal(), Signal(), Signal()
-        last_row, one_row = Signal(), Signal()              # of the tile; its only one
+        one_row = Signal()                                  # the tile's only one
         last_tile, final_tile = Signal(), Signal()          # the next one, the one in use
-        last_block, first_is_last, last_token = Signal(), Signal(), Signal()
+        last_block, first_is_last = Signal(), Signal()
         block_end, beat_before_end = Signal(6), Signal(11)
         blocks_left = reg(6)                # after the first one
         row_steps = reg(11)                 # beats of a row; in SV and STORE their parts
@@ -145,15 +146,8 @@ class Issue(wiring.Component):
             return [beat.eq(Mux(last_beat, 0, beat + 1)), first_beat.eq(last_beat),
                     last_beat.eq(Mux(last_beat, one_beat, beat == beat_before_end))]
 
-        def rows_to_do(n):
-            return [rows_left.eq(n - 1), last_row.eq(n == 1)]
-
-        def next_row():
-            return rows_to_do(rows_left)
-
         def next_token():
-            return [tokens_left.eq(tokens_left - 1), last_token.eq(tokens_left == 1),
-                    token_lane.eq(Mux(last_lane, 0, token_lane + 1)),
+            return [tokens_left.step(), token_lane.eq(Mux(last_lane, 0, token_lane + 1)),
                     last_lane.eq(token_lane == P - 2)]
 
         def hold_rows(cycles):
@@ -318,7 +312,7 @@ class Issue(wiring.Component):
                 m.d.sync += [first_block.eq(0), blocks_left.eq(block_end),
                              first_is_last.eq(block_end == 0),
                              keys_left.eq(pass_.ctx), single.eq(pass_.ctx <= instr.rows),
-                             tokens_left.eq(pass_.n - 1), last_token.eq(pass_.n == 1)]
+                             tokens_left.load_all(pass_.n)]
                 with m.Switch(instr.op):
                     with m.Case(Op.END):
                         m.d.sync += self.pass_end.eq(1)
@@ -370,7 +364,7 @@ class Issue(wiring.Component):
                 with m.If(last_lane):
                     m.d.sync += block.eq(block + 1)
                 m.next = "TOKEN_TILE"
-                with m.If(last_token):
+                with m.If(tokens_left.last):
                     finish(8)
 
             # -- NORM: the vector unit reads the gammas -------------------------------------------
@@ -398,7 +392,7 @@ class Issue(wiring.Component):
             with m.State("TILE"):
                 m.d.sync += self.wait_tile.eq(~front)
                 rows = Mux(last_tile, instr.last_rows, instr.rows)
-                m.d.sync += [rows_to_do(rows), row_end.eq(rows - 1), one_row.eq(rows == 1),
+                m.d.sync += [rows_left.load_all(rows), row_end.eq(rows - 1), one_row.eq(rows == 1),
                              final_tile.eq(last_tile), tiles_left.eq(tiles_left - front),
                              begin_row(), row.eq(0), addr.eq(0), row_no.eq(tile_row_no),
                              block.eq(first_block), last_block.eq(first_is_last),
@@ -412,10 +406,10 @@ class Issue(wiring.Component):
                     m.d.sync += [self.array_active.eq(1), lane.res_en.eq(last_beat),
                                  next_beat_of_row(), addr.eq(addr + 1), x_addr.eq(x_addr + 1)]
                     with m.If(last_beat):
-                        m.d.sync += [next_row(), x_addr.eq(x_block), row.eq(row + 1),
+                        m.d.sync += [rows_left.step(), x_addr.eq(x_block), row.eq(row + 1),
                                      row_no.eq(row_no + 1)]
-                        with m.If(last_row):
-                            m.d.sync += [rows_left.eq(row_end), last_row.eq(one_row), row.eq(0),
+                        with m.If(rows_left.last):
+                            m.d.sync += [rows_left.load(row_end, last=one_row), row.eq(0),
                                          addr.eq(0), row_no.eq(tile_row_no), block.eq(block + 1),
                                          x_block.eq(x_block + model.block_words),
                                          x_addr.eq(x_block + model.block_words)]
@@ -453,8 +447,8 @@ class Issue(wiring.Component):
                              slot_addr.eq(slot), element.eq(0)]
                 m.next = "BLOCK_COUNT"
             with m.State("BLOCK_COUNT"):
-                m.d.sync += [rows_left.eq(Mux(fewer, unseen_end, keys_end)), held.eq(0),
-                             last_row.eq(Mux(fewer, unseen_end == 0, one_key))]
+                m.d.sync += [held.eq(0), rows_left.load(
+                    Mux(fewer, unseen_end, keys_end), last=Mux(fewer, unseen_end == 0, one_key))]
                 m.next = "KEYS"
                 with m.If(none):
                     m.next = "BLOCK_NEXT"
@@ -468,10 +462,10 @@ class Issue(wiring.Component):
                         addr.eq(addr + last_part), x_addr.eq(x_addr + 1),
                         slot_addr.eq(slot_addr + 1)]
                     with m.If(last_beat):
-                        m.d.sync += [next_row(), x_addr.eq(x_block), slot_addr.eq(slot),
+                        m.d.sync += [rows_left.step(), x_addr.eq(x_block), slot_addr.eq(slot),
                                      score_addr.eq(score_addr + 1), key.eq(key + 1),
                                      age.eq(age + 1), held.eq(short.replicate(len(held)))]
-                        with m.If(last_row):
+                        with m.If(rows_left.last):
                             m.next = "BLOCK_NEXT"
                             with m.If(drains):
                                 m.next = "DRAIN_SUM"
@@ -521,7 +515,7 @@ class Issue(wiring.Component):
                         with m.If(last_lane):
                             m.d.sync += [x_block.eq(x_block + model.block_words),
                                          x_addr.eq(x_block + model.block_words)]
-                        with m.If(last_token):
+                        with m.If(tokens_left.last):
                             finish(0)
                 with m.Else():
                     m.d.sync += self.wait_store.eq(1)

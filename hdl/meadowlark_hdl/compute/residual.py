@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 from ..lib.collisions import NO_RW_CHECK
 from ..config import Config
 from ..lib.fanout import near
+from ..lib.saturate import beyond, saturate
 from .multiplier import Multiplier, product, product_latency, product_ports
 from ..lib.pipe import delay
 
@@ -128,15 +129,12 @@ class Residual(wiring.Component):
             m.d.sync += chosen.eq(0)
         total = reg(signed(33), "total")        # 27 bits + 32 bits
         m.d.sync += total.eq(chosen + delay(m, self.value, 4, name="value"))
-        over = total[bits - 1:].any() & ~total[bits - 1:].all()
-        m.d.sync += new.eq(Mux(over, Mux(total[-1], -1 << bits - 1, (1 << bits - 1) - 1), total))
+        m.d.sync += new.eq(saturate(total, bits))
 
         # The square, from the leading 18 bits. 7: how many leading bits are the same; 8: shifted.
-        def unequal(value):
-            return value.any() & ~value.all()
         drop5, drop10 = reg(1, "drop5"), reg(1, "drop10")
         new_7, leading = reg(signed(bits), "new_7"), reg(signed(18), "leading")
-        m.d.sync += [new_7.eq(new), drop5.eq(unequal(new[17:])), drop10.eq(unequal(new[22:])),
+        m.d.sync += [new_7.eq(new), drop5.eq(beyond(new, 18)), drop10.eq(beyond(new, 23)),
                      leading.eq(Mux(drop10, new_7[10:].as_signed(),
                                     Mux(drop5, new_7[5:].as_signed(), new_7)))]
         small = product(m, self, "square", leading, leading)[:35]       # (-2**17)**2 at most

@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 from ..lib.collisions import NO_RW_CHECK
 from ..config import Config
 from ..lib.fanout import near
+from ..lib.saturate import beyond, limit
 from ..fixed import EXP2_TABLE
 from .adder import GatedAdder
 from ..lib.pipe import delay
@@ -89,24 +90,20 @@ class SoftmaxUnit(wiring.Component):
         shifted = Signal(signed(bits + 8))
         m.d.comb += shifted.eq(coarse[:bits + 8].as_signed() >> fine_by)
         over = Signal(reset_less=True)
-
-        def unequal(some):
-            return some.any() & ~some.all()
         m.d.sync += [fine.eq(shifted[:bits + 2]),
-                     over.eq(unequal(shifted[bits:]) | unequal(coarse[bits + 7:]))]
+                     over.eq(beyond(shifted, bits + 1) | beyond(coarse, bits + 8))]
         negative = Signal(reset_less=True)
         m.d.sync += negative.eq(coarse[-1])
         score = reg(signed(bits), "score")
         rounded = Signal(signed(bits + 2))              # (fine + 1) >> 1 may be 2**17: clamp
         m.d.comb += rounded.eq((fine + 1) >> 1)
-        hi = (1 << bits - 1) - 1
         above = reg(1, "above")                         # score is not what was computed, but hi
         m.d.sync += [score.eq(rounded), above.eq(0)]
         with m.If(over & negative):
             m.d.sync += score.eq(MASKED)
         # Only rounding up can leave the range.
         with m.Elif(over | (rounded[bits - 1] != rounded[bits])):
-            m.d.sync += [score.eq(hi), above.eq(1)]
+            m.d.sync += [score.eq(limit(0, bits)), above.eq(1)]
 
         m.submodules.scores = scores = memory.Memory(
             shape=signed(bits), depth=self.config.score_depth, init=[],

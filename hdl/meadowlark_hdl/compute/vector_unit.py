@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 from ..lib.collisions import NO_RW_CHECK
 from ..config import Config
 from ..lib.fanout import near
+from ..lib.saturate import beyond, limit
 from ..isa import Epi, Op
 from ..signatures import (ActWrite, Beat, InstructionLayout, LogitPort, ModelLayout, PassLayout,
                           ResultPort, RopeWrite)
@@ -297,15 +298,12 @@ class VectorUnit(wiring.Component):
             self.logit.value.eq(saved(value, "logit_value"))]
 
         # Pairs: saturate to 16 bits, a gate to 18; keep row 2i of each lane until row 2i+1 comes.
-        def unequal(bits):
-            return bits.any() & ~bits.all()
         wide = is_swiglu & ~odd
-        over = saved(Mux(wide, unequal(value[17:]), unequal(value[15:])), "over")
+        over = saved(Mux(wide, beyond(value, 18), beyond(value, 16)), "over")
         wide = saved(wide, "wide")
         negative = saved(value[-1], "negative")
-        limit = Mux(wide, Mux(negative, -1 << 17, (1 << 17) - 1),
-                    Mux(negative, -1 << 15, (1 << 15) - 1))
-        single = saved(Mux(over, limit, saved(value[:18].as_signed(), "low")), "single")
+        nearest = Mux(wide, limit(negative, 18), limit(negative, 16))
+        single = saved(Mux(over, nearest, saved(value[:18].as_signed(), "low")), "single")
         from_lane = delay(m, lane, now + 2, name="from_lane")
         m.submodules.hold = hold = memory.Memory(
             shape=signed(18), depth=P, init=[], attrs={"ram_style": "distributed"})

@@ -6,6 +6,7 @@ from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..lib.collisions import NO_RW_CHECK
+from ..lib.countdown import Countdown
 from ..compute.multiplier import Multiplier
 from ..config import Config
 from ..isa import INSTRUCTION_BITS, Header, Op, Src
@@ -193,8 +194,7 @@ class Fetch(wiring.Component):
             m.d.sync += pointer.eq(self.model.stream_addr)
         with m.Elif(streamed):
             m.d.sync += pointer.eq(addr)
-        left = Signal(15, reset_less=True)          # tiles after this one
-        last = Signal(reset_less=True)              # left == 0
+        tiles = Countdown(m, 15, name="tiles", behind=True, reset=False, reset_flags=False)
         full_beats = Signal.like(job.beats, reset_less=True)
         last_beats = Signal.like(job.beats, reset_less=True)
         # KV: at most 4096 keys (13 bits) of row_beats (11 bits).
@@ -213,10 +213,6 @@ class Fetch(wiring.Component):
         chunks = Signal(12, reset_less=True)        # of the tile to come
         # In the states that do not say otherwise.
         m.d.sync += [a.eq(token.as_signed()), b.eq(work.chunks)]
-
-        def one_of(tiles):
-            """A tile of so many is the next."""
-            return [left.eq(tiles - 1), last.eq(tiles == 1)]
 
         with m.FSM(name="make"):
             with m.State("TURN"):
@@ -237,7 +233,7 @@ class Fetch(wiring.Component):
                     m.d.comb += finished.eq(1)
                     m.next = "TURN"
             with m.State("WAIT_1"):
-                m.d.sync += one_of(many)
+                m.d.sync += tiles.load_all(many)
                 m.next = "WAIT_2"
             with m.State("WAIT_2"):
                 m.next = "PRODUCT_1"
@@ -252,7 +248,7 @@ class Fetch(wiring.Component):
                 with m.If(work.src == Src.KV):
                     m.next = "KV_STORES"
             with m.State("TILE_SIZE"):
-                m.d.sync += chunks.eq(Mux(last & streaming, work.last_chunks, work.chunks))
+                m.d.sync += chunks.eq(Mux(tiles.last & streaming, work.last_chunks, work.chunks))
                 m.next = "TILE"
             with m.State("TILE"):
                 with m.If(free):
@@ -260,13 +256,13 @@ class Fetch(wiring.Component):
                     m.d.sync += [
                         job.addr.eq(addr), job.chunks.eq(chunks),
                         job.beats.eq(Mux(one_row, work.row_beats,
-                                         Mux(last, last_beats, full_beats))),
-                        job.rows.eq(Mux(one_row, 1, Mux(last, work.last_rows, work.rows))),
+                                         Mux(tiles.last, last_beats, full_beats))),
+                        job.rows.eq(Mux(one_row, 1, Mux(tiles.last, work.last_rows, work.rows))),
                         addr.eq(addr + chunks)]
-                    m.d.sync += one_of(left)
+                    m.d.sync += tiles.step()
                     m.next = "TILE_SIZE"
                     m.d.sync += streamed.eq(streaming)
-                    with m.If(last):
+                    with m.If(tiles.last):
                         m.d.comb += finished.eq(1)
                         m.next = "TURN"
             with m.State("KV_STORES"):
@@ -290,7 +286,7 @@ class Fetch(wiring.Component):
                         m.d.comb += finished.eq(1)
                         m.next = "TURN"
             with m.State("TOKEN_RAM"):
-                m.d.sync += one_of(many)
+                m.d.sync += tiles.load_all(many)
                 m.next = "TOKEN_REGISTER"
             with m.State("TOKEN_REGISTER"):
                 m.next = "TOKEN"
@@ -319,8 +315,8 @@ class Fetch(wiring.Component):
                     m.d.sync += [
                         job.addr.eq(place), job.chunks.eq(work.chunks),
                         job.beats.eq(work.row_beats), job.rows.eq(1)]
-                    m.d.sync += one_of(left)
+                    m.d.sync += tiles.step()
                     m.next = "TOKEN"
-                    with m.If(last):
+                    with m.If(tiles.last):
                         m.d.comb += finished.eq(1)
                         m.next = "TURN"

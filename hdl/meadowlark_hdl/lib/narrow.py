@@ -4,6 +4,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from .fanout import near
+from .saturate import beyond, limit
 
 
 class Narrow(wiring.Component):
@@ -67,26 +68,22 @@ class Narrow(wiring.Component):
 
         # The sum needs one bit more than the result to see the carry, provided the value itself
         # fits in that; if it does not, rounding cannot bring it back, nor change its sign.
-        def unequal(bits):
-            return bits.any() & ~bits.all()
         total = Signal(signed(bits + 2), reset_less=True)
-        beyond = Signal(reset_less=True)
+        far = Signal(reset_less=True)
         negative = Signal(reset_less=True)
         m.d.sync += [total.eq(whole[:bits + 1].as_signed() + half),
-                     beyond.eq(Mux(self.small, unequal(whole[small:]), unequal(whole[bits:]))),
+                     far.eq(Mux(self.small, beyond(whole, small + 1), beyond(whole, bits + 1))),
                      negative.eq(whole[-1])]
         over = Signal(reset_less=True)
         over_negative = Signal(reset_less=True)
         kept = Signal(signed(bits), reset_less=True)
-        m.d.sync += [over.eq(beyond | Mux(self.small, unequal(total[small - 1:small + 2]),
-                                          unequal(total[bits - 1:]))),
+        m.d.sync += [over.eq(far | Mux(self.small, beyond(total[:small + 2], small),
+                                       beyond(total, bits))),
                      over_negative.eq(negative), kept.eq(total)]
 
-        def limit(bits):
-            return Mux(over_negative, -(1 << bits - 1), (1 << bits - 1) - 1)
         o = Signal(signed(bits), reset_less=True)
         saturated = Signal(reset_less=True)
-        m.d.sync += [o.eq(Mux(over, Mux(self.small, limit(small), limit(bits)), kept)),
-                     saturated.eq(over)]
+        nearest = Mux(self.small, limit(over_negative, small), limit(over_negative, bits))
+        m.d.sync += [o.eq(Mux(over, nearest, kept)), saturated.eq(over)]
         m.d.comb += [self.o.eq(o), self.saturated.eq(saturated)]
         return m

@@ -6,6 +6,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from ..config import Config
+from ..lib.countdown import Countdown
 from ..control.counters_table import COUNTER_BITS, COUNTER_SLOTS
 from ..isa import INSTRUCTION_BYTES
 from ..signatures import MemoryPort, SequencerPort
@@ -110,14 +111,15 @@ class Link(wiring.Component):
         unit = Signal(8 * unit_bytes, reset_less=True)
         size_2 = Signal(range(-1, unit_bytes - 1), reset_less=True)     # of a unit, less 2
         at = Signal(range(unit_bytes), reset_less=True)
-        left = Signal(range(MAX_PAYLOAD + 1), reset_less=True)  # payload bytes not taken
+        left = Countdown(m, range(MAX_PAYLOAD + 1), name="payload", reset=False,
+                         reset_flags=False)                     # bytes not taken
         byte = Signal(8, reset_less=True)
         place_of = Signal(unit_bytes)                           # one-hot, or nothing
         last_byte, unit_done = Signal(), Signal()
         take, taking = Signal(), Signal()
         # What the next byte depends on, compared a cycle ahead: it is its unit's last, it is the
         # payload's last, there is none.
-        fills, final, none_left = (Signal(reset_less=True) for _ in range(3))
+        fills, none_left = Signal(reset_less=True), Signal(reset_less=True)
         m.d.comb += [taking.eq(take & rx.payload.valid), rx.payload.ready.eq(take)]
         m.d.sync += [byte.eq(rx.payload.payload), last_byte.eq(taking & fills),
                      unit_done.eq(last_byte)]
@@ -126,7 +128,7 @@ class Link(wiring.Component):
             with m.If(place_of[i]):
                 m.d.sync += unit[8 * i:8 * i + 8].eq(byte)
         with m.If(taking):
-            m.d.sync += [left.eq(left - 1), final.eq(left == 2), none_left.eq(final)]
+            m.d.sync += [left.step(), none_left.eq(left.last)]
             with m.If(fills):
                 m.d.sync += [at.eq(0), fills.eq(size_2 < 0)]
             with m.Else():
@@ -160,7 +162,7 @@ class Link(wiring.Component):
             bad_word.eq((arg0 < CONTROL_BASE) | (arg0 >= REGISTER_WORDS)),
             bad_grid.eq((arg0[:low] != 0) if low else 0),
             bad_burst.eq((arg1 == 0) | (arg1 > most) | ((arg1[:low] != 0) if low else 0)),
-            bad_data.eq((left > most) | ((left[:low] != 0) if low else 0)),
+            bad_data.eq((left.left > most) | ((left.left[:low] != 0) if low else 0)),
             bad_stretch.eq((arg1 == 0) | ((arg1[:low] != 0) if low else 0)),
             locked.eq(busy & (arg0 >= RUN_BASE))]
 
@@ -224,7 +226,7 @@ class Link(wiring.Component):
             with m.State("IDLE"):
                 m.d.sync += [
                     command.eq(rx.header.type), frame_seq.eq(rx.header.seq),
-                    left.eq(rx.header.length), final.eq(rx.header.length == 1),
+                    left.load(rx.header.length),
                     none_left.eq(rx.header.length == 0), at.eq(0), size_2.eq(2), fills.eq(0),
                     second.eq(0), outside.eq(0), words.eq(0), length.eq(1),
                     to_regs.eq(0), to_program.eq(0), to_tokens.eq(0), to_memory.eq(0)]
@@ -255,7 +257,7 @@ class Link(wiring.Component):
                     window.op.eq(Mux(kind == Command.WRITE_MEMORY, WindowOp.WRITE,
                                      Mux(kind == Command.READ_MEMORY, WindowOp.READ,
                                          WindowOp.CRC))),
-                    window.words.eq(Mux(kind == Command.WRITE_MEMORY, left, arg1) >> low)]
+                    window.words.eq(Mux(kind == Command.WRITE_MEMORY, left.left, arg1) >> low)]
                 m.next = "DISPATCH"
                 with m.Switch(kind):
                     with m.Case(Command.READ):
@@ -344,7 +346,7 @@ class Link(wiring.Component):
                             m.next = "SILENT"
             with m.State("UNITS"):
                 m.d.comb += take.eq(~none_left)
-                with m.If(taking & final):
+                with m.If(taking & left.last):
                     m.next = "LAST_BYTE"
             with m.State("LAST_BYTE"):
                 m.next = "LAST_UNIT"

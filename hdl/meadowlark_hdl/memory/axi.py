@@ -8,6 +8,7 @@ from amaranth.utils import exact_log2
 
 from ..config import Config
 from ..signatures import MemoryPort, ReadCommand
+from ..lib.countdown import Countdown
 from ..lib.queues import Queue
 
 ADDRESS_BITS = 40       #: of AXI addresses, as the ports of an UltraScale+ have them
@@ -183,7 +184,8 @@ class AxiMaster(wiring.Component):
             axi.awvalid.eq(addresses.o.valid), axi.awaddr.eq(addresses.o.payload.addr),
             axi.awlen.eq(addresses.o.payload.len), addresses.o.ready.eq(axi.awready)]
 
-        left, busy, last = Signal(8, reset_less=True), Signal(), Signal(reset_less=True)
+        left = Countdown(m, 8, name="beats", behind=True, reset=False, reset_flags=False)
+        busy = Signal()
         m.submodules.beats = beats = Queue(data.StructLayout({
             "data": 8 * c.bus_bytes, "strb": c.bus_bytes, "last": 1}), depth=4)
         moves = Signal()
@@ -191,16 +193,15 @@ class AxiMaster(wiring.Component):
             moves.eq(busy & port.w_data.valid & beats.i.ready),
             port.w_data.ready.eq(busy & beats.i.ready), beats.i.valid.eq(moves),
             beats.i.payload.data.eq(port.w_data.payload.data),
-            beats.i.payload.strb.eq(port.w_data.payload.strb), beats.i.payload.last.eq(last),
-            lengths.o.ready.eq(~busy | (moves & last)),
+            beats.i.payload.strb.eq(port.w_data.payload.strb), beats.i.payload.last.eq(left.last),
+            lengths.o.ready.eq(~busy | (moves & left.last)),
             axi.wvalid.eq(beats.o.valid), axi.wdata.eq(beats.o.payload.data),
             axi.wstrb.eq(beats.o.payload.strb), axi.wlast.eq(beats.o.payload.last),
             beats.o.ready.eq(axi.wready)]
         with m.If(lengths.o.ready):
-            m.d.sync += [busy.eq(lengths.o.valid), left.eq(lengths.o.payload),
-                         last.eq(lengths.o.payload == 0)]
+            m.d.sync += [busy.eq(lengths.o.valid), left.load(lengths.o.payload)]
         with m.Elif(moves):
-            m.d.sync += [left.eq(left - 1), last.eq(left == 1)]
+            m.d.sync += left.step()
 
         m.d.comb += [axi.bready.eq(1), finals.o.ready.eq(axi.bvalid)]
         m.d.sync += port.w_done.eq(axi.bvalid & finals.o.payload)

@@ -9,6 +9,7 @@ from amaranth.utils import exact_log2
 from ..compute.adder import GatedAdder
 from ..lib.pipe import delay
 from ..config import Config
+from ..lib.countdown import Countdown
 from ..lib.fanout import fanout
 from ..isa import Mode
 from ..lib.queues import Queue
@@ -62,9 +63,9 @@ class BlockUnit(wiring.Component):
         with_minimum, bytes_each, offset = reg(1, "with_minimum"), reg(1, "bytes_each"), \
             reg(1, "offset")
         most_scales = max(-(-most * 4 // BLOCK), 2)
-        scale_chunks, to_scales = Signal(range(most_scales + 1)), Signal()  # to come; some are
-        code_chunks, to_codes = Signal(range(most + 1)), Signal()
-        beats, last = Signal(beat_count(config)), Signal()                  # to issue; one is
+        scale_chunks = Countdown(m, range(most_scales + 1), name="scale_chunks", last=False)
+        code_chunks = Countdown(m, range(most + 1), name="code_chunks", last=False)     # to come
+        beats = Countdown(m, beat_count(config), name="beats")                          # to issue
 
         # Chunks: scales come first, room for all of a tile's. Codes wait as well, so that what is
         # issued does not reach the source in the same cycle. Both by way of a register.
@@ -75,9 +76,9 @@ class BlockUnit(wiring.Component):
         take_scales, take_codes = Signal(), Signal()
         at_hand = reg(8 * W, "at_hand")
         m.d.comb += [
-            u.i.ready.eq(to_scales | (to_codes & more_codes)),
-            take_scales.eq(u.i.valid & to_scales),
-            take_codes.eq(u.i.valid & ~to_scales & to_codes & more_codes),
+            u.i.ready.eq(scale_chunks.some | (code_chunks.some & more_codes)),
+            take_scales.eq(u.i.valid & scale_chunks.some),
+            take_codes.eq(u.i.valid & ~scale_chunks.some & code_chunks.some & more_codes),
             scales.i.payload.eq(at_hand), chunks.i.payload.eq(at_hand)]
         for queue, take in ((scales, take_scales), (chunks, take_codes)):
             arrived = Signal()
@@ -85,9 +86,9 @@ class BlockUnit(wiring.Component):
             m.d.comb += queue.i.valid.eq(arrived)
         m.d.sync += at_hand.eq(u.i.payload)
         with m.If(take_scales):
-            m.d.sync += [scale_chunks.eq(scale_chunks - 1), to_scales.eq(scale_chunks != 1)]
+            m.d.sync += scale_chunks.step()
         with m.If(take_codes):
-            m.d.sync += [code_chunks.eq(code_chunks - 1), to_codes.eq(code_chunks != 1)]
+            m.d.sync += code_chunks.step()
 
         # Codes: a chunk, given in one beat or two.
         codes, half = chunks.o.payload, Signal()
@@ -102,16 +103,15 @@ class BlockUnit(wiring.Component):
         under_way = Signal(range(late + 1))
         m.d.comb += [
             issue.eq(chunks.o.valid & pairs.o.valid & ~upper),
-            chunk_done.eq(issue & (bytes_each | half | last)),
+            chunk_done.eq(issue & (bytes_each | half | beats.last)),
             chunks.o.ready.eq(chunk_done),
             u.busy.eq((room_codes != 4) | (under_way != 0))]
-        m.d.sync += u.done.eq(issue & last)
+        m.d.sync += u.done.eq(issue & beats.last)
         codes_after = Signal.like(room_codes)
         m.d.comb += codes_after.eq(room_codes - take_codes + chunk_done)
         m.d.sync += [room_codes.eq(codes_after), more_codes.eq(codes_after != 0)]
         with m.If(issue):
-            m.d.sync += [half.eq(~chunk_done), beats.eq(beats - 1), last.eq(beats == 2),
-                         under_way.eq(late)]
+            m.d.sync += [half.eq(~chunk_done), beats.step(), under_way.eq(late)]
         with m.Elif(under_way != 0):
             m.d.sync += under_way.eq(under_way - 1)
 
@@ -120,7 +120,7 @@ class BlockUnit(wiring.Component):
         word, loaded, spent = reg(8 * W, "word"), Signal(), Signal()
         bys = fanout(m, with_minimum, W // 4, name="by")        # near the word
         place, at_end = Signal(range(W // 2)), Signal()         # in the word; its last one
-        left_in_tile, ending = Signal(range(most * W // BLOCK + 1)), Signal()
+        blocks = Countdown(m, range(most * W // BLOCK + 1), name="blocks")         # of the tile
         each = BLOCK // W                                               # beats a block
         in_block = Signal(range(each)) if each > 1 else Const(0, 1)
         put = Signal()
@@ -140,8 +140,8 @@ class BlockUnit(wiring.Component):
         ends_at = Mux(with_minimum, W // 4, W // 2) - 2
         with m.If(put):
             m.d.sync += [place.eq(place + 1), at_end.eq(place == ends_at),
-                         left_in_tile.eq(left_in_tile - 1), ending.eq(left_in_tile == 2)]
-            with m.If(at_end | ending):         # behind the tile's last block there is padding
+                         blocks.step()]
+            with m.If(at_end | blocks.last):         # behind the tile's last block there is padding
                 m.d.sync += [place.eq(0), at_end.eq(ends_at < 0)]
                 m.d.comb += spent.eq(1)
 
@@ -152,12 +152,10 @@ class BlockUnit(wiring.Component):
             wide = (mode == Mode.Q4_1)
             m.d.sync += [
                 with_minimum.eq(wide), offset.eq(mode == Mode.Q4_0),
-                bytes_each.eq(mode == Mode.Q8_0), beats.eq(size), last.eq(size == 1),
-                scale_chunks.eq(Mux(wide, (size + 7) >> 3, (size + 15) >> 4)),
-                to_scales.eq(1), to_codes.eq(1),
-                code_chunks.eq(Mux(mode == Mode.Q8_0, size, (size + 1) >> 1)),
-                left_in_tile.eq(size >> exact_log2(each)),
-                ending.eq(size >> exact_log2(each) == 1),
+                bytes_each.eq(mode == Mode.Q8_0), beats.load(size),
+                scale_chunks.load(Mux(wide, (size + 7) >> 3, (size + 15) >> 4), some=1),
+                code_chunks.load(Mux(mode == Mode.Q8_0, size, (size + 1) >> 1), some=1),
+                blocks.load(size >> exact_log2(each)),
                 at_end.eq(wide & (W == 4))]
 
         # Stage 0: what was issued, and how its codes lie in the chunk, in registers next to those
@@ -215,7 +213,7 @@ class BlockUnit(wiring.Component):
             m.d.sync += [held.eq(t) for held, t in zip(earlier, done[:V], strict=True)]
             done = earlier + done
         m.d.comb += [u.o.valid.eq(delay(m, issue, late, name="valid", reset=True)),
-                     u.o.payload.last.eq(delay(m, last, late, name="last"))]
+                     u.o.payload.last.eq(delay(m, beats.last, late, name="last"))]
         for i in range(W):
             m.d.comb += u.o.payload.beat[i].eq(done[i])
         return m

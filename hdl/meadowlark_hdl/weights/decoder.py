@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 
 from ..lib.pipe import delay
 from ..config import Config
+from ..lib.countdown import Countdown
 from ..lib.fanout import fanout, near
 from ..isa import Header, Mode
 from ..lib.queues import Skid
@@ -37,17 +38,17 @@ class RawUnit(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         u, W = self.unit, self.config.W
-        left = Signal(beat_count(self.config))
-        some, final = Signal(), Signal()        # left != 0, left == 1
+        left = Countdown(m, beat_count(self.config), name="beats")
         wide, half = Signal(), Signal()
         whole, take = Signal(), Signal()
         m.d.comb += [
             whole.eq(~wide | half),         # this chunk completes a beat
-            u.i.ready.eq(some), take.eq(u.i.valid & some), u.done.eq(take & whole & final)]
+            u.i.ready.eq(left.some), take.eq(u.i.valid & left.some),
+            u.done.eq(take & whole & left.last)]
         with m.If(take):
             m.d.sync += half.eq(~whole)
         with m.If(take & whole):
-            m.d.sync += [left.eq(left - 1), some.eq(~final), final.eq(left == 2)]
+            m.d.sync += left.step()
 
         # Data move in every cycle, so that what enables them is not late. Chunks come from afar,
         # by the choice of their source: a register before the choice of what they are.
@@ -60,7 +61,7 @@ class RawUnit(wiring.Component):
         with m.If(~upper):
             m.d.sync += low.eq(chunk)
         ending = Signal(reset_less=True)
-        m.d.sync += [ending.eq(final), item.last.eq(ending)]
+        m.d.sync += [ending.eq(left.last), item.last.eq(ending)]
         wides = fanout(m, wide, W // 4, name="wide", reset=True)        # near the data
         both = Cat(low, chunk)
         for i in range(W):
@@ -68,8 +69,7 @@ class RawUnit(wiring.Component):
                 Mux(wides[i // 4], both.word_select(i, 16).as_signed(),
                     chunk.word_select(i, 8).as_signed()))
         with m.If(u.start):
-            m.d.sync += [left.eq(u.beats), some.eq(1), final.eq(u.beats == 1),
-                         wide.eq(u.mode == Mode.INT16)]
+            m.d.sync += [left.load(u.beats, some=1), wide.eq(u.mode == Mode.INT16)]
         return m
 
 
@@ -214,8 +214,7 @@ class PackedWeightDecoder(wiring.Component):
         in_header, in_beats = Signal(), Signal()
         bias, short = Signal(reset_less=True), Signal(reset_less=True)  # BIAS, SHORT headers
         # Cycles they take: a chunk each, but two a chunk of SHORT ones, of the last maybe one.
-        header_left = Signal.like(header_size, reset_less=True)
-        one_left = Signal(reset_less=True)      # header_left == 1
+        headers = Countdown(m, header_size.shape(), name="header", reset=False, reset_flags=False)
         selected = Signal(range(len(units)), reset_less=True)
         done, take_over, last_header = Signal(), Signal(), Signal()
         m.d.comb += [done.eq(Cat(u.done for u in units).any()),
@@ -230,7 +229,7 @@ class PackedWeightDecoder(wiring.Component):
                          selected.eq(kind), self.error.eq(self.error | ~legal)]
         with m.If(~in_header):
             m.d.sync += [bias.eq(tag.header == Header.BIAS), short.eq(tag.header == Header.SHORT),
-                         header_left.eq(header_size), one_left.eq(header_single)]
+                         headers.load(header_size, last=header_single)]
 
         # What the units get, and whether the next of the chunks is one of these, or a header.
         plain, own = stream.Signature(8 * W).create(), Signal()
@@ -264,15 +263,14 @@ class PackedWeightDecoder(wiring.Component):
         # the last item the second chunk may be missing.
         second = Signal()           # of a chunk's two items (SHORT), of an item's two chunks (BIAS)
         load, take, complete = Signal(), Signal(), Signal()
-        again = Signal()            # the chunk stays: short & ~second & ~one_left
+        again = Signal()            # the chunk stays: short, neither second nor last
         m.d.comb += [
             load.eq(in_header & ~busy & own), take.eq(load & chunks.valid),
-            last_header.eq(take & one_left),
-            complete.eq(take & (~bias | second | one_left))]
+            last_header.eq(take & headers.last),
+            complete.eq(take & (~bias | second | headers.last))]
         with m.If(take):
-            m.d.sync += [header_left.eq(header_left - 1), one_left.eq(header_left == 2),
-                         second.eq(Mux(short, again, ~complete)),
-                         again.eq(short & ~again & (header_left != 2))]
+            m.d.sync += [headers.step(), second.eq(Mux(short, again, ~complete)),
+                         again.eq(short & ~again & (headers.left != 2))]
         with m.If(~in_header):
             m.d.sync += again.eq((tag.header == Header.SHORT) & ~header_single)
         m.d.comb += head.eq(delay(m, complete, 2, name="head", reset=True))

@@ -8,6 +8,7 @@ from amaranth.utils import exact_log2
 
 from ..lib.pipe import delay
 from ..config import Config
+from ..lib.countdown import Countdown
 from ..lib.fanout import near
 from ..lib.queues import Queue
 from .checksum import Checksum
@@ -56,18 +57,19 @@ class PreambleReader(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         W = self.config.W
-        hold, in_hold = Signal(8 * W, reset_less=True), Signal(range(W // 4 + 1))
-        word, there, eat = hold[:32], Signal(), Signal()
+        hold = Signal(8 * W, reset_less=True)
+        in_hold = Countdown(m, range(W // 4 + 1), name="hold", last=False)
+        word, there, eat = hold[:32], in_hold.some, Signal()
         reading, new = Signal(), Signal()
-        symbols, some = Signal(range(1 << 16), reset_less=True), Signal()   # words to come; any?
+        symbols = Countdown(m, range(1 << 16), name="symbols", last=False, reset=False)
         # A chunk is asked for when there is nothing of the one before, and by a register.
         take = self.i.valid & self.i.ready
         m.d.sync += self.i.ready.eq(reading & ~there & ~take)
         # What is offered is copied as long as there is nothing else: only ``there`` waits for it.
         with m.If(~there):
-            m.d.sync += [hold.eq(self.i.payload), in_hold.eq(W // 4), there.eq(take)]
+            m.d.sync += [hold.eq(self.i.payload), in_hold.load(W // 4, some=take)]
         with m.Elif(eat):
-            m.d.sync += [hold.eq(hold >> 32), in_hold.eq(in_hold - 1), there.eq(in_hold != 1)]
+            m.d.sync += [hold.eq(hold >> 32), in_hold.step()]
 
         number, settle = Signal(range(head_words(W))), Signal(range(Checksum.LATENCY))
         unit, at_class = Signal(PREFIX), Signal()
@@ -85,7 +87,7 @@ class PreambleReader(wiring.Component):
                         with m.Case(0):
                             m.d.sync += [self.meadow.eq(word[0]), new.eq(word[1]),
                                          self.log2_c.eq(word[2:4]), self.log2_n.eq(word[4:7]),
-                                         symbols.eq(word[16:]), some.eq(word[16:] != 0)]
+                                         symbols.load(word[16:])]
                         with m.Case(1):
                             m.d.sync += self.steps.eq(word)
                         with m.Case(2):
@@ -111,11 +113,12 @@ class PreambleReader(wiring.Component):
                     with m.If(unit.all()):
                         m.next = "SYMBOLS"
             with m.State("SYMBOLS"):
-                m.d.comb += [reading.eq(some), eat.eq(there & some), self.tables.word_en.eq(eat)]
+                m.d.comb += [reading.eq(symbols.some), eat.eq(there & symbols.some),
+                             self.tables.word_en.eq(eat)]
                 with m.If(eat):
-                    m.d.sync += [symbols.eq(symbols - 1), some.eq(symbols != 1),
+                    m.d.sync += [symbols.step(),
                                  self.tables.word_addr.eq(self.tables.word_addr + 1)]
-                with m.If(~some):
+                with m.If(~symbols.some):
                     m.next = "END"
             with m.State("END"):
                 m.d.sync += self.done.eq(1)
@@ -215,12 +218,11 @@ class Unpacker(wiring.Component):
         c = Mux(head.log2_c == 0, 1, Mux(head.log2_c == 1, 2, 4)) if self.with_meadow \
             else Const(1, 1)
         size, known = Signal.like(self.tiles.payload, reset_less=True), Signal()    # the next tile
-        to_issue, last = Signal.like(size), Signal()    # steps of this tile; it is one
-        steps = Signal(COUNT_BITS)                      # of the segment, to issue
-        more_steps, last_step = Signal(), Signal()      # steps != 0, steps == 1
+        to_issue = Countdown(m, size.shape(), name="issue", reset=False)  # steps of this tile
+        steps = Countdown(m, COUNT_BITS, name="steps")          # of the segment, to issue
         broken, begin, next_tile = Signal(), Signal(), Signal()
         issue, with_room = Signal(), Signal()
-        stepping = Signal()             # in STEPS, and more_steps
+        stepping = Signal()             # in STEPS, and steps.some
         m.submodules.check = check = Checksum(8 * W)
         m.d.comb += [self.tiles.ready.eq(~known), self.error.eq(broken)]
         with m.If(self.tiles.valid & ~known):
@@ -229,21 +231,20 @@ class Unpacker(wiring.Component):
         # Steps, tile after tile.
         finished = Signal()                             # the segment's last chunk was taken
         with m.If(issue):
-            m.d.sync += [to_issue.eq(to_issue - 1), last.eq(to_issue == 2)]
+            m.d.sync += to_issue.step()
         with m.If(next_tile):
-            m.d.sync += [to_issue.eq(size >> head.log2_c), known.eq(0),
-                         last.eq((size >> head.log2_c) == 1)]
+            m.d.sync += [to_issue.load(size >> head.log2_c), known.eq(0)]
         with m.FSM() as fsm:
             with m.State("REST"):
                 with m.If(known & broken):
-                    m.d.sync += [to_issue.eq(size), known.eq(0)]
+                    m.d.sync += [to_issue.left.eq(size), known.eq(0)]
                     m.next = "ZEROS"
-                with m.Elif(known & more_steps):
+                with m.Elif(known & steps.some):
                     m.d.comb += next_tile.eq(1)
                     m.d.sync += stepping.eq(1)
                     m.next = "STEPS"
                     with m.If((size & (c - 1)) != 0):
-                        m.d.sync += [to_issue.eq(size), broken.eq(1), stepping.eq(0)]
+                        m.d.sync += [to_issue.left.eq(size), broken.eq(1), stepping.eq(0)]
                         m.next = "ZEROS"
                 with m.Elif(known & ~self.ended):
                     m.d.comb += head.start.eq(1)
@@ -251,18 +252,18 @@ class Unpacker(wiring.Component):
             with m.State("PREAMBLE"):
                 with m.If(head.done):
                     m.d.comb += begin.eq(~head.wrong)
-                    m.d.sync += [broken.eq(head.wrong), steps.eq(head.steps),
-                                 more_steps.eq(~head.wrong), last_step.eq(head.steps == 1)]
+                    m.d.sync += [broken.eq(head.wrong),
+                                 steps.load(head.steps, some=~head.wrong)]
                     m.next = "REST"
             with m.State("STEPS"):
-                with m.If(~more_steps):                 # and there should be more
-                    m.d.sync += [to_issue.eq(to_issue << head.log2_c), broken.eq(1)]
+                with m.If(~steps.some):                 # and there should be more
+                    m.d.sync += [to_issue.left.eq(to_issue.left << head.log2_c), broken.eq(1)]
                     m.next = "ZEROS"
-                with m.If(issue & (last | last_step)):
+                with m.If(issue & (to_issue.last | steps.last)):
                     m.d.sync += stepping.eq(0)
-                with m.If(issue & last):
+                with m.If(issue & to_issue.last):
                     m.next = "REST"
-                    with m.If(last_step):
+                    with m.If(steps.last):
                         m.next = "WORDS"
                     with m.Elif(known & ((size & (c - 1)) == 0)):
                         m.d.comb += next_tile.eq(1)
@@ -272,7 +273,7 @@ class Unpacker(wiring.Component):
                 with m.If(finished):
                     m.next = "REST"
             with m.State("ZEROS"):
-                with m.If(to_issue == 0):
+                with m.If(to_issue.left == 0):
                     m.next = "REST"
 
         # Words, tile after tile; behind the last one what is left, and the checksum.
@@ -342,20 +343,19 @@ class Unpacker(wiring.Component):
             starting.eq(begin), packet_end.eq((1 << head.log2_n) - 1),
             may.eq(Cat(k.ready for k in lanes).all() & ~begin & ~starting & refill.room & with_room
                    & Mux(step, per_step == 1, pace <= 1)),
-            may_zero.eq(fsm.ongoing("ZEROS") & (to_issue != 0) & with_room & ~may_zero)]
+            may_zero.eq(fsm.ongoing("ZEROS") & (to_issue.left != 0) & with_room & ~may_zero)]
         m.d.comb += issue.eq(step | may_zero)
         with m.If(step):
-            m.d.sync += [steps.eq(steps - 1), more_steps.eq(~last_step), last_step.eq(steps == 2),
-                         pace.eq(per_step - 1),
+            m.d.sync += [steps.step(), pace.eq(per_step - 1),
                          packet.eq((packet + 1) & packet_end)]
         with m.Elif(pace != 0):
             m.d.sync += pace.eq(pace - 1)
         with m.If(begin):
             m.d.sync += packet.eq(0)
         m.d.sync += first.eq((packet == 0) & head.meadow)
-        m.d.comb += [refill.ends.eq(delay(m, step & (last | last_step), 3, name="ends",
+        m.d.comb += [refill.ends.eq(delay(m, step & (to_issue.last | steps.last), 3, name="ends",
                                           reset=True)),
-                     refill.final.eq(delay(m, step & last_step, 3, name="final", reset=True))]
+                     refill.final.eq(delay(m, step & steps.last, 3, name="final", reset=True))]
         late: dict[str, Signal] = {}
         for k, lane in enumerate(lanes):
             go = Signal(name=f"go_{k}", attrs={"keep": 1})
