@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from meadowlark_hdl.config import Config
@@ -34,6 +35,7 @@ class Tiling(NamedTuple):
     last_chunks: int
 
 
+@lru_cache(maxsize=1024)            # the layers of a model are alike
 def tile_linear(rows: int, row_beats: int, config: Config, *, header: Header,
                 mode: Mode = Mode.INT8, divides: int | None = None) -> Tiling:
     """Cut the rows of a linear layer into tiles.

@@ -92,15 +92,16 @@ class Need:
         # Each list has an end that is passed by and a last one, and begins with RoPE's rows.
         return lists + 2 * (2 + (self.plan.table is not None))
 
-    def tiles(self, matrix: Matrix) -> Tiling:
-        """How a matrix is cut, see :func:`meadowlark.compile.layout.tile_linear`."""
-        steps = self.plan
-        even = matrix is not steps.head.matrix
-        queries = any(matrix is step.q for step in steps.attends)
-        return tile_linear(
-            matrix.rows + (even and matrix.rows % 2), -(-matrix.columns // self.config.W),
-            self.config, header=self.shapes.header(matrix), mode=self.shapes.mode(matrix),
-            divides=steps.head_pad if queries else None)
+    @cached_property
+    def tilings(self) -> list[tuple[Matrix, Tiling]]:
+        """How each matrix of the stream is cut, see
+        :func:`meadowlark.compile.layout.tile_linear`."""
+        steps, head = self.plan, self.plan.head.matrix
+        queries = {step.q.name for step in steps.attends}
+        return [(m, tile_linear(
+            m.rows + (m is not head and m.rows % 2), -(-m.columns // self.config.W), self.config,
+            header=self.shapes.header(m), mode=self.shapes.mode(m),
+            divides=steps.head_pad if m.name in queries else None)) for m in steps.matrices]
 
     @cached_property
     def stream_bytes(self) -> tuple[int, int]:
@@ -108,8 +109,7 @@ class Need:
         blocks) before they are packed."""
         W, hidden = self.config.W, round_up(self.plan.graph.hidden, self.config.W)
         rest, codes = sum(2 * hidden for _ in self.plan.of(NormStep)), 0
-        for matrix in self.plan.matrices:
-            t = self.tiles(matrix)
+        for matrix, t in self.tilings:
             full, last = (header_chunks(self.shapes.header(matrix), n, W)
                           for n in (t.rows, t.last_rows))
             head = (t.tiles - 1) * full + last
@@ -213,7 +213,7 @@ LIMITS = (
           lambda n: n.shape.vocab,
           lambda b: (1 << Config.TOKEN_BITS) - 1, "the bits of a token id"),
     Limit("tiles of a matrix", "", "pieces in which a matrix is read; the head has most",
-          lambda n: max(n.tiles(m).tiles for m in n.plan.matrices),
+          lambda n: max(t.tiles for _, t in n.tilings),
           lambda b: (1 << _BITS["tiles"]) - 1, "the bits of an instruction"),
     Limit("program", "instructions", "they grow with layers, query heads and KV heads",
           lambda n: n.instructions, lambda b: b.config.prog_depth, "prog_depth"),
