@@ -200,7 +200,7 @@ class Ranges:
 
     @cached_property
     def _level(self) -> set[str]:
-        """Edges whose first position gets no headroom of its own: logits have no outliers."""
+        """Edges that the head reads, whose first position counts as all others do."""
         return {op.x for op in self.graph.of(Head)}
 
     def observe(self, edge: str, value: np.ndarray) -> None:
