@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from gguf_files import write_gguf
 from meadowlark.compile.compiler import compile_model
 from meadowlark.compile.layout import act_map, tile_linear
 from meadowlark.compile.limits import fits
@@ -16,7 +17,7 @@ from meadowlark.quant.shapes import Shapes
 from meadowlark.run.targets import golden_core
 from meadowlark_boards import get_board
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.isa import Epi, Header, Op, Src
+from meadowlark_hdl.isa import Epi, Header, Mode, Op, Src
 from random_model import outlined, random_model, random_texts
 
 NARROW = Config(W=8, P=4, bus_bytes=2, act_words=128, residual_values=4096, score_depth=128,
@@ -137,6 +138,20 @@ def test_an_input_lives_as_long_as_it_is_read(models):
     """The slices of an FFN share their input, whatever adds to the residual between them."""
     at = act_map(models("slices").plan, 4).at
     assert {at[f"layers.0.slice{k}.h"] for k in range(3)} == {8} and at["layers.0.norm2.x"] == 0
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])
+def test_slices_in_blocks(kind, seed, tmp_path):
+    folder = random_model(tmp_path / "m", seed=seed, hidden=64, ffn=96, layers=1)
+    model = cut_ffn(load_model(write_gguf(tmp_path / "m.gguf", folder, kind=kind)), 64)
+    qm = quantise(model, random_texts(model, seed=seed, sequences=2))
+    modes = {name: q.mode for name, q in qm.linears.items() if "slice" in name}
+    assert modes == {f"layers.0.slice{k}.{name}": Mode[kind] for k in (0, 1)
+                     for name in ("gate_up", "down")}
+    tokens = np.random.default_rng(seed).integers(0, qm.vocab, 9).tolist()
+    np.testing.assert_array_equal(
+        golden_core(compile_model(qm, board(NARROW)), NARROW, seed).forward(tokens),
+        GoldenModel(qm).forward(tokens))
 
 
 def test_heads_are_padded_to_the_core(models, seed, tmp_path):
