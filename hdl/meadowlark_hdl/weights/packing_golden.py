@@ -16,6 +16,10 @@ PREFIX = 6              #: bits that tell the length of a code word
 CLASSES = 1 << PREFIX
 MODE_BITS = 3           #: of a MEADOW packet
 MAX_LENGTH = 14         #: bits of a code word: the window always holds 17
+#: Bits of the longest code word that a table can name; damage can make it so.
+WINDOW = 15
+#: Steps for which a lane holds enough: at least 192 bits, see :func:`ahead`.
+STEPS = 12
 TABLE_BYTES = 2048      #: symbols a lane's table has room for
 CLASS_WORDS = CLASSES // 8
 #: Reversed bits of a class, or of a rank in canonical order: one is the other.
@@ -204,8 +208,9 @@ class Unpacker:
         if chunks % self.C or chunks // self.C > self.steps:
             raise PackingError(f"a tile of {chunks} chunks, and {self.steps} steps are left")
         out = np.zeros((chunks // self.C, self.W), np.int64)
-        for k in range(len(out)):
-            out[k] = self._step()
+        for at in range(0, len(out), STEPS):
+            some = out[at:at + STEPS]
+            some.T[:] = self._ranks(len(some))
         if not self.steps:
             while self._left:
                 self._word()
@@ -244,44 +249,57 @@ class Unpacker:
             code = Code(meadow=bool(self._meadow), lengths=self._lengths,
                         symbols=np.zeros((1, 1), np.uint8))
             self._bases = code.bases()
+        # Of each window, the first code word's bits and rank.
+        window = np.arange(1 << WINDOW)
+        u = REVERSED[window & CLASSES - 1]
+        n, skip = self._lengths[u], MODE_BITS if self._meadow else PREFIX
+        rank = self._bases[u] + (window >> skip & (1 << np.maximum(n - skip, 0)) - 1)
+        self._words = n.tolist(), rank.tolist()
         self._count = 0
         self._buffer, self._bits = [0] * W, [0] * W         # not yet used
         self._used, self._widths = (phases(W) * PIECE).tolist(), [0] * W
-        self._lane_order = list(range(W)) * ahead(W)
-        self._hand_out()
+        self._hand_out(list(range(W)) * ahead(W))
 
     def _word(self) -> bytes:
         self._left -= 1
         return self._take(self.W)
 
-    def _hand_out(self) -> None:
-        for lane in self._lane_order:
-            if self._left:
-                word = int.from_bytes(self._word(), "little")
-                self._buffer[lane] |= word << self._bits[lane]
-                self._bits[lane] += 8 * self.W
-        self._lane_order = []
+    def _hand_out(self, lanes: list[int]) -> None:
+        """The next words, to these lanes in turn."""
+        for lane in lanes[:self._left]:
+            word = int.from_bytes(self._word(), "little")
+            self._buffer[lane] |= word << self._bits[lane]
+            self._bits[lane] += 8 * self.W
 
-    def _step(self) -> list[int]:
-        first = self._meadow and self._count % self._packet == 0
-        ranks = []
+    def _ranks(self, steps: int) -> list[list[int]]:
+        """Of a few steps, by lane. Words asked for come after all of them: each lane holds
+        enough."""
+        lengths, ranks = self._words
+        coded = [not self._meadow or count % self._packet == 0      # no further id of a packet
+                 for count in range(self._count, self._count + steps)]
+        asks: list[list[int]] = [[] for _ in coded]                 # lanes, by step
+        out, word = [], 8 * self.W
         for lane in range(self.W):
-            bits = self._buffer[lane]
-            u = int(REVERSED[bits & CLASSES - 1])
-            n, skip = int(self._lengths[u]), PREFIX
-            base = int(self._bases[u])
-            if first:
-                skip, self._widths[lane] = MODE_BITS, (n - MODE_BITS) % 16
-            elif self._meadow:
-                skip, n, base = 0, self._widths[lane], 0
-            ranks.append(base + (bits >> skip & (1 << max(n - skip, 0)) - 1))
-            self._buffer[lane] >>= n
-            self._bits[lane] = max(self._bits[lane] - n, 0)
-            asked = self._used[lane] // (8 * self.W)
-            self._used[lane] += n
-            if self._used[lane] // (8 * self.W) > asked:
-                self._lane_order.append(lane)
-        self._hand_out()
-        self._count += 1
-        self.steps -= 1
-        return ranks
+            bits, used, width, found = self._buffer[lane], self._used[lane], self._widths[lane], []
+            full = (used // word + 1) * word
+            for k, whole in enumerate(coded):
+                if whole:
+                    window = bits & (1 << WINDOW) - 1
+                    n = lengths[window]
+                    found.append(ranks[window])
+                    width = n - MODE_BITS & 15
+                else:
+                    n = width
+                    found.append(bits & (1 << n) - 1)
+                bits >>= n
+                used += n
+                if used >= full:
+                    full += word
+                    asks[k].append(lane)
+            self._bits[lane] = max(self._bits[lane] - (used - self._used[lane]), 0)
+            self._buffer[lane], self._used[lane], self._widths[lane] = bits, used, width
+            out.append(found)
+        self._count += steps
+        self.steps -= steps
+        self._hand_out([lane for step in asks for lane in step])
+        return out
