@@ -29,11 +29,14 @@ def board(source):
     return BoardTarget("fake", Driver(fake))
 
 
-@pytest.fixture(params=["golden", "fake"])
+@pytest.fixture(params=["golden", "image", "fake"])
 def targets(request, source, tmp_path, monkeypatch):
     """A target that goes on and one that begins anew each time."""
     monkeypatch.setenv("MEADOWLARK_CACHE", str(tmp_path))
-    both = [GoldenTarget() if request.param == "golden" else board(source) for _ in range(2)]
+    both = [board(source) if request.param == "fake" else GoldenTarget() for _ in range(2)]
+    if request.param == "image":
+        source.image.save(tmp_path / "m.mlk")
+        source = Source(str(tmp_path / "m.mlk"), source.board)
     for target in both:
         target.load(source)
     return both
