@@ -35,9 +35,10 @@ def image(tmp_path_factory):
 
     def coarse(linear, step):
         return replace(linear, codes=(np.rint(linear.codes / step) * step).astype(np.int8))
-    layers = tuple(replace(layer, down=coarse(layer.down, 9), o=coarse(layer.o, 40),
-                           q=coarse(layer.q, 6)) for layer in qm.layers)
-    found = compile_model(replace(qm, layers=layers), BOARD)
+    steps = {"down": 9, "o": 40, "q": 6}
+    found = compile_model(replace(qm, numbers={
+        name: coarse(q, steps[end]) if (end := name.rpartition(".")[2]) in steps else q
+        for name, q in qm.numbers.items()}), BOARD)
     modes = {t["name"]: t["mode"] for t in found.tensors}
     assert {*modes.values()} >= {"entropy", "meadow"} and modes["layers.0.q"] != "raw"
     return found
@@ -52,11 +53,14 @@ def random_shape(rng) -> dict:
                 mlp_bias=bool(rng.integers(2)))
 
 
-def cached(core: GoldenCore, qm, positions: int) -> np.ndarray:
-    """What STOREs have put into memory: int8[layers, 2, kv_heads, positions, head]."""
+def cached(core: GoldenCore, like: np.ndarray, positions: int) -> np.ndarray:
+    """What STOREs have put into memory: int8[caches, 2, kv_heads, positions, head].
+
+    like: int8[caches, kv_heads, ...].
+    """
     stores = [i for i in core.program[core.model["decode_pc"]:] if i["op"] == Op.STORE]
     rows = [core.memory[i["addr"] * CONFIG.W:][:positions * core.head] for i in stores]
-    return np.stack(rows).view(np.int8).reshape(len(qm.layers), 2, qm.kv_heads, positions, -1)
+    return np.stack(rows).view(np.int8).reshape(len(like), 2, like.shape[1], positions, -1)
 
 
 @pytest.mark.parametrize("blocks", [False, True])
@@ -81,10 +85,9 @@ def test_random_models(tmp_path, seed, blocks):
         for (_, a), (_, b) in zip(got, want):
             np.testing.assert_array_equal(a, b)
             assert a.dtype == np.int32
-        np.testing.assert_array_equal(cached(core, qm, golden.length)[:, 0],
-                                      golden.keys[:, :, :golden.length])
-        np.testing.assert_array_equal(cached(core, qm, golden.length)[:, 1],
-                                      golden.values[:, :, :golden.length])
+        found = cached(core, golden.keys, golden.length)
+        for which, want in enumerate((golden.keys, golden.values)):
+            np.testing.assert_array_equal(found[:, which], want[:, :, :golden.length])
         assert core.counters["score_saturations"] == golden.saturations["scores"]
 
 
@@ -97,7 +100,7 @@ def test_weights_are_converted_at_each_use_or_kept(image, monkeypatch):
     told = []
     core.read_stream(lambda done, total: told.append((done, total)))
     np.testing.assert_array_equal(core.forward([5, 6, 7, 8, 9]), want)
-    kinds = {rows.values.dtype for rows, _ in core._kept.values()}
+    kinds = {rows.values.dtype for rows, _ in core.tiles._kept.values()}
     assert kinds == {np.dtype(np.int8), np.dtype(np.int16)}
     assert told[-1][0] == told[-1][1] and sorted(told[:len(told) // 2]) == told[:len(told) // 2]
 
@@ -111,7 +114,7 @@ def test_a_broken_off_pass_leaves_no_trace(image, seed):
         linear, seen = core._execute[Op.LINEAR], []
 
         def broken(i):
-            if core._pc == at:
+            if i is core.program[at]:
                 raise KeyboardInterrupt
             linear(i)
         core._execute[Op.LINEAR] = broken

@@ -1,4 +1,4 @@
-"""Golden model of the program: what Fetch, Issue and VectorUnit make of an image, in NumPy.
+"""Golden model of the program: what Issue, TilingEngine and VectorUnit make of an image, in NumPy.
 
 It knows instructions, tiles, lanes and memories (docs/architecture.md) and nothing of the model
 behind them. Every number is that of a block's golden model. Equal logits from here and from the
@@ -7,10 +7,8 @@ gateware, that the gateware is.
 """
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import takewhile
-from typing import NamedTuple
 
 import numpy as np
 
@@ -21,42 +19,14 @@ from .compute.softmax_golden import MASKED, output_scale, probabilities, saturat
 from .compute.swiglu_golden import swiglu
 from .compute.tiling_engine_golden import broadcast, dot
 from .config import Config
+from .control.fetch_golden import GoldenTiles, ProgramError, blamed, need, stream_chunks
 from .control.sampler_golden import Sampling, sample
 from .control.sequencer_golden import Pass, context_limit, prompt_passes
 from .fixed import saturate
-from .isa import Epi, Header, Instruction, Mode, Op, Src
-from .weights.block_golden import BLOCK, SCALE_BYTES
-from .weights.decoder_golden import decode_tile, header_chunks, tile_chunks
-from .weights.packing_golden import PackingError, Unpacker
+from .isa import Epi, Instruction, Op, Src
 
-#: Fields that say how an instruction's tiles lie in the stream.
-_SHAPE = ("mode", "header", "tiles", "rows", "last_rows", "row_beats", "packed")
 #: Bits that hold what an operator of the vector unit gives before its last saturation.
 WIDE = 34
-
-
-class ProgramError(ValueError):
-    """Program, registers or memory are such that no core can run them.
-
-    pc: index of the instruction at fault; None: of none.
-    """
-
-    def __init__(self, what: str, pc: int | None = None) -> None:
-        super().__init__(what if pc is None else f"instruction {pc}: {what}")
-        self.pc = pc
-
-
-class Rows(NamedTuple):
-    """Rows of tiles, decoded. mant, shift, bias: int64[rows]; values: [rows, row_beats * W]."""
-    mant: np.ndarray
-    shift: np.ndarray
-    bias: np.ndarray
-    values: np.ndarray
-
-
-def _ends(i: Instruction) -> bool:
-    """It ends its list in a final pass."""
-    return i["op"] == Op.END and not i["last"]
 
 
 class GoldenCore:
@@ -82,9 +52,7 @@ class GoldenCore:
     Attributes
     ----------
     memory : uint8[memory_bytes]
-    counters : dict[str, int]
-        Those of the core's counters that do not depend on time, since they were last set to 0 by
-        :meth:`generate` or by the caller (``clear``): see ``control/counters_table.py``.
+    tiles : GoldenTiles
 
     Raises
     ------
@@ -113,31 +81,36 @@ class GoldenCore:
             if has > limit:
                 raise ProgramError(f"model registers that cannot be: {what}, {has} > {limit}")
         rng = np.random.default_rng(seed)
-        self.memory = np.empty(memory_bytes, np.uint8)
-        self.memory[:len(memory)] = np.frombuffer(memory, np.uint8)
-        self.memory[len(memory):] = rng.integers(0, 256, memory_bytes - len(memory), np.uint8)
+        self.memory = np.concatenate([
+            np.frombuffer(memory, np.uint8),
+            rng.integers(0, 256, memory_bytes - len(memory), np.uint8)])
         self._loaded = len(memory)
+        weights = config.W * sum(i["tiles"] * i["rows"] * i["row_beats"]
+                                 for i in program[model["decode_pc"]:] if i["src"] == Src.STREAM)
+        self.tiles = GoldenTiles(config, self.memory, floats=weights <= self.KEEP)
         self._act = rng.integers(-1 << 15, 1 << 15, (config.P, config.act_words * config.W),
                                  np.int16)
         self._residual = rng.integers(-1 << 26, 1 << 26, (self.slots, model["hidden"]))
         self._rope = rng.integers(-1 << 15, 1 << 15, (self.slots, self.head // 2, 2))
         self._scores: np.ndarray | None = None          # [token slots or heads, keys]
         self._stores: list[tuple[Instruction, Pass]] = []       # still under way
-        # By place and shape: rows, and the unpacker behind them.
-        self._kept: dict[tuple[int, ...], tuple[Rows, Unpacker]] = {}
-        self._small = self.KEEP >= config.W * sum(
-            i["tiles"] * i["rows"] * i["row_beats"]
-            for i in program[model["decode_pc"]:] if i["src"] == Src.STREAM)
         self._execute: dict[Op, Callable[[Instruction], None]] = {
             Op.EMBED: self._embed, Op.ROPE: self._angles, Op.NORM: self._norm,
             Op.LINEAR: self._linear, Op.STORE: self._store, Op.QK: self._qk, Op.SV: self._sv}
-        self.counters: dict[str, int] = {}
         self.clear()
 
     def clear(self) -> None:
         """Set the counters to 0."""
-        self.counters = dict.fromkeys(("bus_read_words", "bus_write_words", "passes",
-                                       "instructions", "saturations", "score_saturations"), 0)
+        self._counts = dict.fromkeys(("bus_write_words", "passes", "instructions", "saturations",
+                                      "score_saturations"), 0)
+        self.tiles.chunks_read = 0
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Those of the core that do not depend on time (``control/counters_table.py``), since
+        :meth:`clear` or the start of :meth:`generate`."""
+        return self._counts | {
+            "bus_read_words": self.tiles.chunks_read * self.config.bus_per_chunk}
 
     # ---- Runs: the Sequencer
 
@@ -192,33 +165,28 @@ class GoldenCore:
 
     def run(self, p: Pass, tokens: Sequence[int]) -> np.ndarray | None:
         """A pass -> int32[vocab], or None if it is not final. tokens: its n ids."""
-        self._pass, self._tokens, self._pc = p, tokens, self.model[
-            "decode_pc" if p.decode else "prefill_pc"]
-        self._rewind()
+        self._pass, self._tokens = p, tokens
         self._logits = np.full(self.model["vocab"], 1 << 40)
+        self.tiles.rewind(self.model["stream_addr"])
+        pc = self.model["decode_pc" if p.decode else "prefill_pc"]
         while True:
-            self._need(self._pc < len(self.program), "the list runs past the program's end")
-            i = self.program[self._pc]
-            if i["op"] != Op.END:
-                self._need(i["op"] in self._execute, f"there is no operator {i['op']}")
-                self._execute[Op(i["op"])](i)
-            elif not i["last"] or not p.final:
-                break
-            self.counters["instructions"] += i["op"] != Op.END
-            self._pc += 1
-        self._complete_stores()
-        self.counters["instructions"] += 1
-        self.counters["passes"] += 1
-        if not p.final:
-            return None
-        self._need(bool((self._logits < 1 << 40).all()), "a row of the head is missing")
-        return self._logits.astype(np.int32)
-
-    def _need(self, holds: bool, what: str) -> None:
-        if not holds:
-            raise ProgramError(what, self._pc)
-
-    # ---- Tiles: Fetch, Reader and Decoder
+            with blamed(pc):
+                need(pc < len(self.program), "the list runs past the program's end")
+                i = self.program[pc]
+                if i["op"] == Op.END and not (i["last"] and p.final):
+                    break
+                if i["op"] != Op.END:       # one that is passed over is none
+                    need(i["op"] in self._execute, f"there is no operator {i['op']}")
+                    self._execute[Op(i["op"])](i)
+                    self._counts["instructions"] += 1
+            pc += 1
+        with blamed(pc):
+            self._complete_stores()
+            need(not p.final or bool((self._logits < 1 << 40).all()),
+                 "a row of the head is missing")
+        self._counts["instructions"] += 1
+        self._counts["passes"] += 1
+        return self._logits.astype(np.int32) if p.final else None
 
     def read_stream(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Decode all weights now, instead of each at its first use. Counters are 0 after it.
@@ -226,107 +194,18 @@ class GoldenCore:
         progress: gets the chunks done, and all of them.
         """
         for pc in (self.model["prefill_pc"], self.model["decode_pc"]):
-            self._rewind()
-            list_ = takewhile(lambda x: not _ends(x[1]), enumerate(self.program[pc:], pc))
+            list_ = takewhile(lambda x: x[1]["op"] != Op.END or x[1]["last"],
+                              enumerate(self.program[pc:], pc))
             stream = [(at, i) for at, i in list_ if i["src"] == Src.STREAM]
-            total = sum(self._chunks(i) for _, i in stream)
-            for self._pc, i in stream:
-                self._streamed(i)
+            done, total = 0, sum(stream_chunks(i) for _, i in stream)
+            self.tiles.rewind(self.model["stream_addr"])
+            for at, i in stream:
+                with blamed(at):
+                    self.tiles.stream(i)
+                done += stream_chunks(i)
                 if progress:
-                    progress(self._stream - self.model["stream_addr"], total)
+                    progress(done, total)
         self.clear()
-
-    def _rewind(self) -> None:
-        """To the start of the stream."""
-        self._stream = self.model["stream_addr"]
-        self._unpacker = Unpacker(self.config.unpack_lanes, self.config.W)
-
-    @staticmethod
-    def _chunks(i: Instruction) -> int:
-        """Of an instruction's tiles in the stream."""
-        return (i["tiles"] - 1) * i["chunks"] + i["last_chunks"]
-
-    def _raw(self, addr: int, chunks: int) -> bytes:
-        """Chunks of memory."""
-        W = self.config.W
-        self._need((addr + chunks) * W <= len(self.memory), "a tile beyond the memory")
-        return self.memory[addr * W:(addr + chunks) * W].tobytes()
-
-    def _shape(self, i: Instruction, rows: int) -> dict[str, int]:
-        """Of a tile with so many rows, which has to fit its buffer."""
-        beats, headed = rows * i["row_beats"], i["header"] != Header.NONE
-        self._need(0 < beats <= self.config.tile_beats and i["mode"] in Mode._value2member_map_,
-                   f"a tile of {beats} beats in mode {i['mode']}")
-        self._need(not headed or rows <= self.config.tile_rows, f"a tile of {rows} rows")
-        self._need(i["mode"] not in SCALE_BYTES or i["row_beats"] * self.config.W % BLOCK == 0,
-                   "rows of parts of blocks")
-        return dict(rows=rows, row_beats=i["row_beats"], mode=i["mode"], header=i["header"],
-                    W=self.config.W)
-
-    def _tile(self, i: Instruction, addr: int, rows: int, chunks: int) -> Rows:
-        """One tile that is not packed."""
-        shape = self._shape(i, rows)
-        self._need(chunks == tile_chunks(**shape), f"a tile in {chunks} chunks")
-        mant, shift, bias, values = decode_tile(self._raw(addr, chunks), **shape)
-        return Rows(mant, shift, bias, values.reshape(rows, -1))
-
-    def _streamed(self, i: Instruction) -> Rows:
-        """The next tiles of the stream, all of an instruction's."""
-        self._need(i["src"] == Src.STREAM, f"{Op(i['op']).name} of tiles that are no stream")
-        self._need(i["tiles"] > 0, "no tiles")
-        chunks = self._chunks(i)
-        key = self._stream, chunks, *(i[name] for name in _SHAPE)
-        if key not in self._kept:
-            tiles = list(self._packed(i) if i["packed"] else self._plain(i))
-            mant, shift, bias, values = map(np.concatenate, zip(*tiles))
-            kind = np.float64 if self._small else {Mode.INT8: np.int8, Mode.INT16: np.int16}.get(
-                i["mode"], np.int32)
-            self._kept[key] = Rows(mant, shift, bias, values.astype(kind)), self._unpacker
-        rows, unpacker = self._kept[key]
-        self._unpacker = copy.copy(unpacker)        # knows the tables of the segments so far
-        self._stream += chunks
-        self.counters["bus_read_words"] += chunks * self.config.bus_per_chunk
-        return rows
-
-    def _plain(self, i: Instruction) -> Iterator[Rows]:
-        for k in range(i["tiles"]):
-            rows, chunks = (i["last_rows"], i["last_chunks"]) if k == i["tiles"] - 1 else (
-                i["rows"], i["chunks"])
-            yield self._tile(i, self._stream + k * i["chunks"], rows, chunks)
-
-    def _packed(self, i: Instruction) -> Iterator[Rows]:
-        """Packed tiles lie one behind the other; the jobs cover them together."""
-        c, at, raw = self.config, 0, self._raw(self._stream, self._chunks(i))
-        try:
-            for k in range(i["tiles"]):
-                shape = self._shape(i, i["last_rows"] if k == i["tiles"] - 1 else i["rows"])
-                head = header_chunks(i["header"], shape["rows"], c.W)
-                plain, end = self._unpacker.tile(raw, at + head * c.W,
-                                                 tile_chunks(**shape) - head)
-                mant, shift, bias, values = decode_tile(
-                    raw[at:at + head * c.W] + plain.tobytes(), **shape)
-                yield Rows(mant, shift, bias, values.reshape(shape["rows"], -1))
-                at = end
-        except PackingError as error:
-            raise ProgramError(f"packed weights that are damaged: {error}", self._pc) from error
-        self._need(at == len(raw) and not self._unpacker.steps,
-                   f"packed tiles that end after {at} of {len(raw)} bytes")
-
-    def _rows(self, i: Instruction, which: Sequence[int]) -> list[Rows]:
-        """Rows of a table, a tile each."""
-        self.counters["bus_read_words"] += len(which) * i["chunks"] * self.config.bus_per_chunk
-        return [self._tile(i, i["addr"] + row * i["chunks"], 1, i["chunks"]) for row in which]
-
-    def _cached(self, i: Instruction) -> np.ndarray:
-        """Keys or values of all positions that the pass sees: int64[ctx, head]."""
-        self._complete_stores()
-        ctx, beats = self._pass.ctx, i["row_beats"]
-        self._need(i["src"] == Src.KV and i["rows"] > 0 and beats * self.config.W == self.head
-                   and i["mode"] == Mode.INT8, f"{Op(i['op']).name} of tiles that are no cache")
-        self._need(i["rows"] * beats <= self.config.tile_beats, f"a tile of {i['rows']} keys")
-        self.counters["bus_read_words"] += ctx * beats * self.config.bus_per_chunk
-        raw = np.frombuffer(self._raw(i["addr"], ctx * beats), np.int8)
-        return raw.reshape(ctx, self.head)
 
     # ---- Activation memories
 
@@ -335,7 +214,7 @@ class GoldenCore:
         indices (lane, element), which broadcast to [n, count]."""
         block, lane = np.divmod(slots[:, None], self.config.P)
         at = block * self.model["block_words"] * self.config.W + element + np.arange(count)
-        self._need(int(at.max()) < self._act.shape[1], "activations beyond their memory")
+        need(int(at.max()) < self._act.shape[1], "activations beyond their memory")
         return lane, at
 
     def _read(self, slots: np.ndarray, word: int, count: int) -> np.ndarray:
@@ -345,7 +224,7 @@ class GoldenCore:
     def _write(self, slots: np.ndarray, element: int, wide: np.ndarray, bits: int = 16) -> None:
         """Saturate [n, count], count what was, write from an element of each slot's block on."""
         y = saturate(wide, bits)
-        self.counters["saturations"] += int(np.count_nonzero(y != wide))
+        self._counts["saturations"] += int(np.count_nonzero(y != wide))
         self._act[self._words(slots, element, y.shape[1])] = y
 
     def _of_pass(self, i: Instruction) -> np.ndarray:
@@ -357,28 +236,28 @@ class GoldenCore:
     # ---- Instructions: Issue, TilingEngine and VectorUnit
 
     def _embed(self, i: Instruction) -> None:
-        self._need(i["src"] == Src.TOKEN and i["row_beats"] * self.config.W == self.model["hidden"],
+        need(i["src"] == Src.TOKEN and i["row_beats"] * self.config.W == self.model["hidden"],
                    "an embedding of another width")
-        for slot, row in enumerate(self._rows(i, self._tokens)):
+        for slot, row in enumerate(self.tiles.table(i, self._tokens)):
             self._residual[slot] = add_residual(0, requant(row.values[0], row.mant, row.shift,
                                                            row.bias))
 
     def _angles(self, i: Instruction) -> None:
         p = self._pass
-        self._need(i["src"] == Src.TABLE and i["row_beats"] * self.config.W == self.head,
+        need(i["src"] == Src.TABLE and i["row_beats"] * self.config.W == self.head,
                    "angles of another head")
-        for slot, row in enumerate(self._rows(i, range(p.pos0, p.ctx))):
+        for slot, row in enumerate(self.tiles.table(i, range(p.pos0, p.ctx))):
             self._rope[slot] = row.values.reshape(-1, 2)
 
     def _norm(self, i: Instruction) -> None:
-        gamma, slots = self._streamed(i).values, self._of_pass(i)[-1 if i["last"] else 0:]
-        self._need(gamma.shape == (1, self.model["hidden"]), "gammas of another width")
+        gamma, slots = self.tiles.stream(i).values, self._of_pass(i)[-1 if i["last"] else 0:]
+        need(gamma.shape == (1, self.model["hidden"]), "gammas of another width")
         r = self._residual[slots]
         self._write(slots, i["y"], rmsnorm(r, sum_of_squares(r), self.model["eps"], gamma[0],
                                            i["shift"], WIDE))
 
     def _linear(self, i: Instruction) -> None:
-        rows, slots = self._streamed(i), self._of_pass(i)
+        rows, slots = self.tiles.stream(i), self._of_pass(i)
         if i["epi"] == Epi.LOGIT:
             slots = slots[-1:]
         width = rows.values.shape[1]
@@ -390,19 +269,19 @@ class GoldenCore:
     def _epilogue(self, i: Instruction, slots: np.ndarray, y: np.ndarray) -> None:
         """What becomes of requantised rows y[slots, rows]."""
         epi, bits = i["epi"], 8 if i["epi"] in (Epi.ACT8, Epi.ROPE8) else 16
-        self._need(epi in Epi._value2member_map_, f"there is no epilogue {epi}")
+        need(epi in Epi._value2member_map_, f"there is no epilogue {epi}")
         if epi == Epi.RESID:
-            self._need(y.shape[1] <= self.model["hidden"], "rows beyond the residual")
+            need(y.shape[1] <= self.model["hidden"], "rows beyond the residual")
             at = slots[:, None], np.arange(y.shape[1])
             self._residual[at] = add_residual(self._residual[at], y)
             return
         if epi == Epi.LOGIT:
-            self._need(y.shape[1] <= len(self._logits), "rows beyond the vocabulary")
+            need(y.shape[1] <= len(self._logits), "rows beyond the vocabulary")
             self._logits[:y.shape[1]] = y[0]
             return
-        self._need(epi in (Epi.ACT16, Epi.ACT8) or y.shape[1] % 2 == 0, "a pair with one row")
+        need(epi in (Epi.ACT16, Epi.ACT8) or y.shape[1] % 2 == 0, "a pair with one row")
         if epi in (Epi.ROPE16, Epi.ROPE8):
-            self._need(y.shape[1] % self.head == 0, "a part of a head is rotated")
+            need(y.shape[1] % self.head == 0, "a part of a head is rotated")
             pairs = y.reshape(len(y), -1, self.head // 2, 2)
             cos, sin = np.moveaxis(self._rope[slots, None], -1, 0)
             y = np.stack(rope(pairs[..., 0], pairs[..., 1], cos, sin, i["shift"], WIDE),
@@ -411,13 +290,13 @@ class GoldenCore:
             y = swiglu(y[:, 0::2], y[:, 1::2], i["shift"], WIDE)
         if i["heads"]:                      # of lane 0, a head for each lane
             slots = self._heads(i)
-            self._need(y.shape == (1, len(slots) * self.head), "not a head for each lane")
+            need(y.shape == (1, len(slots) * self.head), "not a head for each lane")
             y = y.reshape(len(slots), self.head)
         self._write(slots, i["y"], y, bits)
 
     def _heads(self, i: Instruction) -> np.ndarray:
         """Lanes that are heads, as slots: those of block 0."""
-        self._need(0 < i["lanes"] <= self.config.P and self._pass.n == 1,
+        need(0 < i["lanes"] <= self.config.P and self._pass.n == 1,
                    f"{i['lanes']} heads, {self._pass.n} tokens")
         return np.arange(i["lanes"])
 
@@ -428,28 +307,30 @@ class GoldenCore:
         for i, p in self._stores:
             count = i["row_beats"] * self.config.W
             at, end = ((i["addr"] * self.config.W + pos * count) for pos in (p.pos0, p.ctx))
-            self._need(self._loaded <= at and end <= len(self.memory),
+            need(self._loaded <= at and end <= len(self.memory),
                        "a STORE outside of the cache")
             y = self._read(np.arange(p.n), i["x"], count)
             self.memory[at:end] = y.astype(np.uint8).ravel()
-            self.counters["bus_write_words"] += (end - at) // self.config.bus_bytes
+            self._counts["bus_write_words"] += (end - at) // self.config.bus_bytes
         self._stores.clear()
 
     def _qk(self, i: Instruction) -> None:
-        p, keys = self._pass, self._cached(i)
-        self._need(p.nb * p.ctx <= self.config.score_depth, "more scores than their memory holds")
+        self._complete_stores()
+        p, keys = self._pass, self.tiles.cache(i, self._pass.ctx, self.head)
+        need(p.nb * p.ctx <= self.config.score_depth, "more scores than their memory holds")
         slots = self._heads(i) if i["heads"] else np.arange(p.n)
         acc = dot(keys, self._read(slots, i["x"], self.head))
         # A token sees the keys up to its own.
         hidden = np.arange(p.ctx) > p.pos0 + (0 * slots if i["heads"] else slots)[:, None]
-        self.counters["score_saturations"] += int(np.count_nonzero(
+        self._counts["score_saturations"] += int(np.count_nonzero(
             saturated(acc, i["shift"]) & ~hidden))
         self._scores = np.where(hidden, MASKED, scores(acc, i["shift"]))
 
     def _sv(self, i: Instruction) -> None:
-        values = self._cached(i)
+        self._complete_stores()
+        values = self.tiles.cache(i, self._pass.ctx, self.head)
         slots = self._heads(i) if i["heads"] else np.arange(self._pass.n)
-        self._need(self._scores is not None and self._scores.shape == (len(slots), len(values)),
+        need(self._scores is not None and self._scores.shape == (len(slots), len(values)),
                    "SV without its QK")
         p, total = probabilities(self._scores)
         mant, shift = output_scale(total, i["mant"], i["shift"])
