@@ -68,7 +68,7 @@ def main(name: str, seeds: int, core: bool, changes: tuple[str, ...]) -> None:
     except (UserError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    print(json.dumps(summary(board, built), indent=1))
+    print(json.dumps(summary(built), indent=1))
     raise SystemExit(not built.meets_timing)
 
 

@@ -47,7 +47,8 @@ PARTS = [
     Part("sdram-stream", "scripts/sdram_stream.py"),
     Part("sdram-crossing", "scripts/sdram_stream.py --clock 133.3333 " + " ".join(
         f"--core {mhz}" for mhz in (60, 66.7, 80, 88.9, 100, 120))),
-    *(Part(f"bitstream-{board.name}", f"-m meadowlark.cli build --board {board.name}")
+    *(Part(f"bitstream-{board.name}",
+           f"-m meadowlark.cli build --board {board.name} --clock recorded")
       for board in BOARDS.values() if board.sdram or board.ddr3),
 ]
 

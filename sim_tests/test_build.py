@@ -1,5 +1,6 @@
 """Bitstreams, as far as they go without the synthesis tools: netlist, pins, report, errors.
 """
+import json
 import re
 import shutil
 import subprocess
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from amaranth.back import rtlil
-from meadowlark.chip.build import Built, build, design, flash, modules, platform_of, summary
+from meadowlark.chip.build import (Built, at_clock, build, build_fastest, clocks, core_mhz, design,
+                                   flash, modules, platform_of, summary)
 from meadowlark.chip.ecp5 import PathStep, Report, Unroutable, path_lines
 from meadowlark.chip.litedram import read_core
 from meadowlark.cli import main
@@ -80,7 +82,8 @@ def test_the_whole_chip_on_its_pins():
     assert sum(p.startswith("sdram_0__dq__io") for p in ports) == 16
     assert sum(p.startswith("sdram_0__a__io") for p in ports) == 13
     assert {"clk25_0__io", "uart_0__rx__io", "uart_0__tx__io", "sdram_0__clk__io"} <= ports
-    assert re.search(r'FREQUENCY NET "pll\.o" 100000000', pins)
+    for net, mhz in (("o", 88_888_88), ("memory", 133_333_33), ("shifted", 133_333_33)):
+        assert re.search(rf'FREQUENCY NET "pll\.{net}" {mhz}', pins), net
     for cell in ("EHXPLLL", "ODDRX1F", "OFS1P3DX", "IFS1P3DX", "MULT18X18D", "CCU2C"):
         assert f"cell \\{cell} " in text, cell
 
@@ -113,10 +116,14 @@ def test_ddr3_needs_its_generator(tmp_path, monkeypatch):
         design(get_board("ecpix5_85f"), tmp_path)
 
 
+def report_of(fmax, wanted):
+    return Report(fmax_mhz=fmax, used={}, available={}, critical=[], wanted_mhz=wanted)
+
+
 def test_timing_is_met_when_each_clock_is():
     def met(fmax, wanted, mhz=75.0):
-        report = Report(fmax_mhz=fmax, used={}, available={}, critical=[], wanted_mhz=wanted)
-        return Built(Path("a.bit"), 1, report, {}, {}, mhz).meets_timing
+        return Built(replace(get_board("ulx3s_25f"), clock_mhz=mhz), Path("a.bit"), 1,
+                     report_of(fmax, wanted), {}, {}).meets_timing
     assert met({"core": 76.0}, {"core": 75.0})
     assert not met({"core": 74.0}, {"core": 75.0})
     assert met({"core": 76.0, "in": 101.0, "init": 30.0}, {"core": 75.0, "in": 100.0, "init": 25.0})
@@ -125,15 +132,74 @@ def test_timing_is_met_when_each_clock_is():
     assert not met({"core": 74.0}, {})
 
 
+def test_which_clock_is_the_cores():
+    board = get_board("ulx3s_85f")
+    found = report_of({"a": 140.0, "b": 91.0}, {"a": 133.33, "b": 88.89})
+    assert core_mhz(board, found) == 91.0
+    assert core_mhz(board, report_of({"a": 120.0, "b": 91.0}, {"a": 133.33, "b": 88.89})) == 91.0
+    one = replace(board, sdram=replace(board.sdram, clock_mhz=None))
+    assert core_mhz(one, report_of({"a": 90.0, "b": 91.0}, {"a": 88.89})) == 90.0
+
+
+def test_clocks_of_a_board():
+    board = get_board("ulx3s_85f")
+    some = [round(mhz, 1) for mhz in clocks(board) if 80 <= mhz < 110]
+    assert some == [80, 83.3, 88.9, 95.2, 100, 106.7]
+    for name in ("ulx3s_85f", "ulx3s_45f", "ulx3s_25f"):
+        listed = get_board(name)
+        assert at_clock(listed, listed.clock_mhz).clock_mhz == pytest.approx(listed.clock_mhz)
+    assert at_clock(board, 88.9).clock_mhz == pytest.approx(800 / 9)
+    assert at_clock(board, 88.9).memory == board.memory
+    one = replace(board, sdram=replace(board.sdram, clock_mhz=None), clock_mhz=100.0)
+    assert {75.0, 80.0, 100.0} <= set(clocks(one))
+    assert max(clocks(one)) <= 400 / 3 + 1e-3         # the SDRAM's
+    assert at_clock(one, 80).memory.bytes_per_s == pytest.approx(0.8 * board.memory.bytes_per_s)
+    assert clocks(get_board("ecpix5_85f")) == []
+    with pytest.raises(UserError, match=r"^the PLL makes no 90 MHz beside 133.33 MHz; choose"):
+        at_clock(board, 90)
+    odd = replace(board, link=replace(board.link, baud=2_000_000))
+    with pytest.raises(UserError, match=r"^baud 2000000 is missed by 1.0 % with a clock of 88888"):
+        at_clock(odd, 88.9)
+    assert 800 / 9 not in clocks(odd) and 80 in clocks(odd)
+
+
+@pytest.mark.parametrize("limit, memory, want, order", [
+    # The recorded clock is met, and one faster; the one after that is not.
+    ({88.889: 97.0, 95.238: 101.0, 100.0: 98.0}, 140.0, 95.238, [88.889, 95.238, 100.0]),
+    ({88.889: 93.0}, 140.0, 88.889, [88.889]),
+    # It is missed: the fastest that it reached, and slower ones until one is met.
+    ({88.889: 87.0, 83.333: 82.0, 80.0: 81.0}, 140.0, 80.0, [88.889, 83.333, 80.0]),
+    # The SDRAM's clock is missed: another core clock does not help.
+    ({88.889: 93.0}, 130.0, 88.889, [88.889]),
+])
+def test_the_fastest_clock_that_timing_allows(tmp_path, monkeypatch, limit, memory, want, order):
+    def build_one(board, directory, **rest):
+        directory.mkdir()
+        (directory / "a.bit").write_text(f"{board.clock_mhz:.3f}")
+        found = report_of({"a": limit[round(board.clock_mhz, 3)], "b": memory},
+                          {"a": board.clock_mhz, "b": 133.33})
+        return Built(board, directory / "a.bit", 1, found, {}, {})
+    monkeypatch.setattr("meadowlark.chip.build.build", build_one)
+    built, tried = build_fastest(get_board("ulx3s_85f"), tmp_path)
+    assert [round(mhz, 3) for mhz in tried] == order
+    assert built.board.clock_mhz == pytest.approx(want, abs=1e-3)
+    assert built.bitstream == tmp_path / "a.bit"
+    assert built.bitstream.read_text() == f"{want:.3f}"
+    said = json.loads((tmp_path / "report.json").read_text())
+    assert said["clock_mhz"] == want and said["memory_mhz"] == 133.333
+    assert list(said["clocks_tried"].values()) == list(limit.values())
+    assert said["meets_timing"] is (memory > 133.34)
+
+
 def test_the_next_placement_when_one_does_not_route(tmp_path, monkeypatch):
-    clocks = {1: None, 2: 59.0, 3: 61.0}
+    reached = {1: None, 2: 65.0, 3: 67.0}
     seen = []
 
     def place(directory, *, seed, **chip):
-        if clocks[seed] is None:
+        if reached[seed] is None:
             raise Unroutable("no route")
         (directory / "top.config").write_text(str(seed))
-        return Report(fmax_mhz={"clk": clocks[seed]}, used={}, available={}, critical=[])
+        return Report(fmax_mhz={"clk": reached[seed]}, used={}, available={}, critical=[])
 
     def synthesise(rtlil, directory, **rest):
         (directory / "top.json").write_text("{}")
@@ -147,10 +213,10 @@ def test_the_next_placement_when_one_does_not_route(tmp_path, monkeypatch):
     monkeypatch.setattr("meadowlark.chip.build.place_and_route", place)
     monkeypatch.setattr("subprocess.run", pack)
     board = get_board("ulx3s_25f")
-    for seeds, bits, tried in ((3, "3", {1: None, 2: 59.0, 3: 61.0}), (2, "2", {1: None, 2: 59.0})):
+    for seeds, bits, tried in ((3, "3", {1: None, 2: 65.0, 3: 67.0}), (2, "2", {1: None, 2: 65.0})):
         built = build(board, tmp_path, seeds=seeds, progress=seen.append)
         assert built.bitstream.read_text() == bits and built.tried == tried
-        assert summary(board, built)["tried"]["1"] is None
+        assert summary(built)["tried"]["1"] is None
     assert "seed 1: no route" in seen
     with pytest.raises(UserError, match="^no placement of 1 routes: try more --seeds"):
         build(board, tmp_path, seeds=1)
@@ -170,7 +236,8 @@ def test_boards_without_a_bitstream_say_so(tmp_path):
     assert main(["build", "--clock", "1"]) == 2
     assert main(["build", "--board", "ecpix5_85f", "--clock", "60"]) == 2
     assert main(["build", "--clock", "199", "-o", str(tmp_path / "x")]) == 2    # not by that PLL
-    assert main(["build", "--clock", "150", "-o", str(tmp_path / "x")]) == 2    # nor that SDRAM
+    assert main(["build", "--clock", "90", "-o", str(tmp_path / "x")]) == 2     # nor beside 133.33
+    assert main(["build", "--clock", "quick", "-o", str(tmp_path / "x")]) == 2
     assert not list(tmp_path.iterdir())
     assert main(["flash", "--board", "nothing"]) == 2
 

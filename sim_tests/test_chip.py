@@ -283,7 +283,7 @@ def test_image_through_frames(odd):
 
 
 def test_ulx3s(ulx3s, tmp_path, seed):
-    """The flagship's own Config and memory timing: blocks of 16 lanes, 2 bytes a cycle."""
+    """The flagship's own Config and memory timing: beats of 16 weights, words of 4 bytes."""
     rng = np.random.default_rng(seed)
     chip = Chip(ulx3s, get_board("ulx3s_85f"), "stories")
     prompt = chip.source.tokenizer.encode("Tom was sad because")

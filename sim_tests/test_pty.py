@@ -40,8 +40,7 @@ def stub(board, directory, *, seeds, progress):
     for line in ("elaborating the chip", "2.1. Executing [yosys] :smile: PASS " + "x" * 100):
         progress(line)
         time.sleep(0.3)
-    return build.Built(Path("x.bit"), 1, REPORT,
-                       {1: 101.0}, {"LUT4": 1234}, 100.0)
+    return build.Built(board, Path("x.bit"), 1, REPORT, {1: 101.0}, {"LUT4": 1234})
 build.build = stub
 """
 TURNS = "{{ bos_token }}{% for m in messages %}{{ m.content }}, {% endfor %}"
@@ -53,7 +52,7 @@ COMMANDS = {
     "chat": (["chat", "--target", "golden", "-n", "8", "--model", "MODEL"], "", b"Hello\nYou\n",
              "tokens/s here"),
     "bench": (["bench", "-p", "4", "-n", "4"], BENCH, b"", ""),
-    "build": (["build"], BUILD, b"", ""),
+    "build": (["build", "--clock", "recorded"], BUILD, b"", ""),
     "compile": (["compile", "MODEL", "-o", "MODEL.mlk"], "", b"",
                 "bytes per token"),
     "info": (["info", "stories"], "", b"", ""),

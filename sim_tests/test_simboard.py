@@ -1,6 +1,7 @@
 """The simulated board around a small stand-in core: data, timing, counters, cache."""
 import subprocess
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -114,7 +115,8 @@ def command(op: int, source: int, target: int, count: int, sparse: int = 0) -> b
 
 
 def small(bus_bytes: int, **memory) -> Board:
-    timing = {"size_bytes": 1 << 20, "latency_cycles": 5, "page_bytes": 1024, **memory}
+    timing = {"size_bytes": 1 << 20, "bytes_per_s": bus_bytes * 1e8, "latency_ns": 50,
+              "page_bytes": 1024, **memory}
     return Board(name="small", title="stand-in", clock_mhz=100.0, link=LinkInfo(kind="queue"),
                  config=Config(W=16, P=4, bus_bytes=bus_bytes, burst_words=16, fifo_words=64),
                  memory=MemoryTiming(**timing))
@@ -151,7 +153,7 @@ def test_copies_memory_over_every_bus_width(bus_bytes, seed):
 
 
 def test_streams_one_word_a_cycle_and_returns_the_data(seed):
-    with simboard(2, latency_cycles=20) as sim:
+    with simboard(2, latency_ns=200) as sim:
         sim.memory[:] = np.random.default_rng(seed).integers(0, 256, len(sim.memory), np.uint8)
         low = sim.memory[32 * 100:32 * 356:2]
         sim.run(50)
@@ -164,10 +166,10 @@ def test_streams_one_word_a_cycle_and_returns_the_data(seed):
 
 @pytest.mark.parametrize("memory, cause, cycles", [
     # Every 100 cycles from cycle 100: 7 groups within 640 words and what they take themselves.
-    ({"refresh_interval_cycles": 100, "refresh_cycles": 10}, "idle_refresh", 70),
+    ({"refresh_interval_ns": 1000, "refresh_ns": 100}, "idle_refresh", 70),
     # 640 words x 2 bytes in pages of 64 bytes and one bank: the first row of the first burst;
     # contiguous bursts open the others beforehand.
-    ({"row_miss_cycles": 8, "page_bytes": 64}, "idle_row", 8),
+    ({"row_miss_ns": 80, "page_bytes": 64}, "idle_row", 8),
 ])
 def test_counts_idle_cycles_by_cause(memory, cause, cycles):
     with simboard(2, **memory) as sim:
@@ -181,8 +183,8 @@ def test_counts_idle_cycles_by_cause(memory, cause, cycles):
 
 def test_turning_the_bus_and_changing_rows_cost_their_cycles():
     counted = {}
-    for name, memory in {"free": {}, "turn": {"turnaround_cycles": 9},
-                         "row": {"row_miss_cycles": 11}}.items():
+    for name, memory in {"free": {}, "turn": {"turnaround_ns": 90},
+                         "row": {"row_miss_ns": 110}}.items():
         with simboard(2, **memory) as sim:
             assert ask(sim, command(COPY, 0, 4096, 20)) == bytes([COPY])
             counted[name] = sim.counters()
@@ -191,6 +193,36 @@ def test_turning_the_bus_and_changing_rows_cost_their_cycles():
     for name, cause, most in ("turn", "idle_turnaround", 39 * 9), ("row", "idle_row", 40 * 11):
         assert 0 < counted[name][cause] <= most
         assert (counted[name]["cycles"] - counted["free"]["cycles"]) == counted[name][cause]
+
+
+@pytest.mark.parametrize("bytes_per_s, word, cycles", [
+    (150e6, (4, 3), 4096 * 4 / 3), (250e6, (4, 5), 4096), (400 / 3 * 1e6, (3, 2), 4096 * 1.5)])
+def test_a_memory_with_a_clock_of_its_own(bytes_per_s, word, cycles, seed):
+    """A stream takes what memory, or the core's port of 2 bytes at 100 MHz, allows; latency is in
+    ns whatever the clock is."""
+    board = small(2, bytes_per_s=bytes_per_s, latency_ns=203)
+    ticks = board.memory.ticks(board.clock_mhz, 2)
+    assert Fraction(ticks.word, ticks.core) == Fraction(*word)
+    assert 203 <= ticks.latency * 10 / ticks.core < 203 + 10 / ticks.core
+    with simboard(2, bytes_per_s=bytes_per_s, latency_ns=203) as sim:
+        sim.memory[:] = np.random.default_rng(seed).integers(0, 256, len(sim.memory), np.uint8)
+        low = sim.memory[32 * 100:32 * 356:2]
+        sim.run(50)
+        start = sim.counters()["cycles"]
+        assert ask(sim, command(READ, 100, 0, 256)) == bytes([READ ^ np.bitwise_xor.reduce(low)])
+        c = sim.counters()
+        assert cycles + 32 <= c["cycles"] - start <= cycles + 36
+        assert c["read_words"] == 4096
+
+
+def test_times_are_the_same_cycles_where_memory_has_the_clock():
+    for board in BOARDS.values():
+        ticks = board.memory.ticks(board.clock_mhz, board.config.bus_bytes)
+        if board.one_clock or board.link.kind != "uart":
+            assert ticks.core == ticks.word == 1, board.name
+        quick = board.at(2 * board.clock_mhz)
+        again = quick.memory.ticks(quick.clock_mhz, quick.config.bus_bytes)
+        assert (again == ticks) is board.one_clock
 
 
 def test_taps_logits_pass_by_pass():
@@ -293,10 +325,17 @@ def test_an_unknown_board_is_told_the_names():
 
 def test_board_data_is_checked():
     with pytest.raises(ValueError, match="page_bytes must be a power of two, not 1000"):
-        MemoryTiming(size_bytes=1 << 20, latency_cycles=5, page_bytes=1000)
-    with pytest.raises(ValueError, match="refresh_cycles .* not 200"):
-        MemoryTiming(size_bytes=1 << 20, latency_cycles=5, refresh_interval_cycles=100,
-                     refresh_cycles=200)
+        MemoryTiming(size_bytes=1 << 20, bytes_per_s=1e9, latency_ns=5, page_bytes=1000)
+    with pytest.raises(ValueError, match="refresh_ns .* not 200"):
+        MemoryTiming(size_bytes=1 << 20, bytes_per_s=1e9, latency_ns=5, refresh_interval_ns=100,
+                     refresh_ns=200)
+    for name in ("bytes_per_s", "latency_ns"):
+        with pytest.raises(ValueError, match=f"^{name} must be positive, not 0$"):
+            MemoryTiming(**{"size_bytes": 1 << 20, "bytes_per_s": 1e9, "latency_ns": 5, name: 0})
+    with pytest.raises(ValueError, match="^row_miss_ns must not be negative, not -1$"):
+        MemoryTiming(size_bytes=1 << 20, bytes_per_s=1e9, latency_ns=5, row_miss_ns=-1)
+    with pytest.raises(ValueError, match="^ahead_words must be at least 1, not 0$"):
+        MemoryTiming(size_bytes=1 << 20, bytes_per_s=1e9, latency_ns=5, ahead_words=0)
     with pytest.raises(ValueError, match="kind must be uart, axi or queue, not 'usb'"):
         LinkInfo(kind="usb")
 

@@ -1,47 +1,73 @@
 """What a board is: data only, validated once."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from math import ceil, gcd
 
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.memory.sdram_part import SdramPart
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryTiming:
-    """A memory seen through the core's memory port, in cycles of the core's clock.
+class Ticks:
+    """A memory beside a core's clock, in ticks of which both clocks' periods are whole numbers.
 
-    The bus moves one word of ``Config.bus_bytes`` a cycle. The numbers describe what keeps it from
-    doing so; the simulated board and the compiler's cycle model read the same ones.
+    core: a cycle of the core. word: a word of the core's port on the memory's bus. The others are
+    the times of :class:`MemoryTiming`, never rounded down.
+    """
+    core: int
+    word: int
+    latency: int
+    row_miss: int
+    turnaround: int
+    refresh_interval: int
+    refresh: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryTiming:
+    """A memory seen through the core's memory port, whatever the core's clock is.
+
+    The numbers describe what its bus moves at best and what keeps it from doing so; the simulated
+    board and the compiler's cycle model read the same ones.
 
     Parameters
     ----------
     size_bytes : int
         Capacity.
-    latency_cycles : int, 1..1024
-        From a word's cycle on the memory bus to the core.
-    row_miss_cycles : int, 0..1024
-        Idle cycles before a burst that opens another row; hidden while an earlier burst to another
+    bytes_per_s : float
+        Of the bus, while it moves words.
+    latency_ns : float
+        From a word's time on the memory bus to the core; with all that a command needs to get
+        there.
+    row_miss_ns : float
+        Idle time before a burst that opens another row; hidden while an earlier burst to another
         bank runs.
     page_bytes : int, power of two
         Bytes of a row in one bank. Addresses map to {row, bank, column}.
     banks : int, power of two
         Banks with a row of their own.
-    turnaround_cycles : int, 0..1024
-        Idle cycles when the bus changes direction.
-    refresh_interval_cycles : int
+    turnaround_ns : float
+        Idle time when the bus changes direction.
+    refresh_interval_ns : float
         Between groups of refreshes; 0: none.
-    refresh_cycles : int
+    refresh_ns : float
         Length of a group, rows closed and opened again included.
+    ahead_words : int
+        Words of the core's port, beyond those of the latency, that wait for a core whose port is
+        slower than the memory.
     """
     size_bytes: int
-    latency_cycles: int
-    row_miss_cycles: int = 0
+    bytes_per_s: float
+    latency_ns: float
+    row_miss_ns: float = 0.0
     page_bytes: int = 1024
     banks: int = 1
-    turnaround_cycles: int = 0
-    refresh_interval_cycles: int = 0
-    refresh_cycles: int = 0
+    turnaround_ns: float = 0.0
+    refresh_interval_ns: float = 0.0
+    refresh_ns: float = 0.0
+    ahead_words: int = 16
 
     def __post_init__(self) -> None:
         def need(ok: bool, what: str) -> None:
@@ -53,24 +79,38 @@ class MemoryTiming:
                  f"{name} must be a power of two, not {value!r}")
         need(self.size_bytes > 0 and self.size_bytes % self.page_bytes == 0,
              f"size_bytes must be a positive multiple of page_bytes, not {self.size_bytes!r}")
-        need(1 <= self.latency_cycles <= 1024,
-             f"latency_cycles must be in 1..1024, not {self.latency_cycles!r}")
-        for name in ("row_miss_cycles", "turnaround_cycles"):
+        for name in ("bytes_per_s", "latency_ns"):
             value = getattr(self, name)
-            need(0 <= value <= 1024, f"{name} must be in 0..1024, not {value!r}")
-        need(self.refresh_interval_cycles >= 0, "refresh_interval_cycles must not be negative, "
-             f"not {self.refresh_interval_cycles!r}")
-        need(self.refresh_cycles >= 0 and (self.refresh_interval_cycles == 0 or
-             self.refresh_cycles < self.refresh_interval_cycles),
-             "refresh_cycles must be at least 0 and below refresh_interval_cycles, "
-             f"not {self.refresh_cycles!r}")
+            need(value > 0, f"{name} must be positive, not {value!r}")
+        for name in ("row_miss_ns", "turnaround_ns", "refresh_interval_ns"):
+            value = getattr(self, name)
+            need(value >= 0, f"{name} must not be negative, not {value!r}")
+        need(self.refresh_ns >= 0 and (self.refresh_interval_ns == 0 or
+             self.refresh_ns < self.refresh_interval_ns),
+             "refresh_ns must be at least 0 and below refresh_interval_ns, "
+             f"not {self.refresh_ns!r}")
+        need(self.ahead_words >= 1, f"ahead_words must be at least 1, not {self.ahead_words!r}")
 
-    @property
-    def refresh_share(self) -> float:
-        """Fraction of cycles taken by refresh, 0..1."""
-        if not self.refresh_interval_cycles:
-            return 0.0
-        return self.refresh_cycles / self.refresh_interval_cycles
+    def ticks(self, clock_mhz: float, bus_bytes: int) -> Ticks:
+        """The times beside a core's clock, and for words of its port."""
+        def exact(ns: float) -> Fraction:
+            return Fraction(ns).limit_denominator(1000)
+        core, word = exact(1000 / clock_mhz), exact(bus_bytes * 1e9 / self.bytes_per_s)
+        tick = Fraction(gcd(core.numerator * word.denominator, word.numerator * core.denominator),
+                        core.denominator * word.denominator)
+
+        def whole(ns: float) -> int:
+            return ceil(ns / float(tick) - 0.01)    # 166.7 ns are ten cycles at 60 MHz
+        return Ticks(core=int(core / tick), word=int(word / tick), latency=whole(self.latency_ns),
+                     row_miss=whole(self.row_miss_ns), turnaround=whole(self.turnaround_ns),
+                     refresh_interval=whole(self.refresh_interval_ns),
+                     refresh=whole(self.refresh_ns))
+
+    def faster(self, times: float) -> MemoryTiming:
+        """The same in a clock that is quicker by a factor."""
+        return replace(self, bytes_per_s=self.bytes_per_s * times, **{
+            name: getattr(self, name) / times for name in (
+                "latency_ns", "row_miss_ns", "turnaround_ns", "refresh_interval_ns", "refresh_ns")})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +227,7 @@ class Board:
     clock_mhz : float
         Core clock.
     memory : MemoryTiming
-        External memory behind the core's port; same clock.
+        External memory behind the core's port.
     link : LinkInfo
         Host link.
     platform : str
@@ -217,4 +257,21 @@ class Board:
     @property
     def bandwidth(self) -> float:
         """Peak of the memory bus, bytes per second."""
-        return self.config.bus_bytes * self.clock_mhz * 1e6
+        return self.memory.bytes_per_s
+
+    @property
+    def bytes_per_cycle(self) -> float:
+        """Peak of the memory bus, bytes per cycle of the core."""
+        return self.memory.bytes_per_s / (self.clock_mhz * 1e6)
+
+    @property
+    def one_clock(self) -> bool:
+        """Core and memory have one clock, or clocks of one ratio."""
+        return self.ddr3 is not None or (self.sdram is not None and self.sdram.clock_mhz is None)
+
+    def at(self, clock_mhz: float) -> Board:
+        """The board with another core clock; a memory without a clock of its own follows."""
+        memory = self.memory
+        if self.one_clock and clock_mhz != self.clock_mhz:
+            memory = memory.faster(clock_mhz / self.clock_mhz)
+        return replace(self, clock_mhz=clock_mhz, memory=memory)

@@ -20,15 +20,16 @@ BOARD = Board(
     # and opened after a refresh. Estimates; docs/boards.md has what LiteDRAM's controller does.
     memory=MemoryTiming(
         size_bytes=512 << 20,
-        latency_cycles=24,
-        row_miss_cycles=4,          # tRP + tRCD and the command's way
+        bytes_per_s=600e6,
+        latency_ns=320,
+        row_miss_ns=53.3,           # tRP + tRCD and the command's way
         page_bytes=2048,            # 1,024 columns x 16 bits
         banks=8,
-        turnaround_cycles=4,
-        refresh_interval_cycles=1170,   # two refreshes of 7.8 us
-        refresh_cycles=39,          # 260 ns each
+        turnaround_ns=53.3,
+        refresh_interval_ns=15_600,     # two refreshes of 7.8 us
+        refresh_ns=520,             # 260 ns each
     ),
-    link=LinkInfo(kind="uart", baud=2_000_000),
+    link=LinkInfo(kind="uart", baud=1_500_000),
     platform="amaranth_boards.ecpix5:ECPIX585Platform",
     # Micron's MT41K256M16, 4 Gbit DDR3L, -125, as LiteX's own target of this board has it.
     ddr3=Ddr3Info(module="MT41K256M16", rcd_ns=13.75, rp_ns=13.75, ras_ns=35, wr_ns=15, rfc_ns=260,

@@ -19,13 +19,14 @@ BOARD = Board(
     # refresh cost is hidden behind it.
     memory=MemoryTiming(
         size_bytes=256 << 20,           # of 4 GB: the region that Linux leaves to the core
-        latency_cycles=50,              # 250 ns through interconnect and controller
-        row_miss_cycles=6,              # tRP + tRCD = 28 ns
+        bytes_per_s=3.2e9,
+        latency_ns=250,                 # through interconnect and controller
+        row_miss_ns=30,                 # tRP + tRCD = 28 ns
         page_bytes=8192,                # 1,024 columns x 64 bits
         banks=8,
-        turnaround_cycles=4,
-        refresh_interval_cycles=1560,   # tREFI = 7.8 us
-        refresh_cycles=70,              # tRFC = 350 ns (8 Gbit)
+        turnaround_ns=20,
+        refresh_interval_ns=7800,       # tREFI
+        refresh_ns=350,                 # tRFC (8 Gbit)
     ),
     link=LinkInfo(kind="axi"),
     zynq=ZynqInfo(part="xck26-sfvc784-2LV-c", board_part="xilinx.com:kv260_som:part0:1.4"),

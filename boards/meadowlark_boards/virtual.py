@@ -22,7 +22,8 @@ BOARD = Board(
     clock_mhz=100.0,
     memory=MemoryTiming(
         size_bytes=256 << 20,       # int8 weights of 135 M parameters and a cache of 2,048 tokens
-        latency_cycles=20,
+        bytes_per_s=1.6e9,
+        latency_ns=200,
         page_bytes=4096,
     ),
     link=LinkInfo(kind="queue"),

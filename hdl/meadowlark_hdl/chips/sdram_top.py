@@ -141,7 +141,8 @@ class SdramTop(Elaboratable):
         if self.memory_mhz is None:
             m.submodules.reset = cdc.ResetSynchronizer(~pll.locked, domain="sync")
         else:
-            m.domains.sdram, m.domains.shifted = ClockDomain(), ClockDomain(reset_less=True)
+            m.domains.sdram = ClockDomain()
+            m.domains.shifted = ClockDomain(reset_less=True)
             m.d.comb += [ClockSignal("sdram").eq(pll.memory),
                          ClockSignal("shifted").eq(pll.shifted)]
             resets(m, ~pll.locked)

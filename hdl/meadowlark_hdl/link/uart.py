@@ -32,7 +32,7 @@ class Uart(wiring.Component):
     Raises
     ------
     ValueError
-        A bit would be shorter than 8 cycles, or off by more than 1.5 %.
+        A bit would be shorter than 8 cycles, or off by more than 1 %.
     """
 
     def __init__(self, *, clock_hz: float, baud: int):
@@ -41,7 +41,7 @@ class Uart(wiring.Component):
             raise ValueError(f"baud must be at most {clock_hz / 8:.0f}, an eighth of the clock, "
                              f"not {baud!r}")
         error = abs(clock_hz / self.divisor / baud - 1)
-        if error > 0.015:
+        if error > 0.01:
             raise ValueError(f"baud {baud!r} is missed by {100 * error:.1f} % with a clock of "
                              f"{clock_hz:.0f} Hz; choose a divisor of it")
         super().__init__({

@@ -123,11 +123,12 @@ class AsyncQueue(wiring.Component):
                       self.room.eq(level < self.depth - 3)]
 
         some, in_ram = Signal(), Signal()
+        register = Signal(self.width, reset_less=True)      # without a reset it is the RAM's own
         m.d.comb += [self.leaves.eq(some & self.go), taken.step.eq(self.leaves),
-                     r.addr.eq(taken.count[:-1])]
+                     r.addr.eq(taken.count[:-1]), self.o_data.eq(register)]
         m.d.read += [
             some.eq(written_there != Mux(self.leaves, taken.next_gray, taken.gray)),
-            in_ram.eq(self.leaves), self.o_valid.eq(in_ram), self.o_data.eq(r.data)]
+            in_ram.eq(self.leaves), self.o_valid.eq(in_ram), register.eq(r.data)]
         return m
 
 
@@ -235,8 +236,9 @@ class MemoryCrossing(wiring.Component):
         sending, write, wrote = Signal(), Signal(), Signal()
         left = Signal(range(self.config.burst_words), reset_less=True)
         put, item = Signal(), Signal(self.width, reset_less=True)
-        # Words asked for that have not come; two commands may pass before ``more`` knows of them.
+        # Words asked for that have not come; three commands may pass before ``more`` knows of them.
         coming, more = Signal(range(self.words + 1)), Signal()
+        asked_for = Signal(range(self.config.burst_words + 1))
         reads = core.r_cmd.valid & more
         chosen = Mux(write, core.w_cmd.payload.as_value(), core.r_cmd.payload.as_value())
         asked = Signal(core.r_cmd.payload.shape())
@@ -251,9 +253,9 @@ class MemoryCrossing(wiring.Component):
             down.i_valid.eq(put), down.i_data.eq(item)]
         m.d.sync += [
             put.eq(down.room & Mux(sending, core.w_data.valid, core.w_cmd.valid | reads)),
-            coming.eq(coming + Mux(core.r_cmd.valid & core.r_cmd.ready, asked.len + 1, 0)
-                      - core.r_data.valid),
-            more.eq(coming <= self.words - 2 * self.config.burst_words)]
+            asked_for.eq(Mux(core.r_cmd.valid & core.r_cmd.ready, core.r_cmd.payload.len + 1, 0)),
+            coming.eq(coming + asked_for - core.r_data.valid),
+            more.eq(coming <= self.words - 3 * self.config.burst_words)]
         with m.If(sending):
             m.d.sync += item.eq(core.w_data.payload)
             with m.If(core.w_data.valid & down.room):

@@ -32,8 +32,10 @@ def pieces(config: Config) -> int:
 
 
 def buses(config: Config) -> int:
-    """Pieces that can be on their way to the lanes in a cycle: twice what memory brings in one."""
-    return min(pieces(config), config.bus_bytes)
+    """Pieces that can be on their way to the lanes in a cycle: twice what memory brings in one, or
+    those of which the lanes make weights of 8 bits, if they are fewer; two at least."""
+    made = max(2, config.W // config.unpack_cycles // 2)
+    return min(pieces(config), config.bus_bytes, made)
 
 
 class TableWrite(wiring.Signature):

@@ -7,11 +7,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meadowlark_hdl.chips.ecp5_pll import dividers
+from meadowlark_hdl.chips.ecp5_pll import PHASE_DETECTOR_MHZ, beside, dividers, second_clocks
+from meadowlark_hdl.link.uart import Uart
 
 from ..errors import UserError
 from ..files import write_atomic
@@ -22,27 +23,96 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 
+#: Core clocks that may be asked for.
+LEAST_MHZ, MOST_MHZ = 10, 200
+
 
 @dataclass(frozen=True)
 class Built:
     """A bitstream and what it is made of.
 
-    bitstream: file. seed: the placement it comes from. report: of that placement. tried: core
-    clock in MHz by seed, None if it did not route. cells: of the netlist, by type. wanted_mhz: what
-    the board drives it with.
+    board: with the core clock that it is driven with. bitstream: file. seed: the placement it comes
+    from. report: of that placement. tried: what the core's clock reached in MHz by seed, None if it
+    did not route. cells: of the netlist, by type.
     """
+    board: Board
     bitstream: Path
     seed: int
     report: Report
     tried: dict[int, float | None]
     cells: dict[str, int]
-    wanted_mhz: float
 
     @property
     def meets_timing(self) -> bool:
         """Every clock reaches what it is driven with."""
-        return all(mhz >= self.report.wanted_mhz.get(name, self.wanted_mhz)
-                   for name, mhz in self.report.fmax_mhz.items())
+        return met(self.board, self.report)
+
+
+def met(board: Board, report: Report) -> bool:
+    """Every clock reaches what the board drives it with."""
+    return all(mhz >= report.wanted_mhz.get(name, board.clock_mhz)
+               for name, mhz in report.fmax_mhz.items())
+
+
+def core_mhz(board: Board, report: Report) -> float:
+    """What the core's clock reached: the slowest of those that are not the SDRAM's own."""
+    memory = board.sdram.clock_mhz if board.sdram else None
+    others = [mhz for name, mhz in report.fmax_mhz.items()
+              if memory is None
+              or abs(report.wanted_mhz.get(name, board.clock_mhz) - memory) > 0.005 * memory]
+    return min(others, default=report.core_mhz)
+
+
+def clocks(board: Board) -> list[float]:
+    """Core clocks that the board's PLL makes and that suit SDRAM and UART, MHz, slowest first; none
+    if the core's clock is not ours to choose."""
+    if board.sdram is None:
+        return []
+    if board.sdram.clock_mhz is not None:
+        made = set(second_clocks(board.sdram.oscillator_mhz, board.sdram.clock_mhz))
+    else:
+        made = {round(board.sdram.oscillator_mhz / clki * clkfb, 6)
+                for clki in range(1, int(board.sdram.oscillator_mhz / PHASE_DETECTOR_MHZ[0]) + 1)
+                for clkfb in range(1, 81)}
+    return sorted(mhz for mhz in made if LEAST_MHZ <= mhz <= MOST_MHZ and not _fault(board, mhz))
+
+
+def at_clock(board: Board, clock_mhz: float) -> Board:
+    """The board with the core clock that its PLL makes next to one that is asked for.
+
+    Raises
+    ------
+    UserError
+        There is none, or SDRAM or UART cannot have it.
+    """
+    if board.ddr3 is not None:
+        raise UserError(f"the clock of board {board.name} is its memory's; leave --clock out")
+    if not LEAST_MHZ <= clock_mhz <= MOST_MHZ:
+        raise UserError(f"--clock must be {LEAST_MHZ}..{MOST_MHZ} MHz, not {clock_mhz:g}")
+    if fault := _fault(board, clock_mhz):
+        raise UserError(fault)
+    return board.at(_made(board, clock_mhz))
+
+
+def _made(board: Board, clock_mhz: float) -> float:
+    """What the PLL makes of it; ValueError if that is nothing near."""
+    assert board.sdram is not None
+    oscillator, memory = board.sdram.oscillator_mhz, board.sdram.clock_mhz
+    if memory is not None:
+        return round(beside(oscillator, memory, clock_mhz).second_mhz(oscillator), 6)
+    return round(dividers(oscillator, clock_mhz).output_mhz(oscillator), 6)
+
+
+def _fault(board: Board, clock_mhz: float) -> str:
+    """Why a board cannot have a core clock, or nothing."""
+    assert board.sdram is not None
+    try:
+        made = _made(board, clock_mhz)
+        board.sdram.part.at(board.sdram.clock_mhz or made)
+        Uart(clock_hz=made * 1e6, baud=board.link.baud)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def platform_of(board: Board) -> Any:
@@ -92,7 +162,7 @@ def design(board: Board, directory: Path | None = None, *,
         assert board.sdram is not None
         top = SdramTop(config, board.sdram.part, name=board.name, clock_mhz=board.clock_mhz,
                        input_mhz=board.sdram.oscillator_mhz, clock_pin=board.sdram.oscillator,
-                       baud=board.link.baud)
+                       baud=board.link.baud, memory_mhz=board.sdram.clock_mhz)
     plan = platform.prepare(top, "top", emit_src=False)
     files = {name: text.decode() if isinstance(text, bytes) else text
              for name, text in plan.files.items()}
@@ -104,9 +174,63 @@ def modules(board: Board, directory: Path) -> list[Path]:
     return [directory / "litedram" / "litedram_core.v"] if board.ddr3 is not None else []
 
 
+def build_fastest(board: Board, directory: Path, *, seeds: int = 3,
+                  progress: Progress | None = None) -> tuple[Built, dict[float, float]]:
+    """Build a bitstream with the fastest core clock that the PLL makes and timing allows.
+
+    All that depends on the clock is synthesised for it, so a clock is met when a chip made for it
+    is. The board's recorded clock comes first, and then the fastest that the last chip would have
+    reached, until a chip reaches its own clock and no faster one, or one that was tried before.
+
+    Parameters
+    ----------
+    board, seeds, progress
+        See :func:`build`.
+    directory : Path
+        Gets a directory a clock, the bitstream and the report.
+
+    Returns
+    -------
+    Built
+    dict
+        Core clocks tried -> what they reached, MHz.
+
+    Raises
+    ------
+    UserError
+        See :func:`build`.
+    """
+    possible, tried, best = clocks(board), {}, None
+    if not possible:
+        built = build(board, directory, seeds=seeds, progress=progress)
+        return built, {board.clock_mhz: core_mhz(board, built.report)}
+    choice: float | None = at_clock(board, board.clock_mhz).clock_mhz
+    while choice is not None:
+        here = board.at(choice)
+        if progress:
+            progress(f"a core clock of {choice:.5g} MHz")
+        built = build(here, directory / f"{choice:.5g}mhz", seeds=seeds, progress=progress)
+        tried[choice] = reached = core_mhz(here, built.report)
+        if best is None or built.meets_timing:
+            best = built
+        # Of a chip that misses its clock it is known that this one is too fast for it.
+        below = [mhz for mhz in possible if mhz <= reached and mhz not in tried
+                 and (mhz > choice if built.meets_timing else mhz < choice)]
+        if not built.meets_timing and (best.meets_timing or reached >= choice):
+            break                       # slower ones are known to do, or would not help
+        choice = max(below, default=None)
+    assert best is not None
+    bitstream = directory / best.bitstream.name
+    write_atomic(bitstream, best.bitstream.read_bytes())
+    best = replace(best, bitstream=bitstream)
+    write_atomic(directory / "report.json",
+                 json.dumps(summary(best, tried), indent=2).encode() + b"\n")
+    return best, tried
+
+
 def build(board: Board, directory: Path, *, seeds: int = 3, stand_in: Any = None,
           progress: Progress | None = None) -> Built:
-    """Build a bitstream.
+    """Build a bitstream for the board's core clock.
 
     Parameters
     ----------
@@ -129,12 +253,8 @@ def build(board: Board, directory: Path, *, seeds: int = 3, stand_in: Any = None
     tell = progress or (lambda line: None)
     chip = _chip(platform_of(board))
     check_tools()
-    if board.sdram is not None:
-        try:
-            dividers(board.sdram.oscillator_mhz, board.clock_mhz)
-            board.sdram.part.at(board.clock_mhz)
-        except ValueError as error:
-            raise UserError(str(error)) from None
+    if board.sdram is not None and (fault := _fault(board, board.clock_mhz)):
+        raise UserError(fault)
     directory.mkdir(parents=True, exist_ok=True)
     tell("elaborating the chip")
     rtlil, pins = design(board, directory, stand_in=stand_in)
@@ -155,10 +275,11 @@ def build(board: Board, directory: Path, *, seeds: int = 3, stand_in: Any = None
             tell(f"seed {seed}: {error}")
             tried[seed] = None
             continue
-        tried[seed] = report.core_mhz
-        if best is None or report.core_mhz > best[1].core_mhz:
+        tried[seed] = core_mhz(board, report)
+        if best is None or (met(board, report), tried[seed]) > (met(board, best[1]),
+                                                                core_mhz(board, best[1])):
             best = seed, report
-        if report.core_mhz >= board.clock_mhz:
+        if met(board, report):
             break
     if best is None:
         raise UserError(f"no placement of {seeds} routes: try more --seeds, or a smaller Config")
@@ -174,18 +295,22 @@ def build(board: Board, directory: Path, *, seeds: int = 3, stand_in: Any = None
                         f"{(done.stderr or done.stdout).strip()[-300:]}")
     write_atomic(bitstream, beside.read_bytes())
     beside.unlink()
-    built = Built(bitstream, seed, report, tried, cells, board.clock_mhz)
+    built = Built(board, bitstream, seed, report, tried, cells)
     write_atomic(directory / "report.json",
-                 json.dumps(summary(board, built), indent=2).encode() + b"\n")
+                 json.dumps(summary(built), indent=2).encode() + b"\n")
     return built
 
 
-def summary(board: Board, built: Built) -> dict[str, Any]:
-    """What ``meadowlark build --json`` prints."""
-    report = built.report
+def summary(built: Built, clocks_tried: dict[float, float] | None = None) -> dict[str, Any]:
+    """What ``meadowlark build --json`` prints; ``clocks_tried``: see :func:`build_fastest`."""
+    report, board = built.report, built.board
+    memory = board.sdram.clock_mhz if board.sdram else None
+    searched = {f"{mhz:.5g}": round(reached, 2) for mhz, reached in (clocks_tried or {}).items()}
     return {
-        "board": board.name, "fmax_mhz": round(report.core_mhz, 2),
-        "wanted_mhz": board.clock_mhz, "meets_timing": built.meets_timing,
+        "board": board.name, "clock_mhz": round(board.clock_mhz, 3),
+        **({"memory_mhz": round(memory, 3)} if memory else {}),
+        "fmax_mhz": round(core_mhz(board, report), 2), "meets_timing": built.meets_timing,
+        **({"clocks_tried": searched} if searched else {}),
         "clocks": {name: round(mhz, 2) for name, mhz in report.fmax_mhz.items()},
         **{name: report.used.get(cell, 0) for name, cell in CELLS.items()},
         "available": {name: report.available.get(cell, 0) for name, cell in CELLS.items()},

@@ -1,7 +1,6 @@
 """``meadowlark build`` and ``flash``."""
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,13 +19,14 @@ if TYPE_CHECKING:
 @board_option("ulx3s_85f", "Board to build for.")
 @click.option("--seeds", default=3, show_default=True, metavar="N",
               help="Placements to try until one routes and meets timing; the fastest is kept.")
-@click.option("--clock", "clock_mhz", type=float, metavar="MHZ",
-              help="Another clock than the board's, such as one that timing meets; the memory's "
-                   "times in cycles follow.")
+@click.option("--clock", metavar="MHZ",
+              help="The core's clock: a number, or `recorded` for the one that the board's figures "
+                   "are for. By default it becomes the fastest that the PLL makes and timing "
+                   "allows, which may take several placements.")
 @click.option("-o", "--output", metavar="FOLDER",
               help="Folder for the bitstream and all it is made of. By default build/BOARD.")
 @json_option
-def build(board: str, seeds: int, clock_mhz: float | None, output: str | None,
+def build(board: str, seeds: int, clock: str | None, output: str | None,
           json_to: str | None) -> int:
     """Make a board's bitstream with Yosys and nextpnr.
 
@@ -41,25 +41,30 @@ def build(board: str, seeds: int, clock_mhz: float | None, output: str | None,
     if which.zynq is not None:
         if given("seeds"):
             raise UserError(f"--seeds is for nextpnr, and board {board} is Vivado's; leave it out")
-        if clock_mhz is not None:
+        if clock is not None:
             raise UserError(f"--clock is for nextpnr, and board {board} is Vivado's; leave it out")
         return _package(which, Path(output or f"build/{board}"), json_to)
-    if clock_mhz is not None:
-        if which.ddr3 is not None:
-            raise UserError(f"the clock of board {board} is its memory's; leave --clock out")
-        if not 10 <= clock_mhz <= 200:
-            raise UserError(f"--clock must be 10..200 MHz, not {clock_mhz:g}")
-        which = replace(which, clock_mhz=clock_mhz)
+    folder = Path(output or f"build/{board}")
+    if clock is not None and clock != "recorded":
+        try:
+            mhz = float(clock)
+        except ValueError:
+            raise UserError(f"--clock must be a number of MHz or `recorded`, not {clock!r}"
+                            ) from None
+        which = building.at_clock(which, mhz)
     with Progress() as progress:
-        built = building.build(which, Path(output or f"build/{board}"), seeds=seeds,
-                               progress=progress)
-    result = building.summary(which, built)
+        if clock is None:
+            built, tried = building.build_fastest(which, folder, seeds=seeds, progress=progress)
+        else:
+            built, tried = building.build(which, folder, seeds=seeds, progress=progress), None
+    result = building.summary(built, tried)
     write_json(result, json_to)
     if json_to != "-":
         show(listing(result))
     if not built.meets_timing:
-        say(f"timing is missed: {result['fmax_mhz']} of {which.clock_mhz:g} MHz. The bitstream is "
-             "there, but may fail on the board; try --seeds, --clock, or a smaller Config")
+        say(f"timing is missed: the core's clock reaches {result['fmax_mhz']} of "
+             f"{result['clock_mhz']:g} MHz, and `clocks` has all. The bitstream is there, but may "
+             "fail on the board; try --seeds, --clock, or a smaller Config")
         return DIFFERENT
     return 0
 

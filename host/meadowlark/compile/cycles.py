@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from math import ceil
 from typing import TYPE_CHECKING
 
 from meadowlark_hdl.config import Config
@@ -162,11 +163,12 @@ class Prediction:
     useful_macs: int
     bus_words: int
     config: Config
+    bytes_per_cycle: float
 
     @property
     def memory_utilisation(self) -> float:
-        """useful_bytes / (cycles x bus_bytes)."""
-        return self.useful_bytes / (self.cycles * self.config.bus_bytes)
+        """useful_bytes / (cycles x bytes that memory moves in one at best)."""
+        return self.useful_bytes / (self.cycles * self.bytes_per_cycle)
 
     @property
     def mac_utilisation(self) -> float:
@@ -206,19 +208,28 @@ class _Memory:
 
     def __init__(self, board: Board, overheads: Overheads) -> None:
         self.c, self.t, self.o = board.config, board.memory, overheads
+        ticks = board.memory.ticks(board.clock_mhz, board.config.bus_bytes)
+
+        def cycles(of: int) -> float:
+            """Of the core; whole ones where memory has its clock."""
+            return of // ticks.core if of % ticks.core == 0 else of / ticks.core
+        self.word, self.latency, self.row_miss, self.turnaround, self.interval, self.pause = map(
+            cycles, (ticks.word, ticks.latency, ticks.row_miss, ticks.turnaround,
+                     ticks.refresh_interval, ticks.refresh))
         self.per_chunk = self.c.bus_per_chunk
-        self.command = 0            # time the Reader can ask for the next burst
-        self.free = 0               # time the bus is free of the last burst
-        self.refresh = self.t.refresh_interval_cycles
-        self.began = 0              # first cycle of that burst
+        self.command: float = 0     # time the Reader can ask for the next burst
+        self.free: float = 0        # time the bus is free of the last burst
+        self.came: float = 0        # time its last word was at the core
+        self.refresh = self.interval
+        self.began: float = 0       # first cycle of that burst
         self.next = -1              # address after that burst
         self.writing = False
         self.rows = [-1] * self.t.banks
         self.bank = -1              # of the last burst
-        self.taken = 0              # time the decoder took the last chunk so far
-        self.waiting: deque[tuple[int, int]] = deque()  # bursts in the FIFO: (taken at, words)
-        self.writes: deque[tuple[int, int, int]] = deque()  # (ready, address, words)
-        self.fence = 0              # time the last write was in memory
+        self.taken: float = 0       # time the decoder took the last chunk so far
+        self.waiting: deque[tuple[float, int]] = deque()    # bursts in the FIFO: (taken at, words)
+        self.writes: deque[tuple[float, int, int]] = deque()    # (ready, address, words)
+        self.fence: float = 0       # time the last write was in memory
         self.level = 0              # words reserved in the FIFO
         self.halves = deque([0, 0])     # times the two halves are free
         self.words = 0
@@ -246,15 +257,17 @@ class _Memory:
                 self.fence = self._burst(to, count, ready, write=True)[1]
             start, end = self._burst(at, n, command, write=False)
             command = max(command, start)
-            taken = max(max(taken + idle, start + self.t.latency_cycles)
-                        - (-n * (chunks + more) // total), end + self.t.latency_cycles)
+            # The port moves a word a cycle at most.
+            self.came = max(max(self.came, start + self.latency) + n, end + self.latency)
+            taken = max(max(taken + idle, start + self.latency)
+                        - (-n * (chunks + more) // total), self.came)
             idle = 0
             self.waiting.append((taken, n))
             self.level += n
             at += n
             words -= n
         self.command, self.taken = command, taken
-        return taken + o.decode
+        return ceil(taken) + o.decode
 
     def write(self, at: int, n: int, ready: int) -> None:
         """A burst of the KV cache whose data is there at ``ready``; goes between reads."""
@@ -265,9 +278,9 @@ class _Memory:
         while self.writes:
             ready, at, n = self.writes.popleft()
             self.fence = self._burst(at, n, ready, write=True)[1]
-        return self.fence
+        return ceil(self.fence)
 
-    def _burst(self, at: int, n: int, command: int, *, write: bool) -> tuple[int, int]:
+    def _burst(self, at: int, n: int, command: float, *, write: bool) -> tuple[float, float]:
         """Put a burst on the bus; returns its first cycle and the one after its last."""
         t = self.t
         self.words += n
@@ -277,16 +290,16 @@ class _Memory:
         bank = page % t.banks
         if at != self.next and self.rows[bank] != page // t.banks:
             # opened while the burst before runs, unless that one is in the same bank
-            ready = max(ready, self.free if bank == self.bank else self.began) + t.row_miss_cycles
+            ready = max(ready, self.free if bank == self.bank else self.began) + self.row_miss
         start = max(self.free, ready)
         if write != self.writing:
-            start = max(start, self.free + t.turnaround_cycles)
+            start = max(start, self.free + self.turnaround)
             self.writing = write
-        if t.refresh_interval_cycles:
+        if self.interval:
             while self.refresh <= start:
-                start = max(start, max(self.free, self.refresh) + t.refresh_cycles)
-                self.refresh += t.refresh_interval_cycles
-        end = start + n
+                start = max(start, max(self.free, self.refresh) + self.pause)
+                self.refresh += self.interval
+        end = start + n * self.word
         for p in range(page, (byte + n * self.c.bus_bytes - 1) // t.page_bytes + 1):
             self.rows[p % t.banks], self.bank = p // t.banks, p % t.banks
         self.began, self.free, self.next = start, end, at + n
@@ -494,4 +507,5 @@ def predict(image: Image, board: Board, *, prompt: int, generate: int, start_pos
         passes=passes, by_pc=dict(sorted(machine.by_pc.items())), program=machine.program,
         useful_bytes=sum(image.useful_bytes(pos0=p.pos0, n=p.n, head=p.final) for p in plan),
         useful_macs=sum(image.useful_macs(pos0=p.pos0, n=p.n, head=p.final) for p in plan),
-        bus_words=machine.memory.words, config=board.config)
+        bus_words=machine.memory.words, config=board.config,
+        bytes_per_cycle=board.bytes_per_cycle)

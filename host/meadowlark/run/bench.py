@@ -47,7 +47,7 @@ class Measured:
 
     cycles: of the whole test, from start to its last token. tokens: through the model. bytes:
     useful ones (weights, scales, cache, embedding, tables, each once a pass).
-    memory_utilisation: bytes / (cycles x bus bytes). mac_utilisation: unmasked products /
+    memory_utilisation: bytes / (time x peak of the memory). mac_utilisation: unmasked products /
     (cycles x W x P). stalls: cycles in which the array got no beat, by cause. tokens_per_s: at the
     board's clock. predicted_cycles: by :mod:`meadowlark.compile.cycles`, before the run;
     None for a board of which no times are known.
@@ -143,7 +143,7 @@ def run(target: Target, image: Image, board: Board, tests: Sequence[Test], *,
         cycles = counters["cycles"]
         out[test.name] = Measured(
             cycles=cycles, tokens=test.tokens, bytes=expected.useful_bytes,
-            memory_utilisation=expected.useful_bytes / (cycles * config.bus_bytes),
+            memory_utilisation=expected.useful_bytes / (cycles * board.bytes_per_cycle),
             mac_utilisation=expected.useful_macs / (cycles * config.W * config.P),
             stalls={k.removeprefix("stall_"): v for k, v in counters.items()
                     if k.startswith("stall_")},

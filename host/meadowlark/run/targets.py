@@ -369,12 +369,14 @@ def board_of(info: BoardInfo) -> Board:
     from meadowlark_boards import BOARDS, Board, LinkInfo, MemoryTiming
     known = BOARDS.get(info.name)
     if known is None:
+        mhz = info.clock_hz / 1e6 or 1.0
         known = Board(name=info.name, title="a board that is not listed", config=info.config,
-                      clock_mhz=1.0, link=LinkInfo(kind="queue"),
-                      memory=MemoryTiming(size_bytes=1 << 40, latency_cycles=1))
+                      clock_mhz=mhz, link=LinkInfo(kind="queue"),
+                      memory=MemoryTiming(size_bytes=1 << 40, latency_ns=1000 / mhz,
+                                          bytes_per_s=info.config.bus_bytes * mhz * 1e6))
+    known = known.at(info.clock_hz / 1e6 or known.clock_mhz)
     memory = replace(known.memory, size_bytes=info.memory_bytes or known.memory.size_bytes)
-    return replace(known, config=info.config, memory=memory,
-                   clock_mhz=info.clock_hz / 1e6 or known.clock_mhz)
+    return replace(known, config=info.config, memory=memory)
 
 
 #: Targets that are no port, so that somebody has to say which board they are.

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ from meadowlark_boards import Board
 
 from .build import Progress, build, core_verilog
 
-#: Counters of the harness, in the order of its struct. Words are bus words; each cycle either moves
-#: one or is idle for the one cause named: no command, a row being opened, the bus turning round,
-#: refresh, or the core not taking data.
+#: Counters of the harness, in the order of its struct. Words are those of the core's port; the time
+#: of one on the memory's bus either moves one or is idle for the one cause named: no command, a row
+#: being opened, the bus turning round, refresh, or the core not taking data.
 COUNTERS = ("cycles", "read_words", "write_words", "read_bursts", "write_bursts",
             "idle_no_command", "idle_row", "idle_turnaround", "idle_refresh", "idle_core",
             "rx_bytes", "tx_bytes", "logits")
@@ -27,8 +28,8 @@ class SimulationError(RuntimeError):
 
 class _Timing(ctypes.Structure):
     _fields_ = [(x, ctypes.c_uint64) for x in (
-        "size_bytes", "latency", "row_miss", "page_bytes", "banks", "turnaround",
-        "refresh_interval", "refresh")]
+        "size_bytes", "page_bytes", "banks", "ahead_words", "core", "word", "latency", "row_miss",
+        "turnaround", "refresh_interval", "refresh")]
 
 
 class _Counters(ctypes.Structure):
@@ -90,8 +91,9 @@ class SimBoard:
         self._lib = open_library(build(verilog, board.config, tap=tap, progress=progress))
         m = board.memory
         self._begin(_Timing(
-            m.size_bytes, m.latency_cycles, m.row_miss_cycles, m.page_bytes, m.banks,
-            m.turnaround_cycles, m.refresh_interval_cycles, m.refresh_cycles))
+            size_bytes=m.size_bytes, page_bytes=m.page_bytes, banks=m.banks,
+            ahead_words=m.ahead_words,
+            **asdict(m.ticks(board.clock_mhz, board.config.bus_bytes))))
 
     def _begin(self, facts: ctypes.Structure) -> None:
         """The simulation itself; facts: its memory's, with size_bytes."""

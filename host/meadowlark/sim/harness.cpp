@@ -48,7 +48,6 @@ template <std::size_t N> inline void get_bytes(const VlWide<N>& v, uint8_t* to, 
 constexpr int BUS = BUS_BYTES;                  // bytes of a bus word
 constexpr int LEN = LEN_BITS;                   // bits of a command's length field
 constexpr int QUEUE = 4;                        // commands the memory controller holds, each way
-constexpr int SKID = 16;                        // words it holds beyond its latency
 
 struct Command { uint64_t addr; uint32_t words; uint64_t seen; };
 struct Word { uint64_t due; uint8_t data[BUS]; };
@@ -78,9 +77,10 @@ public:
 
 extern "C" {
 
+// Times in ticks: a cycle of the core takes `core`, a word on the memory's bus `word` of them.
 struct Timing {                                 // mirrors meadowlark.sim.board._Timing
-    uint64_t size_bytes, latency, row_miss, page_bytes, banks, turnaround, refresh_interval,
-        refresh;
+    uint64_t size_bytes, page_bytes, banks, ahead_words;
+    uint64_t core, word, latency, row_miss, turnaround, refresh_interval, refresh;
 };
 
 struct Sim : Queues {
@@ -89,7 +89,8 @@ struct Sim : Queues {
     Timing timing;
     uint8_t* memory;
     Counters c{};
-    uint64_t now = 0;
+    uint64_t now = 0;                           // core's cycle
+    uint64_t slot = 0;                          // tick of the next word on the memory's bus
     // memory
     Fifo<Command> reads, writes;
     Fifo<Word> out;
@@ -139,7 +140,7 @@ struct Sim : Queues {
         clear();
         logits.clear(); starts.clear();
         fault = false;
-        now = 0;
+        now = slot = 0;
         c = Counters{};
     }
 
@@ -153,7 +154,7 @@ struct Sim : Queues {
         plan_write = w;
         Command& cmd = w ? writes.front() : reads.front();
         uint64_t byte = cmd.addr * BUS, bank = bank_of(byte);
-        row_ready = turn_ready = now;
+        row_ready = turn_ready = slot;
         bool follows = cmd.addr == prev_next;   // its bank was opened during the burst before
         if (!follows && rows[bank] != row_of(byte)) {
             // The bank's precharge and activation start when the command is seen, one burst ahead
@@ -166,25 +167,25 @@ struct Sim : Queues {
         planned = true;
     }
 
-    // One cycle of the memory's bus.
+    // The time of one word on the memory's bus.
     void memory_step() {
-        if (now >= next_refresh && left == 0) {
-            refresh_until = now + timing.refresh;
+        if (slot >= next_refresh && left == 0) {
+            refresh_until = slot + timing.refresh;
             next_refresh += timing.refresh_interval;
         }
-        if (now < refresh_until) { c.idle_refresh++; return; }
+        if (slot < refresh_until) { c.idle_refresh++; return; }
         if (left == 0) {
             if (!planned) plan();
             if (!planned) { c.idle_no_command++; return; }
-            if (now < row_ready) { c.idle_row++; return; }
-            if (now < turn_ready) { c.idle_turnaround++; return; }
+            if (slot < row_ready) { c.idle_row++; return; }
+            if (slot < turn_ready) { c.idle_turnaround++; return; }
             Fifo<Command>& q = plan_write ? writes : reads;
             burst = q.front();
             q.pop();
             planned = false;
             writing = plan_write;
             left = burst.words;
-            prev_start = now;
+            prev_start = slot;
             if ((burst.addr + burst.words) * BUS > timing.size_bytes && !fault) {
                 fault = true; fault_cycle = now; fault_addr = burst.addr * BUS;
             }
@@ -198,34 +199,38 @@ struct Sim : Queues {
             in.pop();
             c.write_words++;
         } else {
-            if (out.size() >= timing.latency + SKID) { c.idle_core++; return; }
+            if (out.size() >= timing.latency / timing.word + timing.ahead_words) {
+                c.idle_core++;
+                return;
+            }
             Word& w = out.push();
-            w.due = now + timing.latency;
+            w.due = slot + timing.latency;
             std::memcpy(w.data, memory + at, BUS);
             c.read_words++;
         }
         rows[bank_of(at)] = row_of(at);
         burst.addr++;
         if (--left == 0) {
-            prev_end = now + 1;
+            prev_end = slot + timing.word;
             prev_next = burst.addr;
-            if (writing) dones.push() = now + 1;
+            if (writing) dones.push() = prev_end;
         }
     }
 
     void cycle() {
         Vcore& t = *top;
+        const uint64_t tick = now * timing.core;
         // Inputs of this cycle.
         t.PORT1(mem, ready) = now >= 16;        // a memory that still starts up
         bool r_room = now >= 16 && reads.size() < QUEUE, w_room = now >= 16 && writes.size() < QUEUE;
         bool d_room = in.size() < 4 * 256;
-        bool r_valid = !out.empty() && out.front().due <= now;
+        bool r_valid = !out.empty() && out.front().due <= tick;
         t.PORT2(mem, r_cmd, ready) = r_room;
         t.PORT2(mem, w_cmd, ready) = w_room;
         t.PORT2(mem, w_data, ready) = d_room;
         t.PORT2(mem, r_data, valid) = r_valid;
         if (r_valid) set_bytes(t.PORT2(mem, r_data, payload), out.front().data, BUS);
-        bool done = !dones.empty() && dones.front() <= now;
+        bool done = !dones.empty() && dones.front() <= tick;
         t.PORT1(mem, w_done) = done;
         bool rx_valid = rx_at < rx.size();
         t.PORT1(rx, valid) = rx_valid;
@@ -238,11 +243,11 @@ struct Sim : Queues {
         if (r_valid && t.PORT2(mem, r_data, ready)) out.pop();
         if (r_room && t.PORT2(mem, r_cmd, valid)) {
             auto& p = t.PORT2(mem, r_cmd, payload);
-            reads.push() = {bits(p, 0, 32), uint32_t(bits(p, 32, LEN)) + 1, now};
+            reads.push() = {bits(p, 0, 32), uint32_t(bits(p, 32, LEN)) + 1, tick};
         }
         if (w_room && t.PORT2(mem, w_cmd, valid)) {
             auto& p = t.PORT2(mem, w_cmd, payload);
-            writes.push() = {bits(p, 0, 32), uint32_t(bits(p, 32, LEN)) + 1, now};
+            writes.push() = {bits(p, 0, 32), uint32_t(bits(p, 32, LEN)) + 1, tick};
         }
         if (d_room && t.PORT2(mem, w_data, valid)) {
             auto& p = t.PORT2(mem, w_data, payload);
@@ -262,7 +267,7 @@ struct Sim : Queues {
             c.logits++;
         }
 #endif
-        memory_step();
+        for (; slot <= tick; slot += timing.word) memory_step();
         c.cycles++;
         now++;
         t.clk = 1;
