@@ -546,14 +546,28 @@ def compare(here: Graph, base: Graph) -> Comparison:
 
 
 def _only(graphs, labels) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the states of each graph whose label the other has less or more often.
+    """Names of the states of each graph whose label the other has less often.
 
-    Of several with one label those are meant that have not got it on both sides.
+    Of several with one label, those that have their like in the other graph are left out: one of
+    the same name, or else of the same block, or else any.
     """
-    counts = [Counter(each.tolist()) for each in labels]
-    here, base = (Counter(
-        (label, str(name)) for name, label in zip(graph.names, each.tolist(), strict=True)
-        if counts[0][label] != counts[1][label])
-        for graph, each in zip(graphs, labels, strict=True))
-    return (tuple(name for _, name in (here - base).elements()),
-            tuple(name for _, name in (base - here).elements()))
+    named: tuple[dict, dict] = defaultdict(list), defaultdict(list)
+    for found, graph, each in zip(named, graphs, labels, strict=True):
+        for name, label in zip(graph.names.tolist(), each.tolist(), strict=True):
+            found[label].append(name)
+    only: tuple[list, list] = [], []
+    for label in dict.fromkeys([*named[0], *named[1]]):
+        here, base = (Counter(found.get(label, ())) for found in named)
+        if here.total() == base.total():
+            continue
+        for like in (lambda name: name, lambda name: name.partition(" ")[0], lambda name: ""):
+            pairs = Counter(map(like, here.elements())) & Counter(map(like, base.elements()))
+            for names in (here, base):
+                left = pairs.copy()
+                for name in list(names.elements()):
+                    if left[like(name)]:
+                        left[like(name)] -= 1
+                        names[name] -= 1
+        for names, found in zip((here, base), only, strict=True):
+            found += names.elements()
+    return tuple(only[0]), tuple(only[1])

@@ -120,6 +120,19 @@ def test_the_report_names_the_block_that_differs():
     assert replay.differences(found) == ["second: 1 here, 1 in the base (found)"]
 
 
+def test_what_only_has_another_name_is_not_reported():
+    def chain(prefix, last):
+        m, a, o = Module(), Signal(), Signal(2)
+        late = []
+        for k in range(4):
+            late.append(Signal(name=f"{prefix}{k}", init=last if k == 3 else 0, attrs=APART))
+            m.d.sync += late[-1].eq(a)
+        m.d.comb += o.eq(Cat(late[0] & late[1], late[2] & late[3]))
+        return replay.graph_of(rtlil.convert(m, name="top", ports=[a, o], emit_src=False))
+    found = netgraph.compare(chain("new", 1), chain("old", 0))
+    assert found.only[0] == (" new3",) and len(found.only[1]) == 1
+
+
 class Operators(Elaboratable):
     """A formula of three words."""
 
