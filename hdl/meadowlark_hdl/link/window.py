@@ -9,6 +9,7 @@ from amaranth.lib.crc import catalog
 from amaranth.lib.wiring import In, Out
 
 from ..config import Config
+from ..lib.bursts import BurstCutter
 from ..lib.queues import RamQueue
 from ..signatures import MemoryPort
 from .protocol import MAX_PAYLOAD
@@ -61,11 +62,9 @@ class MemoryWindow(wiring.Component):
         m.submodules.engine = engine = catalog.CRC32_ISO_HDLC(bits).create()
         m.submodules.fifo = fifo = RamQueue(bits, depth=max(MAX_PAYLOAD // config.bus_bytes, 8))
         op = Signal(2, reset_less=True)
-        addr = Signal(32, reset_less=True)
-        left = Signal(32, reset_less=True)          # words to ask for
+        stretch = BurstCutter(m, most=config.burst_words, address_bits=32, left_bits=32,
+                              name="stretch")
         due = Signal(32, reset_less=True)           # words to come (CRC)
-        size = Signal(range(config.burst_words), reset_less=True)       # words - 1
-        final = Signal(reset_less=True)             # this burst is the last
 
         # Arriving words: one register, then the buffer or the CRC.
         word = Signal(bits, reset_less=True)
@@ -94,8 +93,8 @@ class MemoryWindow(wiring.Component):
         with m.If(~out_valid | taken):
             m.d.sync += [out.eq(fifo.o.payload), out_valid.eq(fifo.o.valid)]
 
-        m.d.comb += [mem.r_cmd.payload.addr.eq(addr), mem.r_cmd.payload.len.eq(size),
-                     mem.w_cmd.payload.addr.eq(addr), mem.w_cmd.payload.len.eq(size)]
+        m.d.comb += [command.payload[name].eq(value) for command in (mem.r_cmd, mem.w_cmd)
+                     for name, value in (("addr", stretch.address), ("len", stretch.less_one))]
         sending = Signal()                  # write data may leave: never ahead of its command
         m.d.comb += mem.w_data.valid.eq(out_valid & sending)
         m.d.sync += self.done.eq(0)
@@ -103,7 +102,7 @@ class MemoryWindow(wiring.Component):
             m.d.sync += due.eq(due - 1)
         with m.FSM():
             with m.State("IDLE"):
-                m.d.sync += [op.eq(self.op), addr.eq(self.addr), left.eq(self.words),
+                m.d.sync += [op.eq(self.op), stretch.load(self.addr, self.words),
                              due.eq(self.words)]
                 with m.If(self.go):
                     m.next = "SIZE"
@@ -111,9 +110,7 @@ class MemoryWindow(wiring.Component):
                     # Words of a READ still arrive: what they are must not change.
                     m.d.sync += op.eq(op)
             with m.State("SIZE"):
-                m.d.sync += [final.eq(left <= config.burst_words),
-                             size.eq(Mux(left <= config.burst_words, left - 1,
-                                         config.burst_words - 1))]
+                m.d.sync += stretch.cut()
                 with m.If(op == WindowOp.WRITE):
                     m.next = "WRITE"
                 with m.Else():
@@ -123,12 +120,11 @@ class MemoryWindow(wiring.Component):
                 with m.If(mem.r_cmd.ready):
                     m.next = "COUNT"
             with m.State("COUNT"):              # apart from ready, which comes from far
-                m.d.sync += [addr.eq(addr + config.burst_words),
-                             left.eq(left - config.burst_words)]
+                m.d.sync += stretch.advance()
                 m.next = "SIZE"
                 with m.If(op == WindowOp.READ):
                     m.next = "IDLE"
-                with m.Elif(final):
+                with m.Elif(stretch.final):
                     m.next = "DRAIN"
             with m.State("DRAIN"):
                 with m.If(due == 0):

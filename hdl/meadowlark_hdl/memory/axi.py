@@ -1,13 +1,14 @@
 """An AXI4 memory behind a MemoryPort: for chips whose memory belongs to a processor system."""
 from __future__ import annotations
 
-from amaranth import Module, Mux, Signal
+from amaranth import Module, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, Signature
 from amaranth.utils import exact_log2
 
 from ..config import Config
 from ..signatures import MemoryPort, ReadCommand
+from ..lib.bursts import BurstCutter
 from ..lib.countdown import Countdown
 from ..lib.queues import Queue
 
@@ -67,32 +68,29 @@ class Splitter(wiring.Component):
         c = self.config
         block = min(PAGE_BYTES // c.bus_bytes, BURST_WORDS)         # words; blocks tile a page
         # In words. Bursts end with a page and the memory with one, so here is where it wraps.
-        at = Signal(exact_log2(self.memory_bytes // c.bus_bytes), reset_less=True)
-        left = Signal(range(c.burst_words + 1), reset_less=True)
-        room = Signal(range(block + 1), reset_less=True)
-        words = Signal(range(min(block, c.burst_words) + 1), reset_less=True)
+        command = BurstCutter(
+            m, most=block, aligned=True, left_bits=c.burst_words.bit_length(),
+            address_bits=exact_log2(self.memory_bytes // c.bus_bytes), name="command")
         o = self.o.payload
+        m.d.comb += [o.len.eq(command.less_one), o.final.eq(command.final)]
         with m.FSM():
             with m.State("COMMAND"):
                 m.d.comb += self.i.ready.eq(1)
-                m.d.sync += [at.eq(self.i.payload.addr), left.eq(self.i.payload.len + 1)]
+                m.d.sync += command.load(self.i.payload.addr, self.i.payload.len + 1)
                 with m.If(self.i.valid):
                     m.next = "ROOM"
             with m.State("ROOM"):
-                m.d.sync += room.eq(block - at[:exact_log2(block)])
+                m.d.sync += command.measure()
                 m.next = "CUT"
             with m.State("CUT"):
-                fits = left <= room
-                m.d.sync += [words.eq(Mux(fits, left, room)), o.final.eq(fits),
-                             o.len.eq(Mux(fits, left, room) - 1),
-                             o.addr.eq(self.base + (at << exact_log2(c.bus_bytes))),
-                             self.o.valid.eq(1)]
+                m.d.sync += [command.cut(), self.o.valid.eq(1), o.addr.eq(
+                    self.base + (command.address << exact_log2(c.bus_bytes)))]
                 m.next = "OFFER"
             with m.State("OFFER"):
                 with m.If(self.o.ready):
-                    m.d.sync += [self.o.valid.eq(0), at.eq(at + words), left.eq(left - words)]
+                    m.d.sync += [self.o.valid.eq(0), command.advance()]
                     m.next = "ROOM"
-                    with m.If(o.final):
+                    with m.If(command.final):
                         m.next = "COMMAND"
         return m
 

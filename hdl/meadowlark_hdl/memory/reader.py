@@ -8,6 +8,7 @@ from amaranth.utils import exact_log2
 
 from ..config import Config
 from ..signatures import TileJob, TileTag
+from ..lib.bursts import BurstCutter
 from ..lib.queues import Queue, RamQueue
 from .port import ReadPort
 
@@ -86,32 +87,27 @@ class Reader(wiring.Component):
         used = Signal.like(issued)
         m.d.sync += [used.eq(issued - (gone << shift)), gone.eq(gone + fifo.left)]
 
-        addr = Signal(32, reset_less=True)              # bus words, as in ReadCommand
-        remain = Signal(12 + shift, reset_less=True)    # bus words of the job not yet asked for
-        length = Signal(range(c.burst_words + 1), reset_less=True)
-        less_one = Signal(range(c.burst_words), reset_less=True)
-        final = Signal(reset_less=True)
+        job = BurstCutter(m, most=c.burst_words, address_bits=32, left_bits=12 + shift, name="job")
         fits = Signal()
         m.d.comb += [
-            fits.eq(used + length <= c.fifo_words),
-            self.mem.r_cmd.payload.addr.eq(addr), self.mem.r_cmd.payload.len.eq(less_one),
+            fits.eq(used + job.length <= c.fifo_words),
+            self.mem.r_cmd.payload.addr.eq(job.address),
+            self.mem.r_cmd.payload.len.eq(job.less_one),
             self.tags.valid.eq(tags.o.valid), self.tags.payload.eq(tags.o.payload),
             tags.o.ready.eq(self.tags.ready)]
         m.d.comb += [tags.i.payload[name].eq(self.jobs.payload[name])
                      for name in ("mode", "header", "rows", "beats", "packed")]
-        m.d.sync += less_one.eq(length - 1)
 
         with m.FSM() as fsm:
             with m.State("JOB"):
                 m.d.comb += [self.jobs.ready.eq(Mux(drop, self.flush, tags.i.ready)),
                              tags.i.valid.eq(self.jobs.valid & ~drop)]
-                m.d.sync += [addr.eq(self.jobs.payload.addr << shift),
-                             remain.eq(self.jobs.payload.chunks << shift)]
+                m.d.sync += job.load(self.jobs.payload.addr << shift,
+                                     self.jobs.payload.chunks << shift)
                 with m.If(self.jobs.valid & self.jobs.ready & ~drop):
                     m.next = "LENGTH"
             with m.State("LENGTH"):
-                m.d.sync += [length.eq(Mux(remain >= c.burst_words, c.burst_words, remain)),
-                             final.eq(remain <= c.burst_words)]
+                m.d.sync += job.cut()
                 m.next = "ROOM"
                 with m.If(drop):
                     m.next = "JOB"
@@ -126,10 +122,9 @@ class Reader(wiring.Component):
                 with m.If(self.mem.r_cmd.ready):
                     m.next = "COUNT"
             with m.State("COUNT"):              # apart from ready, which comes from far
-                m.d.sync += [issued.eq(issued + length), addr.eq(addr + length),
-                             remain.eq(remain - length)]
+                m.d.sync += [issued.eq(issued + job.length), job.advance()]
                 m.next = "LENGTH"
-                with m.If(final | drop):
+                with m.If(job.final | drop):
                     m.next = "JOB"
 
         # Arrivals: a register, then the words of a chunk are joined, then the FIFO.

@@ -8,6 +8,8 @@ from amaranth.utils import exact_log2
 
 from ..config import Config
 from ..signatures import ReadCommand, StoreCommand
+from ..lib.bursts import BurstCutter
+from ..lib.countdown import Countdown
 from ..lib.queues import Queue
 from .port import WritePort
 
@@ -73,15 +75,13 @@ class StoreUnit(wiring.Component):
             words.i.payload.eq(self.words.payload),
             self.words.ready.eq(Mux(drop, self.flush, words.i.ready))]
 
-        addr = Signal(32, reset_less=True)              # bus words
-        remain = Signal(12 + shift, reset_less=True)    # bus words of the command
-        length = Signal(range(c.burst_words + 1), reset_less=True)
-        final = Signal(reset_less=True)
-        owed, owing = Signal(range(c.burst_words + 1)), Signal()    # beats to form; there are some
+        to_write = BurstCutter(m, most=c.burst_words, address_bits=32, left_bits=12 + shift,
+                               name="to_write")
+        owed = Countdown(m, range(c.burst_words + 1), name="owed", last=False)  # beats to form
         offered = Signal()
         command = Signal(ReadCommand(c), reset_less=True)
         m.d.comb += [self.mem.w_cmd.valid.eq(offered), self.mem.w_cmd.payload.eq(command),
-                     finals.i.payload.eq(final), finals.o.ready.eq(self.mem.w_done)]
+                     finals.i.payload.eq(to_write.final), finals.o.ready.eq(self.mem.w_done)]
         with m.If(self.mem.w_cmd.ready):
             m.d.sync += offered.eq(0)
 
@@ -91,32 +91,32 @@ class StoreUnit(wiring.Component):
                 m.d.comb += [
                     self.cmd.ready.eq(Mux(drop, self.flush, self.pending != self.COMMANDS)),
                     accepted.eq(self.cmd.valid & self.cmd.ready & ~drop)]
-                m.d.sync += [addr.eq(self.cmd.payload.addr << shift),
-                             remain.eq(self.cmd.payload.chunks << shift)]
+                m.d.sync += to_write.load(self.cmd.payload.addr << shift,
+                                          self.cmd.payload.chunks << shift)
                 with m.If(accepted):
                     m.next = "LENGTH"
             with m.State("LENGTH"):
-                m.d.sync += [length.eq(Mux(remain >= c.burst_words, c.burst_words, remain)),
-                             final.eq(remain <= c.burst_words)]
+                m.d.sync += to_write.cut()
                 m.next = "OFFER"
                 with m.If(drop):
                     m.next = "COMMAND"
             with m.State("OFFER"):
                 # None is offered and no beats are owed: what they are may change.
-                m.d.sync += [command.addr.eq(addr), command.len.eq(length - 1), owed.eq(length)]
+                m.d.sync += [command.addr.eq(to_write.address), command.len.eq(to_write.less_one),
+                             owed.left.eq(to_write.length)]
                 with m.If(drop):
                     m.next = "COMMAND"
                 with m.Elif(finals.i.ready):
-                    m.d.sync += [offered.eq(1), owing.eq(1)]
+                    m.d.sync += [offered.eq(1), owed.some.eq(1)]
                     m.next = "COUNT"
             with m.State("COUNT"):              # apart from whether there was room for one more
                 m.d.comb += finals.i.valid.eq(1)
-                m.d.sync += [addr.eq(addr + length), remain.eq(remain - length)]
+                m.d.sync += to_write.advance()
                 m.next = "BURST"
             with m.State("BURST"):
-                with m.If(~owing & ~offered):
+                with m.If(~owed.some & ~offered):
                     m.next = "LENGTH"
-                    with m.If(final | drop):
+                    with m.If(to_write.final | drop):
                         m.next = "COMMAND"
 
         # A part, which of its bus words is next and how many are still to go; then beats, queued
@@ -127,12 +127,12 @@ class StoreUnit(wiring.Component):
         wiring.connect(m, beats.o, wiring.flipped(self.mem.w_data))
         form, take = Signal(), Signal()
         m.d.comb += [
-            form.eq(owing & (drop | some) & beats.i.ready), beats.i.valid.eq(form),
+            form.eq(owed.some & (drop | some) & beats.i.ready), beats.i.valid.eq(form),
             beats.i.payload.data.eq(part.word_select(piece, 8 * c.bus_bytes)),
             beats.i.payload.strb.eq(Mux(drop, 0, (1 << c.bus_bytes) - 1)),
             take.eq(words.o.valid & (~some | (form & one))), words.o.ready.eq(take)]
         with m.If(form):
-            m.d.sync += [owed.eq(owed - 1), owing.eq(owed != 1), piece.eq(piece + 1),
+            m.d.sync += [owed.step(), piece.eq(piece + 1),
                          some.eq(~one), one.eq(piece == pieces - 2)]
         with m.If(take):
             m.d.sync += [part.eq(words.o.payload), some.eq(1), one.eq(pieces == 1)]
