@@ -1,5 +1,5 @@
 """A lane of the array: one activation memory, W multipliers, dot and broadcast accumulators."""
-from amaranth import Array, Cat, DomainRenamer, Module, Mux, Signal, signed
+from amaranth import Array, Cat, DomainRenamer, Module, Mux, signed
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -9,7 +9,7 @@ from ..config import Config
 from ..lib.fanout import near
 from ..signatures import ActWrite, Weights
 from .adder import GatedAdder
-from ..lib.pipe import delay
+from ..lib.pipe import delay, reg
 from .product_pair import ProductPair
 from .softmax import SoftmaxUnit
 
@@ -112,9 +112,6 @@ class Lane(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config, W = self.config, self.config.W
-
-        def reg(shape, name):
-            return Signal(shape, reset_less=True, name=name)
 
         def part(names):
             """These fields of the control."""

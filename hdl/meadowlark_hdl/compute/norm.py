@@ -9,7 +9,7 @@ from ..signatures import Beat, ModelLayout, PassLayout
 from .function import Reciprocal
 from .multiplier import product, product_latency, product_ports
 from ..lib.narrow import Narrow
-from ..lib.pipe import delay
+from ..lib.pipe import delay, reg
 from .residual import Residual
 
 
@@ -109,8 +109,6 @@ class Norm(wiring.Component):
         config, width, shared = self.config, self.width, self.shared
         lead, word_latency = self.lead(shared), self.word_latency(shared)
 
-        def reg(shape, name):
-            return Signal(shape, name=name, reset_less=True)
         # A word is what is done in a cycle; the residual's have 4 values.
         inner = 0 if width == 4 else 2                  # log2 of words in one of the residual's
         bits = 11 + inner

@@ -8,7 +8,7 @@ from ..config import Config
 from ..lib.fanout import near
 from ..lib.saturate import beyond, saturate
 from .multiplier import Multiplier, product, product_latency, product_ports
-from ..lib.pipe import delay
+from ..lib.pipe import delay, reg
 
 
 #: Of a block RAM of an ECP5, as 512 words of 36 or fewer and longer ones.
@@ -89,8 +89,6 @@ class Residual(wiring.Component):
         m = Module()
         bits = Config.RESID_BITS
 
-        def reg(shape, name):
-            return Signal(shape, name=name, reset_less=True)
         # Cycle 1: address; 2: block RAM; 3: its registers; 4: one of four; 5: sum; 6: saturated.
         # A value is read long before it is written again, and written once an instruction.
         new = reg(signed(bits), "new")

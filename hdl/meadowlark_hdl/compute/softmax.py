@@ -9,7 +9,7 @@ from ..lib.fanout import near
 from ..lib.saturate import beyond, limit
 from ..fixed import EXP2_TABLE
 from .adder import GatedAdder
-from ..lib.pipe import delay
+from ..lib.pipe import delay, reg
 from .softmax_golden import MASKED
 
 
@@ -73,9 +73,6 @@ class SoftmaxUnit(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         bits = Config.SCORE_BITS
-
-        def reg(shape, name):
-            return Signal(shape, reset_less=True, name=name)
 
         # acc / 2**shift in three steps: by eights, by ones with the rounding bit kept, round.
         # One bit below the binary point is kept, hence acc << 1.

@@ -130,9 +130,6 @@ class VectorUnit(wiring.Component):
         W, P = config.W, config.P
         one = config.norm_width == 1            # value of a NORM a cycle, not 4
 
-        def reg(shape, name):
-            return Signal(shape, name=name, reset_less=True)
-
         def saved(value, name):
             return delay(m, value, 1, name=name)
 

@@ -1,8 +1,10 @@
 """Long transfers in bursts that are not too long and, where asked, do not cross a boundary."""
 from __future__ import annotations
 
-from amaranth import Module, Mux, Signal
+from amaranth import Module, Mux
 from amaranth.hdl import ValueLike
+
+from .pipe import reg
 
 
 class BurstCutter:
@@ -44,13 +46,13 @@ class BurstCutter:
             raise ValueError(f"most must be {what}, not {most!r}")
         longest = min(most, (1 << left_bits) - 1)
 
-        def reg(shape, what):
-            return Signal(shape, name=f"{name}_{what}", reset_less=True)
         self._most, self._aligned = most, aligned
-        self.address, self.left = reg(address_bits, "address"), reg(left_bits, "left")
-        self.length, self.less_one = reg(range(longest + 1), "length"), reg(range(longest), "len")
-        self.final = reg(1, "final")
-        self._room = reg(range(most + 1), "room") if aligned else most
+        self.address = reg(address_bits, f"{name}_address")
+        self.left = reg(left_bits, f"{name}_left")
+        self.length = reg(range(longest + 1), f"{name}_length")
+        self.less_one = reg(range(longest), f"{name}_less_one")
+        self.final = reg(1, f"{name}_final")
+        self._room = reg(range(most + 1), f"{name}_room") if aligned else most
 
     def load(self, address: ValueLike, words: ValueLike) -> list:
         """A transfer of so many words, at least 1."""

@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In
 from amaranth.utils import exact_log2
 
 from ..compute.adder import GatedAdder
-from ..lib.pipe import delay
+from ..lib.pipe import delay, reg
 from ..config import Config
 from ..lib.countdown import Countdown
 from ..lib.fanout import fanout
@@ -54,9 +54,6 @@ class BlockUnit(wiring.Component):
         parts = config.unpack_cycles
         V = W // parts                      # values a cycle
         most = config.tile_beats
-
-        def reg(shape, name):
-            return Signal(shape, name=name, reset_less=True)
 
         # The tile at work. What others wait for is a register: is there anything to come, is this
         # the last?
@@ -221,24 +218,22 @@ class BlockUnit(wiring.Component):
     @staticmethod
     def _fixed(m: Module, half, name: str):
         """Half precision -> signed fixed point of SUM_BITS, 4 cycles later."""
-        def reg(shape, what):
-            return Signal(shape, name=f"{name}_{what}", reset_less=True)
         exponent = half[10:15]
         # mantissa << (exponent - 1), of which FRAC + GRID + 1 = 9 ... bits below are cut to one
         drop = 25 - GRID - FRAC - 1                     # leaves a bit to round
-        shift = reg(5, "shift")
-        mantissa = reg(11, "mantissa")
+        shift = reg(5, f"{name}_shift")
+        mantissa = reg(11, f"{name}_mantissa")
         m.d.sync += [shift.eq(Mux(exponent == 0, 0, exponent - 1)),
                      mantissa.eq(Cat(half[:10], exponent != 0))]
         width = SUM_BITS + 1
-        coarse = reg(width + 7, "coarse")               # the lowest 7 may still move up
+        coarse = reg(width + 7, f"{name}_coarse")     # the lowest 7 may still move up
         m.d.sync += coarse.eq((mantissa << Cat(Const(0, 3), shift[3:])) >> (drop - 1 - 7))
         fine = delay(m, shift[:3], 1, name=f"{name}_fine")
-        doubled = reg(width, "doubled")
+        doubled = reg(width, f"{name}_doubled")
         m.d.sync += doubled.eq((coarse << fine) >> 7)
         size = Signal(SUM_BITS)
         m.d.comb += size.eq((doubled + 1) >> 1)
-        value = reg(signed(SUM_BITS), "value")
+        value = reg(signed(SUM_BITS), f"{name}_value")
         negative = delay(m, half[15], 3, name=f"{name}_negative")
         m.d.sync += value.eq(Mux(negative, -size, size))
         return value

@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from ..lib.collisions import NO_RW_CHECK
-from ..lib.pipe import delay
+from ..lib.pipe import delay, reg
 from ..config import Config
 from ..lib.fanout import APART
 from .packing_golden import MAX_LENGTH, MODE_BITS, PIECE, PREFIX, TABLE_BYTES, ahead
@@ -116,9 +116,6 @@ class Lane(wiring.Component):
         spaced = self.config.unpack_cycles > 1
         # Words asked for, and pieces of the phase; four are in the window.
         assert 4 + SPARE <= ahead(self.config.W) * K <= depth + 4 - (K - 1)
-
-        def reg(shape, name):
-            return Signal(shape, name=name, reset_less=True)
 
         # Pieces arrive.
         m.submodules.queue = queue = memory.Memory(shape=PIECE, depth=depth, init=[])

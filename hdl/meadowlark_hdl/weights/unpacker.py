@@ -6,7 +6,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from ..lib.pipe import delay
+from ..lib.pipe import delay, reg
 from ..config import Config
 from ..lib.countdown import Countdown
 from ..lib.fanout import near
@@ -125,8 +125,6 @@ class PreambleReader(wiring.Component):
                 m.next = "REST"
 
         # Classes: a length, how many ranks it has, then its entry with the sum of those before.
-        def reg(shape, name):
-            return Signal(shape, name=name, reset_less=True)
         length, late = reg(4, "length"), reg(4, "late")
         ends = reg(PREFIX, "ends")              # this many low bits of the unit are ones
         grows, base = reg(range(1 << 8), "grows"), reg(8, "base")
