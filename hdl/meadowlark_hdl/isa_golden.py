@@ -320,8 +320,8 @@ class GoldenCore:
         need(p.nb * p.ctx <= self.config.score_depth, "more scores than their memory holds")
         slots = self._heads(i) if i["heads"] else np.arange(p.n)
         acc = dot(keys, self._read(slots, i["x"], self.head))
-        # A token sees the keys up to its own.
-        hidden = np.arange(p.ctx) > p.pos0 + (0 * slots if i["heads"] else slots)[:, None]
+        # A token sees the keys up to its own; heads, which are of one token, all there are.
+        hidden = np.arange(p.ctx) > p.pos0 + slots[:, None]
         self._counts["score_saturations"] += int(np.count_nonzero(
             saturated(acc, i["shift"]) & ~hidden))
         self._scores = np.where(hidden, MASKED, scores(acc, i["shift"]))
