@@ -8,6 +8,7 @@ from meadowlark.compile.cycles import Overheads, kind_of, predict
 from meadowlark.errors import UserError
 from meadowlark.models.registry import load_model
 from meadowlark.quant.quantise import quantise
+from meadowlark.run.prepare import Source
 from meadowlark_boards import get_board
 from amaranth.utils import ceil_log2
 from meadowlark_hdl.compute.tiling_engine import TilingEngine, or_levels
@@ -92,6 +93,15 @@ def test_run_ahead_is_bounded(qm):
     assert words - ahead <= r.by_pc[pc].cycles <= words * share + i["rows"] * c.P
     small = replace(board, config=c.replace(fifo_words=c.fifo_words // 4))
     assert predict(image, small, prompt=128, generate=1).cycles > r.cycles + 500
+
+
+def test_the_unpacker_bounds_packed_weights():
+    """At 5 bits memory brings 4.8 weights a cycle, of which the unpacker makes 4."""
+    board = get_board("ulx3s_85f")
+    image = Source("stories", board, bits=5.0).image
+    r = predict(image, board, prompt=1, generate=3)
+    bound = 3 * image.parameters * board.config.unpack_cycles / board.config.W
+    assert 0.95 * bound <= r.cycles <= 1.1 * bound      # the embedding is no weight
 
 
 def test_slower_memory_takes_longer(case):

@@ -326,9 +326,12 @@ class _Machine:
         c = self.c
         self.array = overheads.array + (c.W - 1).bit_length() + ((c.P - 1).bit_length() + 1) // 2
 
-    def _wait(self, spent: Spent, i: Instruction, addr: int, chunks: int, earliest: int) -> None:
-        """Read a tile of an instruction and wait for it."""
+    def _wait(self, spent: Spent, i: Instruction, addr: int, chunks: int, earliest: int,
+              rows: int = 0) -> None:
+        """Read a tile of an instruction and wait for it; rows: of a tile of weights."""
         idle, more = 0, 0
+        if i["packed"]:                 # a beat takes the unpacker so many cycles
+            more = max(rows * i["row_beats"] * self.c.unpack_cycles - chunks, 0)
         if i["mode"] in (Mode.Q8_0, Mode.Q4_0, Mode.Q4_1):
             idle = 1 + self.o.blocks    # row headers wait until the unit is empty
         if i["mode"] in (Mode.Q4_0, Mode.Q4_1):
@@ -377,8 +380,8 @@ class _Machine:
         self.now += o.pass_
         return self.now - began
 
-    def _stream_tile(self, i: Instruction, spent: Spent, chunks: int) -> None:
-        self._wait(spent, i, self.stream, chunks, self.fetch)
+    def _stream_tile(self, i: Instruction, spent: Spent, chunks: int, rows: int = 0) -> None:
+        self._wait(spent, i, self.stream, chunks, self.fetch, rows)
         self.stream += chunks
 
     def _rows_of_table(self, i: Instruction, rows: range, values: int, spent: Spent) -> None:
@@ -414,9 +417,10 @@ class _Machine:
         wait = row - i["row_beats"]         # for the results of the row before
         for k in range(i["tiles"]):
             end = k == i["tiles"] - 1
-            self._stream_tile(i, spent, i["last_chunks" if end else "chunks"])
+            rows = i["last_rows" if end else "rows"]
+            self._stream_tile(i, spent, i["last_chunks" if end else "chunks"], rows)
             self._lose(spent, max(self.o.tile - (wait if k else 0), 0))
-            self._work(spent, row * nb * i["last_rows" if end else "rows"])
+            self._work(spent, row * nb * rows)
             self.memory.release(self.now)
         self._lose(spent, self.array + self.c.P + self.o.epilogue(i["epi"]) - wait)
 
