@@ -170,6 +170,29 @@ async def corrupt(dut):
     await run(dut, segments(1), 0.0)
 
 
+@cocotb.test(timeout_time=5, timeout_unit="ms")
+@cocotb.skipif("meadow" not in os.environ.get("MODES", "both").replace("both", "meadow"),
+               reason="only MEADOW's packing has steps of several chunks")
+@cocotb.parametrize(behind=[0, 1])
+async def part_of_a_step(dut, behind):
+    """A tile that is no whole number of steps is an error, the first one or one behind others."""
+    rng, W = np.random.default_rng(random.getrandbits(32)), int(os.environ["W"])
+    await start(dut, resume=1)
+    for kind in (2, 4):
+        _, parts = random_segment(rng, W, kind, [8, 8, 8], 0.3)
+        tiles = [*[8] * behind, 8 - kind // 2, 8 + kind // 2]
+        raw, golden, at = b"".join(parts), Golden(int(os.environ["LANES"]), W), 0
+        with pytest.raises(PackingError):
+            for n in tiles:
+                at = golden.tile(raw, at, n)[1]
+        tasks = [cocotb.start_soon(send(dut, "tiles", tiles)),
+                 cocotb.start_soon(send(dut, "i", whole(raw, W)))]
+        await recv(dut, "o", sum(tiles))
+        assert dut.error.value
+        await flush(dut, tasks, tiles__valid=0, i__valid=0)
+        await run(dut, segments(1), 0.0)
+
+
 @cocotb.test(timeout_time=20, timeout_unit="ms")
 async def flush_in_mid_segment(dut):
     """Nothing of a segment that was flushed gets into the next, whatever the lanes were doing."""

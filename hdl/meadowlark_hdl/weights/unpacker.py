@@ -341,7 +341,9 @@ class Unpacker(wiring.Component):
             starting.eq(begin), packet_end.eq((1 << head.log2_n) - 1),
             may.eq(Cat(k.ready for k in lanes).all() & ~begin & ~starting & refill.room & with_room
                    & Mux(step, per_step == 1, pace <= 1)),
-            may_zero.eq(fsm.ongoing("ZEROS") & (to_issue.left != 0) & with_room & ~may_zero)]
+            # Not while the last step still gives its chunks.
+            may_zero.eq(fsm.ongoing("ZEROS") & (to_issue.left != 0) & with_room & ~may_zero
+                        & (pace <= 1))]
         m.d.comb += issue.eq(step | may_zero)
         with m.If(step):
             m.d.sync += [steps.step(), pace.eq(per_step - 1),
