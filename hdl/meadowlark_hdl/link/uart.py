@@ -6,6 +6,25 @@ from amaranth.lib import cdc, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 
+def divisor(clock_hz: float, baud: int) -> int:
+    """Cycles a bit.
+
+    Raises
+    ------
+    ValueError
+        A bit would be shorter than 8 cycles, or off by more than 1 %.
+    """
+    found = round(clock_hz / baud)
+    if found < 8:
+        raise ValueError(f"baud must be at most {clock_hz / 8:.0f}, an eighth of the clock, not "
+                         f"{baud!r}")
+    error = abs(clock_hz / found / baud - 1)
+    if error > 0.01:
+        raise ValueError(f"baud {baud!r} is missed by {100 * error:.1f} % with a clock of "
+                         f"{clock_hz:.0f} Hz; choose a divisor of it")
+    return found
+
+
 class Uart(wiring.Component):
     """Bytes to and from a pair of pins; no flow control, the link's credits do without.
 
@@ -32,18 +51,11 @@ class Uart(wiring.Component):
     Raises
     ------
     ValueError
-        A bit would be shorter than 8 cycles, or off by more than 1 %.
+        See :func:`divisor`.
     """
 
     def __init__(self, *, clock_hz: float, baud: int):
-        self.divisor = round(clock_hz / baud)
-        if self.divisor < 8:
-            raise ValueError(f"baud must be at most {clock_hz / 8:.0f}, an eighth of the clock, "
-                             f"not {baud!r}")
-        error = abs(clock_hz / self.divisor / baud - 1)
-        if error > 0.01:
-            raise ValueError(f"baud {baud!r} is missed by {100 * error:.1f} % with a clock of "
-                             f"{clock_hz:.0f} Hz; choose a divisor of it")
+        self.divisor = divisor(clock_hz, baud)
         super().__init__({
             "rx_pin": In(1, init=1), "tx_pin": Out(1, init=1),
             "rx": Out(stream.Signature(8)), "tx": In(stream.Signature(8))})

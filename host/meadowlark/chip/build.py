@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meadowlark_hdl.chips.ecp5_pll import PHASE_DETECTOR_MHZ, beside, dividers, second_clocks
-from meadowlark_hdl.link.uart import Uart
+from meadowlark_hdl.link.uart import divisor
 
 from ..errors import UserError
 from ..files import write_atomic
@@ -109,7 +109,7 @@ def _fault(board: Board, clock_mhz: float) -> str:
     try:
         made = _made(board, clock_mhz)
         board.sdram.part.at(board.sdram.clock_mhz or made)
-        Uart(clock_hz=made * 1e6, baud=board.link.baud)
+        divisor(made * 1e6, board.link.baud)
     except ValueError as error:
         return str(error)
     return ""
