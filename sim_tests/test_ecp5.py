@@ -6,6 +6,13 @@ import pytest
 from meadowlark.chip.ecp5 import Unroutable, canonical, converging, first_states, place_and_route
 from meadowlark.errors import UserError
 
+CLOCKS = """Warning: net 'pll.o' does not exist in design, ignoring clock constraint
+Info: constraining clock net 'clk25_0__io' to 25.00 MHz
+Info: Generating derived timing constraints...
+Info:     Input frequency of PLL 'pll.pll' is constrained to 25.0 MHz
+Info:     Derived frequency constraint of 133.3 MHz for net a.sdram_clk
+Info:     Derived frequency constraint of 88.9 MHz for net clk
+"""
 LOG = r"""Recoding FSM `$fsm$\dut.link.fsm_state$7' from module `\top' using `auto' encoding:
   mapping auto encoding to `one-hot' for this FSM.
   {first} -> -----{last}
@@ -63,13 +70,29 @@ def test_a_route_that_will_not_end():
     converging(None)("    iter=1 wires=1000 overused=5 overuse=5 archfail=NA")
 
 
+def test_the_router_is_told_of_every_clock(tmp_path, monkeypatch):
+    """What the placer derived for a PLL's outputs, rounded up: the file that it writes has none."""
+    def run(command, directory, log, steps, progress):
+        (directory / "placed.json").write_text('{"modules": {"top": {}}}')
+        (directory / "nextpnr.log").write_text(CLOCKS)
+        (directory / "report.json").write_text('{"fmax": {}, "utilization": {}}')
+    monkeypatch.setattr("meadowlark.chip.ecp5._run", run)
+    monkeypatch.setattr("meadowlark.chip.ecp5._command", lambda *_: ["tool", "--json", "top.json"])
+    place_and_route(tmp_path)
+    assert (tmp_path / "clocks.lpf").read_text().splitlines() == [
+        'FREQUENCY NET "clk25_0__io" 25.050000 MHZ;',
+        'FREQUENCY NET "a.sdram_clk" 133.350000 MHZ;', 'FREQUENCY NET "clk" 88.950000 MHZ;']
+
+
 def test_a_placement_is_routed_once_more_before_it_is_given_up(tmp_path, monkeypatch):
     settings = []
 
     def run(command, directory, log, steps, progress):
         if "--no-route" in command:
             (directory / "placed.json").write_text('{"modules": {"top": {}}}')
+            (directory / log).write_text(CLOCKS)
             return
+        assert command[command.index("--lpf") + 1] == "clocks.lpf"
         placed = json.loads((directory / "placed.json").read_text())
         settings.append(placed["modules"]["top"]["settings"])
         for count in (500, *[1101] * (len(settings) < ends)):

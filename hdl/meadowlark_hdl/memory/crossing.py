@@ -8,7 +8,7 @@ from amaranth.utils import exact_log2
 
 from ..config import Config
 from ..signatures import MemoryPort
-from ..lib.queues import Queue
+from ..lib.queues import Queue, Skid
 
 
 def narrowed(config: Config, bus_bytes: int) -> Config:
@@ -175,7 +175,7 @@ class MemoryCrossing(wiring.Component):
 
     Timing: a word of the core each cycle of its clock, or each ``core.bus_bytes /
     memory.bus_bytes`` cycles of the memory's. From the edge that takes a command to the one at
-    which the memory may take it one cycle of ``sync`` and 6 to 7 of ``sdram``; from the edge that
+    which the memory may take it one cycle of ``sync`` and 7 to 8 of ``sdram``; from the edge that
     takes the last part of a word to the core's one of ``sdram`` and 5 to 6 of ``sync``.
 
     Parameters
@@ -266,14 +266,17 @@ class MemoryCrossing(wiring.Component):
                 m.d.sync += [sending.eq(write), wrote.eq(write)]
 
         # --- the memory's side --------------------------------------------------------------------
-        out = Queue(self.width, depth=self.AHEAD)
+        # The memory's controller is far away: registers on both sides of the way.
+        queue, out = Queue(self.width, depth=self.AHEAD), Skid(self.width)
+        m.submodules.queue = DomainRenamer("sdram")(queue)
         m.submodules.out = DomainRenamer("sdram")(out)
         here = Signal(range(self.AHEAD + 1))        # elements that have left and are not used up
-        used = Signal()
-        m.d.comb += [out.i.valid.eq(down.o_valid), out.i.payload.eq(down.o_data),
+        used, gone = Signal(), Signal()
+        m.d.comb += [queue.i.valid.eq(down.o_valid), queue.i.payload.eq(down.o_data),
                      out.o.ready.eq(used)]
+        wiring.connect(m, queue.o, out.i)
         # A cycle late, and an element may leave meanwhile.
-        m.d.sdram += [here.eq(here + down.leaves - (used & out.o.valid)),
+        m.d.sdram += [gone.eq(used & out.o.valid), here.eq(here + down.leaves - gone),
                       down.go.eq(here < self.AHEAD - 1)]
         ahead, words = Signal(self.command), Signal(far.w_data.payload.shape())
         owed, due = Signal(range(self.config.burst_words), reset_less=True), Signal()

@@ -78,6 +78,10 @@ _NEXTPNR_STEP = re.compile(
     r"^Info: (Packing|Running|Placed|Routing|Routed|\s+\d+ \||Setup|Critical|Max frequency|"
     r"Estimated|Building|\s+at iteration|\s+iter=)", re.IGNORECASE)
 
+#: What each clock has to reach.
+_CONSTRAINT = re.compile(r"^Info: constraining clock net '(.+)' to ([\d.]+) MHz$"
+                         r"|^Info: +Derived frequency constraint of ([\d.]+) MHz for net (.+)$",
+                         re.M)
 #: A round of router2 and how many wires of it are wanted by several nets.
 _ROUND = re.compile(r"\biter=\d+ .*\boverused=(\d+)")
 
@@ -246,6 +250,12 @@ def place_and_route(directory: Path, *, device: str = "85k", package: str = "CAB
     _run([*command, *pins, "--no-route", "--write", "placed.json"],
          directory, "nextpnr.log", _NEXTPNR_STEP, progress)
     command[command.index("--json") + 1] = "placed.json"
+    # What the placer derived for the outputs of a PLL is not in the file that the router reads.
+    found = clock_constraints((directory / "nextpnr.log").read_text())
+    if found:
+        (directory / "clocks.lpf").write_text("".join(
+            f'FREQUENCY NET "{net}" {mhz:.6f} MHZ;\n' for net, mhz in found.items()))
+        pins += ["--lpf", "clocks.lpf"]
 
     def route(settings: dict[str, str]) -> Report:
         netlist = json.loads((directory / "placed.json").read_text())
@@ -262,6 +272,15 @@ def place_and_route(directory: Path, *, device: str = "85k", package: str = "CAB
         if progress:
             progress(f"once more, patiently: {error}")
         return route(_PATIENT)
+
+
+def clock_constraints(log: str) -> dict[str, float]:
+    """Net -> MHz, of what nextpnr's log says of clocks that it was told of or that it derived.
+
+    The log has tenths of a MHz: they are rounded up, so that nothing is met by less.
+    """
+    return {net or other: float(mhz or derived) + 0.05 for net, mhz, derived, other in
+            _CONSTRAINT.findall(log)}
 
 
 def converging(progress: Progress | None) -> Progress:
