@@ -96,8 +96,10 @@ def test_run_ahead_is_bounded(qm):
 
 
 def test_the_unpacker_bounds_packed_weights():
-    """At 5 bits memory brings 4.8 weights a cycle, of which the unpacker makes 4."""
+    """At 5 bits this memory brings 4.8 weights a cycle, of which the unpacker makes 4."""
     board = get_board("ulx3s_85f")
+    board = replace(board, clock_mhz=800 / 9,
+                    memory=replace(board.memory, bytes_per_s=800e6 / 3, latency_ns=265))
     image = Source("stories", board, bits=5.0).image
     r = predict(image, board, prompt=1, generate=3)
     bound = 3 * image.parameters * board.config.unpack_cycles / board.config.W

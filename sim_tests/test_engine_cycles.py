@@ -4,6 +4,7 @@ Issue, TilingEngine and VectorUnit as the core has them; a tile is there when it
 left out: it is memory's.
 """
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 
 import cocotb
@@ -51,7 +52,7 @@ class Executor(ArrayUnderTest):
 def predicted(config: Config, model: dict, p: Pass, instruction: Instruction) -> int:
     """Cycles from an instruction's turn to the next one's, if memory is never waited for."""
     machine = _Machine(SimpleNamespace(instructions=[], model_regs=model),
-                       SimpleNamespace(config=config, memory=get_board("virtual").memory),
+                       replace(get_board("virtual"), config=config),
                        Overheads.of(config))
     machine._wait = lambda *tile: None
     machine.now, spent = 0, Spent()

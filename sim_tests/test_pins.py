@@ -70,7 +70,8 @@ def test_tokens(target, tmp_path, seed):
 def test_memory_through_the_uart(target, seed):
     rng = random.Random(seed)
     data, half = rng.randbytes(3000), target.sim.board.memory.size_bytes // 2
-    at = half + rng.randrange((half - 3000) // 2) * 2       # with the highest bit of a row
+    step = target.sim.board.config.bus_bytes
+    at = half + rng.randrange((half - 3000) // step) * step     # with the highest bit of a row
     done = []
     target.driver.write_memory(at, data, progress=lambda n, of: done.append(n))
     assert bytes(target.sim.memory[at:at + 3000]) == data and done[-1] == 3000

@@ -44,6 +44,12 @@ def kinds():
             "both": ["entropy", 1, 2, 4]}[os.environ.get("MODES", "both")]
 
 
+def long_steps():
+    """C of MEADOW's packing -> chunks of W that a step makes, where these are several."""
+    share = int(os.environ.get("W", 1)) // int(os.environ.get("LANES", 1))
+    return {kind: kind // share for kind in kinds() if kind != "entropy" and kind > share}
+
+
 def segments(count, most=40):
     rng = np.random.default_rng(random.getrandbits(32))
     W, out = int(os.environ["W"]), []
@@ -124,6 +130,8 @@ async def full_rate(dut, spread):
             pace = min(pace, 0.95 * share_of_buses * plain.size / sum(map(len, parts)))
         if share_of_lanes < 1:              # a register before each chunk: half more than memory
             pace = min(pace, 1.5 * int(os.environ["BUS"]) / W * plain.size / sum(map(len, parts)))
+        if share_of_buses * int(os.environ["CYCLES"]) <= 1:
+            pace *= 0.85        # buses for 8 bits a weight and no more: lanes wait for each other
         assert steady >= 0.98 * pace
 
 
@@ -171,16 +179,15 @@ async def corrupt(dut):
 
 
 @cocotb.test(timeout_time=5, timeout_unit="ms")
-@cocotb.skipif("meadow" not in os.environ.get("MODES", "both").replace("both", "meadow"),
-               reason="only MEADOW's packing has steps of several chunks")
+@cocotb.skipif(not long_steps(), reason="no step makes more than a chunk")
 @cocotb.parametrize(behind=[0, 1])
 async def part_of_a_step(dut, behind):
     """A tile that is no whole number of steps is an error, the first one or one behind others."""
     rng, W = np.random.default_rng(random.getrandbits(32)), int(os.environ["W"])
     await start(dut, resume=1)
-    for kind in (2, 4):
+    for kind, chunks in long_steps().items():
         _, parts = random_segment(rng, W, kind, [8, 8, 8], 0.3)
-        tiles = [*[8] * behind, 8 - kind // 2, 8 + kind // 2]
+        tiles = [*[8] * behind, 8 - chunks // 2, 8 + chunks // 2]
         raw, golden, at = b"".join(parts), Golden(int(os.environ["LANES"]), W), 0
         with pytest.raises(PackingError):
             for n in tiles:
