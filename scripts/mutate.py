@@ -38,7 +38,7 @@ TESTS = Path("sim_tests")
 MUTANTS = TESTS / "mutants"
 RESULTS = ROOT / "build" / "mutate"
 PAGE = ROOT / "docs" / "testing.md"
-FOLDERS = ("hdl", "host", "boards", "sim_tests")
+FOLDERS = ("hdl", "host", "boards", "sim_tests", "scripts")
 #: What breaks: what comes out; when it comes out; a limit, an error, or what stalls and flushes do.
 KINDS = ("value", "time", "edge")
 #: A run of a mutant's tests may take so many times as long as without it, and so many seconds more.

@@ -70,18 +70,20 @@ def test_a_route_that_will_not_end():
     converging(None)("    iter=1 wires=1000 overused=5 overuse=5 archfail=NA")
 
 
-def test_the_router_is_told_of_every_clock(tmp_path, monkeypatch):
-    """What the placer derived for a PLL's outputs, rounded up: the file that it writes has none."""
+def test_a_report_knows_what_each_clock_has_to_reach(tmp_path, monkeypatch):
+    """What the placer derived for a PLL's outputs, rounded up: the router takes one for all."""
+    fmax = {name: {"achieved": 100.0, "constraint": 80.0}
+            for name in ("$glbnet$clk", "$glbnet$a.sdram_clk", "other")}
+
     def run(command, directory, log, steps, progress):
         (directory / "placed.json").write_text('{"modules": {"top": {}}}')
         (directory / "nextpnr.log").write_text(CLOCKS)
-        (directory / "report.json").write_text('{"fmax": {}, "utilization": {}}')
+        (directory / "report.json").write_text(json.dumps({"fmax": fmax, "utilization": {}}))
     monkeypatch.setattr("meadowlark.chip.ecp5._run", run)
     monkeypatch.setattr("meadowlark.chip.ecp5._command", lambda *_: ["tool", "--json", "top.json"])
-    place_and_route(tmp_path)
-    assert (tmp_path / "clocks.lpf").read_text().splitlines() == [
-        'FREQUENCY NET "clk25_0__io" 25.050000 MHZ;',
-        'FREQUENCY NET "a.sdram_clk" 133.350000 MHZ;', 'FREQUENCY NET "clk" 88.950000 MHZ;']
+    found = place_and_route(tmp_path)
+    assert found.fmax_mhz == {"clk": 100.0, "a.sdram_clk": 100.0, "other": 100.0}
+    assert found.wanted_mhz == {"clk": 88.95, "a.sdram_clk": 133.35, "other": 80.0}
 
 
 def test_a_placement_is_routed_once_more_before_it_is_given_up(tmp_path, monkeypatch):
@@ -92,7 +94,6 @@ def test_a_placement_is_routed_once_more_before_it_is_given_up(tmp_path, monkeyp
             (directory / "placed.json").write_text('{"modules": {"top": {}}}')
             (directory / log).write_text(CLOCKS)
             return
-        assert command[command.index("--lpf") + 1] == "clocks.lpf"
         placed = json.loads((directory / "placed.json").read_text())
         settings.append(placed["modules"]["top"]["settings"])
         for count in (500, *[1101] * (len(settings) < ends)):

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from meadowlark_hdl.lib.collisions import relax
@@ -250,12 +250,9 @@ def place_and_route(directory: Path, *, device: str = "85k", package: str = "CAB
     _run([*command, *pins, "--no-route", "--write", "placed.json"],
          directory, "nextpnr.log", _NEXTPNR_STEP, progress)
     command[command.index("--json") + 1] = "placed.json"
-    # What the placer derived for the outputs of a PLL is not in the file that the router reads.
-    found = clock_constraints((directory / "nextpnr.log").read_text())
-    if found:
-        (directory / "clocks.lpf").write_text("".join(
-            f'FREQUENCY NET "{net}" {mhz:.6f} MHZ;\n' for net, mhz in found.items()))
-        pins += ["--lpf", "clocks.lpf"]
+    # What the placer derived for a PLL's outputs is not in the file that the router reads: it
+    # takes ``freq_mhz`` for every clock.
+    wanted = clock_constraints((directory / "nextpnr.log").read_text())
 
     def route(settings: dict[str, str]) -> Report:
         netlist = json.loads((directory / "placed.json").read_text())
@@ -265,7 +262,9 @@ def place_and_route(directory: Path, *, device: str = "85k", package: str = "CAB
         _run([*command, *pins, "--no-pack", "--no-place", "--textcfg", "top.config",
               "--report", "report.json", *options], directory, "route.log", _NEXTPNR_STEP,
              converging(progress))
-        return read_report(directory / "report.json")
+        found = read_report(directory / "report.json")
+        return replace(found, wanted_mhz=found.wanted_mhz | {
+            name: mhz for name, mhz in wanted.items() if name in found.fmax_mhz})
     try:
         return route(_ROUTER)
     except Unroutable as error:
@@ -279,7 +278,7 @@ def clock_constraints(log: str) -> dict[str, float]:
 
     The log has tenths of a MHz: they are rounded up, so that nothing is met by less.
     """
-    return {net or other: float(mhz or derived) + 0.05 for net, mhz, derived, other in
+    return {net or other: round(float(mhz or derived) + 0.05, 2) for net, mhz, derived, other in
             _CONSTRAINT.findall(log)}
 
 
