@@ -183,7 +183,7 @@ def stop(process: subprocess.Popen) -> None:
     """End a run and what it has started: the simulator as well."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.wait()          # its output is read by the thread that runs it
 
 
 def commit() -> str:

@@ -35,7 +35,7 @@ class _Run(Protocol):
 # ---- Operators: values of the inputs [n, width] -> value of the output
 
 def _embed(run: _Run, op: Embed) -> np.ndarray:
-    return _scaled(run.weights[op.weight][run.tokens], op.scale)
+    return scaled(run.weights[op.weight][run.tokens], op.scale)
 
 
 def _norm(run: _Run, op: Norm, x: np.ndarray) -> np.ndarray:
@@ -43,7 +43,7 @@ def _norm(run: _Run, op: Norm, x: np.ndarray) -> np.ndarray:
     return y if op.beta is None else y + run.weights[op.beta]
 
 
-def _linear(run: _Run, op: Linear, x: np.ndarray) -> np.ndarray:
+def _linear(run: _Run, op: Linear | Head, x: np.ndarray) -> np.ndarray:
     y = x @ run.weights[op.weight].T
     return y if op.bias is None else y + run.weights[op.bias]
 
@@ -63,11 +63,11 @@ def _gate(_: _Run, op: Gate, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
 
 
 def _add(_: _Run, op: Add, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return x + _scaled(y, op.scale)
+    return x + scaled(y, op.scale)
 
 
 def _head(run: _Run, op: Head, x: np.ndarray) -> np.ndarray:
-    return _scaled(x @ run.weights[op.weight].T, op.scale)
+    return scaled(_linear(run, op, x), op.scale)
 
 
 #: How an operator is run; a row each.
@@ -76,7 +76,8 @@ FORWARD: Mapping[type[Operator], Callable[..., np.ndarray]] = {
     Add: _add, Head: _head}
 
 
-def _scaled(x: np.ndarray, scale: float) -> np.ndarray:
+def scaled(x: np.ndarray, scale: float) -> np.ndarray:
+    """x * scale, of x's type."""
     return x if scale == 1 else x * x.dtype.type(scale)
 
 

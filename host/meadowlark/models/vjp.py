@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from .checkpoint import Model
-from .float_model import rotate, turns, unseen
+from .float_model import rotate, scaled, turns, unseen
 from .graph import Add, Attend, Embed, Gate, Head, Linear, Norm, Operator, Rope
 
 #: Called with a matrix's operator, its inputs [n, columns] and the gradient of its outputs
@@ -43,7 +43,7 @@ def gradients(model: Model, values: Mapping[str, np.ndarray], logits: np.ndarray
                 at = at + other
         if observe is not None and isinstance(op, (Linear, Head)):
             scale = op.scale if isinstance(op, Head) else 1
-            observe(op, values[op.x], _scaled(at, scale))
+            observe(op, values[op.x], scaled(at, scale))
         inputs = [values[name] for name in op.inputs]
         for name, part in zip(op.inputs, VJP[type(op)](model, op, at, *inputs), strict=True):
             given[name][op.out] = part
@@ -104,18 +104,14 @@ def _gate(_: Model, op: Gate, d: np.ndarray, gate: np.ndarray, up: np.ndarray,
 
 
 def _add(_: Model, op: Add, d: np.ndarray, x: np.ndarray, y: np.ndarray) -> Sequence[np.ndarray]:
-    return d, _scaled(d, op.scale)
+    return d, scaled(d, op.scale)
 
 
 def _head(model: Model, op: Head, d: np.ndarray, x: np.ndarray) -> Sequence[np.ndarray]:
-    return _scaled(d, op.scale) @ model.weights[op.weight],
+    return scaled(d, op.scale) @ model.weights[op.weight],
 
 
 #: How the gradient of an operator is found; a row each.
 VJP: Mapping[type[Operator], Callable[..., Sequence[np.ndarray]]] = {
     Embed: _embed, Norm: _norm, Linear: _linear, Rope: _rope, Attend: _attend, Gate: _gate,
     Add: _add, Head: _head}
-
-
-def _scaled(x: np.ndarray, scale: float) -> np.ndarray:
-    return x if scale == 1 else x * x.dtype.type(scale)
