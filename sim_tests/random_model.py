@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -204,3 +205,15 @@ def random_texts(model, *, seed: int, sequences: int = 8, length: int = 48) -> l
     """Token sequences that begin with bos and are otherwise drawn evenly: for calibration."""
     rng = np.random.default_rng(seed)
     return [[BOS, *rng.integers(2, model.vocab, length - 1).tolist()] for _ in range(sequences)]
+
+
+def packable(qm):
+    """An integer model with fewer levels in some matrices, so that each packing is the best one
+    somewhere."""
+    steps = {"down": 9, "o": 40, "q": 6}
+
+    def coarse(linear, step):
+        return replace(linear, codes=(np.rint(linear.codes / step) * step).astype(np.int8))
+    return replace(qm, numbers={
+        name: coarse(q, steps[end]) if (end := name.rpartition(".")[2]) in steps else q
+        for name, q in qm.numbers.items()})

@@ -17,7 +17,7 @@ from meadowlark_boards import get_board
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import FIELDS, MODEL_REGS, Epi, Instruction, Op, Src
 from meadowlark_hdl.isa_golden import GoldenCore, ProgramError
-from random_model import random_model, random_texts
+from random_model import packable, random_model, random_texts
 
 CONFIG = Config(W=8, P=4, bus_bytes=2, act_words=256, residual_values=4096, score_depth=128,
                 rope_pairs=512, tile_beats=256, tile_rows=16, fifo_words=512, burst_words=64,
@@ -31,14 +31,7 @@ def qm(tmp_path_factory):
     folder = random_model(tmp_path_factory.mktemp("m"), seed=1, hidden=96, layers=2, heads=6,
                           kv_heads=2, head_dim=24, ffn=208, vocab=301, tied=False)
     model = load_model(folder)
-    qm = quantise(model, random_texts(model, seed=2))
-
-    def coarse(linear, step):
-        return replace(linear, codes=(np.rint(linear.codes / step) * step).astype(np.int8))
-    steps = {"down": 9, "o": 40, "q": 6}
-    return replace(qm, numbers={
-        name: coarse(q, steps[end]) if (end := name.rpartition(".")[2]) in steps else q
-        for name, q in qm.numbers.items()})
+    return packable(quantise(model, random_texts(model, seed=2)))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from meadowlark_boards import get_board
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.weights.decoder_golden import header_chunks
 from meadowlark_hdl.weights.packing_golden import Unpacker
-from random_model import random_model, random_texts
+from random_model import packable, random_model, random_texts
 
 CONFIG = Config(W=8, P=4, bus_bytes=2, act_words=256, residual_values=4096, score_depth=128,
                 rope_pairs=512, tile_beats=256, tile_rows=16, fifo_words=512, burst_words=64,
@@ -32,15 +32,7 @@ def board(config):
 @pytest.fixture(scope="module")
 def qm(tmp_path_factory):
     model = load_model(random_model(tmp_path_factory.mktemp("packed"), seed=1, **SHAPE))
-    qm = quantise(model, random_texts(model, seed=2))
-
-    def coarse(linear, step):
-        return replace(linear, codes=(np.rint(linear.codes / step) * step).astype(np.int8))
-    # Fewer levels in some, so that each packing is the best one somewhere.
-    steps = {"down": 9, "o": 40, "q": 6}
-    return replace(qm, numbers={
-        name: coarse(q, steps[end]) if (end := name.rpartition(".")[2]) in steps else q
-        for name, q in qm.numbers.items()})
+    return packable(quantise(model, random_texts(model, seed=2)))
 
 
 @pytest.mark.parametrize("packing", ["auto", "entropy", "meadow"])

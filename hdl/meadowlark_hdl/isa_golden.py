@@ -237,7 +237,7 @@ class GoldenCore:
 
     def _embed(self, i: Instruction) -> None:
         need(i["src"] == Src.TOKEN and i["row_beats"] * self.config.W == self.model["hidden"],
-                   "an embedding of another width")
+             "an embedding of another width")
         for slot, row in enumerate(self.tiles.table(i, self._tokens)):
             self._residual[slot] = add_residual(0, requant(row.values[0], row.mant, row.shift,
                                                            row.bias))
@@ -245,7 +245,7 @@ class GoldenCore:
     def _angles(self, i: Instruction) -> None:
         p = self._pass
         need(i["src"] == Src.TABLE and i["row_beats"] * self.config.W == self.head,
-                   "angles of another head")
+             "angles of another head")
         for slot, row in enumerate(self.tiles.table(i, range(p.pos0, p.ctx))):
             self._rope[slot] = row.values.reshape(-1, 2)
 
@@ -297,7 +297,7 @@ class GoldenCore:
     def _heads(self, i: Instruction) -> np.ndarray:
         """Lanes that are heads, as slots: those of block 0."""
         need(0 < i["lanes"] <= self.config.P and self._pass.n == 1,
-                   f"{i['lanes']} heads, {self._pass.n} tokens")
+             f"{i['lanes']} heads, {self._pass.n} tokens")
         return np.arange(i["lanes"])
 
     def _store(self, i: Instruction) -> None:
@@ -308,7 +308,7 @@ class GoldenCore:
             count = i["row_beats"] * self.config.W
             at, end = ((i["addr"] * self.config.W + pos * count) for pos in (p.pos0, p.ctx))
             need(self._loaded <= at and end <= len(self.memory),
-                       "a STORE outside of the cache")
+                 "a STORE outside of the cache")
             y = self._read(np.arange(p.n), i["x"], count)
             self.memory[at:end] = y.astype(np.uint8).ravel()
             self._counts["bus_write_words"] += (end - at) // self.config.bus_bytes
@@ -331,7 +331,7 @@ class GoldenCore:
         values = self.tiles.cache(i, self._pass.ctx, self.head)
         slots = self._heads(i) if i["heads"] else np.arange(self._pass.n)
         need(self._scores is not None and self._scores.shape == (len(slots), len(values)),
-                   "SV without its QK")
+             "SV without its QK")
         p, total = probabilities(self._scores)
         mant, shift = output_scale(total, i["mant"], i["shift"])
         y = requant(broadcast(p, values), mant[:, None], shift[:, None])

@@ -107,7 +107,7 @@ class SdramTop(Elaboratable):
 
         def registered(name, value):
             m.submodules[name] = buffer = io.FFBuffer("o", ports[f"sdram_{name}"],
-                                                         o_domain=pad_clock)
+                                                      o_domain=pad_clock)
             m.d.comb += buffer.o.eq(value)
         pins = sdram.pins
         # The ports' own inversion makes ras, cas, we and cs low when asserted.
@@ -159,6 +159,12 @@ def second_clock(memory_mhz: float | None) -> dict:
     return {} if memory_mhz is None else {"clk_sdram": In(1)}
 
 
+def clocked_by(m: Module, clock) -> None:
+    """The memory's domain in a bench; its clock is a port."""
+    m.domains.sdram = ClockDomain(reset_less=True)
+    m.d.comb += ClockSignal("sdram").eq(clock)
+
+
 class SdramBench(wiring.Component):
     """The top with its pins as ports, for simulation: everything but PLL and clock pad.
 
@@ -198,8 +204,7 @@ class SdramBench(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         if self.memory_mhz is not None:
-            m.domains.sdram = ClockDomain(reset_less=True)
-            m.d.comb += ClockSignal("sdram").eq(self.clk_sdram)
+            clocked_by(m, self.clk_sdram)
         m.submodules.top = self.top
         pads, dq = self.pads, self.pads["sdram_dq"]
         for name in ("cke", "ras", "cas", "we", "ba", "a", "dqm"):
@@ -255,8 +260,7 @@ class SdramStream(wiring.Component):
             m.submodules.controller = controller
         else:
             clock, port = "sdram", self.crossing.core
-            m.domains.sdram = ClockDomain(reset_less=True)
-            m.d.comb += ClockSignal("sdram").eq(self.clk_sdram)
+            clocked_by(m, self.clk_sdram)
             m.submodules.crossing = self.crossing
             m.submodules.controller = DomainRenamer("sdram")(controller)
             wiring.connect(m, self.crossing.memory, controller.port)

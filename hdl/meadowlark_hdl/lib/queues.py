@@ -9,7 +9,8 @@ from .collisions import NO_RW_CHECK
 from .fanout import APART
 
 
-def _power_of_two(name: str, value: int, least: int) -> int:
+def power_of_two(name: str, value: int, least: int) -> int:
+    """The value of a parameter, or a ValueError: it is no power of two from ``least`` on."""
     if not isinstance(value, int) or value < least or value & (value - 1):
         raise ValueError(f"{name} must be a power of two of at least {least}, not {value!r}")
     return value
@@ -35,7 +36,7 @@ class Queue(wiring.Component):
     """
 
     def __init__(self, shape, *, depth: int):
-        self.shape, self.depth = shape, _power_of_two("depth", depth, 2)
+        self.shape, self.depth = shape, power_of_two("depth", depth, 2)
         super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
 
     def elaborate(self, platform):
@@ -134,7 +135,7 @@ class RamQueue(wiring.Component):
     """
 
     def __init__(self, width: int, *, depth: int):
-        self.width, self.depth = width, _power_of_two("depth", depth, 2)
+        self.width, self.depth = width, power_of_two("depth", depth, 2)
         super().__init__({"i_valid": In(1), "i_data": In(width), "left": Out(1),
                           "empty": Out(1), "o": Out(stream.Signature(width))})
 

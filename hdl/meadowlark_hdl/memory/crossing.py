@@ -8,7 +8,7 @@ from amaranth.utils import exact_log2
 
 from ..config import Config
 from ..signatures import MemoryPort
-from ..lib.queues import Queue, Skid
+from ..lib.queues import Queue, Skid, power_of_two
 
 
 def narrowed(config: Config, bus_bytes: int) -> Config:
@@ -97,9 +97,7 @@ class AsyncQueue(wiring.Component):
     """
 
     def __init__(self, width: int, *, depth: int):
-        self.width, self.depth = width, depth
-        if depth < 16 or depth & (depth - 1):
-            raise ValueError(f"depth must be a power of two of at least 16, not {depth!r}")
+        self.width, self.depth = width, power_of_two("depth", depth, 16)
         super().__init__({"i_valid": In(1), "i_data": In(width), "room": Out(1), "go": In(1),
                           "leaves": Out(1), "o_valid": Out(1), "o_data": Out(width)})
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ def info(what: str | None, graph: bool, plot: str | None, json_to: str | None) -
     from ..models.registry import NAMES, find_model
     check_outputs(plot, json_to, inputs=[what])
     tensors: tuple[dict, ...] = ()
-    drawing: str | None = None
+    drawing: Callable[[], str] | None = None
     shown: dict[str, Any] = {}      # for people, where that is not the result itself
     text: str | None = None         # instead of it
     if what is None:
@@ -49,21 +50,22 @@ def info(what: str | None, graph: bool, plot: str | None, json_to: str | None) -
         models = {name: _remedy(lambda name=name: find_model(name)) for name in NAMES}
         tools = {name: _remedy(check) for name, check in _tools().items()}
         kinds = {name: ", ".join(family.classes) for name, family in families().items()}
+        needs = missing()
         result: dict[str, Any] = {
             "boards": titles, "models": {name: not remedy for name, remedy in models.items()},
-            "families": kinds, "missing": missing(),
+            "families": kinds, "missing": needs,
             "tools": {name: not remedy for name, remedy in tools.items()}}
         shown = {"boards": titles} | {
             kind: {name: f"no: {remedy}" if remedy else "installed"
                    for name, remedy in found.items()}
             for kind, found in (("models", models), ("tools", tools))} | {
-            "families": kinds | {name: f"no: needs {needs}" for name, needs in missing().items()}}
+            "families": kinds | {name: f"no: needs {what}" for name, what in needs.items()}}
     elif what in BOARDS:
         result = _board_facts(BOARDS[what])
     elif is_image(what):
         image = Image.load(what)
         result, tensors = _image_facts(image), image.tensors
-        drawing = packing_report.svg(tensors, image.name)
+        drawing = partial(packing_report.svg, tensors, image.name)
     elif what in NAMES or Path(what).exists():
         from ..compile.layout import Shape
         from ..models.drawing import svg
@@ -81,7 +83,7 @@ def info(what: str | None, graph: bool, plot: str | None, json_to: str | None) -
         boards = {board.name: _fits(shapes, board) for board in BOARDS.values()}
         result = facts | {"boards": boards}
         shown = facts | {"boards": {name: _verdict(**found) for name, found in boards.items()}}
-        drawing = svg(m.graph, m.name)
+        drawing = partial(svg, m.graph, m.name)
         if graph:
             text = str(m.graph)
             result["graph"] = text.splitlines()
@@ -94,7 +96,7 @@ def info(what: str | None, graph: bool, plot: str | None, json_to: str | None) -
         if drawing is None:
             raise UserError("only the packing of an image and a block of a model can be drawn; "
                             "give an image file or a model")
-        write_atomic(plot, drawing.encode())
+        write_atomic(plot, drawing().encode())
     write_json(result | ({"tensors": list(tensors)} if tensors else {}), json_to)
     if json_to != "-":
         show(text or listing(shown or result))

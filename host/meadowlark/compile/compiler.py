@@ -1,8 +1,8 @@
 """Compiler: a quantised model and a board -> program, packed memory, registers, statistics."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
-from functools import singledispatchmethod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -133,7 +133,7 @@ class _Lists:
         for step in self.plan.steps:
             if step is tail[0]:
                 self._both(Op.END, last=1)
-            self._lower(step, **dict(last=1) if step in tail else {})
+            _LOWER[type(step)](self, step, **dict(last=1) if step in tail else {})
         self._both(Op.END)
 
     def _both(self, op: Op, **fields: int) -> None:
@@ -156,11 +156,6 @@ class _Lists:
 
     # ---- A step as instructions
 
-    @singledispatchmethod
-    def _lower(self, step: Step, **last: int) -> None:
-        raise NotImplementedError(f"a {type(step).__name__}")
-
-    @_lower.register
     def _embed(self, step: EmbedStep) -> None:
         """RoPE rows first: the position is known before the token is."""
         tables, q = self.tables, self.qm.numbers[step.matrix.name]
@@ -170,28 +165,23 @@ class _Lists:
         self._row(Op.EMBED, tables.embed_at, self.hidden // self.config.W, tables.embed_chunks,
                   src=Src.TOKEN, mode=q.mode, header=q.header)
 
-    @_lower.register
     def _norm(self, step: NormStep, *, last: int = 0) -> None:
         norm: QuantNorm = self.qm.numbers[step.name]
         self._both(Op.NORM, y=self.act.at[step.name] * self.config.W, shift=norm.shift, last=last,
                    **self.stream.norm(norm.gamma))
 
-    @_lower.register
     def _add(self, step: AddStep) -> None:
         self._linear(step.matrix, epi=Epi.RESID)
 
-    @_lower.register
     def _gate(self, step: GateStep) -> None:
         gate: QuantGate = self.qm.numbers[step.name]
         self._linear(step.matrix, y=self.act.at[step.name] * self.config.W, epi=Epi.SWIGLU,
                      shift=gate.shift)
 
-    @_lower.register
     def _head(self, step: HeadStep, *, last: int) -> None:
         # Nothing pairs its rows, and the sampler counts exactly ``vocab`` of them.
         self._linear(step.matrix, False, epi=Epi.LOGIT, last=last)
 
-    @_lower.register
     def _attend(self, step: AttendStep) -> None:
         """Keys and values, then a query head at a time in prefill. In decode lanes are the heads
         of a KV head.
@@ -262,6 +252,12 @@ class _Lists:
             addr = instruction["addr"] + len(weights) // self.config.W
             instruction["addr"] = _fit("addr", addr, FIELDS)
         return weights, len(weights) + self.tables.size
+
+
+#: What makes instructions of a step; a new one is a row here.
+_LOWER: dict[type[Step], Callable[..., None]] = {
+    EmbedStep: _Lists._embed, NormStep: _Lists._norm, AttendStep: _Lists._attend,
+    GateStep: _Lists._gate, AddStep: _Lists._add, HeadStep: _Lists._head}
 
 
 def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,

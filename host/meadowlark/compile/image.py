@@ -79,7 +79,7 @@ class Image:
     model_regs : dict of int
         Value of each of ``isa.MODEL_REGS``.
     shape : dict of int
-        Dimensions of the model (:class:`meadowlark.quant.shapes.Shape`).
+        Dimensions of the model (:class:`meadowlark.compile.layout.Shape`).
     facts : dict of int
         Parameters, useful bytes and products of a pass, for statistics and utilisation.
     program : bytes

@@ -55,11 +55,13 @@ class _Weights:
             raise UserError(f"{self.file.path} has no tensor {name}; use a complete model.")
         return self.file.tensors[name]
 
-    def take(self, name: str, *shape: int, heads: int = 0) -> tuple[np.ndarray, BlockTensor | None]:
+    def take(self, name: str, *shape: int, heads: int = 0, outline: bool | None = None,
+             ) -> tuple[np.ndarray, BlockTensor | None]:
         """Float32 values, and the blocks they came in if they are of a kind that is kept.
 
         heads: of rows that get rotated. llama.cpp rotates neighbours, so row 2i+j of a head in the
-        file is row i + j*head_dim/2 of the checkpoint; this puts them back.
+        file is row i + j*head_dim/2 of the checkpoint; this puts them back. outline: False reads
+        the values even where all others are outlines.
         """
         path, info = self.file.path, self.need(name)
         if info.shape != shape:
@@ -70,7 +72,7 @@ class _Weights:
             raise UserError(f"{path}: tensor {name} has type {kind}, which is not supported; use a "
                             f"file with {_KINDS}.")
         self.taken[name] = info.elements
-        if self.outline:
+        if self.outline if outline is None else outline:
             return np.broadcast_to(np.float32(0), shape), \
                 (BlockTensor.outline(kind, prod(shape[:-1]), shape[-1]) if kind in KINDS else None)
         raw = self.file.read(info)
@@ -89,9 +91,8 @@ class _Weights:
         """float64[count] of positive factors, read in an outline too; None without the tensor."""
         if not self.has(name):
             return None
-        outline, self.outline = self.outline, False
-        value = self.take(name, count)[0]
-        self.outline, self.taken[name] = outline, 0
+        value = self.take(name, count, outline=False)[0]
+        self.taken[name] = 0            # no weights
         if (value <= 0).any():
             raise UserError(f"{self.file.path}: tensor {name} holds factors that are not positive; "
                             "get the file again.")

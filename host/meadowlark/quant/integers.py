@@ -34,8 +34,7 @@ def _of_model(model: Model) -> dict[str, Any]:
 
 def _kinds(steps: Plan) -> dict[str, type]:
     """Name -> what the numbers of that name are."""
-    found: dict[str, type] = {m.name: QuantLinear
-                              for m in (steps.embedding.matrix, *steps.matrices)}
+    found: dict[str, type] = {m.name: QuantLinear for m in steps.every_matrix}
     for step_type, kind in ((NormStep, QuantNorm), (AttendStep, QuantAttend),
                             (GateStep, QuantGate)):
         found |= dict.fromkeys((step.name for step in steps.of(step_type)), kind)
@@ -46,7 +45,7 @@ def _check(qm: QuantModel) -> None:
     """ValueError unless its arrays have the shapes of its plan."""
     steps, numbers = qm.plan, qm.numbers
     wanted = [("rope", qm.rope, (qm.context, qm.head_pad // 2, 2))]
-    for m in (steps.embedding.matrix, *steps.matrices):
+    for m in steps.every_matrix:
         q: QuantLinear = numbers[m.name]
         blocks = None if q.mode == Mode.INT8 else (m.rows, m.columns // BLOCK)
         wanted += [(f"{m.name}.{name}", getattr(q, name), shape) for name, shape in (

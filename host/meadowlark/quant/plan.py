@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from functools import cached_property
 
 import numpy as np
 
@@ -150,6 +149,11 @@ class Plan:
         return (matrix for step in self.steps for matrix in step.matrices)
 
     @property
+    def every_matrix(self) -> tuple[Matrix, ...]:
+        """The embedding's, then those of the weight stream."""
+        return self.embedding.matrix, *self.matrices
+
+    @property
     def embedding(self) -> EmbedStep:
         """The first step."""
         return next(self.of(EmbedStep))
@@ -163,11 +167,6 @@ class Plan:
     def attends(self) -> tuple[AttendStep, ...]:
         """By number of their cache."""
         return tuple(self.of(AttendStep))
-
-    @cached_property
-    def step(self) -> dict[str, Step]:
-        """Edge -> the step that makes it."""
-        return {step.name: step for step in self.steps}
 
     @property
     def eps(self) -> float:
@@ -308,8 +307,6 @@ class _Gatherer:
             padded_columns=padded, head_dim=head_dim)
 
     def _attend(self, op: Attend) -> None:
-        if op.window is not None and op.window < 1:
-            raise _unable(f"{op.out} with a window of {op.window}")
         tables, made = [], {}
         for part in op.edges:
             name, by, table = getattr(op, part), op, None

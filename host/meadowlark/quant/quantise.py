@@ -162,8 +162,7 @@ class QuantModel:
     @property
     def linears(self) -> dict[str, QuantLinear]:
         """All matrices by name: the embedding, then those of the weight stream in its order."""
-        return {m.name: self.numbers[m.name]
-                for m in (self.plan.embedding.matrix, *self.plan.matrices)}
+        return {m.name: self.numbers[m.name] for m in self.plan.every_matrix}
 
 
 # ---- Calibration

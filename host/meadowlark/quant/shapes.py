@@ -40,14 +40,13 @@ class Shapes:
         steps = plan(model.graph, head_pad=head_pad)
         modes = {m.name: Mode.INT8 if weights == "int8" else _mode(
                     m, [b.kind if (b := model.blocks.get(name)) else None for name in m.weights])
-                 for m in (steps.embedding.matrix, *steps.matrices)}
+                 for m in steps.every_matrix}
         return cls(steps, modes, longest(model), model, weights)
 
     @classmethod
     def of_integers(cls, qm: QuantModel) -> Shapes:
         """Of an integer model."""
-        return cls(qm.plan, {m.name: qm.numbers[m.name].mode
-                             for m in (qm.plan.embedding.matrix, *qm.plan.matrices)}, qm.context)
+        return cls(qm.plan, {name: q.mode for name, q in qm.linears.items()}, qm.context)
 
     def suited(self, head_pad: int, most_ffn: int) -> Shapes:
         """Of the same checkpoint with heads padded to at least head_pad and no FFN wider than

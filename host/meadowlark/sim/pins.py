@@ -6,6 +6,7 @@ import ctypes
 
 from meadowlark_boards import Board
 from meadowlark_hdl.chips.sdram_top import INVERTED, SHIFTED
+from meadowlark_hdl.link.uart import divisor
 from meadowlark_hdl.memory.sdram_part import SdramPart
 
 from ..errors import UserError
@@ -79,10 +80,10 @@ class PinBoard(SimBoard):
             memory_clock=memory_mhz is not None, progress=progress))
         self._lib.sim_violation.restype = ctypes.c_char_p
         self._lib.sim_violation.argtypes = [ctypes.c_void_p]
-        divisor = round(board.clock_mhz * 1e6 / board.link.baud)
-        self._begin(chip_of(part, board.clock_mhz, memory_mhz, divisor=divisor,
+        bit = divisor(board.clock_mhz * 1e6, board.link.baud)
+        self._begin(chip_of(part, board.clock_mhz, memory_mhz, divisor=bit,
                             round_trip=round_trip))
-        self.quiet = 20 * divisor
+        self.quiet = 20 * bit
 
     def _faulty(self) -> SimulationError | None:
         text = self._lib.sim_violation(self._sim).decode()

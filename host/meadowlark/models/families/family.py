@@ -49,7 +49,7 @@ class Tensors(Protocol):
         ...
 
 
-class Family:
+class Family(ABC):
     """A family of models; a module of this package has one, and an object of it is one.
 
     name: model_type in config.json. classes: its architectures there. arch: in GGUF, None if
@@ -67,14 +67,14 @@ class Family:
     names: ClassVar[Mapping[str, str]]
     interleaved: ClassVar[bool] = False
 
+    @abstractmethod
     def from_config(self, config: Metadata) -> Hyperparameters:
         """What config.json says. Raise :class:`meadowlark.errors.UserError` for what this family
         does not have."""
-        raise NotImplementedError
 
+    @abstractmethod
     def from_gguf(self, meta: Metadata, tensors: Tensors, vocab: int) -> Hyperparameters:
         """Likewise, of a GGUF file."""
-        raise NotImplementedError
 
     @property
     def gguf_name(self) -> str:
