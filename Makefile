@@ -73,6 +73,7 @@ long: .venv/.synth ## mutants, fuzz, faults, proofs, netlist, bitstreams: hours;
 
 docs: setup ## write the tables in docs/ that come from code
 	@$(BIN)/python scripts/gen_docs.py
+	@$(BIN)/python scripts/lines.py --write
 
 clean: ## remove everything that was built, except .venv
 	rm -rf build .pytest_cache .ruff_cache
