@@ -12,10 +12,10 @@ from amaranth import Module
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from bench import cycles, pack, start, unpack
-from meadowlark_hdl.compute.issue import Issue
 from meadowlark_hdl.compute.tiling_engine import TilingEngine
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import FIELDS, Instruction
+from meadowlark_hdl.issue.issue import Issue
 from meadowlark_hdl.signatures import (ActWrite, Beat, FetchedInstruction, ModelLayout, PassLayout,
                                        Result, ResultPort, RopeWrite, RowScale, TileRead)
 
@@ -56,8 +56,7 @@ class ArrayUnderTest(wiring.Component):
             tile.release.eq(issue.tile.release), issue.tile.available.eq(tile.available),
             issue.tile.beat.eq(tile.beat), issue.tile.scale.eq(tile.scale),
             engine.beat.eq(tile.beat), engine.scale.eq(tile.scale),
-            engine.control.eq(issue.control), issue.engine_beat_addr.eq(engine.beat_addr),
-            issue.engine_release.eq(engine.release), issue.store_room.eq(engine.store_room),
+            engine.control.eq(issue.control), issue.store_room.eq(engine.store_room),
             issue.engine_result.valid.eq(engine.result.valid),
             issue.engine_result.payload.eq(engine.result.payload),
             self.result.valid.eq(issue.result.valid), self.result.payload.eq(issue.result.payload),

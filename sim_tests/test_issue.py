@@ -9,9 +9,9 @@ from cocotb.triggers import ClockCycles, RisingEdge
 
 from array_bench import ArrayUnderTest, Bench, Tile
 from bench import simulate
-from meadowlark_hdl.compute.issue import Issue
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import Instruction, Op, Src
+from meadowlark_hdl.issue.issue import Issue
 
 CONFIGS = {f"w{w}p{p}": Config(W=w, P=p, bus_bytes=2, act_words=64, score_depth=64, tile_beats=32,
                                tile_rows=8, rope_pairs=256) for w, p in ((4, 4), (8, 6), (16, 4))}

@@ -9,13 +9,12 @@ from cocotb.triggers import ClockCycles
 
 from array_bench import SUM_GAP, ArrayUnderTest, Bench, Tile
 from bench import pack, recv, simulate, unpack
-from meadowlark_hdl.compute.issue import StoreCommand
 from meadowlark_hdl.compute.lane import Lane
 from meadowlark_hdl.compute.softmax_golden import MASKED, probabilities, saturated, scores
 from meadowlark_hdl.compute.tiling_engine_golden import broadcast, dot
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import Header, Instruction, Mode, Op, Src
-from meadowlark_hdl.signatures import ModelLayout
+from meadowlark_hdl.signatures import ModelLayout, StoreCommand
 
 CONFIGS = {"w8p16": Config(W=8, P=16, bus_bytes=2, act_words=64, score_depth=256, tile_beats=64,
                            tile_rows=16),

@@ -4,7 +4,6 @@ from amaranth import (Cat, ClockDomain, ClockSignal, DomainRenamer, Module, Rese
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from .compute.issue import Issue
 from .compute.tiling_engine import TilingEngine
 from .compute.vector_unit import VectorUnit
 from .config import Config
@@ -13,6 +12,7 @@ from .control.errors import FAULTS, Error
 from .control.fetch import Fetch
 from .control.sampler import Sampler
 from .control.sequencer import Sequencer
+from .issue.issue import Issue
 from .lib.fanout import near
 from .link.link import Link
 from .memory.arbiter import MemoryArbiter
@@ -157,7 +157,6 @@ class Core(wiring.Component):
             engine.control.eq(issue.control), engine.lanes.eq(issue.lanes),
             engine.attending.eq(issue.attending), engine.beat.eq(tiles.read.beat),
             engine.scale.eq(tiles.read.scale),
-            issue.engine_beat_addr.eq(engine.beat_addr), issue.engine_release.eq(engine.release),
             issue.store_room.eq(engine.store_room),
             _same(engine.result, issue.engine_result), _same(issue.result, vector.r),
             _same(issue.rope, vector.rope), _same(vector.act, engine.act),

@@ -16,15 +16,12 @@ from .lane import BEAT_CYCLE, Lane, LaneControl, lane_schedule, result_cycle
 def EngineControl(config: Config) -> data.StructLayout:
     """What the issue stage presents each cycle.
 
-    lane: the lanes' fields. beat_addr: tile-buffer address of the beat ({half, beat}).
-    part: in SV, which of each ``sv_cycles`` values of the beat the column of the first one takes.
-    release: the two halves of the tile buffer to give back after this beat. row, block: of a
-    result (lane.res_en).
+    lane: the lanes' fields. part: in SV, which of each ``sv_cycles`` values of the beat the column
+    of the first one takes. row, block: of a result (lane.res_en).
     """
     return data.StructLayout({
         "lane": LaneControl(config),
-        "beat_addr": range(2 * config.tile_beats), "part": range(config.sv_cycles), "release": 2,
-        "row": 18, "block": 6})
+        "part": range(config.sv_cycles), "row": 18, "block": 6})
 
 
 def or_levels(config: Config) -> int:
@@ -46,8 +43,9 @@ class TilingEngine(wiring.Component):
 
     Source: MEADOW, arXiv:2503.11663, sections III and IV (TPHS, parallel and broadcasting PEs).
     Golden: :mod:`.tiling_engine_golden`, :mod:`.softmax_golden`.
-    Timing: rigid. Control in cycle 0 reads its beat in cycle 7, lane k's result leaves in cycle
-    ``RESULT_CYCLE + k``. Rows with results start at least P cycles apart; others back to back.
+    Timing: rigid. Control in cycle 0 takes the beat of cycle ``BEAT_CYCLE - 1``, lane k's result
+    leaves in cycle ``RESULT_CYCLE + k``. Rows with results start at least P cycles apart; others
+    back to back.
 
     Parameters
     ----------
@@ -61,8 +59,7 @@ class TilingEngine(wiring.Component):
     lanes, attending : In(range(P + 1)), In(1)
         Lanes in use, QK or SV in execution: from 3 cycles before an instruction's first control
         until the next one's. Of interest only to ``sleep``.
-    beat_addr : Out, beat : In(Beat)    Tile buffer, data 3 cycles after the address.
-    release : Out(2)                    One cycle a half.
+    beat : In(Beat)                     Of the tile buffer.
     scale : In(RowScale)                Row scale of the row whose result control (res_en) was
                                         presented 2 cycles ago.
     result : Out(ResultPort)
@@ -80,8 +77,7 @@ class TilingEngine(wiring.Component):
         super().__init__({
             "control": In(EngineControl(config)),
             "lanes": In(range(config.P + 1)), "attending": In(1),
-            "beat_addr": Out(range(2 * config.tile_beats)), "beat": In(Beat(config)),
-            "release": Out(2), "scale": In(RowScale()),
+            "beat": In(Beat(config)), "scale": In(RowScale()),
             "result": Out(ResultPort(config)), "act": In(ActWrite(config)),
             "store": Out(stream.Signature(8 * config.store_bytes)),
             "store_room": Out(range(store_depth(config) + 1)),
@@ -108,10 +104,6 @@ class TilingEngine(wiring.Component):
         chain = Signal(LaneControl(config))
         for name, (_, cycle) in lane_schedule(config).items():
             m.d.comb += chain[name].eq(delayed(name, control.lane[name], cycle - 1))
-        # Address in cycle BEAT_CYCLE - 4, its register, RAM, its register, lane 0's register.
-        at = BEAT_CYCLE - 4
-        m.d.comb += [self.beat_addr.eq(delayed("beat_addr", control.beat_addr, at)),
-                     self.release.eq(delayed("release", control.release, at + 2))]
 
         # What an instruction leaves in a lane arrives there in the order of the lanes, and so does
         # the first control of the next: the gates open and close in that order too.

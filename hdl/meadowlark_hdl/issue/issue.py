@@ -10,9 +10,9 @@ from ..lib.fanout import fanout, near
 from ..isa import Op
 from ..signatures import (Beat, FetchedInstruction, InstructionLayout, ModelLayout, PassLayout,
                           ResultPort, RopeWrite, StoreCommand, TileRead)
-from .lane import DRAIN_LATER, result_cycle
+from ..compute.lane import BEAT_CYCLE, DRAIN_LATER, result_cycle
 from ..lib.pipe import delay
-from .tiling_engine import EngineControl, or_levels, store_depth
+from ..compute.tiling_engine import EngineControl, or_levels, store_depth
 
 
 class Issue(wiring.Component):
@@ -42,8 +42,6 @@ class Issue(wiring.Component):
                                             the cycle before its first one on.
     control : Out(EngineControl)
     tile : Out(TileRead)
-    engine_beat_addr, engine_release : In   The array's side of the tile buffer; addresses of it
-                                            and of gammas pass a register.
     engine_result : In(ResultPort), result : Out(ResultPort)   Joined, one cycle later.
     rope : Out(RopeWrite)
     norm_start : Out(1), norm_done : In(1), gamma_addr : In, gamma : Out(Beat), vector_busy : In(1)
@@ -62,13 +60,11 @@ class Issue(wiring.Component):
             raise ValueError(f"sum_gap must be at least 1, not {sum_gap!r}")
         self.config = config
         self.sum_row = max(sum_gap, config.P)   # its results leave one a cycle as well
-        beat_addr = range(2 * config.tile_beats)
         super().__init__({
             "instr": In(stream.Signature(FetchedInstruction())),
             "pass_": In(PassLayout()), "model": In(ModelLayout),
             "control": Out(EngineControl(config)),
             "tile": Out(TileRead(config)),
-            "engine_beat_addr": In(beat_addr), "engine_release": In(2),
             "engine_result": In(ResultPort(config)), "result": Out(ResultPort(config)),
             "rope": Out(RopeWrite(config)),
             "norm_start": Out(1), "norm_done": In(1),
@@ -243,19 +239,25 @@ class Issue(wiring.Component):
             with m.Else():
                 m.d.sync += result[name].eq(given)
 
+        # A beat stands in lane 0 in cycle BEAT_CYCLE of its control: address, its register, RAM,
+        # its register, lane 0's register. A half is given back in the cycle after its last address.
+        array_addr, array_release = Signal(range(2 * config.tile_beats)), Signal(2)
+        array_at = delay(m, array_addr, BEAT_CYCLE - 4, name="array_addr")
+        array_released = delay(m, array_release, BEAT_CYCLE - 2, name="array_release")
         # Who reads the tile: the vector unit, this block, or the array.
         beat_addr = reg(range(2 * config.tile_beats))       # EMBED and ROPE set it themselves
         with m.If(~(is_embed | is_rope)):
             m.d.sync += beat_addr.eq(Mux(is_norm, Cat(self.gamma_addr, half),
-                                         self.engine_beat_addr))
+                                         array_at))
         release = Signal(2)
         scale_addr = reg(range(2 * config.tile_rows))
-        m.d.sync += [release.eq(0), c.beat_addr.eq(Cat(addr, half)), c.part.eq(Mux(is_sv, beat, 0)),
+        m.d.sync += [release.eq(0), array_release.eq(0), array_addr.eq(Cat(addr, half)),
+                     c.part.eq(Mux(is_sv, beat, 0)),
                      scale_addr.eq(Cat(row[:ceil_log2(config.tile_rows)], half))]
         m.d.comb += [
             self.tile.beat_addr.eq(beat_addr), self.tile.scale_addr.eq(scale_addr),
             self.gamma.eq(self.tile.beat),
-            self.tile.release.eq(self.engine_release | release)]
+            self.tile.release.eq(array_released | release)]
         # Up to three parts of words are on their way to the count.
         with_room = Signal()
         m.d.sync += with_room.eq(self.store_room[2:].any())
@@ -267,7 +269,7 @@ class Issue(wiring.Component):
 
         def release_by_control():
             """Give the front tile back once the array has read the beats presented so far."""
-            return [c.release.eq(Mux(half, 2, 1)), half.eq(~half)]
+            return [array_release.eq(Mux(half, 2, 1)), half.eq(~half)]
 
         def release_now():
             return [release.eq(Mux(half, 2, 1)), half.eq(~half)]
