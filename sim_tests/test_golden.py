@@ -13,6 +13,7 @@ from meadowlark.quant.golden import GoldenModel
 from meadowlark.quant.quantise import LOGIT_FRAC, measure, quantise
 from meadowlark.quant.sampling import sampling
 from meadowlark.run.evaluate import perplexity, validation_text, windows
+from meadowlark_hdl.compute.tiling_engine_golden import FLOATS_KEPT
 from meadowlark_hdl.control.sampler_golden import Sampling, sample
 
 SHAPES = {
@@ -96,7 +97,7 @@ def test_prefill_is_decode(models, seed):
         np.testing.assert_array_equal(parts.values, whole.values)
         assert parts.length == 40
     # large models convert their weights at each use
-    lean = GoldenModel(replace(qm, parameters=GoldenModel.KEEP + 1))
+    lean = GoldenModel(replace(qm, parameters=FLOATS_KEPT + 1))
     np.testing.assert_array_equal(lean.forward(tokens, want="all"), want)
 
 

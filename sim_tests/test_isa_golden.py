@@ -14,6 +14,8 @@ from meadowlark.quant.quantise import quantise
 from meadowlark.quant.sampling import sampling
 from meadowlark.run.targets import golden_core
 from meadowlark_boards import get_board
+from meadowlark_hdl import isa_golden
+from meadowlark_hdl.compute import tiling_engine_golden
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import FIELDS, MODEL_REGS, Epi, Instruction, Op, Src
 from meadowlark_hdl.isa_golden import GoldenCore, ProgramError
@@ -92,8 +94,8 @@ def test_random_models(tmp_path, seed, blocks):
 def test_weights_are_converted_at_each_use_or_kept(image, monkeypatch):
     """A large model's codes stay integers; its products come in pieces."""
     want = golden_core(image, CONFIG).forward([5, 6, 7, 8, 9])
-    monkeypatch.setattr(GoldenCore, "KEEP", 0)
-    monkeypatch.setattr(GoldenCore, "AT_ONCE", 100)
+    monkeypatch.setattr(isa_golden, "FLOATS_KEPT", 0)
+    monkeypatch.setattr(tiling_engine_golden, "AT_ONCE", 100)
     core = golden_core(image, CONFIG)
     told = []
     core.read_stream(lambda done, total: told.append((done, total)))

@@ -19,6 +19,8 @@ from meadowlark.run.evaluate import perplexity
 from meadowlark.run.prepare import Source
 from meadowlark.run.targets import golden_core
 from meadowlark_boards import get_board
+from meadowlark_hdl.compute import tiling_engine_golden
+from meadowlark_hdl.compute.tiling_engine_golden import FLOATS_KEPT
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import Epi, Mode, Op, Src
 from meadowlark_hdl.weights.decoder_golden import decode_tile
@@ -127,15 +129,15 @@ def test_modes_and_weights(models):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_logits_are_near_the_float_models(models, name):
+def test_logits_are_near_the_float_models(models, name, monkeypatch):
     model, ranges = models(name)
     qm = quantise(model, ranges)
     ids = random_texts(model, seed=5, sequences=1, length=40)[0]
     golden = GoldenModel(qm)
     logits = golden.forward(ids, want="all")
     assert np.corrcoef(logits.ravel(), FloatModel(model).forward(ids).ravel())[0, 1] > 0.999
-    lean = GoldenModel(replace(qm, parameters=GoldenModel.KEEP + 1))
-    lean.AT_ONCE = 1000
+    lean = GoldenModel(replace(qm, parameters=FLOATS_KEPT + 1))
+    monkeypatch.setattr(tiling_engine_golden, "AT_ONCE", 1000)
     np.testing.assert_array_equal(lean.forward(ids, want="all"), logits)
 
 

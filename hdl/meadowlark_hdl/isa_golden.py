@@ -17,7 +17,7 @@ from .compute.requant_golden import requant
 from .compute.rope_golden import rope
 from .compute.softmax_golden import MASKED, output_scale, probabilities, saturated, scores
 from .compute.swiglu_golden import swiglu
-from .compute.tiling_engine_golden import broadcast, dot
+from .compute.tiling_engine_golden import FLOATS_KEPT, broadcast, dot
 from .config import Config
 from .control.fetch_golden import GoldenTiles, ProgramError, blamed, need, stream_chunks
 from .control.sampler_golden import Sampling, sample
@@ -60,11 +60,6 @@ class GoldenCore:
         The registers do not fit the config. From what runs: see :class:`ProgramError`.
     """
 
-    #: Weights up to which float64 copies are kept (512 MB); others are converted at each use.
-    KEEP = 1 << 26
-    #: Weights converted at once: what a processor's cache holds in float64.
-    AT_ONCE = 1 << 16
-
     def __init__(self, config: Config, *, program: Sequence[Instruction],
                  model: Mapping[str, int], memory: bytes, memory_bytes: int,
                  seed: int = 0) -> None:
@@ -87,7 +82,7 @@ class GoldenCore:
         self._loaded = len(memory)
         weights = config.W * sum(i["tiles"] * i["rows"] * i["row_beats"]
                                  for i in program[model["decode_pc"]:] if i["src"] == Src.STREAM)
-        self.tiles = GoldenTiles(config, self.memory, floats=weights <= self.KEEP)
+        self.tiles = GoldenTiles(config, self.memory, floats=weights <= FLOATS_KEPT)
         self._act = rng.integers(-1 << 15, 1 << 15, (config.P, config.act_words * config.W),
                                  np.int16)
         self._residual = rng.integers(-1 << 26, 1 << 26, (self.slots, model["hidden"]))
@@ -260,10 +255,7 @@ class GoldenCore:
         rows, slots = self.tiles.stream(i), self._of_pass(i)
         if i["epi"] == Epi.LOGIT:
             slots = slots[-1:]
-        width = rows.values.shape[1]
-        x, step = self._read(slots, i["x"], width), max(1, self.AT_ONCE // width)
-        acc = np.concatenate([dot(rows.values[at:at + step], x)
-                              for at in range(0, len(rows.values), step)], axis=1)
+        acc = dot(rows.values, self._read(slots, i["x"], rows.values.shape[1]))
         self._epilogue(i, slots, requant(acc, rows.mant, rows.shift, rows.bias))
 
     def _epilogue(self, i: Instruction, slots: np.ndarray, y: np.ndarray) -> None:

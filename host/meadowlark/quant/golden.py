@@ -17,6 +17,7 @@ from meadowlark_hdl.compute.rope_golden import rope
 from meadowlark_hdl.compute.softmax_golden import (MASKED, output_scale, probabilities, saturated,
                                                    scores)
 from meadowlark_hdl.compute.swiglu_golden import swiglu
+from meadowlark_hdl.compute.tiling_engine_golden import FLOATS_KEPT, dot, product
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sampler_golden import Sampling, sample
 from meadowlark_hdl.fixed import saturate
@@ -66,13 +67,8 @@ class GoldenModel:
 
     #: Tokens handled at once; bounds the memory of the scores. The result does not depend on it.
     PASS = 256
-    #: Weights up to which float64 copies are kept (512 MB); larger models convert at each use,
-    #: from codes of int8 or from int32 that are kept where weights are blocks.
-    KEEP = 1 << 26
     #: Scores made at once, more or less.
     SCORES = 1 << 20
-    #: Weights converted at once: what a processor's cache holds in float64.
-    AT_ONCE = 1 << 16
 
     def __init__(self, qm: QuantModel, *, context: int | None = None,
                  trace: Tracer | None = None) -> None:
@@ -89,7 +85,7 @@ class GoldenModel:
         self.saturations: dict[str, int] = {}
         self.counted: dict[str, int] = {}
         self._trace = trace or (lambda *_: None)
-        self._small = qm.parameters <= self.KEEP
+        self._floats = qm.parameters <= FLOATS_KEPT
         self._kept: dict[int, np.ndarray] = {}
 
     def forget(self) -> None:
@@ -286,7 +282,7 @@ class GoldenModel:
         for at in range(0, groups, most):
             some = slice(at, at + most)
             k, v = (cache[step.cache, some, None, :ctx] for cache in (self.keys, self.values))
-            acc = self._product(q[some], k.swapaxes(-1, -2))
+            acc = product(q[some], k.swapaxes(-1, -2))
             s = scores(acc, numbers.score_shift)
             limit = ~hidden & (np.abs(s) == -MASKED - 1)
             self._count("scores", saturated(acc[limit], numbers.score_shift),
@@ -294,7 +290,7 @@ class GoldenModel:
             p, total = probabilities(np.where(hidden, MASKED, s))
             mant, shift = output_scale(total, *(x[some, None, None].astype(np.int64) for x in (
                 numbers.v_mant, numbers.v_shift)))
-            out[some] = requant(self._product(p, v), mant[..., None], shift[..., None])
+            out[some] = requant(product(p, v), mant[..., None], shift[..., None])
         return self._saturate(out, 16, "attention").transpose(2, 0, 1, 3).reshape(n, -1)
 
     # ---- Matrices
@@ -305,25 +301,14 @@ class GoldenModel:
     def _linear(self, matrix: Matrix, state: _Pass) -> np.ndarray:
         """Requantised int64[n, rows] of what the matrix reads."""
         w, x = self._numbers(matrix), state.edges[matrix.x]
-        weights = self._weights(w)
-        step = len(weights) if self._small else max(1, self.AT_ONCE // x.shape[1])
-        acc = np.concatenate([self._product(x, weights[at:at + step].T)
-                              for at in range(0, len(weights), step)], axis=1)
-        return requant(acc, w.mant, w.shift, 0 if w.bias is None else w.bias)
+        return requant(dot(self._weights(w), x), w.mant, w.shift, 0 if w.bias is None else w.bias)
 
     def _weights(self, w: QuantLinear) -> np.ndarray:
-        """[rows, K], as they are kept."""
+        """[rows, K], as they are kept; integers are codes of int8, or int32 of blocks."""
         if id(w.codes) not in self._kept:       # self.qm keeps codes alive, so its id is its own
             weights = w.weights()
-            self._kept[id(w.codes)] = weights.astype(np.float64) if self._small else weights
+            self._kept[id(w.codes)] = weights.astype(np.float64) if self._floats else weights
         return self._kept[id(w.codes)]
-
-    @staticmethod
-    def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Exact matrix product of integers -> int64; a: 16 bits at most, b: 18 bits."""
-        # |a| <= 2**15 (int16, or a probability), |b| <= 2**17: no partial sum needs 54 bits
-        assert a.shape[-1] << 32 < 1 << 53
-        return (a.astype(np.float64) @ b.astype(np.float64, copy=False)).astype(np.int64)
 
     # ---- Counting saturations
 
