@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Place and route the core, or one block, for an ECP5-85F of speed grade 6; report Fmax and size.
 
-`make fmax`, or for a block: `scripts/fmax.py --block meadowlark_hdl.compute.multiplier:Multiplier`.
+`make fmax`, or for a block: `scripts/fmax.py --block meadowlark_hdl.tech.cells:Multiplier`.
 The component stands between registers: a shift register feeds its inputs, its outputs are captured
 and reduced to one pin, so nothing is pruned, no pin is timed, and every port counts as registered.
 """
@@ -26,6 +26,7 @@ from meadowlark.chip.ecp5 import (CELLS, Report, block_of, path_lines, place, pl
 from meadowlark.errors import UserError
 from meadowlark.files import write_atomic
 from meadowlark_boards import get_board
+from meadowlark_hdl.tech.ecp5 import ECP5
 from sta import Timing, describe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,8 +93,8 @@ def _xor(bits):
 
 
 def load(block: str | None, board: str, changes: dict, parameters: dict):
-    """The component to be measured, with DSP instances."""
-    config = get_board(board).config.replace(**{"dsp": "ecp5"} | changes)
+    """The component to be measured."""
+    config = get_board(board).config.replace(**changes)
     module, _, name = (block or "meadowlark_hdl.core:Core").partition(":")
     if not name:
         raise UserError(f"--block must be module:Class, not {block!r}")
@@ -102,8 +103,7 @@ def load(block: str | None, board: str, changes: dict, parameters: dict):
     except (ImportError, AttributeError) as error:
         raise UserError(f"--block {block}: {error}") from None
     accepted = inspect.signature(made_by).parameters
-    known = {"config": config, "dsp": "ecp5"}
-    arguments = {key: value for key, value in known.items() if key in accepted} | parameters
+    arguments = ({"config": config} if "config" in accepted else {}) | parameters
     if "config" in accepted and accepted["config"].kind is not inspect.Parameter.KEYWORD_ONLY:
         return made_by(arguments.pop("config"), **arguments)
     return made_by(**arguments)
@@ -176,7 +176,7 @@ def main(block, params, configs, board, seed, freq, synth_only, placed, write, j
         component = load(block, board, changes, parameters)
         what = block or "the core"
         progress(f"elaborating {what}")
-        text = rtlil.convert(Harness(component), name="top", emit_src=False)
+        text = rtlil.convert(Harness(component), name="top", platform=ECP5, emit_src=False)
         directory = ROOT / "build" / "fmax" / f"{(block or 'core').replace(':', '.')}-{os.getpid()}"
         cells = synthesise(text, directory, progress=progress)
         if synth_only:
@@ -192,7 +192,7 @@ def main(block, params, configs, board, seed, freq, synth_only, placed, write, j
             all_mhz = Timing(directory / "routed.sdf").fmax_mhz
             found = summary(report) | {"with_adders_mhz": round(all_mhz, 2), "seed": seed}
             if write:
-                fields = get_board(board).config.replace(dsp="ecp5").as_dict()
+                fields = get_board(board).config.as_dict()
                 minutes = (time.monotonic() - begun) / 60
                 write_atomic(TABLE, table(
                     what, ", ".join(f"{key}={value}" for key, value in fields.items()), found,

@@ -99,14 +99,19 @@ def load_blocks() -> list[Block]:
     return blocks
 
 
+#: Files without logic of a chip.
+EMPTY = ("lib/__init__", "lib/collisions", "sleep", "tech/__init__", "tech/cells")
+
+
 def elaborating() -> list[str]:
-    """Names of the blocks that should have mutants: files that define ``elaborate``, and those of
-    lib/ that make logic for another's.
+    """Names of the blocks that should have mutants: files that define ``elaborate``, or
+    functions that make logic in a module of others, and those of lib/ and tech/.
     """
-    return sorted(str(path.relative_to(ROOT / HDL).with_suffix(""))
-                  for path in (ROOT / HDL).rglob("*.py")
-                  if re.search(r"^ +def elaborate\(", path.read_text(), re.M)
-                  or path.parent.name == "lib" and path.stem not in ("__init__", "collisions"))
+    found = ((str(path.relative_to(ROOT / HDL).with_suffix("")), path)
+             for path in (ROOT / HDL).rglob("*.py"))
+    return sorted(name for name, path in found if name not in EMPTY and (
+        name.startswith(("lib/", "tech/"))
+        or re.search(r"^ +def elaborate\(|^def \w+\(m: Module", path.read_text(), re.M)))
 
 
 def faults(block: Block) -> Iterable[str]:

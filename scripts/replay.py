@@ -42,15 +42,17 @@ _MOST = 100
 _LIST = """
 import json
 from meadowlark_boards import BOARDS
-print(json.dumps({board.name: repr(board.config) for board in BOARDS.values()}))
+print(json.dumps({board.name: repr((board.config, board.technology.name))
+                  for board in BOARDS.values()}))
 """
 _ELABORATE = """
 import sys
 from amaranth.back import rtlil
 from meadowlark_boards import get_board
 from meadowlark_hdl.core import Core
-core = Core(get_board(sys.argv[1]).config)
-open(sys.argv[2], "w").write(rtlil.convert(core, name="top", emit_src=False))
+board = get_board(sys.argv[1])
+text = rtlil.convert(Core(board.config), name="top", platform=board.technology, emit_src=False)
+open(sys.argv[2], "w").write(text)
 """
 #: As synthesis begins, but nothing is recoded, and no name and no order chooses what becomes of it.
 _YOSYS = """

@@ -18,6 +18,7 @@ from bench import simulate
 from cell_models import CELLS
 from conftest import ICARUS, NO_ICARUS
 from meadowlark.chip.ecp5 import synthesise
+from meadowlark_hdl.tech.ecp5 import ECP5
 
 CASE = "w4p5"
 FLATTEN = """
@@ -35,7 +36,7 @@ for command in (
 
 def netlist(component, directory: Path) -> str:
     """Verilog of a component after synthesis, its cells replaced by what they do."""
-    text = rtlil.convert(component, name="dut", emit_src=False)
+    text = rtlil.convert(component, name="dut", platform=ECP5, emit_src=False)
     cells = synthesise(text.replace('  attribute \\ram_style "block"\n', ""), directory, top="dut",
                        options=["-nobram"])
     assert cells["MULT18X18D"] == 2 * cells["ALU54B"] == component.config.W * component.config.P
@@ -47,7 +48,7 @@ def netlist(component, directory: Path) -> str:
 
 def test_array(seed, tmp_path):
     assert ICARUS, NO_ICARUS
-    config = test_tiling_engine.CONFIGS[CASE].replace(dsp="ecp5")
+    config = test_tiling_engine.CONFIGS[CASE]
     text = netlist(ArrayUnderTest(config), tmp_path)
     for testcase in ("linear", "attention_of_heads"):
         simulate(ArrayUnderTest(config), test_tiling_engine.__name__, seed=seed, sim="icarus",

@@ -10,7 +10,9 @@ from cocotb.triggers import Timer
 
 from amaranth.back import rtlil
 from bench import simulate
-from meadowlark_hdl.compute.adder import GatedAdder
+from meadowlark_hdl.tech.cells import GatedAdder
+from meadowlark_hdl.tech.ecp5 import ECP5
+from meadowlark_hdl.tech.generic import GENERIC
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
@@ -53,9 +55,10 @@ for command in (
 def test_ecp5_form_is_equivalent(width, tmp_path):
     if importlib.util.find_spec("pyosys") is None:
         pytest.skip("needs synthesis: make setup-synth")
-    for dsp in ("generic", "ecp5"):
-        (tmp_path / f"{dsp}.il").write_text(
-            rtlil.convert(GatedAdder(width, dsp=dsp), name=dsp, emit_src=False))
+    for technology in (GENERIC, ECP5):
+        name = technology.name
+        (tmp_path / f"{name}.il").write_text(
+            rtlil.convert(GatedAdder(width), name=name, platform=technology, emit_src=False))
     done = subprocess.run([sys.executable, "-c", PROOF], cwd=tmp_path, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0 and "SAT proof finished" in done.stdout, done.stdout[-3000:]

@@ -16,7 +16,7 @@ from meadowlark.chip.litedram import read_core
 from meadowlark.cli import main
 from meadowlark.errors import UserError
 from meadowlark_boards import BOARDS, get_board
-from meadowlark_hdl.chips.ecp5_pll import Pll, beside, dividers, second_clocks
+from meadowlark_hdl.tech.ecp5_pll import Pll, beside, dividers, second_clocks
 from meadowlark_hdl.chips.sdram_top import SHIFTED
 
 ULX3S = get_board("ulx3s_85f")

@@ -29,8 +29,7 @@ GOOD = Config(W=16, P=8, bus_bytes=4)
     ({"sv_cycles": 16}, "sv_cycles must be a power of two in 2..W/2=8, not 16"),
     ({"sv_cycles": 3}, "sv_cycles must be a power of two in 2..W/2=8, not 3"),
     ({"vector_products": 9}, "vector_products must be 8 or 23, not 9"),
-    ({"block_modes": 2}, "block_modes must be True or False, not 2"),
-    ({"dsp": "intel"}, "dsp must be generic or ecp5, not 'intel'")],
+    ({"block_modes": 2}, "block_modes must be True or False, not 2")],
     ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items())
         if isinstance(value, dict) else "")
 def test_config_refuses(changes, message):

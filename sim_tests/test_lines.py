@@ -12,7 +12,7 @@ BEYOND = {
     "compute/issue.py Issue.elaborate": 396,
     "compute/lane.py Lane.elaborate": 130,
     "compute/tiling_engine.py TilingEngine.elaborate": 103,
-    "compute/vector_unit.py": 307,
+    "compute/vector_unit.py": 308,
     "compute/vector_unit.py VectorUnit.elaborate": 244,
     "control/fetch.py Fetch._jobs": 143,
     "control/sampler.py": 369,

@@ -11,7 +11,7 @@ from cocotb.triggers import ReadOnly, RisingEdge
 
 from bench import cycles, pack, simulate, start, unpack
 from meadowlark_hdl.compute.function import Reciprocal
-from meadowlark_hdl.compute.multiplier import share
+from meadowlark_hdl.compute.products import share
 from meadowlark_hdl.compute.norm import Norm
 from meadowlark_hdl.compute.norm_golden import rmsnorm, sum_of_squares
 from meadowlark_hdl.compute.residual import Residual
@@ -45,7 +45,7 @@ class WithRoot(wiring.Component):
                      self.norm.k.eq(root.k)]
         if self.norm.shared:
             for k, port in enumerate((self.norm.root0, self.norm.gamma0)):
-                share(m, f"product{k}", 0, [port], dsp="generic")
+                share(m, f"product{k}", 0, [port])
         for name, member in self.signature.members.items():
             ours, inner = getattr(self, name), getattr(self.norm, name)
             m.d.comb += inner.eq(ours) if member.flow == In else ours.eq(inner)

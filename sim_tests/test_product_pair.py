@@ -10,7 +10,8 @@ from amaranth.back import rtlil, verilog
 from bench import simulate, start
 from cell_models import CELLS
 from conftest import ICARUS, NO_ICARUS
-from meadowlark_hdl.compute.product_pair import ProductPair
+from meadowlark_hdl.tech.ecp5 import ECP5
+from meadowlark_hdl.tech.cells import ProductPair
 
 FACTORS = [0, 1, -1, 2**17 - 1, -2**17, 2**15 - 1, -2**15, 0x15555, -0x15556]
 SUMS = [0, 1, -1, 2**35 - 1, -2**35, 2**34, 0x555555555]
@@ -56,13 +57,12 @@ def test_product_pair(sim, seed):
 @pytest.mark.skipif(not ICARUS, reason=NO_ICARUS)
 def test_cells(seed):
     """On Icarus: the models stop at a value that is not known yet, and Verilator makes one up."""
-    pair = ProductPair(dsp="ecp5")
-    text = verilog.convert(pair, name="dut", emit_src=False) + CELLS
+    text = verilog.convert(ProductPair(), name="dut", platform=ECP5, emit_src=False) + CELLS
     simulate(ProductPair(), __name__, seed=seed, sim="icarus", text=text)
 
 
 def test_ecp5_is_three_instances_with_all_registers():
-    text = rtlil.convert(ProductPair(dsp="ecp5"), name="top", emit_src=False)
+    text = rtlil.convert(ProductPair(), name="top", platform=ECP5, emit_src=False)
     assert text.count("cell \\MULT18X18D") == 2 and text.count("cell \\ALU54B") == 1
     # nextpnr: none behind the multiplier where the ALU follows.
     assert "REG_OUTPUT_CLK" not in text and "REG_OUTPUT0_CLK" in text
@@ -72,8 +72,3 @@ def test_ecp5_is_three_instances_with_all_registers():
     opcode = dict(re.findall(r"connect \\OP(\d+) (\S+)", text))
     assert [opcode[str(k)] for k in range(11)] == [
         "1'1", "1'0", "1'1", r"\broadcast", r"\keep", r"\keep", "1'0", "1'0", "1'0", "1'1", "1'0"]
-
-
-def test_dsp_unknown():
-    with pytest.raises(ValueError, match=r"^dsp must be generic or ecp5, not 'ice40'$"):
-        ProductPair(dsp="ice40")

@@ -294,7 +294,9 @@ class Core(wiring.Component):
 """,
         "boards/meadowlark_boards/__init__.py": """
 from types import SimpleNamespace
-BOARDS = {name: SimpleNamespace(name=name, config=step) for name, step in (("one", 1), ("two", 2))}
+NONE = SimpleNamespace(name="none")
+BOARDS = {name: SimpleNamespace(name=name, config=step, technology=NONE)
+          for name, step in (("one", 1), ("two", 2))}
 get_board = BOARDS.get
 """}.items():
         path = tmp_path / name

@@ -7,6 +7,7 @@ from math import ceil, gcd
 
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.memory.sdram_part import SdramPart
+from meadowlark_hdl.tech.generic import GENERIC, Technology
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +231,9 @@ class Board:
         External memory behind the core's port.
     link : LinkInfo
         Host link.
+    technology : Technology
+        The chip's family, of :mod:`meadowlark_hdl.tech`: what the core's cells become, and which
+        tools make a bitstream.
     platform : str
         ``module:class`` of the amaranth-boards platform; empty where there is no hardware.
     sdram : SdramInfo, optional
@@ -245,6 +249,7 @@ class Board:
     clock_mhz: float
     memory: MemoryTiming
     link: LinkInfo
+    technology: Technology = GENERIC
     platform: str = ""
     sdram: SdramInfo | None = None
     ddr3: Ddr3Info | None = None

@@ -1,5 +1,6 @@
 """LambdaConcept ECPIX-5 with a Lattice ECP5 LFE5UM5G-85F and 512 MB of 16-bit DDR3."""
 from meadowlark_hdl.config import Config
+from meadowlark_hdl.tech.ecp5 import ECP5
 
 from .board import Board, Ddr3Info, LinkInfo, MemoryTiming
 
@@ -12,7 +13,7 @@ BOARD = Board(
     config=Config(
         W=16, P=7, bus_bytes=8,
         act_words=512, residual_values=16384, score_depth=2048, rope_pairs=2048, tile_beats=512,
-        prog_depth=4096, context=2048, dsp="ecp5",
+        prog_depth=4096, context=2048,
     ),
     clock_mhz=75.0,
     # 16 bits at 300 million transfers a second behind a controller at half of the chip's clock: 8
@@ -30,6 +31,7 @@ BOARD = Board(
         refresh_ns=520,             # 260 ns each
     ),
     link=LinkInfo(kind="uart", baud=1_500_000),
+    technology=ECP5,
     platform="amaranth_boards.ecpix5:ECPIX585Platform",
     # Micron's MT41K256M16, 4 Gbit DDR3L, -125, as LiteX's own target of this board has it.
     ddr3=Ddr3Info(module="MT41K256M16", rcd_ns=13.75, rp_ns=13.75, ras_ns=35, wr_ns=15, rfc_ns=260,

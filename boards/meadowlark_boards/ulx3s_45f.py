@@ -1,5 +1,6 @@
 """Radiona ULX3S with a Lattice ECP5 LFE5U-45F and 32 MB of 16-bit SDR SDRAM."""
 from meadowlark_hdl.config import Config
+from meadowlark_hdl.tech.ecp5 import ECP5
 
 from .board import Board
 from .ulx3s import LINK, MEMORY, SDRAM
@@ -12,12 +13,13 @@ BOARD = Board(
     config=Config(
         W=4, P=4, bus_bytes=4, fifo_words=512, burst_words=64,
         act_words=512, residual_values=4096, score_depth=1024, rope_pairs=512, tile_beats=512,
-        prog_depth=1024, context=1024, dsp="ecp5", packing=1,
+        prog_depth=1024, context=1024, packing=1,
     ),
     # 4 weights a cycle are more than the SDRAM brings.
     clock_mhz=60.0,
     memory=MEMORY,
     link=LINK,
+    technology=ECP5,
     platform="amaranth_boards.ulx3s:ULX3S_45F_Platform",
     sdram=SDRAM,
 )

@@ -1,5 +1,6 @@
 """Radiona ULX3S with a Lattice ECP5 LFE5U-85F and 32 MB of 16-bit SDR SDRAM."""
 from meadowlark_hdl.config import Config
+from meadowlark_hdl.tech.ecp5 import ECP5
 
 from .board import Board
 from .ulx3s import LINK, MEMORY, SDRAM
@@ -13,7 +14,7 @@ BOARD = Board(
     config=Config(
         W=16, P=8, bus_bytes=4, fifo_words=512, burst_words=64,
         act_words=512, residual_values=16384, score_depth=2048, rope_pairs=2048, tile_beats=256,
-        prog_depth=2048, context=1024, dsp="ecp5",
+        prog_depth=2048, context=1024,
         packing=1, unpack_cycles=4,     # 4 weights a cycle: memory gives 4 of 5 bits
         block_modes=False,              # beats of 8 bits per weight: wires are what the chip lacks
     ),
@@ -22,6 +23,7 @@ BOARD = Board(
     clock_mhz=80.0,
     memory=MEMORY,
     link=LINK,
+    technology=ECP5,
     platform="amaranth_boards.ulx3s:ULX3S_85F_Platform",
     sdram=SDRAM,
 )

@@ -61,8 +61,6 @@ class Config:
     block_modes : bool
         The decoder reads blocks of GGUF files (modes Q8_0, Q4_0, Q4_1). Without, such models are
         run from int8 weights, and beats on their way along the lanes are less than half as wide.
-    dsp : str
-        "generic" (inferred products, for simulation) or "ecp5" (MULT18X18D and ALU54B instances).
     """
     W: int
     P: int
@@ -83,7 +81,6 @@ class Config:
     sv_cycles: int = 2
     vector_products: int = 23
     block_modes: bool = True
-    dsp: str = "generic"
 
     def __post_init__(self) -> None:
         def need(ok: bool, what: str) -> None:
@@ -118,7 +115,6 @@ class Config:
              f"vector_products must be 8 or 23, not {self.vector_products!r}")
         need(self.block_modes in (0, 1),
              f"block_modes must be True or False, not {self.block_modes!r}")
-        need(self.dsp in ("generic", "ecp5"), f"dsp must be generic or ecp5, not {self.dsp!r}")
 
     # Widths that follow from the numerics (docs/numerics.md); facts live here once.
     X_BITS = 16         # an activation

@@ -13,7 +13,7 @@ from ..link.uart import Uart
 from ..memory.crossing import MemoryCrossing, narrowed, resets
 from ..memory.sdram import SdramController
 from ..memory.sdram_part import SdramPart
-from .ecp5_pll import Pll
+from ..tech.ecp5_pll import Pll
 
 #: Pin groups of the SDRAM, by their names in amaranth-boards.
 SDRAM_PINS = ("clk", "clk_en", "cs", "ras", "cas", "we", "ba", "a", "dqm", "dq")

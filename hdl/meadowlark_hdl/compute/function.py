@@ -4,7 +4,8 @@ from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..fixed import RECIP_TABLE, RSQRT_TABLE, SIGMOID_TABLE
-from .multiplier import Multiplier, product, product_latency, product_ports
+from ..tech.cells import Multiplier
+from .products import product, product_latency, product_ports
 from ..lib.pipe import delay
 
 
@@ -31,10 +32,8 @@ class Reciprocal(wiring.Component):
 
     Parameters
     ----------
-    dsp : str
-        As for :class:`Multiplier`; one is used.
     shared : bool
-        It is outside, behind interpolate (:class:`.multiplier.ProductPort`).
+        It is outside, behind interpolate (:class:`.products.ProductPort`).
 
     Members
     -------
@@ -56,8 +55,8 @@ class Reciprocal(wiring.Component):
         """Cycles with multipliers of its own, or shared ones."""
         return cls.LATENCY + product_latency(shared) - Multiplier.LATENCY
 
-    def __init__(self, *, dsp: str = "generic", shared: bool = False):
-        self.dsp, self.shared = dsp, shared
+    def __init__(self, *, shared: bool = False):
+        self.shared = shared
         super().__init__({"x": In(64), "root": In(1), "t": Out(17), "k": Out(6),
                           **product_ports(shared, "interpolate")})
 
@@ -121,10 +120,8 @@ class Sigmoid(wiring.Component):
 
     Parameters
     ----------
-    dsp : str
-        As for :class:`Multiplier`; one is used.
     shared : bool
-        It is outside, behind interpolate (:class:`.multiplier.ProductPort`).
+        It is outside, behind interpolate (:class:`.products.ProductPort`).
 
     Members
     -------
@@ -141,8 +138,8 @@ class Sigmoid(wiring.Component):
         """Cycles with multipliers of its own, or shared ones."""
         return cls.LATENCY + product_latency(shared) - Multiplier.LATENCY
 
-    def __init__(self, *, dsp: str = "generic", shared: bool = False):
-        self.dsp, self.shared = dsp, shared
+    def __init__(self, *, shared: bool = False):
+        self.shared = shared
         super().__init__({"g": In(signed(18)), "o": Out(16),
                           **product_ports(shared, "interpolate")})
 

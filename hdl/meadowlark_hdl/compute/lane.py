@@ -8,9 +8,9 @@ from ..lib.collisions import NO_RW_CHECK
 from ..config import Config
 from ..lib.fanout import near
 from ..signatures import ActWrite, Weights
-from .adder import GatedAdder
 from ..lib.pipe import delay, reg
-from .product_pair import ProductPair
+from ..tech.cells import GatedAdder, ProductPair
+from ..tech.generic import technology_of
 from .softmax import SoftmaxUnit
 
 
@@ -124,7 +124,7 @@ class Lane(wiring.Component):
         m.d.comb += [self.c_out.eq(c), self.beat_out.eq(beat)]
         with_sum = range(0, W, config.sv_cycles)    # columns with an accumulator
         control = {i: c for i in with_sum}          # what they hear
-        if config.dsp != "generic":             # simulation would only pay for it
+        if technology_of(platform).far_wires:
             for k in range(0, config.sv_columns, 2):
                 two = near(m, part(COLUMN_CONTROL), name=f"columns_{k // 2}")
                 control |= {i: two for i in with_sum[k:k + 2]}
@@ -168,7 +168,7 @@ class Lane(wiring.Component):
                 m.d.sync += x[i].eq(softmax.p)
         pairs = []
         for i in range(0, W, 2):
-            m.submodules[f"pair{i // 2}"] = pair = ProductPair(dsp=config.dsp)
+            m.submodules[f"pair{i // 2}"] = pair = ProductPair()
             m.d.comb += [pair.a0.eq(x[i]), pair.b0.eq(beat[i]),
                          pair.a1.eq(x[i + 1]), pair.b1.eq(beat[i + 1])]
             pairs.append(pair)
@@ -184,7 +184,7 @@ class Lane(wiring.Component):
                 m.d.sync += s.eq(terms[2 * i] + terms[2 * i + 1])
             terms = sums
         acc = reg(signed(Config.ACC_BITS), "acc")
-        m.submodules.accumulate = accumulate = GatedAdder(Config.ACC_BITS, dsp=config.dsp)
+        m.submodules.accumulate = accumulate = GatedAdder(Config.ACC_BITS)
         m.d.comb += [accumulate.a.eq(acc), accumulate.keep.eq(c.dot_keep),
                      accumulate.b.eq(terms[0])]
         m.d.sync += acc.eq(accumulate.o)

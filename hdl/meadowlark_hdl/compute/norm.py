@@ -7,7 +7,7 @@ from ..config import Config
 from ..lib.fanout import near
 from ..signatures import Beat, ModelLayout, PassLayout
 from .function import Reciprocal
-from .multiplier import product, product_latency, product_ports
+from .products import product, product_latency, product_ports
 from ..lib.narrow import Narrow
 from ..lib.pipe import delay, reg
 from .residual import Residual
@@ -28,7 +28,7 @@ class Norm(wiring.Component):
     ----------
     config : Config
         norm_width is 4, or 1 if the vector unit's multipliers are shared: they are outside then,
-        behind root0 and gamma0 (:class:`.multiplier.ProductPort`).
+        behind root0 and gamma0 (:class:`.products.ProductPort`).
 
     Members
     -------
@@ -85,7 +85,7 @@ class Norm(wiring.Component):
         return 1 + cls.lead(shared) + cls.word_latency(shared)
 
     def __init__(self, config: Config):
-        self.config, self.dsp, self.shared = config, config.dsp, config.shared_products
+        self.config, self.shared = config, config.shared_products
         self.width = config.norm_width
         self.slots = 32 * config.P
         one = self.width == 1

@@ -4,7 +4,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from ..config import Config
-from .multiplier import Multiplier
+from ..tech.cells import Multiplier
 from ..lib.narrow import Narrow
 from ..lib.pipe import delay
 
@@ -18,11 +18,6 @@ class Requant(wiring.Component):
     Golden: :func:`meadowlark_hdl.compute.requant_golden.requant`, bit-exact.
     Error: at most 1/2 of an output unit where not clamped.
     Timing: ``LATENCY`` cycles, one result a cycle, never stalls.
-
-    Parameters
-    ----------
-    dsp : str
-        As for :class:`Multiplier`; three of them are used.
 
     Members
     -------
@@ -39,8 +34,7 @@ class Requant(wiring.Component):
     PRODUCT_BITS = 61       # |acc * mant| < 2**44 * 2**16
     LATENCY = Multiplier.LATENCY + 2 + 6 + 2
 
-    def __init__(self, *, dsp: str = "generic"):
-        self.dsp = dsp
+    def __init__(self) -> None:
         super().__init__({"acc": In(signed(Config.ACC_BITS)), "mant": In(16), "shift": In(6),
                           "bias": In(signed(32)), "o": Out(signed(32))})
 
@@ -49,7 +43,7 @@ class Requant(wiring.Component):
         limbs = [self.acc[:LIMB], self.acc[LIMB:2 * LIMB], self.acc[2 * LIMB:].as_signed()]
         products = []
         for k, limb in enumerate(limbs):
-            m.submodules[f"limb{k}"] = multiplier = Multiplier(dsp=self.dsp)
+            m.submodules[f"limb{k}"] = multiplier = Multiplier()
             m.d.comb += [multiplier.a.eq(limb), multiplier.b.eq(self.mant)]
             products.append(multiplier.p)
 

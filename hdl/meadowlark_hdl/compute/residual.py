@@ -7,7 +7,8 @@ from ..lib.collisions import NO_RW_CHECK
 from ..config import Config
 from ..lib.fanout import near
 from ..lib.saturate import beyond, saturate
-from .multiplier import Multiplier, product, product_latency, product_ports
+from ..tech.cells import Multiplier
+from .products import product, product_latency, product_ports
 from ..lib.pipe import delay, reg
 
 
@@ -32,7 +33,7 @@ class Residual(wiring.Component):
     config : Config
         ``residual_values`` and ``P`` size the memories: 32 blocks of P token slots at most. With
         ``shared_products`` the multiplier is outside, behind square
-        (:class:`.multiplier.ProductPort`).
+        (:class:`.products.ProductPort`).
 
     Members
     -------
@@ -71,7 +72,7 @@ class Residual(wiring.Component):
         return cls.LATENCY + product_latency(shared) - Multiplier.LATENCY
 
     def __init__(self, config: Config):
-        self.config, self.dsp, self.shared = config, config.dsp, config.shared_products
+        self.config, self.shared = config, config.shared_products
         self.words = config.residual_values // 4
         self.slots = 32 * config.P
         self.width = config.norm_width

@@ -3,7 +3,8 @@ from amaranth import Module, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from .multiplier import Multiplier, product, product_latency, product_ports
+from ..tech.cells import Multiplier
+from .products import product, product_latency, product_ports
 
 
 class Rope(wiring.Component):
@@ -17,10 +18,8 @@ class Rope(wiring.Component):
 
     Parameters
     ----------
-    dsp : str
-        As for :class:`Multiplier`; four are used.
     shared : bool
-        They are outside, behind a_cos, b_sin, a_sin and b_cos (:class:`.multiplier.ProductPort`).
+        They are outside, behind a_cos, b_sin, a_sin and b_cos (:class:`.products.ProductPort`).
 
     Members
     -------
@@ -38,8 +37,8 @@ class Rope(wiring.Component):
         """Cycles with multipliers of its own, or shared ones."""
         return cls.LATENCY + product_latency(shared) - Multiplier.LATENCY
 
-    def __init__(self, *, dsp: str = "generic", shared: bool = False):
-        self.dsp, self.shared = dsp, shared
+    def __init__(self, *, shared: bool = False):
+        self.shared = shared
         super().__init__({"a": In(signed(16)), "b": In(signed(16)),
                           "cos": In(signed(16)), "sin": In(signed(16)),
                           "o_a": Out(signed(33)), "o_b": Out(signed(33)),

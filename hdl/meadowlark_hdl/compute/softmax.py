@@ -8,7 +8,7 @@ from ..config import Config
 from ..lib.fanout import near
 from ..lib.saturate import beyond, limit
 from ..fixed import EXP2_TABLE
-from .adder import GatedAdder
+from ..tech.cells import GatedAdder
 from ..lib.pipe import delay, reg
 from .softmax_golden import MASKED
 
@@ -177,7 +177,7 @@ class SoftmaxUnit(wiring.Component):
 
         # The sum so far comes out of its table with p, and goes back in the same cycle.
         m.submodules.sums = sums = memory.Memory(shape=28, depth=Config.SUM_BLOCKS, init=[])
-        m.submodules.add = add = GatedAdder(28, dsp=self.config.dsp)
+        m.submodules.add = add = GatedAdder(28)
         sum_wr, sum_rd = sums.write_port(), sums.read_port(domain="comb")
         m.d.comb += [sum_rd.addr.eq(self.sum_block),
                      add.a.eq(delay(m, sum_rd.data, 1, name="so_far")),

@@ -4,7 +4,8 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from .function import Sigmoid
-from .multiplier import Multiplier, product, product_latency, product_ports
+from ..tech.cells import Multiplier
+from .products import product, product_latency, product_ports
 from ..lib.pipe import delay
 
 
@@ -19,10 +20,8 @@ class SwiGlu(wiring.Component):
 
     Parameters
     ----------
-    dsp : str
-        As for :class:`Multiplier`; three are used, the one of the sigmoid included.
     shared : bool
-        They are outside, behind interpolate, gated and product (:class:`.multiplier.ProductPort`).
+        They are outside, behind interpolate, gated and product (:class:`.products.ProductPort`).
 
     Members
     -------
@@ -40,14 +39,14 @@ class SwiGlu(wiring.Component):
         """Cycles with multipliers of its own, or shared ones."""
         return cls.LATENCY + 3 * (product_latency(shared) - Multiplier.LATENCY)
 
-    def __init__(self, *, dsp: str = "generic", shared: bool = False):
-        self.dsp, self.shared = dsp, shared
+    def __init__(self, *, shared: bool = False):
+        self.shared = shared
         super().__init__({"gate": In(signed(18)), "up": In(signed(16)), "o": Out(signed(34)),
                           **product_ports(shared, "interpolate", "gated", "product")})
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.sigmoid = sigmoid = Sigmoid(dsp=self.dsp, shared=self.shared)
+        m.submodules.sigmoid = sigmoid = Sigmoid(shared=self.shared)
         if self.shared:
             wiring.connect(m, wiring.flipped(self.interpolate), sigmoid.interpolate)
         m.d.comb += sigmoid.g.eq(self.gate)

@@ -12,7 +12,8 @@ from ..signatures import (ActWrite, Beat, InstructionLayout, LogitPort, ModelLay
                           ResultPort, RopeWrite)
 from ..sleep import napping
 from .function import Reciprocal
-from .multiplier import Multiplier, ProductPort, product_latency, share
+from ..tech.cells import Multiplier
+from .products import ProductPort, product_latency, share
 from ..lib.narrow import Narrow
 from .norm import Norm
 from ..lib.pipe import delay
@@ -126,7 +127,7 @@ class VectorUnit(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        config, dsp, shared = self.config, self.config.dsp, self.config.shared_products
+        config, shared = self.config, self.config.shared_products
         W, P = config.W, config.P
         one = config.norm_width == 1            # value of a NORM a cycle, not 4
 
@@ -163,7 +164,7 @@ class VectorUnit(wiring.Component):
             m.submodules[name] = napping(m, block, name, awake, sleep=self.sleep, linger=64)
             return block
         residual = lent("residual", Residual(config), (op == Op.NORM) | is_resid)
-        reciprocal = lent("reciprocal", Reciprocal(dsp=dsp, shared=shared),
+        reciprocal = lent("reciprocal", Reciprocal(shared=shared),
                           (op == Op.NORM) | (op == Op.SV))
         norm = lent("norm", Norm(config), op == Op.NORM)
 
@@ -176,7 +177,7 @@ class VectorUnit(wiring.Component):
         lane, row, block = (saved(given[name], name) for name in ("lane", "row", "block"))
         acc, is_drain = saved(given.acc, "acc"), saved(drain, "is_drain")
         valid = delay(m, self.r.valid & (given.kind != 1), 1, name="valid", reset=True)
-        m.submodules.requant = requant = Requant(dsp=dsp)
+        m.submodules.requant = requant = Requant()
         m.d.comb += [
             lane_scale.addr.eq(given.lane), requant.acc.eq(acc),
             requant.mant.eq(saved(Mux(drain, lane_scale.data[:16], given.scale.mant), "mant")),
@@ -189,7 +190,7 @@ class VectorUnit(wiring.Component):
         if shared:
             product = ProductPort().create()
         else:
-            m.submodules.output_scale = product = Multiplier(dsp=dsp)
+            m.submodules.output_scale = product = Multiplier()
         m.d.comb += [reciprocal.root.eq(is_norm),
                      reciprocal.x.eq(Mux(near(m, is_norm, name="root"), norm.x, acc[:32])),
                      norm.t.eq(reciprocal.t), norm.k.eq(reciprocal.k),
@@ -227,7 +228,7 @@ class VectorUnit(wiring.Component):
         if shared:
             # Only EMBED, RESID and, before its first value, NORM use the residual's. The choice
             # takes slot's cycle.
-            m.submodules.start = block_start = token_start = Multiplier(dsp=dsp)
+            m.submodules.start = block_start = token_start = Multiplier()
             of_token = is_resid | is_norm & ~valid
             m.d.comb += [
                 block_start.a.eq(saved(Mux(of_token, Mux(is_norm, last_token, Mux(
@@ -235,8 +236,8 @@ class VectorUnit(wiring.Component):
                 block_start.b.eq(saved(Mux(of_token, self.model.hidden[2:],
                                            self.model.block_words), "start_b"))]
         else:
-            m.submodules.block_start = block_start = Multiplier(dsp=dsp)
-            m.submodules.token_start = token_start = Multiplier(dsp=dsp)
+            m.submodules.block_start = block_start = Multiplier()
+            m.submodules.token_start = token_start = Multiplier()
             m.d.comb += [block_start.a.eq(block), block_start.b.eq(self.model.block_words),
                          token_start.a.eq(Mux(is_norm, last_token, slot)),
                          token_start.b.eq(self.model.hidden[2:])]
@@ -316,8 +317,8 @@ class VectorUnit(wiring.Component):
             shape=32, depth=config.rope_pairs, init=[], attrs=NO_RW_CHECK)
         angles_in, angles_out = angles.write_port(), angles.read_port()
         angle = saved(angles_out.data, "angle")
-        rope = lent("rotate", Rope(dsp=dsp, shared=shared), is_rope)
-        swiglu = lent("gate", SwiGlu(dsp=dsp, shared=shared), is_swiglu)
+        rope = lent("rotate", Rope(shared=shared), is_rope)
+        swiglu = lent("gate", SwiGlu(shared=shared), is_swiglu)
         if shared:
             # Who multiplies: in ROPE, in SWIGLU, in NORM, in all others.
             turn = saved(Mux(is_rope, 0, Mux(is_swiglu, 1, Mux(is_norm, 2, 3))), "turn")
@@ -327,7 +328,7 @@ class VectorUnit(wiring.Component):
                     (rope.b_sin, swiglu.gated, norm.root0, product),
                     (rope.a_sin, swiglu.product, norm.gamma0, norm.gamma0),
                     (rope.b_cos, residual.square, residual.square, residual.square))):
-                share(m, f"product{k}", turn, users, dsp=dsp)
+                share(m, f"product{k}", turn, users)
         m.d.comb += [
             angles_in.en.eq(delay(m, self.rope.valid, 1, name="angle_valid", reset=True)),
             angles_in.addr.eq(saved(self.rope.addr, "angle_addr")),

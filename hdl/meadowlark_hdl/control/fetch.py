@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 
 from ..lib.collisions import NO_RW_CHECK
 from ..lib.countdown import Countdown
-from ..compute.multiplier import Multiplier
+from ..tech.cells import Multiplier
 from ..config import Config
 from ..isa import INSTRUCTION_BITS, Header, Op, Src
 from ..lib.queues import Queue
@@ -27,7 +27,7 @@ class Fetch(wiring.Component):
       no headers. Waits until as many stores are done as STORE instructions were fetched before.
 
     Tiles of TABLE, TOKEN and NORM have one row of row_beats beats whatever ``rows`` says. Products
-    come from one :class:`~meadowlark_hdl.compute.multiplier.Multiplier`. An unknown ``src`` makes
+    come from one :class:`~meadowlark_hdl.tech.cells.Multiplier`. An unknown ``src`` makes
     no jobs. A token beyond ``model.vocab`` and a list that runs past the program memory stop the
     walk until ``flush``: nothing is read that is not the model's.
 
@@ -38,7 +38,7 @@ class Fetch(wiring.Component):
     Parameters
     ----------
     config : Config
-        prog_depth, context, tile_beats, dsp.
+        prog_depth, context, tile_beats.
 
     Members
     -------
@@ -166,7 +166,7 @@ class Fetch(wiring.Component):
 
     def _jobs(self, m, work, work_valid, finished, stores_done):
         c, pass_ = self.config, self.pass_
-        m.submodules.multiplier = mul = Multiplier(dsp=c.dsp)
+        m.submodules.multiplier = mul = Multiplier()
         a, b = (Signal.like(x, reset_less=True) for x in (mul.a, mul.b))
         m.d.comb += [mul.a.eq(a), mul.b.eq(b)]
         job = Signal(TileJob(c), reset_less=True)

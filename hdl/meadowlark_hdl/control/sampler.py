@@ -4,7 +4,7 @@ from amaranth.lib import data, enum, memory, wiring
 from amaranth.lib.crc.catalog import CRC32_ISO_HDLC
 from amaranth.lib.wiring import In, Out
 
-from ..compute.multiplier import Multiplier
+from ..tech.cells import Multiplier
 from ..config import Config
 from ..lib.fanout import fanout
 from ..fixed import EXP2_TABLE
@@ -419,7 +419,7 @@ class Sampler(wiring.Component):
         """
         parts = []
         for name, part in (("low", value[:16]), ("high", value[16:].as_signed())):
-            m.submodules[f"multiply_{name}"] = multiplier = Multiplier(dsp=self.config.dsp)
+            m.submodules[f"multiply_{name}"] = multiplier = Multiplier()
             m.d.comb += [multiplier.a.eq(part), multiplier.b.eq(factor)]
             parts.append(multiplier.p)
         low, high = parts

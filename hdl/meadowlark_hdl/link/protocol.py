@@ -15,7 +15,7 @@ from ..control.counters_table import COUNTERS
 from ..isa import FIELDS, INSTRUCTION_BYTES, MODEL_REGS, Field
 
 #: Changes with the frame format, a command or a register.
-VERSION = 1
+VERSION = 2
 
 # --- frames ---------------------------------------------------------------------------------------
 #: First byte of a frame.
@@ -157,14 +157,12 @@ CONFIG_REGS = (
     Field("context", 13, "positions"),
     Field("burst_words", 16, "bus words of a burst; a memory frame is at most one"),
     Field("topk", 6, "longest top_k"),
-    Field("dsp", 1, "0 generic, 1 ecp5"),
     Field("packing", 2, "packed weights: bit 0 entropy-coded, bit 1 MEADOW's"),
     Field("unpack_cycles", 3, "cycles that packed weights or blocks take to give W weights"),
     Field("sv_cycles", 4, "cycles that a lane takes for a beat in SV"),
     Field("vector_products", 5, "multipliers of the vector unit"),
     Field("block_modes", 1, "1: reads blocks of GGUF files"),
 )
-DSP_NAMES = ("generic", "ecp5")
 NAME_BYTES = 16
 
 #: Words below this are constants, then come the live ones, then those that can be written.

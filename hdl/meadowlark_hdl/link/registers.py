@@ -11,7 +11,7 @@ from ..config import Config
 from ..control.counters_table import COUNTER_BITS, COUNTER_SLOTS
 from ..isa import MODEL_REGS
 from ..signatures import STOP_IDS, ModelLayout, RunLayout
-from .protocol import (BY_NAME, CONTROL_BASE, COUNTER_BASE, COUNTERS_CRC, DSP_NAMES, ISA_CRC,
+from .protocol import (BY_NAME, CONTROL_BASE, COUNTER_BASE, COUNTERS_CRC, ISA_CRC,
                        LIVE_BASE, MAGIC, NAME_BYTES, REGISTER_WORDS, REGISTERS, RESET_MAGIC,
                        RUN_REGS, VERSION)
 
@@ -35,9 +35,7 @@ def constants(config: Config, *, board: str = "", clock_hz: int = 0,
     raw = board.encode("ascii", "replace")
     if len(raw) > NAME_BYTES:
         raise ValueError(f"board must have at most {NAME_BYTES} characters, not {board!r}")
-    facts = config.as_dict()
-    facts["dsp"] = DSP_NAMES.index(config.dsp)
-    values = {"magic": MAGIC, "version": VERSION, "isa": ISA_CRC, **facts,
+    values = {"magic": MAGIC, "version": VERSION, "isa": ISA_CRC, **config.as_dict(),
               "clock_khz": round(clock_hz / 1000), "memory_kib": memory_bytes >> 10,
               "counters": COUNTERS_CRC}
     raw = raw.ljust(NAME_BYTES, b"\0")

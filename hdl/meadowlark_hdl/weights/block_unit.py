@@ -6,7 +6,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In
 from amaranth.utils import exact_log2
 
-from ..compute.adder import GatedAdder
+from ..tech.cells import GatedAdder
 from ..lib.pipe import delay, reg
 from ..config import Config
 from ..lib.countdown import Countdown
@@ -35,7 +35,7 @@ class BlockUnit(wiring.Component):
     Parameters
     ----------
     config : Config
-        W, tile_beats, unpack_cycles, dsp.
+        W, tile_beats, unpack_cycles.
 
     Members
     -------
@@ -193,7 +193,7 @@ class BlockUnit(wiring.Component):
             part = negative if k == 7 else (scale << k)[:SUM_BITS].as_signed()
             sums = []
             for i in range(V):
-                m.submodules[f"add{k}_{i}"] = add = GatedAdder(SUM_BITS, dsp=config.dsp)
+                m.submodules[f"add{k}_{i}"] = add = GatedAdder(SUM_BITS)
                 m.d.comb += [add.a.eq(part), add.keep.eq(bits[(8 - k) * i]), add.b.eq(totals[i])]
                 s = reg(signed(SUM_BITS), f"sum{k}_{i}")
                 m.d.sync += s.eq(add.o)

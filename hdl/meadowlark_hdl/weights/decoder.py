@@ -123,7 +123,7 @@ class PackedWeightDecoder(wiring.Component):
     Parameters
     ----------
     config : Config
-        W, tile_beats, packing, dsp.
+        W, tile_beats, packing.
     sleep : bool
         The unit for the block modes and the unpacker stand still when there is nothing for them,
         see :mod:`..sleep`.

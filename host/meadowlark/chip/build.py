@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meadowlark_hdl.chips.ecp5_pll import PHASE_DETECTOR_MHZ, beside, dividers, second_clocks
+from meadowlark_hdl.tech.ecp5_pll import PHASE_DETECTOR_MHZ, beside, dividers, second_clocks
 from meadowlark_hdl.link.uart import divisor
 
 from ..errors import UserError
@@ -116,7 +116,7 @@ def _fault(board: Board, clock_mhz: float) -> str:
 
 
 def platform_of(board: Board) -> Any:
-    """A new platform of ``amaranth_boards``.
+    """A new platform of ``amaranth_boards``, with the board's technology.
 
     Raises
     ------
@@ -129,7 +129,9 @@ def platform_of(board: Board) -> Any:
     if not board.platform or (board.sdram is None and board.ddr3 is None):
         raise UserError(f"board {board.name} has no bitstream: it exists in simulation only")
     module, _, name = board.platform.partition(":")
-    return getattr(importlib.import_module(module), name)()
+    platform = getattr(importlib.import_module(module), name)()
+    platform.technology = board.technology
+    return platform
 
 
 def _chip(platform: Any) -> dict[str, Any]:
@@ -147,20 +149,19 @@ def design(board: Board, directory: Path | None = None, *,
     ``stand_in``: on such a board, what takes the core's place.
     """
     platform = platform_of(board)
-    config = board.config.replace(dsp="ecp5")
     if board.ddr3 is not None:
         from meadowlark_hdl.chips.ddr3_top import Ddr3Top
 
         from .litedram import facts, generate
         assert directory is not None
         core, _ = generate(facts(board), directory / "litedram")
-        top: Any = Ddr3Top(config, core, name=board.name, clock_mhz=board.clock_mhz,
+        top: Any = Ddr3Top(board.config, core, name=board.name, clock_mhz=board.clock_mhz,
                            clock_pin=board.ddr3.oscillator, baud=board.link.baud,
                            memory_bytes=board.memory.size_bytes, stand_in=stand_in)
     else:
         from meadowlark_hdl.chips.sdram_top import SdramTop
         assert board.sdram is not None
-        top = SdramTop(config, board.sdram.part, name=board.name, clock_mhz=board.clock_mhz,
+        top = SdramTop(board.config, board.sdram.part, name=board.name, clock_mhz=board.clock_mhz,
                        input_mhz=board.sdram.oscillator_mhz, clock_pin=board.sdram.oscillator,
                        baud=board.link.baud, memory_mhz=board.sdram.clock_mhz)
     plan = platform.prepare(top, "top", emit_src=False)

@@ -15,7 +15,7 @@ from meadowlark_hdl.control.errors import sentence
 from meadowlark_hdl.control.sampler_golden import Sampling
 from meadowlark_hdl.isa import INSTRUCTION_BYTES, MODEL_REGS, Instruction, encode
 from meadowlark_hdl.link.protocol import (ANSWER, BY_NAME, CONFIG_REGS, COUNTER_BASE, COUNTERS_CRC,
-                                          CREDITS, DSP_NAMES, EVENT_BYTES, EVENT_FORMAT, EVENT_RING,
+                                          CREDITS, EVENT_BYTES, EVENT_FORMAT, EVENT_RING,
                                           FLUSH_BYTES, ISA_CRC, LIVE_BASE, MAGIC, MAX_PAYLOAD,
                                           NAME_BYTES, REGISTERS, RESET_MAGIC, RUN_REGS,
                                           STATUS_BUSY, STATUS_READY, STOP_IDS, TOKEN, VERSION,
@@ -298,11 +298,10 @@ class Driver:
                                  "again with this version")
         self._until = None
         numbers = {f.name: facts[f.name] for f in CONFIG_REGS
-                   if f.name not in ("dsp", "block_modes")}
+                   if f.name != "block_modes"}
         try:
-            config = Config(**numbers, dsp=DSP_NAMES[facts["dsp"]],
-                            block_modes=bool(facts["block_modes"]))
-        except (ValueError, IndexError) as error:
+            config = Config(**numbers, block_modes=bool(facts["block_modes"]))
+        except ValueError as error:
             raise BoardError(f"the board describes a core that cannot be ({error}); build the "
                              "bitstream again with this version") from error
         name = b"".join(facts[f"name_{i}"].to_bytes(4, "little") for i in range(NAME_BYTES // 4))

@@ -13,7 +13,7 @@ from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.counters_table import COUNTERS
 from meadowlark_hdl.isa import INSTRUCTION_BYTES
 from meadowlark_hdl.link.protocol import (ANSWER, BY_NAME, CONFIG_REGS, CONTROL_BASE, COUNTER_BASE,
-                                          COUNTERS_CRC, CREDITS, DSP_NAMES, EVENT_FORMAT,
+                                          COUNTERS_CRC, CREDITS, EVENT_FORMAT,
                                           EVENT_RING, ISA_CRC, LIVE_BASE, MAGIC, MAX_PAYLOAD,
                                           NAME_BYTES, REGISTER_WORDS, RESET_MAGIC, RUN_BASE,
                                           RUN_REGS, STATUS_BUSY, STATUS_READY, STOP_IDS, TOKEN,
@@ -91,9 +91,8 @@ class FakeBoard:
         self._last_run = self._silence = self._position = self._left = 0
         self._aborted = False
         facts = self.config.as_dict() | {
-            "dsp": DSP_NAMES.index(self.config.dsp), "magic": MAGIC, "version": VERSION,
-            "isa": ISA_CRC, "counters": COUNTERS_CRC, "clock_khz": 100_000,
-            "memory_kib": memory_bytes >> 10}
+            "magic": MAGIC, "version": VERSION, "isa": ISA_CRC, "counters": COUNTERS_CRC,
+            "clock_khz": 100_000, "memory_kib": memory_bytes >> 10}
         raw = name.encode().ljust(NAME_BYTES, b"\0")
         facts |= {f"name_{i}": int.from_bytes(raw[4 * i:4 * i + 4], "little")
                   for i in range(NAME_BYTES // 4)}

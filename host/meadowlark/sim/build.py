@@ -128,16 +128,15 @@ def core_verilog(board: Board, *, sleep: bool = True, progress: Progress | None 
     the core is made from.
 
     sleep: without work a block gets no clock, see :mod:`meadowlark_hdl.sleep`.
-    Products are the behavioural ones, whatever ``config.dsp`` says: Verilator knows no vendor cell.
+    Without a platform, cells are the behavioural ones: Verilator knows no vendor's.
     """
-    config = board.config.replace(dsp="generic")
     facts = {"board": board.name, "clock_hz": round(board.clock_mhz * 1e6),
              "memory_bytes": board.memory.size_bytes}
 
     def make():
         from meadowlark_hdl.core import Core
-        return Core(config, **facts, sleep=sleep)
-    return _kept("core", (config, facts, sleep), make, progress)
+        return Core(board.config, **facts, sleep=sleep)
+    return _kept("core", (board.config, facts, sleep), make, progress)
 
 
 def pins_verilog(board: Board, progress: Progress | None = None) -> str:
@@ -148,7 +147,7 @@ def pins_verilog(board: Board, progress: Progress | None = None) -> str:
 
     def make():
         from meadowlark_hdl.chips.sdram_top import SdramBench
-        return SdramBench(board.config.replace(dsp="generic"), sdram.part, name=board.name,
+        return SdramBench(board.config, sdram.part, name=board.name,
                           clock_mhz=board.clock_mhz, baud=board.link.baud,
                           memory_mhz=sdram.clock_mhz)
     return _kept("chip", (board,), make, progress)

@@ -1,0 +1,62 @@
+"""A chip family as its blocks see it, and the one that any synthesis infers."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from amaranth import Module, Mux, Signal, signed
+
+if TYPE_CHECKING:
+    from .cells import GatedAdder, Multiplier, ProductPair
+
+
+class Technology:
+    """What a chip family gives. This one has no cells: registers, ``*`` and ``+``, for simulation
+    and for tools that infer the rest.
+
+    Blocks are built of :class:`.Multiplier`, :class:`.ProductPair` and :class:`.GatedAdder`, which
+    say what is computed and when, and name no family. What they consist of is up to the technology
+    of the platform that a design is elaborated for (:func:`technology_of`). A family is a subclass,
+    which overrides what its chips have cells for. Each method fills the module of a cell of that
+    class, whose contract it has to keep, its latency too.
+    """
+
+    name = "generic"
+    #: A wire across the chip costs time: control that many columns hear gets a register for each
+    #: few of them. Simulation would only pay for it.
+    far_wires = False
+
+    @property
+    def technology(self) -> Technology:
+        """Itself: a design that needs nothing else of a platform is elaborated for a technology."""
+        return self
+
+    def multiplier(self, m: Module, cell: Multiplier) -> None:
+        a, b = (Signal.like(factor, name=name, reset_less=True)
+                for name, factor in (("a", cell.a), ("b", cell.b)))
+        pipe = Signal(signed(36), reset_less=True)
+        m.d.sync += [a.eq(cell.a), b.eq(cell.b), pipe.eq(a * b), cell.p.eq(pipe)]
+
+    def product_pair(self, m: Module, cell: ProductPair) -> None:
+        def reg(value, name):
+            register = Signal.like(value, name=name, reset_less=True)
+            m.d.sync += register.eq(value)
+            return register
+        products = []
+        for k, (a, b) in enumerate(((cell.a0, cell.b0), (cell.a1, cell.b1))):
+            products.append(reg(reg(a, f"a{k}_reg") * reg(b, f"b{k}_reg"), f"product{k}"))
+        c = reg(cell.c, "c_reg")
+        broadcast, keep = (reg(reg(bit, f"{bit.name}_in"), f"{bit.name}_pipe")
+                           for bit in (cell.broadcast, cell.keep))
+        m.d.sync += cell.r.eq(products[0] + Mux(broadcast, 0, products[1]) + Mux(keep, c, 0))
+
+    def gated_adder(self, m: Module, cell: GatedAdder) -> None:
+        m.d.comb += cell.o.eq(Mux(cell.keep, cell.a, 0) + cell.b)
+
+
+GENERIC = Technology()
+
+
+def technology_of(platform: Any) -> Technology:
+    """The technology of a platform, as ``elaborate`` gets it: its ``technology``, or
+    :data:`GENERIC`."""
+    return getattr(platform, "technology", GENERIC)
