@@ -20,6 +20,7 @@ from meadowlark_boards import BOARDS
 from meadowlark_hdl import isa
 from meadowlark_hdl.control import counters_table, errors
 from meadowlark_hdl.link import axi_lite_table, protocol
+from meadowlark_hdl.weights.modes import Packing
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -124,7 +125,7 @@ def limits() -> str:
            table(("board", "blocks of GGUF files (Q8_0, Q4_0, Q4_1)", "entropy-coded weights"),
                  ((f"`{board.name}`",
                    "as they are" if board.config.block_modes else "turned into int8",
-                   "yes" if board.config.packing & 1 else "no") for board in boards))]
+                   "yes" if board.config.packing & Packing.ENTROPY else "no") for board in boards))]
     return "\n".join(out)
 
 

@@ -11,13 +11,16 @@ from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import Header, Mode
 from meadowlark_hdl.signatures import DecoderItem, TileTag
-from meadowlark_hdl.weights.block_golden import BLOCK, SCALE_BYTES, block_weights, normalise
+from meadowlark_hdl.weights.block_golden import block_weights, normalise
 from meadowlark_hdl.weights.decoder import PackedWeightDecoder
 from meadowlark_hdl.weights.decoder_golden import (decode_tile, encode_tile, header_chunks,
                                                     row_headers)
+from meadowlark_hdl.weights.modes import BLOCK
 
 RANGE = {Mode.INT8: (-2**7, 2**7 - 1), Mode.INT16: (-2**15, 2**15 - 1),
          Mode.Q8_0: (-2**7, 2**7 - 1), Mode.Q4_0: (-8, 7), Mode.Q4_1: (0, 15)}
+#: Bytes of scale, or scale and minimum, a block.
+SCALE_BYTES = {Mode.Q8_0: 2, Mode.Q4_0: 2, Mode.Q4_1: 4}
 CONFIG = {"P": 8, "bus_bytes": 1, "tile_beats": 64, "tile_rows": 32}
 
 

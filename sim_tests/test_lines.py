@@ -25,7 +25,6 @@ BEYOND = {
     "memory/ddr3_init.py Ddr3Init.elaborate": 124,
     "memory/litedram.py LiteDramPort.elaborate": 107,
     "memory/sdram.py SdramController.elaborate": 182,
-    "weights/block_unit.py BlockUnit.elaborate": 145,
     "weights/decoder.py PackedWeightDecoder.elaborate": 137,
     "weights/lane.py Lane.elaborate": 106,
     "weights/unpacker.py": 347,

@@ -10,14 +10,12 @@ import numpy as np
 
 from ..config import Config
 from ..isa import Header, Instruction, Mode, Op, Src
-from ..weights.block_golden import BLOCK, SCALE_BYTES
 from ..weights.decoder_golden import decode_tile, header_chunks, tile_chunks
+from ..weights.modes import BLOCK, MODES
 from ..weights.packing_golden import PackingError, Unpacker
 
 #: Fields that say how an instruction's tiles lie in the stream.
 _SHAPE = ("mode", "header", "tiles", "rows", "last_rows", "row_beats", "packed")
-#: Numbers that hold the values of a mode; those of blocks have 18 bits.
-_KINDS = {Mode.INT8: np.int8, Mode.INT16: np.int16}
 
 
 class ProgramError(ValueError):
@@ -102,7 +100,8 @@ class GoldenTiles:
         if key not in self._kept:
             tiles = list(self._packed(i) if i["packed"] else self._plain(i))
             mant, shift, bias, values = map(np.concatenate, zip(*tiles))
-            kind = np.float64 if self.floats else _KINDS.get(i["mode"], np.int32)
+            info = MODES[Mode(i["mode"])]       # weights of blocks have 18 bits
+            kind = np.float64 if self.floats else f"i{4 if info.group else info.bits // 8}"
             self._kept[key] = Rows(mant, shift, bias, values.astype(kind)), self._unpacker
         rows, unpacker = self._kept[key]
         self._unpacker = copy.copy(unpacker)        # knows the tables of the segments so far
@@ -136,7 +135,7 @@ class GoldenTiles:
         need(0 < beats <= self.config.tile_beats and i["mode"] in Mode._value2member_map_,
              f"a tile of {beats} beats in mode {i['mode']}")
         need(not headed or rows <= self.config.tile_rows, f"a tile of {rows} rows")
-        need(i["mode"] not in SCALE_BYTES or i["row_beats"] * self.config.W % BLOCK == 0,
+        need(not MODES[Mode(i["mode"])].group or i["row_beats"] * self.config.W % BLOCK == 0,
              "rows of parts of blocks")
         return dict(rows=rows, row_beats=i["row_beats"], mode=i["mode"], header=i["header"],
                     W=self.config.W)

@@ -5,15 +5,11 @@ exponents are moved together, see :func:`normalise`.
 """
 import numpy as np
 
-from ..isa import Mode
+from .modes import BLOCK
 
-BLOCK = 32              #: weights of a row that share a scale
 GRID = 2                #: a weight of 1 in units of half precision is 2**GRID on the grid
 FRAC = 6                #: bits below the grid that products and sums keep
 SUM_BITS = 24           #: of a sum: 18 bits of the grid and FRAC below it
-
-#: Bytes of scale, or scale and minimum, a block.
-SCALE_BYTES = {Mode.Q8_0: 2, Mode.Q4_0: 2, Mode.Q4_1: 4}
 
 
 def fixed(half) -> np.ndarray:
@@ -36,9 +32,9 @@ def block_weights(codes, scale, minimum=None) -> np.ndarray:
     Parameters
     ----------
     codes : int8[..., columns]
-        Q8_0: -128..127, Q4_0: -8..7, Q4_1: 0..15.
+        Less the mode's offset: Q8_0: -128..127, Q4_0: -8..7, Q4_1: 0..15.
     scale, minimum : float16[..., columns / 32]
-        minimum: None but for Q4_1.
+        minimum: None where the mode has none.
 
     Returns
     -------

@@ -16,6 +16,7 @@ from ..sleep import napping
 from .beat_unit import BeatUnit, beat_count
 from .block_unit import BlockUnit
 from .decoder_golden import SHORT_BITS
+from .modes import BLOCK_MODES, MODES
 from .refill import Refill
 from .unpacker import Unpacker
 
@@ -163,6 +164,7 @@ class PackedWeightDecoder(wiring.Component):
         W, items = self.config.W, self.items
         raw, none, chunk_in = RawUnit(self.config), NoUnit(self.config), Skid(8 * W)
         able = bool(self.config.block_modes)
+        modes = [mode for mode in MODES if able or mode not in BLOCK_MODES]
         blocks = (BlockUnit if able else NoUnit)(self.config)
         units = [raw.unit, blocks.unit, none.unit]
         wiring.connect(m, wiring.flipped(self.chunks), chunk_in.i)
@@ -189,24 +191,16 @@ class PackedWeightDecoder(wiring.Component):
         with m.If(new_valid & ~tag_valid):
             known, plain_size = Signal(), Signal.like(coded_size)
             with m.Switch(new.mode):        # chunks behind the headers
-                with m.Case(Mode.INT8):
-                    m.d.comb += plain_size.eq(new.beats)
-                with m.Case(Mode.INT16):
-                    m.d.comb += plain_size.eq(new.beats << 1)
-                if able:
-                    with m.Case(Mode.Q8_0):
-                        m.d.comb += plain_size.eq(new.beats + (new.beats + 15 >> 4))
-                    with m.Case(Mode.Q4_0):
-                        m.d.comb += plain_size.eq((new.beats + 1 >> 1) + (new.beats + 15 >> 4))
-                    with m.Case(Mode.Q4_1):
-                        m.d.comb += plain_size.eq((new.beats + 1 >> 1) + (new.beats + 7 >> 3))
+                for mode in modes:
+                    with m.Case(mode):
+                        m.d.comb += plain_size.eq(MODES[mode].chunks(new.beats))
             size = Mux(new.header == Header.BIAS, (new.rows * 8 + W - 1) >> W.bit_length() - 1,
                        (new.rows * 4 + W - 1) >> W.bit_length() - 1)
-            m.d.comb += known.eq((new.mode <= (Mode.Q4_1 if able else Mode.INT16))
+            m.d.comb += known.eq((new.mode <= max(modes))
                                  & (~new.packed | bool(self.config.packing)))
             m.d.sync += [new_valid.eq(0), tag.eq(new), tag_valid.eq(1), legal.eq(known),
                          coded_size.eq(plain_size),
-                         kind.eq(Mux(known, new.mode >= Mode.Q8_0, len(units) - 1)),
+                         kind.eq(Mux(known, new.mode >= min(BLOCK_MODES), len(units) - 1)),
                          headed.eq(known & (new.header != Header.NONE) & (new.rows != 0)),
                          header_size.eq(size), header_single.eq(size == 1)]
 

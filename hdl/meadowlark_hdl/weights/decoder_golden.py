@@ -2,7 +2,8 @@
 import numpy as np
 
 from ..isa import Header, Mode
-from .block_golden import BLOCK, SCALE_BYTES, block_weights
+from .block_golden import block_weights
+from .modes import BLOCK, MODES, ModeInfo
 
 
 #: Bytes of a row header.
@@ -39,15 +40,7 @@ def row_headers(header: int, mant, shift, bias=None) -> np.ndarray:
 
 def tile_chunks(mode: int, header: int, rows: int, row_beats: int, W: int) -> int:
     """Chunks of a tile, row headers included."""
-    beats = rows * row_beats
-    chunks = header_chunks(header, rows, W)
-    if mode == Mode.INT16:
-        return chunks + 2 * beats
-    if mode == Mode.INT8:
-        return chunks + beats
-    blocks = beats * W // BLOCK
-    codes = beats if mode == Mode.Q8_0 else -(-beats // 2)
-    return chunks - (-blocks * SCALE_BYTES[Mode(mode)] // W) + codes
+    return header_chunks(header, rows, W) + MODES[Mode(mode)].chunks(rows * row_beats)
 
 
 def decode_tile(raw: bytes, *, W: int, rows: int, row_beats: int, mode: int, header: int):
@@ -68,41 +61,43 @@ def decode_tile(raw: bytes, *, W: int, rows: int, row_beats: int, mode: int, hea
         shift = h[:, 2].astype(int) & 63
         if header == Header.BIAS:
             bias = np.ascontiguousarray(h[:, 4:8]).view("<i4")[:, 0].astype(int)
-    if mode in SCALE_BYTES:
-        return mant, shift, bias, _decode_blocks(raw[at:], W, rows * row_beats, Mode(mode))
-    dtype = np.int8 if mode == Mode.INT8 else np.dtype("<i2")
-    n = rows * row_beats * W
-    values = np.frombuffer(raw, dtype, n, at).astype(np.int64).reshape(rows * row_beats, W)
-    return mant, shift, bias, values
+    values = _decode(raw[at:], W, rows * row_beats, MODES[Mode(mode)])
+    return mant, shift, bias, values.astype(np.int64).reshape(rows * row_beats, W)
 
 
-def _decode_blocks(raw: bytes, W: int, beats: int, mode: Mode) -> np.ndarray:
-    """Scales and codes of a tile -> int[beats, W]."""
-    blocks = beats * W // BLOCK
-    at = -(-blocks * SCALE_BYTES[mode] // W) * W
-    half = np.frombuffer(raw, "<f2", blocks * SCALE_BYTES[mode] // 2).reshape(blocks, -1)
-    if mode == Mode.Q8_0:
-        codes = np.frombuffer(raw, np.int8, beats * W, at)
+def _decode(raw: bytes, W: int, beats: int, info: ModeInfo) -> np.ndarray:
+    """Scales and codes of a tile -> its weights."""
+    at = info.scale_chunks(beats) * W
+    if info.offset is None:
+        codes = np.frombuffer(raw, f"<i{info.bits // 8}", beats * W, at)
     else:
-        pairs = np.frombuffer(raw, np.uint8, -(-beats // 2) * W, at).reshape(-1, 1, W)
+        pairs = np.frombuffer(raw, np.uint8, info.code_chunks(beats) * W, at).reshape(-1, 1, W)
         codes = np.concatenate([pairs & 15, pairs >> 4], axis=1).reshape(-1, W)[:beats]
-        codes = codes.astype(np.int8) - (8 if mode == Mode.Q4_0 else 0)
-    values = block_weights(codes.reshape(blocks, BLOCK), half[:, :1],
-                           half[:, 1:] if mode == Mode.Q4_1 else None)
-    return values.astype(np.int64).reshape(beats, W)
+        codes = codes.astype(np.int8) - np.int8(info.offset)
+    if not info.group:
+        return codes
+    blocks = beats * W // BLOCK
+    half = np.frombuffer(raw, "<f2", blocks * len(info.halves)).reshape(blocks, -1)
+    return block_weights(codes.reshape(blocks, BLOCK), half[:, :1],
+                         half[:, 1:] if info.has_minimum else None)
 
 
-def _encode_blocks(codes: np.ndarray, scale, minimum, W: int, mode: Mode) -> bytes:
-    parts = [np.asarray(scale, "<f2")] + ([np.asarray(minimum, "<f2")]
-                                          if mode == Mode.Q4_1 else [])
-    scales = np.stack(parts, axis=-1).tobytes()
-    scales += bytes(-len(scales) % W)
-    if mode == Mode.Q8_0:
-        return scales + codes.astype(np.int8).tobytes()
-    nibbles = (codes + (8 if mode == Mode.Q4_0 else 0)).astype(np.uint8).reshape(-1, W)
-    if len(nibbles) % 2:
-        nibbles = np.concatenate([nibbles, np.zeros_like(nibbles[:1])])
-    return scales + (nibbles[0::2] | nibbles[1::2] << 4).tobytes()
+def scale_bytes(info: ModeInfo, scale, minimum) -> np.ndarray:
+    """float16[rows, blocks], of what a mode has -> uint8[rows, bytes of a row's scales]."""
+    halves = {"scale": scale, "minimum": minimum}
+    parts = np.stack([np.asarray(halves[name], "<f2") for name in info.halves], axis=-1)
+    return parts.reshape(len(parts), -1).view(np.uint8)
+
+
+def code_bytes(info: ModeInfo, codes: np.ndarray, W: int) -> np.ndarray:
+    """int[..., values], whole beats -> uint8[..., bytes of whole chunks]."""
+    if info.offset is None:
+        return np.ascontiguousarray(codes, f"<i{info.bits // 8}").view(np.uint8)
+    beats = (codes + info.offset).astype(np.uint8).reshape(*codes.shape[:-1], -1, W)
+    if beats.shape[-2] % 2:
+        beats = np.concatenate([beats, np.zeros_like(beats[..., :1, :])], axis=-2)
+    pairs = beats[..., 0::2, :] | beats[..., 1::2, :] << 4
+    return pairs.reshape(*codes.shape[:-1], -1)
 
 
 def encode_tile(codes, mant=None, shift=None, bias=None, *, W: int, mode: int,
@@ -113,14 +108,12 @@ def encode_tile(codes, mant=None, shift=None, bias=None, *, W: int, mode: int,
     Q4_1 minimum: float16[rows, K / 32].
     """
     codes = np.asarray(codes)
-    rows, k = codes.shape
-    if mode in SCALE_BYTES:
-        body = np.frombuffer(_encode_blocks(codes, scale, minimum, W, Mode(mode)), np.uint8)
-    else:
-        body = np.zeros((rows, -(-k // W) * W), np.int8 if mode == Mode.INT8 else "<i2")
-        body[:, :k] = codes
-    head = b""
+    info = MODES[Mode(mode)]
+    parts = []
     if header != Header.NONE:
-        head = row_headers(header, mant, shift, bias).tobytes()
-        head += bytes(-len(head) % W)
-    return head + body.tobytes()
+        parts.append(row_headers(header, mant, shift, bias).tobytes())
+    if info.group:
+        parts.append(scale_bytes(info, scale, minimum).tobytes())
+    codes = np.pad(codes, ((0, 0), (0, -codes.shape[1] % W)))
+    parts.append(code_bytes(info, codes.reshape(-1), W).tobytes())
+    return b"".join(part + bytes(-len(part) % W) for part in parts)

@@ -11,12 +11,11 @@ from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import tile_keys
 from meadowlark_hdl.isa import (FIELDS, MODEL_REGS, Epi, Field, Header, Instruction, Mode, Op, Src,
                                 encode)
-from meadowlark_hdl.weights.block_golden import BLOCK
-from meadowlark_hdl.weights.decoder_golden import (HEADER_BYTES, encode_tile, header_chunks,
-                                                    row_headers)
+from meadowlark_hdl.weights.decoder_golden import (HEADER_BYTES, code_bytes, encode_tile,
+                                                   header_chunks, row_headers, scale_bytes)
+from meadowlark_hdl.weights.modes import BLOCK, BLOCK_MODES, MODES, Packing
 
 from ..errors import UserError
-from ..models.blocks import KINDS
 from ..quant.plan import AddStep, AttendStep, EmbedStep, GateStep, HeadStep, Matrix, NormStep, Step
 from ..quant.quantise import QuantAttend, QuantGate, QuantLinear, QuantModel, QuantNorm
 from ..quant.shapes import Shapes
@@ -290,11 +289,10 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
     """
     config = board.config
     W, P = config.W, config.P
-    for bit, mode in ((1, "entropy"), (2, "meadow")):
-        if packing == mode and not config.packing & bit:
-            raise UserError(f"the board {board.name} cannot read the packing {mode}")
+    if any(packing == one.label and one not in Packing(config.packing) for one in Packing):
+        raise UserError(f"the board {board.name} cannot read the packing {packing}")
     shapes = Shapes.of_integers(qm)
-    if not config.block_modes and set(shapes.modes.values()) != {Mode.INT8}:
+    if not config.block_modes and not BLOCK_MODES.keys().isdisjoint(shapes.modes.values()):
         raise UserError(f"the board {board.name} cannot read weights in blocks, as GGUF files have "
                         "them; quantise the model to int8 (--weights int8)")
     if qm.head_pad < W:
@@ -364,16 +362,12 @@ def _embedding(q: QuantLinear, W: int) -> bytes:
         """Rows of bytes, filled with zeros to whole chunks."""
         raw = np.ascontiguousarray(part).view(np.uint8).reshape(len(part), -1)
         return np.pad(raw, ((0, 0), (0, -raw.shape[1] % W)))
-    rows, codes = len(q.codes), q.codes
+    info = MODES[q.mode]
     parts = [row_headers(q.header, q.mant, q.shift, q.bias)]
-    if q.scale is not None:
-        halves = [q.scale] if q.minimum is None else [q.scale, q.minimum]
-        parts.append(np.stack(halves, axis=-1).astype("<f2"))
-    if q.mode in (Mode.Q4_0, Mode.Q4_1):
-        beats = (codes + 8 * (q.mode == Mode.Q4_0)).astype(np.uint8).reshape(rows, -1, W)
-        beats = np.pad(beats, ((0, 0), (0, beats.shape[1] % 2), (0, 0)))
-        codes = beats[:, 0::2] | beats[:, 1::2] << 4
-    return np.concatenate([chunks(part) for part in (*parts, codes)], axis=1).tobytes()
+    if info.group:
+        parts.append(scale_bytes(info, q.scale, q.minimum))
+    parts.append(code_bytes(info, q.codes, W))
+    return np.concatenate([chunks(part) for part in parts], axis=1).tobytes()
 
 
 def _facts(qm: QuantModel, tensors: list[dict]) -> dict:
@@ -393,7 +387,7 @@ def _facts(qm: QuantModel, tensors: list[dict]) -> dict:
     def linear(matrix: Matrix) -> int:
         q = qm.numbers[matrix.name]
         rows, weights = sum(shapes[name][0] for name in matrix.weights), macs(matrix)
-        codes = weights if q.scale is None else weights // BLOCK * KINDS[q.mode.name]
+        codes = weights if q.scale is None else weights // BLOCK * MODES[q.mode].group_bytes
         return packed.get(matrix.name, codes) + rows * HEADER_BYTES[q.header]
 
     def size(step: Step) -> int:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import Pass, prompt_passes
 from meadowlark_hdl.isa import Epi, Instruction, Mode, Op
+from meadowlark_hdl.weights.modes import MODES
 
 from ..errors import UserError
 
@@ -329,13 +330,14 @@ class _Machine:
     def _wait(self, spent: Spent, i: Instruction, addr: int, chunks: int, earliest: int,
               rows: int = 0) -> None:
         """Read a tile of an instruction and wait for it; rows: of a tile of weights."""
-        idle, more = 0, 0
+        idle, more, info = 0, 0, MODES[Mode(i["mode"])]
         if i["packed"]:                 # a beat takes the unpacker so many cycles
             more = max(rows * i["row_beats"] * self.c.unpack_cycles - chunks, 0)
-        if i["mode"] in (Mode.Q8_0, Mode.Q4_0, Mode.Q4_1):
+        if info.group:
             idle = 1 + self.o.blocks    # row headers wait until the unit is empty
-        if i["mode"] in (Mode.Q4_0, Mode.Q4_1):
-            more = i["rows"] * i["row_beats"] // 2 * chunks // i["chunks"]  # two beats a chunk
+        if info.bits < 8:               # several beats a chunk
+            beats = i["rows"] * i["row_beats"]
+            more = (beats - info.code_chunks(beats)) * chunks // i["chunks"]
         available = self.memory.tile(addr, chunks, earliest, idle, more)
         if available > self.now:
             spent.memory += available - self.now

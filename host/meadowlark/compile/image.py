@@ -17,6 +17,7 @@ from meadowlark_hdl.isa import (INSTRUCTION_BYTES, MODEL_REGS, Epi, Header, Inst
                                 Src, decode)
 
 from meadowlark_hdl.link.protocol import ISA_CRC
+from meadowlark_hdl.weights.modes import BLOCK_MODES, Packing
 
 from ..errors import UserError, brief
 from ..files import write_atomic
@@ -152,12 +153,12 @@ class Image:
     def needs_packing(self) -> int:
         """Packings in use, as ``Config.packing`` has them."""
         modes = {t["mode"] for t in self.tensors}
-        return ("entropy" in modes) | ("meadow" in modes) << 1
+        return sum(packing for packing in Packing if packing.label in modes)
 
     @property
     def needs_blocks(self) -> bool:
         """Some tiles are blocks of GGUF files."""
-        return any(i["src"] != Src.NONE and i["mode"] >= Mode.Q8_0 for i in self.instructions)
+        return any(i["src"] != Src.NONE and i["mode"] in BLOCK_MODES for i in self.instructions)
 
     @property
     def bits_per_weight(self) -> float:

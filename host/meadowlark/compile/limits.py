@@ -18,6 +18,7 @@ from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import FIELDS, Mode
 from meadowlark_hdl.weights.decoder_golden import header_chunks
 from meadowlark_hdl.weights.entropy_golden import entropy
+from meadowlark_hdl.weights.modes import Packing
 
 from ..errors import UserError
 from ..models.checkpoint import Model
@@ -161,7 +162,7 @@ def entropy_bits(model: Model, needs: Need) -> float:
     model: as it is rewritten for the board of ``needs``.
     """
     modes = {needs.shapes.mode(m) for m in needs.plan.matrices}
-    if needs.config.packing & 2 or modes != {Mode.INT8}:
+    if needs.config.packing & Packing.MEADOW or modes != {Mode.INT8}:
         return LEAST_BITS           # pairs of codes, or blocks: their entropy is another
     total = 0.0
     for matrix in needs.plan.matrices:
@@ -282,7 +283,7 @@ def options_for(shapes: Shapes, board: Board, context: int | None, bits: float) 
     longest = _longest(shapes, board, bits)
     if longest is not None:
         return f"--ctx {longest}"
-    if not board.config.packing & 1:
+    if not board.config.packing & Packing.ENTROPY:
         return None
     small = shapes.int8()           # a budget of bits is for those
     wanted = held = need(small, board, context).context

@@ -9,10 +9,11 @@ import numpy as np
 from meadowlark_hdl.weights.entropy_golden import (coded_bits, entropy, pack_entropy, prefix_code)
 from meadowlark_hdl.weights.meadow_golden import (ENTRIES, PACKETS, meadow_bits, pack_meadow,
                                                   reindexed)
+from meadowlark_hdl.weights.modes import Packing
 from meadowlark_hdl.weights.packing_golden import Code
 
 #: What ``--packing`` can be. auto: the smallest of the others.
-PACKINGS = ("auto", "raw", "meadow", "entropy")
+PACKINGS = ("auto", "raw", Packing.MEADOW.label, Packing.ENTROPY.label)
 
 
 class Segment(NamedTuple):
@@ -60,9 +61,7 @@ class Packer:
     def __init__(self, packing: str = "auto", able: int = 3, lanes: int | None = None) -> None:
         if packing not in PACKINGS:
             raise ValueError(f"packing must be one of {', '.join(PACKINGS)}, not {packing!r}")
-        wanted = ("entropy", "meadow") if packing == "auto" else (packing,)
-        self._tried = [mode for bit, mode in ((1, "entropy"), (2, "meadow"))
-                       if mode in wanted and able & bit]
+        self._tried = [one.label for one in Packing(able) if packing in ("auto", one.label)]
         self.packing, self.lanes = packing, lanes
         self._code: Code | None = None          # of the last segment
 

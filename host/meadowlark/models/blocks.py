@@ -5,22 +5,23 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from meadowlark_hdl.weights.block_golden import BLOCK
+from meadowlark_hdl.isa import Mode
+from meadowlark_hdl.weights.modes import BLOCK, BLOCK_MODES
 
 #: Kinds that :class:`BlockTensor` holds; how many bytes a block has in a file.
-KINDS = {"Q8_0": 34, "Q4_0": 18, "Q4_1": 20}
+KINDS = {mode.name: info.group_bytes for mode, info in BLOCK_MODES.items()}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BlockTensor:
-    """A matrix of blocks: 32 neighbours of a row share a scale and, in Q4_1, a minimum.
+    """A matrix of blocks: 32 neighbours of a row share a scale and, in some kinds, a minimum.
 
     ``weight[r, c] = codes[r, c] * scale[r, c // 32] + minimum[r, c // 32]``; llama.cpp rounds the
     product and the sum to float32, and so does :meth:`dequantised`.
 
     kind: one of :data:`KINDS`. codes: int8[rows, columns]; Q8_0: -128..127, Q4_0: -8..7,
-    Q4_1: 0..15. scale: float16[rows, columns/32]; may be negative. minimum: the same shape in Q4_1,
-    else None.
+    Q4_1: 0..15. scale: float16[rows, columns/32]; may be negative. minimum: the same shape where
+    the kind has one, as Q4_1; else None.
     """
     kind: str
     codes: np.ndarray
@@ -44,22 +45,22 @@ class BlockTensor:
         def half(at: int) -> np.ndarray:
             return np.ascontiguousarray(blocks[..., at:at + 2]).view("<f2")[..., 0]
 
-        if kind == "Q8_0":
-            codes = blocks[..., 2:].view(np.int8)
+        info = BLOCK_MODES[Mode[kind]]
+        codes = blocks[..., 2 * len(info.halves):]
+        if info.offset is None:
+            codes = codes.view(np.int8)
         else:
-            pairs = blocks[..., -BLOCK // 2:]
-            codes = np.concatenate([pairs & 15, pairs >> 4], axis=-1).view(np.int8)
-            if kind == "Q4_0":
-                codes -= 8
-        return cls(kind=kind, codes=codes.reshape(len(raw), -1), scale=half(0),
-                   minimum=half(2) if kind == "Q4_1" else None)
+            codes = np.concatenate([codes & 15, codes >> 4], axis=-1).view(np.int8) \
+                - np.int8(info.offset)
+        return cls(kind=kind, codes=codes.reshape(len(raw), -1),
+                   **{name: half(2 * k) for k, name in enumerate(info.halves)})
 
     @classmethod
     def outline(cls, kind: str, rows: int, columns: int) -> BlockTensor:
         """Blocks of zeros that take no memory."""
         halves = np.broadcast_to(np.float16(0), (rows, columns // BLOCK))
-        return cls(kind=kind, codes=np.broadcast_to(np.int8(0), (rows, columns)), scale=halves,
-                   minimum=halves if kind == "Q4_1" else None)
+        return cls(kind=kind, codes=np.broadcast_to(np.int8(0), (rows, columns)),
+                   **dict.fromkeys(BLOCK_MODES[Mode[kind]].halves, halves))
 
     def slice(self, start: int, stop: int) -> BlockTensor:
         """Rows start..stop."""

@@ -14,7 +14,7 @@ import numpy as np
 import safetensors.numpy
 
 from meadowlark_hdl.isa import Mode
-from meadowlark_hdl.weights.block_golden import BLOCK
+from meadowlark_hdl.weights.modes import BLOCK, MODES
 
 from ..models.checkpoint import Model
 from .plan import AttendStep, GateStep, NormStep, Plan
@@ -47,11 +47,12 @@ def _check(qm: QuantModel) -> None:
     wanted = [("rope", qm.rope, (qm.context, qm.head_pad // 2, 2))]
     for m in steps.every_matrix:
         q: QuantLinear = numbers[m.name]
-        blocks = None if q.mode == Mode.INT8 else (m.rows, m.columns // BLOCK)
+        blocks = (m.rows, m.columns // BLOCK)
         wanted += [(f"{m.name}.{name}", getattr(q, name), shape) for name, shape in (
             ("codes", (m.rows, m.columns)), ("mant", (m.rows,)), ("shift", (m.rows,)),
-            ("bias", (m.rows,) if m.biases else None), ("scale", blocks),
-            ("minimum", blocks if q.mode == Mode.Q4_1 else None))]
+            ("bias", (m.rows,) if m.biases else None),
+            *((half, blocks if half in MODES[q.mode].halves else None)
+              for half in ("scale", "minimum")))]
     wanted += [(step.name, numbers[step.name].gamma, (qm.hidden,)) for step in steps.of(NormStep)]
     wanted += [(step.name, getattr(numbers[step.name], name), (step.op.kv_heads,))
                for step in steps.attends for name in ("v_mant", "v_shift")]

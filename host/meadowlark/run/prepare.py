@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from meadowlark_hdl.weights.modes import Packing
+
 from ..compile.image import Image, board_of, is_image
 from ..errors import UserError
 
@@ -110,7 +112,7 @@ class Source:
         """Raise a :class:`UserError` unless the model fits the board: from its shapes, and only
         where entropy decides about the memory, from its weights."""
         free = self.bits is self.target_ppl is None
-        if not (free or self.board.config.packing & 1):
+        if not (free or self.board.config.packing & Packing.ENTROPY):
             raise UserError(f"--bits and --target-ppl save nothing on the board {self.board.name}: "
                             "it reads no entropy-coded weights; leave them out, or take another "
                             "--board")
