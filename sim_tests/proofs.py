@@ -16,8 +16,9 @@ from amaranth.hdl import Assert, Assume, Fragment
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.memory import reader
 from meadowlark_hdl.lib.queues import Queue, RamQueue
-from meadowlark_hdl.memory.sdram import (ACTIVATE, MODE, NOP, PRECHARGE, READ, REFRESH, STOP, WRITE,
-                                         SdramController)
+from meadowlark_hdl.memory.sdram import SdramController
+from meadowlark_hdl.memory.sdram_commands import (ACTIVATE, MODE, NOP, PRECHARGE, READ, REFRESH,
+                                                  STOP, WRITE)
 from meadowlark_hdl.memory.sdram_part import SdramPart
 
 

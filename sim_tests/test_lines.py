@@ -24,7 +24,6 @@ BEYOND = {
     "link/link.py Link.elaborate": 321,
     "memory/ddr3_init.py Ddr3Init.elaborate": 124,
     "memory/litedram.py LiteDramPort.elaborate": 107,
-    "memory/sdram.py SdramController.elaborate": 182,
     "weights/decoder.py PackedWeightDecoder.elaborate": 137,
     "weights/lane.py Lane.elaborate": 106,
     "weights/unpacker.py": 347,

@@ -10,7 +10,8 @@ import pytest
 from bench import cycles, simulate, start
 from cocotb.triggers import ReadOnly, RisingEdge
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.memory.sdram import Segmenter, SdramController
+from meadowlark_hdl.memory.sdram import SdramController
+from meadowlark_hdl.memory.sdram_commands import Segmenter
 from meadowlark_hdl.memory.sdram_part import IS42S16160G_7, PARTS, SdramPart
 from sdram_model import SdramDevice, Violation, serve
 

@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 
 from ..config import Config
 from ..signatures import MemoryPort, ReadCommand
+from ..lib.countdown import Countdown
 from ..lib.queues import Queue
 from .port import ReadPort, WritePort
 
@@ -93,7 +94,8 @@ class MemoryArbiter(wiring.Component):
         m.submodules.owners = owners = Queue(1, depth=self.WRITES)
         command, offered = Signal(ReadCommand(c), reset_less=True), Signal()
         owner, sending = Signal(), Signal()
-        left = Signal(range(c.burst_words), reset_less=True)    # words after this one
+        left = Countdown(m, range(c.burst_words), name="words", behind=True, reset=False,
+                         reset_flags=False)
         free, pick, picked, data_valid = (Signal() for _ in range(4))
         payload = Signal(ReadCommand(c))
         m.d.sync += picked.eq(free & (store.valid | host.valid))
@@ -116,10 +118,10 @@ class MemoryArbiter(wiring.Component):
                      self.host.w_done.eq(mem.w_done & owners.o.payload)]
         with m.If(free & (store.valid | host.valid)):
             m.d.sync += [command.eq(payload), offered.eq(1), sending.eq(1), owner.eq(pick),
-                         left.eq(payload.len)]
+                         left.load(payload.len)]
         with m.Elif(mem.w_cmd.ready):
             m.d.sync += offered.eq(0)
         with m.If(mem.w_data.valid & mem.w_data.ready):
-            m.d.sync += left.eq(left - 1)
-            with m.If(left == 0):
+            m.d.sync += left.step()
+            with m.If(left.last):
                 m.d.sync += sending.eq(0)
