@@ -295,11 +295,11 @@ async def a_stream_takes_what_memory_or_the_port_gives(dut):
     assert words == 960
     least = max(1e6 / mhz, 1e6 / MEMORY_MHZ * bench.bus / bench.far)
     assert (words - 1) * least * 0.99 <= ps <= (words - 1) * least * 1.01 + 8e6 / mhz
-    # There: a cycle of the core, seven of the memory. It takes the command and gives the parts of a
-    # word. Back: another of the memory, four of the core. Part of a cycle at both borders, and the
-    # bench may notice a cycle late that it has asked.
+    # There: two cycles of the core, seven of the memory. It takes the command and gives the parts
+    # of a word. Back: another of the memory, five of the core. Part of a cycle at both borders, and
+    # the bench may notice a cycle late that it has asked.
     core, memory = 1e6 / mhz, 1e6 / MEMORY_MHZ
-    first, least = bench.times[0] - asked, 5 * core + (8 + bench.bus // bench.far) * memory
+    first, least = bench.times[0] - asked, 7 * core + (8 + bench.bus // bench.far) * memory
     assert least * 0.999 <= first <= least + 2 * core + memory, (first, least)
 
 

@@ -8,6 +8,8 @@ from amaranth.utils import exact_log2
 
 from ..config import Config
 from ..signatures import MemoryPort
+from ..lib.countdown import Countdown
+from ..lib.pipe import reg
 from ..lib.queues import Queue, Skid, power_of_two
 
 
@@ -84,20 +86,23 @@ class AsyncQueue(wiring.Component):
     width : int
         Bits of an element.
     depth : int, power of two, at least 16
+    ahead : int, 1..
+        Elements that may come from the cycle in which ``room`` is high on; fewer than ``depth``.
 
     Members
     -------
     i_valid, i_data : In(1), In(width)      Domain ``write``. An element, always taken: one beyond
                                             ``depth`` overwrites the oldest.
     room : Out(1)                           Domain ``write``: there is room for an element in this
-                                            cycle and for one in the next.
+                                            cycle and in each of the ``ahead - 1`` next ones.
     go : In(1)                              Domain ``read``: an element may leave in this cycle.
     leaves : Out(1)                         Domain ``read``: one does.
     o_valid, o_data : Out(1), Out(width)    Domain ``read``: 2 cycles after ``leaves``, for one.
     """
 
-    def __init__(self, width: int, *, depth: int):
+    def __init__(self, width: int, *, depth: int, ahead: int = 1):
         self.width, self.depth = width, power_of_two("depth", depth, 16)
+        self.ahead = ahead
         super().__init__({"i_valid": In(1), "i_data": In(width), "room": Out(1), "go": In(1),
                           "leaves": Out(1), "o_valid": Out(1), "o_data": Out(width)})
 
@@ -117,11 +122,12 @@ class AsyncQueue(wiring.Component):
         m.d.comb += [w.addr.eq(written.count[:-1]), w.data.eq(self.i_data), w.en.eq(self.i_valid),
                      written.step.eq(self.i_valid)]
         left, level = Signal(bits), Signal(bits)
+        # The level knows nothing of the elements of this cycle and the two before it.
         m.d.write += [left.eq(_binary(taken_there)), level.eq(written.count - left),
-                      self.room.eq(level < self.depth - 3)]
+                      self.room.eq(level <= self.depth - 2 - self.ahead)]
 
         some, in_ram = Signal(), Signal()
-        register = Signal(self.width, reset_less=True)      # without a reset it is the RAM's own
+        register = reg(self.width, "register")      # without a reset it is the RAM's own
         m.d.comb += [self.leaves.eq(some & self.go), taken.step.eq(self.leaves),
                      r.addr.eq(taken.count[:-1]), self.o_data.eq(register)]
         m.d.read += [
@@ -171,10 +177,13 @@ class MemoryCrossing(wiring.Component):
     memory never waits. The core takes a word in the cycle in which it comes: neither
     ``core.r_data.ready`` nor ``memory.r_data.ready`` is looked at.
 
+    The block RAMs stand beside the memory's pads, which may be far from the core: on the core's
+    side there is a register each way between them and all else.
+
     Timing: a word of the core each cycle of its clock, or each ``core.bus_bytes /
     memory.bus_bytes`` cycles of the memory's. From the edge that takes a command to the one at
-    which the memory may take it one cycle of ``sync`` and 7 to 8 of ``sdram``; from the edge that
-    takes the last part of a word to the core's one of ``sdram`` and 5 to 6 of ``sync``.
+    which the memory may take it 2 cycles of ``sync`` and 7 to 8 of ``sdram``; from the edge that
+    takes the last part of a word to the core's one of ``sdram`` and 6 to 7 of ``sync``.
 
     Parameters
     ----------
@@ -227,13 +236,16 @@ class MemoryCrossing(wiring.Component):
 
     def _down(self, m):
         core, far = self.core, self.memory
-        down = AsyncQueue(self.width, depth=self.DOWN)
+        # The way to the queue and back: two registers of elements, one of ``room``.
+        down = AsyncQueue(self.width, depth=self.DOWN, ahead=4)
         m.submodules.down = DomainRenamer({"write": "sync", "read": "sdram"})(down)
         # --- the core's side: a command, or the words of a write, one after the other -------------
         command = Signal(self.command)
-        sending, write, wrote = Signal(), Signal(), Signal()
-        left = Signal(range(self.config.burst_words), reset_less=True)
-        put, item = Signal(), Signal(self.width, reset_less=True)
+        sending, write, wrote, room = Signal(), Signal(), Signal(), Signal()
+        left = Countdown(m, range(self.config.burst_words), name="behind", behind=True, reset=False,
+                         reset_flags=False)
+        put, item = Signal(), reg(self.width, "item")
+        there, item_there = Signal(), reg(self.width, "item_there")
         # Words asked for that have not come; three commands may pass before ``more`` knows of them.
         coming, more = Signal(range(self.words + 1)), Signal()
         asked_for = Signal(range(self.config.burst_words + 1))
@@ -245,22 +257,23 @@ class MemoryCrossing(wiring.Component):
             write.eq(core.w_cmd.valid & ~(reads & wrote)),
             asked.eq(chosen), command.write.eq(write), command.addr.eq(asked.addr),
             command.len.eq(asked.len),
-            core.w_cmd.ready.eq(down.room & ~sending & write),
-            core.r_cmd.ready.eq(down.room & ~sending & ~write & more),
-            core.w_data.ready.eq(down.room & sending),
-            down.i_valid.eq(put), down.i_data.eq(item)]
+            core.w_cmd.ready.eq(room & ~sending & write),
+            core.r_cmd.ready.eq(room & ~sending & ~write & more),
+            core.w_data.ready.eq(room & sending),
+            down.i_valid.eq(there), down.i_data.eq(item_there)]
         m.d.sync += [
-            put.eq(down.room & Mux(sending, core.w_data.valid, core.w_cmd.valid | reads)),
+            room.eq(down.room), there.eq(put), item_there.eq(item),
+            put.eq(room & Mux(sending, core.w_data.valid, core.w_cmd.valid | reads)),
             asked_for.eq(Mux(core.r_cmd.valid & core.r_cmd.ready, core.r_cmd.payload.len + 1, 0)),
             coming.eq(coming + asked_for - core.r_data.valid),
             more.eq(coming <= self.words - 3 * self.config.burst_words)]
         with m.If(sending):
             m.d.sync += item.eq(core.w_data.payload)
-            with m.If(core.w_data.valid & down.room):
-                m.d.sync += [left.eq(left - 1), sending.eq(left != 0)]
+            with m.If(core.w_data.valid & room):
+                m.d.sync += [left.step(), sending.eq(~left.last)]
         with m.Else():
-            m.d.sync += [item.eq(command), left.eq(asked.len)]
-            with m.If(down.room & (core.w_cmd.valid | reads)):
+            m.d.sync += [item.eq(command), left.load(asked.len)]
+            with m.If(room & (core.w_cmd.valid | reads)):
                 m.d.sync += [sending.eq(write), wrote.eq(write)]
 
         # --- the memory's side --------------------------------------------------------------------
@@ -277,7 +290,9 @@ class MemoryCrossing(wiring.Component):
         m.d.sdram += [gone.eq(used & out.o.valid), here.eq(here + down.leaves - gone),
                       down.go.eq(here < self.AHEAD - 1)]
         ahead, words = Signal(self.command), Signal(far.w_data.payload.shape())
-        owed, due = Signal(range(self.config.burst_words), reset_less=True), Signal()
+        due = Signal()                              # a word of a write, not a command
+        owed = Countdown(m, range(self.config.burst_words), name="owed", behind=True, reset=False,
+                         reset_flags=False)
         part = Signal(range(self.ratio))
         final = part == self.ratio - 1
         strobe, bits = out.o.payload[8 * self.config.bus_bytes:], 8 * self.far.bus_bytes
@@ -289,15 +304,15 @@ class MemoryCrossing(wiring.Component):
             far.r_cmd.valid.eq(out.o.valid & ~due & ~ahead.write),
             used.eq(Mux(due, far.w_data.ready & final,
                         Mux(ahead.write, far.w_cmd.ready, far.r_cmd.ready)))]
-        for there in (far.w_cmd.payload, far.r_cmd.payload):
-            m.d.comb += [there.addr.eq(ahead.addr * self.ratio),
-                         there.len.eq(ahead.len * self.ratio + self.ratio - 1)]
+        for asks in (far.w_cmd.payload, far.r_cmd.payload):
+            m.d.comb += [asks.addr.eq(ahead.addr * self.ratio),
+                         asks.len.eq(ahead.len * self.ratio + self.ratio - 1)]
         with m.If(out.o.valid & due & far.w_data.ready):
             m.d.sdram += part.eq(Mux(final, 0, part + 1))
             with m.If(final):
-                m.d.sdram += [owed.eq(owed - 1), due.eq(owed != 0)]
+                m.d.sdram += [owed.step(), due.eq(~owed.last)]
         with m.Elif(out.o.valid & ~due & ahead.write & far.w_cmd.ready):
-            m.d.sdram += [owed.eq(ahead.len), due.eq(1)]
+            m.d.sdram += [owed.load(ahead.len), due.eq(1)]
 
     def _up(self, m):
         core, far = self.core, self.memory
@@ -306,7 +321,8 @@ class MemoryCrossing(wiring.Component):
         across = DomainRenamer({"write": "sdram", "read": "sync"})
         m.submodules.up, m.submodules.done = across(up), across(done)
         m.submodules.ready = cdc.FFSynchronizer(far.ready, core.ready)
-        word, whole = Signal(width, reset_less=True), Signal()
+        word, whole = reg(width, "word"), Signal()
+        word_here, arrived, ended = reg(width, "word_here"), Signal(), Signal()
         part = Signal(range(self.ratio))
         final = part == self.ratio - 1
         m.d.sdram += whole.eq(far.r_data.valid & final)
@@ -315,8 +331,9 @@ class MemoryCrossing(wiring.Component):
                           part.eq(Mux(final, 0, part + 1))]
         m.d.comb += [
             far.r_data.ready.eq(1), up.i_valid.eq(whole), up.i_data.eq(word), up.go.eq(1),
-            core.r_data.valid.eq(up.o_valid), core.r_data.payload.eq(up.o_data),
-            done.i.eq(far.w_done), core.w_done.eq(done.o)]
+            core.r_data.valid.eq(arrived), core.r_data.payload.eq(word_here),
+            done.i.eq(far.w_done), core.w_done.eq(ended)]
+        m.d.sync += [arrived.eq(up.o_valid), word_here.eq(up.o_data), ended.eq(done.o)]
 
 
 def _binary(gray):
