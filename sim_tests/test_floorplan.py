@@ -71,12 +71,24 @@ def test_tile_buffer_stands_beside_the_first_lane():
 
 def test_no_lane_where_much_else_has_to_be():
     """If it need not be there."""
-    def at_pins(lanes, avoid):
-        return [bel for name, bel in plan(array(lanes, 16), SITES["85k"], avoid).items()
+    def at_pins(lanes, pins):
+        return [bel for name, bel in plan(array(lanes, 16), SITES["85k"], pins).items()
                 if "engine.lane" in name and (site := SITE.fullmatch(bel)) is not None
                 and int(site[1]) < 40 and 58 <= int(site[2]) <= 82]
     assert len(at_pins(8, (0, 75))) == len(at_pins(8, None)) > 0
     assert len(at_pins(7, None)) > 0 and at_pins(7, (0, 75)) == []
+
+
+@pytest.mark.parametrize("lanes", [8, 2])
+def test_block_rams_of_an_sdram_stand_beside_its_pins(lanes):
+    """The controller's nearest, whether the array has sites or not, and nobody else is moved."""
+    core, pins = array(lanes, 16), (126, 55)
+    names = ["sdram.writes.words.ram.0.0", "crossing.down.ram.0.0", "crossing.up.ram.0.0"]
+    found = plan(core | dict.fromkeys(names, "DP16KD"), SITES["85k"], pins)
+    assert [found.pop(name) for name in names] == (
+        ["X120/Y46/EBR3", "X116/Y46/EBR1", "X120/Y70/EBR3"] if lanes == 8 else
+        ["X120/Y46/EBR3", "X118/Y46/EBR2", "X116/Y46/EBR1"])
+    assert found == plan(core, SITES["85k"], pins)
 
 
 def test_no_plan_where_none_is_needed():

@@ -153,12 +153,15 @@ class SdramInfo:
     clock_mhz : float, optional
         The SDRAM's clock; without it, the core's. With it ``Config.bus_bytes`` is a multiple of the
         chip's bus.
+    pins : (int, int), optional
+        Where on the FPGA the chip's pins are, (x, y) in tiles: its controller will be beside them.
     """
     part: SdramPart
     oscillator: str
     oscillator_mhz: float
     loader: str
     clock_mhz: float | None = None
+    pins: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

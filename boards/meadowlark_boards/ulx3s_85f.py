@@ -1,4 +1,6 @@
 """Radiona ULX3S with a Lattice ECP5 LFE5U-85F and 32 MB of 16-bit SDR SDRAM."""
+from dataclasses import replace
+
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.tech.ecp5 import ECP5
 
@@ -25,5 +27,5 @@ BOARD = Board(
     link=LINK,
     technology=ECP5,
     platform="amaranth_boards.ulx3s:ULX3S_85F_Platform",
-    sdram=SDRAM,
+    sdram=replace(SDRAM, pins=(126, 55)),
 )

@@ -261,6 +261,7 @@ def build(board: Board, directory: Path, *, seeds: int = 3, stand_in: Any = None
     rtlil, pins = design(board, directory, stand_in=stand_in)
     (directory / "top.lpf").write_text(pins)
     cells = synthesise(rtlil, directory, verilog=modules(board, directory), progress=progress)
+    info = board.sdram or board.ddr3
     tried: dict[int, float | None] = {}
     best: tuple[int, Report] | None = None
     for seed in range(1, seeds + 1):
@@ -271,7 +272,7 @@ def build(board: Board, directory: Path, *, seeds: int = 3, stand_in: Any = None
         try:
             report = place_and_route(place, **chip, seed=seed, freq_mhz=board.clock_mhz,
                                      lpf=directory / "top.lpf", progress=progress,
-                                     avoid=board.ddr3.pins if board.ddr3 else None)
+                                     memory_pins=info.pins if info else None)
         except Unroutable as error:
             tell(f"seed {seed}: {error}")
             tried[seed] = None

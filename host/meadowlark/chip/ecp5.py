@@ -213,7 +213,7 @@ def first_states(log: str) -> list[str]:
 
 def place_and_route(directory: Path, *, device: str = "85k", package: str = "CABGA381",
                     speed: int = 6, freq_mhz: float = 100.0, seed: int = 1, lpf: Path | None = None,
-                    avoid: tuple[int, int] | None = None, options: Sequence[str] = (),
+                    memory_pins: tuple[int, int] | None = None, options: Sequence[str] = (),
                     progress: Progress | None = None) -> Report:
     """Place and route ``top.json``, the array by :mod:`.floorplan`.
 
@@ -230,7 +230,7 @@ def place_and_route(directory: Path, *, device: str = "85k", package: str = "CAB
         Of the placer; results differ by some per cent from seed to seed.
     lpf : Path, optional
         Pins. Without, the tool chooses them.
-    avoid : (x, y), optional
+    memory_pins : (x, y), optional
         See :func:`.floorplan.plan`.
     options : sequence of str
         More options of nextpnr when it routes.
@@ -246,7 +246,7 @@ def place_and_route(directory: Path, *, device: str = "85k", package: str = "CAB
     if lpf:         # the tool may see no other folder than its own, such as another /tmp
         shutil.copyfile(lpf, directory / "pins.lpf")
         pins = ["--lpf", "pins.lpf"]
-    command = _command(directory, device, package, speed, freq_mhz, seed, avoid)
+    command = _command(directory, device, package, speed, freq_mhz, seed, memory_pins)
     _run([*command, *pins, "--no-route", "--write", "placed.json"],
          directory, "nextpnr.log", _NEXTPNR_STEP, progress)
     command[command.index("--json") + 1] = "placed.json"
@@ -322,13 +322,13 @@ def place(directory: Path, *, device: str = "85k", package: str = "CABGA381", sp
 
 
 def _command(directory: Path, device: str, package: str, speed: int, freq_mhz: float,
-             seed: int, avoid: tuple[int, int] | None = None) -> list[str]:
-    """nextpnr on ``top.json``, or on a copy in which the array has its sites."""
+             seed: int, memory_pins: tuple[int, int] | None = None) -> list[str]:
+    """nextpnr on ``top.json``, or on a copy in which hard blocks have their sites."""
     check_tools()
     tool = _nextpnr()
     assert tool is not None
     planned = place_hard_blocks(directory / "top.json", directory / "planned.json", device,
-                                avoid)
+                                memory_pins)
     return [tool, f"--{device}", "--package", package, "--speed", str(speed),
             "--json", "planned.json" if planned else "top.json",
             "--freq", f"{freq_mhz:g}", "--timing-allow-fail", "--seed", str(seed)]

@@ -4,7 +4,8 @@ A chip whose multipliers are nearly all in use leaves a placer little choice whe
 analytic one of nextpnr takes them as they come: the columns of a lane end up all over the chip, and
 all its wires with them. Here every lane gets a stretch of a multiplier row, its memories in the row
 of block RAMs beside it, and the lanes lie in a ring in the order in which beats travel, around the
-vector unit that takes their results. The rest is placed by nextpnr.
+vector unit that takes their results. The block RAMs of a memory with a clock of its own stand
+beside its pins, and draw the logic of that clock there. The rest is placed by nextpnr.
 """
 from __future__ import annotations
 
@@ -46,12 +47,14 @@ _SCALES = re.compile(r"\btiles\.scales\b")
 _PROGRAM = re.compile(r"\bfetch\.program\b")
 #: On the way to them, beside the tile buffer.
 _WEIGHTS = re.compile(r"\b(decoder|reader|tiles)\.")
+#: Of an SDRAM's side, nearest to its pins first.
+_CONTROLLER, _CROSSING = re.compile(r"\bsdram\."), re.compile(r"\bcrossing\.")
 _MULTIPLIER, _ADDER, _MEMORY = "MULT18X18D", "ALU54B", "DP16KD"
 
 
 def plan(cells: Mapping[str, str], sites: Sites,
-         avoid: tuple[int, int] | None = None) -> dict[str, str]:
-    """Sites for the hard blocks of a core.
+         pins: tuple[int, int] | None = None) -> dict[str, str]:
+    """Sites for the hard blocks of a chip.
 
     Parameters
     ----------
@@ -59,16 +62,39 @@ def plan(cells: Mapping[str, str], sites: Sites,
         Name of each cell -> its type.
     sites : Sites
         Of the chip.
-    avoid : (x, y), optional
-        Where much logic has to be, in tiles, such as a DDR3 controller beside its pins: if one
-        stretch need not be used, it is that nearest to it.
+    pins : (x, y), optional
+        Where the memory's pins are, in tiles, and its controller has to be: if one stretch of
+        multipliers need not be used, it is that nearest to them, and the nearest block RAMs are
+        those of an SDRAM's controller and crossing.
 
     Returns
     -------
     dict
-        Name of a cell -> name of its site ("bel") in nextpnr; empty if the array does not fit in
-        such an order, or takes less than half of the multipliers: then nextpnr needs no help.
+        Name of a cell -> name of its site ("bel") in nextpnr. The array has none if it does not fit
+        in such an order, or takes less than half of the multipliers: then nextpnr needs no help.
     """
+    found_at = _array(cells, sites, pins)
+    if pins is None:
+        return found_at
+    beside = sorted((math.dist((x + 2 * k, y), pins), f"X{x + 2 * k}/Y{y}/EBR{k}")
+                    for x in sites.columns for y in sites.memories for k in range(4))
+    taken = set(found_at.values())
+    free = (bel for _, bel in beside if bel not in taken)
+    for pattern in (_CONTROLLER, _CROSSING):
+        found_at.update(zip(_some(cells, _MEMORY, pattern, found_at), free, strict=False))
+    return found_at
+
+
+def _some(cells: Mapping[str, str], kind: str, pattern: re.Pattern,
+          but: Mapping[str, str]) -> list[str]:
+    """Cells of a kind whose names match and that have no site."""
+    return sorted((name for name, is_a in cells.items()
+                   if is_a == kind and pattern.search(name) and name not in but), key=_natural)
+
+
+def _array(cells: Mapping[str, str], sites: Sites,
+           avoid: tuple[int, int] | None) -> dict[str, str]:
+    """See :func:`plan`."""
     lanes: dict[int, dict[str, list[str]]] = {}
     for name, kind in cells.items():
         if kind in (_MULTIPLIER, _ADDER, _MEMORY) and (found := _LANE.search(name)):
@@ -109,18 +135,13 @@ def plan(cells: Mapping[str, str], sites: Sites,
         for name, site in zip(others, sorted(free, key=lambda s: abs(s - middle)), strict=False):
             fix(name, _memory(sites, row, site))
 
-    def some(pattern: re.Pattern, kind: str) -> list[str]:
-        return sorted((name for name, is_a in cells.items()
-                       if is_a == kind and pattern.search(name) and name not in found_at),
-                      key=_natural)
-
-    def gather(names: list[str], bels: list[str]) -> None:
+    def gather(pattern: re.Pattern, kind: str, bels: list[str]) -> None:
         """As many as there are free sites for; the rest is nextpnr's."""
         free = [bel for bel in bels if bel not in taken]
-        for name, bel in zip(names, free, strict=False):
+        for name, bel in zip(_some(cells, kind, pattern, found_at), free, strict=False):
             fix(name, bel)
     y = sites.multipliers[len(sites.multipliers) // 2]
-    gather(some(_VECTOR, _MULTIPLIER),
+    gather(_VECTOR, _MULTIPLIER,
            [_multiplier(sites, y, s) for s in range(4 * len(sites.columns))])
     # What brings weights lies beyond the lanes, where there is no multiplier; the tile buffer, in
     # which it ends, beside the first lane. Not every site, so that their wires have room.
@@ -131,13 +152,13 @@ def plan(cells: Mapping[str, str], sites: Sites,
     def around(middle: int) -> list[str]:
         return sorted(row, key=lambda bel: abs(row.index(bel) - middle))
     beside = row[4 * first:4 * (first + groups)]
-    gather(some(_TILES, _MEMORY), beside[::2])
-    gather(some(_SCALES, _MEMORY), beside[1::2])
-    gather(some(_WEIGHTS, _MEMORY), around(4 * first + 2 * groups)[::2])
-    gather(some(_PROGRAM, _MEMORY), around(len(sites.columns)))
+    gather(_TILES, _MEMORY, beside[::2])
+    gather(_SCALES, _MEMORY, beside[1::2])
+    gather(_WEIGHTS, _MEMORY, around(4 * first + 2 * groups)[::2])
+    gather(_PROGRAM, _MEMORY, around(len(sites.columns)))
     spare = len(sites.columns) % groups
     middle_of_chip = range(4 * (first - spare), 4 * (first + groups))
-    gather(some(_VECTOR, _MEMORY), [
+    gather(_VECTOR, _MEMORY, [
         _memory(sites, memories, s)
         for memories in sorted(sites.memories, key=lambda r: (abs(r - y), -r))
         if memories != beyond for s in middle_of_chip])
@@ -145,7 +166,7 @@ def plan(cells: Mapping[str, str], sites: Sites,
 
 
 def place_hard_blocks(source: Path, target: Path, device: str,
-                      avoid: tuple[int, int] | None = None) -> int:
+                      pins: tuple[int, int] | None = None) -> int:
     """Copy a netlist (Yosys JSON) with a site for each cell that :func:`plan` names.
 
     Returns
@@ -159,8 +180,7 @@ def place_hard_blocks(source: Path, target: Path, device: str,
     count = 0
     for module in netlist["modules"].values():
         cells = module.get("cells", {})
-        sites = plan({name: cell["type"] for name, cell in cells.items()}, SITES[device],
-                     avoid)
+        sites = plan({name: cell["type"] for name, cell in cells.items()}, SITES[device], pins)
         for name, bel in sites.items():
             cells[name]["attributes"]["BEL"] = bel
         count += len(sites)
