@@ -24,7 +24,7 @@ from meadowlark.run.prepare import Source
 from meadowlark.run.targets import BoardTarget
 from meadowlark.sim import SimBoard, SimTransport
 from meadowlark_boards import get_board
-from meadowlark_hdl.control.sampler_golden import logits_crc
+from meadowlark_hdl.sampler.sampler_golden import logits_crc
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "sim_tests"))

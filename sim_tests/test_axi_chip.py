@@ -18,7 +18,7 @@ from meadowlark.quant.golden import GoldenModel
 from meadowlark.run.prepare import Source
 from meadowlark_boards import get_board
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.control.sampler_golden import logits_crc
+from meadowlark_hdl.sampler.sampler_golden import logits_crc
 from meadowlark_hdl.core import Core
 from meadowlark_hdl.memory.axi import Axi4, AxiMaster
 from random_model import random_model

@@ -16,7 +16,7 @@ from meadowlark.run.prepare import Source
 from meadowlark.run.targets import SimTarget, golden_core
 from meadowlark_boards import get_board
 from meadowlark_hdl.control.errors import FAULTS, SENTENCES, Error
-from meadowlark_hdl.control.sampler_golden import Sampling, logits_crc
+from meadowlark_hdl.sampler.sampler_golden import Sampling, logits_crc
 from meadowlark_hdl.isa import Epi, Header, Instruction, Op, Src
 from meadowlark_hdl.link.protocol import EVENT_RING
 from random_model import random_model

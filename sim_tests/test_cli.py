@@ -25,7 +25,7 @@ from meadowlark.run.prepare import Source
 from meadowlark.run.targets import BoardTarget, Event, GoldenTarget
 from meadowlark.run.targets import check as compare
 from meadowlark_boards import get_board
-from meadowlark_hdl.control.sampler_golden import Sampling, logits_crc
+from meadowlark_hdl.sampler.sampler_golden import Sampling, logits_crc
 from meadowlark_hdl.isa import Op, encode
 from random_model import random_model
 from safetensors.numpy import load_file, save_file

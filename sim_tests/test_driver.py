@@ -10,7 +10,7 @@ from meadowlark.link.ports import open_transport
 from meadowlark.link.transport import LoopbackTransport
 from meadowlark_hdl.control.counters_table import COUNTERS
 from meadowlark_hdl.control.errors import Error
-from meadowlark_hdl.control.sampler_golden import Sampling
+from meadowlark_hdl.sampler.sampler_golden import Sampling
 from meadowlark_hdl.isa import MODEL_REGS, Instruction, Op, encode
 from meadowlark_hdl.link.protocol import (BY_NAME, EVENT_FORMAT, FLUSH_BYTES, MAX_PAYLOAD,
                                           REGISTERS, SYNC, TOKEN, Command, Reason)

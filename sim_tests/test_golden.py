@@ -14,7 +14,7 @@ from meadowlark.quant.quantise import LOGIT_FRAC, measure, quantise
 from meadowlark.quant.sampling import sampling
 from meadowlark.run.evaluate import perplexity, validation_text, windows
 from meadowlark_hdl.compute.tiling_engine_golden import FLOATS_KEPT
-from meadowlark_hdl.control.sampler_golden import Sampling, sample
+from meadowlark_hdl.sampler.sampler_golden import Sampling, sample
 
 SHAPES = {
     "grouped": dict(),

@@ -22,7 +22,7 @@ from meadowlark.run.prepare import Source, made_for
 from meadowlark.run.targets import BoardTarget
 from meadowlark_boards import get_board
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.control.sampler_golden import Sampling
+from meadowlark_hdl.sampler.sampler_golden import Sampling
 from random_model import random_model, random_texts
 
 #: Mutated files that are tried; FUZZ= sets it.

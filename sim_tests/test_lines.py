@@ -15,8 +15,6 @@ BEYOND = {
     "compute/vector_unit.py": 308,
     "compute/vector_unit.py VectorUnit.elaborate": 244,
     "control/fetch.py Fetch._jobs": 143,
-    "control/sampler.py": 369,
-    "control/sampler.py Sampler.elaborate": 179,
     "control/sequencer.py Sequencer.elaborate": 238,
     "core.py Core._wired": 122,
     "link/framer.py RxFramer.elaborate": 106,

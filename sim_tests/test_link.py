@@ -24,7 +24,7 @@ from meadowlark.link.frames import Frame, FrameParser
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.counters_table import COUNTERS
 from meadowlark_hdl.control.errors import Error
-from meadowlark_hdl.control.sampler_golden import Sampling
+from meadowlark_hdl.sampler.sampler_golden import Sampling
 from meadowlark_hdl.isa import INSTRUCTION_BYTES, MODEL_REGS, Instruction, Op, encode
 from meadowlark_hdl.link.link import Link
 from meadowlark_hdl.link.protocol import (ANSWER, BY_NAME, CONTROL_BASE, CREDITS, MAX_PAYLOAD,

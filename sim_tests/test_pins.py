@@ -14,7 +14,7 @@ from meadowlark.run.targets import SimTarget, open_target
 from meadowlark.sim import PinBoard, SimTransport, SimulationError, pins
 from meadowlark_boards import get_board
 from meadowlark_hdl.chips.sdram_top import INVERTED, SHIFTED
-from meadowlark_hdl.control.sampler_golden import Sampling, logits_crc
+from meadowlark_hdl.sampler.sampler_golden import Sampling, logits_crc
 from meadowlark_hdl.memory.sdram_part import AS4C32M16SB_7
 from random_model import random_model
 

@@ -11,8 +11,8 @@ from cocotb.triggers import ClockCycles, RisingEdge, Timer
 
 from bench import cycles, pack, simulate, start
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.control.sampler import Sampler
-from meadowlark_hdl.control.sampler_golden import (
+from meadowlark_hdl.sampler.sampler import Sampler
+from meadowlark_hdl.sampler.sampler_golden import (
     Sampling,
     gumbel,
     hash32,
@@ -111,7 +111,7 @@ def done_cycles(s, topk, count):
     if not s.inv_t_mant or not s.top_k:
         return 32
     ring, drawn = topk + -(-topk // 7), min(s.top_k, count)
-    return 112 + 6 * ring + 8 * drawn if s.top_p else 83 + 4 * ring + 4 * drawn
+    return 110 + 6 * ring + 8 * drawn if s.top_p else 83 + 4 * ring + 4 * drawn
 
 
 @cocotb.test(timeout_time=200, timeout_unit="ms")

@@ -8,7 +8,7 @@ from meadowlark.link.fake_board import FakeBoard, invented
 from meadowlark.run.prepare import Source
 from meadowlark.run.targets import BoardTarget, GoldenTarget
 from meadowlark_boards import get_board
-from meadowlark_hdl.control.sampler_golden import Sampling
+from meadowlark_hdl.sampler.sampler_golden import Sampling
 from random_model import random_model
 
 

@@ -10,7 +10,7 @@ from .config import Config
 from .control.counters import Counters
 from .control.errors import FAULTS, Error
 from .control.fetch import Fetch
-from .control.sampler import Sampler
+from .sampler.sampler import Sampler
 from .control.sequencer import Sequencer
 from .issue.issue import Issue
 from .lib.fanout import near

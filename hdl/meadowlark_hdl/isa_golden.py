@@ -20,7 +20,7 @@ from .compute.swiglu_golden import swiglu
 from .compute.tiling_engine_golden import FLOATS_KEPT, broadcast, dot
 from .config import Config
 from .control.fetch_golden import GoldenTiles, ProgramError, blamed, need, stream_chunks
-from .control.sampler_golden import Sampling, sample
+from .sampler.sampler_golden import Sampling, sample
 from .control.sequencer_golden import Pass, context_limit, prompt_passes
 from .fixed import saturate
 from .isa import Epi, Instruction, Op, Src

@@ -22,7 +22,7 @@ from .status import WRONG_USE
 from .terminal import Progress, Text, ask, say, write_json
 
 if TYPE_CHECKING:
-    from meadowlark_hdl.control.sampler_golden import Sampling
+    from meadowlark_hdl.sampler.sampler_golden import Sampling
 
     from ..run.prepare import Source
     from ..run.targets import Target

@@ -18,7 +18,7 @@ from .terminal import Progress, warn
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
-    from meadowlark_hdl.control.sampler_golden import Sampling
+    from meadowlark_hdl.sampler.sampler_golden import Sampling
 
     from ..run.prepare import Source
     from ..run.targets import Target

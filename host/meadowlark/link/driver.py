@@ -12,7 +12,7 @@ from zlib import crc32
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.counters_table import COUNTERS
 from meadowlark_hdl.control.errors import sentence
-from meadowlark_hdl.control.sampler_golden import Sampling
+from meadowlark_hdl.sampler.sampler_golden import Sampling
 from meadowlark_hdl.isa import INSTRUCTION_BYTES, MODEL_REGS, Instruction, encode
 from meadowlark_hdl.link.protocol import (ANSWER, BY_NAME, CONFIG_REGS, COUNTER_BASE, COUNTERS_CRC,
                                           CREDITS, EVENT_BYTES, EVENT_FORMAT, EVENT_RING,

@@ -19,7 +19,7 @@ from meadowlark_hdl.compute.softmax_golden import (MASKED, output_scale, probabi
 from meadowlark_hdl.compute.swiglu_golden import swiglu
 from meadowlark_hdl.compute.tiling_engine_golden import FLOATS_KEPT, dot, product
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.control.sampler_golden import Sampling, sample
+from meadowlark_hdl.sampler.sampler_golden import Sampling, sample
 from meadowlark_hdl.fixed import saturate
 
 from ..errors import UserError

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from math import floor, isfinite, log2
 
-from meadowlark_hdl.control.sampler_golden import Sampling
+from meadowlark_hdl.sampler.sampler_golden import Sampling
 
 from ..errors import UserError
 

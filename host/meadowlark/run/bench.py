@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from meadowlark_hdl.control.sampler_golden import Sampling
+from meadowlark_hdl.sampler.sampler_golden import Sampling
 
 from ..errors import UserError
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from meadowlark_hdl.control.sampler_golden import Sampling, logits_crc
+from meadowlark_hdl.sampler.sampler_golden import Sampling, logits_crc
 
 from ..errors import UserError
 

@@ -70,6 +70,17 @@ def scaled(logits, s: Sampling):
     return saturate(rshift(np.asarray(logits, np.int64) * s.inv_t_mant, s.inv_t_shift), 30)
 
 
+def weights(z):
+    """Scaled logits, the largest first -> 2**-(distance to it), 15 fractional bits."""
+    x = z[0] - z                                    # 12 fractional bits; 8 index the table
+    return np.where(x >> 12 > 15, 0, EXP2_TABLE[x >> 4 & 255] >> np.minimum(x >> 12, 15))
+
+
+def nucleus(weight, top_p: int):
+    """Weights in falling order -> which of them begin below ``top_p / 65536`` of their sum."""
+    return (np.cumsum(weight) - weight << 16) < top_p * weight.sum()
+
+
 def sample(logits, s: Sampling, position: int) -> int:
     """int32[vocab] (12 fractional bits), position of the token to come -> token id.
 
@@ -85,12 +96,7 @@ def sample(logits, s: Sampling, position: int) -> int:
         return int(np.argmax(scaled(logits, s) + gumbel(key, np.arange(len(logits)))))
     ids = np.argsort(-logits, kind="stable")[: s.top_k]
     z = scaled(logits[ids], s)
-    x = z[0] - z                                    # 12 fractional bits; 8 index the table
-    weight = np.where(x >> 12 > 15, 0, EXP2_TABLE[x >> 4 & 255] >> np.minimum(x >> 12, 15))
-    before = np.cumsum(weight) - weight
-    kept = np.ones(len(ids), bool)
-    if s.top_p:
-        kept = (before << 16) < s.top_p * weight.sum()
+    kept = nucleus(weights(z), s.top_p) if s.top_p else np.ones(len(ids), bool)
     drawn = np.where(kept, z + gumbel(key, ids), -(1 << 40))
     return int(ids[np.argmax(drawn)])
 

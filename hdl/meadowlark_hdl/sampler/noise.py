@@ -1,0 +1,93 @@
+"""Gumbel noise of a token: the token hashed twice, then -log2(-ln v) by tables."""
+from amaranth import Cat, Const, Module, Mux, Signal, signed
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from ..config import Config
+from ..lib.pipe import reg
+from .tables import Lookup, Table, Tables
+
+
+class Noise(wiring.Component):
+    """Noise in log2 units, 12 fractional bits, of tokens under a key made of seed and position.
+
+    What is hashed goes through one pipeline twice: one sum a stage, the exclusive ors before it.
+    The key is hashed there as well, in the ``KEYED`` cycles after ``start``; what is on its way
+    then is lost.
+
+    Source: Gumbel-max trick, Maddison et al., arXiv:1411.0030.
+    Golden: :func:`.sampler_golden.gumbel`, of :func:`.sampler_golden.noise_key`; bit-exact.
+    Timing: ``LATENCY`` cycles, a token every 4 cycles, but not ``HASH`` cycles after another; never
+    stalls. The tables are asked ``ASKS`` cycles after ``valid``.
+
+    Members
+    -------
+    seed, position : In(32), In(13)     Constant from ``start`` on, for ``KEYED`` cycles.
+    start : In(1)               Pulse: makes the key.
+    valid, token : In(1), In(18)
+                                Pulse: a token, which need not stay.
+    tables : Out(Lookup())
+    noise : Out(signed(19))     At most 2**17, at least -2**14; for one cycle.
+    """
+
+    HASH = 5            # the first hash is there, to be hashed again; the second at twice that
+    KEYED = 2 * HASH + 2
+    MANTISSA = 2 * HASH + 6         # of the second hash, normalised
+    ASKS = (MANTISSA, MANTISSA + 1)
+    LATENCY = ASKS[1] + Tables.LATENCY + 1
+
+    def __init__(self):
+        super().__init__({
+            "seed": In(32), "position": In(13), "start": In(1),
+            "valid": In(1), "token": In(Config.TOKEN_BITS),
+            "tables": Out(Lookup()), "noise": Out(signed(19))})
+
+    def elaborate(self, platform):
+        m = Module()
+        # Bit s is high for one cycle when the registers of stage s begin to hold a token's values.
+        flow, keying = Signal(self.ASKS[1] + 1), Signal(2 * self.HASH + 1)
+        later = Signal(self.ASKS[1])
+        m.d.comb += flow.eq(Cat(self.valid, later))
+        m.d.sync += [later.eq(flow), keying.eq(Cat(self.start, keying[:-1]))]
+
+        key, v = reg(32, "key"), reg(32, "v")
+        x, a, b, c, d, e = (reg(32, name) for name in "xabcde")
+        # ~x + (x << 15) is ~a: a difference takes no inverters before its carry chain
+        y, z, mixed = ~a ^ (~a >> 12), b ^ (b >> 4), e ^ (e >> 16)
+        m.d.sync += [x.eq(self.token ^ key), a.eq(x - (x << 15)[:32]), b.eq(y + (y << 2)),
+                     c.eq(z + (z << 3)), d.eq(z << 11), e.eq(c + d)]
+        with m.If(flow[self.HASH]):
+            m.d.sync += x.eq(mixed)
+        with m.If(keying[self.HASH]):
+            m.d.sync += x.eq(mixed ^ self.position)
+        with m.If(keying[0]):
+            m.d.sync += x.eq(self.seed)
+        with m.If(keying[2 * self.HASH]):
+            m.d.sync += key.eq(mixed)
+        with m.If(flow[2 * self.HASH]):
+            m.d.sync += v.eq(mixed)
+
+        # Normalise: after each step only the bits that can still become one of the leading 9 are
+        # kept. v = 0 behaves as v = 1: 31 leading zeros and an empty mantissa.
+        bits, zeros = v, []
+        for i, (step, keep) in enumerate(((16, 24), (8, 16), (4, 12), (2, 10), (1, 9))):
+            empty = ~bits[-step:].any()
+            moved, found = reg(keep, f"norm_{step}"), reg(i + 1, f"zeros_{step}")
+            m.d.sync += [
+                moved.eq(Mux(empty, bits << step, bits)[len(bits) - keep:len(bits)]),
+                found.eq(Cat(empty, zeros))]
+            bits, zeros = moved, found
+        tail = reg(8, "tail")                       # v's leading bits, until their turn
+        with m.If(flow[self.MANTISSA - 2]):
+            m.d.sync += tail.eq(v[24:])
+        first, second = (flow[cycle] for cycle in self.ASKS)
+        m.d.comb += [self.tables.en.eq(first | second),
+                     self.tables.table.eq(Mux(second, Table.TAIL, Table.LOG2)),
+                     self.tables.index.eq(Mux(second, tail, bits))]
+
+        # (zeros + 1) * 4096 - log2 - tail
+        partial, noise = reg(signed(19), "partial"), reg(signed(19), "noise")
+        m.d.sync += [partial.eq(Cat(Const(0, 12), zeros + 1) - self.tables.value),
+                     noise.eq(partial - self.tables.value)]
+        m.d.comb += self.noise.eq(noise)
+        return m
