@@ -104,14 +104,16 @@ EMPTY = ("lib/__init__", "lib/collisions", "sleep", "tech/__init__", "tech/cells
 
 
 def elaborating() -> list[str]:
-    """Names of the blocks that should have mutants: files that define ``elaborate``, or
-    functions that make logic in a module of others, and those of lib/ and tech/.
+    """Names of the blocks that should have mutants: files that define ``elaborate`` or
+    ``stages``, or functions and classes that make logic in a module of others, and those of
+    lib/ and tech/.
     """
     found = ((str(path.relative_to(ROOT / HDL).with_suffix("")), path)
              for path in (ROOT / HDL).rglob("*.py"))
     return sorted(name for name, path in found if name not in EMPTY and (
         name.startswith(("lib/", "tech/"))
-        or re.search(r"^ +def elaborate\(|^def \w+\(m: Module", path.read_text(), re.M)))
+        or re.search(r"^ +def (elaborate|stages)\(|^( +def __init__\(self, |def \w+\()(m: Module|"
+                     r"pipe: Pipe)", path.read_text(), re.M)))
 
 
 def faults(block: Block) -> Iterable[str]:

@@ -143,13 +143,12 @@ def test_shared_multipliers_cost_a_norm(case):
 def test_latencies_are_those_of_the_gateware(shared):
     """The whole instructions are in test_engine_cycles.py."""
     config = get_board("ulx3s_85f").config.replace(**{"vector_products": 8} if shared else {})
-    o = Overheads.of(config)
+    o, unit = Overheads.of(config), VectorUnit(config)
     for epi in Epi:
         # Whatever it is, the unit is busy as long as a write takes.
-        assert o.epilogue(epi) == max(VectorUnit.latency(epi, shared),
-                                      VectorUnit.latency(Epi.ACT16, shared)), epi
-    assert o.sum_gap == VectorUnit.sum_gap(shared)
-    assert o.norm == VectorUnit.norm_latency(shared) + 2    # its start and its end, registered
+        assert o.epilogue(epi) == max(unit.latency_of(epi), unit.latency_of(Epi.ACT16)), epi
+    assert o.sum_gap == unit.sum_gap
+    assert o.norm == unit.norm_latency + 2    # its start and its end, registered
     # The last cycle of P is the last lane's own.
     assert o.array == TilingEngine(config).RESULT_CYCLE - ceil_log2(config.W) \
         - or_levels(config) - 1

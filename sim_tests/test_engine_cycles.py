@@ -30,7 +30,7 @@ class Executor(ArrayUnderTest):
     """Issue -> TilingEngine -> VectorUnit."""
 
     def __init__(self, config: Config):
-        super().__init__(config, sum_gap=VectorUnit.sum_gap(config.shared_products))
+        super().__init__(config, sum_gap=VectorUnit(config).sum_gap)
 
     def elaborate(self, platform):
         m = super().elaborate(platform)

@@ -12,8 +12,6 @@ BEYOND = {
     "compute/issue.py Issue.elaborate": 396,
     "compute/lane.py Lane.elaborate": 130,
     "compute/tiling_engine.py TilingEngine.elaborate": 103,
-    "compute/vector_unit.py": 308,
-    "compute/vector_unit.py VectorUnit.elaborate": 244,
     "control/fetch.py Fetch._jobs": 143,
     "control/sequencer.py Sequencer.elaborate": 238,
     "core.py Core._wired": 122,

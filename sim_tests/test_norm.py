@@ -32,7 +32,9 @@ class WithRoot(wiring.Component):
     """
 
     def __init__(self, config):
-        self.norm = Norm(config)
+        self.root = Reciprocal()
+        self.norm = Norm(config, sum_latency=Residual.SUM_LATENCY, root_latency=self.root.latency,
+                         read_latency=Residual(config).cycles["read"])
         inside = ("x", "t", "k", "root0", "gamma0")
         super().__init__({name: member for name, member in self.norm.signature.members.items()
                           if name not in inside})
@@ -40,7 +42,7 @@ class WithRoot(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.norm = self.norm
-        m.submodules.root = root = Reciprocal()
+        m.submodules.root = root = self.root
         m.d.comb += [root.root.eq(1), root.x.eq(self.norm.x), self.norm.t.eq(root.t),
                      self.norm.k.eq(root.k)]
         if self.norm.shared:
@@ -66,9 +68,11 @@ async def _memory(dut, address, port, latency, words):
 @cocotb.parametrize(tokens=[1, 2, 13], last=[False, True], beats=[1, 2, 8])
 async def matches_golden(dut, tokens, last, beats):
     config = CONFIGS[os.environ["CONFIG"]]
+    norm = WithRoot(config).norm
+    first, read_latency = norm.cycles["o"], norm.read_latency
     rng = np.random.default_rng(cocotb.RANDOM_SEED)
     P, W, hidden = config.P, config.W, beats * config.W
-    width, shared = config.norm_width, config.shared_products
+    width = config.norm_width
     residual = rng.integers(-2**26, 2**26, (tokens, hidden)) >> rng.integers(0, 26, (tokens, 1))
     residual[0] = 0
     residual[-1, 0] = -2**26
@@ -79,12 +83,12 @@ async def matches_golden(dut, tokens, last, beats):
     cocotb.start_soon(_memory(dut, ["sum_slot"], "sum", Residual.SUM_LATENCY, lambda s: (
         int(sums[s]) if s < tokens else 0)))
     if width == 4:
-        cocotb.start_soon(_memory(dut, ["read_word"], "read", Residual.READ_LATENCY, lambda a: pack(
+        cocotb.start_soon(_memory(dut, ["read_word"], "read", read_latency, lambda a: pack(
             data.ArrayLayout(27, 4), **{}) if a >= len(flat) else sum(
                 (int(v) & 2**27 - 1) << 27 * k for k, v in enumerate(flat[a]))))
     else:
         cocotb.start_soon(_memory(
-            dut, ["read_word", "read_element"], "read", Residual.READ_ONE_LATENCY,
+            dut, ["read_word", "read_element"], "read", read_latency,
             lambda a, k: int(flat[a, k]) & 2**27 - 1 if a < len(flat) else 0))
     cocotb.start_soon(_memory(
         dut, ["gamma_addr"], "gamma", Norm.GAMMA_LATENCY,
@@ -101,15 +105,15 @@ async def matches_golden(dut, tokens, last, beats):
         slots = [tokens - 1] if last else list(range(tokens))
         count = len(slots) * hidden // width
         tags, values = [], []
-        for _ in range(Norm.first(shared) + count + 8):
+        for _ in range(first + count + 8):
             await ReadOnly()
-            tag = unpack(Norm(config).tag.shape(), int(dut.tag.value))
+            tag = unpack(norm.tag.shape(), int(dut.tag.value))
             tags.append((cycles(dut) - began, tag))
             raw = int(dut.o.value)
             values.append([raw >> 34 * k & 2**34 - 1 for k in range(width)])
             await RisingEdge(dut.clk)
         at = [k for k, (_, tag) in enumerate(tags) if tag["valid"]]
-        assert tags[at[0]][0] == Norm.first(shared) - Norm.TAG_LEAD
+        assert tags[at[0]][0] == first - Norm.TAG_LEAD
         assert at == list(range(at[0], at[0] + count)), "a gap"
         words = [(s % P, s // P, i) for s in slots for i in range(hidden // width)]
         assert [(tags[k][1]["lane"], tags[k][1]["block"], tags[k][1]["word"]) for k in at] == words

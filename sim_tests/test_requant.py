@@ -30,7 +30,7 @@ async def matches_golden(dut):
     columns = [np.concatenate([fixed, drawn]) for fixed, drawn in zip(
         np.array(rows, np.int64).T, (acc, mant, s, bias), strict=True)]
     await start(dut)
-    got, = await through(dut, Requant.LATENCY, dict(zip(
+    got, = await through(dut, Requant().latency, dict(zip(
         ("acc", "mant", "shift", "bias"), columns, strict=True)), {"o": True})
     np.testing.assert_array_equal(got, requant(*columns))
 

@@ -12,6 +12,7 @@ from meadowlark_hdl.config import Config
 from pipelines import through
 
 CONFIG = Config(W=4, P=4, bus_bytes=1, residual_values=1024)
+UNIT = Residual(CONFIG)
 HIDDEN = 16
 SIZES = [0, 1, -1, 2**17 - 1, 2**17, -2**17, -2**17 - 1, 2**22 - 1, 2**22, -2**22, -2**22 - 1,
          2**26 - 1, 2**26, -2**26, -2**26 - 1, 2**31 - 1, -2**31]
@@ -30,10 +31,10 @@ async def _update(dut, slot, i, value, add):
 
 async def _check(dut, residual):
     """Read everything back, a word and a sum a cycle."""
-    await ClockCycles(dut.clk, Residual.LATENCY - 1)
+    await ClockCycles(dut.clk, UNIT.latency - 1)
     dut.norm.value = 1
     words = np.arange(residual.size // 4)
-    read, = await through(dut, Residual.READ_LATENCY, {"read_word": words}, {"read": False})
+    read, = await through(dut, UNIT.cycles["read"], {"read_word": words}, {"read": False})
     got = np.array([int(w) >> 27 * k & 2**27 - 1 for w in read for k in range(4)])
     np.testing.assert_array_equal(got, residual.reshape(-1) % 2**27)
     sums, = await through(dut, Residual.SUM_LATENCY, {"sum_slot": np.arange(len(residual))},
@@ -81,15 +82,15 @@ async def complete_after_the_latency(dut):
     await start(dut)
     await _update(dut, 5, 0, 9876543, 0)
     dut.norm.value, dut.sum_slot.value = 1, 5
-    for cycle in range(1, Residual.LATENCY + Residual.SUM_LATENCY + 1):
+    for cycle in range(1, UNIT.latency + Residual.SUM_LATENCY + 1):
         await ReadOnly()
         there = int(dut.sum.value) == square(9876543)
-        assert there == (cycle == Residual.LATENCY + Residual.SUM_LATENCY)
+        assert there == (cycle == UNIT.latency + Residual.SUM_LATENCY)
         await RisingEdge(dut.clk)
 
 
 def test_residual(seed):
-    simulate(Residual(CONFIG), __name__, seed=seed)
+    simulate(UNIT, __name__, seed=seed)
 
 
 def test_golden_square_is_close():

@@ -17,7 +17,7 @@ async def matches_golden(dut):
         np.stack(np.meshgrid(*[edges] * 4), -1).reshape(-1, 4),
         rng.integers(-2**15, 2**15, (1000, 4))]).T
     await start(dut)
-    a, b = await through(dut, Rope.LATENCY, dict(zip(("a", "b", "cos", "sin"), columns,
+    a, b = await through(dut, Rope().latency, dict(zip(("a", "b", "cos", "sin"), columns,
                                                      strict=True)), {"o_a": True, "o_b": True})
     for shift, bits in ((14, 16), (21, 8), (0, 16)):
         want_a, want_b = rope(*columns, shift, bits)

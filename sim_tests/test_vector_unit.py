@@ -40,7 +40,7 @@ class Bench:
 
     def __init__(self, dut, config, rng):
         self.dut, self.config, self.rng = dut, config, rng
-        self.shared = config.shared_products
+        self.unit = VectorUnit(config)
         self.act = np.zeros((config.P, config.act_words * config.W), np.int64)
         self.logits, self.written, self.saturated = [], 0, 0
         self.last_write = self.last_result = self.norm_done = None
@@ -48,7 +48,7 @@ class Bench:
         self.beats = Beat(config)
 
     def latency(self, epi):
-        return VectorUnit.latency(epi, self.shared)
+        return self.unit.latency_of(epi)
 
     async def begin(self, **model):
         self.model = dict(hidden=32, head_log2=3, eps=7, block_words=40) | model
@@ -226,7 +226,7 @@ async def _norm(bench, residual, last=False, shift=None):
         before[s % P, at:at + hidden] = want[s]
     np.testing.assert_array_equal(bench.act, before)
     # hidden / norm_width cycles a token, no gap between tokens.
-    first = started + VectorUnit.norm_latency(bench.shared)
+    first = started + bench.unit.norm_latency
     assert bench.norm_done - first == len(slots) * hidden // config.norm_width - 1
     saturated = (want != exact)[list(slots)].sum()
     assert await bench.saturations() - count == saturated
@@ -347,7 +347,7 @@ def _attention(bench, blocks, mant, shift):
     for block in blocks:
         total = rng.integers(2**15, 2**rng.integers(16, 28), P)
         sums = [dict(acc=int(total[k]), lane=k, row=0, block=block, kind=1) for k in range(P)]
-        gap = VectorUnit.sum_gap(bench.shared)
+        gap = bench.unit.sum_gap
         items += [*sums, *[gap - P] * (P < gap)]
         scale, down = output_scale(total, mant, shift)
         for row in range(dim):

@@ -100,7 +100,7 @@ class Core(wiring.Component):
         m.submodules.tiles = tiles = TileBuffer(config)
         m.submodules.fetch = fetch = Fetch(config)
         engine, vector = TilingEngine(config, sleep=sleep), VectorUnit(config, sleep=sleep)
-        issue = Issue(config, sum_gap=VectorUnit.sum_gap(config.shared_products))
+        issue = Issue(config, sum_gap=vector.sum_gap)
         sampler, counters = Sampler(config), Counters()
         flush = flush_of("core")
         m.submodules.issue = restarted(issue, flush_of("issue"))

@@ -1,31 +1,63 @@
 """Functions by table and interpolation: 1/x and 1/sqrt(x) in one unit, and the sigmoid."""
-from amaranth import Cat, Const, Module, Mux, Signal, signed
-from amaranth.lib import memory, wiring
+from amaranth import Cat, Const, Mux, signed
+from amaranth.lib import memory
 from amaranth.lib.wiring import In, Out
 
 from ..fixed import RECIP_TABLE, RSQRT_TABLE, SIGMOID_TABLE
-from ..tech.cells import Multiplier
-from .products import product, product_latency, product_ports
-from ..lib.pipe import delay
+from ..lib.pipe import Pipe, Piped, Timed, cat, mix, mux
+from .products import product, product_ports
 
 
-#: Block RAM and a register: multipliers stand in rows of their own, too far from a RAM's output.
-TABLE_LATENCY = 2
+class Interpolated(Piped):
+    """A block with a table of segments and a multiplier that interpolates in it.
+
+    A word of the table is an entry of ``BASE_BITS`` and its signed distance to the next one.
+    """
+
+    BASE_BITS: int
+    STEP_BITS: int
+
+    def __init__(self, members: dict, *, shared: bool):
+        self.shared = shared
+        super().__init__(members | product_ports(shared, "interpolate"))
+
+    def interpolate_in(self, pipe: Pipe, tables, address: Timed, rest: Timed) -> Timed:
+        """A value between entry ``address`` of all tables in a row and the next one of its table.
+
+        rest: the fraction of the way there; the result has as many bits more, and half of their
+        largest value is added: without them it is rounded.
+        """
+        segments = [int(a) | int(b - a) % (1 << self.STEP_BITS) << self.BASE_BITS
+                    for table in tables for a, b in zip(table, table[1:], strict=False)]
+        pipe.m.submodules.table = table = memory.Memory(
+            shape=self.BASE_BITS + self.STEP_BITS, depth=len(segments), init=segments,
+            attrs={"rom_block": 1})
+        # A register: multipliers stand in rows of their own, too far from a block RAM's output.
+        segment = pipe.read(table.read_port(), address).reg("segment")
+        step = product(pipe, self, "interpolate", segment[self.BASE_BITS:].as_signed(), rest)
+        half = Const(1 << len(rest) - 1, len(rest))
+        return mix(lambda base, step: Cat(half, base) + step, segment[:self.BASE_BITS], step)
 
 
-def _segments(table, base_bits: int, step_bits: int) -> list[int]:
-    """Words ``base | step << base_bits``: each entry and its distance to the next one."""
-    return [int(a) | int(b - a) % (1 << step_bits) << base_bits
-            for a, b in zip(table, table[1:], strict=False)]
+def _leading(flags):
+    """Index of the highest of 4 flags; 0 if there is none."""
+    return Cat(flags[3] | (flags[1] & ~flags[2]), flags[3] | flags[2])
 
 
-class Reciprocal(wiring.Component):
+def _shifted(value, index, step: int, keep: int):
+    """Shift left by step * (3 - index), then keep the highest bits."""
+    padded = Cat(Const(0, max(3 * step + keep - len(value), 0)), value)
+    options = [padded[len(padded) - keep - step * (3 - k):][:keep] for k in range(4)]
+    return Mux(index[1], Mux(index[0], options[3], options[2]),
+               Mux(index[0], options[1], options[0]))
+
+
+class Reciprocal(Interpolated):
     """``1/x`` or ``1/sqrt(x)``: a 17-bit mantissa and an exponent.
 
     Golden: :func:`meadowlark_hdl.fixed.recip` and :func:`~meadowlark_hdl.fixed.rsqrt`, bit-exact.
     Error: relative, below 2**-14.
-    Timing: ``latency(shared)`` cycles, ``LATENCY`` with a multiplier of its own; one value a cycle,
-    never stalls.
+    Timing: ``latency`` cycles, one value a cycle, never stalls.
 
     Both functions share the search for the leading one, one block RAM of 512 segments and the
     multiplier that interpolates. x = 0 gives a meaningless value.
@@ -33,7 +65,7 @@ class Reciprocal(wiring.Component):
     Parameters
     ----------
     shared : bool
-        It is outside, behind interpolate (:class:`.products.ProductPort`).
+        Its multiplier is outside, behind interpolate (:class:`.products.ProductPort`).
 
     Members
     -------
@@ -47,81 +79,44 @@ class Reciprocal(wiring.Component):
         floor(log2(x)).
     """
 
-    LATENCY = 6 + TABLE_LATENCY + Multiplier.LATENCY + 1
     BASE_BITS, STEP_BITS = 17, 9        # up to 65536; the steepest segment falls by 255
 
-    @classmethod
-    def latency(cls, shared: bool) -> int:
-        """Cycles with multipliers of its own, or shared ones."""
-        return cls.LATENCY + product_latency(shared) - Multiplier.LATENCY
-
     def __init__(self, *, shared: bool = False):
-        self.shared = shared
-        super().__init__({"x": In(64), "root": In(1), "t": Out(17), "k": Out(6),
-                          **product_ports(shared, "interpolate")})
+        super().__init__({"x": In(64), "root": In(1), "t": Out(17), "k": Out(6)},
+                         shared=shared)
 
-    def elaborate(self, platform):
-        m = Module()
-
-        def reg(value, name):
-            return delay(m, value, 1, name=name)
+    def stages(self, pipe: Pipe) -> None:
+        x, root = pipe.inputs(self.x, self.root)
         # Normalise: groups of 16, then of 4, then single bits; each stage keeps as many bits as
         # the 19 from the leading one down can still need.
-        x = reg(self.x, "x")
-        groups = reg(Cat(x[k:k + 4].any() for k in range(0, 64, 4)), "groups")
-        x = reg(x, "x_groups")
+        x = x.reg("x")
+        groups = cat(*(x[k:k + 4].any() for k in range(0, 64, 4))).reg("groups")
 
-        def leading(flags):
-            """Index of the highest of 4 flags; 0 if there is none."""
-            return Cat(flags[3] | (flags[1] & ~flags[2]), flags[3] | flags[2])
-
-        def shifted(value, index, step, keep):
-            """Shift left by step * (3 - index), then keep the highest bits."""
-            padded = Cat(Const(0, max(3 * step + keep - len(value), 0)), value)
-            options = [padded[len(padded) - keep - step * (3 - k):][:keep] for k in range(4)]
-            return Mux(index[1], Mux(index[0], options[3], options[2]),
-                       Mux(index[0], options[1], options[0]))
-        index4 = reg(leading(Cat(groups[k:k + 4].any() for k in range(0, 16, 4))), "index4")
-        x, groups = reg(x, "x_index4"), reg(groups, "groups_index4")
-        nibbles = reg(shifted(groups, index4, 4, 4), "nibbles")
-        x = reg(shifted(x, index4, 16, 34), "x16")
-        index2 = leading(nibbles)
-        x = reg(shifted(x, index2, 4, 22), "x4")
-        k = Cat(reg(index2, "index2"), delay(m, index4, 2, name="index4_later"))
-        index1 = leading(x[18:])
-        x = reg(shifted(x, index1, 1, 19), "x1")
-        k = Cat(reg(index1, "index1"), reg(k, "k"))
-        root = delay(m, self.root, 6, name="root")
+        index4 = mix(_leading, cat(*(groups[k:k + 4].any() for k in range(0, 16, 4)))).reg("index4")
+        index2 = mix(_leading, mix(_shifted, groups, index4, 4, 4).reg("nibbles"))
+        x16 = mix(_shifted, x, index4, 16, 34).reg("x16")
+        x4 = mix(_shifted, x16, index2, 4, 22).reg("x4")
+        index1 = mix(_leading, x4[18:])
+        x = mix(_shifted, x4, index1, 1, 19).reg("x1")
+        k = cat(index1.reg("index1"), index2.reg("index2"), index4)
 
         # 8 bits below the leading one and the next 10, or the parity of k, 7 bits and the next 10.
-        m.submodules.table = table = memory.Memory(
-            shape=self.BASE_BITS + self.STEP_BITS, depth=512,
-            init=[*_segments(RECIP_TABLE, self.BASE_BITS, self.STEP_BITS),
-                  *_segments(RSQRT_TABLE, self.BASE_BITS, self.STEP_BITS)],
-            attrs={"rom_block": 1})
-        port = table.read_port()
-        m.d.comb += port.addr.eq(Mux(root, Cat(x[11:18], k[0], 1), x[10:18]))
-        rest = delay(m, Mux(root, x[1:11], x[:10]), TABLE_LATENCY, name="rest")
-        segment = reg(port.data, "segment")
-        step = product(m, self, "interpolate", segment[self.BASE_BITS:].as_signed(), rest)
-        base = delay(m, segment[:self.BASE_BITS], product_latency(self.shared), name="base")
-        t = Signal(17, reset_less=True)
-        m.d.sync += t.eq((Cat(Const(512, 10), base) + step)[10:])
-        m.d.comb += [self.t.eq(t), self.k.eq(delay(m, k, self.latency(self.shared) - 6, name="k"))]
-        return m
+        t = self.interpolate_in(pipe, (RECIP_TABLE, RSQRT_TABLE),
+                                mux(root, cat(x[11:18], k[0], 1), x[10:18]),
+                                mux(root, x[1:11], x[:10]))
+        pipe.give(self, t=t[10:].reg("t", 17), k=k)
 
 
-class Sigmoid(wiring.Component):
+class Sigmoid(Interpolated):
     """``sigmoid(g / 2048)`` as u1.15.
 
     Golden: :func:`meadowlark_hdl.fixed.sigmoid`, bit-exact. Error: absolute, below 2**-13.
-    Timing: ``latency(shared)`` cycles, ``LATENCY`` with a multiplier of its own; one value a cycle,
-    never stalls.
+    Timing: ``latency`` cycles, one value a cycle, never stalls.
 
     Parameters
     ----------
     shared : bool
-        It is outside, behind interpolate (:class:`.products.ProductPort`).
+        Its multiplier is outside, behind interpolate (:class:`.products.ProductPort`).
 
     Members
     -------
@@ -130,40 +125,16 @@ class Sigmoid(wiring.Component):
         0..32768.
     """
 
-    LATENCY = 1 + TABLE_LATENCY + Multiplier.LATENCY + 2
     BASE_BITS, STEP_BITS = 16, 11       # up to 32768; the steepest segment climbs by 512
 
-    @classmethod
-    def latency(cls, shared: bool) -> int:
-        """Cycles with multipliers of its own, or shared ones."""
-        return cls.LATENCY + product_latency(shared) - Multiplier.LATENCY
-
     def __init__(self, *, shared: bool = False):
-        self.shared = shared
-        super().__init__({"g": In(signed(18)), "o": Out(16),
-                          **product_ports(shared, "interpolate")})
+        super().__init__({"g": In(signed(18)), "o": Out(16)}, shared=shared)
 
-    def elaborate(self, platform):
-        m = Module()
-        magnitude = Signal(18, reset_less=True)         # up to 2**17
-        m.d.sync += magnitude.eq(Mux(self.g[-1], -self.g, self.g))
-        m.submodules.table = table = memory.Memory(
-            shape=self.BASE_BITS + self.STEP_BITS, depth=256,
-            init=_segments(SIGMOID_TABLE, self.BASE_BITS, self.STEP_BITS), attrs={"rom_block": 1})
-        port = table.read_port()
-        m.d.comb += port.addr.eq(magnitude[7:15])
-        segment = delay(m, port.data, 1, name="segment")
-        step = product(m, self, "interpolate", segment[self.BASE_BITS:].as_signed(),
-                       delay(m, magnitude[:7], TABLE_LATENCY, name="rest"))
-        base = delay(m, segment[:self.BASE_BITS], product_latency(self.shared), name="base")
-        positive = Signal(16, reset_less=True)
-        m.d.sync += positive.eq((Cat(Const(64, 7), base) + step)[7:])
-        negative = delay(m, self.g[-1], self.latency(self.shared) - 1, name="negative")
-        large = delay(m, magnitude[15:].any(), self.latency(self.shared) - 2, name="large")
-        o = Signal(16, reset_less=True)
-        with m.If(large):
-            m.d.sync += o.eq(Mux(negative, 0, 32768))
-        with m.Else():
-            m.d.sync += o.eq(Mux(negative, 32768 - positive, positive))
-        m.d.comb += self.o.eq(o)
-        return m
+    def stages(self, pipe: Pipe) -> None:
+        g, = pipe.inputs(self.g)
+        magnitude = mux(g[-1], -g, g).reg("magnitude", 18)          # up to 2**17
+        positive = self.interpolate_in(pipe, (SIGMOID_TABLE,), magnitude[7:15], magnitude[:7])
+        o = mix(lambda large, negative, positive: Mux(
+            large, Mux(negative, 0, 32768), Mux(negative, 32768 - positive, positive)),
+            magnitude[15:].any(), g[-1], positive[7:].reg("positive", 16))
+        pipe.give(self, o=o.reg("o", 16))

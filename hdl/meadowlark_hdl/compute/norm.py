@@ -1,26 +1,23 @@
 """RMSNorm of the resident tokens: values every cycle, token after token without a gap."""
-from amaranth import Array, C, Cat, Module, Mux, Signal, signed
-from amaranth.lib import data, wiring
+from amaranth import Array, C, Cat, Mux, Signal, signed
+from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
 from ..config import Config
-from ..lib.fanout import near
-from ..signatures import Beat, ModelLayout, PassLayout
-from .function import Reciprocal
-from .products import product, product_latency, product_ports
 from ..lib.narrow import Narrow
-from ..lib.pipe import delay, reg
-from .residual import Residual
+from ..lib.pipe import Pipe, Piped, Timed, mix, reg
+from ..signatures import Beat, ModelLayout, PassLayout
+from .products import product, product_ports
 
 
-class Norm(wiring.Component):
+class Norm(Piped):
     """``o = (residual / sqrt(sumsq + eps)) * gamma``, not yet shifted.
 
     Source: RMSNorm, arXiv:1910.07467.
     Golden: :func:`meadowlark_hdl.compute.norm_golden.rmsnorm`, bit-exact once each product has gone
     through a :class:`Narrow` (which the vector unit shares between its epilogues).
     Timing: norm_width values a cycle, so hidden / norm_width cycles a token (at least one); tokens
-    follow each other without a gap; the first values come ``first(shared)`` cycles after start. Two
+    follow each other without a gap; the first values come ``cycles["o"]`` cycles after start. Two
     walks over the tokens do this: the one in front looks up sums and starts reciprocal roots, the
     other reads the residual so much later that it meets the root of the same token.
 
@@ -29,6 +26,8 @@ class Norm(wiring.Component):
     config : Config
         norm_width is 4, or 1 if the vector unit's multipliers are shared: they are outside then,
         behind root0 and gamma0 (:class:`.products.ProductPort`).
+    sum_latency, root_latency, read_latency : int
+        Cycles from sum_slot to sum, from x to t and k, from read_word to read.
 
     Members
     -------
@@ -42,7 +41,8 @@ class Norm(wiring.Component):
     model, pass_ : In(ModelLayout), In(PassLayout)
         hidden and eps; n.
     base : In(range(residual_values / 4))
-        First residual word of the first token; looked at ``lead(shared)`` cycles after start, once.
+        First residual word of the first token; looked at once, before the first
+        read_word.
     sum_slot, sum : Out, In(64)
         :class:`Residual`.
     x, t, k : Out(64), In(17), In(6)
@@ -59,32 +59,12 @@ class Norm(wiring.Component):
         n x gamma, 18 x 16 bits.
     """
 
-    SHIFT_LATENCY = 6       # of the Narrow in front
     GAMMA_LATENCY = 3       #: an address's register, the RAM, the data's register
-    TAG_LEAD = 6
+    TAG_LEAD = 6            #: what the vector unit makes of a tag takes as long
 
-    @classmethod
-    def read_latency(cls, shared: bool) -> int:
-        """Cycles from read_word to the narrowers."""
-        return Residual.READ_ONE_LATENCY if shared else Residual.READ_LATENCY
-
-    @classmethod
-    def word_latency(cls, shared: bool) -> int:
-        """Cycles from the address of a residual word to its products."""
-        return cls.read_latency(shared) + cls.SHIFT_LATENCY + 2 * product_latency(shared) + 1
-
-    @classmethod
-    def lead(cls, shared: bool) -> int:
-        """Cycles from a token's sum_slot to its first residual word's address."""
-        return (Residual.SUM_LATENCY + 1 + Reciprocal.latency(shared) + 1
-                - cls.read_latency(shared))
-
-    @classmethod
-    def first(cls, shared: bool) -> int:
-        """Cycles from start to the first values."""
-        return 1 + cls.lead(shared) + cls.word_latency(shared)
-
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, *, sum_latency: int, root_latency: int, read_latency: int):
+        self.sum_latency, self.root_latency = sum_latency, root_latency
+        self.read_latency = read_latency
         self.config, self.shared = config, config.shared_products
         self.width = config.norm_width
         self.slots = 32 * config.P
@@ -104,22 +84,40 @@ class Norm(wiring.Component):
             **({"read_element": Out(2)} if one else {}),
             **product_ports(self.shared, "root0", "gamma0")})
 
-    def elaborate(self, platform):
-        m = Module()
-        config, width, shared = self.config, self.width, self.shared
-        lead, word_latency = self.lead(shared), self.word_latency(shared)
-
+    def stages(self, pipe: Pipe) -> None:
         # A word is what is done in a cycle; the residual's have 4 values.
-        inner = 0 if width == 4 else 2                  # log2 of words in one of the residual's
-        bits = 11 + inner
-        words = self.model.hidden[2 - inner:]
-        last_word = reg(bits, "last_word")              # hidden / width - 1
-        m.d.sync += last_word.eq(words - 1)
+        self.inner = 0 if self.width == 4 else 2        # log2 of words in one of the residual's
+        words = self.model.hidden[2 - self.inner:]
+        last_word = reg(len(words), "last_word")        # hidden / width - 1
+        pipe.m.d.sync += last_word.eq(words - 1)
 
-        # In front: cycle 0 of a token is the one in which its slot is presented.
-        active = Signal()
-        word, slot, left = reg(bits, "lead_word"), reg(range(self.slots), "slot"), reg(13, "left")
-        first = Signal()
+        first, final = self._ahead(pipe, last_word)
+        x = (pipe.at(first.cycle + self.sum_latency, self.sum) + self.model.eps).reg("sum_eps", 64)
+        pipe.m.d.comb += self.x.eq(x.value)
+        # The root of a token is there when its first word is.
+        root = x.cycle + self.root_latency
+        exponent, mantissa = reg(5, "exponent"), reg(17, "mantissa")
+        with pipe.m.If(first.at(root)):
+            pipe.m.d.sync += [exponent.eq(self.k >> 1), mantissa.eq(self.t)]
+        exponent, mantissa = (pipe.at(root + 1, value) for value in (exponent, mantissa))
+        walk = exponent.cycle - self.read_latency       # cycle of the first word's address
+        tag = self._behind(pipe, first.until(walk - 1), final.until(walk - 1), last_word)
+
+        normalised = [self._times_root(pipe, k, exponent, mantissa) for k in range(self.width)]
+        gammas = self._gammas(pipe, tag["word"], normalised[0].cycle)
+        products = [product(pipe, self, f"gamma{k}", n, gamma)
+                    for k, (n, gamma) in enumerate(zip(normalised, gammas, strict=True))]
+        pipe.cycles["o"] = done = products[0].cycle
+        pipe.m.d.comb += [
+            *(o.eq(value.at(done)) for o, value in zip(self.o, products, strict=True)),
+            *(self.tag[name].eq(value.at(done - self.TAG_LEAD)) for name, value in tag.items())]
+
+    def _ahead(self, pipe: Pipe, last_word) -> tuple[Timed, Timed]:
+        """The walk in front: (first cycle of a token, it is the last token)."""
+        m = pipe.m
+        active, first = Signal(), Signal()
+        word, slot, left = (reg(len(last_word), "lead_word"), reg(range(self.slots), "slot"),
+                            reg(13, "left"))
         with m.If(first):
             m.d.sync += first.eq(0)
         with m.If(self.start):
@@ -132,16 +130,18 @@ class Norm(wiring.Component):
                 m.d.sync += [word.eq(0), slot.eq(slot + 1), left.eq(left - 1),
                              active.eq(left != 0), first.eq(left != 0)]
         m.d.comb += self.sum_slot.eq(slot)
-        x = reg(64, "sum_eps")
-        m.d.sync += x.eq(self.sum + self.model.eps)
-        m.d.comb += self.x.eq(x)
+        return (pipe.at(1, first, name="first", valid=True),
+                pipe.at(1, first & (left == 0), name="final"))
 
-        # Behind, so much later.
-        begin = delay(m, first, lead - 1, name="begin", reset=True)
-        final = delay(m, first & (left == 0), lead - 1, name="final")
+    def _behind(self, pipe: Pipe, begin: Timed, final: Timed, last_word) -> dict[str, Timed]:
+        """The other walk: tag of the word that is asked for.
+
+        begin, final: a token begins the next cycle; it is the last one.
+        """
+        m, config, inner = pipe.m, self.config, self.inner
         reading, ending = Signal(), reg(1, "ending")
-        read_word = reg(range(config.residual_values // width), "read_word_0")
-        word = reg(bits, "word")
+        read_word = reg(range(config.residual_values // self.width), "read_word_0")
+        word = reg(len(last_word), "word")
         lane, next_lane = reg(range(config.P), "lane"), reg(range(config.P), "next_lane")
         block, next_block = reg(6, "block"), reg(6, "next_block")
         # base is settled long before the first token gets here; afterwards the address just counts.
@@ -153,8 +153,8 @@ class Norm(wiring.Component):
                          next_block.eq(Mux(self.last_only, self.last_block, 0))]
         with m.If(reading):
             m.d.sync += [read_word.eq(read_word + 1), word.eq(word + 1)]
-        with m.If(begin):
-            m.d.sync += [reading.eq(1), waiting.eq(0), word.eq(0), ending.eq(final),
+        with m.If(begin.value):
+            m.d.sync += [reading.eq(1), waiting.eq(0), word.eq(0), ending.eq(final.value),
                          lane.eq(next_lane), block.eq(next_block), next_lane.eq(next_lane + 1)]
             with m.If(next_lane == config.P - 1):
                 m.d.sync += [next_lane.eq(0), next_block.eq(next_block + 1)]
@@ -165,42 +165,33 @@ class Norm(wiring.Component):
         m.d.comb += self.read_word.eq(read_word[inner:])
         if inner:
             m.d.comb += self.read_element.eq(read_word[:inner])
-        at_tag = word_latency - self.TAG_LEAD
-        # Choosing some of the beat of gamma takes a cycle.
-        at_gamma = word_latency - product_latency(shared) - self.GAMMA_LATENCY - 1
-        gamma_word = delay(m, word, at_gamma, name="word")
-        word_later = delay(m, gamma_word, at_tag - at_gamma, name="tag_word")
-        m.d.comb += [
-            self.tag.valid.eq(delay(m, reading, at_tag, name="reading", reset=True)),
-            self.tag.lane.eq(delay(m, lane, at_tag, name="lane")),
-            self.tag.block.eq(delay(m, block, at_tag, name="block")),
-            self.tag.word.eq(word_later),
-            self.tag.last.eq(delay(m, ending & (word == last_word), at_tag, name="ending"))]
+        cycle = begin.cycle + 1
+        return {"valid": pipe.at(cycle, reading, valid=True), "word": pipe.at(cycle, word),
+                "lane": pipe.at(cycle, lane), "block": pipe.at(cycle, block),
+                "last": pipe.at(cycle, ending & (word == last_word), name="last")}
 
-        # Gamma: W / width words a beat.
-        split = config.W.bit_length() - 3 + inner       # log2 of that
-        m.d.comb += self.gamma_addr.eq(gamma_word[split:])
-        part = delay(m, gamma_word[:split], self.GAMMA_LATENCY - 1, name="part")
-        gammas = [reg(signed(16), f"gamma_{k}") for k in range(width)]
-        for k, gamma in enumerate(gammas):
+    def _gammas(self, pipe: Pipe, word: Timed, cycle: int) -> list[Timed]:
+        """Gammas of a word for a cycle: W / width words a beat, of which one is chosen."""
+        split = self.config.W.bit_length() - 3 + self.inner     # log2 of that
+        asked = word.until(cycle - 1 - self.GAMMA_LATENCY)
+        pipe.m.d.comb += self.gamma_addr.eq(asked.value[split:])
+        part = asked[:split].until(cycle - 2)
+        gammas = []
+        for k in range(self.width):
             # INT16 values, so the upper two bits of the beat say nothing new.
-            options = [self.gamma[j][:16].as_signed() for j in range(k, config.W, width)]
+            options = [self.gamma[j][:16].as_signed() for j in range(k, self.config.W, self.width)]
             # Which ones: a register for each multiplier.
-            m.d.sync += gamma.eq(Array(options)[near(m, part, name=f"part_{k}")])
+            chosen = mix(lambda part, options=options: Array(options)[part],
+                         part.near(f"part_{k}"))
+            gammas.append(chosen.reg(f"gamma_{k}", signed(16)))
+        return gammas
 
-        # The root of a token is there when its first word is.
-        exponent, mantissa = reg(5, "exponent"), reg(17, "mantissa")
-        with m.If(delay(m, begin, 1 + self.read_latency(shared) - 1, name="root", reset=True)):
-            m.d.sync += [exponent.eq(self.k >> 1), mantissa.eq(self.t)]
-        mantissa = delay(m, mantissa, self.SHIFT_LATENCY, name="mantissa")
-        for k in range(width):
-            # r * 2**16 >> exponent: 18 bits, since |r| < 2 * sqrt(sumsq)
-            m.submodules[f"lead{k}"] = narrow = Narrow(
-                width=Config.RESID_BITS + 16, shift_bits=5, bits=18)
-            assert narrow.latency == self.SHIFT_LATENCY
-            n = reg(signed(18), f"n_{k}")
-            m.d.comb += [narrow.i.eq(self.read[k] << 16), narrow.shift.eq(exponent)]
-            root = product(m, self, f"root{k}", narrow.o, mantissa)
-            m.d.sync += n.eq(root[16:] + root[15])
-            m.d.comb += self.o[k].eq(product(m, self, f"gamma{k}", n, gammas[k]))
-        return m
+    def _times_root(self, pipe: Pipe, k: int, exponent: Timed, mantissa: Timed) -> Timed:
+        """Value k of a word, divided by the root; signed(18)."""
+        # r * 2**16 >> exponent: 18 bits, since |r| < 2 * sqrt(sumsq)
+        pipe.m.submodules[f"lead{k}"] = narrow = Narrow(
+            width=Config.RESID_BITS + 16, shift_bits=5, bits=18)
+        value = pipe.at(exponent.cycle, self.read[k] << 16, name=f"read_{k}")
+        shifted = pipe.through(narrow, i=value, shift=exponent).o
+        root = product(pipe, self, f"root{k}", shifted, mantissa)
+        return (root[16:] + root[15]).reg(f"n_{k}", signed(18))

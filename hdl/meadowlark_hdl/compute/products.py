@@ -3,11 +3,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from amaranth import Array, Module, Signal, Value, signed
+from amaranth import Array, Module, Signal, signed
 from amaranth.hdl import ValueLike
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from ..lib.pipe import Pipe, Timed, mix
 from ..tech.cells import FACTOR_BITS, Multiplier
 
 
@@ -26,38 +27,32 @@ class ProductPort(wiring.Signature):
 SHARED_LATENCY = Multiplier.LATENCY + 1
 
 
-def product_latency(shared: bool) -> int:
-    """Cycles of :func:`product`."""
-    return SHARED_LATENCY if shared else Multiplier.LATENCY
-
-
 def product_ports(shared: bool, *names: str) -> dict:
     """Members of a block that multiplies by :func:`product`: none if it has multipliers."""
     return {name: Out(ProductPort()) for name in names} if shared else {}
 
 
-def product(m: Module, block, name: str, a: ValueLike, b: ValueLike) -> Value:
-    """``a * b``, ``product_latency(block.shared)`` cycles later.
+def product(pipe: Pipe, block, name: str, a: Timed, b: Timed | ValueLike) -> Timed:
+    """``a * b``, signed(36); ``SHARED_LATENCY`` cycles later if the multiplier is shared.
 
     Parameters
     ----------
-    m : Module
+    pipe : Pipe
         Of ``block``.
     block : wiring.Component
         Not ``shared``: gets a :class:`.Multiplier` as submodule ``name``. Else the product comes
         from its port ``name``, see :func:`product_ports`.
     a, b : signed(18)
-
-    Returns
-    -------
-    signed(36)
     """
-    if block.shared:
-        multiplier = getattr(block, name)
-    else:
-        m.submodules[name] = multiplier = Multiplier()
-    m.d.comb += [multiplier.a.eq(a), multiplier.b.eq(b)]
-    return multiplier.p
+    if not block.shared:
+        pipe.m.submodules[name] = multiplier = Multiplier()
+        return pipe.through(multiplier, a=a, b=b).p
+    port = getattr(block, name)
+
+    def connect(a, b):
+        pipe.m.d.comb += [port.a.eq(a), port.b.eq(b)]
+        return port.p
+    return mix(connect, a, b, latency=SHARED_LATENCY)
 
 
 def share(m: Module, name: str, select: ValueLike, users: Sequence) -> None:

@@ -1,29 +1,26 @@
 """The residual of all resident tokens, and the sum of squares of each."""
-from amaranth import Array, Cat, Const, Module, Mux, Signal, signed
-from amaranth.lib import data, memory, wiring
+from amaranth import Array, Const, signed
+from amaranth.lib import data, memory
 from amaranth.lib.wiring import In, Out
 
-from ..lib.collisions import NO_RW_CHECK
 from ..config import Config
-from ..lib.fanout import near
+from ..lib.collisions import NO_RW_CHECK
+from ..lib.pipe import Pipe, Piped, Timed, cat, mix, mux, reg
 from ..lib.saturate import beyond, saturate
-from ..tech.cells import Multiplier
-from .products import product, product_latency, product_ports
-from ..lib.pipe import delay, reg
+from .products import product, product_ports
 
 
 #: Of a block RAM of an ECP5, as 512 words of 36 or fewer and longer ones.
 RAM_BITS = 512 * 36
 
 
-class Residual(wiring.Component):
+class Residual(Piped):
     """Four banks of block RAM with read-modify-write, and sums of squares beside them.
 
     Golden: :func:`meadowlark_hdl.compute.norm_golden.add_residual`, ``square`` and
     ``sum_of_squares``, bit-exact.
     Timing: one update a cycle, never stalls. An update is complete, its sum of squares included,
-    ``latency(shared_products)`` cycles after it was given: ``LATENCY`` if it has a multiplier of
-    its own. With add = 1, updates of the same slot have to be at
+    ``latency`` cycles after it was given. With add = 1, updates of the same slot have to be at
     least 4 cycles apart (the loop through the memory of sums); with add = 0, consecutive updates
     belong to one token until the next ``first``. Updates of one value at less than 6 cycles'
     distance do not occur: each is written once an instruction.
@@ -51,8 +48,7 @@ class Residual(wiring.Component):
         The read ports serve read_word and sum_slot; constant while anything is in flight.
     read_word : In(range(residual_values / 4))
     read : Out(norm_width of signed(27))
-        ``READ_LATENCY`` cycles after read_word if these are all 4 values of the word, else
-        ``READ_ONE_LATENCY``.
+        ``cycles["read"]`` cycles after read_word (and read_element).
     read_element : In(2)
         With norm_width = 1: which one of the word; add has to be 1.
     sum_slot : In(range(32 * P))
@@ -60,23 +56,13 @@ class Residual(wiring.Component):
         ``SUM_LATENCY`` cycles after sum_slot.
     """
 
-    READ_LATENCY = 4        # address register, block RAM, its register, another: banks lie apart
-    READ_ONE_LATENCY = 4    # the last is one of four instead
     SUM_LATENCY = 2         # block RAM, register
-    SQUARED = 6 + 2 + Multiplier.LATENCY + 1            # cycle in which the square is there
-    LATENCY = SQUARED + 3                               # a half of the sum, the other, written
-
-    @classmethod
-    def latency(cls, shared: bool) -> int:
-        """Cycles with multipliers of its own, or shared ones."""
-        return cls.LATENCY + product_latency(shared) - Multiplier.LATENCY
 
     def __init__(self, config: Config):
         self.config, self.shared = config, config.shared_products
         self.words = config.residual_values // 4
         self.slots = 32 * config.P
         self.width = config.norm_width
-        self.squared = self.SQUARED - self.LATENCY + self.latency(self.shared)
         super().__init__({
             "valid": In(1), "add": In(1), "first": In(1), "word": In(range(self.words)),
             "element": In(2), "slot": In(range(self.slots)), "value": In(signed(32)),
@@ -86,88 +72,92 @@ class Residual(wiring.Component):
             **({"read_element": In(2)} if self.width == 1 else {}),
             **product_ports(self.shared, "square")})
 
-    def elaborate(self, platform):
-        m = Module()
+    def stages(self, pipe: Pipe) -> None:
         bits = Config.RESID_BITS
+        valid = pipe.at(0, self.valid, valid=True)
+        add, first, word, element, slot, value = pipe.inputs(
+            self.add, self.first, self.word, self.element, self.slot, self.value)
+        if self.width == 1:
+            element = mux(self.norm, self.read_element, element)
 
-        # Cycle 1: address; 2: block RAM; 3: its registers; 4: one of four; 5: sum; 6: saturated.
         # A value is read long before it is written again, and written once an instruction.
-        new = reg(signed(bits), "new")
-        # A bank is cut into what a block RAM holds in all its words, so that there is no choice
-        # between block RAMs behind their outputs.
-        cut = max(1, RAM_BITS // max(self.words, 512))
-        element = self.element if self.width == 4 else Mux(self.norm, self.read_element,
-                                                           self.element)
-        element = delay(m, element, 3, name="element")
-        writing = delay(m, self.valid, 5, name="writing", reset=True)
-        writing_word = delay(m, self.word, 5, name="writing_word")
-        writing_element = delay(m, element, 2, name="writing_element")
-        old = []
-        for k in range(4):
-            value = reg(signed(bits), f"old_{k}")
-            old.append(value)
+        old, write_ports = self._banks(pipe, word)
+        chosen = mux(add, mix(lambda element, *old: Array(old)[element], element, *old), 0).reg(
+            "chosen", signed(bits))
+        read = [value.reg(f"read_{k}") for k, value in enumerate(old)] if self.width == 4 \
+            else [chosen]
+        pipe.m.d.comb += [self.read[k].eq(value.value) for k, value in enumerate(read)]
+        pipe.cycles["read"] = read[0].cycle
+        new = mix(saturate, (chosen + value).reg("total"), bits).reg("new", signed(bits))
+
+        written = new.cycle - 1
+        for k, ports in enumerate(write_ports):
             # Addresses and an enable of its own for each bank, which is many block RAMs.
-            read_word = near(m, Mux(self.norm, self.read_word, self.word), name=f"read_word_{k}")
-            write_word = near(m, writing_word, name=f"write_word_{k}")
-            write = near(m, writing & (writing_element == k), name=f"write_{k}", reset=True)
+            where = word.until(written).near(f"write_word_{k}")
+            enable = (valid.until(written) & (element.until(written) == k)).near(f"write_{k}")
+            for at, port in ports.items():
+                pipe.m.d.comb += [port.en.eq(enable.value), port.addr.eq(where.value),
+                                  port.data.eq(new.value[at:at + len(port.data)])]
+
+        # Nothing that follows is reset: what was valid before is in no sum.
+        updated = pipe.at(written, valid.at(written), name="updated")
+        self._sums(pipe, updated, add, first, slot, self._square(pipe, new))
+
+    def _banks(self, pipe: Pipe, word: Timed) -> tuple[list[Timed], list[dict]]:
+        """Four banks: their values, and their write ports by the lowest bit these take.
+
+        A bank is cut into what a block RAM holds in all its words, so that there is no choice
+        between block RAMs behind their outputs.
+        """
+        bits, old, write_ports = Config.RESID_BITS, [], []
+        cut = max(1, RAM_BITS // max(self.words, 512))
+        for k in range(4):
+            where = mux(self.norm, self.read_word, word).near(f"read_word_{k}")
+            parts, ports = [], {}
             for at in range(0, bits, cut):
-                some = value[at:at + cut]
-                m.submodules[f"bank{k}_{at}"] = bank = memory.Memory(
-                    shape=len(some), depth=self.words, init=[], attrs=NO_RW_CHECK)
-                read, port = bank.read_port(), bank.write_port()
-                m.d.sync += some.eq(read.data)
-                m.d.comb += [read.addr.eq(read_word), port.en.eq(write),
-                             port.addr.eq(write_word), port.data.eq(new[at:at + cut])]
-        chosen = reg(signed(bits), "chosen")
-        m.d.comb += [self.read[k].eq(value) for k, value in enumerate(
-            [delay(m, value, 1, name=f"read_{k}") for k, value in enumerate(old)]
-            if self.width == 4 else [chosen])]
-        with m.If(delay(m, self.add, 3, name="add")):
-            m.d.sync += chosen.eq(Array(old)[element])
-        with m.Else():
-            m.d.sync += chosen.eq(0)
-        total = reg(signed(33), "total")        # 27 bits + 32 bits
-        m.d.sync += total.eq(chosen + delay(m, self.value, 4, name="value"))
-        m.d.sync += new.eq(saturate(total, bits))
+                pipe.m.submodules[f"bank{k}_{at}"] = bank = memory.Memory(
+                    shape=min(cut, bits - at), depth=self.words, init=[], attrs=NO_RW_CHECK)
+                parts.append(pipe.read(bank.read_port(), where).reg(f"old_{k}_{at}"))
+                ports[at] = bank.write_port()
+            old.append(cat(*parts).as_signed())
+            write_ports.append(ports)
+        return old, write_ports
 
-        # The square, from the leading 18 bits. 7: how many leading bits are the same; 8: shifted.
-        drop5, drop10 = reg(1, "drop5"), reg(1, "drop10")
-        new_7, leading = reg(signed(bits), "new_7"), reg(signed(18), "leading")
-        m.d.sync += [new_7.eq(new), drop5.eq(beyond(new, 18)), drop10.eq(beyond(new, 23)),
-                     leading.eq(Mux(drop10, new_7[10:].as_signed(),
-                                    Mux(drop5, new_7[5:].as_signed(), new_7)))]
-        small = product(m, self, "square", leading, leading)[:35]       # (-2**17)**2 at most
-        drops = delay(m, Cat(drop5, drop10), 1 + product_latency(self.shared), name="drops")
-        square = reg(53, "square")                      # (-2**26)**2 at most
-        m.d.sync += square.eq(Mux(drops[1], Cat(Const(0, 20), small),
-                                  Mux(drops[0], Cat(Const(0, 10), small), small)))
+    def _square(self, pipe: Pipe, value: Timed) -> Timed:
+        """The square, from the leading 18 bits."""
+        drop5, drop10 = mix(beyond, value, 18).reg("drop5"), mix(beyond, value, 23).reg("drop10")
+        value = value.reg("unsquared")
+        leading = mux(drop10, value[10:].as_signed(), mux(drop5, value[5:].as_signed(), value)).reg(
+            "leading", signed(18))
+        small = product(pipe, self, "square", leading, leading)[:35]        # (-2**17)**2 at most
+        return mux(drop10, cat(Const(0, 20), small), mux(drop5, cat(Const(0, 10), small), small)) \
+            .reg("square", 53)                                              # (-2**26)**2 at most
 
-        # Loop of 4 cycles for one slot: address, block RAM, register, sum (then written). Without
-        # add, what is read meanwhile does not count. 64 bits are too many for a cycle: the upper
-        # half does the same a cycle later, with the lower one's carry.
-        half, carry = Config.SUMSQ_BITS // 2, Const(0, 1)
+    def _sums(self, pipe: Pipe, updated: Timed, add: Timed, first: Timed, slot: Timed,
+              square: Timed) -> None:
+        """The sum of squares of each slot, and ``sum``.
+
+        The loop of 4 cycles for one slot: address, block RAM, register, sum (then written). Without
+        add, what is read meanwhile does not count. 64 bits are too many for a cycle: the upper half
+        does the same a cycle later, with the lower one's carry.
+        """
+        m, half, carry = pipe.m, Config.SUMSQ_BITS // 2, Const(0, 1)
+        from_memory, from_running = add & ~first, ~add & ~first
         for k, name in enumerate(("low", "high")):
             m.submodules[f"sums_{name}"] = sums = memory.Memory(
                 shape=half, depth=self.slots, init=[], attrs=NO_RW_CHECK)
-            read, port = sums.read_port(), sums.write_port()
-            at = self.squared + k
-            slot = delay(m, self.slot, at - self.SUM_LATENCY, name=f"slot_{name}")
-            so_far, running = reg(half, f"so_far_{name}"), reg(half, f"running_{name}")
-            from_memory = delay(m, self.add & ~self.first, at, name=f"from_memory_{name}")
-            from_running = delay(m, ~self.add & ~self.first, at, name=f"from_running_{name}")
-            squared = delay(m, writing, at - 5, name=f"squared_{name}")
-            more = delay(m, square[k * half:(k + 1) * half], k, name=f"square_{name}")
-            total = Signal(half + 1, name=f"total_{name}")
-            m.d.comb += total.eq((so_far & from_memory.replicate(half)
-                                  | running & from_running.replicate(half)) + more + carry)
-            m.d.sync += so_far.eq(read.data)
-            with m.If(squared):
-                m.d.sync += running.eq(total)
-            carry = reg(1, f"carry_{name}")
-            m.d.sync += carry.eq(total[half])
-            m.d.comb += [read.addr.eq(Mux(self.norm, self.sum_slot, slot)),
-                         self.sum[k * half:(k + 1) * half].eq(so_far),
-                         port.en.eq(delay(m, squared, 1, name=f"summed_{name}")),
-                         port.addr.eq(delay(m, slot, self.SUM_LATENCY + 1, name=f"at_{name}")),
+            port, at = sums.write_port(), square.cycle + k
+            address = mux(self.norm, self.sum_slot, slot.until(at - self.SUM_LATENCY))
+            so_far = pipe.read(sums.read_port(), address).reg(f"so_far_{name}")
+            running = reg(half, f"running_{name}")
+            kept = mix(lambda so_far, memory, register, running=running:
+                       so_far & memory.replicate(half) | running & register.replicate(half),
+                       so_far, from_memory, from_running)
+            total = (kept + square[k * half:(k + 1) * half] + carry)[:half + 1]
+            with m.If(updated.at(at)):
+                m.d.sync += running.eq(total.value)
+            carry = total[half].reg(f"carry_{name}")
+            m.d.comb += [self.sum[k * half:(k + 1) * half].eq(so_far.value),
+                         port.en.eq(updated.at(at + 1)), port.addr.eq(slot.at(at + 1)),
                          port.data.eq(running)]
-        return m
+            pipe.cycles["written"] = at + 2

@@ -1,17 +1,17 @@
 """Right shift, round half up, saturate: the way back from every product."""
-from amaranth import C, Cat, Module, Mux, Signal, signed
-from amaranth.lib import wiring
+from amaranth import C, signed
 from amaranth.lib.wiring import In, Out
 
-from .fanout import near
+from .pipe import Pipe, Piped, cat, mix, mux
 from .saturate import beyond, limit
 
 
-class Narrow(wiring.Component):
+class Narrow(Piped):
     """``o = saturate(rshift(i, shift), bits)``.
 
     Golden: :func:`meadowlark_hdl.fixed.rshift` and :func:`~meadowlark_hdl.fixed.saturate`.
-    Timing: ``latency`` = ceil(shift_bits/2) + 3 cycles, one value a cycle, never stalls.
+    Timing: ``latency`` cycles, one for every two bits of the shift and three more; one value a
+    cycle, never stalls.
 
     Parameters
     ----------
@@ -46,44 +46,34 @@ class Narrow(wiring.Component):
         if width < bits + 2:
             raise ValueError(f"width must be at least bits + 2 = {bits + 2}, not {width!r}")
         self.width, self.shift_bits, self.bits, self.small_bits = width, shift_bits, bits, small
-        self.latency = (shift_bits + 1) // 2 + 3
         super().__init__({"i": In(signed(width)), "shift": In(shift_bits), "small": In(1),
                           "o": Out(signed(bits)), "saturated": Out(1)})
 
-    def elaborate(self, platform):
-        m = Module()
+    def stages(self, pipe: Pipe) -> None:
         bits, small = self.bits, self.small_bits or self.bits
+        i, shift = pipe.inputs(self.i, self.shift)
         # One bit below the value: after the shift it is the bit that decides the rounding.
-        value, shift = Cat(0, self.i).as_signed(), self.shift
-        at = self.shift_bits
+        value, at = cat(0, i).as_signed(), self.shift_bits
         while at:                               # two bits of the shift a stage, coarse first
             low = at - (2 if at > 1 else 1)
-            shifted = Signal(signed(self.width + 1), name=f"shifted_{low}", reset_less=True)
             # A shift operator, not cases: simulators copy the sign bit by bit in the latter.
-            m.d.sync += shifted.eq(value >> Cat(C(0, low), shift[low:at]))
+            value = (value >> cat(C(0, low), shift[low:at])).reg(f"shifted_{low}",
+                                                                 signed(self.width + 1))
             if low:         # not those of another Narrow, which may hear the same shift
-                shift = near(m, shift[:low], name=f"shift_{low}")
-            value, at = shifted, low
+                shift = shift[:low].near(f"shift_{low}")
+            at = low
         half, whole = value[0], value[1:]
 
         # The sum needs one bit more than the result to see the carry, provided the value itself
         # fits in that; if it does not, rounding cannot bring it back, nor change its sign.
-        total = Signal(signed(bits + 2), reset_less=True)
-        far = Signal(reset_less=True)
-        negative = Signal(reset_less=True)
-        m.d.sync += [total.eq(whole[:bits + 1].as_signed() + half),
-                     far.eq(Mux(self.small, beyond(whole, small + 1), beyond(whole, bits + 1))),
-                     negative.eq(whole[-1])]
-        over = Signal(reset_less=True)
-        over_negative = Signal(reset_less=True)
-        kept = Signal(signed(bits), reset_less=True)
-        m.d.sync += [over.eq(far | Mux(self.small, beyond(total[:small + 2], small),
-                                       beyond(total, bits))),
-                     over_negative.eq(negative), kept.eq(total)]
+        total = (whole[:bits + 1].as_signed() + half).reg("total", signed(bits + 2))
+        far = mux(self.small, mix(beyond, whole, small + 1),
+                  mix(beyond, whole, bits + 1)).reg("far")
+        negative = whole[-1].reg("negative").reg("over_negative")
+        over = (far | mux(self.small, mix(beyond, total[:small + 2], small),
+                          mix(beyond, total, bits))).reg("over")
+        kept = total.reg("kept", signed(bits))
 
-        o = Signal(signed(bits), reset_less=True)
-        saturated = Signal(reset_less=True)
-        nearest = Mux(self.small, limit(over_negative, small), limit(over_negative, bits))
-        m.d.sync += [o.eq(Mux(over, nearest, kept)), saturated.eq(over)]
-        m.d.comb += [self.o.eq(o), self.saturated.eq(saturated)]
-        return m
+        nearest = mux(self.small, mix(limit, negative, small), mix(limit, negative, bits))
+        pipe.give(self, o=mux(over, nearest, kept).reg("o", signed(bits)),
+                  saturated=over.reg("saturated"))

@@ -21,7 +21,7 @@ class Multiplier(wiring.Component):
     p : Out(signed(36))
     """
 
-    LATENCY = 3
+    LATENCY = latency = 3
 
     def __init__(self) -> None:
         super().__init__({"a": In(signed(FACTOR_BITS)), "b": In(signed(FACTOR_BITS)),

@@ -1,0 +1,89 @@
+"""The last step of all that goes to the activation memories: shift, round, saturate, count."""
+from amaranth import C, Cat, Signal, signed
+from amaranth.lib import data
+from amaranth.lib.wiring import In, Out
+
+from ..config import Config
+from ..lib.fanout import near
+from ..lib.narrow import Narrow
+from ..lib.pipe import Pipe, Piped
+from ..signatures import ActWrite, InstructionLayout
+from .epilogue import Asked
+
+
+def Place(config: Config) -> data.StructLayout:
+    """Of an activation: word, lane, element in the word; whether anybody will read it (else its
+    saturations do not count); whether it ends its NORM."""
+    return data.StructLayout({"word": range(config.act_words), "lane": range(config.P),
+                              "sub": range(config.W), "exists": 1, "ending": 1})
+
+
+class ActWriter(Piped):
+    """Values -> ``rshift``, saturated to 16 or 8 bits -> activation memories.
+
+    Golden: :func:`meadowlark_hdl.fixed.rshift` and :func:`~meadowlark_hdl.fixed.saturate`.
+    Timing: a write leaves ``cycles["act"]`` cycles after its values; one a cycle, never stalls.
+
+    Parameters
+    ----------
+    config : Config
+
+    Members
+    -------
+    instr : In(InstructionLayout)
+        Constant from two cycles before the first values: shift and width.
+    valid, place : In(1), In(Place)
+    values : In(values of signed(34))
+        One; two of ROPE; ``norm_width`` of NORM. Others mean nothing.
+    act : Out(ActWrite)
+    norm_done : Out(1)              With the last write of a NORM.
+    clear : In(1)                   Sets saturations to 0.
+    saturations : Out(32)           Values that were saturated and exist; wraps around.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.width = max(2, config.norm_width)
+        super().__init__({
+            "instr": In(InstructionLayout), "valid": In(1), "place": In(Place(config)),
+            "values": In(data.ArrayLayout(signed(34), self.width)), "act": Out(ActWrite(config)),
+            "norm_done": Out(1), "clear": In(1), "saturations": Out(32)})
+
+    def stages(self, pipe: Pipe) -> None:
+        m, W, asked = pipe.m, self.config.W, Asked(pipe.m, self.instr)
+        valid = pipe.at(0, self.valid, valid=True).reg("valid")
+        place = pipe.at(0, self.place, name="place").reg("place")
+        narrows = []
+        for k in range(self.width):
+            m.submodules[f"narrow{k}"] = narrow = Narrow(width=34, shift_bits=6, bits=16, small=8)
+            value = pipe.at(0, self.values[k], name=f"value_{k}").reg(f"value_{k}")
+            narrows.append(pipe.through(narrow, i=value, shift=asked.shift, small=asked.small))
+        done = narrows[0].o.cycle
+        pipe.cycles["act"] = done
+
+        sub = place.sub.at(done - 1)
+        mask = [(sub[1:] == k >> 1) & ((sub[0] == k & 1) | asked.rotate) for k in range(W)]
+        fours = near(m, asked.norm, name="fours")
+        if self.config.norm_width > 1:
+            mask = [fours & (sub[2:] == k >> 2) | ~fours & bit for k, bit in enumerate(mask)]
+        mask = pipe.at(done - 1, Cat(mask), name="mask").reg("act_mask")
+        writes, exists = valid.at(done), place.exists.at(done)
+        m.d.comb += [
+            self.act.valid.eq(writes), self.act.addr.eq(place.word.at(done)),
+            self.act.lane.eq(place.lane.at(done)), self.act.mask.eq(mask.value),
+            *(data.eq(narrows[k % len(narrows)].o.value) for k, data in enumerate(self.act.data)),
+            self.norm_done.eq(writes & asked.norm & place.ending.at(done))]
+
+        # One value of a write, two of a pair, all of the norm's.
+        counts = (1, asked.rotate) if self.config.norm_width == 1 else \
+            (1, asked.rotate | asked.norm, asked.norm, asked.norm)
+        counted = Signal(3)
+        m.d.sync += counted.eq(sum((narrow.saturated.value & writes & exists & which
+                                    for narrow, which in zip(narrows, counts, strict=True)),
+                                   C(0, 1)))
+        # No flush takes the count away: a run that was aborted has one as well.
+        saturations = Signal(32, reset_less=True)
+        m.d.sync += saturations.eq(saturations + counted)
+        with m.If(self.clear):
+            m.d.sync += saturations.eq(0)
+        m.d.comb += self.saturations.eq(saturations)

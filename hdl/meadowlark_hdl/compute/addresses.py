@@ -1,0 +1,129 @@
+"""Where a result goes: from lane, block and row to words of the memories."""
+from amaranth import C, Cat, Module, Signal
+from amaranth.lib.wiring import In, Out
+
+from ..config import Config
+from ..lib.pipe import Pipe, Piped, Timed, mix, mux
+from ..signatures import InstructionLayout, ModelLayout, PassLayout
+from ..tech.cells import Multiplier
+from .epilogue import Asked
+
+
+class Addresses(Piped):
+    """Addresses and tests of a result; see docs/architecture.md for where things lie.
+
+    Timing: ``latency`` cycles, one result a cycle, never stalls.
+
+    Parameters
+    ----------
+    config : Config
+        Two multipliers, or one with ``shared_products``.
+
+    Members
+    -------
+    instr, model, pass_ : In(InstructionLayout), In(ModelLayout), In(PassLayout)
+        Constant from two cycles before the first result.
+    lane, block, row, is_drain : In(range(P)), In(6), In(18), In(1)
+        Of the result.
+    valid : In(1)
+        There is one.
+    to_lane, word, sub : Out(range(P)), Out(range(act_words)), Out(range(W))
+        Lane, word and element in it, of an activation.
+    pair : Out(range(rope_pairs))
+        Of the angles of the row's pair.
+    slot, resid_word : Out(range(32 * P)), Out(range(residual_values / 4))
+        Token slot, and the word of its residual.
+    exists, used, last : Out(1)
+        The pass has this token, or the instruction this head; a lane has a head, if lanes are
+        heads; it is the last token.
+    last_lane, last_block : Out(range(P)), Out(6)
+        Of the pass's last token.
+    start : Out(range(residual_values / 4))
+        NORM, before the first result: first word of the residual of the first token it takes.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        lane, word = range(config.P), range(config.residual_values // 4)
+        super().__init__({
+            "instr": In(InstructionLayout), "model": In(ModelLayout), "pass_": In(PassLayout()),
+            "lane": In(lane), "block": In(6), "row": In(18), "is_drain": In(1), "valid": In(1),
+            "to_lane": Out(lane), "word": Out(range(config.act_words)),
+            "sub": Out(range(config.W)), "pair": Out(range(config.rope_pairs)),
+            "slot": Out(range(32 * config.P)), "resid_word": Out(word), "exists": Out(1),
+            "used": Out(1), "last": Out(1), "last_lane": Out(lane), "last_block": Out(6),
+            "start": Out(word)})
+
+    def stages(self, pipe: Pipe) -> None:
+        m, asked = pipe.m, Asked(pipe.m, self.instr)
+        lane, block, row, is_drain, valid = pipe.inputs(
+            self.lane, self.block, self.row, self.is_drain, self.valid)
+        heads, head_log2 = asked.heads, self.model.head_log2
+        last_token, last_lane, last_block = self._last(m)
+        # A row's number within its head; where it counts from the first head on, for pairs the
+        # even row's.
+        head_mask = _kept(m, "head_mask", Cat(head_log2 > k for k in range(7)))
+        row_mask = _kept(m, "row_mask", Cat(~asked.rotate, head_mask[1:] | (~heads).replicate(6),
+                                            (~heads).replicate(11)))
+
+        head = (row >> head_log2)[:len(lane)].reg("head")
+        offset = mux(is_drain & heads, mix(lambda x: x << head_log2, lane), 0).reg("offset")
+        element = (mux(asked.gate, row[1:], row & row_mask).reg("row") | offset)
+        element = (element + self.instr.y)[:15].reg("element")
+        to_lane = mux(heads, mux(is_drain.reg("is_drain"), 0, head), lane.reg("lane")) \
+            .reg("to_lane")
+        in_last = (block == last_block).reg("in_last")
+        is_last = (in_last & (lane == last_lane).reg("at_last")).reg("is_last")
+        after = in_last & (lane > last_lane).reg("after_last")
+        head_used = mux(is_drain, lane < self.instr.lanes, lane == 0).reg("head_used")
+        exists = mux(heads, head_used, ~after).reg("exists")
+        used = (head_used | ~heads).reg("used")
+
+        slot, block_word, token_word = self._starts(pipe, asked, lane, block, valid, last_token)
+        pair = (((slot << head_log2) >> 1) | (row & head_mask)[1:7].reg("pair"))[:len(self.pair)]
+        at = self.config.W.bit_length() - 1
+        pipe.give(self, to_lane=to_lane, sub=element[:at], pair=pair.reg("rope_addr"), slot=slot,
+                  word=(block_word + element[at:])[:len(self.word)].reg("word"),
+                  resid_word=(token_word + row[2:])[:len(self.resid_word)].reg("resid_word"),
+                  exists=exists, used=used, last=is_last)
+        m.d.comb += [self.start.eq(token_word.value), self.last_lane.eq(last_lane),
+                     self.last_block.eq(last_block)]
+
+    def _last(self, m: Module):
+        """Of the pass: its last token, and that one's lane and block."""
+        last_block = _kept(m, "last_block", self.pass_.nb - 1)[:6]
+        last_token = _kept(m, "last_token", self.pass_.n - 1)[:13]
+        last_start = _kept(m, "last_start", times(last_block, self.config.P))
+        return last_token, _kept(m, "last_lane", last_token - last_start)[:len(self.lane)], \
+            last_block
+
+    def _starts(self, pipe: Pipe, asked: Asked, lane: Timed, block: Timed, valid: Timed,
+                last_token) -> tuple[Timed, Timed, Timed]:
+        """Token slot, first word of its block of activations, first word of its residual."""
+        here = mux(asked.heads, 0, mix(times, block, self.config.P) + lane)
+        slot, residual_words = here.reg("slot", self.slot.shape()), self.model.hidden[2:]
+
+        def product(name, a, b):
+            pipe.m.submodules[name] = multiplier = Multiplier()
+            return pipe.through(multiplier, a=a, b=b).p
+        if not self.config.shared_products:
+            return (slot, product("block_start", block, self.model.block_words),
+                    product("token_start", mux(asked.norm, last_token, slot), residual_words))
+        # Only EMBED, RESID and, before its first value, NORM use the residual's. The choice takes
+        # slot's cycle.
+        of_token = mix(lambda valid: asked.resid | asked.norm & ~valid, valid)
+        start = product("start", mux(of_token, mux(asked.norm, last_token, here), block).reg("of"),
+                        mux(of_token, residual_words, self.model.block_words).reg("words"))
+        return slot, start, start
+
+
+def _kept(m: Module, name: str, value):
+    """A register of what is constant for as long as it matters."""
+    register = Signal(value.shape(), name=name, reset_less=True)
+    m.d.sync += register.eq(value)
+    return register
+
+
+def times(value, factor: int):
+    """``value * factor`` by shifts, which a synthesiser does not turn into a multiplier."""
+    return sum((value << k for k in range(factor.bit_length()) if factor >> k & 1), C(0, 1))
