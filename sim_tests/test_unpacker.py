@@ -11,9 +11,9 @@ from cocotb.triggers import ClockCycles, RisingEdge
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.weights.entropy_golden import pack_entropy
 from meadowlark_hdl.weights.meadow_golden import ENTRIES, PACKETS, pack_meadow, reindexed
-from meadowlark_hdl.weights.lane import buses
+from meadowlark_hdl.weights.modes import Packing
 from meadowlark_hdl.weights.packing_golden import PackingError, Unpacker as Golden
-from meadowlark_hdl.weights.unpacker import Unpacker
+from meadowlark_hdl.weights.unpacker import buses, unpacker
 
 CONFIG = {"P": 8, "tile_beats": 64}
 
@@ -200,6 +200,28 @@ async def part_of_a_step(dut, behind):
         await run(dut, segments(1), 0.0)
 
 
+@cocotb.test(timeout_time=5, timeout_unit="ms")
+@cocotb.parametrize(behind=[0, 1])
+async def more_than_the_segment(dut, behind):
+    """A tile with more steps than are left is an error: its chunks as far as they go, then zeros,
+    and none is lost where the two meet."""
+    rng, W = np.random.default_rng(random.getrandbits(32)), int(os.environ["W"])
+    await start(dut, resume=1)
+    for kind in kinds():
+        plain, parts = random_segment(rng, W, kind, [8] * (behind + 1), 0.3)
+        tiles, raw = [*[8] * behind, 8 + 8], b"".join(parts)
+        golden, at = Golden(int(os.environ["LANES"]), W), 0
+        with pytest.raises(PackingError):
+            for n in tiles:
+                at = golden.tile(raw, at, n)[1]
+        tasks = [cocotb.start_soon(send(dut, "tiles", tiles)),
+                 cocotb.start_soon(send(dut, "i", whole(raw, W)))]
+        got = await recv(dut, "o", sum(tiles))
+        assert dut.error.value and got == whole(plain.tobytes(), W) + [0] * 8
+        await flush(dut, tasks, tiles__valid=0, i__valid=0)
+        await run(dut, segments(1), 0.0)
+
+
 @cocotb.test(timeout_time=20, timeout_unit="ms")
 async def flush_in_mid_segment(dut):
     """Nothing of a segment that was flushed gets into the next, whatever the lanes were doing."""
@@ -220,7 +242,7 @@ async def flush_in_mid_segment(dut):
     ("both", 8, 4, 2), ("both", 8, 1, 2), ("entropy", 16, 2, 2), ("entropy", 8, 2, 1),
     ("meadow", 8, 8, 1), ("both", 8, 2, 4), ("both", 16, 4, 4), ("entropy", 16, 2, 4)])
 def test_unpacker(w, modes, bus, cycles, seed):
-    config = Config(W=w, bus_bytes=bus, unpack_cycles=cycles, **CONFIG)
-    dut = Unpacker(config, entropy=modes != "meadow", meadow=modes != "entropy")
-    simulate(dut, __name__, seed=seed, w=w, modes=modes, cycles=cycles, buses=buses(config),
+    packing = ~Packing(0) if modes == "both" else Packing[modes.upper()]
+    config = Config(W=w, bus_bytes=bus, unpack_cycles=cycles, packing=packing.value, **CONFIG)
+    simulate(unpacker(config), __name__, seed=seed, w=w, modes=modes, cycles=cycles, buses=buses(config),
              bus=bus, lanes=config.unpack_lanes)

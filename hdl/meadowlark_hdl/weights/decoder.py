@@ -18,7 +18,7 @@ from .block_unit import BlockUnit
 from .decoder_golden import SHORT_BITS
 from .modes import BLOCK_MODES, MODES
 from .refill import Refill
-from .unpacker import Unpacker
+from .unpacker import unpacker as make_unpacker
 
 
 class RawUnit(wiring.Component):
@@ -313,8 +313,7 @@ class PackedWeightDecoder(wiring.Component):
         Chunks are its own from the end of a tile's row headers to the last one that the tile's
         steps asked for.
         """
-        kinds = self.config.packing
-        unpacker = Unpacker(self.config, entropy=bool(kinds & 1), meadow=bool(kinds & 2))
+        unpacker = make_unpacker(self.config)
         packed, told, counted = Signal(), Signal(), Signal()
         # Tiles whose chunks may be taken, but those of an earlier one are still under way: lanes
         # have bits in store, so that small tiles can be complete before their words are. The chunk

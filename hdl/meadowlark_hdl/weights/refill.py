@@ -8,14 +8,11 @@ from amaranth import Cat, Module, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from ..config import Config
 from ..lib.fanout import APART
 from ..lib.queues import Queue
-from .lane import buses, pieces
 from .packing_golden import PIECE, ahead
-
-#: Bits of a segment's counts: of words and of steps.
-COUNT_BITS = 24
+from .preamble import COUNT_BITS
+from .symbol_lane import pieces
 
 
 class Refill(wiring.Component):
@@ -30,8 +27,10 @@ class Refill(wiring.Component):
 
     Parameters
     ----------
-    config : Config
-        W, bus_bytes.
+    W : int
+        Lanes, and bytes of a word.
+    buses : int, power of two, at most K
+        B.
 
     Members
     -------
@@ -59,19 +58,18 @@ class Refill(wiring.Component):
     DEPTH = 16
     SPARE = 7               #: steps that ``room`` may learn of too late
 
-    def __init__(self, config: Config):
-        self.config = config
-        W = config.W
+    def __init__(self, *, W: int, buses: int):
+        self.W = W
         super().__init__({
             "start": In(1), "words": In(COUNT_BITS), "asks": In(W), "ends": In(1),
             "final": In(1), "room": Out(1), "drop": In(1),
             "i": In(stream.Signature(8 * W)), "load": Out(W),
-            "buses": Out(data.ArrayLayout(PIECE, buses(config))), "at_end": Out(1),
+            "buses": Out(data.ArrayLayout(PIECE, buses)), "at_end": Out(1),
             "at_final": Out(1), "resume": In(1), "over": Out(1, init=1)})
 
     def elaborate(self, platform):
         m = Module()
-        W, K, B = self.config.W, pieces(self.config), buses(self.config)
+        W, K, B = self.W, pieces(self.W), len(self.buses)
         m.submodules.masks = masks = Queue(
             data.StructLayout({"lanes": W, "ends": 1, "final": 1}), depth=self.DEPTH)
         waiting = Signal(range(self.DEPTH + 2))

@@ -6,16 +6,14 @@ from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from ..lib.collisions import NO_RW_CHECK
-from ..lib.pipe import delay, reg
-from ..config import Config
 from ..lib.fanout import APART
-from .packing_golden import MAX_LENGTH, MODE_BITS, PIECE, PREFIX, TABLE_BYTES, ahead
+from ..lib.pipe import reg
+from .modes import Packing
+from .packing_golden import MAX_LENGTH, MODE_BITS, PIECE, PREFIX, ahead
+from .symbol_table import SymbolTable, TableWrite
 
 #: Pieces that are queued when a lane is ready: for its own step, three under way, one just done.
 SPARE = 5
-#: What a class says: bits of its code words, and the first one's rank (MEADOW: a mode's width).
-ClassEntry = data.StructLayout({"length": 4, "base": 8})
 
 
 def _behind(value, position, width: int):
@@ -26,28 +24,12 @@ def _behind(value, position, width: int):
     return value
 
 
-def pieces(config: Config) -> int:
-    """Pieces of a word."""
-    return config.W * 8 // PIECE
+def pieces(lanes: int) -> int:
+    """Pieces of a word, which has a byte for each lane."""
+    return lanes * 8 // PIECE
 
 
-def buses(config: Config) -> int:
-    """Pieces that can be on their way to the lanes in a cycle: twice what memory brings in one, or
-    those of which the lanes make weights of 8 bits, if they are fewer; two at least."""
-    made = max(2, config.W // config.unpack_cycles // 2)
-    return min(pieces(config), config.bus_bytes, made)
-
-
-class TableWrite(wiring.Signature):
-    """Loads the tables of all lanes: an entry of the classes, four bytes of the symbols."""
-
-    def __init__(self) -> None:
-        super().__init__({
-            "class_en": Out(1), "class_addr": Out(PREFIX), "class_data": Out(ClassEntry),
-            "word_en": Out(1), "word_addr": Out(range(TABLE_BYTES // 4)), "word_data": Out(32)})
-
-
-class Lane(wiring.Component):
+class SymbolLane(wiring.Component):
     """Bits of one lane to symbols.
 
     A window of four pieces, of which ``position`` bits are used; each step takes a code word, whose
@@ -59,16 +41,20 @@ class Lane(wiring.Component):
     a step look-up and pick have one each, and the last length is always known.
 
     Golden: :class:`meadowlark_hdl.weights.packing_golden.Unpacker`, bit-exact.
-    Timing: a step in ``unpack_cycles``; a symbol leaves ``LATENCY`` cycles after its ``go`` and
+    Timing: a step in ``step_cycles``; a symbol leaves ``LATENCY`` cycles after its ``go`` and
     stays until the next step's.
 
     Parameters
     ----------
-    config : Config
-        W, bus_bytes, unpack_cycles.
+    W : int
+        Lanes of the unpacker, and bytes of a word.
+    buses : int, power of two, at most the pieces of a word
+        B.
+    step_cycles : int, 1 or 2
+        Cycles from a step to the next one, at least.
     phase : int
         Pieces by which the lane asks early.
-    entropy, meadow : bool
+    packing : Packing
         Which codes it can read.
 
     Members
@@ -83,7 +69,7 @@ class Lane(wiring.Component):
     load : In(1)
         Piece 0 of a word for this lane is on ``buses[0]``, piece k on ``buses[k % B]`` k cycles
         later; not again before the last piece has come.
-    buses : In(16 bits * B), see :func:`buses`
+    buses : In(16 bits * B)
     go : In(1)
         A step; only if ``ready`` was high three cycles before; with two cycles a step, not in the
         cycle after another.
@@ -98,31 +84,33 @@ class Lane(wiring.Component):
         C bytes in the low bits.
     """
 
-    LATENCY = 6
+    LATENCY = 3 + SymbolTable.LATENCY
 
-    def __init__(self, config: Config, *, phase: int, entropy: bool = True, meadow: bool = True):
-        self.config, self.phase = config, phase
-        self.with_entropy, self.with_meadow = entropy, meadow
+    def __init__(self, *, W: int, buses: int, step_cycles: int, phase: int, packing: Packing):
+        self.W, self.step_cycles, self.phase = W, step_cycles, phase
+        self.packing = Packing(packing)
         super().__init__({
             "start": In(1), "meadow": In(1), "first": In(1), "log2_c": In(2), "load": In(1),
-            "buses": In(data.ArrayLayout(PIECE, buses(config))),
+            "buses": In(data.ArrayLayout(PIECE, buses)),
             "go": In(1), "drained": In(1), "ready": Out(1), "asks": Out(1),
             "tables": In(TableWrite()), "symbol": Out(32)})
 
     def elaborate(self, platform):
         m = Module()
-        K = pieces(self.config)
+        K = pieces(self.W)
         depth = max(16, 4 * K)
-        spaced = self.config.unpack_cycles > 1
+        spaced = self.step_cycles > 1
+        with_entropy = Packing.ENTROPY in self.packing
+        with_meadow = Packing.MEADOW in self.packing
         # Words asked for, and pieces of the phase; four are in the window.
-        assert 4 + SPARE <= ahead(self.config.W) * K <= depth + 4 - (K - 1)
+        assert 4 + SPARE <= ahead(self.W) * K <= depth + 4 - (K - 1)
 
         # Pieces arrive.
         m.submodules.queue = queue = memory.Memory(shape=PIECE, depth=depth, init=[])
         w, r = queue.write_port(), queue.read_port(domain="comb")
         at, level = Signal(range(K)), Signal(range(depth + 1))
         fill, shift, advanced = Signal(), Signal(), Signal()
-        bus = at[:exact_log2(buses(self.config))]
+        bus = at[:exact_log2(len(self.buses))]
         m.d.comb += [w.en.eq(self.load | (at != 0)), w.data.eq(self.buses[bus])]
         m.d.sync += [at.eq(at + w.en), w.addr.eq(w.addr + w.en),
                      level.eq(level + w.en - (shift & (level != 0)))]
@@ -153,7 +141,7 @@ class Lane(wiring.Component):
                          have.eq(Cat(1, have[:-1]))]
 
         # The loop: how long is the code word?
-        prefix = PREFIX if self.with_entropy else MODE_BITS
+        prefix = PREFIX if with_entropy else MODE_BITS
         lengths = memory.Memory(shape=4, depth=1 << prefix, init=[])
         bases = memory.Memory(shape=8, depth=1 << prefix, init=[])
         m.submodules.lengths, m.submodules.bases = lengths, bases
@@ -170,8 +158,8 @@ class Lane(wiring.Component):
             read = reg(4, "read")
             m.d.sync += read.eq(n_r.data)
         m.d.comb += [n_r.addr.eq(next_bits), taken.eq(Mux(self.go, length, 0))]
-        if self.with_meadow:
-            begins = self.first | ~self.meadow if self.with_entropy else self.first
+        if with_meadow:
+            begins = self.first | ~self.meadow if with_entropy else self.first
             m.d.comb += length.eq(Mux(begins, read, width))
             with m.If(self.go & self.first):
                 m.d.sync += width.eq(read - MODE_BITS)
@@ -195,7 +183,7 @@ class Lane(wiring.Component):
         own, base = reg(MAX_LENGTH, "own"), reg(8, "base")
         # kind: 0 prefix code, 1 first of a packet, 2 others.
         first, kind = reg(2, "first"), reg(2, "kind")
-        rank = reg(11 if self.with_meadow else 8, "rank")
+        rank = reg(11 if with_meadow else 8, "rank")
         m.d.comb += b_r.addr.eq(bits)
         m.d.sync += [own[j].eq(bits[j] & (long > j)) for j in range(MAX_LENGTH)]
         m.d.sync += [base.eq(b_r.data), kind.eq(first)]
@@ -204,27 +192,10 @@ class Lane(wiring.Component):
                          first.eq(Cat(self.meadow & self.first, self.meadow & ~self.first))]
         m.d.sync += rank.eq(Mux(
             kind[1], own[:11], Mux(kind[0], own[MODE_BITS:], own[PREFIX:]
-                                   + (base if self.with_entropy else 0))))
+                                   + (base if with_entropy else 0))))
 
-        # 4, 5: the symbols' block RAM and its register. 6: the bytes that are meant.
-        words = TABLE_BYTES // 4 if self.with_meadow else 64
-        m.submodules.symbols = ram = memory.Memory(shape=32, depth=words, init=[],
-                                                   attrs=NO_RW_CHECK)
-        s_w, s_r = ram.write_port(), ram.read_port()
-        word, symbol = reg(32, "word"), reg(32, "symbol")
-        m.d.comb += self.symbol.eq(symbol)
-        low = delay(m, rank[:2], 2, name="low")
-        one, two = self.log2_c == 0, self.log2_c == 1
-        m.d.comb += [
-            s_w.en.eq(self.tables.word_en), s_w.addr.eq(self.tables.word_addr),
-            s_w.data.eq(self.tables.word_data),
-            s_r.addr.eq(Mux(one, rank[2:], Mux(two, rank[1:], rank))
-                        if self.with_meadow else rank[2:])]
-        m.d.sync += word.eq(s_r.data)
-        byte = word.word_select(low, 8)
-        if self.with_meadow:
-            half = Mux(low[0], word[16:], word[:16])
-            m.d.sync += symbol.eq(Mux(one, byte, Mux(two, half, word)))
-        else:
-            m.d.sync += symbol.eq(byte)
+        m.submodules.symbols = symbols = SymbolTable(packing=self.packing)
+        wiring.connect(m, wiring.flipped(self.tables), symbols.tables)
+        m.d.comb += [symbols.rank.eq(rank), symbols.log2_c.eq(self.log2_c),
+                     self.symbol.eq(symbols.symbol)]
         return ResetInserter(self.start)(m)
