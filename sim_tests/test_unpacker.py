@@ -244,5 +244,5 @@ async def flush_in_mid_segment(dut):
 def test_unpacker(w, modes, bus, cycles, seed):
     packing = ~Packing(0) if modes == "both" else Packing[modes.upper()]
     config = Config(W=w, bus_bytes=bus, unpack_cycles=cycles, packing=packing.value, **CONFIG)
-    simulate(unpacker(config), __name__, seed=seed, w=w, modes=modes, cycles=cycles, buses=buses(config),
-             bus=bus, lanes=config.unpack_lanes)
+    simulate(unpacker(config), __name__, seed=seed, w=w, modes=modes, cycles=cycles,
+             buses=buses(config), bus=bus, lanes=config.unpack_lanes)
