@@ -21,7 +21,7 @@ def reg(shape: ShapeLike, name: str):
     return Signal(shape, name=name, reset_less=True)
 
 
-def delay(m: Module, value, cycles: int, *, name: str, reset: bool = False):
+def delay(m: Module, value, cycles: int, *, name: str, reset: bool = False) -> Value:
     """``value`` as it was ``cycles`` cycles ago (0: itself).
 
     Parameters
@@ -29,7 +29,7 @@ def delay(m: Module, value, cycles: int, *, name: str, reset: bool = False):
     m : Module
         Gets the registers, in its domain ``sync``.
     value : value-like
-        Structures stay what they are.
+        Structures come back as plain bits; those of :class:`Timed` stay what they are.
     cycles : int, 0..
     name : str
         Prefix of the registers' names.
@@ -38,8 +38,7 @@ def delay(m: Module, value, cycles: int, *, name: str, reset: bool = False):
     """
     if cycles < 0:
         raise ValueError(f"cycles must be at least 0, not {cycles!r}")
-    pipe = Pipe(m)
-    return pipe.at(0, value, name=name, valid=reset).at(cycles)
+    return Pipe(m).at(0, Value.cast(value), name=name, valid=reset).at(cycles)
 
 
 class Timed:
