@@ -88,7 +88,7 @@ class BlockGrid(wiring.Component):
                              + Cat(offset, Const(0, FRAC - 2), Const(1, 1)).as_unsigned())
         # Then a bit of the codes each; the top one counts negative.
         scale = delay(m, scale, 1, name="scale_6").as_signed()
-        bits = delay(m, self.codes, FIXED + 1, name="q")
+        bits = delay(m, Cat(self.codes), FIXED + 1, name="q")
         negative = reg(signed(SUM_BITS), "negative")
         totals, top = [total] * V, CODE_BITS - 1
         for k in range(CODE_BITS):
