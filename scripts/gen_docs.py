@@ -85,7 +85,8 @@ def registers() -> str:
            f"Protocol version {protocol.VERSION}; instruction set {protocol.ISA_CRC:#010x}.\n",
            "## Commands\n",
            table(("type", "command", "payload", "payload of the answer"),
-                 ((f"{int(c):#04x}", f"`{c.name}`", info.payload, info.answer)
+                 ((f"{int(c):#04x}", f"`{c.name}`", info.payload,
+                   "(none)" if info.answer is None else info.answer)
                   for c, info in protocol.COMMANDS.items()))]
     for enum, title in ((protocol.Result, "Results"), (protocol.Reason, "Reasons of a run's end"),
                         (errors.Error, "Errors")):

@@ -74,7 +74,7 @@ def table() -> str:
     """The largest of each folder, in Markdown."""
     folders: dict[str, list[tuple[Count, list[Count]]]] = {}
     for name, found in counts().items():
-        folders.setdefault(name.rpartition("/")[0], []).append(found)
+        folders.setdefault(name.partition("/")[0] if "/" in name else "", []).append(found)
     head = ("folder", "lines", "of golden models", "largest module", "lines", "largest method",
             "lines")
     rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]

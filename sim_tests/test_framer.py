@@ -21,25 +21,25 @@ def frames(count, rng=random):
 
 async def take(dut, got, stall, times=None):
     """Consume frames for ever, as the executor does: header, payload, pop."""
-    dut.pop.value = 0
+    dut.o__pop.value = 0
     while True:
         await ReadOnly()
-        if not dut.valid.value or random.random() < stall:
+        if not dut.o__valid.value or random.random() < stall:
             await RisingEdge(dut.clk)
             continue
-        header = unpack(FrameHeader, int(dut.header.value))
+        header = unpack(FrameHeader, int(dut.o__header.value))
         if times is not None:
             times.append(cycles(dut))
         await RisingEdge(dut.clk)
-        payload = await recv(dut, "payload", header["length"], stall)
+        payload = await recv(dut, "o__payload", header["length"], stall)
         await ReadOnly()
         if header["length"]:            # the last byte was the last
-            assert not dut.payload__valid.value
+            assert not dut.o__payload__valid.value
         await RisingEdge(dut.clk)
         got.append(Frame(header["type"], header["seq"], bytes(payload)))
-        dut.pop.value = 1
+        dut.o__pop.value = 1
         await RisingEdge(dut.clk)
-        dut.pop.value = 0
+        dut.o__pop.value = 0
 
 
 async def bytes_in(dut, raw, stall=0.0):

@@ -15,9 +15,6 @@ BEYOND = {
     "control/fetch.py Fetch._jobs": 143,
     "control/sequencer.py Sequencer.elaborate": 238,
     "core.py Core._wired": 122,
-    "link/framer.py RxFramer.elaborate": 106,
-    "link/link.py": 352,
-    "link/link.py Link.elaborate": 321,
     "memory/ddr3_init.py Ddr3Init.elaborate": 124,
     "memory/litedram.py LiteDramPort.elaborate": 107,
 }

@@ -71,7 +71,7 @@ class Probed(wiring.Component):
         m.d.comb += [
             link.counter_data.eq(self.counter_data), self.counter_index.eq(link.counter_index),
             self.counter_hold.eq(link.counter_hold), self.reset.eq(link.reset),
-            self.active.eq(Cat(
+            self.idle.eq(link.idle), self.active.eq(Cat(
                 link.rx.valid, link.tx.valid, mem.r_cmd.valid, mem.r_data.valid, mem.w_cmd.valid,
                 mem.w_data.valid, seq.prog_en, seq.token_en, seq.start, seq.abort, link.reset,
                 seq.events.valid).any())]
@@ -494,6 +494,8 @@ async def ring_holds_and_sends_again(dut):
     lost. Then acknowledged in lumps, wrong acknowledgements ignored."""
     bench = Bench(dut)
     await bench.begin()
+    await ClockCycles(dut.clk, 50)
+    assert dut.idle.value
     setup = [Frame(Command.WRITE_TOKENS, 1, u32(0, 77)),
              Frame(Command.WRITE, 2, u32(BY_NAME["start_pos"].address, 0, 1, 30)),
              Frame(Command.START, 3, u32(0x1234))]
@@ -503,6 +505,7 @@ async def ring_holds_and_sends_again(dut):
     assert [struct.unpack("<HH", f.payload[:4]) for f in events] in (
         [(0x1234, i) for i in range(n)] for n in (RING - 1, RING))
     held = len(events)
+    assert not dut.idle.value
     assert bench.busy and bench.events          # the sequencer waits
     again = await exchange(bench, cycles_to_wait=2 * RESEND)
     assert again[:held] == events and held < len(again) <= 3 * held
@@ -527,6 +530,7 @@ async def ring_holds_and_sends_again(dut):
     assert not bench.busy
     await exchange(bench, Frame(Command.CREDIT, 0, struct.pack("<HH", 0x1234, 30)))
     assert await exchange(bench, cycles_to_wait=2 * RESEND) == []       # silence at last
+    assert dut.idle.value
 
 
 @cocotb.test(**LIMIT)

@@ -25,21 +25,21 @@ async def reads(dut):
     seen = deque([0] * RegisterFile.COUNTER_LATENCY)
 
     async def cycle(**inputs):
-        for name, value in ({"r_go": 0, "w_en": 0} | inputs).items():
+        for name, value in ({"r__go": 0, "w__en": 0} | inputs).items():
             getattr(dut, name).value = value
         await FallingEdge(dut.clk)
         seen.append(int(dut.counter_index.value))
         dut.counter_data.value = counters[seen.popleft()]
 
     async def read(address: int) -> int:
-        await cycle(r_go=1, r_addr=address)
+        await cycle(r__go=1, r__addr=address)
         for _ in range(RegisterFile.READ_LATENCY - 1):
-            assert not dut.r_valid.value
+            assert not dut.r__valid.value
             await cycle()
-        assert dut.r_valid.value
-        value = int(dut.r_data.value)
+        assert dut.r__valid.value
+        value = int(dut.r__data.value)
         await cycle()
-        assert not dut.r_valid.value
+        assert not dut.r__valid.value
         return value
 
     async def whole(name: str) -> int:
@@ -56,7 +56,7 @@ async def reads(dut):
                if r.access == "rw" and r.name != "reset"}
     for register, value in written.items():
         for i in range(register.words):
-            await cycle(w_en=1, w_addr=register.address + i, w_data=value >> 32 * i & 0xFFFFFFFF)
+            await cycle(w__en=1, w__addr=register.address + i, w__data=value >> 32 * i & 0xFFFFFFFF)
     await cycle()
     assert int(dut.resend.value) == written[BY_NAME["resend_cycles"]]
     for register, value in written.items():
@@ -71,7 +71,7 @@ async def reads(dut):
     for word in (RESET_MAGIC, RESET_MAGIC ^ 1, 0):
         pulses = 0
         for wait in range(5):
-            await cycle(w_en=not wait, w_addr=BY_NAME["reset"].address, w_data=word)
+            await cycle(w__en=not wait, w__addr=BY_NAME["reset"].address, w__data=word)
             pulses += int(dut.reset.value)
         assert pulses == (word == RESET_MAGIC)
 

@@ -24,6 +24,108 @@ class FramePort(Signature):
                           "payload": Out(stream.Signature(8))})
 
 
+class ReceivedFrames(Signature):
+    """Frames that have come, one at a time.
+
+    valid: a frame waits; header holds until ``pop``. payload: its ``length`` bytes, to be taken
+    before ``pop``. pop: pulse, the frame is done with, its slot is free.
+    """
+
+    def __init__(self) -> None:
+        super().__init__({"valid": Out(1), "header": Out(FrameHeader),
+                          "payload": Out(stream.Signature(8)), "pop": In(1)})
+
+
+class FrameParser(wiring.Component):
+    """Bytes to the fields of frames, checked.
+
+    Timing: a payload byte 1 cycle after it came, ``good`` or ``damaged`` 3 cycles after the frame's
+    last byte; ``header`` holds until then.
+
+    Members
+    -------
+    i : In(stream of 8)             Always ready.
+    byte : Out(stream of 8)         Of the payload of a frame that may turn out to be damaged.
+    at : Out(8)                     Its index.
+    header : Out(FrameHeader)
+    good, damaged : Out(1)          Pulse: a frame has ended, and its CRC was right; or it was not,
+                                    or the length is beyond MAX_PAYLOAD.
+    """
+
+    def __init__(self) -> None:
+        super().__init__({
+            "i": In(stream.Signature(8, always_ready=True)),
+            "byte": Out(stream.Signature(8, always_ready=True)), "at": Out(range(MAX_PAYLOAD)),
+            "header": Out(FrameHeader), "good": Out(1), "damaged": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.crc = crc = catalog.CRC32_ISO_HDLC(8).create()
+
+        # The input is registered, so that a UART's or pad's output meets no logic here.
+        byte = Signal(8, reset_less=True)
+        byte_valid = Signal()
+        m.d.sync += [byte.eq(self.i.payload), byte_valid.eq(self.i.valid)]
+
+        header = Signal(FrameHeader, reset_less=True)
+        at = Signal(range(MAX_PAYLOAD), reset_less=True)     # payload byte to come
+        last = Signal(range(MAX_PAYLOAD), reset_less=True)   # length - 1
+        tail = Signal(range(CRC_BYTES))
+        ended = Signal()                # the last CRC byte went into the CRC a cycle ago
+        overlong = Signal()
+        m.d.comb += [crc.data.eq(byte), self.byte.payload.eq(byte), self.at.eq(at),
+                     self.header.eq(header)]
+        m.d.sync += [ended.eq(0), overlong.eq(0), self.good.eq(ended & crc.match_detected),
+                     self.damaged.eq(ended & ~crc.match_detected | overlong)]
+        with m.FSM():
+            with m.State("HUNT"):
+                m.d.comb += crc.start.eq(1)
+                with m.If(byte_valid & (byte == SYNC)):
+                    m.next = "TYPE"
+            with m.State("TYPE"):
+                m.d.comb += crc.valid.eq(byte_valid)
+                with m.If(byte_valid):
+                    m.d.sync += header.type.eq(byte)
+                    m.next = "SEQ"
+            with m.State("SEQ"):
+                m.d.comb += crc.valid.eq(byte_valid)
+                with m.If(byte_valid):
+                    m.d.sync += header.seq.eq(byte)
+                    m.next = "LENGTH_LOW"
+            with m.State("LENGTH_LOW"):
+                m.d.comb += crc.valid.eq(byte_valid)
+                with m.If(byte_valid):
+                    m.d.sync += header.length.eq(byte)
+                    m.next = "LENGTH_HIGH"
+            with m.State("LENGTH_HIGH"):
+                m.d.comb += crc.valid.eq(byte_valid)
+                m.d.sync += [at.eq(0), tail.eq(0)]
+                with m.If(byte_valid):
+                    # 256 is the only length with a high byte; 256 - 1 wraps to 255 in 8 bits.
+                    m.d.sync += [header.length[8].eq(byte[0]), last.eq(header.length[:8] - 1)]
+                    with m.If((byte > 1) | ((byte == 1) & (header.length[:8] != 0))):
+                        m.d.sync += overlong.eq(1)
+                        m.next = "HUNT"
+                    with m.Elif((byte == 0) & (header.length[:8] == 0)):
+                        m.next = "CRC"
+                    with m.Else():
+                        m.next = "PAYLOAD"
+            with m.State("PAYLOAD"):
+                m.d.comb += [crc.valid.eq(byte_valid), self.byte.valid.eq(byte_valid)]
+                with m.If(byte_valid):
+                    m.d.sync += at.eq(at + 1)
+                    with m.If(at == last):
+                        m.next = "CRC"
+            with m.State("CRC"):
+                m.d.comb += crc.valid.eq(byte_valid)
+                with m.If(byte_valid):
+                    m.d.sync += tail.eq(tail + 1)
+                    with m.If(tail == CRC_BYTES - 1):
+                        m.d.sync += ended.eq(1)
+                        m.next = "HUNT"
+        return m
+
+
 class RxFramer(wiring.Component):
     """Bytes to frames. Takes a byte every cycle, whatever happens downstream.
 
@@ -42,10 +144,7 @@ class RxFramer(wiring.Component):
     Members
     -------
     i : In(stream of 8)             Always ready.
-    valid : Out(1)                  A frame waits; ``header`` holds its header until ``pop``.
-    header : Out(FrameHeader)
-    payload : Out(stream of 8)      Its payload: ``length`` bytes, to be taken before ``pop``.
-    pop : In(1)                     Pulse: the frame is done with, its slot is free.
+    o : Out(ReceivedFrames)
     bad, dropped : Out(16)          Damaged frames, frames without a free slot; modulo 65536.
     """
 
@@ -53,108 +152,43 @@ class RxFramer(wiring.Component):
         if slots not in (2, 4, 8, 16):
             raise ValueError(f"slots must be 2, 4, 8 or 16, not {slots!r}")
         self.slots = slots
-        super().__init__({
-            "i": In(stream.Signature(8)), "valid": Out(1), "header": Out(FrameHeader),
-            "payload": Out(stream.Signature(8)), "pop": In(1), "bad": Out(16),
-            "dropped": Out(16)})
+        super().__init__({"i": In(stream.Signature(8)), "o": Out(ReceivedFrames()), "bad": Out(16),
+                          "dropped": Out(16)})
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.crc = crc = catalog.CRC32_ISO_HDLC(8).create()
+        m.submodules.parser = parser = FrameParser()
         m.submodules.ram = ram = Memory(shape=8, depth=self.slots * MAX_PAYLOAD, init=[],
                                        attrs=NO_RW_CHECK)       # a slot is written, then read
         m.submodules.headers = headers = Memory(shape=FrameHeader, depth=self.slots, init=[])
-
-        # The input is registered, so that a UART's or pad's output meets no logic here.
-        byte = Signal(8, reset_less=True)
-        byte_valid = Signal()
-        m.d.comb += self.i.ready.eq(1)
-        m.d.sync += [byte.eq(self.i.payload), byte_valid.eq(self.i.valid)]
-
-        incoming = Signal(FrameHeader, reset_less=True)
-        at = Signal(range(MAX_PAYLOAD), reset_less=True)     # payload byte to come
-        last = Signal(range(MAX_PAYLOAD), reset_less=True)   # length - 1
-        tail = Signal(range(CRC_BYTES))
-        ended = Signal()                # the last CRC byte went into the CRC a cycle ago
-        overlong = Signal()
-        w_slot = Signal(range(self.slots))
-        r_slot = Signal(range(self.slots))
+        w_slot, r_slot = Signal(range(self.slots)), Signal(range(self.slots))
         level = Signal(range(self.slots))       # frames waiting, up to slots - 1
-
-        w_ram = ram.write_port()
-        m.d.comb += [crc.data.eq(byte), w_ram.addr.eq(Cat(at, w_slot)), w_ram.data.eq(byte)]
-        m.d.sync += [ended.eq(0), overlong.eq(0)]
-        with m.FSM():
-            with m.State("HUNT"):
-                m.d.comb += crc.start.eq(1)
-                with m.If(byte_valid & (byte == SYNC)):
-                    m.next = "TYPE"
-            with m.State("TYPE"):
-                m.d.comb += crc.valid.eq(byte_valid)
-                with m.If(byte_valid):
-                    m.d.sync += incoming.type.eq(byte)
-                    m.next = "SEQ"
-            with m.State("SEQ"):
-                m.d.comb += crc.valid.eq(byte_valid)
-                with m.If(byte_valid):
-                    m.d.sync += incoming.seq.eq(byte)
-                    m.next = "LENGTH_LOW"
-            with m.State("LENGTH_LOW"):
-                m.d.comb += crc.valid.eq(byte_valid)
-                with m.If(byte_valid):
-                    m.d.sync += incoming.length.eq(byte)
-                    m.next = "LENGTH_HIGH"
-            with m.State("LENGTH_HIGH"):
-                m.d.comb += crc.valid.eq(byte_valid)
-                m.d.sync += [at.eq(0), tail.eq(0)]
-                with m.If(byte_valid):
-                    # 256 is the only length with a high byte; 256 - 1 wraps to 255 in 8 bits.
-                    m.d.sync += [incoming.length[8].eq(byte[0]),
-                                 last.eq(incoming.length[:8] - 1)]
-                    with m.If((byte > 1) | ((byte == 1) & (incoming.length[:8] != 0))):
-                        m.d.sync += overlong.eq(1)
-                        m.next = "HUNT"
-                    with m.Elif((byte == 0) & (incoming.length[:8] == 0)):
-                        m.next = "CRC"
-                    with m.Else():
-                        m.next = "PAYLOAD"
-            with m.State("PAYLOAD"):
-                m.d.comb += [crc.valid.eq(byte_valid), w_ram.en.eq(byte_valid)]
-                with m.If(byte_valid):
-                    m.d.sync += at.eq(at + 1)
-                    with m.If(at == last):
-                        m.next = "CRC"
-            with m.State("CRC"):
-                m.d.comb += crc.valid.eq(byte_valid)
-                with m.If(byte_valid):
-                    m.d.sync += tail.eq(tail + 1)
-                    with m.If(tail == CRC_BYTES - 1):
-                        m.d.sync += ended.eq(1)
-                        m.next = "HUNT"
+        o, pop = self.o, self.o.pop
 
         # Commit, two cycles after the last byte: the earliest next payload byte comes 6 cycles
-        # later, so it already goes to the next slot. ``incoming`` holds until its type, 2 later.
-        good, damaged, room = Signal(), Signal(), Signal()
-        m.d.sync += [good.eq(ended & crc.match_detected),
-                     damaged.eq(ended & ~crc.match_detected | overlong)]
-        m.d.comb += room.eq(level != self.slots - 1)
-        w_header = headers.write_port()
-        m.d.comb += [w_header.addr.eq(w_slot), w_header.data.eq(incoming),
-                     w_header.en.eq(good & room)]
+        # later, so it already goes to the next slot.
+        good, room = parser.good, Signal()
+        w_ram, w_header = ram.write_port(), headers.write_port()
+        m.d.comb += [
+            self.i.ready.eq(1), parser.i.valid.eq(self.i.valid),
+            parser.i.payload.eq(self.i.payload), w_ram.addr.eq(Cat(parser.at, w_slot)),
+            w_ram.data.eq(parser.byte.payload), w_ram.en.eq(parser.byte.valid),
+            room.eq(level != self.slots - 1), w_header.addr.eq(w_slot),
+            w_header.data.eq(parser.header), w_header.en.eq(good & room)]
         with m.If(good & room):
             m.d.sync += w_slot.eq(w_slot + 1)
         with m.If(good & ~room):
             m.d.sync += self.dropped.eq(self.dropped + 1)
-        with m.If(damaged):
+        with m.If(parser.damaged):
             m.d.sync += self.bad.eq(self.bad + 1)
-        m.d.sync += level.eq(level + (good & room) - self.pop)
-        # The front header takes two cycles, address to register: LUT RAM, then self.header.
+        m.d.sync += level.eq(level + (good & room) - pop)
+        # The front header takes two cycles, address to register: LUT RAM, then o.header.
         r_header = headers.read_port(domain="comb")
         m.d.comb += r_header.addr.eq(r_slot)
-        with m.If(self.pop):
-            m.d.sync += [self.valid.eq(0), r_slot.eq(r_slot + 1)]
-        with m.Elif(~self.valid):
-            m.d.sync += [self.valid.eq(level != 0), self.header.eq(r_header.data)]
+        with m.If(pop):
+            m.d.sync += [o.valid.eq(0), r_slot.eq(r_slot + 1)]
+        with m.Elif(~o.valid):
+            m.d.sync += [o.valid.eq(level != 0), o.header.eq(r_header.data)]
 
         # Payload of the front frame: reads are issued as far ahead as the FIFO has reserved room.
         m.submodules.fifo = fifo = SyncFIFOBuffered(width=8, depth=8)
@@ -163,14 +197,14 @@ class RxFramer(wiring.Component):
         issue, issued, arrived, back = (Signal() for _ in range(4))
         arriving = Signal(8, reset_less=True)           # the RAM's output register
         r_ram = ram.read_port()
-        m.d.comb += [issue.eq(self.valid & (count != self.header.length) & (reserve != 0)),
+        m.d.comb += [issue.eq(o.valid & (count != o.header.length) & (reserve != 0)),
                      r_ram.addr.eq(Cat(count[:8], r_slot)), r_ram.en.eq(1),
                      fifo.w_en.eq(arrived), fifo.w_data.eq(arriving),
-                     self.payload.valid.eq(fifo.r_rdy), self.payload.payload.eq(fifo.r_data),
-                     fifo.r_en.eq(self.payload.ready)]
+                     o.payload.valid.eq(fifo.r_rdy), o.payload.payload.eq(fifo.r_data),
+                     fifo.r_en.eq(o.payload.ready)]
         m.d.sync += [issued.eq(issue), arrived.eq(issued), arriving.eq(r_ram.data),
                      back.eq(fifo.r_en & fifo.r_rdy), reserve.eq(reserve - issue + back)]
-        with m.If(self.pop):
+        with m.If(pop):
             m.d.sync += count.eq(0)
         with m.Elif(issue):
             m.d.sync += count.eq(count + 1)

@@ -59,23 +59,32 @@ TOKEN = 0x40
 
 
 class CommandInfo(NamedTuple):
-    """Payload of a command and of its answer, for people; all numbers little endian."""
-    payload: str
-    answer: str
+    """Payload of a command and of its answer; all numbers little endian.
+
+    arguments: what is in the first words of 4 bytes. rest: what follows. answer: what follows the
+    result; None: there is no answer.
+    """
+    arguments: tuple[str, ...]
+    rest: str = ""
+    answer: str | None = ""
+
+    @property
+    def payload(self) -> str:
+        return ", ".join(filter(None, (*self.arguments, self.rest)))
 
 
 COMMANDS = {
-    Command.READ: CommandInfo("address u32, count u32", "count x u32"),
-    Command.WRITE: CommandInfo("address u32, values u32 ...", ""),
-    Command.READ_MEMORY: CommandInfo("address u32, length u32", "length bytes"),
-    Command.WRITE_MEMORY: CommandInfo("address u32, bytes", ""),
-    Command.CRC_MEMORY: CommandInfo("address u32, length u32", "CRC-32 u32"),
+    Command.READ: CommandInfo(("address u32", "count u32"), answer="count x u32"),
+    Command.WRITE: CommandInfo(("address u32",), "values u32 ..."),
+    Command.READ_MEMORY: CommandInfo(("address u32", "length u32"), answer="length bytes"),
+    Command.WRITE_MEMORY: CommandInfo(("address u32",), "bytes"),
+    Command.CRC_MEMORY: CommandInfo(("address u32", "length u32"), answer="CRC-32 u32"),
     Command.WRITE_PROGRAM: CommandInfo(
-        f"index u32, instructions of {INSTRUCTION_BYTES} bytes", ""),
-    Command.WRITE_TOKENS: CommandInfo("position u32, tokens u32 ...", ""),
-    Command.START: CommandInfo("run u16, 0 u16", ""),
-    Command.ABORT: CommandInfo("run u16, 0 u16", ""),
-    Command.CREDIT: CommandInfo("run u16, next index u16", "(none)"),
+        ("index u32",), f"instructions of {INSTRUCTION_BYTES} bytes"),
+    Command.WRITE_TOKENS: CommandInfo(("position u32",), "tokens u32 ..."),
+    Command.START: CommandInfo(("run u16, 0 u16",)),
+    Command.ABORT: CommandInfo(("run u16, 0 u16",)),
+    Command.CREDIT: CommandInfo(("run u16, next index u16",), answer=None),
 }
 
 

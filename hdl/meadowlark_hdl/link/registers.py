@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 from amaranth import Module, Mux, Signal
+from amaranth.hdl import ShapeLike
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In, Out, Signature
 
 from ..lib.collisions import NO_RW_CHECK
 from ..config import Config
@@ -47,6 +48,24 @@ def constants(config: Config, *, board: str = "", clock_hz: int = 0,
     return values
 
 
+#: Of a word of registers or counters.
+ADDRESS_BITS = 9
+
+
+class WritePort(Signature):
+    """A word a cycle."""
+
+    def __init__(self, depth: int, shape: ShapeLike) -> None:
+        super().__init__({"en": Out(1), "addr": Out(range(depth)), "data": Out(shape)})
+
+
+class RegisterRead(Signature):
+    """go: pulse. addr holds from there to valid; data stays until the next go."""
+
+    def __init__(self) -> None:
+        super().__init__({"go": Out(1), "addr": Out(ADDRESS_BITS), "valid": In(1), "data": In(32)})
+
+
 class RegisterFile(wiring.Component):
     """Registers: constants and read-back from one block RAM, written ones in flip-flops as well.
 
@@ -54,8 +73,8 @@ class RegisterFile(wiring.Component):
     only the few live words are multiplexed. The flip-flops have no reset: like the RAM they keep
     their contents until the next configuration.
 
-    Timing: a write takes effect 2 cycles later, one a cycle. A read gives ``r_valid`` and
-    ``r_data`` READ_LATENCY cycles after ``r_go``; one at a time. Counters: ``counter_data`` must
+    Timing: a write takes effect 2 cycles later, one a cycle. A read gives ``r.valid`` and
+    ``r.data`` READ_LATENCY cycles after ``r.go``; one at a time. Counters: ``counter_data`` must
     hold counter ``counter_index`` COUNTER_LATENCY cycles after the index changed.
 
     Parameters
@@ -68,10 +87,8 @@ class RegisterFile(wiring.Component):
 
     Members
     -------
-    w_en, w_addr, w_data : In(1), In(range(128)), In(32)
-        Write port; the caller keeps to CONTROL_BASE and above.
-    r_go, r_addr : In(1), In(9)     Read port; r_addr is stable from r_go to r_valid.
-    r_valid, r_data : Out(1), Out(32)
+    w : In(WritePort)               The caller keeps to CONTROL_BASE and above.
+    r : In(RegisterRead)
     live_status .. live_frames_dropped : In     The live registers.
     model : Out(ModelLayout)
     run : Out(RunLayout)
@@ -94,8 +111,7 @@ class RegisterFile(wiring.Component):
         self.live = [r for r in REGISTERS if r.access == "live"]
         assert all(r.words == 1 for r in self.live)
         super().__init__({
-            "w_en": In(1), "w_addr": In(range(REGISTER_WORDS)), "w_data": In(32),
-            "r_go": In(1), "r_addr": In(9), "r_valid": Out(1), "r_data": Out(32),
+            "w": In(WritePort(REGISTER_WORDS, 32)), "r": In(RegisterRead()),
             **{f"live_{r.name}": In(r.width) for r in self.live},
             "model": Out(ModelLayout), "run": Out(RunLayout()), "resend": Out(32),
             "reset": Out(1), "counter_index": Out(range(COUNTER_SLOTS)),
@@ -114,7 +130,7 @@ class RegisterFile(wiring.Component):
         en = Signal()
         addr = Signal(range(REGISTER_WORDS), reset_less=True)
         word = Signal(32, reset_less=True)
-        m.d.sync += [en.eq(self.w_en), addr.eq(self.w_addr), word.eq(self.w_data)]
+        m.d.sync += [en.eq(self.w.en), addr.eq(self.w.addr), word.eq(self.w.data)]
         w_ram = ram.write_port()
         m.d.comb += [w_ram.en.eq(en), w_ram.addr.eq(addr), w_ram.data.eq(word)]
         m.d.sync += self.reset.eq(
@@ -141,13 +157,13 @@ class RegisterFile(wiring.Component):
             else:
                 storage(field.name, self.run[field.name])
 
-        # Reads: each source into a register of its own, then one multiplexer into r_data.
+        # Reads: each source into a register of its own, then one multiplexer into r.data.
         r_ram = ram.read_port()
         from_ram = Signal(32, reset_less=True)
-        m.d.comb += [r_ram.addr.eq(self.r_addr), r_ram.en.eq(1)]
+        m.d.comb += [r_ram.addr.eq(self.r.addr), r_ram.en.eq(1)]
         m.d.sync += from_ram.eq(r_ram.data)
         live = Signal(32, reset_less=True)
-        with m.Switch(self.r_addr[:3]):
+        with m.Switch(self.r.addr[:3]):
             for register in self.live:
                 with m.Case(register.address - LIVE_BASE):
                     m.d.sync += live.eq(getattr(self, f"live_{register.name}"))
@@ -158,20 +174,20 @@ class RegisterFile(wiring.Component):
         counter = Signal(COUNTER_BITS, reset_less=True)
         high = Signal(COUNTER_BITS - 32, reset_less=True)
         m.d.sync += [
-            is_live.eq((self.r_addr >= LIVE_BASE) & (self.r_addr < CONTROL_BASE)),
-            is_counter.eq(self.r_addr >= COUNTER_BASE),
-            self.counter_index.eq((self.r_addr >> 1)[:len(self.counter_index)]),
+            is_live.eq((self.r.addr >= LIVE_BASE) & (self.r.addr < CONTROL_BASE)),
+            is_counter.eq(self.r.addr >= COUNTER_BASE),
+            self.counter_index.eq((self.r.addr >> 1)[:len(self.counter_index)]),
             counter.eq(self.counter_data)]
-        # r_go, then: index register, COUNTER_LATENCY, counter register, r_data.
+        # r.go, then: index register, COUNTER_LATENCY, counter register, r.data.
         delay = Signal(self.READ_LATENCY)
-        m.d.sync += [delay.eq(delay << 1 | self.r_go), self.r_valid.eq(delay[-2])]
+        m.d.sync += [delay.eq(delay << 1 | self.r.go), self.r.valid.eq(delay[-2])]
         with m.If(delay[-2]):
             with m.If(is_counter):
-                m.d.sync += self.r_data.eq(Mux(self.r_addr[0], high, counter[:32]))
-                with m.If(~self.r_addr[0]):
+                m.d.sync += self.r.data.eq(Mux(self.r.addr[0], high, counter[:32]))
+                with m.If(~self.r.addr[0]):
                     m.d.sync += high.eq(counter[32:])
             with m.Elif(is_live):
-                m.d.sync += self.r_data.eq(live)
+                m.d.sync += self.r.data.eq(live)
             with m.Else():
-                m.d.sync += self.r_data.eq(from_ram)
+                m.d.sync += self.r.data.eq(from_ram)
         return m

@@ -6,13 +6,24 @@ from enum import IntEnum
 from amaranth import Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.crc import catalog
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In, Out, Signature
 
 from ..config import Config
 from ..lib.bursts import BurstCutter
 from ..lib.queues import RamQueue
 from ..signatures import MemoryPort
 from .protocol import MAX_PAYLOAD
+
+
+class WindowPort(Signature):
+    """What asks for one of the window's three jobs.
+
+    go: pulse. addr, words: in bus words, words >= 1; they hold from go for a cycle. done: pulse,
+    whatever the job was.
+    """
+
+    def __init__(self) -> None:
+        super().__init__({"go": Out(1), "addr": Out(32), "words": Out(32), "done": In(1)})
 
 
 class WindowOp(IntEnum):
@@ -28,7 +39,8 @@ class MemoryWindow(wiring.Component):
     has room (read), so the memory bus never waits for the link.
 
     Timing: CRC: one bus word a cycle, bursts asked for back to back. ``done``: the written burst is
-    in memory, or the CRC is complete; a read has no ``done``, its words come out of ``r``.
+    in memory, or the CRC is complete; a read has no ``done``, its words come out of ``r``. One job
+    at a time.
 
     Parameters
     ----------
@@ -36,14 +48,12 @@ class MemoryWindow(wiring.Component):
 
     Members
     -------
-    go : In(1)                  Pulse; the other inputs hold then.
-    op : In(2)                  WindowOp.
-    addr, words : In(32)        In bus words; words >= 1; READ, WRITE: at most burst_words and what
-                                MAX_PAYLOAD bytes hold. For WRITE, ``w`` has taken them before.
-    w : In(stream of bus words)     Only before a WRITE; always ready for a frame.
+    read, write : In(WindowPort)    A burst: words at most burst_words and what MAX_PAYLOAD bytes
+                                    hold. ``w`` has taken those of ``write`` before.
+    check : In(WindowPort)          A CRC.
+    w : In(stream of bus words)     Only before a ``write``; always ready for a frame.
     r : Out(stream of bus words)
-    crc : Out(32)               CRC-32 (ISO-HDLC), bytes in the order of their addresses.
-    done : Out(1)               Pulse.
+    crc : Out(32)                   CRC-32 (ISO-HDLC), bytes in the order of their addresses.
     mem : Out(MemoryPort)
     """
 
@@ -51,9 +61,9 @@ class MemoryWindow(wiring.Component):
         self.config = config
         bits = 8 * config.bus_bytes
         super().__init__({
-            "go": In(1), "op": In(2), "addr": In(32), "words": In(32),
-            "w": In(stream.Signature(bits)), "r": Out(stream.Signature(bits)),
-            "crc": Out(32), "done": Out(1), "mem": Out(MemoryPort(config))})
+            "read": In(WindowPort()), "write": In(WindowPort()), "check": In(WindowPort()),
+            "w": In(stream.Signature(bits, always_ready=True)), "r": Out(stream.Signature(bits)),
+            "crc": Out(32), "mem": Out(MemoryPort(config))})
 
     def elaborate(self, platform):
         m = Module()
@@ -72,9 +82,8 @@ class MemoryWindow(wiring.Component):
         m.d.comb += mem.r_data.ready.eq(1)
         m.d.sync += [word.eq(mem.r_data.payload), arrived.eq(mem.r_data.valid)]
         m.d.comb += [
-            self.w.ready.eq(1),
             engine.data.eq(word), engine.valid.eq(arrived & (op == WindowOp.CRC)),
-            engine.start.eq(self.go), self.crc.eq(engine.crc)]
+            engine.start.eq(self.check.go), self.crc.eq(engine.crc)]
 
         reading = Signal()
         m.d.sync += [reading.eq(op == WindowOp.READ),
@@ -97,18 +106,19 @@ class MemoryWindow(wiring.Component):
                      for name, value in (("addr", stretch.address), ("len", stretch.less_one))]
         sending = Signal()                  # write data may leave: never ahead of its command
         m.d.comb += mem.w_data.valid.eq(out_valid & sending)
-        m.d.sync += self.done.eq(0)
+        jobs = {WindowOp.READ: self.read, WindowOp.WRITE: self.write, WindowOp.CRC: self.check}
+        done = Signal()
+        m.d.comb += [job.done.eq(done) for job in jobs.values()]
+        m.d.sync += done.eq(0)
         with m.If(engine.valid):
             m.d.sync += due.eq(due - 1)
         with m.FSM():
             with m.State("IDLE"):
-                m.d.sync += [op.eq(self.op), stretch.load(self.addr, self.words),
-                             due.eq(self.words)]
-                with m.If(self.go):
-                    m.next = "SIZE"
-                with m.Else():
-                    # Words of a READ still arrive: what they are must not change.
-                    m.d.sync += op.eq(op)
+                for kind, job in jobs.items():
+                    with m.If(job.go):      # only then: words of a READ may still arrive
+                        m.d.sync += [op.eq(kind), stretch.load(job.addr, job.words),
+                                     due.eq(job.words)]
+                        m.next = "SIZE"
             with m.State("SIZE"):
                 m.d.sync += stretch.cut()
                 with m.If(op == WindowOp.WRITE):
@@ -128,7 +138,7 @@ class MemoryWindow(wiring.Component):
                     m.next = "DRAIN"
             with m.State("DRAIN"):
                 with m.If(due == 0):
-                    m.d.sync += self.done.eq(1)
+                    m.d.sync += done.eq(1)
                     m.next = "IDLE"
             with m.State("WRITE"):
                 m.d.comb += mem.w_cmd.valid.eq(1)
@@ -137,6 +147,6 @@ class MemoryWindow(wiring.Component):
                     m.next = "DATA"
             with m.State("DATA"):
                 with m.If(mem.w_done):
-                    m.d.sync += [sending.eq(0), self.done.eq(1)]
+                    m.d.sync += [sending.eq(0), done.eq(1)]
                     m.next = "IDLE"
         return m

@@ -12,8 +12,8 @@ from zlib import crc32
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.counters_table import COUNTERS
 from meadowlark_hdl.isa import INSTRUCTION_BYTES
-from meadowlark_hdl.link.protocol import (ANSWER, BY_NAME, CONFIG_REGS, CONTROL_BASE, COUNTER_BASE,
-                                          COUNTERS_CRC, CREDITS, EVENT_FORMAT,
+from meadowlark_hdl.link.protocol import (ANSWER, BY_NAME, COMMANDS, CONFIG_REGS, CONTROL_BASE,
+                                          COUNTER_BASE, COUNTERS_CRC, CREDITS, EVENT_FORMAT,
                                           EVENT_RING, ISA_CRC, LIVE_BASE, MAGIC, MAX_PAYLOAD,
                                           NAME_BYTES, REGISTER_WORDS, RESET_MAGIC, RUN_BASE,
                                           RUN_REGS, STATUS_BUSY, STATUS_READY, STOP_IDS, TOKEN,
@@ -212,9 +212,8 @@ class FakeBoard:
         self.commands.append(command)
         ok = bytes((Result.OK,))
         raw = frame.payload
-        if len(raw) < (8 if command in (Command.READ, Command.READ_MEMORY, Command.CRC_MEMORY)
-                       else 4):
-            return bytes((Result.BAD_LENGTH,))
+        if len(raw) < 4 * len(COMMANDS[command].arguments):
+            return None if COMMANDS[command].answer is None else bytes((Result.BAD_LENGTH,))
         first = int.from_bytes(raw[:4], "little")
         second = int.from_bytes(raw[4:8], "little")
         bus = self.config.bus_bytes

@@ -1,0 +1,1 @@
+"""What the link's commands do: a handler each, see :mod:`.handler`."""
