@@ -5,6 +5,8 @@ from amaranth import Cat, Const, Module, Signal
 from amaranth.lib import cdc, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from ..lib.countdown import Countdown
+
 
 def divisor(clock_hz: float, baud: int) -> int:
     """Cycles a bit.
@@ -65,43 +67,42 @@ class Uart(wiring.Component):
         last = self.divisor - 1
 
         # Sending: start bit, 8 bits, stop bit; the shift register ends with ones.
-        shift, left = Signal(9, init=0x1FF), Signal(range(11))
-        timer = Signal(range(self.divisor))
-        due = Signal(init=1)
-        m.d.comb += self.tx.ready.eq((left == 0) & due)
+        shift = Signal(9, init=0x1FF)
+        bits = Countdown(m, range(10), name="tx_bits", last=False)      # after this one
+        bit = Countdown(m, range(self.divisor), name="tx_bit", last=False)
+        m.d.comb += self.tx.ready.eq(~bits.some & ~bit.some)
         m.d.sync += self.tx_pin.eq(shift[0])
-        with m.If(~due):
-            m.d.sync += [timer.eq(timer - 1), due.eq(timer == 1)]
-        with m.Elif(left != 0):
-            m.d.sync += [shift.eq(Cat(shift[1:], Const(1, 1))), left.eq(left - 1), timer.eq(last),
-                         due.eq(0)]
-        with m.Elif(self.tx.valid):
-            # The stop bit before is over. left counts the bits after this one.
-            m.d.sync += [shift.eq(Cat(Const(0, 1), self.tx.payload)), left.eq(9), timer.eq(last),
-                         due.eq(0)]
+        with m.If(bit.some):
+            m.d.sync += bit.step()
+        with m.Elif(bits.some):
+            m.d.sync += [shift.eq(Cat(shift[1:], Const(1, 1))), bits.step(), bit.load(last)]
+        with m.Elif(self.tx.valid):         # the stop bit before is over
+            m.d.sync += [shift.eq(Cat(Const(0, 1), self.tx.payload)), bits.load(9), bit.load(last)]
 
         # Receiving.
         pin = Signal(init=1)
         m.submodules.pin = cdc.FFSynchronizer(self.rx_pin, pin, init=1, stages=3)
-        got, bits = Signal(8, reset_less=True), Signal(range(9))
-        wait, sample = Signal(range(self.divisor)), Signal()
-        m.d.sync += [self.rx.valid.eq(0), sample.eq(wait == 1), wait.eq(wait - 1)]
+        got = Signal(8, reset_less=True)
+        more = Countdown(m, range(8), name="rx_bits", behind=True)
+        wait = Countdown(m, range(self.divisor), name="rx_bit", behind=True)
+        sample = wait.last
+        m.d.sync += [self.rx.valid.eq(0), wait.step()]
         m.d.comb += self.rx.payload.eq(got)
         with m.FSM():
             with m.State("IDLE"):
-                m.d.sync += [wait.eq(last // 2), sample.eq(0), bits.eq(0)]
+                m.d.sync += [wait.load(last // 2), more.load_all(8)]
                 with m.If(~pin):
                     m.next = "START"
             with m.State("START"):              # in the middle of the start bit
                 with m.If(sample):
-                    m.d.sync += wait.eq(last)
+                    m.d.sync += wait.load(last)
                     m.next = "BITS"
                     with m.If(pin):             # a glitch
                         m.next = "IDLE"
             with m.State("BITS"):
                 with m.If(sample):
-                    m.d.sync += [got.eq(Cat(got[1:], pin)), bits.eq(bits + 1), wait.eq(last)]
-                    with m.If(bits == 7):
+                    m.d.sync += [got.eq(Cat(got[1:], pin)), more.step(), wait.load(last)]
+                    with m.If(more.last):
                         m.next = "STOP"
             with m.State("STOP"):
                 with m.If(sample):
