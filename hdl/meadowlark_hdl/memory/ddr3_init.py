@@ -1,12 +1,15 @@
 """Wakes a DDR3 chip behind a LiteDRAM core and finds when to sample what it reads."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
-from amaranth import Cat, Module, Signal
+from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
+
+from ..lib.countdown import Countdown
 
 
 class Wishbone(wiring.Signature):
@@ -130,6 +133,91 @@ def routines(core: LiteDramCore, clock_mhz: float, tests: int = 3) -> dict[str, 
             "failed": [to("ddrctrl_init_error", 1), to("ddrctrl_init_done", 1)]}
 
 
+class Routines(wiring.Component):
+    """Runs routines: accesses of the control port, one after the other, with waiting times.
+
+    Timing: 4 cycles a step, and what LiteDRAM takes to answer and the step to wait; 2 a routine.
+
+    Parameters
+    ----------
+    routines : mapping of str to sequence of Step
+    modules : int
+        Byte lanes.
+
+    Members
+    -------
+    bus : Out(Wishbone)
+    go, begin : In(1), In(range)
+        High until ``done``; ``begin`` is an element of :attr:`begins`.
+    mask : In(modules)
+        Byte lanes at work: what MASKED steps write.
+    done : Out(1)
+        Pulse.
+    wrong : Out(modules)
+        Lanes that have read something else than they should, since the routine began.
+    """
+
+    def __init__(self, routines: Mapping[str, Sequence[Step]], modules: int):
+        self.modules = modules
+        self.steps = [(step, k == len(steps) - 1) for steps in routines.values()
+                      for k, step in enumerate(steps)]
+        #: Name of a routine -> where it begins.
+        self.begins = dict(zip(routines, accumulate(map(len, routines.values()), initial=0)))
+        longest = max(step.wait for step, _ in self.steps)
+        self.layout = data.StructLayout({
+            "kind": 2, "end": 1, "address": 14, "value": 32, "wait": range(longest + 1)})
+        super().__init__({
+            "bus": Out(Wishbone()), "go": In(1), "begin": In(range(len(self.steps))),
+            "mask": In(modules), "done": Out(1), "wrong": Out(modules)})
+
+    def elaborate(self, platform):
+        m = Module()
+        bus, layout = self.bus, self.layout
+        m.submodules.rom = rom = memory.Memory(
+            shape=layout, depth=len(self.steps), init=[layout.const({
+                "kind": step.kind, "end": int(last), "address": step.address >> 2,
+                "value": step.value, "wait": step.wait}) for step, last in self.steps])
+        port, step = rom.read_port(), Signal(layout, reset_less=True)
+        pc = Signal(range(len(self.steps) + 1))
+        wait = Countdown(m, step.wait.shape(), name="wait", behind=True)
+        m.d.comb += [
+            port.addr.eq(pc), bus.sel.eq(15), bus.adr.eq(step.address),
+            bus.we.eq((step.kind == WRITE) | (step.kind == MASKED)),
+            bus.dat_w.eq(Mux(step.kind == MASKED, self.mask, step.value))]
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.sync += pc.eq(self.begin)
+                with m.If(self.go):
+                    m.d.sync += self.wrong.eq(0)
+                    m.next = "FETCH"
+            with m.State("FETCH"):
+                m.next = "LOAD"
+            with m.State("LOAD"):
+                m.d.sync += [step.eq(port.data), pc.eq(pc + 1)]
+                m.next = "BUS"
+            with m.State("BUS"):
+                m.d.comb += [bus.cyc.eq(1), bus.stb.eq(1)]
+                m.d.sync += wait.load(step.wait)
+                with m.If(bus.ack):
+                    m.next = "WAIT"
+                    for k in range(self.modules):
+                        differs = Cat(bus.dat_r.word_select(b, 8) != step.value.word_select(b, 8)
+                                      for b in range(k, 4, self.modules)).any()
+                        with m.If((step.kind == READ) & differs
+                                  | (step.kind == BURST) & ~bus.dat_r[k]):
+                            m.d.sync += self.wrong[k].eq(1)
+            with m.State("WAIT"):
+                m.d.sync += wait.step()
+                with m.If(wait.last):
+                    m.next = "FETCH"
+                    with m.If(step.end):
+                        m.next = "DONE"
+            with m.State("DONE"):
+                m.d.comb += self.done.eq(1)
+                m.next = "IDLE"
+        return m
+
+
 class Ddr3Init(wiring.Component):
     """What LiteX's firmware does, without a processor: start the chip, level the reads, let go.
 
@@ -140,8 +228,7 @@ class Ddr3Init(wiring.Component):
     Source: LiteX's ``liblitedram/sdram.c`` (sequence, patterns, burst detection, re-synchronising
     of the lanes after each change); the choice is simpler: it goes by the run's length alone.
     Golden: :func:`.ddr3_init_golden.choose`.
-    Timing: 5 cycles a step and what LiteDRAM takes to answer and the step to wait; some 0.2
-    million cycles in all, most of them the chip's own waiting times.
+    Timing: some 0.2 million cycles, most of them the chip's own waiting times.
 
     Parameters
     ----------
@@ -163,9 +250,6 @@ class Ddr3Init(wiring.Component):
     def __init__(self, core: LiteDramCore, *, clock_mhz: float, tests: int = 3):
         self.core = core
         self.routines = routines(core, clock_mhz, tests)
-        longest = max(step.wait for steps in self.routines.values() for step in steps)
-        self.layout = data.StructLayout({
-            "kind": 2, "end": 1, "address": 14, "value": 32, "wait": range(longest + 1)})
         for name, (address, _) in core.registers.items():
             if address >> 16:
                 raise ValueError(f"register {name} is at {address:#x}; 64 KiB can be reached")
@@ -176,131 +260,83 @@ class Ddr3Init(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        core, bus, layout = self.core, self.bus, self.layout
+        core = self.core
         modules, delays, slips = core.modules, core.delays, core.bitslips
-        entries, begins = [], {}
-        for name, steps in self.routines.items():
-            begins[name] = len(entries)
-            entries += [layout.const({
-                "kind": step.kind, "end": int(k == len(steps) - 1), "address": step.address >> 2,
-                "value": step.value, "wait": step.wait}) for k, step in enumerate(steps)]
-        m.submodules.rom = rom = memory.Memory(shape=layout, depth=len(entries), init=entries)
-        port = rom.read_port()
-        pc, step = Signal(range(len(entries) + 1)), Signal(layout, reset_less=True)
-        m.d.comb += port.addr.eq(pc)
+        m.submodules.routines = routines = Routines(self.routines, modules)
+        wiring.connect(m, routines.bus, wiring.flipped(self.bus))
 
         mask = Signal(modules, init=(1 << modules) - 1)     # byte lanes at work
-        wrong = Signal(modules)                             # lanes that failed the test under way
-        waiting = Signal.like(step.wait)
         slip, delay = Signal(range(slips)), Signal(range(delays))
-        last_delay, last = Signal(), Signal()
-        m.d.comb += [last_delay.eq(delay == delays - 1), last.eq(last_delay & (slip == slips - 1))]
         run = [Signal(range(delays + 1), name=f"run{k}") for k in range(modules)]
         best = [Signal(range(delays + 1), name=f"best{k}") for k in range(modules)]
         lane = Signal(range(modules))
-        slips_left, delays_left = Signal(range(slips)), Signal(range(delays))
+        slips_left = Countdown(m, range(slips), name="slips", last=False)
+        delays_left = Countdown(m, range(delays), name="delays", last=False)
+        m.d.comb += routines.mask.eq(mask)
 
-        def call(name, then):
-            """Run a routine, then go on in the state ``then``."""
-            m.d.sync += [pc.eq(begins[name]), after.eq(then)]
-            m.next = "FETCH"
-        states = ["RESET", "TEST", "JUDGE", "NEXT", "WRAP", "LANE", "SLIP", "DELAY", "VERDICT",
-                  "GOOD", "BAD"]
-        after = Signal(range(len(states)))
-        at = {name: k for k, name in enumerate(states)}
+        def runs(state, routine, then):
+            """A state that runs a routine, then goes on in the state ``then``."""
+            with m.State(state):
+                m.d.comb += [routines.go.eq(1), routines.begin.eq(routines.begins[routine])]
+                with m.If(routines.done):
+                    m.next = then
 
-        m.d.comb += [
-            bus.sel.eq(15), bus.adr.eq(step.address), bus.we.eq((step.kind == WRITE)
-                                                                | (step.kind == MASKED)),
-            bus.dat_w.eq(step.value)]
-        with m.If(step.kind == MASKED):
-            m.d.comb += bus.dat_w.eq(mask)
         with m.FSM(init="START"):
-            with m.State("START"):
-                call("init", at["RESET"])
-            with m.State("FETCH"):
-                m.next = "LOAD"
-            with m.State("LOAD"):
-                m.d.sync += [step.eq(port.data), pc.eq(pc + 1)]
-                m.next = "BUS"
-            with m.State("BUS"):
-                m.d.comb += [bus.cyc.eq(1), bus.stb.eq(1)]
-                with m.If(bus.ack):
-                    m.d.sync += waiting.eq(step.wait)
-                    m.next = "WAIT"
-                    for k in range(modules):
-                        bytes_ = [b for b in range(4) if b % modules == k]
-                        differs = Cat(bus.dat_r.word_select(b, 8) != step.value.word_select(b, 8)
-                                      for b in bytes_).any()
-                        with m.If((step.kind == READ) & differs):
-                            m.d.sync += wrong[k].eq(1)
-                        with m.If((step.kind == BURST) & ~bus.dat_r[k]):
-                            m.d.sync += wrong[k].eq(1)
-            with m.State("WAIT"):
-                m.d.sync += waiting.eq(waiting - 1)
-                with m.If(waiting == 0):
-                    m.next = "FETCH"
-                    with m.If(step.end):
-                        m.next = "RETURN"
-            with m.State("RETURN"):
-                with m.Switch(after):
-                    for name in states:
-                        with m.Case(at[name]):
-                            m.next = name
+            runs("START", "init", "RESET")
 
             # --- every setting, all lanes at once
-            with m.State("RESET"):
-                call("reset", at["TEST"])
-            with m.State("TEST"):
-                m.d.sync += wrong.eq(0)
-                call("test", at["JUDGE"])
+            runs("RESET", "reset", "TEST")
+            runs("TEST", "test", "JUDGE")
             with m.State("JUDGE"):
                 for k in range(modules):
-                    with m.If(wrong[k]):
-                        m.d.sync += run[k].eq(0)
-                    with m.Elif(delay == 0):
-                        m.d.sync += run[k].eq(1)
-                    with m.Else():
-                        m.d.sync += run[k].eq(run[k] + 1)
+                    m.d.sync += run[k].eq(Mux(routines.wrong[k], 0,
+                                              Mux(delay == 0, 1, run[k] + 1)))
                 m.next = "NEXT"
             with m.State("NEXT"):
                 for k in range(modules):
                     with m.If(run[k] > best[k]):
                         m.d.sync += [best[k].eq(run[k]), self.bitslips[k].eq(slip),
                                      self.delays[k].eq(delay - (run[k] >> 1))]
-                with m.If(last):
-                    m.next = "LANE"
-                    m.d.sync += [mask.eq(1), lane.eq(0)]
-                with m.Else():
-                    m.d.sync += delay.eq(delay + 1)
-                    call("delay", at["TEST"])
-                    with m.If(last_delay):          # the delay is at its first setting again
-                        m.d.sync += [delay.eq(0), slip.eq(slip + 1), after.eq(at["WRAP"])]
-            with m.State("WRAP"):
-                call("slip", at["TEST"])
+                m.d.sync += delay.eq(delay + 1)
+                m.next = "DELAY"
+                with m.If(delay == delays - 1):     # the delay will be at its first setting again
+                    m.d.sync += [delay.eq(0), slip.eq(slip + 1)]
+                    m.next = "DELAY_AND_SLIP"
+                    with m.If(slip == slips - 1):
+                        m.d.sync += [mask.eq(1), lane.eq(0)]
+                        m.next = "LANE"
+            runs("DELAY", "delay", "TEST")
+            runs("DELAY_AND_SLIP", "delay", "SLIP")
+            runs("SLIP", "slip", "TEST")
 
             # --- each lane to its own
             with m.State("LANE"):
-                m.d.sync += [slips_left.eq(self.bitslips[lane]), delays_left.eq(self.delays[lane])]
-                call("reset", at["SLIP"])
-            with m.State("SLIP"):
-                m.d.sync += slips_left.eq(slips_left - 1)
-                call("slip", at["SLIP"])
-                with m.If(slips_left == 0):
-                    m.next = "DELAY"
-            with m.State("DELAY"):
-                m.d.sync += delays_left.eq(delays_left - 1)
-                call("delay", at["DELAY"])
-                with m.If(delays_left == 0):
-                    m.d.sync += [lane.eq(lane + 1), mask.eq(mask << 1), wrong.eq(0)]
+                m.d.sync += [slips_left.load(self.bitslips[lane]),
+                             delays_left.load(self.delays[lane])]
+                m.next = "LANE_RESET"
+            runs("LANE_RESET", "reset", "LANE_SLIPS")
+            with m.State("LANE_SLIPS"):
+                m.d.sync += slips_left.step()
+                m.next = "LANE_SLIP"
+                with m.If(~slips_left.some):
+                    m.next = "LANE_DELAYS"
+            runs("LANE_SLIP", "slip", "LANE_SLIPS")
+            with m.State("LANE_DELAYS"):
+                m.d.sync += delays_left.step()
+                m.next = "LANE_DELAY"
+                with m.If(~delays_left.some):
+                    m.d.sync += [lane.eq(lane + 1), mask.eq(mask << 1)]
                     m.next = "LANE"
                     with m.If(lane == modules - 1):
-                        call("test", at["VERDICT"])
+                        m.next = "LAST_TEST"
+            runs("LANE_DELAY", "delay", "LANE_DELAYS")
+            runs("LAST_TEST", "test", "VERDICT")
             with m.State("VERDICT"):
-                with m.If(wrong.any()):
-                    call("failed", at["BAD"])
-                with m.Else():
-                    call("done", at["GOOD"])
+                m.next = "HAND_OVER"
+                with m.If(routines.wrong.any()):
+                    m.next = "GIVE_UP"
+            runs("HAND_OVER", "done", "GOOD")
+            runs("GIVE_UP", "failed", "BAD")
             with m.State("GOOD"):
                 m.d.comb += self.done.eq(1)
             with m.State("BAD"):
