@@ -15,7 +15,6 @@ BEYOND = {
     "control/fetch.py Fetch._jobs": 143,
     "control/sequencer.py Sequencer.elaborate": 238,
     "core.py Core._wired": 122,
-    "memory/ddr3_init.py Ddr3Init.elaborate": 124,
     "memory/litedram.py LiteDramPort.elaborate": 107,
 }
 
