@@ -4,16 +4,16 @@ from dataclasses import replace
 
 import pytest
 from meadowlark.compile.compiler import compile_model
-from meadowlark.compile.cycles import Overheads, kind_of, predict
+from meadowlark.compile.cycles import kind_of, predict
 from meadowlark.errors import UserError
 from meadowlark.models.registry import load_model
 from meadowlark.quant.quantise import quantise
 from meadowlark.run.prepare import Source
 from meadowlark_boards import get_board
-from amaranth.utils import ceil_log2
-from meadowlark_hdl.compute.tiling_engine import TilingEngine, or_levels
-from meadowlark_hdl.compute.vector_unit import VectorUnit
+from meadowlark_hdl.control.sequencer import Sequencer
+from meadowlark_hdl.core import Core
 from meadowlark_hdl.isa import Epi, Op, Src
+from meadowlark_hdl.sampler.sampler import Sampler
 from random_model import random_model, random_texts
 
 SHAPE = dict(hidden=128, layers=2, heads=4, kv_heads=2, head_dim=32, ffn=384, vocab=512,
@@ -118,11 +118,12 @@ def test_slower_memory_takes_longer(case):
     assert predict(image, refresh, prompt=20, generate=4).cycles < 1.6 * base
 
 
-def test_overheads_count(case):
+def test_latencies_count(case, monkeypatch):
     image, board = case
     base = predict(image, board, prompt=1, generate=4)
-    more = predict(image, board, prompt=1, generate=4,
-                   overheads=replace(Overheads(), sample=1034, pass_=104))
+    monkeypatch.setattr(Sampler, "LATENCY", Sampler.LATENCY + 1000)
+    monkeypatch.setattr(Sequencer, "PLAN", Sequencer.PLAN + 100)
+    more = predict(image, board, prompt=1, generate=4)
     # a refresh falls elsewhere than before
     slack = 2 * board.memory.refresh_ns * board.clock_mhz / 1000
     assert abs(more.cycles - base.cycles - 4 * (1000 + 100)) <= slack
@@ -136,29 +137,13 @@ def test_shared_multipliers_cost_a_norm(case):
     assert slow["NORM"].work == 4 * plain["NORM"].work > 0
     assert {name: s.work for name, s in slow.items() if name != "NORM"} \
         == {name: s.work for name, s in plain.items() if name != "NORM"}
-    assert Overheads.of(board.config) == Overheads()
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_latencies_are_those_of_the_gateware(shared):
-    """The whole instructions are in test_engine_cycles.py."""
-    config = get_board("ulx3s_85f").config.replace(**{"vector_products": 8} if shared else {})
-    o, unit = Overheads.of(config), VectorUnit(config)
-    for epi in Epi:
-        # Whatever it is, the unit is busy as long as a write takes.
-        assert o.epilogue(epi) == max(unit.latency_of(epi), unit.latency_of(Epi.ACT16)), epi
-    assert o.sum_gap == unit.sum_gap
-    assert o.norm == unit.norm_latency + 2    # its start and its end, registered
-    # The last cycle of P is the last lane's own.
-    assert o.array == TilingEngine(config).RESULT_CYCLE - ceil_log2(config.W) \
-        - or_levels(config) - 1
 
 
 def test_budget_adds_up(case):
     image, board = case
     r = predict(image, board, prompt=40, generate=3)
     assert sum(s.cycles for s in r.by_kind().values()) == r.cycles
-    assert sum(cycles for _, cycles in r.passes) + Overheads().run == r.cycles
+    assert sum(cycles for _, cycles in r.passes) + Core.START == r.cycles
     text = r.budget()
     for name in ("LINEAR SWIGLU", "QK", "STORE", f"| all | | {r.cycles:,} |"):
         assert name in text

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from array_bench import ArrayUnderTest, Bench, Tile
 from bench import simulate
-from meadowlark.compile.cycles import Overheads, Spent, _Machine
+from meadowlark.compile.cycles import Spent, _Machine
 from meadowlark_boards import get_board
 from meadowlark_hdl.compute.vector_unit import VectorUnit
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import Pass
+from meadowlark_hdl.issue.issue import Issue
 from meadowlark_hdl.isa import Epi, Header, Instruction, Mode, Op, Src
 
 CONFIGS = {"w16p8": Config(W=16, P=8, bus_bytes=2, act_words=128, score_depth=1024, tile_beats=64,
@@ -52,13 +53,12 @@ class Executor(ArrayUnderTest):
 def predicted(config: Config, model: dict, p: Pass, instruction: Instruction) -> int:
     """Cycles from an instruction's turn to the next one's, if memory is never waited for."""
     machine = _Machine(SimpleNamespace(instructions=[], model_regs=model),
-                       replace(get_board("virtual"), config=config),
-                       Overheads.of(config))
+                       replace(get_board("virtual"), config=config))
     machine._wait = lambda *tile: None
     machine.now, spent = 0, Spent()
-    machine._lose(spent, machine.o.issue)
+    machine._lose(spent, Issue.START)
     getattr(machine, "_" + Op(instruction["op"]).name.lower())(instruction, p, spent)
-    machine._lose(spent, machine.o.settle)
+    machine._lose(spent, Issue.SETTLE)
     return machine.now
 
 

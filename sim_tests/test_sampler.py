@@ -109,7 +109,7 @@ def some_sampling(rng, mode, topk):
 def done_cycles(s, topk, count):
     """Cycles from finish to done after ``count`` logits, as the docstring of Sampler has them."""
     if not s.inv_t_mant or not s.top_k:
-        return 32
+        return Sampler.LATENCY
     ring, drawn = topk + -(-topk // 7), min(s.top_k, count)
     return 110 + 6 * ring + 8 * drawn if s.top_p else 83 + 4 * ring + 4 * drawn
 

@@ -432,8 +432,8 @@ async def decode_costs_few_cycles_of_its_own(dut):
     await begin(dut, {**some_model(), "head_log2": 4}, prompt=1, max_new=20)
     assert len(await collect(dut)) == 20
     gaps = {b - a for a, b in zip(chip.starts, chip.starts[1:], strict=False)}
-    # 14 of the sequencer's own, 5 of the chip's model
-    assert gaps == {19}
+    own = 2 * Sequencer.TURN + Sequencer.EVENT + Sequencer.PLAN + Sequencer.TRY
+    assert gaps == {own + 5}            # 5 of the chip's model
 
 
 @cocotb.test(timeout_time=10, timeout_unit="us")

@@ -50,6 +50,8 @@ class Core(wiring.Component):
 
     #: Cycles a flush lasts at least: longer than the array's and the vector unit's pipelines.
     FLUSH = 128
+    #: Cycles from a run's start to its first plan: the flush, two registers to it and two back.
+    START = Sequencer.CHECK + FLUSH + 4
 
     def __init__(self, config: Config, *, board: str = "", clock_hz: int = 0,
                  memory_bytes: int = 0, sleep: bool = False):

@@ -56,7 +56,12 @@ SUM_CONTROL = ("sum_en", "sum_keep", "sum_read", "sum_block")
 
 def result_cycle(config: Config) -> int:
     """Cycle in which lane 0 presents a row's result."""
-    return 15 + ceil_log2(config.W)
+    return lane_schedule(config)["res_en"][1] + 1
+
+
+def score_cycle(config: Config) -> int:
+    """Cycle in which lane 0 has a score to be written."""
+    return lane_schedule(config)["sc_en"][1]
 
 
 def LaneControl(config: Config) -> data.StructLayout:

@@ -29,6 +29,11 @@ def or_levels(config: Config) -> int:
     return -(-ceil_log2(config.P) // 2)
 
 
+def first_result(config: Config) -> int:
+    """Cycle in which lane 0's result leaves the engine, counted from its control."""
+    return result_cycle(config) + or_levels(config)
+
+
 def store_depth(config: Config) -> int:
     """Parts of words in the store FIFO: 64 words."""
     return 64 * config.W // config.store_bytes
@@ -73,7 +78,7 @@ class TilingEngine(wiring.Component):
 
     def __init__(self, config: Config, *, sleep: bool = False):
         self.config, self.sleep = config, sleep
-        self.RESULT_CYCLE = result_cycle(config) + or_levels(config)
+        self.RESULT_CYCLE = first_result(config)
         super().__init__({
             "control": In(EngineControl(config)),
             "lanes": In(range(config.P + 1)), "attending": In(1),

@@ -32,8 +32,8 @@ class Fetch(wiring.Component):
     walk until ``flush``: nothing is read that is not the model's.
 
     Timing: the next instruction is fetched while jobs are made (5 cycles each). The first job of
-    an instruction comes 10 cycles after the last one of the instruction before (TOKEN: 11); further
-    ones follow every 2 cycles (TOKEN: 6).
+    an instruction comes ``FIRST`` cycles after the last one of the instruction before (TOKEN:
+    ``TOKEN`` more); further ones follow every 2 cycles (TOKEN: 6).
 
     Parameters
     ----------
@@ -70,6 +70,7 @@ class Fetch(wiring.Component):
     """
 
     QUEUE = 8
+    FIRST, TOKEN = 10, 1
 
     def __init__(self, config: Config):
         self.config = config

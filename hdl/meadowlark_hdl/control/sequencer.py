@@ -30,9 +30,10 @@ class Sequencer(wiring.Component):
     Abort, fault, watchdog or loss of the memory: the pass is given up; ``flush`` is high for
     16 cycles at least and until ``idle``, then the event with reason 4 follows.
 
-    Timing: ``pass_end`` (or the event taken) to the next ``fetch_start`` 4 cycles and 5 for each
-    number of blocks that is tried, so 9 for a decode pass; ``pass_end`` to ``sample_finish`` 1;
-    ``sample_done`` to the event 4.
+    Timing: ``pass_end`` (or the event taken) to the next ``fetch_start`` ``TURN`` + ``PLAN``
+    cycles, and ``TRY`` for each number of blocks that is tried, so 9 for a decode pass;
+    ``pass_end`` to ``sample_finish`` ``TURN``; ``sample_done`` to the event ``EVENT``; a run's
+    start to the flush in front of its first plan ``CHECK``.
 
     Errors: see :class:`.errors.Error`. The code and, for faults, the instruction hold until the
     next start.
@@ -70,6 +71,8 @@ class Sequencer(wiring.Component):
                                  has ended.
     link_stall : Out(1)          The link does not take an event.
     """
+
+    CHECK, TURN, PLAN, TRY, EVENT = 2, 1, 3, 5, 4
 
     def __init__(self, config: Config, *, watchdog_log2: int = 20):
         if watchdog_log2 not in range(4, 33):

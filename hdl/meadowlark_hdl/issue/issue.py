@@ -10,9 +10,9 @@ from ..lib.fanout import fanout, near
 from ..isa import Op
 from ..signatures import (Beat, FetchedInstruction, InstructionLayout, ModelLayout, PassLayout,
                           ResultPort, RopeWrite, StoreCommand, TileRead)
-from ..compute.lane import BEAT_CYCLE, DRAIN_LATER, result_cycle
+from ..compute.lane import BEAT_CYCLE, DRAIN_LATER, score_cycle
 from ..lib.pipe import delay
-from ..compute.tiling_engine import EngineControl, or_levels, store_depth
+from ..compute.tiling_engine import EngineControl, first_result, store_depth
 
 
 class Issue(wiring.Component):
@@ -23,11 +23,15 @@ class Issue(wiring.Component):
     each other without a gap, except that rows with results start at least P cycles apart.
     docs/architecture.md, "Instructions", says what each one does.
 
-    Timing: control, scale_addr, result and rope are registers. LINEAR: blocks * rows *
-    max(row_beats, P) cycles a tile plus 2. QK: keys * row_beats plus 4 a block of a
-    tile; SV: sv_cycles times the beats, ACC_TURN cycles a key at least, and the drain of a block:
-    max(SUM_GAP, P) + head_dim * P. EMBED: hidden + 5 a token. ROPE: head_dim/2 + 5 a token. STORE:
-    row_beats * W / store_bytes a token while the store FIFO has room.
+    Timing: control, scale_addr, result and rope are registers. From an instruction's turn to its
+    first state that waits or works ``START`` cycles, to one that waits from the tile's
+    availability ``FRONT``; a tile of LINEAR, QK or SV ``TILE``. LINEAR: ``SEEK`` a block until the
+    first one and blocks * rows * max(row_beats, P) cycles a tile. QK: keys * row_beats and
+    ``BLOCK`` a block of a tile; SV: sv_cycles times the beats, ACC_TURN cycles a key at least, and
+    the drain of a block: max(sum_gap, P) + head_dim * P. EMBED: hidden + ``TOKEN`` a token. ROPE:
+    head_dim/2 + ``TOKEN`` a token, and ``ANGLES``. NORM: what the vector unit takes and ``NORM``.
+    STORE: row_beats * W / store_bytes a token while the store FIFO has room, and ``STORE``. The
+    next one's turn is ``SETTLE`` cycles after the last effect.
 
     Parameters
     ----------
@@ -54,6 +58,9 @@ class Issue(wiring.Component):
     bad_op : Out(1)                         High while an instruction with an unknown op stands.
     array_active, wait_tile, wait_vector, wait_store : Out(1)   For the counters.
     """
+
+    START, FRONT, SETTLE = 3, 2, 2
+    TILE, SEEK, BLOCK, TOKEN, ANGLES, NORM, STORE = 1, 1, 4, 5, 6, 2, 4
 
     def __init__(self, config: Config, *, sum_gap: int):
         if sum_gap < 1:
@@ -277,8 +284,8 @@ class Issue(wiring.Component):
         # The vector unit is across the chip: what it says is a cycle old.
         norm_done, vector_busy = Signal(), Signal()
         m.d.sync += [norm_done.eq(self.norm_done), vector_busy.eq(self.vector_busy)]
-        flight = result_cycle(config) + or_levels(config) + P + 4     # issue -> last result seen
-        scored = 18 + ceil_log2(W)      # issue -> score written; SV reads none in its first cycles
+        flight = first_result(config) + P + 4     # issue -> last result seen
+        scored = score_cycle(config) + 1    # issue -> written; SV reads none in its first cycles
 
         def finish(cycles):
             m.d.sync += settle.eq(cycles)

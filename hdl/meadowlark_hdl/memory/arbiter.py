@@ -20,9 +20,9 @@ class MemoryArbiter(wiring.Component):
     followed by its own data and nothing else, and its ``w_done`` goes to its owner. Reads and
     writes are independent of each other.
 
-    Timing: commands are registered (1 cycle, one every 2 cycles); data passes in the same cycle;
-    ``w_done`` is 1 cycle late. A change of owner costs the latency of memory. Write data of a
-    command may go to memory before the command does.
+    Timing: commands are registered (``COMMAND`` cycle, one every 2 cycles); data passes in the
+    same cycle; ``w_done`` is 1 cycle late. A change of owner costs the latency of memory. Write
+    data of a command may go to memory before the command does.
 
     Parameters
     ----------
@@ -38,6 +38,7 @@ class MemoryArbiter(wiring.Component):
     mem : Out(MemoryPort)
     """
 
+    COMMAND = 1
     WRITES = 16     # write commands whose completion is still to come
 
     def __init__(self, config: Config):

@@ -22,9 +22,9 @@ class Reader(wiring.Component):
     chunks before the FIFO: after a stall the core can take a chunk a cycle whatever the width of
     the bus.
 
-    Timing: 3 cycles from a job to its command, then at most 4 cycles from one command to the
-    next and 5 to the first of the next job (while there is room); 7 cycles from the last bus
-    word of a chunk to the chunk. One bus word a cycle for tiles of at least 4 bus words.
+    Timing: ``COMMAND`` cycles from a job to its command, then at most 4 cycles from one command to
+    the next and 5 to the first of the next job (while there is room); ``CHUNK`` cycles from the
+    last bus word of a chunk to the chunk. One bus word a cycle for tiles of at least 4 bus words.
 
     Source: the loads that run ahead across operators are those of FlashFormer,
     arXiv:2505.22758.
@@ -58,6 +58,7 @@ class Reader(wiring.Component):
     """
 
     TAGS = 16
+    COMMAND, CHUNK = 3, 7
 
     def __init__(self, config: Config):
         self.config = config

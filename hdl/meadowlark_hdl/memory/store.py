@@ -20,7 +20,7 @@ class StoreUnit(wiring.Component):
     A command's chunks, from ``addr`` on, come in parts of ``store_bytes``. Parts may come before
     their command; up to ``WORDS`` are taken ahead.
 
-    Timing: 3 cycles from a command to its first burst, 3 cycles from the end of a burst to the
+    Timing: ``BURST`` cycles from a command to its first burst, and from the end of a burst to the
     next; within a burst one bus word a cycle. Command and data are offered independently, so
     memory may take either first.
 
@@ -48,6 +48,7 @@ class StoreUnit(wiring.Component):
         Nothing in progress and all bursts acknowledged; after a flush as after reset.
     """
 
+    BURST = 3
     WORDS = 16      # parts taken ahead of memory
     BURSTS = 16     # bursts not yet acknowledged
     COMMANDS = BURSTS + 1

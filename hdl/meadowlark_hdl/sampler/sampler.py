@@ -42,8 +42,9 @@ class Sampler(wiring.Component):
     Source: Gumbel-max trick, Maddison et al., arXiv:1411.0030; nucleus, arXiv:1904.09751.
     Golden: :mod:`.sampler_golden`, bit-exact.
     Timing: logits at least 4 cycles apart, the first at least 16 after ``start``; never stalls.
-    ``finish`` to ``done``: 32 cycles; with top-k 83 + 4*ring + 4*drawn; with top-p 110 + 6*ring +
-    8*drawn; ring = topk + ceil(topk/7), drawn = top_k, or the number of logits if that is less.
+    ``finish`` to ``done``: ``LATENCY`` cycles; with top-k 83 + 4*ring + 4*drawn; with top-p
+    110 + 6*ring + 8*drawn; ring = topk + ceil(topk/7), drawn = top_k, or the number of logits if
+    that is less.
 
     Parameters
     ----------
@@ -62,6 +63,8 @@ class Sampler(wiring.Component):
     token : Out(18)
     crc : Out(32)               CRC-32 of the logits as little-endian int32.
     """
+
+    LATENCY = 32
 
     def __init__(self, config: Config):
         self.config = config

@@ -29,11 +29,10 @@ class PackedWeightDecoder(wiring.Component):
     chunks only when the others have nothing left to give, so items leave in order.
 
     Golden: :func:`meadowlark_hdl.weights.decoder_golden.decode_tile`, bit-exact.
-    Timing: 4 cycles from a chunk to its beat or headers. One beat a cycle in INT8, one every two
-    cycles in INT16, a chunk a cycle in headers, one every two in SHORT ones. No idle cycle from
-    tile to tile of at least 2 beats if tags and halves are there and the mode does not need another
-    unit. The
-    block modes: see :class:`.BlockUnit`; headers wait until its
+    Timing: ``LATENCY`` cycles from a chunk to its beat or headers. One beat a cycle in INT8, one
+    every two cycles in INT16, a chunk a cycle in headers, one every two in SHORT ones. No idle
+    cycle from tile to tile of at least 2 beats if tags and halves are there and the mode does not
+    need another unit. The block modes: see :class:`.BlockUnit`; headers wait until its
     pipeline is empty. A tile begins when a half of the tile buffer is free for it, and then nothing
     stalls it but the chunks: no ready reaches back through the units.
 
@@ -61,6 +60,8 @@ class PackedWeightDecoder(wiring.Component):
     flush : In(1)
         While it was high in the cycle before, as in reset: what is inside is dropped.
     """
+
+    LATENCY = 4
 
     def __init__(self, config: Config, *, sleep: bool = False):
         self.config, self.sleep = config, sleep

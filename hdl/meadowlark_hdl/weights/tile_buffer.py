@@ -18,7 +18,7 @@ class TileBuffer(wiring.Component):
     with ``last`` completes it. A complete half can be read until its ``release``; the halves fill
     in turn, half 0 first.
 
-    Timing: one item a cycle; a half is ``available`` the cycle after its last item came.
+    Timing: one item a cycle; a half is ``available`` ``LATENCY`` cycle after its last item came.
     Reading: RAM, then its register: data 2 cycles after its address (a row's scale is chosen from
     its W / 4 neighbours behind that register). A half is
     ``freed`` in the cycle after its ``release``, in which it may be addressed for the last time.
@@ -39,6 +39,8 @@ class TileBuffer(wiring.Component):
     flush : In(1)
         While high, as in reset: both halves empty, items are dropped.
     """
+
+    LATENCY = 1
 
     def __init__(self, config: Config):
         self.config = config

@@ -3,19 +3,35 @@
 Two timelines at the grain of a burst and a tile. The memory side walks the jobs in order: a burst
 is asked for when the run-ahead FIFO has room for it, a tile enters a half of the tile buffer when
 the tile before the last has been used. The engine executes instruction after instruction and waits
-for each tile. Whatever is not the array's own work has a name in :class:`Overheads`.
+for each tile. What is not the array's own work is a latency of some block of the gateware, which
+has it as an attribute of its class, or reads it from its pipeline: none is typed here.
 """
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from functools import cache
 from math import ceil
 from typing import TYPE_CHECKING
 
+from meadowlark_hdl.compute.lane import score_cycle
+from meadowlark_hdl.compute.tiling_engine import first_result
+from meadowlark_hdl.compute.vector_unit import VectorUnit
 from meadowlark_hdl.config import Config
+from meadowlark_hdl.control.fetch import Fetch
+from meadowlark_hdl.control.sequencer import Sequencer
 from meadowlark_hdl.control.sequencer_golden import Pass, prompt_passes
-from meadowlark_hdl.isa import Epi, Instruction, Mode, Op
+from meadowlark_hdl.core import Core
+from meadowlark_hdl.isa import Epi, Instruction, Mode, Op, Src
+from meadowlark_hdl.issue.issue import Issue
+from meadowlark_hdl.memory.arbiter import MemoryArbiter
+from meadowlark_hdl.memory.reader import Reader
+from meadowlark_hdl.memory.store import StoreUnit
+from meadowlark_hdl.sampler.sampler import Sampler
+from meadowlark_hdl.weights.block_unit import BlockUnit
+from meadowlark_hdl.weights.decoder import PackedWeightDecoder
 from meadowlark_hdl.weights.modes import MODES
+from meadowlark_hdl.weights.tile_buffer import TileBuffer
 
 from ..errors import UserError
 
@@ -23,102 +39,6 @@ if TYPE_CHECKING:
     from meadowlark_boards import Board
 
     from .image import Image
-
-
-@dataclass(frozen=True, kw_only=True)
-class Overheads:
-    """Latencies in cycles, apart from the work itself; the one table to calibrate.
-
-    Parameters
-    ----------
-    run : int
-        From start to the first job of the first pass, planning apart.
-    plan, plan_block : int
-        Of the Sequencer before a pass: once, and for each block it tries.
-    pass_ : int
-        From the end of a pass to the planning of the next.
-    sample : int
-        From the last logit to the token, greedy.
-    fetch, table : int
-        Of Fetch, from an instruction's turn to its first job; TOKEN and TABLE in addition.
-    queue : int
-        Instructions that Fetch can be ahead of the engine.
-    command : int
-        Of the Reader, from a job or a command to the next command.
-    bus : int
-        From a command to the memory's bus, beside the memory's own latency.
-    decode : int
-        From the last bus word of a tile to ``available``: Reader, decoder, tile buffer.
-    blocks : int
-        Of the decoder, each tile in a block mode: its pipeline runs empty.
-    issue : int
-        From the end of an instruction to the first state of the next that waits or works.
-    tile, block : int
-        LINEAR, QK, SV: each tile; QK, SV: each block of a tile.
-    array : int
-        From the last beat of an instruction to its last result, lanes (P) and trees apart.
-    act, rope, swiglu, resid : int
-        From a result to its effect, by epilogue; LOGIT ends as late as ACT.
-    scores : int
-        QK: from the last beat to the last score, adder tree apart.
-    sum_gap : int
-        SV: from the sum of a block to the first element of its drain, P at least.
-    norm : int
-        NORM: beside its tokens.
-    token : int
-        EMBED, ROPE: a token beside its values.
-    angles : int
-        ROPE: from its last value to the end.
-    store : int
-        STORE: an instruction.
-    store_burst : int
-        STORE: between bursts.
-    store_ahead : int
-        STORE: parts of words that are taken ahead of memory.
-    settle : int
-        From the last effect of an instruction to its end.
-    """
-    run: int = 40
-    plan: int = 3
-    plan_block: int = 5
-    pass_: int = 4
-    sample: int = 34
-    fetch: int = 10
-    table: int = 2
-    queue: int = 8
-    command: int = 3
-    bus: int = 2
-    decode: int = 14
-    blocks: int = 20
-    issue: int = 3
-    tile: int = 1
-    block: int = 4
-    array: int = 14
-    act: int = 21
-    rope: int = 28
-    swiglu: int = 39
-    resid: int = 29
-    scores: int = 16
-    sum_gap: int = 18
-    norm: int = 39
-    token: int = 5
-    angles: int = 6
-    store: int = 4
-    store_burst: int = 3
-    store_ahead: int = 16
-    settle: int = 2
-
-    @classmethod
-    def of(cls, config: Config) -> Overheads:
-        """Those of a core: a product by a multiplier that is shared takes a cycle more."""
-        later = int(config.shared_products)
-        return cls(rope=cls.rope + later, swiglu=cls.swiglu + 3 * later, resid=cls.resid + later,
-                   sum_gap=cls.sum_gap + 2 * later, norm=cls.norm + 3 * later)
-
-    def epilogue(self, epi: int) -> int:
-        """Cycles from a result to the end of its effect."""
-        return {Epi.ROPE16: self.rope, Epi.ROPE8: self.rope, Epi.SWIGLU: self.swiglu,
-                Epi.RESID: self.resid}.get(Epi(epi), self.act)
 
 
 @dataclass
@@ -207,8 +127,13 @@ def kind_of(instruction: Instruction) -> str:
 class _Memory:
     """Memory bus, FIFO and tile buffer: when does a tile become available?"""
 
-    def __init__(self, board: Board, overheads: Overheads) -> None:
-        self.c, self.t, self.o = board.config, board.memory, overheads
+    #: From a command to the bus, beside memory's own latency: it is taken, and the arbiter's.
+    BUS = 1 + MemoryArbiter.COMMAND
+    #: From the last bus word of a tile to the cycle in which Issue knows of it.
+    DECODE = Reader.CHUNK + PackedWeightDecoder.LATENCY + TileBuffer.LATENCY + Issue.FRONT
+
+    def __init__(self, board: Board) -> None:
+        self.c, self.t = board.config, board.memory
         ticks = board.memory.ticks(board.clock_mhz, board.config.bus_bytes)
 
         def cycles(of: int) -> float:
@@ -240,7 +165,7 @@ class _Memory:
 
         idle: cycles of the decoder before its first chunk. more: those beyond a cycle a chunk.
         """
-        c, o = self.c, self.o
+        c = self.c
         total = words = chunks * self.per_chunk
         at = addr * self.per_chunk
         command = max(self.command, earliest)
@@ -252,7 +177,7 @@ class _Memory:
                 when, gone = self.waiting.popleft()
                 self.level -= gone
                 command = max(command, when)
-            command += o.command
+            command += Reader.COMMAND
             while self.writes and self.writes[0][0] <= max(self.free, command):
                 ready, to, count = self.writes.popleft()
                 self.fence = self._burst(to, count, ready, write=True)[1]
@@ -268,7 +193,7 @@ class _Memory:
             at += n
             words -= n
         self.command, self.taken = command, taken
-        return ceil(taken) + o.decode
+        return ceil(taken) + self.DECODE
 
     def write(self, at: int, n: int, ready: int) -> None:
         """A burst of the KV cache whose data is there at ``ready``; goes between reads."""
@@ -285,7 +210,7 @@ class _Memory:
         """Put a burst on the bus; returns its first cycle and the one after its last."""
         t = self.t
         self.words += n
-        ready = command + self.o.bus
+        ready = command + self.BUS
         byte = at * self.c.bus_bytes
         page = byte // t.page_bytes
         bank = page % t.banks
@@ -311,21 +236,27 @@ class _Memory:
         self.halves.append(when + 1)
 
 
+@cache
+def _vector_unit(config: Config) -> VectorUnit:
+    """To be asked how long things take: it is built for the answer, once."""
+    return VectorUnit(config)
+
+
 class _Machine:
     """Both timelines; runs passes."""
 
-    def __init__(self, image: Image, board: Board, overheads: Overheads) -> None:
-        self.c, self.o = board.config, overheads
+    def __init__(self, image: Image, board: Board) -> None:
+        self.c, self.vector = board.config, _vector_unit(board.config)
         self.program = image.instructions
         self.regs = image.model_regs
-        self.memory = _Memory(board, overheads)
+        self.memory = _Memory(board)
         self.by_pc: dict[int, Spent] = {}
-        self.now = overheads.run        # engine
+        self.now = Core.START           # engine
         self.stream = 0                 # pointer into the weight stream
         self.fetch = 0                  # time Fetch has reached the instruction
         self.storing = 0                # time the StoreUnit has taken all chunks so far
-        c = self.c
-        self.array = overheads.array + (c.W - 1).bit_length() + ((c.P - 1).bit_length() + 1) // 2
+        # From the last beat of an instruction to the last result of lane 0.
+        self.array = first_result(self.c) - 1
 
     def _wait(self, spent: Spent, i: Instruction, addr: int, chunks: int, earliest: int,
               rows: int = 0) -> None:
@@ -334,7 +265,8 @@ class _Machine:
         if i["packed"]:                 # a beat takes the unpacker so many cycles
             more = max(rows * i["row_beats"] * self.c.unpack_cycles - chunks, 0)
         if info.group:
-            idle = 1 + self.o.blocks    # row headers wait until the unit is empty
+            # Row headers wait until the unit is empty.
+            idle = 1 + PackedWeightDecoder.LATENCY + BlockUnit.LATENCY
         if info.bits < 8:               # several beats a chunk
             beats = i["rows"] * i["row_beats"]
             more = (beats - info.code_chunks(beats)) * chunks // i["chunks"]
@@ -347,6 +279,10 @@ class _Machine:
         spent.work += cycles
         self.now += cycles
 
+    def _effect(self, epi: Epi) -> int:
+        """From a result to its effect; a shorter one than a write's ends as late as that."""
+        return max(self.vector.latency_of(epi), self.vector.latency_of(Epi.ACT16))
+
     def _lose(self, spent: Spent, cycles: int) -> None:
         spent.overhead += cycles
         self.now += cycles
@@ -354,8 +290,7 @@ class _Machine:
     def run(self, p: Pass) -> int:
         """One pass; returns its cycles."""
         began = self.now
-        o = self.o
-        self.now += o.plan + p.nb * o.plan_block
+        self.now += Sequencer.PLAN + p.nb * Sequencer.TRY
         self.stream = self.regs["stream_addr"]
         self.fetch = self.now
         started: deque[int] = deque()   # of the instructions that fill the queue
@@ -368,18 +303,18 @@ class _Machine:
             spent = self.by_pc.setdefault(pc, Spent())
             spent.count += 1
             pc += 1
-            if len(started) > o.queue:
+            if len(started) > Fetch.QUEUE:
                 self.fetch = max(self.fetch, started.popleft())
-            self.fetch += o.fetch
+            self.fetch += Fetch.FIRST
             started.append(self.now)
-            self._lose(spent, o.issue)
+            self._lose(spent, Issue.START)
             if i["op"] == Op.END:
                 break
             getattr(self, "_" + Op(i["op"]).name.lower())(i, p, spent)
-            self._lose(spent, o.settle)
-        if p.final:
-            self.now += o.sample
-        self.now += o.pass_
+            self._lose(spent, Issue.SETTLE)
+        self.now += Sequencer.TURN
+        if p.final:                     # the event is taken at once
+            self.now += Sampler.LATENCY + Sequencer.EVENT + Sequencer.TURN
         return self.now - began
 
     def _stream_tile(self, i: Instruction, spent: Spent, chunks: int, rows: int = 0) -> None:
@@ -389,9 +324,9 @@ class _Machine:
     def _rows_of_table(self, i: Instruction, rows: range, values: int, spent: Spent) -> None:
         for row in rows:
             self._wait(spent, i, i["addr"] + row * i["chunks"], i["chunks"],
-                       self.fetch + self.o.table)
+                       self.fetch + Fetch.TOKEN * (i["src"] == Src.TOKEN))
             self._work(spent, values)
-            self._lose(spent, self.o.token)
+            self._lose(spent, Issue.TOKEN)
             self.memory.release(self.now)
 
     def _embed(self, i: Instruction, p: Pass, spent: Spent) -> None:
@@ -400,47 +335,47 @@ class _Machine:
         for s in range(p.n):
             row = (p.pos0 + s) * 37 % vocab
             self._rows_of_table(i, range(row, row + 1), self.regs["hidden"], spent)
-        self._lose(spent, self.o.resid)
+        self._lose(spent, self._effect(Epi.RESID))
 
     def _rope(self, i: Instruction, p: Pass, spent: Spent) -> None:
         self._rows_of_table(i, range(p.pos0, p.ctx), 1 << self.regs["head_log2"] - 1, spent)
-        self._lose(spent, self.o.angles)
+        self._lose(spent, Issue.ANGLES)
 
     def _norm(self, i: Instruction, p: Pass, spent: Spent) -> None:
         self._stream_tile(i, spent, i["chunks"])
         self._work(spent, (1 if i["last"] else p.n) * self.regs["hidden"] // self.c.norm_width)
-        self._lose(spent, self.o.norm)
+        self._lose(spent, self.vector.norm_latency + Issue.NORM)
         self.memory.release(self.now)
 
     def _linear(self, i: Instruction, p: Pass, spent: Spent) -> None:
         nb = 1 if i["last"] else p.nb
-        self._lose(spent, (p.nb if i["last"] else 1) + 1)   # seeks the block, looks at it
+        self._lose(spent, (p.nb if i["last"] else 1) * Issue.SEEK + Issue.TILE)
         row = max(i["row_beats"], self.c.P)
         wait = row - i["row_beats"]         # for the results of the row before
         for k in range(i["tiles"]):
             end = k == i["tiles"] - 1
             rows = i["last_rows" if end else "rows"]
             self._stream_tile(i, spent, i["last_chunks" if end else "chunks"], rows)
-            self._lose(spent, max(self.o.tile - (wait if k else 0), 0))
+            self._lose(spent, max(Issue.TILE - (wait if k else 0), 0))
             self._work(spent, row * nb * rows)
             self.memory.release(self.now)
-        self._lose(spent, self.array + self.c.P + self.o.epilogue(i["epi"]) - wait)
+        self._lose(spent, self.array + self.c.P + self._effect(Epi(i["epi"])) - wait)
 
     def _store(self, i: Instruction, p: Pass, spent: Spent) -> None:
-        c, o = self.c, self.o
+        c = self.c
         chunks = p.n * i["row_beats"]
         words = chunks * c.bus_per_chunk
         at = (i["addr"] + p.pos0 * i["row_beats"]) * c.bus_per_chunk
         self.storing = max(self.now, self.storing)
         for first in range(0, words, c.burst_words):
             n = min(c.burst_words, words - first)
-            self.storing += n + o.store_burst
+            self.storing += n + StoreUnit.BURST
             self.memory.write(at + first, n, self.storing)
         # the engine is done when the last chunk is taken, ahead of memory
-        ahead = o.store_ahead * c.store_bytes // c.bus_bytes
+        ahead = StoreUnit.WORDS * c.store_bytes // c.bus_bytes
         end = max(self.now + chunks * c.W // c.store_bytes, self.storing - ahead)
         self._work(spent, end - self.now)
-        self._lose(spent, o.store)
+        self._lose(spent, Issue.STORE)
 
     def _kv_tiles(self, i: Instruction, p: Pass, spent: Spent):
         """Reads the cache; yields (keys of each block in this tile, ends a block) a tile."""
@@ -450,7 +385,7 @@ class _Machine:
             n = min(i["rows"], p.ctx - first)
             self._wait(spent, i, i["addr"] + first * i["row_beats"], n * i["row_beats"],
                        max(self.fetch, self.memory.written()))
-            self._lose(spent, self.o.tile + len(limits) * self.o.block)
+            self._lose(spent, Issue.TILE + len(limits) * Issue.BLOCK)
             yield [(max(0, min(limit - first, n)), first < limit <= first + n)
                    for limit in limits]
             self.memory.release(self.now)
@@ -458,7 +393,7 @@ class _Machine:
     def _qk(self, i: Instruction, p: Pass, spent: Spent) -> None:
         for blocks in self._kv_tiles(i, p, spent):
             self._work(spent, sum(keys for keys, _ in blocks) * i["row_beats"])
-        self._lose(spent, self.o.scores + (self.c.W - 1).bit_length())
+        self._lose(spent, score_cycle(self.c) - 1)
 
     def _sv(self, i: Instruction, p: Pass, spent: Spent) -> None:
         rows = 1 << self.regs["head_log2"]
@@ -467,12 +402,12 @@ class _Machine:
                 self._work(spent, keys * max(self.c.ACC_TURN, i["row_beats"] * self.c.sv_cycles))
                 if last:            # behind the start of the last row there is no wait
                     self._work(spent, (rows - 1) * self.c.P + 1)
-                    self._lose(spent, max(self.o.sum_gap, self.c.P))
-        self._lose(spent, self.array + self.c.P + self.o.act)
+                    self._lose(spent, max(self.vector.sum_gap, self.c.P))
+        self._lose(spent, self.array + self.c.P + self._effect(Epi.ACT16))
 
 
-def predict(image: Image, board: Board, *, prompt: int, generate: int, start_pos: int = 0,
-            overheads: Overheads | None = None) -> Prediction:
+def predict(image: Image, board: Board, *, prompt: int, generate: int,
+            start_pos: int = 0) -> Prediction:
     """Predict a test: a prompt of ``prompt`` tokens at ``start_pos``, then ``generate`` tokens.
 
     The last prompt pass gives the first token, so ``generate`` tokens take ``generate - 1`` passes
@@ -484,8 +419,6 @@ def predict(image: Image, board: Board, *, prompt: int, generate: int, start_pos
     generate : int, 0..
     start_pos : int, 0..
         Tokens whose keys and values are in the cache already.
-    overheads : Overheads, optional
-        Latencies; by default the calibrated ones of the board's core.
 
     Raises
     ------
@@ -499,7 +432,7 @@ def predict(image: Image, board: Board, *, prompt: int, generate: int, start_pos
     if total > image.context:
         raise UserError(f"{total} tokens do not fit the image's context of {image.context}")
     image.check_board(board)
-    machine = _Machine(image, board, overheads or Overheads.of(board.config))
+    machine = _Machine(image, board)
     regs = image.model_regs
     plan = list(prompt_passes(board.config, regs["head_log2"], regs["blocks"], start_pos, prompt,
                               generate > 0))
@@ -507,7 +440,7 @@ def predict(image: Image, board: Board, *, prompt: int, generate: int, start_pos
     end = start_pos + prompt
     plan += [Pass(end + k, 1, 1, end + k + 1, True, True) for k in range(generate - 1)]
     passes = [(p, machine.run(p)) for p in plan]
-    prefill = machine.o.run + sum(cycles for _, cycles in passes[:first_decode])
+    prefill = Core.START + sum(cycles for _, cycles in passes[:first_decode])
     return Prediction(
         cycles=machine.now, prefill_cycles=prefill, decode_cycles=machine.now - prefill,
         passes=passes, by_pc=dict(sorted(machine.by_pc.items())), program=machine.program,
