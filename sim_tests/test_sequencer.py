@@ -479,5 +479,5 @@ def test_every_error_has_a_sentence():
 
 
 def test_watchdog_out_of_range():
-    with pytest.raises(ValueError, match=r"^watchdog_log2 must be in 4\.\.32, not 3$"):
-        Sequencer(CONFIG, watchdog_log2=3)
+    with pytest.raises(ValueError, match=r"^watchdog_log2 must be in 5\.\.32, not 4$"):
+        Sequencer(CONFIG, watchdog_log2=4)

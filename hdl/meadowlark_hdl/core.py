@@ -13,6 +13,8 @@ from .control.fetch import Fetch
 from .sampler.sampler import Sampler
 from .control.sequencer import Sequencer
 from .issue.issue import Issue
+from .lib.countdown import Countdown
+from .lib.far import far
 from .lib.fanout import near
 from .link.link import Link
 from .memory.arbiter import MemoryArbiter
@@ -27,6 +29,32 @@ from .weights.tile_buffer import TileBuffer
 def _same(source, sink) -> list:
     """Drive every member of a port without handshake."""
     return [getattr(sink, name).eq(getattr(source, name)) for name in source.signature.members]
+
+
+def _restart(m: Module, name: str, *reasons):
+    """Two registers for each block: one for all would reach across the whole chip."""
+    early = near(m, Cat(*reasons).any(), name=f"restart_{name}_early", reset=True)
+    return near(m, early, name=f"restart_{name}", reset=True)
+
+
+def _restarted(block, when, *domains):
+    """Rigid blocks have no other way to forget."""
+    return ResetInserter(dict.fromkeys(("sync", *domains), when))(block)
+
+
+def _causes(reader, store, issue, engine, vector, sequencer) -> dict:
+    """What Counters count, by name, see :mod:`.control.counters_table`."""
+    written = store.mem.w_data
+    waits = issue.wait_tile | issue.wait_store | issue.wait_vector
+    return {
+        "bus_read_words": reader.beats, "bus_write_words": written.valid & written.ready,
+        "passes": sequencer.pass_done, "instructions": issue.retired,
+        "array_active": issue.array_active,
+        "stall_memory": (issue.wait_tile & reader.starved) | issue.wait_store,
+        "stall_decoder": issue.wait_tile & ~reader.starved,
+        "stall_engine": ~issue.array_active & ~waits & ~sequencer.link_stall,
+        "stall_vector": issue.wait_vector, "stall_link": sequencer.link_stall,
+        "saturations": vector.saturations, "score_saturations": engine.saturations}
 
 
 class Core(wiring.Component):
@@ -67,35 +95,28 @@ class Core(wiring.Component):
         m = Module()
         m.domains.core = ClockDomain(reset_less=True)
         m.d.comb += ClockSignal("core").eq(ClockSignal())
-        left, restart = Signal(range(self.FLUSH + 1)), Signal()
-        m.d.core += restart.eq(left != 0)
+        left = Countdown(m, range(self.FLUSH + 1), name="left", last=False)
+        restart = Signal()
+        m.d.core += restart.eq(left.some)
         with m.If(ResetSignal(allow_reset_less=True)):
-            m.d.core += left.eq(self.FLUSH)
-        with m.Elif(left != 0):
-            m.d.core += left.eq(left - 1)
+            m.d.core += left.load(self.FLUSH)
+        with m.Elif(left.some):
+            m.d.core += left.step()
         m.submodules.wired = DomainRenamer("core")(self._wired(restart))
         return m
 
     def _wired(self, restart):
         m = Module()
-        config, sleep = self.config, self.sleep
+        config, sleep, link = self.config, self.sleep, self._link
         sequencer, reset = Sequencer(config), Signal()      # reset: the host asks for it
 
         def restart_of(name, *reasons):
-            """Two registers for each block: one for all would reach across the whole chip."""
-            early = near(m, Cat(restart, *reasons).any(), name=f"restart_{name}_early", reset=True)
-            return near(m, early, name=f"restart_{name}", reset=True)
+            return _restart(m, name, restart, *reasons)
 
         def flush_of(name):
             return restart_of(name, sequencer.flush, reset)
-
-        def restarted(block, when, *domains):
-            """Rigid blocks have no other way to forget."""
-            return ResetInserter(dict.fromkeys(("sync", *domains), when))(block)
-
-        link = self._link
         arbiter = MemoryArbiter(config)
-        m.submodules.arbiter = restarted(arbiter, restart_of("arbiter"))
+        m.submodules.arbiter = _restarted(arbiter, restart_of("arbiter"))
         m.submodules.reader = reader = Reader(config)
         store = StoreUnit(config)
         m.submodules.decoder = decoder = PackedWeightDecoder(config, sleep=sleep)
@@ -105,32 +126,29 @@ class Core(wiring.Component):
         issue = Issue(config, sum_gap=vector.sum_gap)
         sampler, counters = Sampler(config), Counters()
         flush = flush_of("core")
-        m.submodules.issue = restarted(issue, flush_of("issue"))
-        m.submodules.engine = restarted(engine, flush_of("engine"))
-        m.submodules.vector = restarted(vector, flush_of("vector"),
-                                        *(vector.DOMAINS if sleep else ()))
+        m.submodules.issue = _restarted(issue, flush_of("issue"))
+        m.submodules.engine = _restarted(engine, flush_of("engine"))
+        m.submodules.vector = _restarted(vector, flush_of("vector"),
+                                         *(vector.DOMAINS if sleep else ()))
         m.submodules.sampler = napping(
-            m, restarted(sampler, flush_of("sampler")), "sampler", flush | sampler.start
+            m, _restarted(sampler, flush_of("sampler")), "sampler", flush | sampler.start
             | sampler.logit.valid | sampler.finish | sampler.busy, sleep=sleep, linger=64)
         known = Signal(2)                       # what the link has seen of the core's state
         m.d.sync += known.eq(Cat(link.seq.busy, self.mem.ready))
         link_restart = restart_of("link")
         m.submodules.link = napping(
-            m, restarted(link, link_restart), "link", link_restart | ~link.idle | self.rx.valid
+            m, _restarted(link, link_restart), "link", link_restart | ~link.idle | self.rx.valid
             | self.tx.valid | link.seq.events.valid
             | (known != Cat(link.seq.busy, self.mem.ready)), sleep=sleep, linger=64)
-        m.submodules.sequencer = restarted(sequencer, restart_of("sequencer", reset))
-        m.submodules.counters = restarted(counters, restart_of("counters"))
+        m.submodules.sequencer = _restarted(sequencer, restart_of("sequencer", reset))
+        m.submodules.counters = _restarted(counters, restart_of("counters"))
 
         # Flush: what is in flight in a rigid pipeline leaves it while the flush lasts.
-        held = Signal(range(self.FLUSH + 1))
+        flushing = Countdown(m, range(self.FLUSH + 1), name="flushing", last=False)
         with m.If(~flush):
-            m.d.sync += held.eq(0)
-        with m.Elif(held != self.FLUSH):
-            m.d.sync += held.eq(held + 1)
-        m.d.sync += [
-            reset.eq(link.reset),
-            sequencer.idle.eq(reader.idle & store.idle & (held == self.FLUSH))]
+            m.d.sync += flushing.load(self.FLUSH)
+        with m.Elif(flushing.some):
+            m.d.sync += flushing.step()
         for name, block in (("reader", reader), ("store", store), ("decoder", decoder),
                             ("tiles", tiles), ("fetch", fetch)):
             m.d.comb += block.flush.eq(flush_of(name))
@@ -139,23 +157,20 @@ class Core(wiring.Component):
             m, store, "store", flush | ~store.idle | issue.store_cmd.valid | engine.store.valid,
             sleep=sleep, linger=64)
 
-        # Memory side
-        wiring.connect(m, wiring.flipped(self.mem), arbiter.mem)
-        wiring.connect(m, reader.mem, arbiter.reader)
-        wiring.connect(m, store.mem, arbiter.store)
-        wiring.connect(m, link.mem, arbiter.host)
-        wiring.connect(m, fetch.jobs, reader.jobs)
-        wiring.connect(m, reader.tags, decoder.tags)
-        wiring.connect(m, reader.chunks, decoder.chunks)
-        wiring.connect(m, decoder.items, tiles.i)
-        wiring.connect(m, issue.tile, tiles.read)
-        wiring.connect(m, engine.store, store.words)
-        wiring.connect(m, issue.store_cmd, store.cmd)
-        m.d.comb += fetch.store_done.eq(store.done)
+        # Streams and memory
+        for one, other in (
+                (wiring.flipped(self.mem), arbiter.mem), (reader.mem, arbiter.reader),
+                (store.mem, arbiter.store), (link.mem, arbiter.host), (link.seq, sequencer.link),
+                (wiring.flipped(self.rx), link.rx), (wiring.flipped(self.tx), link.tx),
+                (fetch.jobs, reader.jobs), (reader.tags, decoder.tags),
+                (reader.chunks, decoder.chunks), (decoder.items, tiles.i),
+                (issue.tile, tiles.read), (fetch.out, issue.instr),
+                (engine.store, store.words), (issue.store_cmd, store.cmd)):
+            wiring.connect(m, one, other)
 
         # Array
-        wiring.connect(m, fetch.out, issue.instr)
         m.d.comb += [
+            fetch.store_done.eq(store.done),
             engine.control.eq(issue.control), engine.lanes.eq(issue.lanes),
             engine.attending.eq(issue.attending), engine.beat.eq(tiles.read.beat),
             engine.scale.eq(tiles.read.scale),
@@ -170,12 +185,8 @@ class Core(wiring.Component):
             _same(vector.logit, sampler.logit), _same(vector.logit, self.tap)]
 
         # Control
-        faults = {Error.BAD_INSTRUCTION: issue.bad_op, Error.PROGRAM_END: fetch.program_end,
-                  Error.BAD_TOKEN: fetch.bad_token, Error.BAD_DATA: decoder.error}
-        wiring.connect(m, link.seq, sequencer.link)
-        model = link.seq.model
         for block in (issue, vector, fetch):
-            m.d.comb += [block.model.eq(model), block.pass_.eq(sequencer.pass_)]
+            m.d.comb += [block.model.eq(link.seq.model), block.pass_.eq(sequencer.pass_)]
         m.d.comb += [
             fetch.start.eq(sequencer.fetch_start), fetch.start_pc.eq(sequencer.fetch_pc),
             sequencer.token_addr.eq(fetch.token_addr), fetch.token_data.eq(sequencer.token_data),
@@ -183,34 +194,26 @@ class Core(wiring.Component):
             sampler.run.eq(link.seq.run), sampler.position.eq(sequencer.sample_position),
             sampler.start.eq(sequencer.sample_start), sampler.finish.eq(sequencer.sample_finish),
             sequencer.sample_done.eq(sampler.done), sequencer.sample_token.eq(sampler.token),
-            sequencer.sample_crc.eq(sampler.crc), sequencer.ready.eq(self.mem.ready),
-            sequencer.fault_pc.eq(issue.pc)]
-        m.d.sync += [           # a program is written long before it runs, from across the chip
-            fetch.prog_en.eq(link.seq.prog_en), fetch.prog_addr.eq(link.seq.prog_addr),
-            fetch.prog_data.eq(link.seq.prog_data)]
-        m.d.sync += [
-            sequencer.progress.eq(reader.beats | issue.retired),
-            sequencer.faults.eq(Cat(faults[error] for error in FAULTS))]
+            sequencer.sample_crc.eq(sampler.crc), link.counter_data.eq(counters.data)]
 
-        causes = counters.causes
-        written = store.mem.w_data
-        m.d.comb += [
-            counters.clear.eq(sequencer.run_start), counters.busy.eq(link.seq.busy),
-            counters.first_token.eq(sequencer.first_token), counters.hold.eq(link.counter_hold),
-            counters.index.eq(link.counter_index), link.counter_data.eq(counters.data),
-            causes.bus_read_words.eq(reader.beats),
-            causes.bus_write_words.eq(written.valid & written.ready),
-            causes.passes.eq(sequencer.pass_done), causes.instructions.eq(issue.retired),
-            causes.array_active.eq(issue.array_active),
-            causes.stall_memory.eq((issue.wait_tile & reader.starved) | issue.wait_store),
-            causes.stall_decoder.eq(issue.wait_tile & ~reader.starved),
-            causes.stall_vector.eq(issue.wait_vector),
-            causes.stall_engine.eq(~issue.array_active & ~issue.wait_tile & ~issue.wait_store
-                                   & ~issue.wait_vector & ~sequencer.link_stall),
-            causes.stall_link.eq(sequencer.link_stall),
-            causes.saturations.eq(vector.saturations),
-            causes.score_saturations.eq(engine.saturations)]
+        # What crosses the chip, (sink, source, registers on the way): blocks have none for it.
+        faults = {Error.BAD_INSTRUCTION: issue.bad_op, Error.PROGRAM_END: fetch.program_end,
+                  Error.BAD_TOKEN: fetch.bad_token, Error.BAD_DATA: decoder.error}
+        causes = _causes(reader, store, issue, engine, vector, sequencer)
+        for sink, source, cycles in (
+                (reset, link.reset, 1),
+                (sequencer.idle, reader.idle & store.idle & ~flushing.some, 1),
+                (sequencer.faults, Cat(faults[error] for error in FAULTS), 2),
+                (sequencer.fault_pc, issue.pc, 1),
+                (sequencer.progress, reader.beats | issue.retired, 2),
+                (sequencer.ready, self.mem.ready, 1),
+                # A program is written long before it runs.
+                *((getattr(fetch, name), getattr(link.seq, name), 2)
+                  for name in ("prog_en", "prog_addr", "prog_data")),
+                (counters.clear, sequencer.run_start, 1), (counters.busy, link.seq.busy, 1),
+                (counters.first_token, sequencer.first_token, 1),
+                (counters.hold, link.counter_hold, 1), (counters.index, link.counter_index, 1),
+                *((getattr(counters.causes, name), causes[name], 1) for name in causes)):
+            far(m, sink, source, cycles=cycles)
 
-        wiring.connect(m, wiring.flipped(self.rx), link.rx)
-        wiring.connect(m, wiring.flipped(self.tx), link.tx)
         return m

@@ -3,6 +3,7 @@ from amaranth import Array, Module, Mux, Signal
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
+from ..lib.countdown import Countdown
 from ..lib.pipe import delay
 from .counters_table import COUNTER_BITS, COUNTER_SLOTS, COUNTERS
 
@@ -18,11 +19,10 @@ class Counters(wiring.Component):
     16 cycles and the small counters hold 16.
 
     All values are copied to a second RAM, which alone is read, except while ``hold``: so a reader
-    can take its time. During a run the values it finds are at most 21 cycles apart and old; 21
+    can take its time. During a run the values it finds are at most 20 cycles apart and old; 20
     cycles after a run they are exact.
 
-    Timing: inputs are registered before use, nothing stalls. ``data`` follows ``index`` by 2
-    cycles.
+    Timing: nothing stalls. ``data`` follows ``index`` by 1 cycle.
 
     Members
     -------
@@ -54,10 +54,7 @@ class Counters(wiring.Component):
         live_w, live_r = live.write_port(), live.read_port(domain="comb")
         shown_w, shown_r = shown.write_port(), shown.read_port(domain="comb")
 
-        clear = Signal()
-        busy = Signal()
         waiting = Signal(init=1)
-        m.d.sync += [clear.eq(self.clear), busy.eq(self.busy)]
         with m.If(self.clear):
             m.d.sync += waiting.eq(1)
         with m.Elif(self.first_token):
@@ -70,26 +67,25 @@ class Counters(wiring.Component):
                       for i in range(COUNTER_SLOTS))
         value = Signal(32)
         is_value = Signal()
+        own = {"cycles": 1, "cycles_first_token": waiting | self.clear}
         for i, counter in enumerate(COUNTERS):
-            name = counter.name
-            cause = Signal(32 if counter.kind == "value" else 1, name=f"cause_{name}")
-            m.d.sync += cause.eq({"cycles": 1, "cycles_first_token": waiting | self.clear}[name]
-                                 if name in _OWN else getattr(self.causes, name))
+            cause = own[counter.name] if counter.name in own \
+                else getattr(self.causes, counter.name)
             if counter.kind == "value":
                 with m.If(slot == i):
                     m.d.comb += [value.eq(cause), is_value.eq(1)]
             else:
-                m.d.sync += small[i].eq(Mux((slot == i) | clear, 0, small[i]) + (busy & cause))
+                m.d.sync += small[i].eq(
+                    Mux((slot == i) | self.clear, 0, small[i]) + (self.busy & cause))
 
         # Each round a word is read, added to and written back: registers at every step. A clear
         # lasts the 16 slots after its pulse.
-        clearing, late_clear = Signal(range(COUNTER_SLOTS + 1)), Signal()
-        hold = Signal()
-        m.d.sync += [hold.eq(self.hold), late_clear.eq(clear)]
+        clearing = Countdown(m, range(COUNTER_SLOTS + 1), name="clearing", last=False)
+        late_clear = delay(m, self.clear, 1, name="clear", reset=True)
         with m.If(late_clear):
-            m.d.sync += clearing.eq(COUNTER_SLOTS)
-        with m.Elif(clearing != 0):
-            m.d.sync += clearing.eq(clearing - 1)
+            m.d.sync += clearing.load(COUNTER_SLOTS)
+        with m.Elif(clearing.some):
+            m.d.sync += clearing.step()
 
         old = Signal(COUNTER_BITS)
         inc = Signal(32)
@@ -101,14 +97,13 @@ class Counters(wiring.Component):
         m.d.sync += [
             value_1.eq(value), is_value_1.eq(is_value), small_1.eq(small[slot]),
             live_1.eq(live_r.data),
-            old.eq(Mux((clearing != 0) | is_value_1, 0, live_1)),
+            old.eq(Mux(clearing.some | is_value_1, 0, live_1)),
             inc.eq(Mux(is_value_1, value_1, small_1)),
             total.eq(old + inc)]        # 40 bits: three hours at 100 MHz, then it wraps
         m.d.comb += [
             live_w.addr.eq(late_slot), live_w.data.eq(total), live_w.en.eq(1),
-            shown_w.addr.eq(late_slot), shown_w.data.eq(total), shown_w.en.eq(~hold)]
+            shown_w.addr.eq(late_slot), shown_w.data.eq(total), shown_w.en.eq(~self.hold)]
 
-        index = Signal(range(COUNTER_SLOTS))
-        m.d.comb += shown_r.addr.eq(index)
-        m.d.sync += [index.eq(self.index), self.data.eq(shown_r.data)]
+        m.d.comb += shown_r.addr.eq(self.index)
+        m.d.sync += self.data.eq(shown_r.data)
         return m

@@ -1,13 +1,18 @@
 """Runs the model pass after pass and token after token, without the host."""
-from amaranth import Cat, Const, Module, Mux, Signal
-from amaranth.lib import memory, wiring
+from amaranth import Module
+from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from ..lib.collisions import NO_RW_CHECK
 from ..config import Config
-from ..signatures import STOP_IDS, PassLayout, SequencerPort
+from ..lib.countdown import Countdown
+from ..link.protocol import Reason
+from ..signatures import PassLayout, SequencerPort
+from .admission import Admission
 from .errors import FAULTS, Error
-from .sequencer_golden import MAX_TILE_KEYS, context_limit
+from .generation import Generation
+from .guard import Guard
+from .passes import Passes
+from .token_memory import TokenMemory
 
 #: Cycles ``flush`` is high at least, so that ``idle`` may come through registers.
 FLUSH_CYCLES = 16
@@ -22,10 +27,10 @@ class Sequencer(wiring.Component):
     event of a run has a reason other than 0, and ``link.busy`` falls when it is taken. A pass
     begins only when the event before it has been taken; until then is link stall.
 
-    A pass is planned by counting blocks up while they fit, two additions a step, as
-    :func:`.sequencer_golden.plan` does. A pass: ``pass_`` is set, ``fetch_start`` pulses with
+    A pass: the Planner says how many tokens, ``pass_`` is set, ``fetch_start`` pulses with
     ``fetch_pc``, ``pass_end`` answers. If the pass is final, ``sample_start`` pulses together with
-    ``fetch_start`` and ``sample_finish`` after ``pass_end``; ``sample_done`` answers.
+    ``fetch_start`` and ``sample_finish`` after ``pass_end``; ``sample_done`` answers, and
+    Generation says whether the run goes on.
 
     Abort, fault, watchdog or loss of the memory: the pass is given up; ``flush`` is high for
     16 cycles at least and until ``idle``, then the event with reason 4 follows.
@@ -35,13 +40,14 @@ class Sequencer(wiring.Component):
     ``pass_end`` to ``sample_finish`` ``TURN``; ``sample_done`` to the event ``EVENT``; a run's
     start to the flush in front of its first plan ``CHECK``.
 
+    Golden: :func:`.sequencer_golden.prompt_passes`.
     Errors: see :class:`.errors.Error`. The code and, for faults, the instruction hold until the
     next start.
 
     Parameters
     ----------
     config : Config
-    watchdog_log2 : int, 4..32
+    watchdog_log2 : int, 5..32
         log2 of the cycles without ``progress`` after which a run is given up.
 
     Members
@@ -75,8 +81,8 @@ class Sequencer(wiring.Component):
     CHECK, TURN, PLAN, TRY, EVENT = 2, 1, 3, 5, 4
 
     def __init__(self, config: Config, *, watchdog_log2: int = 20):
-        if watchdog_log2 not in range(4, 33):
-            raise ValueError(f"watchdog_log2 must be in 4..32, not {watchdog_log2!r}")
+        if watchdog_log2 not in range(5, 33):
+            raise ValueError(f"watchdog_log2 must be in 5..32, not {watchdog_log2!r}")
         self.config = config
         self.watchdog_log2 = watchdog_log2
         super().__init__({
@@ -93,261 +99,104 @@ class Sequencer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        config, link, run, model = self.config, self.link, self.link.run, self.link.model
-        limit = context_limit(config)
+        config, link = self.config, self.link
+        m.submodules.admission = admission = Admission(config)
+        m.submodules.passes = passes = Passes(config)
+        m.submodules.generation = generation = Generation(config)
+        m.submodules.guard = guard = Guard(watchdog_log2=self.watchdog_log2)
+        m.submodules.tokens = tokens = TokenMemory(config)
+        wiring.connect(m, generation.memory, tokens.own)
+        wiring.connect(m, generation.events, wiring.flipped(link.events))
+        m.d.comb += [part.run.eq(link.run) for part in (admission, passes, generation)]
+        m.d.comb += [part.model.eq(link.model) for part in (admission, passes)]
+        m.d.comb += [getattr(guard, name).eq(getattr(self, name))
+                     for name in ("faults", "fault_pc", "progress", "ready")]
+        m.d.comb += [
+            admission.ready.eq(self.ready), guard.abort.eq(link.abort),
+            passes.give_up.eq(guard.give_up), passes.pass_end.eq(self.pass_end),
+            passes.token.eq(generation.done), generation.position.eq(passes.position),
+            generation.token.eq(self.sample_token), generation.crc.eq(self.sample_crc),
+            tokens.busy.eq(link.busy), tokens.host.en.eq(link.token_en),
+            tokens.host.addr.eq(link.token_addr), tokens.host.data.eq(link.token_data),
+            tokens.addr.eq(self.token_addr), self.token_data.eq(tokens.data),
+            link.error.eq(guard.error), link.error_pc.eq(guard.error_pc),
+            self.link_stall.eq(link.events.valid & ~link.events.ready),
+            self.pass_.eq(passes.pass_), self.sample_position.eq(passes.pass_.ctx),
+            self.fetch_start.eq(passes.fetch_start), self.fetch_pc.eq(passes.fetch_pc),
+            self.sample_start.eq(passes.fetch_start & passes.pass_.final)]
 
-        # Token memory: written by the link between runs, by the token loop within. Fetch reads a
-        # token in a later pass than the one that wrote it.
-        m.submodules.tokens = tokens = memory.Memory(
-            shape=Config.TOKEN_BITS, depth=config.context, init=[], attrs=NO_RW_CHECK)
-        write, read = tokens.write_port(), tokens.read_port()
-        own_write = Signal()
-        token = Signal(Config.TOKEN_BITS)
-        position = Signal(13)               # of the next token, 0..limit
-        m.d.sync += [
-            write.en.eq(Mux(link.busy, own_write, link.token_en)),
-            write.addr.eq(Mux(link.busy, position, link.token_addr)),
-            write.data.eq(Mux(link.busy, token, link.token_data))]
-        token_data = Signal(Config.TOKEN_BITS, reset_less=True)     # the RAM's output register
-        m.d.sync += token_data.eq(read.data)
-        m.d.comb += [read.addr.eq(self.token_addr), read.en.eq(1), self.token_data.eq(token_data)]
+        drain = Countdown(m, range(FLUSH_CYCLES + 1), name="drain", last=False)
+        with m.If(~self.flush):
+            m.d.sync += drain.load(FLUSH_CYCLES)
+        with m.Elif(drain.some):
+            m.d.sync += drain.step()
 
-        # What the model allows. head_log2 < log2 W is refused, so the shifts are as meant; when a
-        # block needs more than acc_slots the quotient is 0 and nothing fits.
-        w_log2 = config.W.bit_length() - 1
-        slice_log2 = config.sv_columns.bit_length() - 1
-        tile_log2 = w_log2 + config.tile_beats.bit_length() - 1
-        keys_max = MAX_TILE_KEYS.bit_length() - 1
-        tile_keys = Signal(range(MAX_TILE_KEYS + 1))
-        acc_blocks = Signal(range(config.acc_slots + 1))
-        with m.Switch(model.head_log2):
-            for h in range(8):
-                with m.Case(h):
-                    m.d.sync += [
-                        tile_keys.eq(1 << min(tile_log2 - h, keys_max) if h <= tile_log2 else 0),
-                        acc_blocks.eq(config.acc_slots >> max(h - slice_log2, 0))]
-
-        # Reasons to give a run up. Inputs are registered: they come from all over the chip.
-        active = Signal()
-        aborted = Signal()
-        failed = Signal()
-        running = Signal()                  # in a pass or its sample, where these reasons count
-        faults = Signal(len(FAULTS))
-        fault_pc = Signal(16, reset_less=True)
-        progress = Signal()
-        unready = Signal()
-        m.d.sync += [faults.eq(self.faults), fault_pc.eq(self.fault_pc),
-                     progress.eq(self.progress), unready.eq(~self.ready)]
-        first_fault = Const(0, 8)
-        for i, error in reversed(list(enumerate(FAULTS))):
-            first_fault = Mux(faults[i], Const(error, 8), first_fault)
-        patience = Signal(self.watchdog_log2 + 1)
-        watched, restart = Signal(), Signal()
-        m.d.sync += [restart.eq(~watched | progress), patience.eq(Mux(restart, 0, patience + 1))]
-        late = patience[-1]
-
-        def fail(error):
-            return [link.error.eq(error), failed.eq(1)]
-        with m.If(running & ~failed):
-            with m.If(faults.any()):
-                m.d.sync += [*fail(first_fault), link.error_pc.eq(fault_pc)]
-            with m.Elif(unready):
-                m.d.sync += [*fail(Error.MEMORY), link.error_pc.eq(fault_pc)]
-            with m.Elif(late):
-                m.d.sync += [*fail(Error.WATCHDOG), link.error_pc.eq(fault_pc)]
-        give_up = Signal()
-        m.d.comb += give_up.eq(aborted | failed)
-
-        # State of the run.
-        remaining = Signal(13)              # prompt tokens after position
-        generated = Signal(13)
-        first = Signal()                    # no final pass has ended yet
-        end = Signal(14)                    # start_pos + prompt
-        # State of the plan: the candidate, b blocks of which the last may be ragged.
-        blocks = Signal(6)                  # most that may be tried
-        b = Signal(6)
-        tokens_b = Signal(12)               # b * P, at most 63 * 32
-        step = Signal(14)                   # pos0 + P*(2b + 1): 8191 + 32 * 127
-        area_full = Signal(20)              # b * (pos0 + b*P), at most 63 * (8191 + 2016)
-        area_rest = Signal(20)              # b * (pos0 + remaining), at most 63 * 16382
-        area = Signal(20)
-        n = Signal(13)
-        ctx = Signal(14)
-        rest = Signal(14)                   # pos0 + remaining
-        ragged = Signal()
-        more = Signal()
-        good_area = Signal()
-        good_acc = Signal()
-        drain = Signal(range(FLUSH_CYCLES + 1))
-        hit = Signal(STOP_IDS)
-        stopped = Signal()
-        counted = Signal()
-        full = Signal()
-        bad = Signal(4)
-        begin = Signal()                    # the flush before the first pass
-
-        m.d.comb += link.busy.eq(active)
-        for pulse in (self.fetch_start, self.sample_start, self.sample_finish, self.run_start,
-                      self.pass_done, self.first_token, own_write):
-            m.d.sync += pulse.eq(0)
-        with m.If(link.abort & (active | link.start)):
-            m.d.sync += aborted.eq(1)
-        m.d.comb += self.link_stall.eq(link.events.valid & ~link.events.ready)
-
-        with m.FSM():
+        def refuse(error):
+            return [guard.refuse.eq(1), guard.refusal.eq(error)]
+        m.d.sync += [pulse.eq(0) for pulse in (
+            self.sample_finish, self.run_start, self.pass_done, self.first_token)]
+        with m.FSM() as fsm:
             with m.State("IDLE"):
+                m.d.comb += [part.eq(link.start) for part in (
+                    guard.clear, passes.begin, generation.begin)]
                 with m.If(link.start):
-                    m.d.sync += [
-                        active.eq(1), self.run_start.eq(1), aborted.eq(link.abort),
-                        failed.eq(0), link.error.eq(0), link.error_pc.eq(0),
-                        position.eq(run.start_pos), remaining.eq(run.prompt),
-                        generated.eq(0), first.eq(1), end.eq(run.start_pos + run.prompt)]
+                    m.d.sync += self.run_start.eq(1)
                     m.next = "CHECK"
             with m.State("CHECK"):
-                m.d.sync += bad.eq(Cat(
-                    (run.prompt == 0) | (end > limit),
-                    model.head_log2 < w_log2,
-                    (run.top_k > config.topk) | (run.stop_count > STOP_IDS),
-                    model.blocks == 0))
                 m.next = "VERDICT"
             with m.State("VERDICT"):
-                m.d.sync += [drain.eq(FLUSH_CYCLES), begin.eq(1)]
-                m.next = "FLUSH"
                 # The flush also ends what a fault of the run before may still signal
-                with m.If(bad.any() | unready):
-                    m.d.sync += fail(Mux(
-                        bad[3], Error.NO_MODEL, Mux(unready, Error.NOT_READY, Mux(
-                            bad[0], Error.BAD_RUN, Mux(
-                                bad[1], Error.BAD_MODEL, Error.BAD_SAMPLING)))))
-                    m.next = "LAST"
+                m.next = "FLUSH"
+                with m.If(admission.error != Error.NONE):
+                    m.d.comb += refuse(admission.error)
+                    m.next = "ABORTED"
             with m.State("FLUSH"):
-                m.d.comb += [self.flush.eq(1), watched.eq(drain == 0)]
-                m.d.sync += running.eq(0)
-                with m.If(drain != 0):
-                    m.d.sync += drain.eq(drain - 1)
-                with m.Elif(self.idle):
-                    m.d.sync += begin.eq(0)
+                m.d.comb += [self.flush.eq(1), guard.watched.eq(~drain.some)]
+                with m.If(~drain.some & self.idle):
                     m.next = "PLAN"
-                    with m.If(~begin | give_up):
-                        m.next = "LAST"
-                with m.Elif(late):
-                    # Nothing helps but a reset; a cause found earlier is more useful
-                    with m.If(~failed | (link.error == Error.WATCHDOG)):
-                        m.d.sync += fail(Error.STUCK)
-                    m.next = "LAST"
-            with m.State("LAST"):
-                m.d.sync += [link.events.valid.eq(1), link.events.payload.reason.eq(4)]
+                    with m.If(guard.give_up):
+                        m.next = "ABORTED"
+                with m.Elif(~drain.some & guard.late):      # nothing helps but a reset
+                    m.d.comb += refuse(Error.STUCK)
+                    m.next = "ABORTED"
+            with m.State("ABORTED"):
+                m.d.comb += [generation.end.eq(1), generation.reason.eq(Reason.ABORTED)]
                 m.next = "EVENT"
-
             with m.State("PLAN"):
-                m.d.sync += [
-                    # A lone token runs the decode list, which knows one block only
-                    blocks.eq(Mux(remaining == 1, 1, model.blocks)),
-                    rest.eq(position + remaining),
-                    b.eq(0), tokens_b.eq(0), area_full.eq(0), area_rest.eq(0),
-                    step.eq(position + config.P), self.pass_.nb.eq(0)]
-                m.next = "TRY"
-                with m.If(give_up):
-                    m.d.sync += drain.eq(FLUSH_CYCLES)
-                    m.next = "FLUSH"
-            with m.State("TRY"):
-                m.d.sync += [
-                    b.eq(b + 1), tokens_b.eq(tokens_b + config.P),
-                    area_full.eq(area_full + step), area_rest.eq(area_rest + rest),
-                    step.eq(step + 2 * config.P)]
-                m.next = "MEASURE"
-            with m.State("MEASURE"):
-                m.d.sync += [ragged.eq(tokens_b >= remaining), ctx.eq(position + tokens_b),
-                             more.eq(b != blocks), good_acc.eq(b <= acc_blocks)]
-                m.next = "CHOOSE"
-            with m.State("CHOOSE"):
-                m.d.sync += [n.eq(Mux(ragged, remaining, tokens_b)),
-                             ctx.eq(Mux(ragged, rest, ctx)),
-                             area.eq(Mux(ragged, area_rest, area_full))]
-                m.next = "COMPARE"
-            with m.State("COMPARE"):
-                m.d.sync += [good_area.eq(area <= config.score_depth),
-                             good_acc.eq(good_acc | (ctx <= tile_keys))]
-                m.next = "DECIDE"
-            with m.State("DECIDE"):
-                m.next = "SET"
-                with m.If(good_area & good_acc):
-                    m.d.sync += [self.pass_.nb.eq(b), self.pass_.n.eq(n), self.pass_.ctx.eq(ctx)]
-                    with m.If(more & ~ragged):
-                        m.next = "TRY"
-            with m.State("SET"):
-                m.d.sync += [
-                    self.pass_.pos0.eq(position),
-                    self.pass_.final.eq((self.pass_.n == remaining) & (run.max_new != 0)),
-                    self.sample_position.eq(self.pass_.ctx),
-                    self.fetch_pc.eq(Mux(remaining == 1, model.decode_pc, model.prefill_pc))]
-                m.next = "START"
-                with m.If(self.pass_.nb == 0):
-                    m.d.sync += [*fail(Error.NO_PASS), drain.eq(FLUSH_CYCLES)]
-                    m.next = "FLUSH"
-            with m.State("START"):
-                m.d.sync += [running.eq(1),
-                             self.fetch_start.eq(1), self.sample_start.eq(self.pass_.final),
-                             position.eq(self.pass_.ctx), remaining.eq(remaining - self.pass_.n)]
-                m.next = "PASS"
-
+                m.d.comb += guard.running.eq(1)
+                m.next = "FLUSH"
+                with m.If(~guard.give_up):
+                    m.d.comb += passes.start.eq(1)
+                    m.next = "PASS"
             with m.State("PASS"):
-                m.d.comb += watched.eq(1)
-                with m.If(give_up):
-                    m.d.sync += drain.eq(FLUSH_CYCLES)
+                m.d.comb += [guard.running.eq(1), guard.watched.eq(1)]
+                with m.If(passes.done):
                     m.next = "FLUSH"
-                with m.Elif(self.pass_end):
-                    m.d.sync += self.pass_done.eq(1)
-                    with m.If(remaining != 0):
+                    with m.If(passes.none):
+                        m.d.comb += refuse(Error.NO_PASS)
+                    with m.Elif(~guard.give_up):
+                        m.d.sync += self.pass_done.eq(1)
                         m.next = "PLAN"
-                    with m.Else():
-                        m.d.sync += [self.first_token.eq(first), first.eq(0),
-                                     self.sample_finish.eq(self.pass_.final)]
-                        m.next = "SAMPLE"
-                        with m.If(~self.pass_.final):
-                            m.d.sync += drain.eq(FLUSH_CYCLES)
-                            m.next = "FILLED"
-            with m.State("FILLED"):         # leaves a fault of the last cycles time to arrive
-                m.d.sync += drain.eq(drain - 1)
-                with m.If(give_up):
-                    m.d.sync += drain.eq(FLUSH_CYCLES)
-                    m.next = "FLUSH"
-                with m.Elif(drain == 0):
-                    m.d.sync += [running.eq(0), link.events.valid.eq(1),
-                                 link.events.payload.reason.eq(5)]
-                    m.next = "EVENT"
+                        with m.If(~passes.left):
+                            m.d.sync += self.first_token.eq(passes.prompt)
+                            m.d.comb += generation.reason.eq(Reason.FILLED)
+                            with m.If(passes.pass_.final):
+                                m.d.sync += self.sample_finish.eq(1)
+                                m.next = "SAMPLE"
+                            with m.Else():
+                                m.d.comb += generation.end.eq(1)
+                                m.next = "EVENT"
             with m.State("SAMPLE"):
-                m.d.comb += watched.eq(1)
-                with m.If(give_up):
-                    m.d.sync += drain.eq(FLUSH_CYCLES)
+                m.d.comb += [guard.running.eq(1), guard.watched.eq(1)]
+                with m.If(guard.give_up):
                     m.next = "FLUSH"
                 with m.Elif(self.sample_done):
-                    m.d.sync += [token.eq(self.sample_token),
-                                 link.events.payload.crc.eq(self.sample_crc),
-                                 running.eq(0), generated.eq(generated + 1)]
-                    m.next = "JUDGE"
-            with m.State("JUDGE"):
-                m.d.sync += [hit[i].eq((run.stop_ids[i] == token) & (i < run.stop_count))
-                             for i in range(STOP_IDS)]
-                m.d.sync += [counted.eq(generated == run.max_new), full.eq(position == limit),
-                             link.events.payload.token.eq(token)]
-                m.next = "REASON"
-            with m.State("REASON"):
-                # The token is at home in the token memory even if the run ends with it, so that
-                # a later run can go on from there. There is no place for one beyond the context.
-                m.d.sync += [own_write.eq(~full), stopped.eq(hit.any()), remaining.eq(1)]
-                m.next = "SEND"
-            with m.State("SEND"):
-                m.d.sync += [link.events.valid.eq(1), link.events.payload.reason.eq(
-                    Mux(stopped, 1, Mux(counted, 2, Mux(full, 3, 0))))]
-                m.next = "EVENT"
-
+                    m.d.comb += generation.sampled.eq(1)
+                    m.next = "EVENT"
             with m.State("EVENT"):
-                with m.If(link.events.ready):
-                    m.d.sync += link.events.valid.eq(0)
-                    with m.If(link.events.payload.reason == 0):
-                        m.next = "PLAN"
-                    with m.Else():
-                        m.d.sync += [active.eq(0), aborted.eq(0)]
+                with m.If(generation.done):
+                    m.next = "PLAN"
+                    with m.If(generation.last):
                         m.next = "IDLE"
+        m.d.comb += link.busy.eq(~fsm.ongoing("IDLE"))
         return m

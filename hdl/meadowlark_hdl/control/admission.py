@@ -1,0 +1,50 @@
+"""What is wrong with a run that is asked for."""
+from amaranth import Module, Mux, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from ..config import Config
+from ..signatures import STOP_IDS, ModelLayout, RunLayout
+from .errors import Error
+from .sequencer_golden import context_limit
+
+
+class Admission(wiring.Component):
+    """Refuses what the core cannot run.
+
+    Timing: 2 cycles.
+
+    Parameters
+    ----------
+    config : Config
+
+    Members
+    -------
+    run, model : In(RunLayout()), In(ModelLayout)
+    ready : In(1)       The memory is ready.
+    error : Out(8)      :class:`.errors.Error`; NONE: the run can be.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        super().__init__({"run": In(RunLayout()), "model": In(ModelLayout), "ready": In(1),
+                          "error": Out(8)})
+
+    def elaborate(self, platform):
+        m = Module()
+        config, run, model = self.config, self.run, self.model
+        end = Signal(14)
+        m.d.sync += end.eq(run.start_pos + run.prompt)
+        wrong = {       # the first counts
+            Error.NO_MODEL: model.blocks == 0,
+            Error.NOT_READY: ~self.ready,
+            Error.BAD_RUN: (run.prompt == 0) | (end > context_limit(config)),
+            Error.BAD_MODEL: model.head_log2 < config.W.bit_length() - 1,
+            Error.BAD_SAMPLING: (run.top_k > config.topk) | (run.stop_count > STOP_IDS)}
+        error = Error.NONE
+        for code, condition in reversed(wrong.items()):
+            found = Signal(name=code.name.lower())
+            m.d.sync += found.eq(condition)
+            error = Mux(found, code, error)
+        m.d.comb += self.error.eq(error)
+        return m

@@ -1,0 +1,104 @@
+"""One pass after the other over a prompt, and then over each generated token."""
+from amaranth import Module, Mux, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from ..config import Config
+from ..lib.countdown import Countdown
+from ..signatures import ModelLayout, PassLayout, RunLayout
+from .planner import Planner
+
+
+class Passes(wiring.Component):
+    """Knows how far a run is; plans a pass, starts it, and waits for its end.
+
+    Golden: :func:`.sequencer_golden.prompt_passes`.
+    Timing: ``start`` to ``fetch_start`` 3 cycles and 5 for each number of blocks that is tried;
+    ``done`` in the cycle of ``pass_end``, but ``SETTLING`` later if nothing follows: so that a
+    fault of the last cycles can arrive.
+
+    Parameters
+    ----------
+    config : Config
+
+    Members
+    -------
+    run, model : In(RunLayout()), In(ModelLayout)
+    begin : In(1)               Pulse, at rest: the whole prompt is to be done.
+    token : In(1)               Pulse, at rest: a generated token is.
+    start : In(1)               Pulse, at rest: a pass over what is to be done, or as much as fits.
+    give_up : In(1)             The pass will not end.
+    done : Out(1)               Pulse: the pass has ended or is given up, or:
+    none : Out(1)               with ``done``: there is none, not even a block of tokens fits.
+    left : Out(1)               Something is still to be done.
+    prompt : Out(1)             The pass is of the prompt.
+    position : Out(13)          Of the next token, that of the pass's end from its start on.
+    pass_ : Out(PassLayout)     Constant from ``fetch_start`` to the next start.
+    fetch_start, fetch_pc : Out(1), Out(16)
+                                Pulse: run the list that begins there.
+    pass_end : In(1)            Pulse: all of the pass has been executed.
+    """
+
+    SETTLING = 16
+
+    def __init__(self, config: Config):
+        self.config = config
+        super().__init__({
+            "run": In(RunLayout()), "model": In(ModelLayout), "begin": In(1), "token": In(1),
+            "start": In(1), "give_up": In(1), "done": Out(1), "none": Out(1), "left": Out(1),
+            "prompt": Out(1), "position": Out(13), "pass_": Out(PassLayout()),
+            "fetch_start": Out(1), "fetch_pc": Out(16), "pass_end": In(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.planner = planner = Planner(self.config)
+        position, remaining = Signal(13), Signal(13)
+        pos0, final = Signal(13), Signal()
+        settling = Countdown(m, range(self.SETTLING + 1), name="settling", last=False)
+        m.d.comb += [
+            planner.model.eq(self.model), planner.position.eq(position),
+            planner.remaining.eq(remaining), self.position.eq(position),
+            self.left.eq(remaining != 0),
+            self.pass_.pos0.eq(pos0), self.pass_.final.eq(final), self.pass_.n.eq(planner.n),
+            self.pass_.nb.eq(planner.nb), self.pass_.ctx.eq(planner.ctx)]
+        with m.If(self.begin):
+            m.d.sync += [position.eq(self.run.start_pos), remaining.eq(self.run.prompt),
+                         self.prompt.eq(1)]
+        with m.If(self.token):
+            m.d.sync += [remaining.eq(1), self.prompt.eq(0)]
+        m.d.sync += self.fetch_start.eq(0)
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.comb += planner.start.eq(self.start)
+                with m.If(self.start):
+                    m.next = "PLAN"
+            with m.State("PLAN"):
+                with m.If(planner.done):
+                    m.next = "SET"
+            with m.State("SET"):
+                m.d.sync += [
+                    pos0.eq(position),
+                    final.eq((planner.n == remaining) & (self.run.max_new != 0)),
+                    self.fetch_pc.eq(Mux(remaining == 1, self.model.decode_pc,
+                                         self.model.prefill_pc))]
+                m.next = "START"
+                with m.If(planner.nb == 0):
+                    m.d.comb += [self.done.eq(1), self.none.eq(1)]
+                    m.next = "IDLE"
+            with m.State("START"):
+                m.d.sync += [self.fetch_start.eq(1), position.eq(planner.ctx),
+                             remaining.eq(remaining - planner.n)]
+                m.next = "PASS"
+            with m.State("PASS"):
+                m.d.sync += settling.load(self.SETTLING)
+                with m.If(self.pass_end & ~self.left & ~final):
+                    m.next = "SETTLE"
+                with m.If(self.give_up | self.pass_end & (self.left | final)):
+                    m.d.comb += self.done.eq(1)
+                    m.next = "IDLE"
+            with m.State("SETTLE"):
+                m.d.sync += settling.step()
+                with m.If(self.give_up | ~settling.some):
+                    m.d.comb += self.done.eq(1)
+                    m.next = "IDLE"
+        return m

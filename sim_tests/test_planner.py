@@ -1,0 +1,51 @@
+"""Planner equals its golden model, and takes the cycles that it says."""
+import random
+
+import cocotb
+from bench import cycles, pack, simulate, start
+from cocotb.triggers import ReadOnly, RisingEdge
+
+from meadowlark_hdl.config import Config
+from meadowlark_hdl.control.planner import Planner
+from meadowlark_hdl.control.sequencer_golden import context_limit, plan
+from meadowlark_hdl.signatures import ModelLayout
+
+# Small, so that scores, accumulators and context all come into play.
+CONFIG = Config(W=8, P=4, bus_bytes=2, context=128, score_depth=256, tile_beats=16, topk=16,
+                sv_cycles=2)
+
+
+@cocotb.test(timeout_time=20, timeout_unit="ms")
+async def equals_the_golden_model(dut):
+    await start(dut)
+    limit = context_limit(CONFIG)
+    for _ in range(1500):
+        head_log2, blocks = random.randrange(3, 8), random.randrange(1, 9)
+        position = random.choice([0, random.randrange(limit)])
+        remaining = random.choice([1, 4, random.randrange(1, 40), limit])
+        remaining = min(remaining, limit - position)
+        dut.model.value = pack(ModelLayout, head_log2=head_log2, blocks=blocks)
+        dut.position.value, dut.remaining.value = position, remaining
+        await RisingEdge(dut.clk)       # what the model allows is there
+        dut.start.value, begun = 1, cycles(dut)
+        await RisingEdge(dut.clk)
+        dut.start.value = 0
+        await ReadOnly()
+        while not dut.done.value:
+            await RisingEdge(dut.clk)
+            await ReadOnly()
+        took = cycles(dut) - begun
+        await RisingEdge(dut.clk)
+        dut.position.value = dut.remaining.value = random.getrandbits(13)
+        await ReadOnly()
+        nb = plan(CONFIG, head_log2, blocks, position, remaining)
+        most = min(1 if remaining == 1 else blocks, -(-remaining // CONFIG.P))
+        assert int(dut.nb.value) == nb and took == 5 * min(nb + 1, most)
+        if nb:
+            n = min(remaining, nb * CONFIG.P)
+            assert (int(dut.n.value), int(dut.ctx.value)) == (n, position + n)
+        await RisingEdge(dut.clk)
+
+
+def test_planner(seed):
+    simulate(Planner(CONFIG), __name__, seed=seed)
