@@ -40,7 +40,7 @@ async def equals_the_golden_model(dut):
         await ReadOnly()
         nb = plan(CONFIG, head_log2, blocks, position, remaining)
         most = min(1 if remaining == 1 else blocks, -(-remaining // CONFIG.P))
-        assert int(dut.nb.value) == nb and took == 5 * min(nb + 1, most)
+        assert int(dut.nb.value) == nb and took == Planner.TRY * min(nb + 1, most)
         if nb:
             n = min(remaining, nb * CONFIG.P)
             assert (int(dut.n.value), int(dut.ctx.value)) == (n, position + n)

@@ -12,7 +12,7 @@ from .sequencer_golden import context_limit
 class Admission(wiring.Component):
     """Refuses what the core cannot run.
 
-    Timing: 2 cycles.
+    Timing: ``LATENCY`` cycles.
 
     Parameters
     ----------
@@ -24,6 +24,8 @@ class Admission(wiring.Component):
     ready : In(1)       The memory is ready.
     error : Out(8)      :class:`.errors.Error`; NONE: the run can be.
     """
+
+    LATENCY = 2
 
     def __init__(self, config: Config):
         self.config = config

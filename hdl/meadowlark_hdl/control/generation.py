@@ -16,8 +16,8 @@ class Generation(wiring.Component):
     A token is at home in the token memory even if the run ends with it, so that a later run can go
     on from there. There is no place for one beyond the context.
 
-    Timing: ``sampled`` to the event 4 cycles, ``end`` to it 1; ``done`` in the cycle in which it is
-    taken.
+    Timing: ``sampled`` to the event ``EVENT`` cycles, ``end`` to it 1; ``done`` in the cycle in
+    which it is taken.
 
     Parameters
     ----------
@@ -35,6 +35,8 @@ class Generation(wiring.Component):
     events : Out(stream of TokenEvent)
     done, last : Out(1)         Pulse: the event has been taken; it was the run's last.
     """
+
+    EVENT = 4
 
     def __init__(self, config: Config):
         self.config = config

@@ -13,7 +13,7 @@ class Passes(wiring.Component):
     """Knows how far a run is; plans a pass, starts it, and waits for its end.
 
     Golden: :func:`.sequencer_golden.prompt_passes`.
-    Timing: ``start`` to ``fetch_start`` 3 cycles and 5 for each number of blocks that is tried;
+    Timing: ``start`` to ``fetch_start`` ``PLAN`` cycles and those of the Planner;
     ``done`` in the cycle of ``pass_end``, but ``SETTLING`` later if nothing follows: so that a
     fault of the last cycles can arrive.
 
@@ -39,6 +39,7 @@ class Passes(wiring.Component):
     pass_end : In(1)            Pulse: all of the pass has been executed.
     """
 
+    PLAN = 3
     SETTLING = 16
 
     def __init__(self, config: Config):

@@ -14,7 +14,7 @@ class Planner(wiring.Component):
     Two additions a step, no product: what b blocks need follows from what b - 1 need.
 
     Golden: :func:`.sequencer_golden.plan`.
-    Timing: ``start`` to ``done`` 5 cycles for each number of blocks that is tried.
+    Timing: ``start`` to ``done`` ``TRY`` cycles for each number of blocks that is tried.
 
     Parameters
     ----------
@@ -31,6 +31,8 @@ class Planner(wiring.Component):
     nb : Out(6)                 Blocks, the last of which may be ragged; 0: not even one fits.
     n, ctx : Out(13), Out(14)   Tokens, and ``position + n``; not if nb is 0.
     """
+
+    TRY = 5
 
     def __init__(self, config: Config):
         self.config = config

@@ -12,6 +12,7 @@ from .errors import FAULTS, Error
 from .generation import Generation
 from .guard import Guard
 from .passes import Passes
+from .planner import Planner
 from .token_memory import TokenMemory
 
 #: Cycles ``flush`` is high at least, so that ``idle`` may come through registers.
@@ -78,7 +79,8 @@ class Sequencer(wiring.Component):
     link_stall : Out(1)          The link does not take an event.
     """
 
-    CHECK, TURN, PLAN, TRY, EVENT = 2, 1, 3, 5, 4
+    CHECK, TURN = Admission.LATENCY, 1
+    PLAN, TRY, EVENT = Passes.PLAN, Planner.TRY, Generation.EVENT
 
     def __init__(self, config: Config, *, watchdog_log2: int = 20):
         if watchdog_log2 not in range(5, 33):

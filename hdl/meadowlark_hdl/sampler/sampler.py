@@ -22,6 +22,7 @@ _WEIGHED = _SCALED + 4              # the same, from a register
 _DRAWN = Noise.LATENCY + 1          # scaled logit + noise
 _KEPT = _WEIGHED + Nucleus.LATENCY  # whether the nucleus holds the item
 _END = _KEPT + 2                    # maximum updated
+_COLLECTED = _DRAWN + 7             # list and pipeline at rest, of a logit that waited for a step
 #: From an entry of the list to the next: so many that sum and id need no further delay, nor do the
 #: reads of the tables meet.
 _APART = 6
@@ -64,7 +65,7 @@ class Sampler(wiring.Component):
     crc : Out(32)               CRC-32 of the logits as little-endian int32.
     """
 
-    LATENCY = 32
+    LATENCY = _COLLECTED + 3
 
     def __init__(self, config: Config):
         self.config = config
@@ -81,7 +82,7 @@ class Sampler(wiring.Component):
                      ranked.eq((run.inv_t_mant != 0) & (run.top_k != 0))]
         m.submodules.crc = crc = LogitCrc()
         m.submodules.list = entries = SortedList(self.config.topk)
-        scan = Scan(self.config.topk, collected=_DRAWN + 7, pipeline=_END + 1, apart=_APART,
+        scan = Scan(self.config.topk, collected=_COLLECTED, pipeline=_END + 1, apart=_APART,
                     product=LogitScale.PRODUCT)
         m.submodules.scan = anew(scan)
         assert entries.SETTLED + 5 <= scan.collected
