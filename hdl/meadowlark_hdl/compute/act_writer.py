@@ -63,8 +63,8 @@ class ActWriter(Piped):
 
         sub = place.sub.at(done - 1)
         mask = [(sub[1:] == k >> 1) & ((sub[0] == k & 1) | asked.rotate) for k in range(W)]
-        fours = near(m, asked.norm, name="fours")
         if self.config.norm_width > 1:
+            fours = near(m, asked.norm, name="fours")
             mask = [fours & (sub[2:] == k >> 2) | ~fours & bit for k, bit in enumerate(mask)]
         mask = pipe.at(done - 1, Cat(mask), name="mask").reg("act_mask")
         writes, exists = valid.at(done), place.exists.at(done)

@@ -117,12 +117,6 @@ class Lane(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config, W = self.config, self.config.W
-
-        def part(names):
-            """These fields of the control."""
-            layout = data.StructLayout({name: lane_schedule(config)[name][0] for name in names})
-            return data.View(layout, Cat(self.c[name] for name in names))
-
         c = near(m, self.c, name="c")
         beat = reg(Weights(config), "beat_reg")
         m.d.sync += beat.eq(self.beat)
@@ -131,10 +125,54 @@ class Lane(wiring.Component):
         control = {i: c for i in with_sum}          # what they hear
         if technology_of(platform).far_wires:
             for k in range(0, config.sv_columns, 2):
-                two = near(m, part(COLUMN_CONTROL), name=f"columns_{k // 2}")
+                two = near(m, self._part(COLUMN_CONTROL), name=f"columns_{k // 2}")
                 control |= {i: two for i in with_sum[k:k + 2]}
+        softmax = SoftmaxUnit(config)
+        m.submodules.softmax = DomainRenamer(self.attention)(softmax)
 
-        # Activation memory: written from the chain, one lane at a time.
+        # One operand register: the activation or, in the columns of SV, the probability.
+        found = self._activations(m, c.x_addr)
+        x = [reg(signed(18), f"x{i}") for i in range(W)]
+        for i in range(W):
+            m.d.sync += x[i].eq(found[i])
+        for i in with_sum:
+            with m.If(control[i].sel_p):
+                m.d.sync += x[i].eq(softmax.p)
+        pairs = []
+        for i in range(0, W, 2):
+            m.submodules[f"pair{i // 2}"] = pair = ProductPair()
+            m.d.comb += [pair.a0.eq(x[i]), pair.b0.eq(beat[i]),
+                         pair.a1.eq(x[i + 1]), pair.b1.eq(beat[i + 1])]
+            pairs.append(pair)
+        acc = self._dot(m, pairs, c.dot_keep)
+        drained = self._drain(m, c, {
+            i: (self._accumulate(m, i, pairs[i // 2], heard), heard)
+            for i, heard in control.items()})
+        self._scores(m, c, softmax, acc)
+
+        result = reg(signed(Config.ACC_BITS), "result_reg")
+        m.d.sync += result.eq(0)
+        with m.If(c.res_en):
+            with m.Switch(c.res_kind):
+                with m.Case(0):
+                    m.d.sync += result.eq(acc)
+                with m.Case(1):
+                    m.d.sync += result.eq(softmax.total)
+                with m.Default():
+                    m.d.sync += result.eq(drained)
+        m.d.comb += self.result.eq(result)
+        self._stored(m, found)
+        return m
+
+    def _part(self, names) -> data.View:
+        """These fields of the control."""
+        layout = data.StructLayout({name: lane_schedule(self.config)[name][0] for name in names})
+        return data.View(layout, Cat(self.c[name] for name in names))
+
+    def _activations(self, m: Module, address) -> list:
+        """The activation memory, written from the chain, and the values of a word, 3 cycles later.
+        """
+        config, W = self.config, self.config.W
         act = reg(data.StructLayout({
             "valid": 1, "lane": range(config.P), "mask": W, "addr": range(config.act_words),
             "data": data.ArrayLayout(signed(Config.X_BITS), 4)}), "act_reg")
@@ -156,30 +194,15 @@ class Lane(wiring.Component):
             mine = near(m, self.act.valid & (self.act.lane == self.index),
                         name=f"act_mine_{i // 4}")
             m.d.sync += mask[i:i + 4].eq(act.mask[i:i + 4] & mine.replicate(4))
-        m.d.comb += [rd.addr.eq(c.x_addr), wr.addr.eq(here), wr.en.eq(mask)]
+        m.d.comb += [rd.addr.eq(address), wr.addr.eq(here), wr.en.eq(mask)]
         for i in range(W):
             m.d.comb += wr.data[i].eq(words[i % 4])
             m.d.sync += found[i].eq(rd.data[i])
+        return found
 
-        softmax = SoftmaxUnit(config)
-        m.submodules.softmax = DomainRenamer(self.attention)(softmax)
-
-        # One operand register: the activation or, in the columns of SV, the probability.
-        x = [reg(signed(18), f"x{i}") for i in range(W)]
-        for i in range(W):
-            m.d.sync += x[i].eq(found[i])
-        for i in with_sum:
-            with m.If(control[i].sel_p):
-                m.d.sync += x[i].eq(softmax.p)
-        pairs = []
-        for i in range(0, W, 2):
-            m.submodules[f"pair{i // 2}"] = pair = ProductPair()
-            m.d.comb += [pair.a0.eq(x[i]), pair.b0.eq(beat[i]),
-                         pair.a1.eq(x[i + 1]), pair.b1.eq(beat[i + 1])]
-            pairs.append(pair)
-
-        # Dot: adder tree, a register a level, then the accumulator.
-        level, width = 0, config.weight_bits + Config.X_BITS + 1
+    def _dot(self, m: Module, pairs: list, keep):
+        """Adder tree, a register a level, then the accumulator."""
+        level, width = 0, self.config.weight_bits + Config.X_BITS + 1
         terms = [reg(signed(width), f"sum{level}_{i}") for i in range(len(pairs))]
         m.d.sync += [term.eq(pair.r) for term, pair in zip(terms, pairs, strict=True)]
         while len(terms) > 1:
@@ -190,44 +213,53 @@ class Lane(wiring.Component):
             terms = sums
         acc = reg(signed(Config.ACC_BITS), "acc")
         m.submodules.accumulate = accumulate = GatedAdder(Config.ACC_BITS)
-        m.d.comb += [accumulate.a.eq(acc), accumulate.keep.eq(c.dot_keep),
+        m.d.comb += [accumulate.a.eq(acc), accumulate.keep.eq(keep),
                      accumulate.b.eq(terms[0])]
         m.d.sync += acc.eq(accumulate.o)
+        return acc
 
-        # Broadcast: read in cycle 10, added in the pair, written in cycle 13; the LUTRAM shows the
-        # new value in cycle 14, ACC_TURN cycles later.
-        columns = []
-        for i in with_sum:
-            pair, base = pairs[i // 2], reg(signed(Config.PV_BITS), f"base{i}")
-            broadcast = reg(1, f"broadcast{i}")
-            m.submodules[f"pv{i}"] = pv = memory.Memory(
-                shape=signed(Config.PV_BITS), depth=config.acc_slots, init=[])
-            pv_wr, pv_rd = pv.write_port(domain=self.attention), pv.read_port(domain="comb")
-            m.d[self.attention] += base.eq(pv_rd.data)
-            m.d.sync += broadcast.eq(control[i].sel_p)
-            m.d.comb += [pv_rd.addr.eq(control[i].acc_addr), pv_wr.addr.eq(control[i].acc_to),
-                         pv_wr.en.eq(control[i].acc_en), pv_wr.data.eq(pair.r), pair.c.eq(base),
-                         pair.keep.eq(control[i].acc_keep), pair.broadcast.eq(broadcast)]
-            columns.append(base)
-        # Drain: four columns a step, in cycles 14 and 15; the value stays until the next.
+    def _accumulate(self, m: Module, i: int, pair: ProductPair, heard):
+        """The slices of column i and the one that is read, a register; heard: the control.
+
+        Read in cycle 10, added in the pair, written in cycle 13; the LUTRAM shows the new value in
+        cycle 14, ACC_TURN cycles later.
+        """
+        base, broadcast = reg(signed(Config.PV_BITS), f"base{i}"), reg(1, f"broadcast{i}")
+        m.submodules[f"pv{i}"] = pv = memory.Memory(
+            shape=signed(Config.PV_BITS), depth=self.config.acc_slots, init=[])
+        pv_wr, pv_rd = pv.write_port(domain=self.attention), pv.read_port(domain="comb")
+        m.d[self.attention] += base.eq(pv_rd.data)
+        m.d.sync += broadcast.eq(heard.sel_p)
+        m.d.comb += [pv_rd.addr.eq(heard.acc_addr), pv_wr.addr.eq(heard.acc_to),
+                     pv_wr.en.eq(heard.acc_en), pv_wr.data.eq(pair.r), pair.c.eq(base),
+                     pair.keep.eq(heard.acc_keep), pair.broadcast.eq(broadcast)]
+        return base
+
+    def _drain(self, m: Module, c, columns: dict):
+        """One value of a slice: four columns a step, in cycles 14 and 15; it stays until the next.
+
+        columns: value and control of each.
+        """
+        values, heard = zip(*columns.values(), strict=True)
         groups = []
-        for i in range(0, len(columns), 4):
-            some, heard = reg(signed(Config.PV_BITS), f"group{i // 4}"), control[with_sum[i]]
-            with m.If(heard.dr_en):
-                m.d[self.attention] += some.eq(Array(columns[i:i + 4])[heard.dr_sel[:2]])
+        for i in range(0, len(values), 4):
+            some = reg(signed(Config.PV_BITS), f"group{i // 4}")
+            with m.If(heard[i].dr_en):
+                m.d[self.attention] += some.eq(Array(values[i:i + 4])[heard[i].dr_sel[:2]])
             groups.append(some)
-        drained = groups[0]
-        if len(groups) > 1:
-            drained = reg(signed(Config.PV_BITS), "drained")
-            group = reg(range(len(groups)), "group")
-            with m.If(c.dr_en):
-                m.d[self.attention] += group.eq(c.dr_sel[2:])
-            m.d[self.attention] += drained.eq(Array(groups)[group])
+        if len(groups) == 1:
+            return groups[0]
+        drained, group = reg(signed(Config.PV_BITS), "drained"), reg(range(len(groups)), "group")
+        with m.If(c.dr_en):
+            m.d[self.attention] += group.eq(c.dr_sel[2:])
+        m.d[self.attention] += drained.eq(Array(groups)[group])
+        return drained
 
-        # The softmax hears its tables' control from registers beside it.
+    def _scores(self, m: Module, c, softmax: SoftmaxUnit, acc) -> None:
+        """What the softmax hears: its tables' control from registers beside it."""
         masked, used = reg(1, "masked"), reg(1, "used")
         block = reg(softmax.block.shape(), "block")
-        sums = near(m, part(SUM_CONTROL), name="sums")
+        sums = near(m, self._part(SUM_CONTROL), name="sums")
         m.d.sync += [masked.eq(self.c.sc_age > self.index), used.eq(self.c.sc_last >= self.index),
                      block.eq(Mux(self.c.sc_en, self.c.sc_block, self.c.m_block))]
         m.d.comb += [
@@ -239,31 +271,20 @@ class Lane(wiring.Component):
             *(getattr(softmax, name).eq(sums[name]) for name in SUM_CONTROL),
         ]
 
-        result = reg(signed(Config.ACC_BITS), "result_reg")
-        m.d.sync += result.eq(0)
-        with m.If(c.res_en):
-            with m.Switch(c.res_kind):
-                with m.Case(0):
-                    m.d.sync += result.eq(acc)
-                with m.Case(1):
-                    m.d.sync += result.eq(softmax.total)
-                with m.Default():
-                    m.d.sync += result.eq(drained)
-        m.d.comb += self.result.eq(result)
-
-        # STORE: the columns lie far apart, so a register takes only two parts of a word, and the
-        # engine joins them with what comes from other lanes.
+    def _stored(self, m: Module, found: list) -> None:
+        """STORE: the columns lie far apart, so a register takes only two parts of a word, and the
+        engine joins them with what comes from other lanes.
+        """
         asked = self.c.st_en & (self.c.st_lane == self.index)
         m.d.comb += self.stored_valid.eq(delay(m, asked, 2, name="stored_valid"))
-        size, joined = config.store_bytes, 0
-        for first in range(0, W, 2 * size):
+        size, joined = self.config.store_bytes, 0
+        for first in range(0, self.config.W, 2 * size):
             some = reg(8 * size, f"stored{first}")
             for at in range(0, size, 4):
                 chosen = 0
-                for i in range(first + at, min(first + 2 * size, W), size):
+                for i in range(first + at, min(first + 2 * size, self.config.W), size):
                     wanted = near(m, asked & (self.c.st_part == i // size), name=f"wanted_{i}")
                     chosen |= Cat(byte[:8] for byte in found[i:i + 4]) & wanted.replicate(32)
                 m.d.sync += some[8 * at:8 * at + 32].eq(chosen)
             joined |= some
         m.d.comb += self.stored.eq(joined)
-        return m

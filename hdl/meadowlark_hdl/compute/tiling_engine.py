@@ -6,7 +6,7 @@ from amaranth.utils import ceil_log2
 
 from ..lib.collisions import IN_BLOCKS
 from ..config import Config
-from ..lib.fanout import near
+from ..lib.pipe import Pipe, Timed, reg, struct
 from ..lib.queues import RamQueue
 from ..signatures import ActWrite, Beat, ResultPort, RowScale, Weights
 from ..sleep import nap, napping
@@ -91,62 +91,10 @@ class TilingEngine(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        config, P = self.config, self.config.P
-
-        delays: dict[str, list] = {}
-
-        def delayed(name, signal, cycles):
-            """``signal`` as it was ``cycles`` ago; shared line a name."""
-            line = delays.setdefault(name, [signal])
-            while len(line) <= cycles:
-                tap = Signal.like(signal, reset_less=True, name=f"{name}_d{len(line)}")
-                m.d.sync += tap.eq(line[-1])
-                line.append(tap)
-            return line[cycles]
-
+        config, pipe = self.config, Pipe(m)
         control = self.control
-        # Into lane 0: the field stands in its register in cycle n, so it arrives in cycle n - 1.
-        chain = Signal(LaneControl(config))
-        for name, (_, cycle) in lane_schedule(config).items():
-            m.d.comb += chain[name].eq(delayed(name, control.lane[name], cycle - 1))
-
-        # What an instruction leaves in a lane arrives there in the order of the lanes, and so does
-        # the first control of the next: the gates open and close in that order too.
-        attention = nap(m, "attention", self.attending, sleep=self.sleep, linger=P + 32)
-        in_use = [delayed(f"in_use{k}", self.lanes > k, k) for k in range(P)]
-
-        # In SV one value after the other stands in front of the column that has an accumulator.
-        part = delayed("part", control.part, BEAT_CYCLE - 1)
-        beat = Signal(Weights(config), name="beat_in")
-        m.d.comb += [beat[i].eq(self.beat[i]) for i in range(config.W)]
-        with m.Switch(part):
-            for k in range(1, config.sv_cycles):
-                with m.Case(k):
-                    m.d.comb += [beat[i].eq(self.beat[i + k])
-                                 for i in range(0, config.W, config.sv_cycles)]
-        act = self.act
-        results = []
-        # Stored words travel along the lanes too: with the control's way to its lane that is the
-        # same time for every lane, so they come out in order, and 0 from all lanes but one.
-        word, word_valid = Const(0, 8 * config.store_bytes), Const(0, 1)
-        # So does the number of lanes that saturated the score of one key.
-        saturated = Const(0, 1)
-        for k in range(P):
-            lane = Lane(config, index=k, attention=attention)
-            m.submodules[f"lane{k}"] = napping(m, lane, f"lane{k}", in_use[k], sleep=self.sleep)
-            m.d.comb += [lane.c.eq(chain), lane.beat.eq(beat)]
-            for name in ("valid", "lane", "addr", "mask", "data"):
-                m.d.comb += getattr(lane.act, name).eq(getattr(act, name))
-            chain, beat, act = lane.c_out, lane.beat_out, lane.act_out
-            results.append(lane.result)
-            passed = Signal(len(word), reset_less=True, name=f"word{k}")
-            passed_valid = Signal(reset_less=True, name=f"word_valid{k}")
-            m.d.sync += [passed.eq(lane.stored | word),
-                         passed_valid.eq(lane.stored_valid | word_valid)]
-            word, word_valid = passed, passed_valid
-            counted = Signal(range(k + 2), reset_less=True, name=f"saturated{k}")
-            m.d.sync += counted.eq(saturated + lane.saturated)
-            saturated = counted
+        fields = {name: pipe.at(0, control.lane[name], name=name) for name in lane_schedule(config)}
+        results, word, word_valid, saturated = self._lanes(pipe, fields)
 
         # No flush takes the count away: a run that was aborted has one as well.
         saturations = Signal(32, reset_less=True)
@@ -155,52 +103,8 @@ class TilingEngine(wiring.Component):
             m.d.sync += saturations.eq(0)
         m.d.comb += self.saturations.eq(saturations)
 
-        def gather(terms, name):
-            """OR of the lanes, a register for each level of four."""
-            level = 0
-            while len(terms) > 1:
-                merged = []
-                for i in range(0, len(terms), 4):
-                    r = Signal(len(terms[0]), reset_less=True, name=f"{name}{level}_{i // 4}")
-                    value = terms[i]
-                    for t in terms[i + 1:i + 4]:
-                        value = value | t
-                    m.d.sync += r.eq(value)
-                    merged.append(r)
-                terms, level = merged, level + 1
-            return terms[0]
-
-        # Rows in flight wait here for their results: written 3 cycles after issue, when the scale
-        # stands in its register, taken when lane 0's result leaves. Rows are P >= 4 cycles apart
-        # and take at most 15 + 5 + 3 cycles, so 16 entries never fill.
-        row_layout = data.StructLayout({"row": 18, "block": 6, "kind": 2, "scale": RowScale()})
-        m.submodules.rows = rows = memory.Memory(shape=row_layout, depth=16, init=[],
-                                                 attrs=IN_BLOCKS)
-        wr, rd = rows.write_port(), rows.read_port()
-        wp, rp = Signal(4), Signal(4)
-        oldest = Signal(row_layout, reset_less=True)        # 3 cycles after the one before left
-        m.d.sync += oldest.eq(rd.data)
-        m.d.comb += [wr.addr.eq(wp), rd.addr.eq(rp),
-                     wr.en.eq(delayed("res_en", control.lane.res_en, 3)),
-                     wr.data.row.eq(delayed("row", control.row, 3)),
-                     wr.data.block.eq(delayed("block", control.block, 3)),
-                     wr.data.kind.eq(delayed("res_kind", control.lane.res_kind, 3)),
-                     wr.data.scale.eq(delayed("scale", self.scale, 1))]
-        with m.If(wr.en):
-            m.d.sync += wp.eq(wp + 1)
-        # Not the same register as that of the lane which happens to be as late.
-        head = near(m, delayed("res_en", control.lane.res_en, self.RESULT_CYCLE - 2), name="head")
-        out = self.result.payload
-        gathered = gather(results, "result")
-        m.d.comb += out.acc.eq(gathered.as_signed())
-        with m.If(head):
-            m.d.sync += [rp.eq(rp + 1), out.row.eq(oldest.row), out.block.eq(oldest.block),
-                         out.kind.eq(oldest.kind), out.scale.eq(oldest.scale),
-                         out.lane.eq(0), self.result.valid.eq(1)]
-        with m.Elif(out.lane == P - 1):
-            m.d.sync += self.result.valid.eq(0)
-        with m.Else():
-            m.d.sync += out.lane.eq(out.lane + 1)
+        self._rows(pipe, fields)
+        m.d.comb += self.result.payload.acc.eq(_gather(m, results).as_signed())
 
         depth = store_depth(config)
         m.submodules.stored = stored = RamQueue(len(word), depth=depth)
@@ -212,3 +116,104 @@ class TilingEngine(wiring.Component):
         m.d.sync += room.eq(room - control.lane.st_en + taken)
         m.d.comb += self.store_room.eq(room)
         return m
+
+    def _lanes(self, pipe: Pipe, fields: dict[str, Timed]):
+        """The chain of lanes: (result of each, stored word, its valid bit, saturated scores).
+
+        Stored words travel along the lanes too: with the control's way to its lane that is the same
+        time for every lane, so they come out in order, and 0 from all lanes but one. So does the
+        number of lanes that saturated the score of one key.
+        """
+        m, config, P = pipe.m, self.config, self.config.P
+        # Into lane 0: the field stands in its register in cycle n, so it arrives in cycle n - 1.
+        chain = Signal(LaneControl(config))
+        for name, (_, cycle) in lane_schedule(config).items():
+            m.d.comb += chain[name].eq(fields[name].at(cycle - 1))
+        # What an instruction leaves in a lane arrives there in the order of the lanes, and so does
+        # the first control of the next: the gates open and close in that order too.
+        attention = nap(m, "attention", self.attending, sleep=self.sleep, linger=P + 32)
+        beat, act, results = self._beat(pipe), self.act, []
+        word, word_valid, saturated = (Const(0, bits) for bits in (8 * config.store_bytes, 1, 1))
+        for k in range(P):
+            lane = Lane(config, index=k, attention=attention)
+            in_use = pipe.at(0, self.lanes > k, name=f"in_use{k}").at(k)
+            m.submodules[f"lane{k}"] = napping(m, lane, f"lane{k}", in_use, sleep=self.sleep)
+            m.d.comb += [lane.c.eq(chain), lane.beat.eq(beat)]
+            for name in act.signature.members:
+                m.d.comb += getattr(lane.act, name).eq(getattr(act, name))
+            chain, beat, act = lane.c_out, lane.beat_out, lane.act_out
+            results.append(lane.result)
+            passed, passed_valid = reg(len(word), f"word{k}"), reg(1, f"word_valid{k}")
+            m.d.sync += [passed.eq(lane.stored | word),
+                         passed_valid.eq(lane.stored_valid | word_valid)]
+            word, word_valid = passed, passed_valid
+            counted = reg(range(k + 2), f"saturated{k}")
+            m.d.sync += counted.eq(saturated + lane.saturated)
+            saturated = counted
+        return results, word, word_valid, saturated
+
+    def _beat(self, pipe: Pipe):
+        """What enters lane 0: in SV one value after the other stands in front of the column that
+        has an accumulator.
+        """
+        m, config = pipe.m, self.config
+        part = pipe.at(0, self.control.part, name="part").at(BEAT_CYCLE - 1)
+        beat = Signal(Weights(config), name="beat_in")
+        m.d.comb += [beat[i].eq(self.beat[i]) for i in range(config.W)]
+        with m.Switch(part):
+            for k in range(1, config.sv_cycles):
+                with m.Case(k):
+                    m.d.comb += [beat[i].eq(self.beat[i + k])
+                                 for i in range(0, config.W, config.sv_cycles)]
+        return beat
+
+    def _rows(self, pipe: Pipe, fields: dict[str, Timed]) -> None:
+        """What belongs to the results of a row, and when they leave.
+
+        Rows in flight wait for their results: written when their scale stands in its register,
+        taken when lane 0's result leaves. Rows are P >= 4 cycles apart and take at most 15 + 5 + 3
+        cycles, so 16 entries never fill.
+        """
+        m, control, P = pipe.m, self.control, self.config.P
+        scale = pipe.at(2, self.scale, name="scale").reg("scale")
+        row = struct(data.StructLayout({"row": 18, "block": 6, "kind": 2, "scale": RowScale()}),
+                     row=pipe.at(0, control.row, name="row"),
+                     block=pipe.at(0, control.block, name="block"), kind=fields["res_kind"],
+                     scale=scale)
+        m.submodules.rows = rows = memory.Memory(shape=row.value.shape(), depth=16, init=[],
+                                                 attrs=IN_BLOCKS)
+        wr, rd = rows.write_port(), rows.read_port()
+        wp, rp = Signal(4), Signal(4)
+        oldest = reg(row.value.shape(), "oldest")           # 3 cycles after the one before left
+        m.d.sync += oldest.eq(rd.data)
+        m.d.comb += [wr.addr.eq(wp), rd.addr.eq(rp), wr.data.eq(row.value),
+                     wr.en.eq(fields["res_en"].at(row.cycle))]
+        with m.If(wr.en):
+            m.d.sync += wp.eq(wp + 1)
+        # Not the same register as that of the lane which happens to be as late.
+        head = fields["res_en"].until(self.RESULT_CYCLE - 2).near("head").value
+        out = self.result.payload
+        with m.If(head):
+            m.d.sync += [rp.eq(rp + 1), out.row.eq(oldest.row), out.block.eq(oldest.block),
+                         out.kind.eq(oldest.kind), out.scale.eq(oldest.scale),
+                         out.lane.eq(0), self.result.valid.eq(1)]
+        with m.Elif(out.lane == P - 1):
+            m.d.sync += self.result.valid.eq(0)
+        with m.Else():
+            m.d.sync += out.lane.eq(out.lane + 1)
+
+
+def _gather(m: Module, terms: list):
+    """OR of the lanes, a register for each level of four."""
+    level = 0
+    while len(terms) > 1:
+        merged = []
+        for i in range(0, len(terms), 4):
+            some = reg(len(terms[0]), f"result{level}_{i // 4}")
+            value = terms[i]
+            for term in terms[i + 1:i + 4]:
+                value = value | term
+            m.d.sync += some.eq(value)
+            merged.append(some)
+        terms, level = merged, level + 1
+    return terms[0]
