@@ -2,9 +2,8 @@
 from __future__ import annotations
 
 from amaranth import Cat, Module, Mux, Signal
-from amaranth.lib import data, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import exact_log2
 
 from ..config import Config
 from ..signatures import MemoryPort, ReadCommand
@@ -34,14 +33,179 @@ def Lanes(ratio: int) -> data.StructLayout:
     return data.StructLayout({"first": range(ratio), "last": range(ratio)})
 
 
+class NativeReads(wiring.Component):
+    """Reads of bus words to reads of native words, one after the other.
+
+    What a command did not ask for at the ends of its native words is left out.
+
+    Timing: a native word a cycle, the first 2 cycles after the command; a bus word a cycle, the
+    first of a native word 5 cycles after that came.
+
+    Parameters
+    ----------
+    config : Config
+    ratio : int             Bus words of a native word.
+    address_bits : int      Of a native word.
+
+    Members
+    -------
+    cmd : In(stream of ReadCommand)
+    ask : Out(stream of address_bits)   There is room for its word.
+    word_valid, word : In(1), In        The word of the oldest address taken; always taken.
+    data : Out(stream of bus words)
+    """
+
+    WORDS = 64      #: native words asked for and not yet handed on
+
+    def __init__(self, config: Config, *, ratio: int, address_bits: int):
+        self.config, self.ratio, self.address_bits = config, ratio, address_bits
+        self.bits = 8 * config.bus_bytes
+        super().__init__({
+            "cmd": In(stream.Signature(ReadCommand(config))),
+            "ask": Out(stream.Signature(address_bits)), "word_valid": In(1),
+            "word": In(self.bits * ratio), "data": Out(stream.Signature(self.bits))})
+
+    def elaborate(self, platform):
+        m = Module()
+        c, ratio, ask = self.config, self.ratio, self.ask
+        m.submodules.cmd = cmd = Queue(ReadCommand(c), depth=4)
+        wiring.connect(m, wiring.flipped(self.cmd), cmd.i)
+        at = Signal(self.address_bits, reset_less=True)
+        first = Signal(range(ratio), reset_less=True)
+        left = Signal(range(c.burst_words + 1), reset_less=True)    # bus words
+        busy, room = Signal(), Signal(range(self.WORDS + 1), init=self.WORDS)
+        m.submodules.lanes = lanes = Queue(Lanes(ratio), depth=self.WORDS)
+        word = Signal(data.StructLayout({"data": len(self.word), "lanes": Lanes(ratio)}),
+                      reset_less=True)
+        m.submodules.words = words = RamQueue(word.shape().size, depth=self.WORDS)
+        here = Signal(range(ratio + 1))                     # bus words of this native word
+        final, take = Signal(), Signal()
+        m.d.comb += [
+            final.eq(left <= ratio - first), here.eq(Mux(final, left, ratio - first)),
+            ask.valid.eq(busy & (room != 0)), ask.payload.eq(at), take.eq(ask.valid & ask.ready),
+            lanes.i.valid.eq(take), lanes.i.payload.first.eq(first),
+            lanes.i.payload.last.eq(first + here - 1), cmd.o.ready.eq(~busy | (take & final))]
+        with m.If(take):
+            m.d.sync += [at.eq(at + 1), first.eq(0), left.eq(left - here)]
+        with m.If(cmd.o.ready):
+            m.d.sync += [busy.eq(cmd.o.valid), Cat(first, at).eq(cmd.o.payload.addr),
+                         left.eq(cmd.o.payload.len + 1)]
+        m.d.sync += room.eq(room + words.left - take)
+
+        lane = Signal(range(ratio), reset_less=True)
+        held, next_word = Signal(), Signal()
+        upcoming = Signal.like(word)
+        m.d.comb += [
+            lanes.o.ready.eq(self.word_valid), words.i_valid.eq(self.word_valid),
+            words.i_data.eq(Cat(self.word, lanes.o.payload)), upcoming.eq(words.o.payload),
+            next_word.eq(~held | (self.data.ready & (lane == word.lanes.last))),
+            words.o.ready.eq(next_word), self.data.valid.eq(held),
+            self.data.payload.eq(word.data.word_select(lane, self.bits))]
+        with m.If(next_word):
+            m.d.sync += [held.eq(words.o.valid), word.eq(upcoming), lane.eq(upcoming.lanes.first)]
+        with m.Elif(self.data.ready):
+            m.d.sync += lane.eq(lane + 1)
+        return m
+
+
+class NativeWrites(wiring.Component):
+    """Bus words gathered to native words, the bytes between them kept by the strobes.
+
+    A write is asked for when its command has all its words, or half of the room is taken.
+
+    Timing: a bus word a cycle; ``ask`` 4 cycles after a command's last word.
+
+    Parameters
+    ----------
+    config : Config
+    ratio : int             Bus words of a native word.
+    address_bits : int      Of a native word.
+
+    Members
+    -------
+    cmd : In(stream of ReadCommand)
+    data : In(stream of a bus word and its strobes)
+    ask : Out(stream of address_bits)
+    word : Out(stream of data, strb)    Of the oldest address taken; there before ``ask`` is.
+    done : Out(1)                       Pulse: the last word of a command has been taken.
+    """
+
+    WORDS = 32      #: native words to be written
+
+    def __init__(self, config: Config, *, ratio: int, address_bits: int):
+        self.config, self.ratio, self.address_bits = config, ratio, address_bits
+        word = data.StructLayout({"data": 8 * config.bus_bytes * ratio,
+                                  "strb": config.bus_bytes * ratio})
+        super().__init__({
+            "cmd": In(stream.Signature(ReadCommand(config))),
+            "data": MemoryPort(config).members["w_data"].flip(),
+            "ask": Out(stream.Signature(address_bits)), "word": Out(stream.Signature(word)),
+            "done": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        c, ratio, given = self.config, self.ratio, self.data
+        m.submodules.cmd = cmd = Queue(ReadCommand(c), depth=4)
+        wiring.connect(m, wiring.flipped(self.cmd), cmd.i)
+        at = Signal(self.address_bits, reset_less=True)
+        lane = Signal(range(ratio), reset_less=True)
+        left = Signal(range(c.burst_words), reset_less=True)        # bus words less one
+        busy, last, whole = Signal(), Signal(), Signal()
+        gathered = Signal(data.StructLayout({"data": 8 * c.bus_bytes * ratio,
+                                             "strb": c.bus_bytes * ratio, "last": 1}))
+        address, full = Signal(self.address_bits, reset_less=True), Signal()
+        m.submodules.words = words = Queue(gathered.shape(), depth=self.WORDS)
+        m.submodules.addrs = addrs = Queue(
+            data.StructLayout({"addr": self.address_bits, "last": 1}), depth=self.WORDS)
+        put, free = Signal(), Signal()
+        m.d.comb += [
+            # Both queues take a word at once; that of the words is never the emptier one.
+            free.eq(~full | words.i.ready), put.eq(busy & given.valid & free),
+            given.ready.eq(busy & free), last.eq(left == 0),
+            whole.eq(last | (lane == ratio - 1)),
+            words.i.valid.eq(full), words.i.payload.eq(gathered),
+            addrs.i.valid.eq(full & words.i.ready), addrs.i.payload.addr.eq(address),
+            addrs.i.payload.last.eq(gathered.last), cmd.o.ready.eq(~busy | (put & last))]
+        with m.If(full & words.i.ready):
+            m.d.sync += [full.eq(0), gathered.strb.eq(0)]
+        with m.If(put):
+            for k in range(ratio):
+                with m.If(lane == k):
+                    m.d.sync += [
+                        gathered.data.word_select(k, 8 * c.bus_bytes).eq(given.payload.data),
+                        gathered.strb.word_select(k, c.bus_bytes).eq(given.payload.strb)]
+            m.d.sync += [address.eq(at), gathered.last.eq(last), full.eq(whole),
+                         lane.eq(lane + 1), left.eq(left - 1)]
+            with m.If(whole):
+                m.d.sync += [at.eq(at + 1), lane.eq(0)]
+        with m.If(cmd.o.ready):
+            m.d.sync += [busy.eq(cmd.o.valid), Cat(lane, at).eq(cmd.o.payload.addr),
+                         left.eq(cmd.o.payload.len)]
+
+        complete = Signal(range(self.WORDS + 1))            # commands whose words are all queued
+        queued, many = Signal(range(self.WORDS + 1)), Signal()
+        writing, take, last_goes = Signal(), Signal(), Signal()
+        m.d.comb += [
+            self.ask.valid.eq(addrs.o.valid & (writing | (complete != 0) | many)),
+            self.ask.payload.eq(addrs.o.payload.addr), take.eq(self.ask.valid & self.ask.ready),
+            addrs.o.ready.eq(take), last_goes.eq(take & addrs.o.payload.last),
+            self.word.valid.eq(words.o.valid), self.word.payload.data.eq(words.o.payload.data),
+            self.word.payload.strb.eq(words.o.payload.strb), words.o.ready.eq(self.word.ready)]
+        m.d.sync += [complete.eq(complete + (addrs.i.valid & gathered.last) - last_goes),
+                     queued.eq(queued + addrs.i.valid - take),
+                     many.eq(queued >= self.WORDS // 2),
+                     self.done.eq(self.word.ready & words.o.payload.last)]
+        with m.If(take):
+            m.d.sync += writing.eq(~addrs.o.payload.last)
+        return m
+
+
 class LiteDramPort(wiring.Component):
     """Bus words <-> the wider words of a LiteDRAM core, which come in order.
 
-    A read becomes one command for each native word that it touches; what it did not ask for at
-    both ends is left out. Writes are gathered to native words, the bytes between them kept by the
-    strobes; they go, before reads, when a command has all its words or half of the room is taken.
-    ``w_done`` comes when LiteDRAM has taken the last word: commands of a port to one address are
-    in order there, so a later read sees it.
+    Writes that :class:`NativeWrites` asks for go before reads. ``w_done`` comes when LiteDRAM has
+    taken the last word: commands of a port to one address are in order there, so a later read sees
+    it.
 
     Source: LiteDRAM's ``core/crossbar.py``: neither data channel can be stalled, so a read is
     asked for only when there is room for its word, and a write only when its word is there.
@@ -69,9 +233,6 @@ class LiteDramPort(wiring.Component):
         A width that does not fit.
     """
 
-    READS = 64      #: native words asked for and not yet handed on
-    WRITES = 32     #: native words to be written
-
     def __init__(self, config: Config, *, native_bytes: int, address_bits: int):
         self.config, self.native_bytes = config, native_bytes
         self.ratio = native_bytes // config.bus_bytes
@@ -87,117 +248,27 @@ class LiteDramPort(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        c, port, native, ratio = self.config, self.port, self.native, self.ratio
-        lane_bits, word_bits = exact_log2(ratio), 8 * c.bus_bytes
-        m.d.comb += port.ready.eq(self.enable)
-
-        m.submodules.r_cmd = r_cmd = Queue(ReadCommand(c), depth=4)
-        m.submodules.w_cmd = w_cmd = Queue(ReadCommand(c), depth=4)
-        for queue, command in ((r_cmd, port.r_cmd), (w_cmd, port.w_cmd)):
-            m.d.comb += [queue.i.valid.eq(command.valid), queue.i.payload.eq(command.payload),
-                         command.ready.eq(queue.i.ready)]
-
-        # --- reads: one native word after the other, with what is meant of it ---------------------
-        r_at = Signal(self.address_bits, reset_less=True)
-        r_lane = Signal(range(ratio), reset_less=True)
-        r_left = Signal(range(c.burst_words + 1), reset_less=True)  # bus words
-        r_busy, room = Signal(), Signal(range(self.READS + 1), init=self.READS)
-        m.submodules.lanes = lanes = Queue(Lanes(ratio), depth=self.READS)
-        m.submodules.words = words = RamQueue(8 * self.native_bytes + Lanes(ratio).size,
-                                              depth=self.READS)
-        here = Signal(range(ratio + 1))                     # bus words of this native word
-        final, r_ask, r_take = Signal(), Signal(), Signal()
+        port, native = self.port, self.native
+        parts = dict(ratio=self.ratio, address_bits=self.address_bits)
+        m.submodules.reads = reads = NativeReads(self.config, **parts)
+        m.submodules.writes = writes = NativeWrites(self.config, **parts)
+        for source, sink in ((wiring.flipped(port.r_cmd), reads.cmd),
+                             (wiring.flipped(port.w_cmd), writes.cmd),
+                             (wiring.flipped(port.w_data), writes.data),
+                             (reads.data, wiring.flipped(port.r_data))):
+            wiring.connect(m, source, sink)
+        free, write, read = Signal(), Signal(), Signal()
         m.d.comb += [
-            final.eq(r_left <= ratio - r_lane), here.eq(Mux(final, r_left, ratio - r_lane)),
-            r_ask.eq(r_busy & (room != 0)), lanes.i.valid.eq(r_take),
-            lanes.i.payload.first.eq(r_lane), lanes.i.payload.last.eq(r_lane + here - 1),
-            r_cmd.o.ready.eq(~r_busy | (r_take & final))]
-        with m.If(r_take):
-            m.d.sync += [r_at.eq(r_at + 1), r_lane.eq(0), r_left.eq(r_left - here)]
-        with m.If(r_cmd.o.ready):
-            m.d.sync += [r_busy.eq(r_cmd.o.valid),
-                         Cat(r_lane[:lane_bits], r_at).eq(r_cmd.o.payload.addr),
-                         r_left.eq(r_cmd.o.payload.len + 1)]
-        m.d.sync += room.eq(room + words.left - r_take)
-
-        lane = Signal(range(ratio), reset_less=True)
-        word = Signal(data.StructLayout({"data": 8 * self.native_bytes, "lanes": Lanes(ratio)}),
-                      reset_less=True)
-        held, next_word = Signal(), Signal()
-        upcoming = Signal.like(word)
-        m.d.comb += [
-            native.rdata_ready.eq(1), lanes.o.ready.eq(native.rdata_valid),
-            words.i_valid.eq(native.rdata_valid),
-            words.i_data.eq(Cat(native.rdata_data, lanes.o.payload)),
-            upcoming.eq(words.o.payload),
-            next_word.eq(~held | (port.r_data.ready & (lane == word.lanes.last))),
-            words.o.ready.eq(next_word), port.r_data.valid.eq(held),
-            port.r_data.payload.eq(word.data.word_select(lane, word_bits))]
-        with m.If(next_word):
-            m.d.sync += [held.eq(words.o.valid), word.eq(upcoming), lane.eq(upcoming.lanes.first)]
-        with m.Elif(port.r_data.ready):
-            m.d.sync += lane.eq(lane + 1)
-
-        # --- writes: gathered to native words -----------------------------------------------------
-        w_at = Signal(self.address_bits, reset_less=True)
-        w_lane = Signal(range(ratio), reset_less=True)
-        w_left = Signal(range(c.burst_words), reset_less=True)      # bus words less one
-        w_busy, w_last, whole = Signal(), Signal(), Signal()
-        gathered = Signal(data.StructLayout({"data": 8 * self.native_bytes,
-                                             "strb": self.native_bytes, "last": 1}))
-        at, full = Signal(self.address_bits, reset_less=True), Signal()
-        m.submodules.w_words = w_words = Queue(gathered.shape(), depth=self.WRITES)
-        m.submodules.w_addrs = w_addrs = Queue(
-            data.StructLayout({"addr": self.address_bits, "last": 1}), depth=self.WRITES)
-        put, free = Signal(), Signal()
-        m.d.comb += [
-            # Both queues take a word at once; that of the words is never the emptier one.
-            free.eq(~full | w_words.i.ready), put.eq(w_busy & port.w_data.valid & free),
-            port.w_data.ready.eq(w_busy & free),
-            w_last.eq(w_left == 0), whole.eq(w_last | (w_lane == ratio - 1)),
-            w_words.i.valid.eq(full), w_words.i.payload.eq(gathered),
-            w_addrs.i.valid.eq(full & w_words.i.ready), w_addrs.i.payload.addr.eq(at),
-            w_addrs.i.payload.last.eq(gathered.last),
-            w_cmd.o.ready.eq(~w_busy | (put & w_last))]
-        with m.If(full & w_words.i.ready):
-            m.d.sync += [full.eq(0), gathered.strb.eq(0)]
-        with m.If(put):
-            for k in range(ratio):
-                with m.If(w_lane == k):
-                    m.d.sync += [
-                        gathered.data.word_select(k, word_bits).eq(port.w_data.payload.data),
-                        gathered.strb.word_select(k, c.bus_bytes).eq(port.w_data.payload.strb)]
-            m.d.sync += [at.eq(w_at), gathered.last.eq(w_last), full.eq(whole),
-                         w_lane.eq(w_lane + 1), w_left.eq(w_left - 1)]
-            with m.If(whole):
-                m.d.sync += [w_at.eq(w_at + 1), w_lane.eq(0)]
-        with m.If(w_cmd.o.ready):
-            m.d.sync += [w_busy.eq(w_cmd.o.valid),
-                         Cat(w_lane[:lane_bits], w_at).eq(w_cmd.o.payload.addr),
-                         w_left.eq(w_cmd.o.payload.len)]
-
-        # --- commands: a write that is whole goes before reads ------------------------------------
-        complete = Signal(range(self.WRITES + 1))           # writes whose words are all queued
-        queued, many = Signal(range(self.WRITES + 1)), Signal()
-        writing, last_goes = Signal(), Signal()
-        write_due, w_take = Signal(), Signal()
-        free_command = Signal()
-        m.d.comb += [
-            write_due.eq(w_addrs.o.valid & (writing | (complete != 0) | many)),
-            free_command.eq(~native.cmd_valid | native.cmd_ready),
-            w_take.eq(free_command & write_due), r_take.eq(free_command & ~write_due & r_ask),
-            w_addrs.o.ready.eq(w_take), last_goes.eq(w_take & w_addrs.o.payload.last)]
-        m.d.sync += [complete.eq(complete + (w_addrs.i.valid & gathered.last) - last_goes),
-                     queued.eq(queued + w_addrs.i.valid - w_take),
-                     many.eq(queued >= self.WRITES // 2)]
-        with m.If(w_take):
-            m.d.sync += writing.eq(~w_addrs.o.payload.last)
-        with m.If(free_command):
-            m.d.sync += [native.cmd_valid.eq(w_take | r_take), native.cmd_we.eq(w_take),
-                         native.cmd_addr.eq(Mux(w_take, w_addrs.o.payload.addr, r_at))]
-        m.d.comb += [native.wdata_valid.eq(w_words.o.valid),
-                     native.wdata_data.eq(w_words.o.payload.data),
-                     native.wdata_we.eq(w_words.o.payload.strb),
-                     w_words.o.ready.eq(native.wdata_ready)]
-        m.d.sync += port.w_done.eq(native.wdata_ready & w_words.o.payload.last)
+            port.ready.eq(self.enable), port.w_done.eq(writes.done),
+            native.rdata_ready.eq(1), reads.word_valid.eq(native.rdata_valid),
+            reads.word.eq(native.rdata_data), native.wdata_valid.eq(writes.word.valid),
+            native.wdata_data.eq(writes.word.payload.data),
+            native.wdata_we.eq(writes.word.payload.strb), writes.word.ready.eq(native.wdata_ready),
+            free.eq(~native.cmd_valid | native.cmd_ready), writes.ask.ready.eq(free),
+            reads.ask.ready.eq(free & ~writes.ask.valid),
+            write.eq(writes.ask.valid & writes.ask.ready),
+            read.eq(reads.ask.valid & reads.ask.ready)]
+        with m.If(free):
+            m.d.sync += [native.cmd_valid.eq(write | read), native.cmd_we.eq(write),
+                         native.cmd_addr.eq(Mux(write, writes.ask.payload, reads.ask.payload))]
         return m
