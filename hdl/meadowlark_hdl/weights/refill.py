@@ -9,6 +9,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..lib.fanout import APART
+from ..lib.pipe import delay
 from ..lib.queues import Queue
 from .packing_golden import PIECE, ahead
 from .preamble import COUNT_BITS
@@ -51,8 +52,8 @@ class Refill(wiring.Component):
         All requests of a tile are served, it was the last of the segment; until resume or start.
     resume : In(1)
         One cycle while ``at_end``.
-    over : Out(1)
-        No words are left.
+    over : Out(1), drained : Out(1)
+        No words are left; as much later as the last one's first piece takes to its lane's queue.
     """
 
     DEPTH = 16
@@ -65,7 +66,8 @@ class Refill(wiring.Component):
             "final": In(1), "room": Out(1), "drop": In(1),
             "i": In(stream.Signature(8 * W)), "load": Out(W),
             "buses": Out(data.ArrayLayout(PIECE, buses)), "at_end": Out(1),
-            "at_final": Out(1), "resume": In(1), "over": Out(1, init=1)})
+            "at_final": Out(1), "resume": In(1), "over": Out(1, init=1),
+            "drained": Out(1)})
 
     def elaborate(self, platform):
         m = Module()
@@ -128,6 +130,10 @@ class Refill(wiring.Component):
         far = W > 8
         m.d.sync += self.load.eq(recent[1] if far else recent[0])
         bus_domain = m.d.sync if far else m.d.comb
+        # A lane that hears that no word comes goes on with what its queue holds. The last word's
+        # pieces come as fast as it can use them, so that the first one being there is enough.
+        m.d.comb += self.drained.eq(delay(m, self.over & ~self.start, 2 if far else 1,
+                                          name="drained", reset=True))
         late, piece = self.i.payload, []
         for k in range(K):
             now = Signal(8 * W - PIECE * k, name=f"pieces_{k}", reset_less=True)

@@ -74,7 +74,8 @@ class SymbolLane(wiring.Component):
         A step; only if ``ready`` was high three cycles before; with two cycles a step, not in the
         cycle after another.
     drained : In(1)
-        No more words will come: steps need none.
+        No word comes but one of which a piece is queued and the others follow, a cycle apart: steps
+        wait for none.
     ready : Out(1)
         Enough pieces for this step, and for those under way.
     asks : Out(1)

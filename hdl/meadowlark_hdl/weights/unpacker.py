@@ -93,17 +93,6 @@ class Unpacker(wiring.Component):
         wiring.connect(m, wiring.flipped(self.tiles), steps.tiles)
         wiring.connect(m, out.o, wiring.flipped(self.o))
 
-        # When all words are with the lanes these need no more of them.
-        arrive = pieces(W) + 7                  # cycles until the last one's pieces have come
-        settle = Signal(range(arrive + 1))
-        drained = Signal()
-        with m.If(~refill.over | steps.begin):
-            m.d.sync += [settle.eq(0), drained.eq(0)]
-        with m.Elif(settle != arrive):
-            m.d.sync += settle.eq(settle + 1)
-        with m.Else():
-            m.d.sync += drained.eq(1)
-
         m.d.comb += [
             head.start.eq(steps.read), steps.done.eq(head.done), steps.wrong.eq(head.wrong),
             steps.segment.eq(head.segment), out.segment.eq(head.segment),
@@ -125,7 +114,7 @@ class Unpacker(wiring.Component):
             m.d.comb += [
                 lane.go.eq(go), lane.start.eq(start), lane.first.eq(steps.first),
                 lane.meadow.eq(head.segment.meadow), lane.log2_c.eq(head.segment.log2_c),
-                lane.drained.eq(drained), lane.load.eq(refill.load[k]),
+                lane.drained.eq(refill.drained), lane.load.eq(refill.load[k]),
                 lane.buses.eq(refill.buses), refill.asks[k].eq(lane.asks),
                 out.symbols[k].eq(lane.symbol)]
             # Tables come by a register for each four lanes: they are written long before a step.
