@@ -17,7 +17,7 @@ from meadowlark_boards import get_board
 from meadowlark_hdl.compute.vector_unit import VectorUnit
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import Pass
-from meadowlark_hdl.issue.issue import Issue
+from meadowlark_hdl.issue.dispatch import Dispatch
 from meadowlark_hdl.isa import Epi, Header, Instruction, Mode, Op, Src
 
 CONFIGS = {"w16p8": Config(W=16, P=8, bus_bytes=2, act_words=128, score_depth=1024, tile_beats=64,
@@ -56,9 +56,9 @@ def predicted(config: Config, model: dict, p: Pass, instruction: Instruction) ->
                        replace(get_board("virtual"), config=config))
     machine._wait = lambda *tile: None
     machine.now, spent = 0, Spent()
-    machine._lose(spent, Issue.START)
+    machine._lose(spent, Dispatch.START)
     getattr(machine, "_" + Op(instruction["op"]).name.lower())(instruction, p, spent)
-    machine._lose(spent, Issue.SETTLE)
+    machine._lose(spent, Dispatch.SETTLE)
     return machine.now
 
 

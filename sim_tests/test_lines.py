@@ -8,8 +8,6 @@ import lines
 MODULE, METHOD = 300, 100       # lines of code
 #: What is beyond, and its lines of code today. Split one: take it out, or write what is left of it.
 BEYOND = {
-    "issue/issue.py Issue.elaborate": 400,
-    "issue/issue.py": 437,
 }
 
 TEXT = '''"""A module."""

@@ -23,7 +23,13 @@ from meadowlark_hdl.control.sequencer import Sequencer
 from meadowlark_hdl.control.sequencer_golden import Pass, prompt_passes
 from meadowlark_hdl.core import Core
 from meadowlark_hdl.isa import Epi, Instruction, Mode, Op, Src
-from meadowlark_hdl.issue.issue import Issue
+from meadowlark_hdl.issue.dispatch import Dispatch
+from meadowlark_hdl.issue.gammas import Gammas
+from meadowlark_hdl.issue.keys import Keys
+from meadowlark_hdl.issue.rows import Rows
+from meadowlark_hdl.issue.stores import Stores
+from meadowlark_hdl.issue.tile_reader import TileReader
+from meadowlark_hdl.issue.token_tiles import TokenTiles
 from meadowlark_hdl.memory.arbiter import MemoryArbiter
 from meadowlark_hdl.memory.reader import Reader
 from meadowlark_hdl.memory.store import StoreUnit
@@ -130,7 +136,7 @@ class _Memory:
     #: From a command to the bus, beside memory's own latency: it is taken, and the arbiter's.
     BUS = 1 + MemoryArbiter.COMMAND
     #: From the last bus word of a tile to the cycle in which Issue knows of it.
-    DECODE = Reader.CHUNK + PackedWeightDecoder.LATENCY + TileBuffer.LATENCY + Issue.FRONT
+    DECODE = Reader.CHUNK + PackedWeightDecoder.LATENCY + TileBuffer.LATENCY + TileReader.FRONT
 
     def __init__(self, board: Board) -> None:
         self.c, self.t = board.config, board.memory
@@ -307,11 +313,11 @@ class _Machine:
                 self.fetch = max(self.fetch, started.popleft())
             self.fetch += Fetch.FIRST
             started.append(self.now)
-            self._lose(spent, Issue.START)
+            self._lose(spent, Dispatch.START)
             if i["op"] == Op.END:
                 break
             getattr(self, "_" + Op(i["op"]).name.lower())(i, p, spent)
-            self._lose(spent, Issue.SETTLE)
+            self._lose(spent, Dispatch.SETTLE)
         self.now += Sequencer.TURN
         if p.final:                     # the event is taken at once
             self.now += Sampler.LATENCY + Sequencer.EVENT + Sequencer.TURN
@@ -326,7 +332,7 @@ class _Machine:
             self._wait(spent, i, i["addr"] + row * i["chunks"], i["chunks"],
                        self.fetch + Fetch.TOKEN * (i["src"] == Src.TOKEN))
             self._work(spent, values)
-            self._lose(spent, Issue.TOKEN)
+            self._lose(spent, TokenTiles.TOKEN)
             self.memory.release(self.now)
 
     def _embed(self, i: Instruction, p: Pass, spent: Spent) -> None:
@@ -339,24 +345,24 @@ class _Machine:
 
     def _rope(self, i: Instruction, p: Pass, spent: Spent) -> None:
         self._rows_of_table(i, range(p.pos0, p.ctx), 1 << self.regs["head_log2"] - 1, spent)
-        self._lose(spent, Issue.ANGLES)
+        self._lose(spent, TokenTiles.ANGLES)
 
     def _norm(self, i: Instruction, p: Pass, spent: Spent) -> None:
         self._stream_tile(i, spent, i["chunks"])
         self._work(spent, (1 if i["last"] else p.n) * self.regs["hidden"] // self.c.norm_width)
-        self._lose(spent, self.vector.norm_latency + Issue.NORM)
+        self._lose(spent, self.vector.norm_latency + Gammas.NORM)
         self.memory.release(self.now)
 
     def _linear(self, i: Instruction, p: Pass, spent: Spent) -> None:
         nb = 1 if i["last"] else p.nb
-        self._lose(spent, (p.nb if i["last"] else 1) * Issue.SEEK + Issue.TILE)
+        self._lose(spent, (p.nb if i["last"] else 1) * Rows.SKIP + Rows.TILE)
         row = max(i["row_beats"], self.c.P)
         wait = row - i["row_beats"]         # for the results of the row before
         for k in range(i["tiles"]):
             end = k == i["tiles"] - 1
             rows = i["last_rows" if end else "rows"]
             self._stream_tile(i, spent, i["last_chunks" if end else "chunks"], rows)
-            self._lose(spent, max(Issue.TILE - (wait if k else 0), 0))
+            self._lose(spent, max(Rows.TILE - (wait if k else 0), 0))
             self._work(spent, row * nb * rows)
             self.memory.release(self.now)
         self._lose(spent, self.array + self.c.P + self._effect(Epi(i["epi"])) - wait)
@@ -375,7 +381,7 @@ class _Machine:
         ahead = StoreUnit.WORDS * c.store_bytes // c.bus_bytes
         end = max(self.now + chunks * c.W // c.store_bytes, self.storing - ahead)
         self._work(spent, end - self.now)
-        self._lose(spent, Issue.STORE)
+        self._lose(spent, Stores.STORE)
 
     def _kv_tiles(self, i: Instruction, p: Pass, spent: Spent):
         """Reads the cache; yields (keys of each block in this tile, ends a block) a tile."""
@@ -385,7 +391,7 @@ class _Machine:
             n = min(i["rows"], p.ctx - first)
             self._wait(spent, i, i["addr"] + first * i["row_beats"], n * i["row_beats"],
                        max(self.fetch, self.memory.written()))
-            self._lose(spent, Issue.TILE + len(limits) * Issue.BLOCK)
+            self._lose(spent, Keys.TILE + len(limits) * Keys.BLOCK)
             yield [(max(0, min(limit - first, n)), first < limit <= first + n)
                    for limit in limits]
             self.memory.release(self.now)

@@ -1,0 +1,106 @@
+"""QK and SV, the inner loop: the keys of a tile that a block sees, beat after beat."""
+from __future__ import annotations
+
+from amaranth import Cat, Const, Module, Mux, Signal, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+from ..config import Config
+from ..isa import Op
+from ..lib.countdown import Countdown
+from ..lib.pipe import reg
+from .walker import Job, presentable
+
+
+class KeyBeats(wiring.Component):
+    """Each key of a block, each beat; in SV ``sv_cycles`` parts of it, one a cycle.
+
+    Timing: row_beats cycles a key, in SV row_beats * sv_cycles and ACC_TURN at least. The first
+    beat is presented in the cycle after ``req``; what the block is must stand in that of ``req``.
+
+    Parameters
+    ----------
+    config : Config
+
+    Members
+    -------
+    job : In(Job)
+    req : In(1)             One cycle, while idle: begin.
+    idle : Out(1)
+    done : Out(1)           The last beat is presented.
+    base : In(13)           Position of the first key.
+    position : In(14)       Of lane 0's token.
+    behind, one : In(8), In(1)      Keys behind the first; there is just one.
+    score, x, slot : In     Where the block's scores begin, its word x, its first slice. While idle
+                            ``x`` goes to the control.
+    control : Out           A structure of what it presents.
+    """
+
+    PRESENTS = ("x_addr", "dot_keep", "beat", "part", "array_active", "s_addr",
+                "sc_en", "sc_addr", "sc_age", "sc_first", "sum_en", "sum_keep",
+                "acc_en", "acc_keep", "acc_addr", "acc_to")
+
+    def __init__(self, config: Config):
+        self.config = config
+        shapes = presentable(config)
+        super().__init__({
+            "job": In(Job()), "req": In(1), "idle": Out(1, init=1), "done": Out(1),
+            "base": In(13), "position": In(14), "behind": In(8), "one": In(1),
+            "score": In(range(2 * config.score_depth)), "x": In(13),
+            "slot": In(range(config.acc_slots)),
+            "control": Out(data.StructLayout({name: shapes[name] for name in self.PRESENTS}))})
+
+    def elaborate(self, platform):
+        m = Module()
+        config, c, instr = self.config, self.control, self.job.instr
+        log2_parts = ceil_log2(config.sv_cycles)
+        is_sv, first = Signal(), Signal(init=1)     # first: beat of the key
+        keys = Countdown(m, 8, name="keys", behind=True, reset=False)
+        key, age = reg(13, "key"), reg(signed(15), "age")           # age: key - position
+        score, x_addr = reg(self.score.shape(), "score"), reg(13, "x_addr")
+        tile_beat = reg(range(config.tile_beats), "tile_beat")
+        slice_ = reg(self.slot.shape(), "slice")
+        # Beats of a key. SV takes each in parts: steps, whose number behind one has 0 in its low
+        # bits in the last part of a beat.
+        steps = Countdown(m, 11, name="steps", behind=True, reset=False)
+        steps_behind, one_step = reg(11, "steps_behind"), Signal()
+        part, beat_done = ~steps.left[:log2_parts], ~is_sv | ~steps.left[:log2_parts].any()
+        one_beat = instr.row_beats == 1
+        m.d.sync += [
+            is_sv.eq(instr.op == Op.SV), one_step.eq(one_beat & ~is_sv),
+            steps_behind.eq(Mux(
+                is_sv, Cat(Const(1).replicate(log2_parts), instr.row_beats - 1),
+                instr.row_beats - 1))]
+        # The slices of the next key are those of this one: not sooner than the accumulators allow.
+        turn = Countdown(m, 2, name="turn", last=False)
+        too_soon = max(Config.ACC_TURN - config.sv_cycles, 0)
+        short = Signal()
+        m.d.sync += short.eq(is_sv & one_beat & (too_soon > 0))
+
+        m.d.comb += [
+            c.x_addr.eq(x_addr), c.dot_keep.eq(~first), c.beat.eq(tile_beat),
+            c.part.eq(Mux(is_sv, part, 0)), c.s_addr.eq(score), c.sc_addr.eq(score),
+            c.sc_age.eq(Mux(instr.heads | (age < 0), -1, age)), c.sc_first.eq(key == 0),
+            c.sum_keep.eq(key != 0), c.acc_keep.eq(is_sv & (key != 0)), c.acc_addr.eq(slice_),
+            c.acc_to.eq(slice_)]
+        with m.If(self.idle):
+            m.d.sync += [
+                keys.load(self.behind, last=self.one), steps.load(steps_behind, last=one_step),
+                key.eq(self.base), age.eq(self.base - self.position),
+                score.eq(self.score + self.base), x_addr.eq(self.x), tile_beat.eq(0),
+                slice_.eq(self.slot), turn.load(0), self.idle.eq(~self.req)]
+        with m.Elif(turn.some):
+            m.d.sync += turn.step()
+        with m.Else():
+            m.d.comb += [c.array_active.eq(1), c.sc_en.eq(~is_sv & steps.last), c.acc_en.eq(is_sv),
+                         c.sum_en.eq(is_sv & first)]
+            m.d.sync += [steps.step(), first.eq(steps.last), x_addr.eq(x_addr + 1),
+                         tile_beat.eq(tile_beat + beat_done), slice_.eq(slice_ + 1)]
+            with m.If(steps.last):
+                m.d.comb += self.done.eq(keys.last)
+                m.d.sync += [
+                    steps.load(steps_behind, last=one_step), keys.step(), key.eq(key + 1),
+                    age.eq(age + 1), score.eq(score + 1), x_addr.eq(self.x), slice_.eq(self.slot),
+                    turn.load(too_soon, some=short), self.idle.eq(keys.last)]
+        return m
