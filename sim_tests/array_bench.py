@@ -12,7 +12,7 @@ from amaranth import Module
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from bench import cycles, pack, start, unpack
-from meadowlark_hdl.compute.tiling_engine import TilingEngine
+from meadowlark_hdl.compute.tiling_engine import EngineControl, TilingEngine
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import FIELDS, Instruction
 from meadowlark_hdl.issue.issue import Issue
@@ -40,7 +40,7 @@ class ArrayUnderTest(wiring.Component):
             "vector_busy": In(1), "store_cmd": ports["store_cmd"],
             "store": Out(stream.Signature(8 * config.store_bytes)),
             "pass_end": Out(1), "retired": Out(1), "array_active": Out(1), "bad_op": Out(1),
-            "clear": In(1), "saturations": Out(32)})
+            "clear": In(1), "saturations": Out(32), "control": Out(EngineControl(config))})
 
     def elaborate(self, platform):
         m = Module()
@@ -56,7 +56,8 @@ class ArrayUnderTest(wiring.Component):
             tile.release.eq(issue.tile.release), issue.tile.available.eq(tile.available),
             issue.tile.beat.eq(tile.beat), issue.tile.scale.eq(tile.scale),
             engine.beat.eq(tile.beat), engine.scale.eq(tile.scale),
-            engine.control.eq(issue.control), issue.store_room.eq(engine.store_room),
+            engine.control.eq(issue.control), self.control.eq(issue.control),
+            issue.store_room.eq(engine.store_room),
             issue.engine_result.valid.eq(engine.result.valid),
             issue.engine_result.payload.eq(engine.result.payload),
             self.result.valid.eq(issue.result.valid), self.result.payload.eq(issue.result.payload),
@@ -91,6 +92,7 @@ class Bench:
         self.results: list[dict] = []
         self.result_cycles: list[int] = []
         self.ropes: list[tuple] = []
+        self.trace: list[tuple[int, ...]] | None = None     # a list: a tuple a cycle, see _serve
         self.active = 0
         self.retired = 0
         self.stall = 0.0
@@ -137,6 +139,9 @@ class Bench:
             if dut.rope__valid.value:
                 self.ropes.append((int(dut.rope__addr.value), dut.rope__cos.value.to_signed(),
                                    dut.rope__sin.value.to_signed()))
+            if self.trace is not None:
+                self.trace.append(tuple(int(signal.value) for signal in (
+                    dut.control, dut.array_active, dut.tile__beat_addr, dut.tile__scale_addr)))
             self.active += int(dut.array_active.value)
             self.retired += int(dut.retired.value)
             await RisingEdge(dut.clk)

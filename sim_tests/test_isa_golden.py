@@ -19,6 +19,7 @@ from meadowlark_hdl.compute import tiling_engine_golden
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import FIELDS, MODEL_REGS, Epi, Instruction, Op, Src
 from meadowlark_hdl.isa_golden import GoldenCore, ProgramError
+from meadowlark_hdl.issue import issue_golden
 from random_model import packable, random_model, random_texts
 
 CONFIG = Config(W=8, P=4, bus_bytes=2, act_words=256, residual_values=4096, score_depth=128,
@@ -126,6 +127,110 @@ def test_a_broken_off_pass_leaves_no_trace(qm, seed):
             core.forward([5, 6])
         core._execute[Op.LINEAR] = linear
         np.testing.assert_array_equal(core.forward([5, 6]), want)
+
+
+class Lanes:
+    """The array in the plainest way: what the beats of an instruction do in its lanes.
+
+    rows: [row, block] -> its results, int[P]. scores: [address] -> (int[P], hidden bool[P]).
+    """
+
+    def __init__(self, core: GoldenCore, i: Instruction, act: np.ndarray, values: np.ndarray,
+                 probability: np.ndarray | None = None) -> None:
+        c, p, P = core.config, core._pass, core.config.P
+        words = act.reshape(P, -1, c.W).astype(np.int64)
+        acc, sums = np.zeros(P, np.int64), np.zeros((P, 64), np.int64)
+        slices = np.zeros((P, c.acc_slots, c.sv_columns), np.int64)
+        self.rows, self.scores, self.parts = {}, {}, []
+        for e in issue_golden.beats(c, core.model, p, i):
+            if "tile" in e:
+                row, at = divmod(e["beat"], i["row_beats"])
+                beat = values[e["tile"] * i["rows"] + row].reshape(-1, c.W)[at]
+            if "dot_keep" in e:
+                acc = acc * e["dot_keep"] + words[:, e["x_addr"]] @ beat
+            if "sc_en" in e:
+                self.scores[e["sc_addr"]] = acc, e["sc_age"] > np.arange(P)
+                assert e["sc_first"] == (e["sc_addr"] == e["sc_block"] * p.ctx)
+            if "acc_en" in e:
+                mine = np.zeros(P, np.int64)        # of lanes that have a query
+                there = probability[e["m_block"] * P:][:P, e["s_addr"] - e["m_block"] * p.ctx]
+                mine[:len(there)] = there
+                assert e["acc_addr"] == e["acc_to"]
+                slices[:, e["acc_to"]] = slices[:, e["acc_to"]] * e["acc_keep"] + np.outer(
+                    mine, beat[e["part"]::c.sv_cycles])
+                if "sum_en" in e:
+                    sums[:, e["sum_block"]] = sums[:, e["sum_block"]] * e["sum_keep"] + mine
+            if "res_en" in e:
+                result = {0: acc, 1: sums[:, e["block"]], 2: slices[
+                    :, e.get("acc_addr", 0), e.get("dr_sel", 0)]}[e["res_kind"]]
+                key = e["res_kind"], e.get("row", 0), e["block"]
+                assert key not in self.rows, "a result twice"
+                self.rows[key] = result.copy()
+            if "st_en" in e:
+                word = words[e["st_lane"], e["x_addr"]].astype(np.uint8)
+                self.parts.append(word[e["st_part"] * c.store_bytes:][:c.store_bytes])
+
+    def of(self, kind: int, slots: np.ndarray, count: int) -> np.ndarray:
+        """Results of a kind, int[slots, count]."""
+        P = len(next(iter(self.rows.values())))
+        return np.array([[self.rows[kind, row, s // P][s % P] for row in range(count)]
+                         for s in slots])
+
+
+@pytest.mark.parametrize("sv_cycles", [2, 4])
+def test_by_beats(image, monkeypatch, sv_cycles):
+    """What Issue presents, beat by beat, makes what the program says: prefill and decode, one tile
+    of keys and two."""
+    core, done = golden_core(image, CONFIG.replace(sv_cycles=sv_cycles)), set()
+    seen = []
+
+    def recorded(function):
+        def call(a, b):
+            seen.append((a, b, function(a, b)))
+            return seen[-1][-1]
+        return call
+    monkeypatch.setattr(isa_golden, "dot", recorded(isa_golden.dot))
+    monkeypatch.setattr(isa_golden, "broadcast", recorded(isa_golden.broadcast))
+
+    def checked(op):
+        def call(i):
+            act = core._act.copy()
+            seen.clear()
+            execute[op](i)
+            p, P = core._pass, core.config.P
+            slots = np.arange(i["lanes"] if i["heads"] and op != Op.LINEAR else p.n)
+            if op == Op.LINEAR:
+                slots = core._of_pass(i)[-1 if i["epi"] == Epi.LOGIT else 0:]
+                want = np.concatenate([acc for *_, acc in seen], axis=1)
+                lanes = Lanes(core, i, act, np.concatenate([rows for rows, *_ in seen]))
+                np.testing.assert_array_equal(lanes.of(0, slots, want.shape[1]), want)
+            elif op == Op.QK:
+                [(keys, _, want)] = seen
+                lanes = Lanes(core, i, act, keys)
+                for k, s in enumerate(slots):
+                    for key in range(p.ctx):
+                        hidden = not i["heads"] and key > p.pos0 + s
+                        if (at := s // P * p.ctx + key) in lanes.scores or not hidden:
+                            acc, masked = lanes.scores[at]
+                            assert acc[s % P] == want[k, key] and masked[s % P] == hidden
+            elif op == Op.SV:
+                [(probability, values, want)] = seen
+                lanes = Lanes(core, i, act, values, probability)
+                np.testing.assert_array_equal(lanes.of(2, slots, core.head), want)
+                np.testing.assert_array_equal(lanes.of(1, slots, 1)[:, 0], probability.sum(axis=1))
+            else:
+                words = core._read(slots, i["x"], i["row_beats"] * CONFIG.W).astype(np.uint8)
+                stored = np.concatenate(Lanes(core, i, act, words).parts)
+                np.testing.assert_array_equal(stored, words.ravel())
+            done.add((op, p.decode, p.ctx > i["rows"]))
+        return call
+    execute = dict(core._execute)
+    for op in (Op.LINEAR, Op.QK, Op.SV, Op.STORE):
+        core._execute[op] = checked(op)
+    core.forward(list(range(2, 11)), 0)
+    core.forward(list(range(2, 11)), 60)
+    core.forward([5], 69)
+    assert {(op, decode, True) for op in (Op.QK, Op.SV) for decode in (False, True)} <= done
 
 
 def test_ends(image):

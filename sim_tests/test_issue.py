@@ -1,4 +1,4 @@
-"""Issue: the serial operators, the end of a pass, and their cycles."""
+"""Issue: what it presents, beat by beat; the serial operators, the end of a pass, their cycles."""
 import os
 import random
 
@@ -8,10 +8,15 @@ import pytest
 from cocotb.triggers import ClockCycles, RisingEdge
 
 from array_bench import ArrayUnderTest, Bench, Tile
-from bench import simulate
+from bench import pack, simulate, unpack
+from meadowlark_hdl.compute.lane import BEAT_CYCLE
+from meadowlark_hdl.compute.tiling_engine import EngineControl
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import Instruction, Op, Src
+from meadowlark_hdl.issue import issue_golden
 from meadowlark_hdl.issue.issue import Issue
+from meadowlark_hdl.signatures import PassLayout
+from presented import a_pass, check, random_work
 
 CONFIGS = {f"w{w}p{p}": Config(W=w, P=p, bus_bytes=2, act_words=64, score_depth=64, tile_beats=32,
                                tile_rows=8, rope_pairs=256) for w, p in ((4, 4), (8, 6), (16, 4))}
@@ -21,6 +26,36 @@ def bench_of(dut, n):
     c = CONFIGS[os.environ["CASE"]]
     return Bench(dut, c, model={"block_words": 8, "blocks": 4, "head_log2": 5},
                  pass_={"pos0": 3, "n": n, "nb": -(-n // c.P), "ctx": 3 + n, "final": 1})
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.parametrize(stall=[0.0, 0.8])
+async def beats(dut, stall):
+    """Instruction by instruction what the golden model presents, and nothing else."""
+    bench = bench_of(dut, 1)
+    c, layout = bench.config, EngineControl(bench.config)
+    await bench.begin(stall)
+    dut.store_cmd__ready.value = dut.store__ready.value = 1
+    rng, tiles = np.random.default_rng(random.randrange(2**32)), 0
+    for _ in range(12):
+        p, i, count = random_work(rng, c, Op.LINEAR, Op.QK, Op.SV, Op.STORE)
+        bench.tiles = [Tile(np.zeros((1, c.W), int)) for _ in range(count)]
+        dut.pass_.value = pack(PassLayout(), pos0=p.pos0, n=p.n, nb=p.nb, ctx=p.ctx, final=1)
+        bench.trace = []
+        await bench.execute(i)
+        trace = []
+        for t, (control, active, _, scale_addr) in enumerate(bench.trace):
+            shown = unpack(layout, control)
+            shown |= shown.pop("lane") | {"array_active": active,
+                                          "tile_row": scale_addr % c.tile_rows}
+            if active:
+                half, shown["beat"] = divmod(bench.trace[t + BEAT_CYCLE - 3][2], c.tile_beats)
+                shown["tile"] = half ^ tiles & 1
+                assert scale_addr // c.tile_rows == half or not shown["res_en"]
+            trace.append(shown)
+        check(c, trace, issue_golden.beats(c, bench.model, p, i))
+        assert not bench.tiles
+        tiles += count
 
 
 @cocotb.test(timeout_time=200, timeout_unit="us")
@@ -34,12 +69,13 @@ async def embed(dut, stall):
     rows = rng.integers(-128, 128, (n, 4, W))
     scales = [(int(rng.integers(1 << 16)), int(rng.integers(64)), 0) for _ in range(n)]
     bench.tiles = [Tile(rows[i], [scales[i]]) for i in range(n)]
-    taken = await bench.execute(Instruction(Op.EMBED, src=Src.TOKEN, rows=1, row_beats=4))
+    embed = Instruction(Op.EMBED, src=Src.TOKEN, rows=1, row_beats=4)
+    taken = await bench.execute(embed)
     await ClockCycles(dut.clk, 4)
     got = [(r["row"], r["block"], r["lane"], r["kind"], r["acc"], tuple(r["scale"].values()))
            for r in bench.results]
-    want = [(i, t // P, t % P, 0, int(rows[t].flat[i]), scales[t])
-            for t in range(n) for i in range(4 * W)]
+    want = [(v["row"], v["block"], v["lane"], 0, int(rows[v["tile"]].flat[v["value"]]),
+             scales[v["tile"]]) for v in issue_golden.values(bench.config, a_pass(P, n), embed)]
     assert got == want
     if not stall:
         assert taken <= n * (4 * W + 6) + 14
@@ -55,9 +91,11 @@ async def rope(dut, stall):
     rng = np.random.default_rng(random.randrange(2**32))
     rows = rng.integers(-2**15, 2**15, (n, 2, W))
     bench.tiles = [Tile(row) for row in rows]
-    taken = await bench.execute(Instruction(Op.ROPE, src=Src.TABLE, rows=1, row_beats=2))
-    pairs = rows.reshape(-1, 2)
-    assert bench.ropes == [(i, int(c), int(s)) for i, (c, s) in enumerate(pairs)]
+    rope = Instruction(Op.ROPE, src=Src.TABLE, rows=1, row_beats=2)
+    taken = await bench.execute(rope)
+    assert bench.ropes == [
+        (v["addr"], *(int(rows[v["tile"]].flat[v["value"] + k]) for k in range(2)))
+        for v in issue_golden.values(bench.config, a_pass(bench.config.P, n), rope)]
     if not stall:
         assert taken <= n * (W + 6) + 14
 

@@ -1,0 +1,123 @@
+"""Golden model of Issue: what an instruction presents, in the order of time.
+
+:mod:`meadowlark_hdl.isa_golden` says what an instruction computes; this says by which beats. Each
+is held against the other, and Issue against this.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from ..config import Config
+from ..control.sequencer_golden import Pass
+from ..isa import Instruction, Op
+
+#: What is presented in a cycle: fields of the control by name, as :func:`.walker.presentable` has
+#: them, and ``tile``: number of the tile, for this instruction, that ``beat`` and ``tile_row`` are
+#: of. Enables that are left out are 0; other fields that are left out count for nothing.
+Presented = dict[str, int]
+#: Fields that say that others count.
+ENABLES = ("array_active", "res_en", "sc_en", "sum_en", "sum_read", "acc_en", "dr_en", "st_en")
+
+
+def beats(config: Config, model: Mapping[str, int], p: Pass, i: Instruction) -> Iterator[Presented]:
+    """Cycles of LINEAR, QK, SV and STORE in which something is presented.
+
+    ``acc_addr`` of a drained element (``dr_en``) comes DRAIN_LATER cycles after the rest of it.
+    """
+    return {Op.LINEAR: _linear, Op.QK: _keys, Op.SV: _keys, Op.STORE: _store}[Op(i["op"])](
+        config, model, p, i)
+
+
+def values(config: Config, p: Pass, i: Instruction) -> Iterator[Presented]:
+    """Values of EMBED, one by one: ``value`` of ``tile`` as a result's row, lane and block. Of
+    ROPE pairs: ``value`` of ``tile`` and the next one go to ``addr``."""
+    count, per_tile = 0, i["row_beats"] * config.W
+    for token in range(p.n):
+        block, lane = divmod(token, config.P)
+        for value in range(0, per_tile, 2 if i["op"] == Op.ROPE else 1):
+            yield ({"tile": token, "value": value, "addr": count} if i["op"] == Op.ROPE else
+                   {"tile": token, "value": value, "row": value, "lane": lane, "block": block})
+            count += 1
+
+
+def _linear(config: Config, model: Mapping[str, int], p: Pass, i: Instruction,
+            ) -> Iterator[Presented]:
+    for tile in range(i["tiles"]):
+        rows = i["last_rows" if tile == i["tiles"] - 1 else "rows"]
+        for block in range(p.nb - 1 if i["last"] else 0, p.nb):
+            for row in range(rows):
+                for beat in range(i["row_beats"]):
+                    presented = _dot(model, i, block, tile, row, beat)
+                    if beat == i["row_beats"] - 1:
+                        presented |= {"res_en": 1, "res_kind": 0, "row": tile * i["rows"] + row,
+                                      "block": block, "tile_row": row}
+                    yield presented
+
+
+def _dot(model: Mapping[str, int], i: Instruction, block: int, tile: int, row: int, beat: int,
+         ) -> Presented:
+    """A beat of a row (or key) times the word of the block that belongs to it."""
+    return {"array_active": 1, "tile": tile, "beat": row * i["row_beats"] + beat,
+            "x_addr": block * model["block_words"] + i["x"] + beat, "dot_keep": int(beat > 0)}
+
+
+def _keys(config: Config, model: Mapping[str, int], p: Pass, i: Instruction,
+          ) -> Iterator[Presented]:
+    slices = i["row_beats"] * config.sv_cycles
+    for tile, base in enumerate(range(0, p.ctx, i["rows"])):
+        end = min(base + i["rows"], p.ctx)
+        for block in range(p.nb):
+            position = p.pos0 + block * config.P
+            limit = p.ctx if i["heads"] else min(p.ctx, position + config.P)
+            slot = 0 if p.ctx <= i["rows"] else block * slices
+            for key in range(base, min(limit, end)):
+                score = block * p.ctx + key
+                if i["op"] == Op.SV:
+                    yield from _products(config, i, block, tile, key, key - base, score, slot)
+                    continue
+                for beat in range(i["row_beats"]):
+                    presented = _dot(model, i, block, tile, key - base, beat)
+                    presented["shift"] = i["shift"]
+                    if beat == i["row_beats"] - 1:
+                        presented |= {
+                            "sc_en": 1, "sc_addr": score, "sc_block": block,
+                            "sc_first": int(key == 0),
+                            "sc_age": -1 if i["heads"] else max(key - position, -1),
+                            "sc_last": (i["lanes"] if i["heads"] else limit - position) - 1}
+                    yield presented
+            if i["op"] == Op.SV and base < limit <= end:
+                yield from _drain(config, i, block, slot)
+
+
+def _products(config: Config, i: Instruction, block: int, tile: int, key: int, row: int,
+              score: int, slot: int) -> Iterator[Presented]:
+    """A key's values times its probability."""
+    for beat in range(i["row_beats"]):
+        for part in range(config.sv_cycles):
+            at = slot + beat * config.sv_cycles + part
+            presented = {"array_active": 1, "tile": tile, "beat": row * i["row_beats"] + beat,
+                         "part": part, "sel_p": 1, "s_addr": score, "m_block": block, "acc_en": 1,
+                         "acc_keep": int(key > 0), "acc_addr": at, "acc_to": at}
+            if beat == part == 0:
+                presented |= {"sum_en": 1, "sum_keep": int(key > 0), "sum_block": block}
+            yield presented
+
+
+def _drain(config: Config, i: Instruction, block: int, slot: int) -> Iterator[Presented]:
+    """A block's sums of probabilities, then its elements."""
+    yield {"sum_read": 1, "sum_block": block, "res_en": 1, "res_kind": 1, "block": block}
+    for element in range(i["row_beats"] * config.W):
+        beat, value = divmod(element, config.W)
+        column, part = divmod(value, config.sv_cycles)
+        yield {"dr_en": 1, "dr_sel": column, "res_en": 1, "res_kind": 2, "row": element,
+               "block": block, "acc_addr": slot + beat * config.sv_cycles + part}
+
+
+def _store(config: Config, model: Mapping[str, int], p: Pass, i: Instruction,
+           ) -> Iterator[Presented]:
+    for token in range(p.n):
+        block, lane = divmod(token, config.P)
+        for word in range(i["row_beats"]):
+            for part in range(config.W // config.store_bytes):
+                yield {"st_en": 1, "st_lane": lane, "st_part": part,
+                       "x_addr": block * model["block_words"] + i["x"] + word}

@@ -1,0 +1,53 @@
+"""What Issue or one of its walkers presents, against its golden model."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from amaranth import Shape
+from meadowlark_hdl.compute.lane import DRAIN_LATER
+from meadowlark_hdl.config import Config
+from meadowlark_hdl.control.sequencer_golden import Pass
+from meadowlark_hdl.isa import Instruction, Op
+from meadowlark_hdl.issue.issue_golden import ENABLES, Presented
+from meadowlark_hdl.issue.walker import presentable
+
+
+def a_pass(P: int, n: int, pos0: int = 3) -> Pass:
+    return Pass(pos0, n, -(-n // P), pos0 + n, True, n == 1)
+
+
+def random_work(rng, c: Config, *ops: Op) -> tuple[Pass, Instruction, int]:
+    """A pass, an instruction of one of these operators, and how many tiles it takes."""
+    heads = bool(rng.integers(2))
+    p = a_pass(c.P, 1 if heads else int(rng.integers(1, 3 * c.P + 1)), int(rng.integers(60)))
+    op = Op(rng.choice(ops))
+    rows, row_beats = int(rng.integers(2, c.tile_rows + 1)), 1 << int(rng.integers(3))
+    if op == Op.LINEAR:
+        row_beats = int(rng.integers(1, c.tile_beats // rows + 1))
+    i = Instruction(op, heads=heads, lanes=int(rng.integers(1, c.P + 1)),
+                    last=int(rng.integers(2)), tiles=int(rng.integers(1, 4)), rows=rows,
+                    last_rows=int(rng.integers(1, rows + 1)), row_beats=row_beats,
+                    x=int(rng.integers(8)), shift=int(rng.integers(64)),
+                    addr=int(rng.integers(1 << 20)))
+    return p, i, {Op.LINEAR: i["tiles"], Op.STORE: 0}.get(op, -(-p.ctx // rows))
+
+
+def check(config: Config, trace: Sequence[Presented], wanted: Iterable[Presented]) -> None:
+    """Each cycle with an enable is the next one that is wanted; there are no others.
+
+    trace: fields as they are, cycle by cycle; ``tile`` may be known modulo 2 only.
+    """
+    width = {name: Shape.cast(shape).width for name, shape in presentable(config).items()}
+    width["tile"] = 1
+    expected = iter(wanted)
+    for t, found in enumerate(trace):
+        if not any(found.get(name, 0) for name in ENABLES):
+            continue
+        want = next(expected)
+        if found.get("dr_en"):
+            found = found | {"acc_addr": trace[t + DRAIN_LATER]["acc_addr"]}
+        for name in ENABLES:
+            assert found.get(name, 0) == want.get(name, 0), (t, name, found, want)
+        for name, value in want.items():
+            assert (found.get(name, 0) - value) % (1 << width[name]) == 0, (t, name, found, want)
+    assert next(expected, None) is None

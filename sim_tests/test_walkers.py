@@ -1,0 +1,218 @@
+"""Each walker of Issue alone against the golden model: what it presents, when, and its silence."""
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+from amaranth.sim import Simulator
+from meadowlark_hdl.compute.lane import DRAIN_LATER
+from meadowlark_hdl.config import Config
+from meadowlark_hdl.isa import Instruction, Op
+from meadowlark_hdl.issue import issue_golden
+from meadowlark_hdl.issue.drain import Drain
+from meadowlark_hdl.issue.gammas import Gammas
+from meadowlark_hdl.issue.keys import Keys
+from meadowlark_hdl.issue.rows import Rows
+from meadowlark_hdl.issue.stores import Stores
+from meadowlark_hdl.issue.token_tiles import TokenTiles
+from presented import a_pass, check, random_work
+
+CONFIGS = {name: Config(W=W, P=P, bus_bytes=2, act_words=64, score_depth=64, tile_beats=32,
+                        tile_rows=8, rope_pairs=256, sv_cycles=sv_cycles)
+           for name, W, P, sv_cycles in (("w4p5", 4, 5, 2), ("w8p4", 8, 4, 4), ("w16p6", 16, 6, 2))}
+SUM_GAP = 9
+#: What more than one of them presents.
+SHARED = {name for name, count in Counter(
+    name for walker in (TokenTiles, Gammas, Rows, Keys, Stores) for name in walker.PRESENTS
+).items() if count > 1}
+
+
+def run(component, bench):
+    simulator = Simulator(component)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(bench)
+    simulator.run()
+
+
+async def walk(ctx, walker, p, i, model, *, each=lambda: None, front=lambda: True):
+    """Have an instruction executed. Returns the control of each cycle from the first on."""
+    ctx.set(walker.job, {"instr": dict(i), "model": model, "pass_": {
+        "pos0": p.pos0, "n": p.n, "nb": p.nb, "ctx": p.ctx, "final": 1}})
+    await ctx.tick()
+    assert ctx.get(walker.idle)
+    ctx.set(walker.req, 1)
+    await ctx.tick()
+    ctx.set(walker.req, 0)
+    trace, tiles = [], 0
+    while not ctx.get(walker.idle):
+        ctx.set(walker.front, front())
+        each()
+        shown = {name: int(ctx.get(walker.control[name])) for name in walker.PRESENTS}
+        trace.append(shown | {"tile": tiles})
+        tiles += shown.get("release", 0)
+        await ctx.tick()
+        assert len(trace) < 20000
+    ctx.set(walker.front, 0)
+    for after in range(8):              # the lanes may have to wait for the address of a drain
+        shown = {name: int(ctx.get(walker.control[name])) for name in walker.PRESENTS}
+        assert not any(shown.get(name) for name in issue_golden.ENABLES)
+        assert after < 3 or not any(shown[name] for name in SHARED & shown.keys()), shown
+        trace.append(shown)
+        await ctx.tick()
+    return trace
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+@pytest.mark.parametrize("ops", [(Op.LINEAR,), (Op.QK, Op.SV), (Op.STORE,)], ids=str)
+def test_as_the_golden_model(case, ops, seed):
+    """Beats, releases and counted activity; with tiles and room at once, and now and then."""
+    config, rng, chance = CONFIGS[case], np.random.default_rng(seed), random.Random(seed)
+    walker = {Op.LINEAR: Rows, Op.STORE: Stores}.get(ops[0], lambda c: Keys(c, sum_gap=SUM_GAP))(
+        config)
+    model = {"block_words": 9, "head_log2": (config.W - 1).bit_length()}
+
+    async def bench(ctx):
+        for k in range(10):
+            p, i, tiles = random_work(rng, config, *ops)
+            stall = (0, 0.7)[k % 2]
+
+            def each():
+                if ops[0] == Op.STORE:
+                    ctx.set(walker.room, 9 if chance.random() >= stall else 3)
+                    ctx.set(walker.cmd.ready, chance.random() >= stall)
+                    if ctx.get(walker.cmd.valid):
+                        words = 1 << model["head_log2"] >> (config.W - 1).bit_length()
+                        assert ctx.get(walker.cmd.payload.addr) == i["addr"] + p.pos0 * words
+                        assert ctx.get(walker.cmd.payload.chunks) == p.n * words
+            trace = await walk(ctx, walker, p, i, model, each=each,
+                               front=lambda: chance.random() >= stall)
+            wanted = list(issue_golden.beats(config, model, p, i))
+            check(config, trace, wanted)
+            assert sum(shown.get("release", 0) for shown in trace) == tiles
+            assert sum(shown.get("array_active", 0) for shown in trace) == sum(
+                "array_active" in beat for beat in wanted)
+            if not stall:
+                assert len(trace) - 8 == cycles(config, p, i, trace)
+                assert not any(shown.get("wait_tile", 0) for shown in trace)
+    run(walker, bench)
+
+
+def cycles(config, p, i, trace) -> int:
+    """What docstrings say an instruction takes, by the rows and keys that it has."""
+    P = config.P
+    if i["op"] == Op.STORE:             # a command, and two cycles until the room is known
+        return 1 + p.n * i["row_beats"] * config.W // config.store_bytes + (trace[1]["st_en"] == 0)
+    if i["op"] == Op.LINEAR:
+        blocks = 1 if i["last"] else p.nb
+        skipped, period, now, free = (p.nb - 1 if i["last"] else 0), max(i["row_beats"], P), 0, 0
+        now = skipped + 1
+        for tile in range(i["tiles"]):
+            now += 1
+            for _ in range(blocks * i["last_rows" if tile == i["tiles"] - 1 else "rows"]):
+                now = max(now, free)
+                now, free = now + i["row_beats"], now + period
+        return now
+    now = free = 0
+    turn = max(config.sv_cycles * i["row_beats"], config.ACC_TURN)
+    for base in range(0, p.ctx, i["rows"]):
+        now += 1
+        end = min(base + i["rows"], p.ctx)
+        for block in range(p.nb):
+            limit = p.ctx if i["heads"] else min(p.ctx, p.pos0 + (block + 1) * P)
+            keys = max(min(limit, end) - base, 0)
+            now += 4
+            if i["op"] == Op.QK:
+                now += keys * i["row_beats"]
+            elif keys:
+                now += (keys - 1) * turn + i["row_beats"] * config.sv_cycles
+                if limit <= end:
+                    now = max(now, free) + max(SUM_GAP, P)
+                    now += (i["row_beats"] * config.W - 1) * P + 1
+                    free = now + P - 1
+    return now
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_drain(case, seed):
+    """The sums, then every element once, in order, P cycles apart, with its slice."""
+    config, rng = CONFIGS[case], random.Random(seed)
+    drain = Drain(config, sum_gap=SUM_GAP)
+
+    async def bench(ctx):
+        for beats in (1, 2):
+            slot = rng.randrange(config.acc_slots // config.sv_cycles // beats) * (
+                beats * config.sv_cycles)
+            ctx.set(drain.slot, slot)
+            ctx.set(drain.beats, beats)
+            ctx.set(drain.req, 1)
+            await ctx.tick()
+            ctx.set(drain.req, 0)
+            seen, addr = [], []
+            for t in range(2000):
+                addr.append(ctx.get(drain.addr))
+                if ctx.get(drain.sum) | ctx.get(drain.element):
+                    assert not (ctx.get(drain.sum) and ctx.get(drain.element))
+                    seen.append((t, ctx.get(drain.element), ctx.get(drain.row)))
+                if ctx.get(drain.idle):
+                    break
+                await ctx.tick()
+            for _ in range(DRAIN_LATER):
+                await ctx.tick()
+                addr.append(ctx.get(drain.addr))
+            gap = max(SUM_GAP, config.P)
+            assert seen == [(0, 0, 0)] + [
+                (gap + k * config.P, 1, k) for k in range(beats * config.W)]
+            for t, _, k in seen[1:]:
+                beat, value = divmod(k, config.W)
+                assert addr[t + DRAIN_LATER] == (
+                    slot + beat * config.sv_cycles + value % config.sv_cycles)
+            for _ in range(config.P):
+                await ctx.tick()
+    run(drain, bench)
+
+
+@pytest.mark.parametrize("op", [Op.EMBED, Op.ROPE])
+@pytest.mark.parametrize("case", CONFIGS)
+def test_values(case, op, seed):
+    """Each value of each tile, whose beats come 2 cycles after their address."""
+    config, rng = CONFIGS[case], random.Random(seed)
+    W, walker, beats = config.W, TokenTiles(CONFIGS[case]), 3
+    p, i = a_pass(config.P, config.P + 2), Instruction(op, row_beats=beats)
+    tiles = [[[rng.randrange(-1 << 15, 1 << 15) for _ in range(W)] for _ in range(beats)]
+             for _ in range(p.n)]
+    seen, there = [], []
+
+    async def bench(ctx):
+        state = {"addr": 0, "tile": 0, "way": [(0, 0)] * 2}
+
+        def each():
+            """The tile buffer behind TileReader's register."""
+            tile, beat = state["way"].pop(0)
+            ctx.set(walker.beat, tiles[tile][beat] if tile < p.n and beat < beats else [0] * W)
+            state["way"].append((state["tile"], state["addr"]))
+            if ctx.get(walker.rewind):
+                state["addr"] = 0
+            elif ctx.get(walker.next):
+                state["addr"] += 1
+            state["tile"] += ctx.get(walker.release)
+            if ctx.get(walker.element.valid):
+                got = walker.element.payload
+                seen.append(tuple(ctx.get(got[name]) for name in ("row", "lane", "block", "acc")))
+                assert ctx.get(got.kind) == 0 and ctx.get(got.scale.mant) == 1234
+            if ctx.get(walker.rope.valid):
+                seen.append(tuple(ctx.get(getattr(walker.rope, name))
+                                  for name in ("addr", "cos", "sin")))
+        ctx.set(walker.scale, {"mant": 1234, "shift": 0, "bias": 0})
+        there.append(await walk(ctx, walker, p, i, {}, each=each))
+        each()
+        assert state["tile"] == p.n
+    run(walker, bench)
+    wanted = issue_golden.values(config, p, i)
+    if op == Op.EMBED:
+        assert seen == [(v["row"], v["lane"], v["block"], tiles[v["tile"]][v["value"] // W][
+            v["value"] % W]) for v in wanted]
+    else:
+        assert seen == [(v["addr"], *tiles[v["tile"]][v["value"] // W][v["value"] % W:][:2])
+                        for v in wanted]
+    per_token = beats * W // (2 if op == Op.ROPE else 1) + 5
+    assert len(there[0]) - 8 == p.n * per_token
