@@ -7,8 +7,7 @@ import lines
 
 MODULE, METHOD = 300, 100       # lines of code
 #: What is beyond, and its lines of code today. Split one: take it out, or write what is left of it.
-BEYOND = {
-}
+BEYOND: dict[str, int] = {}
 
 TEXT = '''"""A module."""
 import this

@@ -105,9 +105,9 @@ def cycles(config, p, i, trace) -> int:
     if i["op"] == Op.LINEAR:
         blocks = 1 if i["last"] else p.nb
         skipped, period, now, free = (p.nb - 1 if i["last"] else 0), max(i["row_beats"], P), 0, 0
-        now = skipped + 1
+        now = (skipped + 1) * Rows.SKIP
         for tile in range(i["tiles"]):
-            now += 1
+            now += Rows.TILE
             for _ in range(blocks * i["last_rows" if tile == i["tiles"] - 1 else "rows"]):
                 now = max(now, free)
                 now, free = now + i["row_beats"], now + period
@@ -115,12 +115,12 @@ def cycles(config, p, i, trace) -> int:
     now = free = 0
     turn = max(config.sv_cycles * i["row_beats"], config.ACC_TURN)
     for base in range(0, p.ctx, i["rows"]):
-        now += 1
+        now += Keys.TILE
         end = min(base + i["rows"], p.ctx)
         for block in range(p.nb):
             limit = p.ctx if i["heads"] else min(p.ctx, p.pos0 + (block + 1) * P)
             keys = max(min(limit, end) - base, 0)
-            now += 4
+            now += Keys.BLOCK
             if i["op"] == Op.QK:
                 now += keys * i["row_beats"]
             elif keys:
@@ -214,5 +214,5 @@ def test_values(case, op, seed):
     else:
         assert seen == [(v["addr"], *tiles[v["tile"]][v["value"] // W][v["value"] % W:][:2])
                         for v in wanted]
-    per_token = beats * W // (2 if op == Op.ROPE else 1) + 5
+    per_token = beats * W // (2 if op == Op.ROPE else 1) + TokenTiles.TOKEN
     assert len(there[0]) - 8 == p.n * per_token
