@@ -14,6 +14,7 @@ from .modes import BLOCK, BLOCK_MODES
 
 #: What a block has, in half precision; minimum: 0 in modes without.
 BlockScale = data.StructLayout({"scale": 16, "minimum": 16})
+assert all(info.halves == ("scale", "minimum")[:len(info.halves)] for info in BLOCK_MODES.values())
 
 
 class BlockScales(wiring.Component):

@@ -78,8 +78,8 @@ def _decode(raw: bytes, W: int, beats: int, info: ModeInfo) -> np.ndarray:
         return codes
     blocks = beats * W // BLOCK
     half = np.frombuffer(raw, "<f2", blocks * len(info.halves)).reshape(blocks, -1)
-    return block_weights(codes.reshape(blocks, BLOCK), half[:, :1],
-                         half[:, 1:] if info.has_minimum else None)
+    return block_weights(codes.reshape(blocks, BLOCK),
+                         **{name: half[:, k:k + 1] for k, name in enumerate(info.halves)})
 
 
 def scale_bytes(info: ModeInfo, scale, minimum) -> np.ndarray:

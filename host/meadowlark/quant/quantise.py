@@ -19,6 +19,7 @@ from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import Header, Mode
 from meadowlark_hdl.weights.block_golden import GRID, block_weights, normalise
 from meadowlark_hdl.weights.decoder_golden import SHORT_BITS
+from meadowlark_hdl.weights.modes import MODES
 
 from ..errors import UserError
 from ..files import DATA
@@ -402,12 +403,14 @@ def _moved(move: Callable[..., np.ndarray], *blocks: BlockTensor | None) -> Bloc
 
 def _with_minimum(blocks: BlockTensor) -> BlockTensor | None:
     """Q4_0 as Q4_1, the same real weights; None if there is no such form."""
-    if blocks.kind == "Q4_1":
+    if blocks.kind == Mode.Q4_1.name:
         return blocks
-    if blocks.kind != "Q4_0" or (np.abs(blocks.scale.astype(np.float32)) * 8 > 65504).any():
+    offset = MODES[Mode.Q4_0].offset or 0
+    if blocks.kind != Mode.Q4_0.name or (
+            np.abs(blocks.scale.astype(np.float32)) * offset > 65504).any():
         return None
-    return BlockTensor(kind="Q4_1", codes=blocks.codes + np.int8(8), scale=blocks.scale,
-                       minimum=blocks.scale * np.float16(-8))
+    return BlockTensor(kind=Mode.Q4_1.name, codes=blocks.codes + np.int8(offset),
+                       scale=blocks.scale, minimum=blocks.scale * np.float16(-offset))
 
 
 def _floor_of(most: np.ndarray, share: float = 2.0 ** -10) -> np.ndarray:
