@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -71,6 +72,24 @@ class Code:
         ends = (np.arange(CLASSES) + 1) % (1 << np.maximum(PREFIX - n, 0)) == 0
         grown = np.where(n > PREFIX, 1 << np.maximum(n - PREFIX, 0), ends)
         return np.concatenate([[0], np.cumsum(grown)[:-1]])
+
+
+class Fields(NamedTuple):
+    """What a preamble begins with. table_words: 32-bit words of the tables behind it, 0 if those
+    already there are kept; steps: of the segment; words: of its lanes, W bytes each."""
+    meadow: bool
+    C: int
+    packet: int
+    table_words: int
+    steps: int
+    words: int
+
+    @classmethod
+    def of(cls, raw: bytes) -> Fields:
+        """raw: 12 bytes or more."""
+        first, steps, words = np.frombuffer(raw, "<u4", 3).tolist()
+        return cls(bool(first & 1), 1 << (first >> 2 & 3), 1 << (first >> 4 & 15),
+                   CLASS_WORDS + (first >> 16) if first & 2 else 0, steps, words)
 
 
 def head_words(W: int) -> int:
@@ -237,16 +256,13 @@ class Unpacker:
         raw = self._take(4 * head_words(W))
         if crc32(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
             raise PackingError("the preamble is wrong")
-        head = np.frombuffer(raw, "<u4").tolist()
-        self._meadow, new = head[0] & 1, head[0] >> 1 & 1
-        self.C, self._packet = 1 << (head[0] >> 2 & 3), 1 << (head[0] >> 4 & 15)
-        self.steps, self._left = head[1:3]
-        if new:
+        self._meadow, self.C, self._packet, table, self.steps, self._left = Fields.of(raw)
+        if table:
             nibbles = np.frombuffer(self._take(4 * CLASS_WORDS), np.uint8)
-            self._symbols = self._take(4 * (head[0] >> 16))
+            self._symbols = self._take(4 * (table - CLASS_WORDS))
             self._take(-(len(nibbles) + len(self._symbols)) % W)
             self._lengths = np.stack([nibbles & 15, nibbles >> 4], -1).ravel().astype(np.int64)
-            code = Code(meadow=bool(self._meadow), lengths=self._lengths,
+            code = Code(meadow=self._meadow, lengths=self._lengths,
                         symbols=np.zeros((1, 1), np.uint8))
             self._bases = code.bases()
         # Of each window, the first code word's bits and rank.

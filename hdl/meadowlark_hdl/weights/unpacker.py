@@ -50,7 +50,8 @@ class Unpacker(wiring.Component):
     Golden: :class:`meadowlark_hdl.weights.packing_golden.Unpacker`, bit-exact.
     Timing: C chunks every C cycles (at least ``step_cycles``) while words come, a word a cycle,
     also across tiles if the next one is known in time; 9 cycles from a step to its chunk. A segment
-    takes besides W cycles for the first words, about 11, and those of :class:`.PreambleReader`.
+    takes besides a cycle for each of the lanes' first words, ``SEGMENT``, and those of
+    :class:`.PreambleReader`.
 
     Parameters
     ----------
@@ -69,6 +70,9 @@ class Unpacker(wiring.Component):
     -------
     See :class:`Unpacking`.
     """
+
+    #: Cycles of a segment besides those of its steps, preamble and first words, as counted.
+    SEGMENT = 25
 
     def __init__(self, *, W: int, most: int, buses: int, step_cycles: int, packing: Packing):
         if not packing:

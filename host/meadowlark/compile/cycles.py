@@ -9,6 +9,7 @@ has it as an attribute of its class, or reads it from its pipeline: none is type
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from math import ceil
@@ -36,8 +37,11 @@ from meadowlark_hdl.memory.store import StoreUnit
 from meadowlark_hdl.sampler.sampler import Sampler
 from meadowlark_hdl.weights.block_unit import BlockUnit
 from meadowlark_hdl.weights.decoder import PackedWeightDecoder
+from meadowlark_hdl.weights.decoder_golden import header_chunks
 from meadowlark_hdl.weights.modes import MODES
+from meadowlark_hdl.weights.packing_golden import CLASS_WORDS, CLASSES, Fields, ahead, head_words
 from meadowlark_hdl.weights.tile_buffer import TileBuffer
+from meadowlark_hdl.weights.unpacker import Unpacker
 
 from ..errors import UserError
 
@@ -255,6 +259,7 @@ class _Machine:
         self.c, self.vector = board.config, _vector_unit(board.config)
         self.program = image.instructions
         self.regs = image.model_regs
+        self.data = image.memory
         self.memory = _Memory(board)
         self.by_pc: dict[int, Spent] = {}
         self.now = Core.START           # engine
@@ -265,11 +270,9 @@ class _Machine:
         self.array = first_result(self.c) - 1
 
     def _wait(self, spent: Spent, i: Instruction, addr: int, chunks: int, earliest: int,
-              rows: int = 0) -> None:
-        """Read a tile of an instruction and wait for it; rows: of a tile of weights."""
-        idle, more, info = 0, 0, MODES[Mode(i["mode"])]
-        if i["packed"]:                 # a beat takes the unpacker so many cycles
-            more = max(rows * i["row_beats"] * self.c.unpack_cycles - chunks, 0)
+              unpack: int = 0) -> None:
+        """Read a tile of an instruction and wait for it; unpack: cycles of the unpacker."""
+        idle, more, info = 0, max(unpack - chunks, 0), MODES[Mode(i["mode"])]
         if info.group:
             # Row headers wait until the unit is empty.
             idle = 1 + PackedWeightDecoder.LATENCY + BlockUnit.LATENCY
@@ -323,9 +326,32 @@ class _Machine:
             self.now += Sampler.LATENCY + Sequencer.EVENT + Sequencer.TURN
         return self.now - began
 
-    def _stream_tile(self, i: Instruction, spent: Spent, chunks: int, rows: int = 0) -> None:
-        self._wait(spent, i, self.stream, chunks, self.fetch, rows)
+    def _stream_tile(self, i: Instruction, spent: Spent, chunks: int, unpack: int = 0) -> None:
+        self._wait(spent, i, self.stream, chunks, self.fetch, unpack)
         self.stream += chunks
+
+    def _unpacking(self, i: Instruction) -> Iterator[int]:
+        """Cycles of the unpacker for each tile of a packed instruction: its beats, and before those
+        the preamble where a segment begins. The first one is read; the others are as long and
+        keep its tables."""
+        c, lanes, left = self.c, self.c.unpack_lanes, 0
+        head = (self.stream + header_chunks(i["header"], i["rows"], c.W)) * c.W
+        fields = Fields.of(self.data[head:head + 12])
+        table = fields.table_words
+        for k in range(i["tiles"]):
+            beats = i["last_rows" if k == i["tiles"] - 1 else "rows"] * i["row_beats"]
+            cycles = beats * c.unpack_cycles
+            if left < beats:
+                left = fields.steps * fields.C * lanes // c.W
+                # 4 bytes a cycle and 2 cycles more a chunk, but 8 for a word of classes; then the
+                # lanes' first words, one a cycle.
+                words = head_words(lanes) + table
+                cycles += words + 2 * -(-4 * words // lanes) + (CLASSES - CLASS_WORDS
+                                                                 if table else 0)
+                cycles += ahead(lanes) * lanes + Unpacker.SEGMENT
+                table = 0
+            left -= beats
+            yield cycles
 
     def _rows_of_table(self, i: Instruction, rows: range, values: int, spent: Spent) -> None:
         for row in rows:
@@ -358,10 +384,11 @@ class _Machine:
         self._lose(spent, (p.nb if i["last"] else 1) * Rows.SKIP + Rows.TILE)
         row = max(i["row_beats"], self.c.P)
         wait = row - i["row_beats"]         # for the results of the row before
+        unpacking = self._unpacking(i) if i["packed"] else iter(())
         for k in range(i["tiles"]):
             end = k == i["tiles"] - 1
             rows = i["last_rows" if end else "rows"]
-            self._stream_tile(i, spent, i["last_chunks" if end else "chunks"], rows)
+            self._stream_tile(i, spent, i["last_chunks" if end else "chunks"], next(unpacking, 0))
             self._lose(spent, max(Rows.TILE - (wait if k else 0), 0))
             self._work(spent, row * nb * rows)
             self.memory.release(self.now)
