@@ -54,7 +54,8 @@ def named(part: SdramPart, mhz: float, core: float | None) -> str:
 
 
 @click.command(help=(__doc__ or "").partition("\n\n")[0])
-@click.option("--words", default=10_000_000, show_default=True)
+@click.option("--words", default=10_000_000, show_default=True,
+              help="Of the chip; two are one of a core with another clock.")
 @click.option("--clock", "clocks", multiple=True, type=float, default=(100.0, 400 / 3),
               metavar="MHZ", help="Of the SDRAM; repeat for more.  [default: 100 and 133.33]")
 @click.option("--core", "cores", multiple=True, type=float, metavar="MHZ",
@@ -75,9 +76,10 @@ def main(words: int, clocks: tuple[float, ...], cores: tuple[float, ...], round_
                     bad |= not swept(part, mhz, core)
                     continue
                 begun = time.monotonic()
-                found = read(part, mhz, core, words, round_trip=round_trip)
+                wanted = words if core is None else words // 2
+                found = read(part, mhz, core, wanted, round_trip=round_trip)
                 peak = 1e6 * min(mhz * part.data_bits / 8, (core or mhz) * found.bus_bytes)
-                missed = found.words < words or found.wrong or found.violation
+                missed = found.words < wanted or found.wrong or found.violation
                 bad |= bool(missed) or found.bytes_per_s < LEAST * peak
                 print(f"{named(part, mhz, core)}: {found.words} words of {found.bus_bytes} bytes, "
                       f"{found.bytes_per_s / 1e6:.1f} MB/s, "

@@ -16,7 +16,7 @@ from meadowlark_hdl.config import Config
 from meadowlark_hdl.memory.crossing import AsyncQueue, MemoryCrossing, narrowed, resets
 from meadowlark_hdl.signatures import MemoryPort
 
-LIMIT = dict(timeout_time=20, timeout_unit="ms")
+LIMIT = dict(timeout_time=2, timeout_unit="ms")     # ten times what the longest takes
 SIZE = 1 << 14
 MEMORY_MHZ = 400 / 3
 #: Of the core: those of the boards, and what lies beyond.
