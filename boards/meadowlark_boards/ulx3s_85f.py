@@ -9,7 +9,7 @@ from .ulx3s import LINK, MEMORY, SDRAM
 
 BOARD = Board(
     name="ulx3s_85f",
-    title="ULX3S, LFE5U-85F, 32 MB SDR SDRAM at 200 MB/s",
+    title="ULX3S, LFE5U-85F, 32 MB SDR SDRAM at 267 MB/s",
     # 128 of 156 MULT18X18D; 16 weights per beat, 8 lanes: as many multipliers as 8 x 16 for half
     # the softmax units and control, and logic is what the chip runs out of. Envelope: hidden 576,
     # FFN 1,536, head 64, 32 layers, vocabulary 49,152, 1,024 tokens.
@@ -17,12 +17,12 @@ BOARD = Board(
         W=16, P=8, bus_bytes=4, fifo_words=512, burst_words=64,
         act_words=512, residual_values=16384, score_depth=2048, rope_pairs=2048, tile_beats=256,
         prog_depth=2048, context=1024,
-        packing=1, unpack_cycles=4,     # 4 weights a cycle: memory gives 4 of 5 bits
+        packing=1, unpack_cycles=4,     # 4 weights a cycle: memory gives 4.8 of 5 bits
         block_modes=False,              # beats of 8 bits per weight: wires are what the chip lacks
     ),
-    # The PLL makes 75, 80, 85.7, 87.5, 88.9 and 100 MHz beside the SDRAM's clock. Decode waits for
-    # memory at all of them.
-    clock_mhz=80.0,
+    # The PLL makes 80, 83.3, 88.9, 95.2, 100 and 106.7 MHz beside the SDRAM's clock. Decode waits
+    # for memory at all of them.
+    clock_mhz=800 / 9,
     memory=MEMORY,
     link=LINK,
     technology=ECP5,
