@@ -7,6 +7,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from ..lib.collisions import NO_RW_CHECK
+from ..lib.countdown import Countdown
 from ..signatures import TokenEvent
 from .framer import FramePort
 from .protocol import EVENT_BYTES, EVENT_RING, TOKEN
@@ -83,7 +84,7 @@ class EventRing(wiring.Component):
         behind, pending, waiting = Signal(), Signal(), Signal()
         m.d.sync += [behind.eq((send - acked)[15]), pending.eq(send != taken),
                      waiting.eq((send == taken) & (acked != taken))]
-        timer = Signal(32, reset_less=True)
+        timer = Signal(32, reset_less=True)     # no Countdown: expired is the register behind it
         expired = Signal()
         with m.If(~waiting | progress):
             m.d.sync += [timer.eq(self.resend), expired.eq(0)]
@@ -95,7 +96,8 @@ class EventRing(wiring.Component):
         r_ram = ram.read_port()
         event = Signal(TokenEvent(), reset_less=True)       # the RAM's output register
         shift = Signal(8 * EVENT_BYTES, reset_less=True)
-        left = Signal(range(EVENT_BYTES + 1), reset_less=True)
+        left = Countdown(m, range(EVENT_BYTES), name="left", behind=True, reset=False,
+                         reset_flags=False)
         seq = Signal(8, reset_less=True)
         wait = Signal(2)
         cleared = Signal()                  # while a frame of the run before was on its way out
@@ -123,7 +125,7 @@ class EventRing(wiring.Component):
             with m.State("FETCH"):
                 m.next = "LOAD"
             with m.State("LOAD"):
-                m.d.sync += [left.eq(EVENT_BYTES), seq.eq(send[:8]), shift.eq(Cat(
+                m.d.sync += [left.load_all(EVENT_BYTES), seq.eq(send[:8]), shift.eq(Cat(
                     self.run, send, event.token, Const(0, 32 - len(event.token)), event.crc,
                     event.reason, Const(0, 8 - len(event.reason))))]
                 # What was fetched belongs to the run before: not to be sent as the new one's.
@@ -140,9 +142,9 @@ class EventRing(wiring.Component):
                 with m.If(self.o.payload.ready):
                     m.next = "SHIFT"
             with m.State("SHIFT"):          # apart from ready: 104 flip-flops wait for it
-                m.d.sync += [shift.eq(shift >> 8), left.eq(left - 1)]
+                m.d.sync += [shift.eq(shift >> 8), left.step()]
                 m.next = "PAYLOAD"
-                with m.If(left == 1):
+                with m.If(left.last):
                     with m.If(~cleared):
                         m.d.sync += send.eq(send + 1)
                     m.next = "SETTLE"

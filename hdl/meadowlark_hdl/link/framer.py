@@ -9,6 +9,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out, Signature
 
 from ..lib.collisions import NO_RW_CHECK
+from ..lib.countdown import Countdown
 from ..lib.queues import Queue
 from .protocol import CRC_BYTES, MAX_PAYLOAD, SLOTS, SYNC
 
@@ -228,7 +229,7 @@ class FrameMux(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         turn = Signal()                                     # 1: b has the line, or had it last
-        left = Signal(range(MAX_PAYLOAD + 1), reset_less=True)
+        left = Countdown(m, range(MAX_PAYLOAD + 1), name="left", reset=False, reset_flags=False)
         with m.If(turn):
             m.d.comb += [self.o.header.payload.eq(self.b.header.payload),
                          self.o.payload.payload.eq(self.b.payload.payload)]
@@ -246,7 +247,7 @@ class FrameMux(wiring.Component):
                 m.d.comb += [self.o.header.valid.eq(1),
                              self.a.header.ready.eq(self.o.header.ready & ~turn),
                              self.b.header.ready.eq(self.o.header.ready & turn)]
-                m.d.sync += left.eq(self.o.header.payload.length)
+                m.d.sync += left.load(self.o.header.payload.length)
                 with m.If(self.o.header.ready):
                     with m.If(self.o.header.payload.length == 0):
                         m.next = "FREE"
@@ -258,8 +259,8 @@ class FrameMux(wiring.Component):
                     self.a.payload.ready.eq(self.o.payload.ready & ~turn),
                     self.b.payload.ready.eq(self.o.payload.ready & turn)]
                 with m.If(self.o.payload.valid & self.o.payload.ready):
-                    m.d.sync += left.eq(left - 1)
-                    with m.If(left == 1):
+                    m.d.sync += left.step()
+                    with m.If(left.last):
                         m.next = "FREE"
         return m
 
@@ -295,7 +296,7 @@ class TxFramer(wiring.Component):
         m.d.comb += [go.eq(queue.i.ready), queue.i.valid.eq(valid), queue.i.payload.eq(byte)]
         m.d.sync += [crc.data.eq(byte), crc.valid.eq(valid & counted & go), crc.start.eq(start)]
         shift = Signal(8 * 4, reset_less=True)      # header bytes to come, then CRC bytes
-        left = Signal(range(MAX_PAYLOAD + 1), reset_less=True)
+        left = Countdown(m, range(MAX_PAYLOAD + 1), name="left", reset=False, reset_flags=False)
         tail = Signal(2)
         with m.If(go):
             m.d.sync += valid.eq(0)
@@ -306,7 +307,7 @@ class TxFramer(wiring.Component):
                 m.d.sync += tail.eq(0)
                 with m.If(go & headers.o.valid):
                     m.d.sync += [byte.eq(SYNC), valid.eq(1), counted.eq(0),
-                                 left.eq(header.length),
+                                 left.load(header.length),
                                  shift.eq(Cat(header.type, header.seq, header.length))]
                     m.next = "HEADER"
             with m.State("HEADER"):
@@ -316,15 +317,15 @@ class TxFramer(wiring.Component):
                     m.d.sync += [byte.eq(shift[:8]), valid.eq(1), counted.eq(1),
                                  shift.eq(shift >> 8), tail.eq(tail + 1)]
                     with m.If(tail == 3):
-                        with m.If(left == 0):
+                        with m.If(~left.some):
                             m.next = "SETTLE"
                         with m.Else():
                             m.next = "PAYLOAD"
             with m.State("PAYLOAD"):
                 m.d.comb += payload.o.ready.eq(go)
                 with m.If(go & payload.o.valid):
-                    m.d.sync += [byte.eq(payload.o.payload), valid.eq(1), left.eq(left - 1)]
-                    with m.If(left == 1):
+                    m.d.sync += [byte.eq(payload.o.payload), valid.eq(1), left.step()]
+                    with m.If(left.last):
                         m.next = "SETTLE"
             with m.State("SETTLE"):
                 with m.If(go):                      # the last counted byte goes to the CRC
