@@ -4,23 +4,15 @@ import random
 import pytest
 from amaranth import Module, Signal
 from amaranth.lib import wiring
-from amaranth.sim import Simulator
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.link.answerer import Answerer
 from meadowlark_hdl.link.dispatcher import Dispatcher, Form
 from meadowlark_hdl.link.handlers.handler import Handler, HandlerPort, Sizes
 from meadowlark_hdl.link.protocol import ANSWER, MAX_PAYLOAD, Result
 from meadowlark_hdl.link.units import Units
+from quick import run
 
 CONFIG = Config(W=8, P=4, bus_bytes=4)
-
-
-def run(component, *benches):
-    simulator = Simulator(component)
-    simulator.add_clock(1e-6)
-    for bench in benches:
-        simulator.add_testbench(bench)
-    simulator.run()
 
 
 @pytest.mark.parametrize("pause", [0, 0.5])

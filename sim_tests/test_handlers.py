@@ -2,7 +2,7 @@
 import random
 
 import pytest
-from amaranth.sim import Simulator
+import quick
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.link.handlers.fill import Fill
 from meadowlark_hdl.link.handlers.handler import HandlerPort
@@ -18,13 +18,9 @@ STATE = dict(busy=0, ready=1, run=77)
 
 def run(handler, bench):
     """Simulate a handler with a test bench; ``bench`` gets what drives its port."""
-    simulator = Simulator(handler)
-    simulator.add_clock(1e-6)
-
-    async def testbench(ctx):
+    async def with_port(ctx):
         await bench(Port(ctx, handler.port))
-    simulator.add_testbench(testbench)
-    simulator.run()
+    quick.run(handler, with_port)
 
 
 class Port:

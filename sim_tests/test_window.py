@@ -4,9 +4,9 @@ from collections import deque
 from zlib import crc32
 
 import pytest
-from amaranth.sim import Simulator
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.link.window import MemoryWindow
+from quick import run
 
 CONFIG = Config(W=8, P=4, bus_bytes=2, burst_words=8)
 BUS, BURST = CONFIG.bus_bytes, CONFIG.burst_words
@@ -121,7 +121,4 @@ def test_window(seed, stall):
             assert [n for _, n in memory.bursts] == sizes
             assert [at for at, _ in memory.bursts] == [addr + k * BURST for k in range(len(sizes))]
             assert not memory.reads and not memory.writes
-    simulator = Simulator(window)
-    simulator.add_clock(1e-6)
-    simulator.add_testbench(bench)
-    simulator.run()
+    run(window, bench)
