@@ -22,6 +22,9 @@ def random_work(rng, c: Config, *ops: Op) -> tuple[Pass, Instruction, int]:
     p = a_pass(c.P, 1 if heads else int(rng.integers(1, 3 * c.P + 1)), int(rng.integers(60)))
     op = Op(rng.choice(ops))
     rows, row_beats = int(rng.integers(2, c.tile_rows + 1)), 1 << int(rng.integers(3))
+    if rng.random() < 0.4:              # keys of several blocks just fill a tile, or just do not
+        rows = c.tile_rows
+        heads, p = False, a_pass(c.P, rows + int(rng.integers(2)), 0)
     if op == Op.LINEAR:
         row_beats = int(rng.integers(1, c.tile_beats // rows + 1))
     i = Instruction(op, heads=heads, lanes=int(rng.integers(1, c.P + 1)),

@@ -63,7 +63,8 @@ async def walk(ctx, walker, p, i, model, *, each=lambda: None, front=lambda: Tru
 
 
 @pytest.mark.parametrize("case", CONFIGS)
-@pytest.mark.parametrize("ops", [(Op.LINEAR,), (Op.QK, Op.SV), (Op.STORE,)], ids=str)
+@pytest.mark.parametrize("ops", [(Op.LINEAR,), (Op.QK, Op.SV), (Op.STORE,)],
+                         ids=lambda ops: ops[0].name)
 def test_as_the_golden_model(case, ops, seed):
     """Beats, releases and counted activity; with tiles and room at once, and now and then."""
     config, rng, chance = CONFIGS[case], np.random.default_rng(seed), random.Random(seed)
@@ -74,13 +75,16 @@ def test_as_the_golden_model(case, ops, seed):
     async def bench(ctx):
         for k in range(10):
             p, i, tiles = random_work(rng, config, *ops)
-            stall = (0, 0.7)[k % 2]
+            stall, taken = (0, 0.7)[k % 2], []
 
             def each():
                 if ops[0] == Op.STORE:
+                    # Of a cycle ago; up to three parts are on their way to the count.
+                    assert not ctx.get(walker.control.st_en) or ctx.get(walker.room) > 3
                     ctx.set(walker.room, 9 if chance.random() >= stall else 3)
                     ctx.set(walker.cmd.ready, chance.random() >= stall)
                     if ctx.get(walker.cmd.valid):
+                        taken.append(ctx.get(walker.cmd.ready))
                         words = 1 << model["head_log2"] >> (config.W - 1).bit_length()
                         assert ctx.get(walker.cmd.payload.addr) == i["addr"] + p.pos0 * words
                         assert ctx.get(walker.cmd.payload.chunks) == p.n * words
@@ -88,6 +92,7 @@ def test_as_the_golden_model(case, ops, seed):
                                front=lambda: chance.random() >= stall)
             wanted = list(issue_golden.beats(config, model, p, i))
             check(config, trace, wanted)
+            assert sum(taken) == (ops[0] == Op.STORE)
             assert sum(shown.get("release", 0) for shown in trace) == tiles
             assert sum(shown.get("array_active", 0) for shown in trace) == sum(
                 "array_active" in beat for beat in wanted)
@@ -216,3 +221,28 @@ def test_values(case, op, seed):
                         for v in wanted]
     per_token = beats * W // (2 if op == Op.ROPE else 1) + TokenTiles.TOKEN
     assert len(there[0]) - 8 == p.n * per_token
+
+
+def test_gammas(seed):
+    """Once there is a tile the vector unit is told, once; the tile goes when it is done."""
+    rng, walker = random.Random(seed), Gammas(CONFIGS["w4p5"])
+    p, i = a_pass(5, 1), Instruction(Op.NORM)
+
+    async def bench(ctx):
+        for _ in range(6):
+            front, busy = rng.randrange(5), rng.randrange(1, 9)
+            cycles, starts, releases = [0], [], []
+
+            def each():
+                t = cycles[0]
+                if ctx.get(walker.start):
+                    starts.append(t)
+                if ctx.get(walker.release):
+                    releases.append(t)
+                waits = {name: ctx.get(walker.control[name]) for name in walker.PRESENTS}
+                assert waits == {"wait_tile": t < front, "wait_vector": t > front}
+                ctx.set(walker.done, bool(starts) and t == starts[0] + busy)
+                cycles[0] += 1
+            await walk(ctx, walker, p, i, {}, each=each, front=lambda: cycles[0] >= front)
+            assert starts == [front + 1] and releases == [front + 1 + busy + 1]
+    run(walker, bench)
