@@ -318,7 +318,12 @@ async def bad_requests_are_refused(dut):
             ({"head_log2": 2}, {}, 1, Error.BAD_MODEL),
             ({}, {"top_k": CONFIG.topk + 1}, 1, Error.BAD_SAMPLING),
             ({}, {"stop_count": 9}, 1, Error.BAD_SAMPLING),
-            ({}, {}, 0, Error.NOT_READY)):
+            ({}, {}, 0, Error.NOT_READY),
+            # Of several the first counts, in this order.
+            ({"blocks": 0}, {"prompt": 0}, 0, Error.NO_MODEL),
+            ({"head_log2": 2}, {"prompt": 0}, 0, Error.NOT_READY),
+            ({"head_log2": 2}, {"prompt": 0}, 1, Error.BAD_RUN),
+            ({"head_log2": 2}, {"stop_count": 9}, 1, Error.BAD_MODEL)):
         dut.ready.value = ready
         await ClockCycles(dut.clk, 2)
         await begin(dut, {**good_model, **model}, **{**good, **run})
