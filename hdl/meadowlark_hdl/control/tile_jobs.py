@@ -148,11 +148,12 @@ class TileJobs(wiring.Component):
                                               & ~self.jobs.valid),
             *(walk.taken.eq(put) for walk in (rows, keys, tokens))]
         # A token's tile is as large as one of a table.
-        chunks = Mux(keys.tile, keys.size, rows.chunks)
         with m.If(put):
             m.d.sync += [
-                self.jobs.valid.eq(1), job.mode.eq(work.mode), job.chunks.eq(chunks),
-                job.addr.eq(Mux(tokens.tile, place, addr)), addr.eq(addr + chunks),
+                self.jobs.valid.eq(1), job.mode.eq(work.mode),
+                job.addr.eq(Mux(tokens.tile, place, addr)),
+                addr.eq(addr + Mux(keys.tile, full_beats, rows.chunks)),
+                job.chunks.eq(Mux(keys.tile, keys.size, rows.chunks)),
                 job.beats.eq(Mux(keys.tile, keys.size, rows.beats)),
                 job.rows.eq(Mux(keys.tile, 0, rows.rows)), job.packed.eq(work.packed & streaming),
                 job.header.eq(Mux(keys.tile, Header.NONE, work.header))]

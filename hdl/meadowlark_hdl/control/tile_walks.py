@@ -114,10 +114,11 @@ class KeyTiles(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         stored, ahead = Signal(16), Signal(signed(17))      # later STOREs may be done as well
-        left, after, more = reg(24, "left"), reg(signed(25), "after"), Signal()
+        left, after, more = reg(24, "left"), reg(24, "after"), reg(1, "more")
         m.d.sync += [ahead.eq(stored - self.stores), after.eq(left - self.full_beats),
+                     more.eq(left > self.full_beats),
                      stored.eq(Mux(self.begin, 0, stored + self.store_done))]
-        m.d.comb += [more.eq(after > 0), self.size.eq(Mux(more, self.full_beats, left))]
+        m.d.comb += self.size.eq(Mux(more, self.full_beats, left))
         with m.FSM():
             with m.State("IDLE"):
                 m.d.sync += left.eq(self.beats)
