@@ -30,7 +30,7 @@ class Passes(wiring.Component):
     give_up : In(1)             The pass will not end.
     done : Out(1)               Pulse: the pass has ended or is given up, or:
     none : Out(1)               with ``done``: there is none, not even a block of tokens fits.
-    left : Out(1)               Something is still to be done.
+    left : Out(1)               With ``done``: something is still to be done.
     prompt : Out(1)             The pass is of the prompt.
     position : Out(13)          Of the next token, that of the pass's end from its start on.
     pass_ : Out(PassLayout)     Constant from ``fetch_start`` to the next start.
@@ -59,7 +59,6 @@ class Passes(wiring.Component):
         m.d.comb += [
             planner.model.eq(self.model), planner.position.eq(position),
             planner.remaining.eq(remaining), self.position.eq(position),
-            self.left.eq(remaining != 0),
             self.pass_.pos0.eq(pos0), self.pass_.final.eq(final), self.pass_.n.eq(planner.n),
             self.pass_.nb.eq(planner.nb), self.pass_.ctx.eq(planner.ctx)]
         with m.If(self.begin):
@@ -67,7 +66,7 @@ class Passes(wiring.Component):
                          self.prompt.eq(1)]
         with m.If(self.token):
             m.d.sync += [remaining.eq(1), self.prompt.eq(0)]
-        m.d.sync += self.fetch_start.eq(0)
+        m.d.sync += [self.fetch_start.eq(0), self.left.eq(remaining != 0)]
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += planner.start.eq(self.start)
