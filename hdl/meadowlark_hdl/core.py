@@ -20,6 +20,7 @@ from .link.link import Link
 from .memory.arbiter import MemoryArbiter
 from .memory.reader import Reader
 from .memory.store import StoreUnit
+from .probe import Probe, show
 from .signatures import LogitPort, MemoryPort
 from .sleep import napping
 from .weights.decoder import PackedWeightDecoder
@@ -67,6 +68,8 @@ class Core(wiring.Component):
         Told to the host on request, see :class:`~meadowlark_hdl.link.link.Link`.
     sleep : bool
         Blocks with nothing to do get no clock, see :mod:`~meadowlark_hdl.sleep`; for simulation.
+    trace : bool
+        There is a port ``probe``; for simulation.
 
     Members
     -------
@@ -74,6 +77,7 @@ class Core(wiring.Component):
     rx : In(stream of 8), tx : Out(stream of 8)    Host link; rx is always ready. In reset and for
                                 ``FLUSH`` cycles after it bytes are lost.
     tap : Out(LogitPort)        Each logit as the sampler sees it, for simulation.
+    probe : Out(Probe)          What the blocks are doing; only with ``trace``.
     """
 
     #: Cycles a flush lasts at least: longer than the array's and the vector unit's pipelines.
@@ -82,11 +86,12 @@ class Core(wiring.Component):
     START = Sequencer.CHECK + FLUSH + 4
 
     def __init__(self, config: Config, *, board: str = "", clock_hz: int = 0,
-                 memory_bytes: int = 0, sleep: bool = False):
-        self.config, self.sleep = config, sleep
+                 memory_bytes: int = 0, sleep: bool = False, trace: bool = False):
+        self.config, self.sleep, self.trace = config, sleep, trace
         self._link = Link(config, board=board, clock_hz=clock_hz, memory_bytes=memory_bytes)
         super().__init__({"mem": Out(MemoryPort(config)), "rx": In(stream.Signature(8)),
-                          "tx": Out(stream.Signature(8)), "tap": Out(LogitPort())})
+                          "tx": Out(stream.Signature(8)), "tap": Out(LogitPort()),
+                          **({"probe": Out(Probe())} if trace else {})})
 
     def elaborate(self, platform):
         # The reset of the domain would reach across the whole chip, through a gate wherever a
@@ -215,5 +220,7 @@ class Core(wiring.Component):
                 (counters.hold, link.counter_hold, 1), (counters.index, link.counter_index, 1),
                 *((getattr(counters.causes, name), causes[name], 1) for name in causes)):
             far(m, sink, source, cycles=cycles)
-
+        if self.trace:
+            show(m, self.probe, sequencer=sequencer, fetch=fetch, reader=reader, decoder=decoder,
+                 tiles=tiles, issue=issue, vector=vector, store=store, sampler=sampler)
         return m

@@ -10,6 +10,7 @@ import numpy as np
 from meadowlark_boards import Board
 
 from .build import Progress, build, core_verilog
+from .trace import RECORD
 
 #: Counters of the harness, in the order of its struct. Words are those of the core's port; the time
 #: of one on the memory's bus either moves one or is idle for the one cause named: no command, a row
@@ -36,7 +37,7 @@ class _Counters(ctypes.Structure):
     _fields_ = [(x, ctypes.c_uint64) for x in COUNTERS]
 
 
-def open_library(path: Path) -> ctypes.CDLL:
+def open_library(path: Path, *, trace: bool = False) -> ctypes.CDLL:
     """A shared object of :func:`.build.build`, its functions declared."""
     lib = ctypes.CDLL(str(path))
     u64, ptr = ctypes.c_uint64, ctypes.c_void_p
@@ -49,7 +50,9 @@ def open_library(path: Path) -> ctypes.CDLL:
             ("sim_counters", None, ptr, ctypes.POINTER(_Counters)),
             ("sim_fault", ctypes.c_int, ptr, ctypes.POINTER(u64), ctypes.POINTER(u64)),
             ("sim_logits", u64, ptr), ("sim_starts", u64, ptr),
-            ("sim_take_logits", None, ptr, ptr, ptr)):
+            ("sim_take_logits", None, ptr, ptr, ptr),
+            *((("sim_trace", None, ptr, u64, ctypes.c_uint32), ("sim_traced", u64, ptr),
+               ("sim_take_trace", None, ptr, ptr)) if trace else ())):
         function = getattr(lib, name)
         function.restype, function.argtypes = result, args
     return lib
@@ -69,6 +72,8 @@ class SimBoard:
     sleep : bool
         Idle blocks stand still (:mod:`meadowlark_hdl.sleep`): the same results in the same cycles,
         sooner.
+    trace : bool
+        It can record what the units do, see :meth:`record`; another build, and a slower one.
     progress : callable, optional
         See :func:`.build.build`.
 
@@ -84,11 +89,13 @@ class SimBoard:
     quiet = 32
 
     def __init__(self, board: Board, *, verilog: str | None = None, tap: bool = True,
-                 sleep: bool = True, progress: Progress | None = None) -> None:
+                 sleep: bool = True, trace: bool = False,
+                 progress: Progress | None = None) -> None:
         self.board = board
         if verilog is None:
-            verilog = core_verilog(board, sleep=sleep, progress=progress)
-        self._lib = open_library(build(verilog, board.config, tap=tap, progress=progress))
+            verilog = core_verilog(board, sleep=sleep, trace=trace, progress=progress)
+        self._lib = open_library(build(verilog, board.config, tap=tap, trace=trace,
+                                       progress=progress), trace=trace)
         m = board.memory
         self._begin(_Timing(
             size_bytes=m.size_bytes, page_bytes=m.page_bytes, banks=m.banks,
@@ -101,6 +108,7 @@ class SimBoard:
         at = ctypes.cast(self._lib.sim_memory(self._sim), ctypes.POINTER(ctypes.c_uint8))
         self.memory = np.ctypeslib.as_array(at, (facts.size_bytes,))
         self._tapped = np.zeros(0, np.int32)
+        self._recorded: list[np.ndarray] | None = None      # parts of a recording
 
     def close(self) -> None:
         """Free the core and its memory; ``memory`` is empty afterwards."""
@@ -167,6 +175,8 @@ class SimBoard:
             part = min(cycles - done, SLICE)
             ran = self._lib.sim_run(self._sim, part, until_bytes, quiet, until_sent)
             done += ran
+            if self._recorded is not None:
+                self._recorded.append(self._take_records())
             fault = self._faulty()
             if fault:
                 raise fault
@@ -208,3 +218,25 @@ class SimBoard:
         """Forget what the tap has seen."""
         self.take_logits(0)
         self._tapped = np.zeros(0, np.int32)
+
+    def record(self, passes: int) -> None:
+        """Record what the units do in runs from now on, in so many passes at most.
+
+        Parameters
+        ----------
+        passes : int, 1..
+            Behind them nothing is recorded, so that a long run takes no more memory.
+        """
+        self._lib.sim_trace(self._sim, passes, self.board.config.bus_per_chunk)
+        self._recorded = []
+
+    def recorded(self) -> np.ndarray:
+        """End the recording: an array of :data:`~.trace.RECORD`, by their ends."""
+        parts, self._recorded = self._recorded or [], None
+        self._lib.sim_trace(self._sim, 0, 1)
+        return np.concatenate([np.zeros(0, RECORD), *parts])
+
+    def _take_records(self) -> np.ndarray:
+        records = np.empty(self._lib.sim_traced(self._sim), RECORD)
+        self._lib.sim_take_trace(self._sim, records.ctypes.data)
+        return records

@@ -33,7 +33,8 @@ PINS = Path(__file__).with_name("pins.cpp")
 #: Feeds a long read to an SDRAM controller alone, see scripts/sdram_stream.py.
 STREAM = Path(__file__).with_name("stream.cpp")
 #: What they include.
-SHARED = tuple(Path(__file__).with_name(name) for name in ("clocks.hpp", "queues.hpp", "sdram.hpp"))
+SHARED = tuple(Path(__file__).with_name(name) for name in (
+    "clocks.hpp", "queues.hpp", "sdram.hpp", "tracer.hpp"))
 JOBS = 2
 VERILATOR_FLAGS = (
     "--cc", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "--no-timing",
@@ -123,11 +124,13 @@ def _lock(path: Path):
         yield
 
 
-def core_verilog(board: Board, *, sleep: bool = True, progress: Progress | None = None) -> str:
+def core_verilog(board: Board, *, sleep: bool = True, trace: bool = False,
+                 progress: Progress | None = None) -> str:
     """Verilog of a board's core, module ``core``; kept by the sources of the hdl package and what
     the core is made from.
 
-    sleep: without work a block gets no clock, see :mod:`meadowlark_hdl.sleep`.
+    sleep: without work a block gets no clock, see :mod:`meadowlark_hdl.sleep`. trace: it shows what
+    its blocks do, see :mod:`meadowlark_hdl.probe`.
     Without a platform, cells are the behavioural ones: Verilator knows no vendor's.
     """
     facts = {"board": board.name, "clock_hz": round(board.clock_mhz * 1e6),
@@ -135,8 +138,8 @@ def core_verilog(board: Board, *, sleep: bool = True, progress: Progress | None 
 
     def make():
         from meadowlark_hdl.core import Core
-        return Core(board.config, **facts, sleep=sleep)
-    return _kept("core", (board.config, facts, sleep), make, progress)
+        return Core(board.config, **facts, sleep=sleep, trace=trace)
+    return _kept("core", (board.config, facts, sleep, trace), make, progress)
 
 
 def pins_verilog(board: Board, progress: Progress | None = None) -> str:
@@ -214,8 +217,9 @@ def _zero_loop(found: re.Match) -> str:
            f"{name}[{at}] = 0;\n"
 
 
-def build(verilog: str, config: Config, *, tap: bool = True, harness: Path = HARNESS,
-          memory_clock: bool = False, progress: Progress | None = None) -> Path:
+def build(verilog: str, config: Config, *, tap: bool = True, trace: bool = False,
+          harness: Path = HARNESS, memory_clock: bool = False,
+          progress: Progress | None = None) -> Path:
     """Shared object of a core and the harness around it.
 
     Parameters
@@ -226,6 +230,8 @@ def build(verilog: str, config: Config, *, tap: bool = True, harness: Path = HAR
         What the core was built from.
     tap : bool
         The core has a ``tap`` port.
+    trace : bool
+        The core has a ``probe`` port, and the harness records what it shows.
     harness : Path
         What clocks it: :data:`HARNESS`, or :data:`PINS` for a chip down to its pins.
     memory_clock : bool
@@ -246,7 +252,7 @@ def build(verilog: str, config: Config, *, tap: bool = True, harness: Path = HAR
     """
     defines = (f"-DBUS_BYTES={config.bus_bytes}",
                f"-DLEN_BITS={(config.burst_words - 1).bit_length()}", f"-DHAS_TAP={int(tap)}",
-               f"-DMEMORY_CLOCK={int(memory_clock)}")
+               f"-DHAS_TRACE={int(trace)}", f"-DMEMORY_CLOCK={int(memory_clock)}")
     key = digest(verilog, harness, *SHARED, _tools(), defines)
     name = f"sim-{key}.so"
     if kept := find(name):

@@ -17,6 +17,10 @@
 #define PORT1(a, b) a##___05F##b
 #define PORT2(a, b, c) a##___05F##b##___05F##c
 
+#if HAS_TRACE
+#include "tracer.hpp"
+#endif
+
 namespace {
 
 // Ports are CData, SData, IData, QData or VlWide<n>, by width.
@@ -48,6 +52,10 @@ template <std::size_t N> inline void get_bytes(const VlWide<N>& v, uint8_t* to, 
 constexpr int BUS = BUS_BYTES;                  // bytes of a bus word
 constexpr int LEN = LEN_BITS;                   // bits of a command's length field
 constexpr int QUEUE = 4;                        // commands the memory controller holds, each way
+
+// What a memory's bus does; mirrors meadowlark.sim.trace.STATES.
+enum BusState : uint32_t { BUS_NOTHING, BUS_READ, BUS_WRITE, BUS_REFRESH, BUS_ROW, BUS_TURN,
+                           BUS_CORE };
 
 struct Command { uint64_t addr; uint32_t words; uint64_t seen; };
 struct Word { uint64_t due; uint8_t data[BUS]; };
@@ -109,6 +117,9 @@ struct Sim : Queues {
     // tap
     std::vector<int32_t> logits;
     std::vector<uint64_t> starts;               // where in `logits` each head pass begins
+#if HAS_TRACE
+    Tracer tracer;
+#endif
 
     explicit Sim(const Timing& t) : timing(t) {
         ctx.commandArgs(0, (const char**)nullptr);
@@ -167,18 +178,26 @@ struct Sim : Queues {
         planned = true;
     }
 
+    // What the memory's bus does in the time of a word.
+    void bus(uint64_t& counter, BusState state) {
+        counter++;
+#if HAS_TRACE
+        tracer.memory(now, state);
+#endif
+    }
+
     // The time of one word on the memory's bus.
     void memory_step() {
         if (slot >= next_refresh && left == 0) {
             refresh_until = slot + timing.refresh;
             next_refresh += timing.refresh_interval;
         }
-        if (slot < refresh_until) { c.idle_refresh++; return; }
+        if (slot < refresh_until) { bus(c.idle_refresh, BUS_REFRESH); return; }
         if (left == 0) {
             if (!planned) plan();
-            if (!planned) { c.idle_no_command++; return; }
-            if (slot < row_ready) { c.idle_row++; return; }
-            if (slot < turn_ready) { c.idle_turnaround++; return; }
+            if (!planned) { bus(c.idle_no_command, BUS_NOTHING); return; }
+            if (slot < row_ready) { bus(c.idle_row, BUS_ROW); return; }
+            if (slot < turn_ready) { bus(c.idle_turnaround, BUS_TURN); return; }
             Fifo<Command>& q = plan_write ? writes : reads;
             burst = q.front();
             q.pop();
@@ -197,16 +216,16 @@ struct Sim : Queues {
             for (int i = 0; i < BUS; i++)
                 if (w.strb >> i & 1) memory[at + i] = w.data[i];
             in.pop();
-            c.write_words++;
+            bus(c.write_words, BUS_WRITE);
         } else {
             if (out.size() >= timing.latency / timing.word + timing.ahead_words) {
-                c.idle_core++;
+                bus(c.idle_core, BUS_CORE);
                 return;
             }
             Word& w = out.push();
             w.due = slot + timing.latency;
             std::memcpy(w.data, memory + at, BUS);
-            c.read_words++;
+            bus(c.read_words, BUS_READ);
         }
         rows[bank_of(at)] = row_of(at);
         burst.addr++;
@@ -267,6 +286,9 @@ struct Sim : Queues {
             c.logits++;
         }
 #endif
+#if HAS_TRACE
+        tracer.cycle(t, now);
+#endif
         for (; slot <= tick; slot += timing.word) memory_step();
         c.cycles++;
         now++;
@@ -310,5 +332,16 @@ void sim_take_logits(Sim* s, int32_t* values, uint64_t* starts) {
     s->logits.clear();
     s->starts.clear();
 }
+
+#if HAS_TRACE
+void sim_trace(Sim* s, uint64_t passes, uint32_t words_per_chunk) {
+    s->tracer.start(passes, words_per_chunk);
+}
+uint64_t sim_traced(Sim* s) { return s->tracer.records.size(); }
+void sim_take_trace(Sim* s, Record* to) {
+    std::memcpy((void*)to, s->tracer.records.data(), s->tracer.records.size() * sizeof(Record));
+    s->tracer.records.clear();
+}
+#endif
 
 }  // extern "C"
