@@ -224,11 +224,14 @@ DRAWN = {"-n", "--predict", "--tokens", "--temp", "--temperature", "--top-k", "-
          "--seed"}
 RUNS = {"-m", "--model", "--board", "--target", "--json"}
 SYSTEM = {"-sys", "--system", "--system-prompt"}
+TRACE = {"--trace", "--trace-passes"}
 OPTIONS = {
     "generate": MODEL | DRAWN | RUNS | {"prompt", "-p", "--prompt", "-f", "--file", "--ids",
-                                        "--stop", "--chat", "--ignore-eos", "--check"} | SYSTEM,
+                                        "--stop", "--chat", "--ignore-eos", "--check"
+                                        } | SYSTEM | TRACE,
     "chat": MODEL | DRAWN | RUNS | SYSTEM | {"-p", "--prompt", "--stop", "--keep"},
-    "bench": MODEL | RUNS | {"-p", "--n-prompt", "-n", "--n-gen", "--format", "--against-raw"},
+    "bench": MODEL | RUNS | {"-p", "--n-prompt", "-n", "--n-gen", "--format", "--against-raw"
+                             } | TRACE,
     "eval": GRID | {"-m", "--model", "--board", "--json", "--text", "-n", "--tokens", "-c", "--ctx",
                     "--ctx-size"},
     "compile": MODEL | {"model", "-o", "--output", "--board", "--json"},

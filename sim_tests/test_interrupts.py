@@ -201,7 +201,7 @@ def test_compilers_end_too(tmp_path):
     stub = """
 from meadowlark.run import targets
 from meadowlark.sim import build
-def open_target(name, board, *, progress=None):
+def open_target(name, board, *, trace=False, progress=None):
     build.build("module core(input clk, output x); assign x = clk; endmodule", board.config,
                 progress=progress)
 targets.open_target = open_target

@@ -1,8 +1,9 @@
 """``meadowlark bench``."""
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,15 +11,21 @@ from ..errors import UserError
 from ..files import check_outputs
 from .options import (
     Asked,
+    Trace,
     board_option,
     given,
     json_option,
     model_options,
     open_runner,
     target_option,
+    trace_option,
 )
 from .scores import tell_saturated
 from .terminal import Progress, show, write_json
+
+if TYPE_CHECKING:
+    from ..compile.image import Image
+    from ..run.bench import Measured
 
 
 @click.command()
@@ -34,9 +41,10 @@ from .terminal import Progress, show, write_json
 @model_options()
 @board_option("virtual", "Board to compile for and to simulate. A port has its own.")
 @target_option("sim", "pins")
+@trace_option
 @json_option
 def bench(prompts: str, generates: str, form: str, against_raw: bool, asked: Asked, board: str,
-          target: str, json_to: str | None) -> int:
+          target: str, trace: Trace | None, json_to: str | None) -> int:
     """Measure prefill and decode by the core's own counters."""
     from ..run import bench as benching
     if json_to == "-" and given("form"):
@@ -48,23 +56,36 @@ def bench(prompts: str, generates: str, form: str, against_raw: bool, asked: Ask
     if target == "golden":
         raise UserError("the golden model has no clock to measure; use --target sim or the port "
                         "of a board")
-    check_outputs(json_to, inputs=[asked.name])
+    check_outputs(json_to, trace and trace.file, inputs=[asked.name])
     numbers = benching.counts(prompts, "-p"), benching.counts(generates, "-n")
-    with Progress() as progress, closing(open_runner(target, board, asked, progress)) as runner:
+    with Progress() as progress, closing(open_runner(target, board, asked, progress,
+                                                     trace=trace is not None)) as runner:
         which = runner.board
         source = asked.open(which, progress)
         image = source.image
+
+        def measure(image: Image, suffix: str = "") -> dict[str, Measured]:
+            def record(name: str) -> AbstractContextManager:
+                return trace.timeline.recording(runner, image, name + suffix) if trace \
+                    else nullcontext()
+            found = benching.run(runner, image, which, tests, record=record, progress=progress)
+            return {name + suffix: measured for name, measured in found.items()}
         tests = benching.plan(image, prompts=numbers[0], generates=numbers[1])
         runner.load(source)
-        results = benching.run(runner, image, which, tests, progress=progress)
+        results = measure(image)
         if against_raw:
             raw = replace(source, packing="raw", bits=None, target_ppl=None, warn=None)
             runner.load(raw)
-            results |= {f"{name} raw": found for name, found in benching.run(
-                runner, raw.image, which, tests, progress=progress).items()}
+            results |= measure(raw.image, " raw")
+        if trace:
+            trace.write(progress)
     write_json(benching.as_json(results, image, which), json_to)
     if json_to != "-":
         show(benching.as_table(results, image, which, form=form))
+        if trace and form == "md":
+            show("\n" + trace.timeline.table())
+    if trace:
+        trace.tell()
     tell_saturated({"score_saturations": sum(
         found.counters.get("score_saturations", 0) for found in results.values())})
     return 0

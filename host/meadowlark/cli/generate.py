@@ -4,7 +4,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from ..files import check_outputs
 from .options import (
     Asked,
     Drawing,
+    Trace,
     board_option,
     drawing_options,
     json_option,
@@ -23,6 +24,7 @@ from .options import (
     stop_option,
     system_option,
     target_option,
+    trace_option,
 )
 from .scores import tell_saturated
 from .status import DIFFERENT
@@ -51,10 +53,12 @@ if TYPE_CHECKING:
 @model_options()
 @board_option("virtual", "Board to compile for and to simulate. A port has its own.")
 @target_option("sim", "pins", "golden")
+@trace_option
 @json_option
 def generate(prompt: str | None, text: str | None, file: str | None, ids: str | None,
              drawing: Drawing, stop: Sequence[str], chat: bool, system: str, ignore_eos: bool,
-             check: bool, asked: Asked, board: str, target: str, json_to: str | None) -> int:
+             check: bool, asked: Asked, board: str, target: str, trace: Trace | None,
+             json_to: str | None) -> int:
     """Write how a text goes on, or answer a question.
 
     The text is PROMPT. With - it is read from stdin, in UTF-8, without the line end at its end.
@@ -70,7 +74,7 @@ def generate(prompt: str | None, text: str | None, file: str | None, ids: str | 
     if system and not chat:
         raise UserError("--system is told to a model in its chat template; give --chat too, or "
                         "leave it out")
-    check_outputs(json_to, inputs=[asked.name, file])
+    check_outputs(json_to, trace and trace.file, inputs=[asked.name, file])
     prompt = _prompt(prompt, text, file, ids)
     numbers = None
     if ids is not None:
@@ -79,7 +83,8 @@ def generate(prompt: str | None, text: str | None, file: str | None, ids: str | 
     if numbers is not None and (chat or stop):
         raise UserError("--chat and --stop are about text, which --ids leaves out; leave them out "
                         "too, or give a text")
-    with Progress() as progress, closing(open_runner(target, board, asked, progress)) as runner:
+    with Progress() as progress, closing(open_runner(target, board, asked, progress,
+                                                     trace=trace is not None)) as runner:
         which = runner.board
         draw = drawing.sampling(which)
         source = asked.open(which, progress)
@@ -95,7 +100,10 @@ def generate(prompt: str | None, text: str | None, file: str | None, ids: str | 
                    source.tokenizer.stream(tokens) if numbers is None else _Ids(), stop,
                    quiet=json_to == "-")
         events, started, ended = [], time.monotonic(), 0.0
-        with closing(runner.generate(tokens, draw, max_new=most, stop_ids=stops)) as run:
+        recording = trace.timeline.recording(runner, image, "generate") if trace \
+            else nullcontext()
+        with recording, closing(runner.generate(tokens, draw, max_new=most,
+                                                stop_ids=stops)) as run:
             for event in run:
                 ended = time.monotonic()
                 events.append(event)
@@ -116,6 +124,8 @@ def generate(prompt: str | None, text: str | None, file: str | None, ids: str | 
             "cycles_per_token": _cycles_per_token(counters, len(events)),
             "bytes_per_token": _bytes_per_token(image, len(tokens), passes),
             "host_messages": messages, "clock_mhz": which.clock_mhz, "counters": counters}
+        if trace:
+            trace.write(progress)
         verdict = None
         if check:
             golden = GoldenTarget(which, progress=progress)
@@ -126,6 +136,8 @@ def generate(prompt: str | None, text: str | None, file: str | None, ids: str | 
             result["first_difference"] = verdict.first_difference
     write_json(result, json_to)
     say(_summary(result))
+    if trace:
+        trace.tell()
     tell_saturated(counters)
     if verdict is None:
         return 0

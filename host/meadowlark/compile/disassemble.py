@@ -61,3 +61,29 @@ def listing(image: Image) -> Iterator[str]:
         if pc in starts:
             yield starts[pc]
         yield f"{pc:5}  {line(i)}"
+
+
+def subjects(image: Image) -> list[str]:
+    """What each instruction works on, in a word: a matrix of the stream, or its layer; "" where the
+    image knows no name."""
+    out = [""] * len(image.instructions)
+    W, known = image.config["W"], sorted(image.tensors, key=lambda t: t["at"])
+    lists = {image.model_regs[name] for name in ("prefill_pc", "decode_pc")}
+    at, before = 0, ""
+    for pc, i in enumerate(image.instructions):
+        if pc in lists:
+            at, before = W * image.model_regs["stream_addr"], ""
+        if i["src"] == Src.STREAM:
+            end = at + W * ((i["tiles"] - 1) * i["chunks"] + i["last_chunks"])
+            if i["op"] == Op.NORM:      # of what comes behind it
+                names = [t["name"] for t in known if t["at"] >= end]
+                out[pc] = f"before {names[0]}" if names else ""
+            else:
+                names = [t["name"] for t in known if t["at"] < end]
+                out[pc] = before = names[-1] if names else ""
+            at = end
+        elif i["op"] == Op.STORE:
+            out[pc] = before
+        elif i["src"] == Src.KV:
+            out[pc] = before.rpartition(".")[0]
+    return out

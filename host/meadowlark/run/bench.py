@@ -5,7 +5,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -110,8 +110,11 @@ def plan(image: Image, *, prompts: Sequence[int], generates: Sequence[int],
 
 
 def run(target: Target, image: Image, board: Board, tests: Sequence[Test], *,
+        record: Callable[[str], AbstractContextManager] = nullcontext,
         progress: Callable[[str, int, int], None] | None = None) -> dict[str, Measured]:
     """Run tests on a target that holds the image; results by name, in order.
+
+    record: given a test's name, makes the context that it runs in.
 
     Raises
     ------
@@ -126,8 +129,8 @@ def run(target: Target, image: Image, board: Board, tests: Sequence[Test], *,
         if progress:
             progress(f"running {test.name}", 0, test.generate)
         got = 0
-        with closing(target.generate(test.prompt, Sampling(), max_new=test.generate,
-                                     stop_ids=())) as events:
+        with record(test.name), closing(target.generate(
+                test.prompt, Sampling(), max_new=test.generate, stop_ids=())) as events:
             for _ in events:
                 got += 1
                 if progress:

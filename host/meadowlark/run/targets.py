@@ -296,6 +296,9 @@ class SimTarget(BoardTarget):
         See :class:`~meadowlark.sim.SimBoard`.
     pins : bool
         Simulate the whole chip at its pins, see :class:`~meadowlark.sim.PinBoard`.
+    trace : bool
+        Not with pins: it can record what the units do, see
+        :meth:`SimBoard.record <meadowlark.sim.SimBoard.record>`.
 
     Raises
     ------
@@ -304,12 +307,13 @@ class SimTarget(BoardTarget):
     """
 
     def __init__(self, board: Board, *, progress: Progress | None = None,
-                 through_link: bool = False, sleep: bool = True, pins: bool = False) -> None:
+                 through_link: bool = False, sleep: bool = True, pins: bool = False,
+                 trace: bool = False) -> None:
         super().__init__("pins" if pins else "sim", None, progress=progress)
         if pins:
             from ..sim import check_pins
             check_pins(board)
-        self._board, self._pins, self._sleep = board, pins, sleep
+        self._board, self._pins, self._sleep, self._trace = board, pins, sleep, trace
         self._through_link = through_link
 
     @property
@@ -321,7 +325,7 @@ class SimTarget(BoardTarget):
         """The simulation itself."""
         from ..sim import PinBoard, SimBoard
         return PinBoard(self._board, progress=self._progress) if self._pins else \
-            SimBoard(self._board, sleep=self._sleep, progress=self._progress)
+            SimBoard(self._board, sleep=self._sleep, trace=self._trace, progress=self._progress)
 
     @property
     def driver(self) -> Driver:
@@ -383,7 +387,7 @@ def board_of(info: BoardInfo) -> Board:
 SIMULATED = ("golden", "sim", "pins")
 
 
-def open_target(name: str, board: Board | None = None, *,
+def open_target(name: str, board: Board | None = None, *, trace: bool = False,
                 progress: Progress | None = None) -> Target:
     """A target by name. Nothing is built or loaded, but what is at a port has answered.
 
@@ -395,6 +399,8 @@ def open_target(name: str, board: Board | None = None, *,
     board : Board, optional
         Which board is simulated; the default one. A board at a port says itself what it is: one of
         another name is refused.
+    trace : bool
+        The units of "sim" can be recorded.
     progress : callable, optional
 
     Raises
@@ -405,7 +411,7 @@ def open_target(name: str, board: Board | None = None, *,
     if name == "golden":
         return GoldenTarget(board, progress=progress)
     if name in SIMULATED:
-        return SimTarget(board or _default(), progress=progress, pins=name == "pins")
+        return SimTarget(board or _default(), progress=progress, pins=name == "pins", trace=trace)
     from ..link.driver import Driver
     from ..link.ports import open_transport
     from ..link.transport import TransportError
