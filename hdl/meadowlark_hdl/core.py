@@ -20,7 +20,7 @@ from .link.link import Link
 from .memory.arbiter import MemoryArbiter
 from .memory.reader import Reader
 from .memory.store import StoreUnit
-from .probe import Probe, show
+from .probe import Probe, shown
 from .signatures import LogitPort, MemoryPort
 from .sleep import napping
 from .weights.decoder import PackedWeightDecoder
@@ -221,6 +221,6 @@ class Core(wiring.Component):
                 *((getattr(counters.causes, name), causes[name], 1) for name in causes)):
             far(m, sink, source, cycles=cycles)
         if self.trace:
-            show(m, self.probe, sequencer=sequencer, fetch=fetch, reader=reader, decoder=decoder,
-                 tiles=tiles, issue=issue, vector=vector, store=store, sampler=sampler)
+            m.d.comb += shown(self.probe, sequencer, fetch, reader, decoder, tiles, issue, vector,
+                              store, sampler)
         return m

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from amaranth.hdl import Module, ValueLike
+from amaranth.hdl import ValueLike
 from amaranth.lib.wiring import Out, Signature
 
 from .config import Config
@@ -73,7 +73,8 @@ class Probe(Signature):
         super().__init__({name: Out(bits) for name, (bits, _) in WIRES.items()})
 
 
-def show(m: Module, probe: Any, **blocks: Any) -> None:
-    """Drive a probe from the core's blocks."""
-    by_name = SimpleNamespace(**blocks)
-    m.d.comb += [getattr(probe, name).eq(wire(by_name)) for name, (_, wire) in WIRES.items()]
+def shown(probe, sequencer, fetch, reader, decoder, tiles, issue, vector, store, sampler) -> list:
+    """What drives a probe, from the core's blocks."""
+    blocks = SimpleNamespace(sequencer=sequencer, fetch=fetch, reader=reader, decoder=decoder,
+                             tiles=tiles, issue=issue, vector=vector, store=store, sampler=sampler)
+    return [getattr(probe, name).eq(wire(blocks)) for name, (_, wire) in WIRES.items()]
