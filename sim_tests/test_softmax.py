@@ -13,6 +13,7 @@ from meadowlark_hdl.compute.softmax_golden import (MASKED, output_scale, probabi
 from meadowlark_hdl.config import Config
 
 CONFIG = Config(W=8, P=4, bus_bytes=2, score_depth=64)
+LATENCY = SoftmaxUnit(CONFIG).latency       # from r_addr to p
 
 
 async def play(dut, schedule, length):
@@ -53,12 +54,12 @@ async def block(dut, acc, shift, masked, *, base, number, gap, used=1):
     for i, cycle in enumerate(range(read, read + 2 * len(acc), 2)):
         put(schedule, cycle, r_addr=base + i)
         put(schedule, cycle + 1, block=number)
-        put(schedule, cycle + SoftmaxUnit.SUM_LATENCY, sum_en=1, sum_keep=i != 0,
+        put(schedule, cycle + LATENCY - 1, sum_en=1, sum_keep=i != 0,
             sum_block=number)
-    end = read + 2 * len(acc) + SoftmaxUnit.SUM_LATENCY
+    end = read + 2 * len(acc) + LATENCY - 1
     put(schedule, end, sum_read=1, sum_block=number)
     seen = await play(dut, schedule, end + 2)
-    first = read + SoftmaxUnit.READ_LATENCY
+    first = read + LATENCY
     late = SoftmaxUnit.WRITE_LATENCY + SoftmaxUnit.SATURATED_LATENCY
     reported = [bool(seen[cycle + late][2]) for cycle in at]
     assert sum(int(s) for _, _, s in seen[late:]) == sum(reported), "reported in another cycle"
@@ -140,14 +141,14 @@ async def blocks_keep_their_own_maximum_and_sum(dut):
     for i, (b, k) in enumerate(order):
         put(schedule, read + i, r_addr=16 * b + k)
         put(schedule, read + i + 1, block=b)
-        put(schedule, read + i + SoftmaxUnit.SUM_LATENCY, sum_en=1, sum_keep=k != 0, sum_block=b)
-    end = read + len(order) + SoftmaxUnit.SUM_LATENCY
+        put(schedule, read + i + LATENCY - 1, sum_en=1, sum_keep=k != 0, sum_block=b)
+    end = read + len(order) + LATENCY - 1
     put(schedule, end, sum_read=1, sum_block=0)
     put(schedule, end + 1, sum_read=1, sum_block=1)
     seen = await play(dut, schedule, end + 3)
     p, total = probabilities(scores(acc, 1))
     for i, (b, k) in enumerate(order):
-        assert int(seen[read + i + SoftmaxUnit.READ_LATENCY][0]) == p[b, k]
+        assert int(seen[read + i + LATENCY][0]) == p[b, k]
     assert [int(seen[end + 1][1]), int(seen[end + 2][1])] == total.tolist()
 
 

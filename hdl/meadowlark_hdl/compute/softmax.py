@@ -1,6 +1,6 @@
 """SoftmaxUnit: scores in, probabilities out, for one lane; nothing of it leaves the lane."""
-from amaranth import C, Cat, Module, Mux, Signal, signed
-from amaranth.lib import memory, wiring
+from amaranth import C, Cat, Mux, Signal, signed
+from amaranth.lib import memory
 from amaranth.lib.wiring import In, Out
 
 from ..lib.collisions import NO_RW_CHECK
@@ -9,11 +9,11 @@ from ..lib.fanout import near
 from ..lib.saturate import beyond, limit
 from ..fixed import EXP2_TABLE
 from ..tech.cells import GatedAdder
-from ..lib.pipe import delay, reg
+from ..lib.pipe import Pipe, Piped, Timed, delay, mix, mux, reg
 from .softmax_golden import MASKED
 
 
-class SoftmaxUnit(wiring.Component):
+class SoftmaxUnit(Piped):
     """Score memory, running maximum, 2^x and sum of a lane.
 
     Write side (QK): a dot product becomes a score, ``round(acc / 2**shift)`` saturated to 18 bits
@@ -26,8 +26,8 @@ class SoftmaxUnit(wiring.Component):
     Timing: rigid, one score and one probability a cycle. acc in cycle 0 meets its ``w_*`` in cycle
     3 (``WRITE_LATENCY``) and can be read from cycle 7 (``TURN``) on. A block's scores follow each
     other at once, or after those of other blocks 5 cycles later or more. r_addr in cycle 0 meets
-    its block in cycle 1 and gives p in cycle 8 (``READ_LATENCY``); its ``sum_*`` are due a cycle
-    before (``SUM_LATENCY``), and those of one block at least 2 cycles apart.
+    its block in cycle 1 and gives p in cycle ``latency``; its ``sum_*`` are due a cycle before, and
+    those of one block at least 2 cycles apart.
 
     Parameters
     ----------
@@ -53,8 +53,6 @@ class SoftmaxUnit(wiring.Component):
     WRITE_LATENCY = 3
     SATURATED_LATENCY = 2   #: from w_en to ``saturated``
     TURN = 7                #: from acc to the first r_addr
-    READ_LATENCY = 8        #: from r_addr to p
-    SUM_LATENCY = 7         #: from r_addr to the control of its sum
 
     def __init__(self, config: Config):
         self.config = config
@@ -70,9 +68,8 @@ class SoftmaxUnit(wiring.Component):
             "total": Out(28),
         })
 
-    def elaborate(self, platform):
-        m = Module()
-        bits = Config.SCORE_BITS
+    def stages(self, pipe: Pipe) -> None:
+        m, bits = pipe.m, Config.SCORE_BITS
 
         # acc / 2**shift in three steps: by eights, by ones with the rounding bit kept, round.
         # One bit below the binary point is kept, hence acc << 1.
@@ -151,29 +148,10 @@ class SoftmaxUnit(wiring.Component):
         with m.If(anew | compare & (larger > running)):
             m.d.sync += running.eq(larger)
 
-        # 2**(score - maximum), the exponent to 8 bits below the point; the 2 that the maximum gets
-        # beforehand rounds it.
-        s = reg(signed(bits), "s")
-        peak = reg(signed(bits + 1), "peak")
-        m.d.sync += [s.eq(rd.data), peak.eq(max_rd.data + 2)]                   # cycle 2
-        x8 = reg(bits - 1, "x8")
-        hidden = Signal(6, reset_less=True)             # masked, from cycle 3 to cycle 7
-        m.d.sync += [x8.eq((peak - s) >> 2), hidden.eq(hidden << 1 | (s == MASKED))]    # cycle 3
-        m.submodules.exp2 = exp2 = memory.Memory(shape=16, depth=256, init=EXP2_TABLE.tolist())
-        table = exp2.read_port()
-        m.d.comb += table.addr.eq(x8[:8])                                       # out in cycle 4
-        whole = reg(5, "whole")
-        m.d.sync += whole.eq(Mux(x8[8:] > 17, 17, x8[8:]))
-        t = reg(16, "t")
-        m.d.sync += t.eq(table.data)                                            # cycle 5
-        # Halved by eights, then by ones.
-        whole = delay(m, whole, 1, name="whole")
-        eighths, halves = reg(17, "eighths"), reg(17, "halves")
-        m.d.sync += [eighths.eq((t << 1) >> Cat(C(0, 3), whole[3:])),           # cycle 6
-                     halves.eq(eighths >> delay(m, whole[:3], 1, name="ones"))]         # cycle 7
-        p, total = reg(16, "p_reg"), reg(28, "total_reg")
-        m.d.comb += [self.p.eq(p), self.total.eq(total)]
-        m.d.sync += p.eq(Mux(hidden[4], 0, (halves + 1) >> 1))                  # cycle 8
+        p = self._probability(pipe, rd, max_rd)
+        total = reg(28, "total_reg")
+        m.d.comb += self.total.eq(total)
+        pipe.give(self, p=p)
 
         # The sum so far comes out of its table with p, and goes back in the same cycle.
         m.submodules.sums = sums = memory.Memory(shape=28, depth=Config.SUM_BLOCKS, init=[])
@@ -181,10 +159,29 @@ class SoftmaxUnit(wiring.Component):
         sum_wr, sum_rd = sums.write_port(), sums.read_port(domain="comb")
         m.d.comb += [sum_rd.addr.eq(self.sum_block),
                      add.a.eq(delay(m, sum_rd.data, 1, name="so_far")),
-                     add.keep.eq(delay(m, self.sum_keep, 1, name="sum_keep")), add.b.eq(p),
+                     add.keep.eq(delay(m, self.sum_keep, 1, name="sum_keep")), add.b.eq(p.value),
                      sum_wr.addr.eq(delay(m, self.sum_block, 1, name="sum_at")),
                      sum_wr.en.eq(delay(m, self.sum_en, 1, name="sum_en")),
                      sum_wr.data.eq(add.o)]
         with m.If(self.sum_read):
             m.d.sync += total.eq(sum_rd.data)
-        return m
+
+    def _probability(self, pipe: Pipe, scores, maxima) -> Timed:
+        """2**(score - maximum), the exponent to 8 bits below the point; the 2 that the maximum gets
+        beforehand rounds it.
+
+        scores, maxima: read ports; the address comes in cycle 0, the block in cycle 1.
+        """
+        bits = Config.SCORE_BITS
+        score = pipe.read(scores, pipe.at(0, self.r_addr)).reg("s", signed(bits))
+        peak = (pipe.at(1, maxima.data, name="maximum") + 2).reg("peak", signed(bits + 1))
+        x8 = ((peak - score) >> 2).reg("x8", bits - 1)
+        pipe.m.submodules.exp2 = exp2 = memory.Memory(shape=16, depth=256,
+                                                      init=EXP2_TABLE.tolist())
+        t = pipe.read(exp2.read_port(), x8[:8]).reg("t", 16)
+        # Halved by eights, then by ones.
+        whole = mux(x8[8:] > 17, 17, x8[8:]).reg("whole", 5).until(t.cycle)
+        eighths = mix(lambda t, whole: (t << 1) >> Cat(C(0, 3), whole[3:]), t, whole).reg(
+            "eighths", 17)
+        halves = (eighths >> whole[:3]).reg("halves", 17)
+        return mux(score == MASKED, 0, (halves + 1) >> 1).reg("p_reg", 16)
