@@ -337,6 +337,21 @@ async def bad_requests_are_refused(dut):
 
 
 @cocotb.test(timeout_time=10, timeout_unit="ms")
+async def a_token_beyond_the_context_overwrites_none(dut):
+    await start(dut)
+    chip = Chip(dut)
+    limit, model = context_limit(CONFIG), {**some_model(), "head_log2": 3}
+    await write_tokens(dut, chip, 0, [12345])
+    chip.token_of = lambda position: 54321
+    await begin(dut, model, start_pos=limit - 1, prompt=1, max_new=9)
+    assert [e["reason"] for e in await collect(dut)] == [3]
+    chip.passes.clear()
+    await begin(dut, model, start_pos=0, prompt=1, max_new=1)
+    assert [e["reason"] for e in await collect(dut)] == [2]
+    assert [tokens for _, tokens in chip.passes] == [[12345]]
+
+
+@cocotb.test(timeout_time=10, timeout_unit="ms")
 async def a_model_of_which_no_block_fits(dut):
     await start(dut)
     chip = Chip(dut)
