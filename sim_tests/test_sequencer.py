@@ -388,6 +388,24 @@ async def faults(dut):
 
 
 @cocotb.test(timeout_time=10, timeout_unit="ms")
+async def a_fault_on_its_way_when_the_cache_is_filled(dut):
+    """It comes from far; with tokens to come the sampler's time is enough for it."""
+    await start(dut)
+    Chip(dut, quick=True)
+    for late in range(12):
+        await begin(dut, {**some_model(), "head_log2": 4}, prompt=2, max_new=0)
+        events = cocotb.start_soon(collect(dut))
+        while not int(dut.pass_end.value):
+            await RisingEdge(dut.clk)
+        await ClockCycles(dut.clk, 1 + late)
+        dut.faults.value = 1
+        await RisingEdge(dut.clk)
+        dut.faults.value = 0
+        assert [e["reason"] for e in await events] == [4]
+        assert (await error_of(dut))[0] == FAULTS[0]
+
+
+@cocotb.test(timeout_time=10, timeout_unit="ms")
 async def watchdog(dut):
     await start(dut)
     chip = Chip(dut)
