@@ -59,7 +59,7 @@ bitstream: .venv/.synth ## build the bitstream of BOARD=ulx3s_85f; has it grown 
 
 bitstreams: .venv/.synth ## build all boards that have a bitstream
 	@for board in $$($(BIN)/python -c 'from meadowlark_boards import BOARDS; \
-	        print(*(b.name for b in BOARDS.values() if b.sdram or b.ddr3))'); do \
+	        print(*(b.name for b in BOARDS.values() if b.chip.platform))'); do \
 	    echo "== $$board"; $(BIN)/meadowlark build --board $$board $(ARGS) || exit; done
 
 resources: .venv/.synth ## have the chips grown over boards/resources.json? ARGS=--write records

@@ -19,8 +19,10 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from meadowlark.chip.build import build, summary
 from meadowlark.errors import UserError
-from meadowlark_boards import get_board
+from meadowlark_boards import Board, Ddr3Chip, get_board
+from meadowlark_hdl.chips.ddr3_top import Ddr3Top
 from meadowlark_hdl.config import Config
+from meadowlark_hdl.memory.ddr3_init import LiteDramCore
 from meadowlark_hdl.signatures import MemoryPort
 
 
@@ -48,6 +50,13 @@ class StandIn(wiring.Component):
         return m
 
 
+class WithoutCore(Ddr3Chip):
+    def top(self, board: Board, core: LiteDramCore | None = None) -> Ddr3Top:
+        top = super().top(board, core)
+        top.stand_in = StandIn(board.config)
+        return top
+
+
 @click.command(help=(__doc__ or "").partition("\n\n")[0])
 @click.option("--board", "name", default="ecpix5_85f", show_default=True)
 @click.option("--seeds", default=1, show_default=True)
@@ -57,13 +66,14 @@ class StandIn(wiring.Component):
 def main(name: str, seeds: int, core: bool, changes: tuple[str, ...]) -> None:
     try:
         board = get_board(name)
-        if board.ddr3 is None:
+        if not isinstance(board.chip, Ddr3Chip):
             raise UserError(f"board {name} has no DDR3")
         values = {key: int(value) for key, _, value in (x.partition("=") for x in changes)}
         board = replace(board, config=board.config.replace(**values))
         directory = Path(__file__).resolve().parents[1] / "build" / "ddr3_path"
+        if not core:
+            board = replace(board, chip=WithoutCore(**vars(board.chip)))
         built = build(board, directory, seeds=seeds,
-                      stand_in=None if core else StandIn(board.config),
                       progress=lambda line: print(line[:100], file=sys.stderr))
     except (UserError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -21,8 +21,8 @@ from amaranth import ClockDomain, ClockSignal, Const, Module, ResetSignal, Shape
 from amaranth.back import rtlil
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
-from meadowlark.chip.ecp5 import (CELLS, Report, block_of, path_lines, place, place_and_route,
-                                  synthesise)
+from meadowlark.chip.ecp5 import CELLS, place, place_and_route, synthesise
+from meadowlark.chip.toolchain import Report, block_of, path_lines
 from meadowlark.errors import UserError
 from meadowlark.files import write_atomic
 from meadowlark_boards import get_board

@@ -49,7 +49,7 @@ PARTS = [
         f"--core {mhz}" for mhz in (60, 66.7, 80, 88.9, 100, 120))),
     *(Part(f"bitstream-{board.name}",
            f"-m meadowlark.cli build --board {board.name} --clock recorded")
-      for board in BOARDS.values() if board.sdram or board.ddr3),
+      for board in BOARDS.values() if board.chip.platform),
 ]
 
 

@@ -61,7 +61,7 @@ def grown(old: dict[str, int], new: dict[str, int]) -> list[str]:
               help="What `meadowlark build` reported, instead of another synthesis.")
 def main(names: tuple[str, ...], write: bool, from_build: bool) -> None:
     record: dict[str, dict[str, int]] = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    known = [board.name for board in BOARDS.values() if board.sdram or board.ddr3]
+    known = [board.name for board in BOARDS.values() if board.chip.platform]
     bad = False
     try:
         for name in names or list(record) or known:

@@ -17,7 +17,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from bench import _verilog, cycles, recv, send, simulate, start
 from cocotb.triggers import ReadOnly, RisingEdge
-from meadowlark.chip.litedram import facts, generate
+from meadowlark.chip.litedram import generate
 from meadowlark_boards import get_board
 from meadowlark_hdl.chips.ddr3_top import Ddr3Memory
 from meadowlark_hdl.lib.collisions import relax
@@ -144,7 +144,7 @@ async def a_lane_that_never_reads_is_told(dut):
 
 
 def bench(tmp: Path, windows):
-    wanted = facts(ECPIX5) | {"sim": True, "sim_rows": 2048, "windows": windows}
+    wanted = ECPIX5.chip.litedram(ECPIX5) | {"sim": True, "sim_rows": 2048, "windows": windows}
     core, verilog = generate(wanted, tmp)
     component = Ddr3Bench(CONFIG, core)
     text = _verilog(relax(rtlil.convert(component, name="dut", emit_src=False)))

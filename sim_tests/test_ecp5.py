@@ -3,7 +3,8 @@ without an end."""
 import json
 
 import pytest
-from meadowlark.chip.ecp5 import Unroutable, canonical, converging, first_states, place_and_route
+from meadowlark.chip.ecp5 import canonical, converging, first_states, place_and_route
+from meadowlark.chip.toolchain import Unroutable
 from meadowlark.errors import UserError
 
 CLOCKS = """Warning: net 'pll.o' does not exist in design, ignoring clock constraint

@@ -28,10 +28,10 @@ ONE = replace(
                                 rope_pairs=512, tile_beats=64, prog_depth=256, context=128),
     memory=replace(ULX3S.memory, size_bytes=AS4C32M16SB_7.size_bytes),
     link=replace(ULX3S.link, baud=16_666_667),
-    sdram=replace(ULX3S.sdram, part=AS4C32M16SB_7, clock_mhz=None))
+    chip=replace(ULX3S.chip, part=AS4C32M16SB_7, clock_mhz=None))
 TWO = replace(
     ONE, clock_mhz=800 / 9, config=ONE.config.replace(bus_bytes=4, fifo_words=256, burst_words=64),
-    link=replace(ULX3S.link, baud=11_111_111), sdram=replace(ONE.sdram, clock_mhz=400 / 3))
+    link=replace(ULX3S.link, baud=11_111_111), chip=replace(ONE.chip, clock_mhz=400 / 3))
 CLOCKS = pytest.mark.parametrize("board", [ONE, TWO], ids=["one clock", "two clocks"])
 
 
@@ -86,8 +86,8 @@ def test_a_broken_rule_stops_the_simulation(monkeypatch, board):
     """A chip with other needs than the controller was built for."""
     text = pins.pins_verilog(board)
     monkeypatch.setattr(pins, "pins_verilog", lambda *args: text)
-    slower = replace(board.sdram, part=replace(AS4C32M16SB_7, rcd_ns=40.0))
-    with closing(PinBoard(replace(board, sdram=slower))) as sim:
+    slower = replace(board.chip, part=replace(AS4C32M16SB_7, rcd_ns=40.0))
+    with closing(PinBoard(replace(board, chip=slower))) as sim:
         with pytest.raises(SimulationError, match=r"READ after ACTIVATE: .* 40 ns are needed"):
             Driver(SimTransport(sim)).read_memory(0, 64)
 
@@ -96,7 +96,7 @@ def test_a_broken_rule_stops_the_simulation(monkeypatch, board):
 def test_the_round_trip_at_the_pads(seed, board):
     """The chip's own pads read rightly within the range that the data sheet gives, not beyond."""
     data = random.Random(seed).randbytes(64)
-    own = board.sdram.clock_mhz
+    own = board.chip.memory_mhz
     least, most = AS4C32M16SB_7.round_trip(own or board.clock_mhz, SHIFTED if own else INVERTED)
     for ns, held in ((least - 0.05, False), (least + 0.05, True), (most - 0.05, True),
                      (most + 0.05, False)):

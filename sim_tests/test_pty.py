@@ -17,9 +17,9 @@ BENCH = """
 import time
 from meadowlark.run import targets
 from meadowlark.run.targets import Event
-from meadowlark_boards import VIRTUAL
+from meadowlark_boards import get_board
 class Counted:
-    name, messages, board = "counted", 0, VIRTUAL
+    name, messages, board = "counted", 0, get_board("virtual")
     def load(self, source): pass
     def close(self): pass
     def counters(self): return {"cycles": 1000, "stall_memory": 7}
@@ -43,7 +43,7 @@ BUILD = """
 import time
 from pathlib import Path
 from meadowlark.chip import build
-from meadowlark.chip.ecp5 import Report
+from meadowlark.chip.toolchain import Report
 REPORT = Report(fmax_mhz={"clk": 101.0}, used={}, available={}, critical=[])
 def stub(board, directory, *, seeds, progress):
     for line in ("elaborating the chip", "2.1. Executing [yosys] :smile: PASS " + "x" * 100):

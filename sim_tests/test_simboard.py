@@ -218,11 +218,11 @@ def test_a_memory_with_a_clock_of_its_own(bytes_per_s, word, cycles, seed):
 def test_times_are_the_same_cycles_where_memory_has_the_clock():
     for board in BOARDS.values():
         ticks = board.memory.ticks(board.clock_mhz, board.config.bus_bytes)
-        if board.one_clock or board.link.kind != "uart":
+        if board.chip.follows_core or board.link.kind != "uart":
             assert ticks.core == ticks.word == 1, board.name
         quick = board.at(2 * board.clock_mhz)
         again = quick.memory.ticks(quick.clock_mhz, quick.config.bus_bytes)
-        assert (again == ticks) is board.one_clock
+        assert (again == ticks) is board.chip.follows_core
 
 
 def test_taps_logits_pass_by_pass():
@@ -319,7 +319,7 @@ def test_boards_hold_their_envelope(name):
 
 
 def test_an_unknown_board_is_told_the_names():
-    with pytest.raises(ValueError, match="no board named 'arty'; there are: virtual, ulx3s_85f"):
+    with pytest.raises(ValueError, match="no board named 'arty'; there are: virtual, ecpix5_85f"):
         get_board("arty")
 
 

@@ -10,6 +10,7 @@ from meadowlark_hdl.config import Config
 from meadowlark_hdl.core import Core
 from meadowlark_hdl.tech.ecp5 import ECP5
 from meadowlark_hdl.tech.generic import GENERIC, Technology, technology_of
+from meadowlark_hdl.tech.ultrascale import ULTRASCALE
 
 SMALL = Config(W=4, P=4, bus_bytes=4, act_words=64, residual_values=256, score_depth=64,
                rope_pairs=64, tile_beats=64, tile_rows=16, fifo_words=64, prog_depth=64, context=64,
@@ -38,5 +39,14 @@ def test_a_core_is_built_of_the_technology(technology, cells):
 
 
 def test_boards_name_their_technology():
-    assert {board.technology.name for board in BOARDS.values()} == {"generic", "ecp5"}
-    assert all((board.technology is ECP5) == bool(board.platform) for board in BOARDS.values())
+    assert {board.technology for board in BOARDS.values()} == {GENERIC, ECP5, ULTRASCALE}
+    for board in BOARDS.values():
+        assert (board.technology is ECP5) == bool(board.chip.platform)
+        assert repr(board).count(f"technology={board.technology.name},") == 1   # caches go by it
+
+
+def test_a_family_without_a_pll_says_so():
+    assert GENERIC.pll_clocks(25) == []
+    for make in (GENERIC.pll, GENERIC.pll_clock):
+        with pytest.raises(ValueError, match="^no PLL of generic is known$"):
+            make(input_mhz=25, output_mhz=100)

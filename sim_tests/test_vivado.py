@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from meadowlark.chip.vivado import COMMAND, package, top
+from meadowlark.chip.vivado import COMMAND, package
 from meadowlark.cli import main
-from meadowlark_boards import BOARDS, get_board
+from meadowlark_boards import BOARDS, ZynqChip, get_board
 from test_axi_chip import CONFIG, SIZE
 
-ZYNQ = [name for name, board in BOARDS.items() if board.zynq is not None]
+ZYNQ = [name for name, board in BOARDS.items() if isinstance(board.chip, ZynqChip)]
 FILES = {"meadowlark.v", "meadowlark.xdc", "block_design.tcl", "build.tcl", "README.md", "python"}
 
 
@@ -33,9 +33,9 @@ def test_boards_with_a_zynq():
     assert ZYNQ == ["kv260", "zcu102"]
     for name in ZYNQ:
         board = get_board(name)
-        assert board.zynq and board.link.kind == "axi" and board.config.bus_bytes == 16
-        assert board.zynq.window % 4096 == 0
-        top(board)                      # its sizes are ones that AXI has
+        assert board.link.kind == "axi" and board.config.bus_bytes == 16
+        assert board.chip.window % 4096 == 0
+        board.chip.top(board)           # its sizes are ones that AXI has
 
 
 def test_files(written):
@@ -127,9 +127,8 @@ def test_tcl(written):
     vivado = Vivado().run(written / "build.tcl")
     calls = [" ".join(map(str, call)) for call in vivado.calls]
     board = get_board("kv260")
-    assert board.zynq
-    assert f"create_project -force meadowlark {written}/vivado -part {board.zynq.part}" in calls
-    assert f"set_property board_part {board.zynq.board_part} " in calls
+    assert f"create_project -force meadowlark {written}/vivado -part {board.chip.part}" in calls
+    assert f"set_property board_part {board.chip.board_part} " in calls
     for name in ("meadowlark.v", "meadowlark.xdc"):
         assert any(c.startswith("add_files") and c.endswith(f"{written}/{name}") for c in calls)
     assert "create_bd_cell -type module -reference meadowlark meadowlark" in calls

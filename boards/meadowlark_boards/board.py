@@ -6,8 +6,9 @@ from fractions import Fraction
 from math import ceil, gcd
 
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.memory.sdram_part import SdramPart
 from meadowlark_hdl.tech.generic import GENERIC, Technology
+
+from .chips import Chip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,85 +139,6 @@ class LinkInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SdramInfo:
-    """What a board with SDR SDRAM needs besides its platform.
-
-    Parameters
-    ----------
-    part : SdramPart
-        The slowest of the chips it is sold with.
-    oscillator : str
-        Resource of its clock input.
-    oscillator_mhz : float
-    loader : str
-        Its name in openFPGALoader.
-    clock_mhz : float, optional
-        The SDRAM's clock; without it, the core's. With it ``Config.bus_bytes`` is a multiple of the
-        chip's bus.
-    pins : (int, int), optional
-        Where on the FPGA the chip's pins are, (x, y) in tiles: its controller will be beside them.
-    """
-    part: SdramPart
-    oscillator: str
-    oscillator_mhz: float
-    loader: str
-    clock_mhz: float | None = None
-    pins: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ddr3Info:
-    """What a board with DDR3 needs besides its platform.
-
-    Parameters
-    ----------
-    module : str
-        The chip's class in LiteDRAM's ``modules.py``: its geometry.
-    rcd_ns, rp_ns, ras_ns, wr_ns, rfc_ns, faw_ns : float
-        Its datasheet's least times.
-    device : str
-        The FPGA as LiteX calls it.
-    oscillator : str
-        Resource of its clock input.
-    oscillator_mhz : float
-    loader : str
-        Its name in openFPGALoader.
-    pins : (int, int)
-        Where on the FPGA the chip's pins are, (x, y) in tiles: the controller will be beside them.
-    """
-    module: str
-    rcd_ns: float
-    rp_ns: float
-    ras_ns: float
-    wr_ns: float
-    rfc_ns: float
-    faw_ns: float
-    device: str
-    oscillator: str
-    oscillator_mhz: float
-    loader: str
-    pins: tuple[int, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ZynqInfo:
-    """What Vivado needs for a board with a Zynq UltraScale+; the core uses the processor's memory.
-
-    Parameters
-    ----------
-    part : str
-        The chip.
-    board_part : str
-        Whose preset the processor system gets.
-    window : int
-        Where the processor sees the core's registers: 4 KiB of M_AXI_HPM0_FPD.
-    """
-    part: str
-    board_part: str
-    window: int = 0xA000_0000
-
-
-@dataclass(frozen=True, kw_only=True)
 class Board:
     """A board and the core that is built for it.
 
@@ -237,14 +159,8 @@ class Board:
     technology : Technology
         The chip's family, of :mod:`meadowlark_hdl.tech`: what the core's cells become, and which
         tools make a bitstream.
-    platform : str
-        ``module:class`` of the amaranth-boards platform; empty where there is no hardware.
-    sdram : SdramInfo, optional
-        Of a board whose memory is SDR SDRAM.
-    ddr3 : Ddr3Info, optional
-        Of a board whose memory is DDR3 behind a LiteDRAM core.
-    zynq : ZynqInfo, optional
-        Of a board whose memory and host are a processor's.
+    chip : Chip
+        What stands around the core.
     """
     name: str
     title: str
@@ -253,10 +169,7 @@ class Board:
     memory: MemoryTiming
     link: LinkInfo
     technology: Technology = GENERIC
-    platform: str = ""
-    sdram: SdramInfo | None = None
-    ddr3: Ddr3Info | None = None
-    zynq: ZynqInfo | None = None
+    chip: Chip = Chip()
 
     def __post_init__(self) -> None:
         if not self.clock_mhz > 0:
@@ -272,14 +185,9 @@ class Board:
         """Peak of the memory bus, bytes per cycle of the core."""
         return self.memory.bytes_per_s / (self.clock_mhz * 1e6)
 
-    @property
-    def one_clock(self) -> bool:
-        """Core and memory have one clock, or clocks of one ratio."""
-        return self.ddr3 is not None or (self.sdram is not None and self.sdram.clock_mhz is None)
-
     def at(self, clock_mhz: float) -> Board:
         """The board with another core clock; a memory without a clock of its own follows."""
         memory = self.memory
-        if self.one_clock and clock_mhz != self.clock_mhz:
+        if self.chip.follows_core and clock_mhz != self.clock_mhz:
             memory = memory.faster(clock_mhz / self.clock_mhz)
         return replace(self, clock_mhz=clock_mhz, memory=memory)

@@ -2,7 +2,8 @@
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.tech.ecp5 import ECP5
 
-from .board import Board, Ddr3Info, LinkInfo, MemoryTiming
+from .board import Board, LinkInfo, MemoryTiming
+from .chips import Ddr3Chip
 
 BOARD = Board(
     name="ecpix5_85f",
@@ -32,9 +33,9 @@ BOARD = Board(
     ),
     link=LinkInfo(kind="uart", baud=1_500_000),
     technology=ECP5,
-    platform="amaranth_boards.ecpix5:ECPIX585Platform",
     # Micron's MT41K256M16, 4 Gbit DDR3L, -125, as LiteX's own target of this board has it.
-    ddr3=Ddr3Info(module="MT41K256M16", rcd_ns=13.75, rp_ns=13.75, ras_ns=35, wr_ns=15, rfc_ns=260,
+    chip=Ddr3Chip(platform="amaranth_boards.ecpix5:ECPIX585Platform", loader="ecpix5",
+                  module="MT41K256M16", rcd_ns=13.75, rp_ns=13.75, ras_ns=35, wr_ns=15, rfc_ns=260,
                   faw_ns=40, device="LFE5UM5G-85F-8BG554C", oscillator="clk100",
-                  oscillator_mhz=100.0, loader="ecpix5", pins=(0, 75)),
+                  oscillator_mhz=100.0, pins=(0, 75)),
 )

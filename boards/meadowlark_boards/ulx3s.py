@@ -1,12 +1,13 @@
 """What all ULX3S have: 32 MB of 16-bit SDR SDRAM with a clock of its own, an oscillator, a UART."""
 from meadowlark_hdl.memory.sdram_part import MT48LC16M16A2_75
 
-from .board import LinkInfo, MemoryTiming, SdramInfo
+from .board import LinkInfo, MemoryTiming
+from .chips import SdramChip
 
 #: Boards come with chips of Micron, ISSI or Alliance; this one is the slowest of them. All reach
 #: 133.33 MHz.
-SDRAM = SdramInfo(part=MT48LC16M16A2_75, oscillator="clk25", oscillator_mhz=25.0, loader="ulx3s",
-                  clock_mhz=400 / 3)
+CHIP = SdramChip(part=MT48LC16M16A2_75, oscillator="clk25", oscillator_mhz=25.0, loader="ulx3s",
+                 clock_mhz=400 / 3)
 
 #: CL 3, tRCD = tRP = 3, tRFC = 9 cycles of 7.5 ns, behind the crossing to the core's clock.
 MEMORY = MemoryTiming(

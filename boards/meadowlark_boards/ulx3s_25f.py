@@ -5,7 +5,7 @@ from meadowlark_hdl.config import Config
 from meadowlark_hdl.tech.ecp5 import ECP5
 
 from .board import Board
-from .ulx3s import LINK, MEMORY, SDRAM
+from .ulx3s import CHIP, LINK, MEMORY
 
 BOARD = Board(
     name="ulx3s_25f",
@@ -22,6 +22,5 @@ BOARD = Board(
     memory=MEMORY,
     link=LINK,
     technology=ECP5,
-    platform="amaranth_boards.ulx3s:ULX3S_25F_Platform",
-    sdram=replace(SDRAM, pins=(72, 27)),
+    chip=replace(CHIP, platform="amaranth_boards.ulx3s:ULX3S_25F_Platform", pins=(72, 27)),
 )

@@ -1,9 +1,11 @@
 """Radiona ULX3S with a Lattice ECP5 LFE5U-45F and 32 MB of 16-bit SDR SDRAM."""
+from dataclasses import replace
+
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.tech.ecp5 import ECP5
 
 from .board import Board
-from .ulx3s import LINK, MEMORY, SDRAM
+from .ulx3s import CHIP, LINK, MEMORY
 
 BOARD = Board(
     name="ulx3s_45f",
@@ -20,6 +22,5 @@ BOARD = Board(
     memory=MEMORY,
     link=LINK,
     technology=ECP5,
-    platform="amaranth_boards.ulx3s:ULX3S_45F_Platform",
-    sdram=SDRAM,
+    chip=replace(CHIP, platform="amaranth_boards.ulx3s:ULX3S_45F_Platform"),
 )

@@ -5,7 +5,7 @@ from meadowlark_hdl.config import Config
 from meadowlark_hdl.tech.ecp5 import ECP5
 
 from .board import Board
-from .ulx3s import LINK, MEMORY, SDRAM
+from .ulx3s import CHIP, LINK, MEMORY
 
 BOARD = Board(
     name="ulx3s_85f",
@@ -26,6 +26,5 @@ BOARD = Board(
     memory=MEMORY,
     link=LINK,
     technology=ECP5,
-    platform="amaranth_boards.ulx3s:ULX3S_85F_Platform",
-    sdram=replace(SDRAM, pins=(126, 55)),
+    chip=replace(CHIP, platform="amaranth_boards.ulx3s:ULX3S_85F_Platform", pins=(126, 55)),
 )

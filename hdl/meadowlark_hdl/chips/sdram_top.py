@@ -13,7 +13,7 @@ from ..link.uart import Uart
 from ..memory.crossing import MemoryCrossing, narrowed, resets
 from ..memory.sdram import SdramController
 from ..memory.sdram_part import SdramPart
-from ..tech.ecp5_pll import Pll
+from ..tech.generic import technology_of
 
 #: Pin groups of the SDRAM, by their names in amaranth-boards.
 SDRAM_PINS = ("clk", "clk_en", "cs", "ras", "cas", "we", "ba", "a", "dqm", "dq")
@@ -133,8 +133,9 @@ class SdramTop(Elaboratable):
         """The board's pins, and its clock."""
         oscillator = platform.request(self.clock_pin, dir="-")
         m.submodules.oscillator = pin = io.Buffer("i", oscillator)
-        m.submodules.pll = pll = Pll(input_mhz=self.input_mhz, output_mhz=self.clock_mhz,
-                                     memory_mhz=self.memory_mhz, phase=SHIFTED)
+        m.submodules.pll = pll = technology_of(platform).pll(
+            input_mhz=self.input_mhz, output_mhz=self.clock_mhz, memory_mhz=self.memory_mhz,
+            phase=SHIFTED)
         m.domains.sync = ClockDomain()
         m.d.comb += [pll.i.eq(pin.i), ClockSignal().eq(pll.o)]
         platform.add_clock_constraint(pll.o, self.clock_mhz * 1e6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 from amaranth import Cat, ClockSignal, Const, Instance, Module, Signal
 
 from .cells import GatedAdder, Multiplier, ProductPair
+from .ecp5_pll import PHASE_DETECTOR_MHZ, Pll, beside, dividers, second_clocks
 from .generic import Technology
 
 #: Registers of a multiplier before its output's.
@@ -89,6 +90,23 @@ class Ecp5(Technology):
             m.submodules[f"bits_{i}"] = Instance("CCU2C", i_CIN=carry, o_COUT=out, **pins)
             carry = out
         m.d.comb += cell.o.eq(total[:cell.width].as_signed())
+
+    def pll(self, *, input_mhz: float, output_mhz: float, memory_mhz: float | None = None,
+            phase: float = 0.0) -> Pll:
+        return Pll(input_mhz=input_mhz, output_mhz=output_mhz, memory_mhz=memory_mhz, phase=phase)
+
+    def pll_clock(self, input_mhz: float, output_mhz: float,
+                  memory_mhz: float | None = None) -> float:
+        if memory_mhz is not None:
+            return round(beside(input_mhz, memory_mhz, output_mhz).second_mhz(input_mhz), 6)
+        return round(dividers(input_mhz, output_mhz).output_mhz(input_mhz), 6)
+
+    def pll_clocks(self, input_mhz: float, memory_mhz: float | None = None) -> list[float]:
+        if memory_mhz is not None:
+            return list(second_clocks(input_mhz, memory_mhz))
+        return sorted({round(input_mhz / clki * clkfb, 6)
+                       for clki in range(1, int(input_mhz / PHASE_DETECTOR_MHZ[0]) + 1)
+                       for clkfb in range(1, 81)})
 
 
 ECP5 = Ecp5()

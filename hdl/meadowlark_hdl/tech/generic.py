@@ -25,6 +25,9 @@ class Technology:
     #: few of them. Simulation would only pay for it.
     far_wires = False
 
+    def __repr__(self) -> str:
+        return self.name
+
     @property
     def technology(self) -> Technology:
         """Itself: a design that needs nothing else of a platform is elaborated for a technology."""
@@ -51,6 +54,39 @@ class Technology:
 
     def gated_adder(self, m: Module, cell: GatedAdder) -> None:
         m.d.comb += cell.o.eq(Mux(cell.keep, cell.a, 0) + cell.b)
+
+    def pll(self, *, input_mhz: float, output_mhz: float, memory_mhz: float | None = None,
+            phase: float = 0.0) -> Any:
+        """A component that makes one clock of another, or three.
+
+        Parameters
+        ----------
+        input_mhz, output_mhz : float
+        memory_mhz : float, optional
+            Makes this clock as well, and once more, later by ``phase``.
+        phase : float, 0..1
+            Of the period of ``memory_mhz``.
+
+        Returns
+        -------
+        Component
+            With the members i, o and locked; memory and shifted only with ``memory_mhz``.
+
+        Raises
+        ------
+        ValueError
+            Nothing is near one of them. A family without a PLL has none at all.
+        """
+        raise ValueError(f"no PLL of {self.name} is known")
+
+    def pll_clock(self, input_mhz: float, output_mhz: float,
+                  memory_mhz: float | None = None) -> float:
+        """What :meth:`pll` makes of ``output_mhz``, MHz; ValueError as there."""
+        raise ValueError(f"no PLL of {self.name} is known")
+
+    def pll_clocks(self, input_mhz: float, memory_mhz: float | None = None) -> list[float]:
+        """All that it can make, beside ``memory_mhz`` if that is given, MHz, slowest first."""
+        return []
 
 
 GENERIC = Technology()

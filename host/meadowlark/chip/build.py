@@ -1,27 +1,27 @@
 """A board's bitstream by the open toolchain: Yosys, nextpnr and ecppack."""
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meadowlark_hdl.tech.ecp5_pll import PHASE_DETECTOR_MHZ, beside, dividers, second_clocks
-from meadowlark_hdl.link.uart import divisor
+from meadowlark_hdl.tech.ecp5 import ECP5
+from meadowlark_hdl.tech.generic import Technology
 
 from ..errors import UserError
 from ..files import write_atomic
-from .ecp5 import CELLS, Report, Unroutable, check_tools, path_lines, place_and_route, synthesise
+from .ecp5 import Ecp5Tools
+from .litedram import generate
+from .toolchain import Progress, Report, Toolchain, Unroutable, path_lines
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
 
-Progress = Callable[[str], None]
+#: What makes bitstreams here. Of other technologies the vendors' tools do.
+TOOLS: dict[Technology, Toolchain] = {ECP5: Ecp5Tools()}
 
 #: Core clocks that may be asked for.
 LEAST_MHZ, MOST_MHZ = 10, 200
@@ -56,7 +56,7 @@ def met(board: Board, report: Report) -> bool:
 
 def core_mhz(board: Board, report: Report) -> float:
     """What the core's clock reached: the slowest of those that are not the SDRAM's own."""
-    memory = board.sdram.clock_mhz if board.sdram else None
+    memory = board.chip.memory_mhz
     others = [mhz for name, mhz in report.fmax_mhz.items()
               if memory is None
               or abs(report.wanted_mhz.get(name, board.clock_mhz) - memory) > 0.005 * memory]
@@ -64,17 +64,9 @@ def core_mhz(board: Board, report: Report) -> float:
 
 
 def clocks(board: Board) -> list[float]:
-    """Core clocks that the board's PLL makes and that suit SDRAM and UART, MHz, slowest first; none
-    if the core's clock is not ours to choose."""
-    if board.sdram is None:
-        return []
-    if board.sdram.clock_mhz is not None:
-        made = set(second_clocks(board.sdram.oscillator_mhz, board.sdram.clock_mhz))
-    else:
-        made = {round(board.sdram.oscillator_mhz / clki * clkfb, 6)
-                for clki in range(1, int(board.sdram.oscillator_mhz / PHASE_DETECTOR_MHZ[0]) + 1)
-                for clkfb in range(1, 81)}
-    return sorted(mhz for mhz in made if LEAST_MHZ <= mhz <= MOST_MHZ and not _fault(board, mhz))
+    """Core clocks that can be made on the board and suit its memory and link, MHz, slowest first;
+    none if the core's clock is not ours to choose."""
+    return [mhz for mhz in board.chip.core_clocks(board) if LEAST_MHZ <= mhz <= MOST_MHZ]
 
 
 def at_clock(board: Board, clock_mhz: float) -> Board:
@@ -83,36 +75,14 @@ def at_clock(board: Board, clock_mhz: float) -> Board:
     Raises
     ------
     UserError
-        There is none, or SDRAM or UART cannot have it.
+        There is none, or memory or link cannot have it.
     """
-    if board.ddr3 is not None:
-        raise UserError(f"the clock of board {board.name} is its memory's; leave --clock out")
     if not LEAST_MHZ <= clock_mhz <= MOST_MHZ:
         raise UserError(f"--clock must be {LEAST_MHZ}..{MOST_MHZ} MHz, not {clock_mhz:g}")
-    if fault := _fault(board, clock_mhz):
-        raise UserError(fault)
-    return board.at(_made(board, clock_mhz))
-
-
-def _made(board: Board, clock_mhz: float) -> float:
-    """What the PLL makes of it; ValueError if that is nothing near."""
-    assert board.sdram is not None
-    oscillator, memory = board.sdram.oscillator_mhz, board.sdram.clock_mhz
-    if memory is not None:
-        return round(beside(oscillator, memory, clock_mhz).second_mhz(oscillator), 6)
-    return round(dividers(oscillator, clock_mhz).output_mhz(oscillator), 6)
-
-
-def _fault(board: Board, clock_mhz: float) -> str:
-    """Why a board cannot have a core clock, or nothing."""
-    assert board.sdram is not None
     try:
-        made = _made(board, clock_mhz)
-        board.sdram.part.at(board.sdram.clock_mhz or made)
-        divisor(made * 1e6, board.link.baud)
+        return board.at(board.chip.core_clock(board, clock_mhz))
     except ValueError as error:
-        return str(error)
-    return ""
+        raise UserError(str(error)) from error
 
 
 def platform_of(board: Board) -> Any:
@@ -123,56 +93,42 @@ def platform_of(board: Board) -> Any:
     UserError
         The board is a simulation only, or Vivado's.
     """
-    if board.zynq is not None:
-        raise UserError(f"board {board.name} is loaded by its own processor: run `meadowlark build "
-                        f"--board {board.name}` and follow the README.md that it writes")
-    if not board.platform or (board.sdram is None and board.ddr3 is None):
-        raise UserError(f"board {board.name} has no bitstream: it exists in simulation only")
-    module, _, name = board.platform.partition(":")
-    platform = getattr(importlib.import_module(module), name)()
-    platform.technology = board.technology
-    return platform
+    try:
+        return board.chip.new_platform(board)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
-def _chip(platform: Any) -> dict[str, Any]:
-    """The platform's ECP5 in nextpnr's words."""
-    return {"device": {"LFE5U-25F": "25k", "LFE5U-45F": "45k", "LFE5U-85F": "85k",
-                       "LFE5UM5G-85F": "um5g-85k"}[platform.device],
-            "package": platform.package.replace("BG", "CABGA"), "speed": int(platform.speed)}
+def tools_of(board: Board) -> Toolchain:
+    """What makes the board's bitstream; :class:`UserError` if that is no tool known here."""
+    platform_of(board)
+    try:
+        return TOOLS[board.technology]
+    except KeyError:
+        raise UserError(f"no open tools are known for {board.technology.name}, the chip of board "
+                        f"{board.name}") from None
 
 
-def design(board: Board, directory: Path | None = None, *,
-           stand_in: Any = None) -> tuple[str, str]:
-    """The whole chip as RTLIL, and its pins as a constraint file (LPF).
+def design(board: Board, directory: Path | None = None) -> tuple[str, str]:
+    """The whole chip as RTLIL, and its pins as a constraint file.
 
-    ``directory``: where the LiteDRAM core of a board with DDR3 goes, which :func:`modules` names.
-    ``stand_in``: on such a board, what takes the core's place.
+    ``directory``: where the LiteDRAM core of a board that needs one goes, which :func:`modules`
+    names.
     """
-    platform = platform_of(board)
-    if board.ddr3 is not None:
-        from meadowlark_hdl.chips.ddr3_top import Ddr3Top
-
-        from .litedram import facts, generate
+    tools, platform = tools_of(board), platform_of(board)
+    core = None
+    if (wanted := board.chip.litedram(board)) is not None:
         assert directory is not None
-        core, _ = generate(facts(board), directory / "litedram")
-        top: Any = Ddr3Top(board.config, core, name=board.name, clock_mhz=board.clock_mhz,
-                           clock_pin=board.ddr3.oscillator, baud=board.link.baud,
-                           memory_bytes=board.memory.size_bytes, stand_in=stand_in)
-    else:
-        from meadowlark_hdl.chips.sdram_top import SdramTop
-        assert board.sdram is not None
-        top = SdramTop(board.config, board.sdram.part, name=board.name, clock_mhz=board.clock_mhz,
-                       input_mhz=board.sdram.oscillator_mhz, clock_pin=board.sdram.oscillator,
-                       baud=board.link.baud, memory_mhz=board.sdram.clock_mhz)
-    plan = platform.prepare(top, "top", emit_src=False)
+        core, _ = generate(wanted, directory / "litedram")
+    plan = platform.prepare(board.chip.top(board, core), "top", emit_src=False)
     files = {name: text.decode() if isinstance(text, bytes) else text
              for name, text in plan.files.items()}
-    return files["top.il"], files["top.lpf"]
+    return files["top.il"], files[tools.pins]
 
 
 def modules(board: Board, directory: Path) -> list[Path]:
     """Verilog that :func:`design` only names."""
-    return [directory / "litedram" / "litedram_core.v"] if board.ddr3 is not None else []
+    return [directory / "litedram" / "litedram_core.v"] if board.chip.litedram(board) else []
 
 
 def build_fastest(board: Board, directory: Path, *, seeds: int = 3,
@@ -229,7 +185,7 @@ def build_fastest(board: Board, directory: Path, *, seeds: int = 3,
     return best, tried
 
 
-def build(board: Board, directory: Path, *, seeds: int = 3, stand_in: Any = None,
+def build(board: Board, directory: Path, *, seeds: int = 3,
           progress: Progress | None = None) -> Built:
     """Build a bitstream for the board's core clock.
 
@@ -240,8 +196,6 @@ def build(board: Board, directory: Path, *, seeds: int = 3, stand_in: Any = None
         Gets the netlist, a directory a seed with nextpnr's log and report, and ``<board>.bit``.
     seeds : int
         Placements to try, one after the other, until one meets timing; the fastest is kept.
-    stand_in : Component, optional
-        See :func:`design`.
     progress : callable, optional
         Told the tools' steps.
 
@@ -252,16 +206,16 @@ def build(board: Board, directory: Path, *, seeds: int = 3, stand_in: Any = None
         no placement routes, or a tool failed.
     """
     tell = progress or (lambda line: None)
-    chip = _chip(platform_of(board))
-    check_tools()
-    if board.sdram is not None and (fault := _fault(board, board.clock_mhz)):
-        raise UserError(fault)
+    tools, platform = tools_of(board), platform_of(board)
+    tools.check()
+    if clocks(board):
+        at_clock(board, board.clock_mhz)
     directory.mkdir(parents=True, exist_ok=True)
     tell("elaborating the chip")
-    rtlil, pins = design(board, directory, stand_in=stand_in)
-    (directory / "top.lpf").write_text(pins)
-    cells = synthesise(rtlil, directory, verilog=modules(board, directory), progress=progress)
-    info = board.sdram or board.ddr3
+    rtlil, pins = design(board, directory)
+    (directory / tools.pins).write_text(pins)
+    cells = tools.synthesise(rtlil, directory, verilog=modules(board, directory),
+                             progress=progress)
     tried: dict[int, float | None] = {}
     best: tuple[int, Report] | None = None
     for seed in range(1, seeds + 1):
@@ -270,9 +224,9 @@ def build(board: Board, directory: Path, *, seeds: int = 3, stand_in: Any = None
         place.mkdir(exist_ok=True)
         shutil.copyfile(directory / "top.json", place / "top.json")
         try:
-            report = place_and_route(place, **chip, seed=seed, freq_mhz=board.clock_mhz,
-                                     lpf=directory / "top.lpf", progress=progress,
-                                     memory_pins=info.pins if info else None)
+            report = tools.place_and_route(
+                platform, place, seed=seed, freq_mhz=board.clock_mhz, pins=directory / tools.pins,
+                memory_pins=board.chip.pins, progress=progress)
         except Unroutable as error:
             tell(f"seed {seed}: {error}")
             tried[seed] = None
@@ -289,12 +243,7 @@ def build(board: Board, directory: Path, *, seeds: int = 3, stand_in: Any = None
     tell("packing the bitstream")
     bitstream = directory / f"{board.name}.bit"
     beside = bitstream.with_suffix(".new")
-    command = [str(Path(sys.executable).with_name("yowasp-ecppack")), "--compress",
-               str(Path(f"seed{seed}") / "top.config"), beside.name]
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"ecppack failed with status {done.returncode}: "
-                        f"{(done.stderr or done.stdout).strip()[-300:]}")
+    tools.pack(directory / f"seed{seed}", beside)
     write_atomic(bitstream, beside.read_bytes())
     beside.unlink()
     built = Built(board, bitstream, seed, report, tried, cells)
@@ -306,7 +255,7 @@ def build(board: Board, directory: Path, *, seeds: int = 3, stand_in: Any = None
 def summary(built: Built, clocks_tried: dict[float, float] | None = None) -> dict[str, Any]:
     """What ``meadowlark build --json`` prints; ``clocks_tried``: see :func:`build_fastest`."""
     report, board = built.report, built.board
-    memory = board.sdram.clock_mhz if board.sdram else None
+    memory, cells = board.chip.memory_mhz, tools_of(board).cells
     searched = {f"{mhz:.5g}": round(reached, 2) for mhz, reached in (clocks_tried or {}).items()}
     return {
         "board": board.name, "clock_mhz": round(board.clock_mhz, 3),
@@ -314,8 +263,8 @@ def summary(built: Built, clocks_tried: dict[float, float] | None = None) -> dic
         "fmax_mhz": round(core_mhz(board, report), 2), "meets_timing": built.meets_timing,
         **({"clocks_tried": searched} if searched else {}),
         "clocks": {name: round(mhz, 2) for name, mhz in report.fmax_mhz.items()},
-        **{name: report.used.get(cell, 0) for name, cell in CELLS.items()},
-        "available": {name: report.available.get(cell, 0) for name, cell in CELLS.items()},
+        **{name: report.used.get(cell, 0) for name, cell in cells.items()},
+        "available": {name: report.available.get(cell, 0) for name, cell in cells.items()},
         "seed": built.seed, "tried": {str(k): v and round(v, 2) for k, v in built.tried.items()},
         "cells": built.cells, "critical_path": path_lines(report),
         "bitstream": str(built.bitstream)}
@@ -333,7 +282,7 @@ def flash(board: Board, bitstream: Path) -> None:
     if not bitstream.exists():
         raise UserError(f"there is no {bitstream}: run `meadowlark build --board {board.name}` "
                         "first")
-    done = subprocess.run([tool, "-b", _loader(board), str(bitstream)])
+    done = subprocess.run([tool, "-b", board.chip.loader, str(bitstream)])
     if done.returncode:
         raise UserError(f"openFPGALoader failed with status {done.returncode}; check the cable and "
                         "that no other program holds the board")
@@ -346,9 +295,3 @@ def loader_tool() -> str:
         raise UserError("openFPGALoader is not installed: install it (Debian: openfpgaloader), or "
                         "load the bitstream with another tool")
     return tool
-
-
-def _loader(board: Board) -> str:
-    """The board's name in openFPGALoader."""
-    info = board.sdram or board.ddr3
-    return info.loader if info else board.name

@@ -12,9 +12,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from meadowlark_hdl.lib.collisions import relax
 from meadowlark_hdl.lib.fanout import KEEP_APART
@@ -23,9 +24,7 @@ from ..errors import UserError
 from ..files import write_atomic
 from .floorplan import place_hard_blocks
 from .ram_registers import fold_ram_registers
-
-#: What a long step is told about its progress: one short line.
-Progress = Callable[[str], None]
+from .toolchain import PathStep, Progress, Report, Unroutable
 
 #: What comes behind coarse synthesis in place of a command, and that step's log.
 _FIRST_STATES, _COARSE_LOG = "first states", "coarse.log"
@@ -84,46 +83,6 @@ _CONSTRAINT = re.compile(r"^Info: constraining clock net '(.+)' to ([\d.]+) MHz$
                          re.M)
 #: A round of router2 and how many wires of it are wanted by several nets.
 _ROUND = re.compile(r"\biter=\d+ .*\boverused=(\d+)")
-
-
-class Unroutable(UserError):
-    """The router gets further from its end: another placement may do."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PathStep:
-    """One hop of a critical path: ``kind`` is logic, routing, clk-to-q, setup or source."""
-    kind: str
-    delay_ns: float
-    source: str
-    sink: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What place and route found.
-
-    Attributes
-    ----------
-    fmax_mhz : dict
-        Highest frequency after routing of each clock, MHz.
-    wanted_mhz : dict
-        What each clock was to reach; of some nothing is known.
-    used, available : dict
-        Count of each kind of cell of the chip, such as TRELLIS_COMB.
-    critical : list of PathStep
-        The slowest path of the slowest clock, from register to register.
-    """
-    fmax_mhz: dict[str, float]
-    used: dict[str, int]
-    available: dict[str, int]
-    critical: list[PathStep]
-    wanted_mhz: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def core_mhz(self) -> float:
-        """The slowest clock, MHz."""
-        return min(self.fmax_mhz.values(), default=0.0)
 
 
 def check_tools() -> None:
@@ -334,28 +293,6 @@ def _command(directory: Path, device: str, package: str, speed: int, freq_mhz: f
             "--freq", f"{freq_mhz:g}", "--timing-allow-fail", "--seed", str(seed)]
 
 
-def block_of(pin: str) -> str:
-    """"top.core.wired.engine.lane3.sum_TRELLIS_FF_Q_3.DI" -> "engine.lane3.sum"."""
-    name = pin.rpartition(".")[0]
-    for above in ("top.", "dut.", "core.", "wired."):
-        name = name.removeprefix(above)
-    for kind in ("_TRELLIS", "_LUT", "_CCU", "_PFUMX", "_L6MUX", "_MULT18", "_DP16", "$", "["):
-        name = name.split(kind)[0]
-    return name
-
-
-def path_lines(report: Report) -> list[str]:
-    """The critical path in names of blocks: ns until a name is left, the hops in it, the name."""
-    hops: list[tuple[float, int, str]] = []
-    for step in report.critical:
-        name, (total, count, last) = block_of(step.sink), hops[-1] if hops else (0.0, 0, "")
-        if name == last and hops:
-            hops[-1] = total + step.delay_ns, count + 1, name
-        else:
-            hops.append((total + step.delay_ns, 1, name))
-    return [f"{total:6.2f} ns  {count:2} hops  {name}" for total, count, name in hops]
-
-
 def read_report(path: Path) -> Report:
     """nextpnr's ``--report`` file."""
     raw = json.loads(path.read_text())
@@ -407,3 +344,34 @@ def _run(command: Sequence[str], directory: Path, log_name: str, steps: re.Patte
         tail = "\n".join(log.read_text().splitlines()[-15:])
         raise UserError(f"{Path(command[0]).name} failed with status {status}; the end of {log}:\n"
                         f"{tail}")
+
+
+class Ecp5Tools:
+    """The tools as :class:`.Toolchain` has them."""
+    cells, pins = CELLS, "top.lpf"
+
+    def check(self) -> None:
+        check_tools()
+
+    def synthesise(self, rtlil: str, directory: Path, *, verilog: Sequence[Path] = (),
+                   progress: Progress | None = None) -> dict[str, int]:
+        return synthesise(rtlil, directory, verilog=verilog, progress=progress)
+
+    def place_and_route(self, platform: Any, directory: Path, *, seed: int, freq_mhz: float,
+                        pins: Path, memory_pins: tuple[int, int] | None = None,
+                        progress: Progress | None = None) -> Report:
+        device = {"LFE5U-25F": "25k", "LFE5U-45F": "45k", "LFE5U-85F": "85k",
+                  "LFE5UM5G-85F": "um5g-85k"}[platform.device]
+        return place_and_route(
+            directory, device=device, package=platform.package.replace("BG", "CABGA"),
+            speed=int(platform.speed), seed=seed, freq_mhz=freq_mhz, lpf=pins,
+            memory_pins=memory_pins, progress=progress)
+
+    def pack(self, directory: Path, bitstream: Path) -> None:
+        done = subprocess.run(
+            [str(Path(sys.executable).with_name("yowasp-ecppack")), "--compress",
+             str((directory / "top.config").relative_to(bitstream.parent)), bitstream.name],
+            cwd=bitstream.parent, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"ecppack failed with status {done.returncode}: "
+                            f"{(done.stderr or done.stdout).strip()[-300:]}")

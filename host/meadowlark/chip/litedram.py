@@ -6,28 +6,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from meadowlark_hdl.memory.ddr3_init import LiteDramCore
 
 from ..errors import UserError
-
-if TYPE_CHECKING:
-    from meadowlark_boards import Board
-
-#: Settings of LiteDRAM's controller (core/controller.py). Refreshes come in pairs, which closes and
-#: opens the rows half as often; the queue of a bank holds what half a row's words need.
-CONTROLLER = {"cmd_buffer_depth": 16, "refresh_postponing": 2}
-
-
-def facts(board: Board) -> dict[str, Any]:
-    """What ``litedram_core`` has to know of a board."""
-    chip = board.ddr3
-    assert chip is not None
-    return {"module": chip.module, "device": chip.device, "input_mhz": chip.oscillator_mhz,
-            "clock_mhz": board.clock_mhz, "controller": CONTROLLER,
-            "ns": {"rp": chip.rp_ns, "rcd": chip.rcd_ns, "ras": chip.ras_ns, "wr": chip.wr_ns,
-                   "rfc": chip.rfc_ns, "faw": chip.faw_ns}}
 
 
 def generate(wanted: dict[str, Any], directory: Path) -> tuple[LiteDramCore, Path]:
@@ -36,8 +19,8 @@ def generate(wanted: dict[str, Any], directory: Path) -> tuple[LiteDramCore, Pat
     Parameters
     ----------
     wanted : dict
-        Of :func:`facts`; for simulation with "sim": True, "sim_rows" (of a bank, so that it fits a
-        computer) and "windows" (see ``litedram_core``).
+        Of :meth:`meadowlark_boards.Chip.litedram`; for simulation with "sim": True, "sim_rows" (of
+        a bank, so that it fits a computer) and "windows" (see ``litedram_core``).
     directory : Path
         Gets the Verilog, what it was made from, and ``litedram.log``.
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meadowlark_boards import ZynqChip
+
 from ..errors import UserError
 from ..files import DATA, temporary_folder
 
@@ -30,19 +32,17 @@ class Package:
     files: tuple[str, ...]
 
 
-def top(board: Board) -> Any:
-    """The chip of a board with a Zynq."""
-    from meadowlark_hdl.chips.axi_top import AxiTop
-    return AxiTop(board.config, name=board.name, clock_mhz=board.clock_mhz,
-                  memory_bytes=board.memory.size_bytes)
+def _zynq(board: Board) -> ZynqChip:
+    assert isinstance(board.chip, ZynqChip)
+    return board.chip
 
 
 def _filled(text: str, board: Board) -> str:
     """A template with the board's values for its ``@NAME@``."""
-    assert board.zynq is not None
-    values = {"BOARD": board.name, "PART": board.zynq.part, "BOARD_PART": board.zynq.board_part,
+    chip = _zynq(board)
+    values = {"BOARD": board.name, "PART": chip.part, "BOARD_PART": chip.board_part,
               "CLOCK_MHZ": f"{board.clock_mhz:g}", "BUS_BITS": str(8 * board.config.bus_bytes),
-              "WINDOW": f"{board.zynq.window:#x}", "WINDOW_AT": f"{board.zynq.window:x}",
+              "WINDOW": f"{chip.window:#x}", "WINDOW_AT": f"{chip.window:x}",
               "MEMORY": f"{board.memory.size_bytes:#x}",
               "MEMORY_MIB": str(board.memory.size_bytes >> 20)}
     return re.sub("@([A-Z_]+)@", lambda found: values[found[1]], text)
@@ -67,7 +67,7 @@ def package(board: Board, directory: Path, *,
         There are other files in ``directory``, such as Vivado's results; or it cannot be written.
     """
     from amaranth.back import verilog
-    assert board.zynq is not None
+    chip = _zynq(board)
     tell = progress or (lambda line: None)
     templates = {path.name: path.read_text() for path in sorted(TEMPLATES.iterdir())}
     files = (f"{TOP}.v", *templates)
@@ -83,7 +83,8 @@ def package(board: Board, directory: Path, *,
             new = beside / "new"
             new.mkdir()
             tell("elaborating the chip and writing its Verilog")
-            (new / files[0]).write_text(verilog.convert(top(board), name=TOP, emit_src=False))
+            (new / files[0]).write_text(verilog.convert(
+                chip.top(board), name=TOP, platform=board.technology, emit_src=False))
             tell("writing Tcl, constraints and the driver")
             for name, text in templates.items():
                 (new / name).write_text(_filled(text, board))
@@ -105,7 +106,6 @@ def _source_of(name: str) -> Path:
 
 def summary(board: Board, written: Package) -> dict[str, Any]:
     """What ``meadowlark build --json`` prints."""
-    assert board.zynq is not None
-    return {"board": board.name, "part": board.zynq.part, "wanted_mhz": board.clock_mhz,
+    return {"board": board.name, "part": _zynq(board).part, "wanted_mhz": board.clock_mhz,
             "package": str(written.directory), "files": [*written.files, "python"],
             "bitstream": None, "next": COMMAND}

@@ -33,18 +33,21 @@ def build(board: str, seeds: int, clock: str | None, output: str | None,
     It ends with a report. For a board with a Zynq it writes the package from which Vivado makes the
     bitstream.
     """
+    from meadowlark_hdl.tech.ultrascale import ULTRASCALE
+
     from ..chip import build as building
     if seeds < 1:
         raise UserError(f"--seeds must be at least 1, not {seeds}")
     which = board_named(board)
     check_outputs(json_to)
-    if which.zynq is not None:
+    if which.technology is ULTRASCALE:
         if given("seeds"):
             raise UserError(f"--seeds is for nextpnr, and board {board} is Vivado's; leave it out")
         if clock is not None:
             raise UserError(f"--clock is for nextpnr, and board {board} is Vivado's; leave it out")
-        return _package(which, Path(output or f"build/{board}"), json_to)
-    folder = Path(output or f"build/{board}")
+        return _package(which, Path(output or f"build/{which.name}"), json_to)
+    building.platform_of(which)
+    folder = Path(output or f"build/{which.name}")
     if clock is not None and clock != "recorded":
         try:
             mhz = float(clock)
@@ -94,5 +97,5 @@ def flash(bitstream: str | None, board: str) -> int:
     from ..chip import build as building
     which = board_named(board)
     building.platform_of(which)
-    building.flash(which, Path(bitstream or f"build/{board}/{board}.bit"))
+    building.flash(which, Path(bitstream or f"build/{which.name}/{which.name}.bit"))
     return 0

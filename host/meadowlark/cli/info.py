@@ -11,7 +11,7 @@ import click
 
 from ..errors import UserError
 from ..files import check_outputs, write_atomic
-from .options import json_option
+from .options import board_named, json_option
 from .terminal import listing, show, warn, write_json
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ def info(what: str | None, graph: bool, plot: str | None, json_to: str | None) -
                    for name, remedy in found.items()}
             for kind, found in (("models", models), ("tools", tools))} | {
             "families": kinds | {name: f"no: needs {what}" for name, what in needs.items()}}
-    elif what in BOARDS:
-        result = _board_facts(BOARDS[what])
+    elif what in BOARDS or what.endswith(".py"):
+        result = _board_facts(board_named(what))
     elif is_image(what):
         image = Image.load(what)
         result, tensors = _image_facts(image), image.tensors

@@ -41,7 +41,8 @@ def given(name: str) -> bool:
 
 def board_option(default: str, text: str) -> Callable[[Callable], Callable]:
     return click.option("--board", default=default, show_default=True, metavar="BOARD",
-                        help=f"{text} `meadowlark info` lists the boards.")
+                        help=f"{text} `meadowlark info` lists the boards; a file that ends in .py "
+                             "is one of its own.")
 
 
 def target_option(*names: str) -> Callable[[Callable], Callable]:

@@ -145,15 +145,7 @@ def core_verilog(board: Board, *, sleep: bool = True, trace: bool = False,
 def pins_verilog(board: Board, progress: Progress | None = None) -> str:
     """Verilog of a board's whole chip, module ``core`` with its pins as ports; kept like
     :func:`core_verilog`'s."""
-    sdram = board.sdram
-    assert sdram is not None
-
-    def make():
-        from meadowlark_hdl.chips.sdram_top import SdramBench
-        return SdramBench(board.config, sdram.part, name=board.name,
-                          clock_mhz=board.clock_mhz, baud=board.link.baud,
-                          memory_mhz=sdram.clock_mhz)
-    return _kept("chip", (board,), make, progress)
+    return _kept("chip", (board,), lambda: board.chip.bench(board), progress)
 
 
 def _kept(what: str, facts: tuple, make: Callable[[], object], progress: Progress | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-from meadowlark_boards import Board
+from meadowlark_boards import Board, SdramChip
 from meadowlark_hdl.chips.sdram_top import INVERTED, SHIFTED
 from meadowlark_hdl.link.uart import divisor
 from meadowlark_hdl.memory.sdram_part import SdramPart
@@ -43,11 +43,12 @@ def chip_of(part: SdramPart, clock_mhz: float, memory_mhz: float | None = None, 
         part.hold_ns, round_trip, SHIFTED if memory_mhz else INVERTED, clocks)
 
 
-def check_pins(board: Board) -> None:
-    """Raise :class:`UserError` unless a board has SDR SDRAM."""
-    if board.sdram is None:
+def check_pins(board: Board) -> SdramChip:
+    """The board's chip; :class:`UserError` unless its memory is SDR SDRAM."""
+    if not isinstance(board.chip, SdramChip):
         raise UserError(f"board {board.name} has no pins to simulate; give one with SDRAM, such as "
                         "ulx3s_85f")
+    return board.chip
 
 
 class PinBoard(SimBoard):
@@ -72,9 +73,8 @@ class PinBoard(SimBoard):
 
     def __init__(self, board: Board, *, progress: Progress | None = None,
                  round_trip: float = ROUND_TRIP_NS) -> None:
-        check_pins(board)
-        assert board.sdram is not None
-        self.board, part, memory_mhz = board, board.sdram.part, board.sdram.clock_mhz
+        chip = check_pins(board)
+        self.board, part, memory_mhz = board, chip.part, chip.clock_mhz
         self._lib = open_library(build(
             pins_verilog(board, progress), board.config, tap=False, harness=PINS,
             memory_clock=memory_mhz is not None, progress=progress))
