@@ -18,8 +18,8 @@ from meadowlark.models.families.known import missing
 from meadowlark.models.registry import load_model
 from meadowlark_boards import BOARDS
 from meadowlark_hdl import isa
-from meadowlark_hdl.control import counters_table, errors
-from meadowlark_hdl.link import axi_lite_table, protocol
+from meadowlark_hdl.control import errors
+from meadowlark_hdl.link import axi_lite_table, counters_table, protocol
 from meadowlark_hdl.weights.modes import Packing
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,7 +8,7 @@ from meadowlark.link.fake_board import FakeBoard, invented
 from meadowlark.link.frames import Frame, FrameParser
 from meadowlark.link.ports import open_transport
 from meadowlark.link.transport import LoopbackTransport
-from meadowlark_hdl.control.counters_table import COUNTERS
+from meadowlark_hdl.link.counters_table import COUNTERS
 from meadowlark_hdl.control.errors import Error
 from meadowlark_hdl.sampler.sampler_golden import Sampling
 from meadowlark_hdl.isa import MODEL_REGS, Instruction, Op, encode

@@ -22,7 +22,7 @@ from cocotb.utils import get_sim_time
 from meadowlark.link.driver import BoardError, Driver
 from meadowlark.link.frames import Frame, FrameParser
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.control.counters_table import COUNTERS
+from meadowlark_hdl.link.counters_table import COUNTERS
 from meadowlark_hdl.control.errors import Error
 from meadowlark_hdl.sampler.sampler_golden import Sampling
 from meadowlark_hdl.isa import INSTRUCTION_BYTES, MODEL_REGS, Instruction, Op, encode

@@ -7,7 +7,7 @@ from bench import simulate, start
 from cocotb.triggers import FallingEdge
 
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.control.counters_table import COUNTER_BITS, COUNTER_SLOTS, COUNTERS
+from meadowlark_hdl.link.counters_table import COUNTER_BITS, COUNTER_SLOTS, COUNTERS
 from meadowlark_hdl.link.protocol import BY_NAME, COUNTER_BASE, REGISTERS, RESET_MAGIC
 from meadowlark_hdl.link.registers import RegisterFile, constants
 

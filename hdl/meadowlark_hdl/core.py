@@ -44,7 +44,7 @@ def _restarted(block, when, *domains):
 
 
 def _causes(reader, store, issue, engine, vector, sequencer) -> dict:
-    """What Counters count, by name, see :mod:`.control.counters_table`."""
+    """What Counters count, by name, see :mod:`.link.counters_table`."""
     written = store.mem.w_data
     waits = issue.wait_tile | issue.wait_store | issue.wait_vector
     return {

@@ -102,7 +102,7 @@ class GoldenCore:
 
     @property
     def counters(self) -> dict[str, int]:
-        """Those of the core that do not depend on time (``control/counters_table.py``), since
+        """Those of the core that do not depend on time (``link/counters_table.py``), since
         :meth:`clear` or the start of :meth:`generate`."""
         return self._counts | {
             "bus_read_words": self.tiles.chunks_read * self.config.bus_per_chunk}

@@ -5,14 +5,14 @@ from amaranth.lib.wiring import In, Out
 
 from ..lib.countdown import Countdown
 from ..lib.pipe import delay
-from .counters_table import COUNTER_BITS, COUNTER_SLOTS, COUNTERS
+from ..link.counters_table import COUNTER_BITS, COUNTER_SLOTS, COUNTERS
 
 #: Counters whose cause is the run itself.
 _OWN = ("cycles", "cycles_first_token")
 
 
 class Counters(wiring.Component):
-    """Counts cycles and stalls while ``busy``; :mod:`.counters_table` says what each one means.
+    """Counts cycles and stalls while ``busy``; :mod:`..link.counters_table` says what each one means.
 
     Every cause has a counter of 5 bits; a scan visits one of them a cycle and adds it to a 40-bit
     word in a RAM, so there is one wide adder instead of one each. No event is lost: a round takes

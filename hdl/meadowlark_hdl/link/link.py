@@ -6,7 +6,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from ..config import Config
-from ..control.counters_table import COUNTER_BITS, COUNTER_SLOTS
+from .counters_table import COUNTER_BITS, COUNTER_SLOTS
 from ..isa import INSTRUCTION_BITS, INSTRUCTION_BYTES
 from ..signatures import MemoryPort, SequencerPort
 from .dispatcher import Dispatcher, Form

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from ..config import Config
-from ..control.counters_table import COUNTERS
+from .counters_table import COUNTERS
 from ..isa import FIELDS, INSTRUCTION_BYTES, MODEL_REGS, Field
 
 #: Changes with the frame format, a command or a register.

@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out, Signature
 
 from ..lib.collisions import NO_RW_CHECK
 from ..config import Config
-from ..control.counters_table import COUNTER_BITS, COUNTER_SLOTS
+from .counters_table import COUNTER_BITS, COUNTER_SLOTS
 from ..isa import MODEL_REGS
 from ..signatures import STOP_IDS, ModelLayout, RunLayout
 from .protocol import (BY_NAME, CONTROL_BASE, COUNTER_BASE, COUNTERS_CRC, ISA_CRC,

@@ -1,12 +1,9 @@
 """A chip family as its blocks see it, and the one that any synthesis infers."""
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from amaranth import Module, Mux, Signal, signed
-
-if TYPE_CHECKING:
-    from .cells import GatedAdder, Multiplier, ProductPair
 
 
 class Technology:
@@ -33,13 +30,13 @@ class Technology:
         """Itself: a design that needs nothing else of a platform is elaborated for a technology."""
         return self
 
-    def multiplier(self, m: Module, cell: Multiplier) -> None:
+    def multiplier(self, m: Module, cell: Any) -> None:
         a, b = (Signal.like(factor, name=name, reset_less=True)
                 for name, factor in (("a", cell.a), ("b", cell.b)))
         pipe = Signal(signed(36), reset_less=True)
         m.d.sync += [a.eq(cell.a), b.eq(cell.b), pipe.eq(a * b), cell.p.eq(pipe)]
 
-    def product_pair(self, m: Module, cell: ProductPair) -> None:
+    def product_pair(self, m: Module, cell: Any) -> None:
         def reg(value, name):
             register = Signal.like(value, name=name, reset_less=True)
             m.d.sync += register.eq(value)
@@ -52,7 +49,7 @@ class Technology:
                            for bit in (cell.broadcast, cell.keep))
         m.d.sync += cell.r.eq(products[0] + Mux(broadcast, 0, products[1]) + Mux(keep, c, 0))
 
-    def gated_adder(self, m: Module, cell: GatedAdder) -> None:
+    def gated_adder(self, m: Module, cell: Any) -> None:
         m.d.comb += cell.o.eq(Mux(cell.keep, cell.a, 0) + cell.b)
 
     def pll(self, *, input_mhz: float, output_mhz: float, memory_mhz: float | None = None,

@@ -10,7 +10,7 @@ from itertools import islice
 from zlib import crc32
 
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.control.counters_table import COUNTERS
+from meadowlark_hdl.link.counters_table import COUNTERS
 from meadowlark_hdl.control.errors import sentence
 from meadowlark_hdl.sampler.sampler_golden import Sampling
 from meadowlark_hdl.isa import INSTRUCTION_BYTES, MODEL_REGS, Instruction, encode
@@ -368,7 +368,7 @@ class Driver:
                       v["error"], v["error_pc"], v["run"], v["events"])
 
     def counters(self) -> dict[str, int]:
-        """Counters of the latest run by name (control/counters_table.py), taken at one moment."""
+        """Counters of the latest run by name (link/counters_table.py), taken at one moment."""
         words = self._words(COUNTER_BASE, 2 * len(COUNTERS))
         return {c.name: words[2 * i] | words[2 * i + 1] << 32 for i, c in enumerate(COUNTERS)}
 

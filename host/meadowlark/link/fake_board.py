@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from zlib import crc32
 
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.control.counters_table import COUNTERS
+from meadowlark_hdl.link.counters_table import COUNTERS
 from meadowlark_hdl.isa import INSTRUCTION_BYTES
 from meadowlark_hdl.link.protocol import (ANSWER, BY_NAME, COMMANDS, CONFIG_REGS, CONTROL_BASE,
                                           COUNTER_BASE, COUNTERS_CRC, CREDITS, EVENT_FORMAT,

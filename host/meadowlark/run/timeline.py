@@ -121,7 +121,7 @@ class Recording:
         return int((found["end"] - found["begin"]).sum())
 
     def totals(self) -> dict[str, int]:
-        """The core's counters (see meadowlark_hdl.control.counters_table), as sums of slices."""
+        """The core's counters (see meadowlark_hdl.link.counters_table), as sums of slices."""
         count, starved = self._count, int(self.track(Track.WAIT)["args"][:, 1].sum())
         found = {
             "cycles": self.cycles, "bus_read_words": count(Track.MEMORY, "read"),
