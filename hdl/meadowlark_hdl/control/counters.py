@@ -12,7 +12,7 @@ _OWN = ("cycles", "cycles_first_token")
 
 
 class Counters(wiring.Component):
-    """Counts cycles and stalls while ``busy``; :mod:`..link.counters_table` says what each one means.
+    """Counts cycles and stalls while ``busy``, see :mod:`..link.counters_table`.
 
     Every cause has a counter of 5 bits; a scan visits one of them a cycle and adds it to a 40-bit
     word in a RAM, so there is one wide adder instead of one each. No event is lost: a round takes
