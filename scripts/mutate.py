@@ -100,7 +100,8 @@ def load_blocks() -> list[Block]:
 
 
 #: Files without logic of a chip.
-EMPTY = ("lib/__init__", "lib/collisions", "sleep", "tech/__init__", "tech/cells")
+EMPTY = ("lib/__init__", "lib/collisions", "sleep", "tech/__init__", "tech/cells",
+         "tech/ultrascale")
 
 
 def elaborating() -> list[str]:
