@@ -52,7 +52,7 @@ class Executor(ArrayUnderTest):
 
 def predicted(config: Config, model: dict, p: Pass, instruction: Instruction) -> int:
     """Cycles from an instruction's turn to the next one's, if memory is never waited for."""
-    machine = _Machine(SimpleNamespace(instructions=[], model_regs=model),
+    machine = _Machine(SimpleNamespace(instructions=[], model_regs=model, memory=b""),
                        replace(get_board("virtual"), config=config))
     machine._wait = lambda *tile: None
     machine.now, spent = 0, Spent()
