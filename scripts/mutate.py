@@ -101,7 +101,7 @@ def load_blocks() -> list[Block]:
 
 #: Files without logic of a chip.
 EMPTY = ("lib/__init__", "lib/collisions", "sleep", "tech/__init__", "tech/cells",
-         "tech/ultrascale")
+         "tech/family", "tech/ultrascale")
 
 
 def elaborating() -> list[str]:

@@ -175,7 +175,7 @@ def test_an_image_is_not_a_checkpoint(run, image, tmp_path):
     (["generate", STORY, "--stop", ""], ("--stop",)),
     (["generate", STORY, "--weights", "q4"], ("'q4'", "'auto', 'int8'")),
     (["generate", STORY, "--packing", "huffman"], ("huffman", "raw")),
-    (["generate", STORY, "--board", "arty"], ("'arty'", "virtual, ulx3s_85f")),
+    (["generate", STORY, "--board", "arty"], ("'arty'", "virtual, ecpix5_85f")),
     (["generate", STORY, "--target", "chip"], ("'chip'", "golden, sim, pins, a serial port")),
     (["generate", STORY, "--target", "/dev/no-such-port"], ("there is no port /dev/no-such-port",)),
     (["generate", STORY, "--target", "golden", "--check"], ("leave one of them out",)),

@@ -42,7 +42,7 @@ def test_boards_name_their_technology():
     assert {board.technology for board in BOARDS.values()} == {GENERIC, ECP5, ULTRASCALE}
     for board in BOARDS.values():
         assert (board.technology is ECP5) == bool(board.chip.platform)
-        assert repr(board).count(f"technology={board.technology.name},") == 1   # caches go by it
+        assert repr(board).count(f"family={board.technology.name},") == 1   # caches go by it
 
 
 def test_a_family_without_a_pll_says_so():

@@ -4,11 +4,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil, gcd
+from typing import TYPE_CHECKING
 
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.tech.generic import GENERIC, Technology
+from meadowlark_hdl.tech.family import GENERIC, Family
 
 from .chips import Chip
+
+if TYPE_CHECKING:
+    from meadowlark_hdl.tech.generic import Technology
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,9 +160,9 @@ class Board:
         External memory behind the core's port.
     link : LinkInfo
         Host link.
-    technology : Technology
-        The chip's family, of :mod:`meadowlark_hdl.tech`: what the core's cells become, and which
-        tools make a bitstream.
+    family : Family
+        Of the chip, see :mod:`meadowlark_hdl.tech`: what the core's cells become, and which tools
+        make a bitstream.
     chip : Chip
         What stands around the core.
     """
@@ -168,12 +172,17 @@ class Board:
     clock_mhz: float
     memory: MemoryTiming
     link: LinkInfo
-    technology: Technology = GENERIC
+    family: Family = GENERIC
     chip: Chip = Chip()
 
     def __post_init__(self) -> None:
         if not self.clock_mhz > 0:
             raise ValueError(f"clock_mhz must be positive, not {self.clock_mhz!r}")
+
+    @property
+    def technology(self) -> Technology:
+        """What the chip's family gives; needs Amaranth."""
+        return self.family.technology
 
     @property
     def bandwidth(self) -> float:

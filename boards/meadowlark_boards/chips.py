@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from meadowlark_hdl.link.uart import divisor
 from meadowlark_hdl.memory.sdram_part import SdramPart
 
 if TYPE_CHECKING:
@@ -136,6 +135,7 @@ class SdramChip(Chip):
         return found
 
     def core_clock(self, board: Board, wanted_mhz: float) -> float:
+        from meadowlark_hdl.link.uart import divisor
         made = board.technology.pll_clock(self.oscillator_mhz, wanted_mhz, self.clock_mhz)
         self.part.at(self.clock_mhz or made)
         divisor(made * 1e6, board.link.baud)

@@ -1,6 +1,6 @@
 """LambdaConcept ECPIX-5 with a Lattice ECP5 LFE5UM5G-85F and 512 MB of 16-bit DDR3."""
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.tech.ecp5 import ECP5
+from meadowlark_hdl.tech.family import ECP5
 
 from .board import Board, LinkInfo, MemoryTiming
 from .chips import Ddr3Chip
@@ -32,7 +32,7 @@ BOARD = Board(
         refresh_ns=520,             # 260 ns each
     ),
     link=LinkInfo(kind="uart", baud=1_500_000),
-    technology=ECP5,
+    family=ECP5,
     # Micron's MT41K256M16, 4 Gbit DDR3L, -125, as LiteX's own target of this board has it.
     chip=Ddr3Chip(platform="amaranth_boards.ecpix5:ECPIX585Platform", loader="ecpix5",
                   module="MT41K256M16", rcd_ns=13.75, rp_ns=13.75, ras_ns=35, wr_ns=15, rfc_ns=260,

@@ -1,6 +1,6 @@
 """AMD Kria KV260: Zynq UltraScale+ XCK26, 4 GB of 64-bit DDR4 at its processor system."""
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.tech.ultrascale import ULTRASCALE
+from meadowlark_hdl.tech.family import ULTRASCALE
 
 from .board import Board, LinkInfo, MemoryTiming
 from .chips import ZynqChip
@@ -31,6 +31,6 @@ BOARD = Board(
         refresh_ns=350,                 # tRFC (8 Gbit)
     ),
     link=LinkInfo(kind="axi"),
-    technology=ULTRASCALE,
+    family=ULTRASCALE,
     chip=ZynqChip(part="xck26-sfvc784-2LV-c", board_part="xilinx.com:kv260_som:part0:1.4"),
 )

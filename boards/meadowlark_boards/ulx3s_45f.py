@@ -2,7 +2,7 @@
 from dataclasses import replace
 
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.tech.ecp5 import ECP5
+from meadowlark_hdl.tech.family import ECP5
 
 from .board import Board
 from .ulx3s import CHIP, LINK, MEMORY
@@ -21,6 +21,6 @@ BOARD = Board(
     clock_mhz=200 / 3,
     memory=MEMORY,
     link=LINK,
-    technology=ECP5,
+    family=ECP5,
     chip=replace(CHIP, platform="amaranth_boards.ulx3s:ULX3S_45F_Platform"),
 )
