@@ -257,16 +257,16 @@ def _build_verilator(text: str, ports: list[str], peek: bool, waves: bool) -> Pa
 
 
 def _build_icarus(text: str, waves: bool) -> Path:
-    # Icarus does not run `always @*` at time zero unless an input changes then, and initial values
-    # of registers are no change: what depends on them alone would stay unknown.
-    text = text.replace("always @*", "always_comb")
-
+    # Icarus runs `always @*` at time zero only if an input changes then. In Verilog-2005 the
+    # initial value of a register is such a change; in SystemVerilog it is none, and what depends on
+    # it alone would stay unknown. (`always_comb` runs then, but some set each other off for long.)
     def model(out: Path) -> None:
         from cocotb_tools.runner import get_runner
         (out / "dut.v").write_text(text)
         get_runner("icarus").build(sources=[out / "dut.v"], hdl_toplevel="dut", build_dir=out,
-                                   always=True, timescale=("1ns", "1ps"), waves=waves)
-    return _once(f"icarus-{_digest(text, waves)}", model)
+                                   build_args=["-g2005"], always=True,
+                                   timescale=("1ns", "1ps"), waves=waves)
+    return _once(f"icarus-2005-{_digest(text, waves)}", model)
 
 
 # Structured payloads.

@@ -225,9 +225,8 @@ def test_patterns_move_every_line():
         assert len({w >> bit & 1 for w in words}) == 2
 
 
-def test_ddr3_init(seed):
-    """On Verilator only: Icarus Verilog takes a millisecond a cycle for this block."""
-    simulate(Ddr3Init(CORE, clock_mhz=MHZ), __name__, seed=seed)
+def test_ddr3_init(seed, sim):
+    simulate(Ddr3Init(CORE, clock_mhz=MHZ), __name__, seed=seed, sim=sim)
 
 
 def test_registers_out_of_reach():
