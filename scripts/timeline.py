@@ -157,23 +157,19 @@ def panels(events: list[dict]) -> list[Panel]:
     passes = [e for e in events if re.match("(prefill|decode).*[0-9]$", e["name"])]
     layers = [e for e in events if e["name"].startswith("NORM before layers.")
               and "instruction" in e["args"]]
-    out = []
-    for e in [next((p for p in passes if p["name"].startswith("prefill")), None)]:
-        if e is None:
-            continue
-        end = e["ts"] + e["dur"]
-        out.append(Panel(f"A pass of {e['name']}: {e['dur']:,} cycles", e["pid"], e["ts"], end))
-        starts = [n["ts"] for n in layers if e["ts"] <= n["ts"] < end]
-        # Two norms a layer; the second one that begins with attention.
-        if len(starts) > 4:
-            out.append(Panel(f"A layer of it: {starts[4] - starts[2]:,} cycles", e["pid"],
-                             starts[2], starts[4]))
-    for e in passes[::-1]:
-        if e["name"].startswith("decode"):
-            out.append(Panel(f"A pass of {e['name']}: {e['dur']:,} cycles", e["pid"], e["ts"],
-                             e["ts"] + e["dur"]))
-            break
-    return out
+
+    def whole(e: dict) -> Panel:
+        return Panel(f"A pass of {e['name']}: {e['dur']:,} cycles", e["pid"], e["ts"],
+                     e["ts"] + e["dur"])
+    prefill, decode = ([e for e in passes if e["name"].startswith(kind)]
+                       for kind in ("prefill", "decode"))
+    out = [*map(whole, prefill[:1])]
+    starts = [n["ts"] for n in layers for panel in out if panel.begin <= n["ts"] < panel.end]
+    # Two norms a layer; the second one that begins with attention.
+    if len(starts) > 4:
+        out.append(Panel(f"A layer of it: {starts[4] - starts[2]:,} cycles", out[0].pid,
+                         starts[2], starts[4]))
+    return [*out, *map(whole, decode[-1:])]
 
 
 def draw(trace: dict) -> str:

@@ -3,34 +3,12 @@ import random
 
 import cocotb
 import numpy as np
-from amaranth import Module
-from amaranth.lib import wiring
-from amaranth.lib.wiring import In
 from bench import simulate, start
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 
 from meadowlark_hdl.sampler.noise import Noise
 from meadowlark_hdl.sampler.sampler_golden import gumbel, noise_key
-from meadowlark_hdl.sampler.tables import Tables
-
-
-class WithTables(wiring.Component):
-    """Noise and its tables."""
-
-    def __init__(self):
-        ports = dict(Noise().signature.members)
-        del ports["tables"]
-        super().__init__(ports)
-
-    def elaborate(self, platform):
-        m = Module()
-        m.submodules.noise = noise = Noise()
-        m.submodules.tables = tables = Tables()
-        wiring.connect(m, noise.tables, tables.urgent)
-        for name, member in self.signature.members.items():
-            inner, outer = getattr(noise, name), getattr(self, name)
-            m.d.comb += inner.eq(outer) if member.flow == In else outer.eq(inner)
-        return m
+from with_tables import WithTables
 
 
 @cocotb.test(timeout_time=5, timeout_unit="ms")
@@ -64,4 +42,4 @@ async def equals_the_golden_model(dut, gap):
 
 
 def test_noise(seed):
-    simulate(WithTables(), __name__, seed=seed)
+    simulate(WithTables(Noise(), "urgent"), __name__, seed=seed)

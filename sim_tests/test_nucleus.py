@@ -3,34 +3,12 @@ import random
 
 import cocotb
 import numpy as np
-from amaranth import Module
-from amaranth.lib import wiring
-from amaranth.lib.wiring import In
 from bench import simulate, start
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 
 from meadowlark_hdl.sampler.nucleus import Nucleus
 from meadowlark_hdl.sampler.sampler_golden import nucleus, weights
-from meadowlark_hdl.sampler.tables import Tables
-
-
-class WithTables(wiring.Component):
-    """Nucleus and its table."""
-
-    def __init__(self):
-        ports = dict(Nucleus().signature.members)
-        del ports["tables"]
-        super().__init__(ports)
-
-    def elaborate(self, platform):
-        m = Module()
-        m.submodules.nucleus = part = Nucleus()
-        m.submodules.tables = tables = Tables()
-        wiring.connect(m, part.tables, tables.other)
-        for name, member in self.signature.members.items():
-            inner, outer = getattr(part, name), getattr(self, name)
-            m.d.comb += inner.eq(outer) if member.flow == In else outer.eq(inner)
-        return m
+from with_tables import WithTables
 
 
 async def pulse(dut, **inputs):
@@ -83,4 +61,4 @@ async def equals_the_golden_model(dut):
 
 
 def test_nucleus(seed):
-    simulate(WithTables(), __name__, seed=seed)
+    simulate(WithTables(Nucleus(), "other"), __name__, seed=seed)

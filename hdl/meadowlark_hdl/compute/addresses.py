@@ -1,9 +1,9 @@
 """Where a result goes: from lane, block and row to words of the memories."""
-from amaranth import C, Cat, Module, Signal
+from amaranth import C, Cat, Module
 from amaranth.lib.wiring import In, Out
 
 from ..config import Config
-from ..lib.pipe import Pipe, Piped, Timed, mix, mux
+from ..lib.pipe import Pipe, Piped, Timed, kept, mix, mux
 from ..signatures import InstructionLayout, ModelLayout, PassLayout
 from ..tech.cells import Multiplier
 from .epilogue import Asked
@@ -62,8 +62,8 @@ class Addresses(Piped):
         last_token, last_lane, last_block = self._last(m)
         # A row's number within its head; where it counts from the first head on, for pairs the
         # even row's.
-        head_mask = _kept(m, "head_mask", Cat(head_log2 > k for k in range(7)))
-        row_mask = _kept(m, "row_mask", Cat(~asked.rotate, head_mask[1:] | (~heads).replicate(6),
+        head_mask = kept(m, "head_mask", Cat(head_log2 > k for k in range(7)))
+        row_mask = kept(m, "row_mask", Cat(~asked.rotate, head_mask[1:] | (~heads).replicate(6),
                                             (~heads).replicate(11)))
 
         head = (row >> head_log2)[:len(lane)].reg("head")
@@ -91,10 +91,10 @@ class Addresses(Piped):
 
     def _last(self, m: Module):
         """Of the pass: its last token, and that one's lane and block."""
-        last_block = _kept(m, "last_block", self.pass_.nb - 1)[:6]
-        last_token = _kept(m, "last_token", self.pass_.n - 1)[:13]
-        last_start = _kept(m, "last_start", times(last_block, self.config.P))
-        return last_token, _kept(m, "last_lane", last_token - last_start)[:len(self.lane)], \
+        last_block = kept(m, "last_block", self.pass_.nb - 1)[:6]
+        last_token = kept(m, "last_token", self.pass_.n - 1)[:13]
+        last_start = kept(m, "last_start", times(last_block, self.config.P))
+        return last_token, kept(m, "last_lane", last_token - last_start)[:len(self.lane)], \
             last_block
 
     def _starts(self, pipe: Pipe, asked: Asked, lane: Timed, block: Timed, valid: Timed,
@@ -115,13 +115,6 @@ class Addresses(Piped):
         start = product("start", mux(of_token, mux(asked.norm, last_token, here), block).reg("of"),
                         mux(of_token, residual_words, self.model.block_words).reg("words"))
         return slot, start, start
-
-
-def _kept(m: Module, name: str, value):
-    """A register of what is constant for as long as it matters."""
-    register = Signal(value.shape(), name=name, reset_less=True)
-    m.d.sync += register.eq(value)
-    return register
 
 
 def times(value, factor: int):

@@ -4,9 +4,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from amaranth import Cat, Module, Mux, Signal
+from amaranth import Cat, Module, Mux
 
 from ..isa import Epi, Op
+from ..lib.pipe import kept
 from .rope import Rope
 from .swiglu import SwiGlu
 
@@ -72,24 +73,19 @@ class Asked:
     def __init__(self, m: Module, instr):
         op = instr.op
 
-        def kept(name, value):
-            register = Signal(len(value), name=name, reset_less=True)
-            m.d.sync += register.eq(value)
-            return register
-
         def of(which):
             """LINEAR with an epilogue of which this holds."""
             return (op == Op.LINEAR) & Cat(instr.epi == epi for epi, epilogue in EPILOGUES.items()
                                            if which(epilogue)).any()
-        self.embed = kept("is_embed", op == Op.EMBED)
-        self.norm = kept("is_norm", op == Op.NORM)
-        self.plain = kept("is_plain", (op == Op.SV) | of(
+        self.embed = kept(m, "is_embed", op == Op.EMBED)
+        self.norm = kept(m, "is_norm", op == Op.NORM)
+        self.plain = kept(m, "is_plain", (op == Op.SV) | of(
             lambda epilogue: epilogue.sink is Sink.ACT and not epilogue.pair))
-        self.rotate = kept("is_rotate", of(lambda epilogue: epilogue.pair is ROTATE))
-        self.gate = kept("is_gate", of(lambda epilogue: epilogue.pair is GATE))
-        self.resid = kept("is_resid", (op == Op.EMBED) | of(
+        self.rotate = kept(m, "is_rotate", of(lambda epilogue: epilogue.pair is ROTATE))
+        self.gate = kept(m, "is_gate", of(lambda epilogue: epilogue.pair is GATE))
+        self.resid = kept(m, "is_resid", (op == Op.EMBED) | of(
             lambda epilogue: epilogue.sink is Sink.RESIDUAL))
-        self.logit = kept("is_logit", of(lambda epilogue: epilogue.sink is Sink.LOGIT))
-        self.small = kept("is_small", of(lambda epilogue: epilogue.bits == 8))
-        self.heads = kept("heads", instr.heads)
-        self.shift = kept("shift", Mux(self.plain, 0, instr.shift))
+        self.logit = kept(m, "is_logit", of(lambda epilogue: epilogue.sink is Sink.LOGIT))
+        self.small = kept(m, "is_small", of(lambda epilogue: epilogue.bits == 8))
+        self.heads = kept(m, "heads", instr.heads)
+        self.shift = kept(m, "shift", Mux(self.plain, 0, instr.shift))

@@ -44,6 +44,16 @@ def blamed(pc: int) -> Iterator[None]:
         raise ProgramError(str(error), pc) from error
 
 
+def walk(program: Sequence[Instruction], pc: int, final: bool) -> Iterator[int]:
+    """Places of the instructions that a pass executes, from ``pc`` to the END that ends its list;
+    an END that it passes over is none. final: of the pass."""
+    while program[pc]["op"] != Op.END or program[pc]["last"] and final:
+        if program[pc]["op"] != Op.END:
+            yield pc
+        pc += 1
+    yield pc
+
+
 class Rows(NamedTuple):
     """Rows of tiles, decoded. mant, shift, bias: int64[rows]; values: [rows, row_beats * W]."""
     mant: np.ndarray

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,13 @@ def reg(shape: ShapeLike, name: str):
     be one of the widest of the chip.
     """
     return Signal(shape, name=name, reset_less=True)
+
+
+def kept(m: Module, name: str, value) -> Signal:
+    """A register of what is constant for as long as it matters; domain ``sync``."""
+    register = reg(value.shape(), name)
+    m.d.sync += register.eq(value)
+    return register
 
 
 def delay(m: Module, value, cycles: int, *, name: str, reset: bool = False) -> Value:
@@ -147,6 +155,8 @@ class Timed:
     def __gt__(self, other) -> Timed:
         return mix(operator.gt, self, other)
 
+    # As of Amaranth's values, a comparison is a value, not True or False; so there is no hash.
+
     def __eq__(self, other) -> Timed:  # type: ignore[override]
         return mix(operator.eq, self, other)
 
@@ -257,15 +267,15 @@ class Pipe:
             self.cycles[name] = cycle
 
 
-class Piped(wiring.Component):
+class Piped(wiring.Component, ABC):
     """A block that is a :class:`Pipe`: it tells how long it takes by being built.
 
     Subclasses have :meth:`stages` instead of ``elaborate``.
     """
 
+    @abstractmethod
     def stages(self, pipe: Pipe) -> None:
         """Make the pipeline, from ports in cycle 0 (:meth:`Pipe.inputs`) to :meth:`Pipe.give`."""
-        raise NotImplementedError
 
     def elaborate(self, platform):
         pipe = Pipe(Module())

@@ -20,6 +20,7 @@ from meadowlark_hdl.compute.tiling_engine import first_result
 from meadowlark_hdl.compute.vector_unit import VectorUnit
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.fetch import Fetch
+from meadowlark_hdl.control.fetch_golden import walk
 from meadowlark_hdl.control.sequencer import Sequencer
 from meadowlark_hdl.control.sequencer_golden import Pass, prompt_passes
 from meadowlark_hdl.core import Core
@@ -303,15 +304,11 @@ class _Machine:
         self.stream = self.regs["stream_addr"]
         self.fetch = self.now
         started: deque[int] = deque()   # of the instructions that fill the queue
-        pc = self.regs["decode_pc" if p.decode else "prefill_pc"]
-        while True:
+        begin = self.regs["decode_pc" if p.decode else "prefill_pc"]
+        for pc in walk(self.program, begin, p.final):
             i = self.program[pc]
-            if i["op"] == Op.END and i["last"] and p.final:
-                pc += 1                 # skipped by Fetch
-                continue
             spent = self.by_pc.setdefault(pc, Spent())
             spent.count += 1
-            pc += 1
             if len(started) > Fetch.QUEUE:
                 self.fetch = max(self.fetch, started.popleft())
             self.fetch += Fetch.FIRST

@@ -4,7 +4,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -196,9 +196,13 @@ def as_table(results: dict[str, Measured], image: Image, board: Board, *, form: 
         return text.getvalue().rstrip("\n")
     if form != "md":
         raise ValueError(f"form must be md, csv or json, not {form!r}")
-    rows = [_COLUMNS, *_rows(results, image, board)]
-    widths = [max(len(r[i]) for r in rows) for i in range(len(_COLUMNS))]
-    left = {0, 3, 5}        # text; numbers go to the right
+    return markdown([_COLUMNS, *_rows(results, image, board)], left={0, 3, 5})
+
+
+def markdown(rows: Sequence[tuple[str, ...]], *, left: Collection[int]) -> str:
+    """A table whose columns are aligned in plain text too. left: columns of text; numbers go to the
+    right. The first row is the head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["| " + " | ".join(v.ljust(w) if i in left else v.rjust(w)
                                for i, (v, w) in enumerate(zip(r, widths))) + " |" for r in rows]
     rule = "| " + " | ".join("-" * w if i in left else "-" * (w - 1) + ":"

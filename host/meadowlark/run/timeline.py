@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from meadowlark_hdl.control.fetch_golden import walk
 from meadowlark_hdl.isa import Instruction, Op, Src
 
 from ..compile.cycles import kind_of
 from ..compile.disassemble import line, subjects
 from ..files import write_atomic
 from ..sim.trace import DONE, STATES, Track
+from .bench import markdown
 from .targets import SimTarget, Target
 
 if TYPE_CHECKING:
@@ -155,24 +157,13 @@ class Recording:
                 begin=int(r["begin"]), end=int(r["end"]), done=done,
                 name=f"{kind}, {tokens}{'' if done else ', given up'}",
                 args={"pos0": pos0, "n": n, "ctx": ctx, "final": final},
-                tiles=[(at, k, count) for at in self._walk(pc, final)
+                tiles=[(at, k, count) for at in walk(self._program, pc, final)
                        for count in [_tiles(self._program[at], n, ctx)] for k in range(count)]))
         return out
 
     @cached_property
     def _program(self) -> list[Instruction]:
         return self.image.instructions
-
-    def _walk(self, pc: int, final: bool) -> Iterator[int]:
-        """Instructions of a list, as Fetch takes them."""
-        while pc < len(self._program):
-            i = self._program[pc]
-            ends = i["op"] == Op.END and not (i["last"] and final)
-            if i["op"] != Op.END or ends:
-                yield pc
-            if ends:
-                return
-            pc += 1
 
     @cached_property
     def _subjects(self) -> list[str]:
@@ -406,17 +397,9 @@ class Timeline:
 def _table(recording: Recording) -> str:
     head = (recording.name, "instructions", "cycles", "array", *CAUSES)
     found = recording.spent()
-    found["all"] = Spent(
-        instructions=sum(s.instructions for s in found.values()),
-        cycles=sum(s.cycles for s in found.values()), array=sum(s.array for s in found.values()),
-        lost={c: sum(s.lost[c] for s in found.values()) for c in CAUSES})
+    found["all"] = _sum([*found.values()])
     rows = [head, *((kind, *(f"{v:,}" for v in (s.instructions, s.cycles, s.array,
                                                 *s.lost.values()))) for kind, s in found.items())]
-    widths = [max(len(r[k]) for r in rows) for k in range(len(head))]
-    lines = ["| " + " | ".join(v.rjust(w) if k else v.ljust(w) for k, (v, w) in enumerate(
-        zip(row, widths))) + " |" for row in rows]
-    rule = "| " + " | ".join("-" * (w - 1) + ":" if k else "-" * w
-                             for k, w in enumerate(widths)) + " |"
     bus = ", ".join(f"{state} {share:.1%}" for state, share in recording.bus().items()
                     if share >= 0.0005)
-    return "\n".join([lines[0], rule, *lines[1:], "", f"memory bus of {recording.name}: {bus}"])
+    return f"{markdown(rows, left={0})}\n\nmemory bus of {recording.name}: {bus}"
