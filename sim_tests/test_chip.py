@@ -12,6 +12,7 @@ from meadowlark.models.registry import load_model
 from meadowlark.quant.golden import GoldenModel
 from meadowlark.quant.plan import GateStep
 from meadowlark.quant.sampling import sampling
+from meadowlark.run import bench
 from meadowlark.run.prepare import Source
 from meadowlark.run.targets import SimTarget, golden_core
 from meadowlark_boards import get_board
@@ -182,6 +183,51 @@ def test_conversation(odd, seed):
             np.testing.assert_array_equal(event.logits, logits)
         assert odd.target.cached == max(before - 1, 0)
         said += [e.token for e in events]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_filled_cache(odd, tmp_path, seed, compiled):
+    """Through the back door come the bytes that a real prefill stores, of a model and of an image;
+    a run behind them gives the tokens and logits of one from scratch."""
+    rng = np.random.default_rng(seed)
+    target, image, source = odd.target, odd.source.image, odd.source
+    if compiled:
+        image.save(tmp_path / "odd.mlk")
+        source = Source(str(tmp_path / "odd.mlk"), source.board)
+        target.load(source)
+    text, memory = words(rng, odd, 180), target.sim.memory
+    whole = slice(len(image.memory), image.needs["memory_bytes"])
+    rows = image.shape["head_pad"]
+    for position in (1, int(rng.integers(2, 150)), 170, int(rng.integers(2, 150))):
+        tokens = text[:position + int(rng.integers(1, 9))]
+        events = list(target.generate(tokens, Sampling(), max_new=3, stop_ids=()))
+        stored = [memory[at:at + position * rows].copy() for at in image.caches]
+        memory[whole] = rng.integers(0, 256, whole.stop - whole.start, np.uint8)
+        target.fill(text[:position])
+        for at, want in zip(image.caches, stored, strict=True):
+            np.testing.assert_array_equal(memory[at:at + len(want)], want)
+        again = list(target.generate(tokens, Sampling(), max_new=3, stop_ids=(), reuse=True))
+        assert target.cached == position
+        assert [(e.token, e.crc) for e in again] == [(e.token, e.crc) for e in events]
+    other = [*text[:5], *words(rng, odd, 30)]       # what it knew from there on is of no use
+    target.fill(other)
+    again = list(target.generate([*other, 7], Sampling(), max_new=2, stop_ids=(), reuse=True))
+    assert target.cached == len(other)
+    odd.golden.forget()
+    want = list(odd.golden.generate([*other, 7], max_new=2, stop_ids=()))
+    for event, (token, logits) in zip(again, want, strict=True):
+        np.testing.assert_array_equal(event.logits, logits)
+        assert event.token == token
+
+
+@pytest.mark.parametrize("position", [1, 130, 500])
+def test_decode_at_a_position_is_predicted(stories, position):
+    """In one tile of keys and in several: a bench's cycles, to a hundredth."""
+    board, image = get_board("virtual"), stories.source.image
+    [test] = bench.plan(image, prompts=[], generates=[3], positions=[position])
+    [found] = bench.run(stories.target, image, board, [test]).values()
+    assert found.position == position
+    assert abs(found.cycles / found.predicted_cycles - 1) < 0.01
 
 
 def test_abort_leaves_the_board_ready(stories, seed):

@@ -1,4 +1,5 @@
 """The commands: what they print, and that whatever the user can put right is one sentence."""
+import csv
 import dataclasses
 import io
 import json
@@ -15,7 +16,9 @@ import numpy as np
 import pytest
 from meadowlark import cli
 from meadowlark.cli.group import cli as group
+from meadowlark.compile.cycles import predict
 from meadowlark.compile.image import Image
+from meadowlark.errors import UserError
 from meadowlark.link.driver import Driver
 from meadowlark.link.fake_board import FakeBoard
 from meadowlark.models.registry import PACKAGED
@@ -185,6 +188,10 @@ def test_an_image_is_not_a_checkpoint(run, image, tmp_path):
     (["bench", "-p", "many"], ("-p 'many'",)),
     (["bench", "-n", "-3"], ("-n '-3'",)),
     (["bench", "-p", "513"], ("pp513", "512")),
+    (["bench", "-p", "0", "-d", "500"], ("tg32 @ d500 takes 532", "512", "earlier --position")),
+    (["bench", "--position", "0,-7"], ("--position '0,-7'",)),
+    (["bench", "-d", "7", "--target", "/dev/no-such-port"],
+     ("the memory of /dev/no-such-port is out of its reach", "--target sim")),
     (["bench", "--format", "xml"], ("'xml'", "'md', 'csv', 'json'")),
     (["bench", "--format", "csv", "--json", "-"], ("--format out",)),
     (["bench", "--against-raw", "--packing", "raw"], ("leave one of them out",)),
@@ -230,8 +237,8 @@ OPTIONS = {
                                         "--stop", "--chat", "--ignore-eos", "--check"
                                         } | SYSTEM | TRACE,
     "chat": MODEL | DRAWN | RUNS | SYSTEM | {"-p", "--prompt", "--stop", "--keep"},
-    "bench": MODEL | RUNS | {"-p", "--n-prompt", "-n", "--n-gen", "--format", "--against-raw"
-                             } | TRACE,
+    "bench": MODEL | RUNS | {"-p", "--n-prompt", "-n", "--n-gen", "-d", "--position",
+                             "--format", "--against-raw"} | TRACE,
     "eval": GRID | {"-m", "--model", "--board", "--json", "--text", "-n", "--tokens", "-c", "--ctx",
                     "--ctx-size"},
     "compile": MODEL | {"model", "-o", "--output", "--board", "--json"},
@@ -608,9 +615,13 @@ class Counted:
     messages = 0
     board = get_board("virtual")
 
-    def generate(self, tokens, sampling, *, max_new, stop_ids):
-        self.n = len(tokens) + max_new - 1
-        assert stop_ids == ()
+    def fill(self, tokens):
+        self.filled = tokens
+
+    def generate(self, tokens, sampling, *, max_new, stop_ids, reuse):
+        held = self.filled if reuse else ()
+        assert stop_ids == () and tokens[:len(held)] == held
+        self.n = len(tokens) - len(held) + max_new - 1
         yield from [Event(token=0, crc=0)] * max_new
 
     def counters(self):
@@ -710,6 +721,34 @@ def test_saturated_scores_are_told(run, tmp_path, monkeypatch):
 
 def test_bench_takes_several_numbers():
     assert bench.counts("16,128,16,0", "-p") == [16, 128]
+    assert bench.positions_of("16,128,16,0") == [16, 128, 0]
+
+
+def test_bench_at_positions(source):
+    """Both tests at each; rows are named as llama-bench names them, and what the cache holds is no
+    token of the test but is read."""
+    image, board = source.image, source.board
+    tests = bench.plan(image, prompts=[3], generates=[4], positions=[0, 20, 9], seed=2)
+    assert [t.name for t in tests] == ["pp3", "tg4", "pp3 @ d20", "tg4 @ d20", "pp3 @ d9",
+                                       "tg4 @ d9"]
+    whole = max((t.filled + t.prompt for t in tests), key=len)
+    for test in tests:                  # one text, so that one cache serves all
+        text = test.filled + test.prompt
+        assert text == whole[:len(text)] and text[0] == image.bos_id
+    results = bench.run(Counted(), image, board, tests)
+    far = results["tg4 @ d20"]
+    assert (far.position, far.tokens, far.cycles) == (20, 4, 80_000)
+    assert far.bytes == sum(image.bytes_per_token(21 + i) for i in range(4))
+    assert far.predicted_cycles == predict(image, board, prompt=1, generate=4,
+                                           start_pos=20).cycles > results["tg4"].predicted_cycles
+    assert "| tg4 @ d20 |" in bench.as_table(results, image, board, form="md")
+    rows = list(csv.DictReader(io.StringIO(bench.as_table(results, image, board, form="csv"))))
+    assert [(r["test"], r["position"]) for r in rows] == [
+        (t.name, str(len(t.filled))) for t in tests]
+    assert bench.as_json(results, image, board)["tests"]["pp3 @ d9"]["position"] == 9
+    bench.plan(image, prompts=[], generates=[4], positions=[60])
+    with pytest.raises(UserError, match="^tg4 @ d61 takes 65 positions and the context holds 64; "):
+        bench.plan(image, prompts=[], generates=[4], positions=[0, 61])
 
 
 def test_a_signal_to_end_is_an_interruption():

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
                    "tests, 0 leaves the test out.")
 @click.option("-n", "--n-gen", "generates", default="32", show_default=True, metavar="N",
               help="Tokens to generate from bos, likewise.")
+@click.option("-d", "--position", "positions", default="0", show_default=True, metavar="N",
+              help="Position at which the tests begin, likewise; llama-bench calls it depth. "
+                   "Behind position 0 the golden model computes the keys and values before it, and "
+                   "they are put into the simulated memory directly.")
 @click.option("--format", "form", type=click.Choice(("md", "csv", "json")), default="md",
               show_default=True, help="Form of the table on stdout.")
 @click.option("--against-raw", is_flag=True,
@@ -43,10 +47,11 @@ if TYPE_CHECKING:
 @target_option("sim", "pins")
 @trace_option
 @json_option
-def bench(prompts: str, generates: str, form: str, against_raw: bool, asked: Asked, board: str,
-          target: str, trace: Trace | None, json_to: str | None) -> int:
+def bench(prompts: str, generates: str, positions: str, form: str, against_raw: bool,
+          asked: Asked, board: str, target: str, trace: Trace | None, json_to: str | None) -> int:
     """Measure prefill and decode by the core's own counters."""
     from ..run import bench as benching
+    from ..run.targets import SIMULATED
     if json_to == "-" and given("form"):
         raise UserError("--json - leaves no room on stdout for a table; leave --format out, or "
                         "give --json a file")
@@ -58,6 +63,10 @@ def bench(prompts: str, generates: str, form: str, against_raw: bool, asked: Ask
                         "of a board")
     check_outputs(json_to, trace and trace.file, inputs=[asked.name])
     numbers = benching.counts(prompts, "-p"), benching.counts(generates, "-n")
+    begins = benching.positions_of(positions)
+    if any(begins) and target not in SIMULATED:
+        raise UserError("--position fills the cache of a simulated board, and the memory of "
+                        f"{target} is out of its reach; use --target sim, or leave it out")
     with Progress() as progress, closing(open_runner(target, board, asked, progress,
                                                      trace=trace is not None)) as runner:
         which = runner.board
@@ -70,7 +79,7 @@ def bench(prompts: str, generates: str, form: str, against_raw: bool, asked: Ask
                     else nullcontext()
             found = benching.run(runner, image, which, tests, record=record, progress=progress)
             return {name + suffix: measured for name, measured in found.items()}
-        tests = benching.plan(image, prompts=numbers[0], generates=numbers[1])
+        tests = benching.plan(image, prompts=numbers[0], generates=numbers[1], positions=begins)
         runner.load(source)
         results = measure(image)
         if against_raw:

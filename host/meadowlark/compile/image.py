@@ -137,6 +137,13 @@ class Image:
         """Parameters of the model; a tied head counts once."""
         return self.facts["parameters"]
 
+    @property
+    def caches(self) -> list[int]:
+        """Where the KV cache lies in memory: byte address of position 0 of the keys of each KV
+        head, then of their values, an attention after the other."""
+        listed = self.instructions[self.model_regs["decode_pc"]:]
+        return [i["addr"] * self.config["W"] for i in listed if i["op"] == Op.STORE]
+
     def place(self, pc: int) -> str:
         """What an instruction reads, for a sentence: tensor and address, as far as it is known."""
         program, decode_pc = self.instructions, self.model_regs["decode_pc"]

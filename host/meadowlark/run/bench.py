@@ -26,18 +26,20 @@ if TYPE_CHECKING:
 class Test:
     """What a test runs.
 
-    name: "pp128" or "tg32". prompt: ids. generate: tokens to draw; the first comes from the last
-    pass over the prompt.
+    name: "pp128" or "tg32", at a position behind others "tg32 @ d2000". filled: ids whose keys and
+    values the cache holds beforehand. prompt: ids behind them. generate: tokens to draw; the first
+    comes from the last pass over the prompt.
     """
     __test__ = False        # for pytest: not one of its tests
 
     name: str
+    filled: tuple[int, ...] = ()
     prompt: tuple[int, ...]
     generate: int
 
     @property
     def tokens(self) -> int:
-        """Tokens that went through the model: the prompt, and all drawn ones but the last."""
+        """Tokens that go through the model: the prompt, and all drawn ones but the last."""
         return len(self.prompt) + self.generate - 1
 
 
@@ -45,13 +47,15 @@ class Test:
 class Measured:
     """Result of a test.
 
-    cycles: of the whole test, from start to its last token. tokens: through the model. bytes:
+    position: of the first token. cycles: of the whole test, from start to its last token. tokens:
+    through the model. bytes:
     useful ones (weights, scales, cache, embedding, tables, each once a pass).
     memory_utilisation: bytes / (time x peak of the memory). mac_utilisation: unmasked products /
     (cycles x W x P). stalls: cycles in which the array got no beat, by cause. tokens_per_s: at the
     board's clock. predicted_cycles: by :mod:`meadowlark.compile.cycles`, before the run;
     None for a board of which no times are known.
     """
+    position: int
     cycles: int
     tokens: int
     bytes: int
@@ -63,6 +67,17 @@ class Measured:
     counters: dict[str, int]
 
 
+def _numbers(text: str, option: str, what: str) -> list[int]:
+    """What stands between commas, each once; what: end of the sentence that refuses it."""
+    try:
+        numbers = [int(x) for x in text.split(",")]
+    except ValueError:
+        numbers = [-1]
+    if any(x < 0 for x in numbers):
+        raise UserError(f"{option} {text!r} is no {what}")
+    return list(dict.fromkeys(numbers))
+
+
 def counts(text: str, option: str) -> list[int]:
     """ "128" or "16,128" -> numbers of tokens; 0 leaves a test out.
 
@@ -71,41 +86,46 @@ def counts(text: str, option: str) -> list[int]:
     UserError
         Not whole numbers.
     """
-    try:
-        numbers = [int(x) for x in text.split(",")]
-    except ValueError:
-        numbers = [-1]
-    if any(x < 0 for x in numbers):
-        raise UserError(f"{option} {text!r} is no number of tokens; give one such as 128, several "
-                        "with commas between them, or 0 to leave the test out")
-    return list(dict.fromkeys(x for x in numbers if x))
+    return [n for n in _numbers(
+        text, option, "number of tokens; give one such as 128, several with commas between them, "
+        "or 0 to leave the test out") if n]
+
+
+def positions_of(text: str) -> list[int]:
+    """ "2000" or "0,2000" -> positions; raises as :func:`counts`."""
+    return _numbers(text, "--position", "position; give one such as 2000, or several with commas "
+                    "between them; 0 is the beginning")
 
 
 def plan(image: Image, *, prompts: Sequence[int], generates: Sequence[int],
-         seed: int = 0) -> list[Test]:
-    """Tests for numbers of tokens.
+         positions: Sequence[int] = (0,), seed: int = 0) -> list[Test]:
+    """Tests for numbers of tokens, all at each position.
 
-    Prompts are random ids (the cycles do not depend on them) behind the model's bos; generation
-    starts from the bos alone.
+    They are parts of one text: random ids (the cycles do not depend on them) behind the model's
+    bos. Generation starts from the one at its position.
 
     Raises
     ------
     UserError
         A test does not fit the context, or there is none.
     """
-    rng = np.random.default_rng(seed)
-    bos = image.bos_id or 0
-    tests = []
-    for n in prompts:
-        ids = [bos, *map(int, rng.integers(0, image.shape["vocab"], n - 1))]
-        tests.append(Test(name=f"pp{n}", prompt=tuple(ids), generate=1))
-    tests += [Test(name=f"tg{n}", prompt=(bos,), generate=n) for n in generates]
-    if not tests:
+    if not (prompts or generates):
         raise UserError("nothing to measure; give -p or -n a number above 0")
-    for test in tests:
-        if test.tokens > image.context:
-            raise UserError(f"{test.name} takes {test.tokens} positions and the context holds "
-                            f"{image.context}; give fewer tokens")
+    text = np.random.default_rng(seed).integers(0, image.shape["vocab"], image.context)
+    text[0] = image.bos_id or 0
+    tests = []
+    for position in positions:
+        where = f" @ d{position}" if position else ""
+        for name, prompt, generate in (*((f"pp{n}", n, 1) for n in prompts),
+                                       *((f"tg{n}", 1, n) for n in generates)):
+            need = position + prompt + generate - 1
+            if need > image.context:
+                raise UserError(f"{name}{where} takes {need} positions and the context holds "
+                                f"{image.context}; give fewer tokens"
+                                + (" or an earlier --position" if position else ""))
+            tests.append(Test(
+                name=name + where, filled=tuple(text[:position].tolist()), generate=generate,
+                prompt=tuple(text[position:position + prompt].tolist())))
     return tests
 
 
@@ -114,7 +134,8 @@ def run(target: Target, image: Image, board: Board, tests: Sequence[Test], *,
         progress: Callable[[str, int, int], None] | None = None) -> dict[str, Measured]:
     """Run tests on a target that holds the image; results by name, in order.
 
-    record: given a test's name, makes the context that it runs in.
+    record: given a test's name, makes the context that it runs in. The target of a test with a
+    filled cache has a back door, see :meth:`.targets.Target.fill`.
 
     Raises
     ------
@@ -126,11 +147,14 @@ def run(target: Target, image: Image, board: Board, tests: Sequence[Test], *,
     from ..compile.cycles import predict
     config, out = board.config, {}
     for test in tests:
+        if test.filled:
+            target.fill(test.filled)
         if progress:
             progress(f"running {test.name}", 0, test.generate)
         got = 0
         with record(test.name), closing(target.generate(
-                test.prompt, Sampling(), max_new=test.generate, stop_ids=())) as events:
+                test.filled + test.prompt, Sampling(), max_new=test.generate, stop_ids=(),
+                reuse=bool(test.filled))) as events:
             for _ in events:
                 got += 1
                 if progress:
@@ -142,10 +166,12 @@ def run(target: Target, image: Image, board: Board, tests: Sequence[Test], *,
         if "cycles" not in counters:
             raise UserError(f"the target {target.name} counts no cycles; use --target sim or a "
                             "serial port")
-        expected = predict(image, board, prompt=len(test.prompt), generate=test.generate)
+        position = len(test.filled)
+        expected = predict(image, board, prompt=len(test.prompt), generate=test.generate,
+                           start_pos=position)
         cycles = counters["cycles"]
         out[test.name] = Measured(
-            cycles=cycles, tokens=test.tokens, bytes=expected.useful_bytes,
+            position=position, cycles=cycles, tokens=test.tokens, bytes=expected.useful_bytes,
             memory_utilisation=expected.useful_bytes / (cycles * board.bytes_per_cycle),
             mac_utilisation=expected.useful_macs / (cycles * config.W * config.P),
             stalls={k.removeprefix("stall_"): v for k, v in counters.items()
@@ -185,7 +211,7 @@ def as_table(results: dict[str, Measured], image: Image, board: Board, *, form: 
     if form == "csv":
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
-        fields = ("cycles", "tokens", "bytes", "memory_utilisation", "mac_utilisation",
+        fields = ("position", "cycles", "tokens", "bytes", "memory_utilisation", "mac_utilisation",
                   "tokens_per_s", "predicted_cycles")
         stalls = next(iter(results.values())).stalls
         table.writerow(["model", "parameters", "board", "clock_mhz", "test", *fields,

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Gets a sentence and, where it is known, the steps done and the steps in all.
 Progress = Callable[[str, int, int], None]
+#: Tokens between two signs of progress while a cache is computed.
+CACHED_AT_ONCE = 256
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,8 +92,7 @@ class Target(ABC):
             one at least. The run gives the same tokens.
         """
         tokens = list(tokens)
-        start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1],
-                                         zip(self._held, tokens[:-1]))) if reuse else 0
+        start = _alike(self._held, tokens[:-1]) if reuse else 0
         self.cached, self._held = start, tokens[:start]     # what follows may be overwritten
         ahead = tokens[start:]
         with closing(self._run(ahead, sampling, start_pos=start, max_new=max_new,
@@ -110,6 +111,11 @@ class Target(ABC):
     def _run(self, tokens: Sequence[int], sampling: Sampling, *, start_pos: int, max_new: int,
              stop_ids: Sequence[int]) -> Generator[Event, None, None]:
         """As :meth:`generate`, from start_pos; the cache below it is kept."""
+
+    def fill(self, tokens: Sequence[int]) -> None:
+        """Put the keys and values of tokens, from position 0 on, into the KV cache without a run;
+        :meth:`generate` with ``reuse`` goes on behind them. Only a simulation can."""
+        raise NotImplementedError(f"{self.name} has no back door")
 
     def counters(self) -> dict[str, int]:
         """Counters of the core for the latest run; of the golden models those that they have."""
@@ -206,6 +212,28 @@ class GoldenTarget(Target):
                     tokens, sampling, max_new=min(max_new, room), stop_ids=tuple(stop_ids),
                     start_pos=start_pos):
                 yield Event(token=token, crc=logits_crc(logits), logits=logits)
+
+    def cache(self, tokens: Sequence[int]) -> list[np.ndarray]:
+        """Keys and values of tokens at positions 0.., as they lie at each of
+        :attr:`.Image.caches`: uint8[len(tokens) * head_pad].
+
+        Whole passes over those of them that earlier calls have not taken; no logits but the last.
+        """
+        runs, image, tokens = self._core or self._golden, self._image, list(tokens)
+        assert runs is not None and image is not None, "load() comes first"
+        n = len(tokens)
+        for at in range(_alike(self._held, tokens), n, CACHED_AT_ONCE):
+            if self._progress:
+                self._progress("filling the cache by the golden model", at, n)
+            self._held = tokens[:at]
+            with self._sound():
+                runs.forward(tokens[at:at + CACHED_AT_ONCE], at)
+            self._held = tokens[:at + CACHED_AT_ONCE]
+        if self._golden is not None:
+            both = np.stack([self._golden.keys, self._golden.values], axis=1)[..., :n, :]
+            return [*both.reshape(len(image.caches), -1).view(np.uint8)]
+        assert self._core is not None
+        return [self._core.memory[at:at + n * image.shape["head_pad"]] for at in image.caches]
 
     def counters(self) -> dict[str, int]:
         """Of an image all that do not depend on time; of a model, its scores that saturated."""
@@ -315,6 +343,7 @@ class SimTarget(BoardTarget):
             check_pins(board)
         self._board, self._pins, self._sleep, self._trace = board, pins, sleep, trace
         self._through_link = through_link
+        self._filler: GoldenTarget | None = None        # of the model that is loaded
 
     @property
     def board(self) -> Board:
@@ -334,6 +363,20 @@ class SimTarget(BoardTarget):
             from ..sim import SimTransport
             self._driver = Driver(SimTransport(self.sim))
         return self._driver
+
+    def _load(self, source: Source) -> None:
+        super()._load(source)
+        self._source, self._filler = source, None
+
+    def fill(self, tokens: Sequence[int]) -> None:
+        """See :meth:`Target.fill`; the golden model computes them."""
+        assert self._image is not None, "load() comes first"
+        if self._filler is None:
+            self._filler = GoldenTarget(self._board, progress=self._progress)
+            self._filler.load(self._source)
+        for at, values in zip(self._image.caches, self._filler.cache(tokens), strict=True):
+            self.sim.memory[at:at + len(values)] = values
+        self._held = list(tokens)
 
     def _write(self, image: Image) -> None:
         if self._through_link:
@@ -360,6 +403,11 @@ class SimTarget(BoardTarget):
             self._driver.close()
         if "sim" in self.__dict__:
             self.sim.close()
+
+
+def _alike(a: Sequence[int], b: Sequence[int]) -> int:
+    """Tokens at the front that are the same."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b)))
 
 
 def _default() -> Board:
