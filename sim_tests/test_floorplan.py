@@ -91,6 +91,15 @@ def test_block_rams_of_an_sdram_stand_beside_its_pins(lanes):
     assert found == plan(core, SITES["85k"], pins)
 
 
+@pytest.mark.parametrize("device, multipliers, memories",
+                         [("25k", 28, 56), ("45k", 72, 108), ("85k", 156, 208)])
+def test_sites_of_a_device_are_all_that_it_has(device, multipliers, memories):
+    """As many as Lattice's data sheet of the ECP5 says (FPGA-DS-02012, table 1.1)."""
+    sites = SITES[device]
+    assert 4 * len(sites.columns) * len(sites.multipliers) == multipliers
+    assert 4 * len(sites.columns) * len(sites.memories) == memories
+
+
 def test_no_plan_where_none_is_needed():
     assert plan(array(4, 4), SITES["85k"]) == {}
     assert plan({}, SITES["85k"]) == {}

@@ -22,5 +22,5 @@ BOARD = Board(
     memory=MEMORY,
     link=LINK,
     family=ECP5,
-    chip=replace(CHIP, platform="amaranth_boards.ulx3s:ULX3S_45F_Platform"),
+    chip=replace(CHIP, platform="amaranth_boards.ulx3s:ULX3S_45F_Platform", pins=(90, 39)),
 )

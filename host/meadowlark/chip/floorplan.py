@@ -34,9 +34,11 @@ class Sites:
 
 _85K = Sites(columns=(4, 13, 22, 31, 40, 49, 58, 69, 78, 87, 96, 105, 114),
              multipliers=(10, 34, 58), memories=(22, 46, 70, 82))
+_45K = Sites(columns=(4, 13, 22, 31, 42, 51, 60, 69, 78), multipliers=(22, 46),
+             memories=(10, 34, 58))
 _25K = Sites(columns=(4, 13, 22, 33, 42, 51, 60), multipliers=(13,), memories=(25, 37))
 #: By nextpnr's name of the device.
-SITES = {"25k": _25K, "85k": _85K, "um-85k": _85K, "um5g-85k": _85K}
+SITES = {"25k": _25K, "45k": _45K, "85k": _85K, "um-85k": _85K, "um5g-85k": _85K}
 
 _LANE = re.compile(r"\bengine\.lane(\d+)\.(pair\d+\.|acts\.|softmax\.)")
 #: Of the vector unit: in the middle of the ring. Of the tile buffer: beside the first lane.
