@@ -46,7 +46,8 @@ def test_mutants_name_tests():
     ("os.kill(os.getpid(), 9)", "killed"), ("raise RuntimeError('verilator: an error')", "void"),
     ("raise RuntimeError('verilator\\nfailed with status -9:')", "killed"),
     ("raise RuntimeError('g++ -I verilator: Killed signal terminated program cc1plus')", "killed"),
-    ("time.sleep(99)", "hung")])
+    ("raise RuntimeError('vvp\\nfailed with status -24:')", "failed"),
+    ("while True: pass", "hung")])
 def test_what_becomes_of_a_mutant(tmp_path, monkeypatch, body, found):
     """Nothing is said of a mutant whose test was killed by something else."""
     monkeypatch.setattr(mutate, "ROOT", tmp_path)
@@ -55,7 +56,7 @@ def test_what_becomes_of_a_mutant(tmp_path, monkeypatch, body, found):
     (tmp_path / "pyproject.toml").write_text("")
     (tmp_path / "sim_tests" / "test_one.py").write_text(
         f"import os, time\n\ndef test_one():\n    {body}\n")
-    tree = mutate.Tree(tmp_path / "tree", seed=1)
+    tree = mutate.Tree(tmp_path / "tree", seed=1, sim="verilator")
     assert tree.run("test_one.py", 2 if found == "hung" else 60)[0] == found
 
 
