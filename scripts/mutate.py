@@ -43,8 +43,8 @@ FOLDERS = ("hdl", "host", "boards", "sim_tests", "scripts")
 #: What breaks: what comes out; when it comes out; a limit, an error, or what stalls and flushes do.
 KINDS = ("value", "time", "edge")
 #: A process of a mutant's tests may take so many times as long as they do without it, and so many
-#: seconds more: in processor time, so that a busy machine condemns no mutant; in real time ten times
-#: that.
+#: seconds more: in processor time, so that a busy machine condemns no mutant; in real time ten
+#: times that.
 TIMES, MORE_S = 3, 20
 #: Simulator of the benches: small ones mostly wait for a compiler, and Icarus needs none.
 SIM = "icarus" if shutil.which("iverilog") and shutil.which("vvp") else "verilator"
@@ -161,11 +161,11 @@ class Tree:
         # PYTHONPATH comes before the editable install, so the copy is what gets imported.
         limit = "unlimited" if limit_s is None else math.ceil(limit_s)
         process = subprocess.Popen(
-            ["sh", "-c", f'ulimit -S -t {limit} && exec "$@"', "sh", sys.executable, "-m", "pytest",
-             "-x", "-q", "-p", "no:cacheprovider", str(TESTS / test)], cwd=self.path,
+            ["sh", "-c", f'ulimit -S -t {limit} && exec "$@"', "sh", sys.executable, "-m",
+             "pytest", "-x", "-q", "-p", "no:cacheprovider", str(TESTS / test)], cwd=self.path,
             env=os.environ | {
-                "SIM": self.sim, "PYTHONPATH": path, "SEED": str(self.seed), "PYTHONDONTWRITEBYTECODE": "1",
-                "MEADOWLARK_CACHE": str(self.cache), "COCOTB_MAX_FAILURES": "1"},
+                "SIM": self.sim, "PYTHONPATH": path, "SEED": str(self.seed),
+                "PYTHONDONTWRITEBYTECODE": "1", "MEADOWLARK_CACHE": str(self.cache), "COCOTB_MAX_FAILURES": "1"},
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             errors="replace", start_new_session=True)
         self.running.add(process)
