@@ -165,7 +165,8 @@ class Tree:
              "pytest", "-x", "-q", "-p", "no:cacheprovider", str(TESTS / test)], cwd=self.path,
             env=os.environ | {
                 "SIM": self.sim, "PYTHONPATH": path, "SEED": str(self.seed),
-                "PYTHONDONTWRITEBYTECODE": "1", "MEADOWLARK_CACHE": str(self.cache), "COCOTB_MAX_FAILURES": "1"},
+                "PYTHONDONTWRITEBYTECODE": "1", "MEADOWLARK_CACHE": str(self.cache),
+                "COCOTB_MAX_FAILURES": "1"},
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             errors="replace", start_new_session=True)
         self.running.add(process)
