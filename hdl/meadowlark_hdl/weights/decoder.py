@@ -7,7 +7,6 @@ from amaranth.lib.wiring import In, Out
 
 from ..config import Config
 from ..lib.fanout import near
-from ..lib.queues import Skid
 from ..signatures import DecoderItem, TileFill, TileTag
 from ..sleep import napping
 from .block_unit import BlockUnit
@@ -61,7 +60,7 @@ class PackedWeightDecoder(wiring.Component):
         While it was high in the cycle before, as in reset: what is inside is dropped.
     """
 
-    LATENCY = 4
+    LATENCY = 3
 
     def __init__(self, config: Config, *, sleep: bool = False):
         self.config, self.sleep = config, sleep
@@ -79,13 +78,12 @@ class PackedWeightDecoder(wiring.Component):
             """A register of the flush for each part: one for all would reach too far."""
             flush = near(top, self.flush, name=f"flush_{name}", reset=True)
             return ResetInserter(flush)(block)
-        raw, none, chunk_in = RawUnit(config), NoUnit(config), Skid(8 * config.W)
+        raw, none = RawUnit(config), NoUnit(config)
         blocks = (BlockUnit if config.block_modes else NoUnit)(config)
         units = {Unit.RAW: raw.unit, Unit.BLOCKS: blocks.unit, Unit.NONE: none.unit}
         m.submodules.tiles = tiles = TileReader(config)
         m.submodules.headers = headers = Headers(config)
         wiring.connect(m, wiring.flipped(self.tags), tiles.i)
-        wiring.connect(m, wiring.flipped(self.chunks), chunk_in.i)
         tile = tiles.o.payload
 
         # Halves of the tile buffer that no tile has been begun for.
@@ -138,12 +136,12 @@ class PackedWeightDecoder(wiring.Component):
             item.last.eq(Cat(o.valid & o.payload.last for o in outs).any()),
             item.beat.eq(Mux(from_blocks, blocks.unit.o.payload.beat, raw.unit.o.payload.beat))]
 
-        chunks = chunk_in.o
+        chunks = self.chunks
         if config.packing:
             m.submodules.stage = stage = UnpackStage(config)
             unpack = unpacker(config)
             wiring.connect(m, stage.unpacker, unpack)
-            wiring.connect(m, chunks, stage.i)
+            wiring.connect(m, wiring.flipped(chunks), stage.i)
             wiring.connect(m, stage.headers, headers.i)
             m.d.comb += [
                 stage.next.eq(tile), stage.known.eq(tiles.o.valid & tile.legal),
@@ -161,6 +159,6 @@ class PackedWeightDecoder(wiring.Component):
         top.submodules.blocks = napping(
             top, flushed("blocks", blocks), "blocks", blocks.unit.start | blocks.unit.busy
             | blocks.unit.enable, sleep=self.sleep, linger=32)
-        for name, block in (("control", m), ("raw", raw), ("none", none), ("chunk", chunk_in)):
+        for name, block in (("control", m), ("raw", raw), ("none", none)):
             top.submodules[name] = flushed(name, block)
         return top
