@@ -14,10 +14,12 @@ from amaranth.lib.wiring import In, Out
 from bench import cycles, pack, start, unpack
 from meadowlark_hdl.compute.tiling_engine import EngineControl, TilingEngine
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.isa import FIELDS, Instruction
+from meadowlark_hdl.control.sequencer_golden import Lots
+from meadowlark_hdl.isa import Instruction
 from meadowlark_hdl.issue.issue import Issue
 from meadowlark_hdl.signatures import (ActWrite, Beat, FetchedInstruction, ModelLayout, PassLayout,
                                        Result, ResultPort, RopeWrite, RowScale, TileRead)
+from presented import packed_lots
 
 SUM_GAP = 20
 
@@ -167,14 +169,12 @@ class Bench:
         for _ in range(self.config.P + 2):
             await RisingEdge(dut.clk)
 
-    async def execute(self, instruction: Instruction):
-        """Run one instruction; returns its cycles from acceptance to retirement."""
+    async def execute(self, instruction: Instruction, lots: Lots | None = None):
+        """Run one instruction; returns its cycles from acceptance to retirement. lots: of QK and
+        SV."""
         dut = self.dut
-        word = at = 0
-        for f in FIELDS:
-            word |= instruction[f.name] << at
-            at += f.bits
-        dut.instr__payload.value = word
+        dut.instr__payload.value = pack(FetchedInstruction(), instr=dict(instruction),
+                                        lots=packed_lots(lots) if lots else {})
         dut.instr__valid.value = 1
         before = self.retired
         while True:

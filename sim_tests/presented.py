@@ -6,20 +6,41 @@ from collections.abc import Iterable, Sequence
 from amaranth import Shape
 from meadowlark_hdl.compute.lane import DRAIN_LATER
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.control.sequencer_golden import Pass
+from meadowlark_hdl.control.sequencer_golden import Lots, Pass, subgroups
 from meadowlark_hdl.isa import Instruction, Op
 from meadowlark_hdl.issue.issue_golden import ENABLES, Presented
 from meadowlark_hdl.issue.walker import presentable
 
 
-def a_pass(P: int, n: int, pos0: int = 3) -> Pass:
-    return Pass(pos0, n, -(-n // P), pos0 + n, True, n == 1)
+def a_pass(P: int, n: int, pos0: int = 3, sub_heads: int = 1, sub_blocks: int = 1) -> Pass:
+    return Pass(pos0, n, -(-n // P), pos0 + n, sub_heads, sub_blocks, True, n == 1)
 
 
-def random_work(rng, c: Config, *ops: Op) -> tuple[Pass, Instruction, int]:
-    """A pass, an instruction of one of these operators, and how many tiles it takes."""
+def first_block(i: Instruction, p: Pass, model: dict[str, int], P: int) -> dict[str, int]:
+    """Where its blocks begin, as Dispatch finds it."""
+    block = p.nb - 1 if i["last"] else 0
+    return {"block": block, "words": block * model.get("block_words", 0), "tokens": block * P}
+
+
+def packed_lots(lots: Lots) -> dict[str, int]:
+    """Fields of LotsLayout."""
+    return {"heads": len(lots.heads), "blocks": len(lots.blocks), "keys": lots.keys,
+            "begin": lots.begin, "again": lots.again}
+
+
+def repeated(c: Config, p: Pass, i: Instruction) -> list[tuple[Instruction, Lots | None]]:
+    """An instruction as Fetch queues it: a QK or SV as a pair, once for each subgroup."""
+    if i["op"] not in (Op.QK, Op.SV):
+        return [(i, None)]
+    return [(Instruction(**dict(i) | {"op": op}), lots) for lots in subgroups(c, p, i)
+            for op in (Op.QK, Op.SV)]
+
+
+def random_work(rng, c: Config, *ops: Op) -> tuple[Pass, Instruction]:
+    """A pass, and an instruction of one of these operators."""
     heads = bool(rng.integers(2))
-    p = a_pass(c.P, 1 if heads else int(rng.integers(1, 3 * c.P + 1)), int(rng.integers(60)))
+    p = a_pass(c.P, 1 if heads else int(rng.integers(1, 3 * c.P + 1)), int(rng.integers(60)),
+               *(map(int, rng.integers(1, 4, 2))))
     op = Op(rng.choice(ops))
     rows, row_beats = int(rng.integers(2, c.tile_rows + 1)), 1 << int(rng.integers(3))
     if rng.random() < 0.4:              # keys of several blocks just fill a tile, or just do not
@@ -31,8 +52,14 @@ def random_work(rng, c: Config, *ops: Op) -> tuple[Pass, Instruction, int]:
                     last=int(rng.integers(2)), tiles=int(rng.integers(1, 4)), rows=rows,
                     last_rows=int(rng.integers(1, rows + 1)), row_beats=row_beats,
                     x=int(rng.integers(8)), shift=int(rng.integers(64)),
-                    addr=int(rng.integers(1 << 20)))
-    return p, i, {Op.LINEAR: i["tiles"], Op.STORE: 0}.get(op, -(-p.ctx // rows))
+                    addr=int(rng.integers(1 << 20)), group=1 if heads else int(rng.integers(1, 5)))
+    return p, i
+
+
+def tiles_of(i: Instruction, lots: Lots | None) -> int:
+    """Tiles that it takes."""
+    return {Op.LINEAR: i["tiles"], Op.STORE: 0}[Op(i["op"])] if lots is None else \
+        -(-lots.keys // i["rows"])
 
 
 def check(config: Config, trace: Sequence[Presented], wanted: Iterable[Presented]) -> None:

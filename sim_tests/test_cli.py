@@ -640,7 +640,7 @@ def test_bench_measures_what_the_counters_say(source):
     assert pp.stalls == {"memory": 7, "engine": 8}
     assert tg.bytes == sum(image.bytes_per_token(i + 1) for i in range(4))
     assert tg.memory_utilisation == tg.bytes / (80_000 * 16)
-    assert pp.mac_utilisation == image.useful_macs(pos0=0, n=16, head=True) / (320_000 * 64)
+    assert pp.mac_utilisation == image.useful_macs(pos0=0, n=16, final=True) / (320_000 * 64)
     assert pp.predicted_cycles > 0
     table = bench.as_table(results, image, board, form="md").splitlines()
     assert len(table) == 4 and len({len(x) for x in table}) == 1

@@ -74,9 +74,10 @@ def unrotated(model, layer):
 
 @pytest.mark.parametrize("config, shape", [      # TIGHT is made for one shape
     *((c, shape) for c in (NARROW, WIDE) for shape in SHAPES), (TIGHT, "plain")])
-def test_program_gives_golden_logits(models, shape, config, seed):
+@pytest.mark.parametrize("all_tokens", [False, True])
+def test_program_gives_golden_logits(models, shape, config, all_tokens, seed):
     qm = models(shape)
-    image = compile_model(qm, board(config))
+    image = compile_model(qm, board(config), all_tokens=all_tokens)
     chip, golden = golden_core(image, config, seed), GoldenModel(qm)
     tokens = np.random.default_rng(seed).integers(0, qm.vocab, 41).tolist()
     for n in (41, 1, 2):                # several passes and blocks; the decode list; one block
@@ -224,9 +225,19 @@ def test_statistics(models):
     table = 32 + 4 + 2 * 8
     assert image.bytes_per_token(1) == weights + table + 2 * 2 * 16 * 2
     assert image.bytes_per_token(10) - image.bytes_per_token(9) == 2 * 2 * 16
-    assert image.useful_bytes(pos0=0, n=10, head=False) == (
+    # A pass that is not final has of the second layer the norm, the keys and the values.
+    kv, kv_rows = 32 * (16 + 16), 16 + 16
+    assert image.useful_bytes(pos0=0, n=10, final=False) == (
+        layer + 4 * rows + 2 * 64 + kv + 4 * kv_rows + 64 + 10 * table + 2 * 16 * 10 * (1 + 2))
+    assert image.useful_macs(pos0=0, n=3, final=True) == (
+        3 * layer + 3 * kv + (layer - kv) + 128 * 32 + 2 * 32 * (1 + 2 + 3 + 3))
+    whole = compile_model(models("plain"), board(NARROW), all_tokens=True)
+    assert whole.useful_bytes(pos0=0, n=10, final=False) == (
         2 * (layer + 4 * rows + 2 * 64) + 10 * table + 2 * 2 * 2 * 16 * 10)
-    assert image.useful_macs(pos0=0, n=3, head=True) == (
+    assert whole.useful_macs(pos0=0, n=3, final=True) == (
         3 * 2 * layer + 128 * 32 + 2 * 2 * 32 * (1 + 2 + 3))
+    for useful in ("useful_bytes", "useful_macs"):      # of a decode pass
+        assert getattr(whole, useful)(pos0=7, n=1, final=True) == \
+            getattr(image, useful)(pos0=7, n=1, final=True)
     assert image.bits_per_weight == 8 * len(image.memory) / image.parameters
     assert any(i["epi"] == Epi.LOGIT for i in image.instructions)

@@ -40,10 +40,19 @@ def test_each_operator(seed):
         work.append((None, Op.END, 0))
         for pc in range(60):
             k, op, settle = rng.choice(work)
-            heads, n = rng.randrange(2), rng.randrange(1, 9)
-            ctx.set(dispatch.pass_, {"n": n, "pos0": 0, "nb": 1, "ctx": 9, "final": 0})
+            heads, n, last = rng.randrange(2), rng.randrange(1, 9), rng.randrange(2)
+            nb, words = rng.choice([1, 2, rng.randrange(1, 33)]), rng.randrange(1 << 8)
+            ctx.set(dispatch.pass_, {"n": n, "pos0": 0, "nb": nb, "ctx": 9, "final": 0})
+            ctx.set(dispatch.model, {"block_words": words})
             await ctx.tick()
-            await give(ctx, dispatch, pc, op=op, heads=heads, shift=pc % 64)
+            await give(ctx, dispatch, pc, op=op, heads=heads, shift=pc % 64, last=last)
+            before = nb - 1 if last and k is not None else 0
+            for _ in range(before):             # the blocks before the last are passed over
+                assert not ctx.get(dispatch.req)
+                await ctx.tick()
+            first = dispatch.job.first
+            assert [ctx.get(first[name]) for name in ("block", "words", "tokens")] == [
+                before, before * words, before * CONFIG.P]
             assert ctx.get(dispatch.req) == (0 if k is None else 1 << k)
             assert ctx.get(dispatch.job.instr.shift) == pc % 64 and ctx.get(dispatch.pc) == pc
             await ctx.tick()

@@ -16,8 +16,9 @@ from meadowlark.compile.cycles import Spent, _Machine
 from meadowlark_boards import get_board
 from meadowlark_hdl.compute.vector_unit import VectorUnit
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.control.sequencer_golden import Pass
+from meadowlark_hdl.control.sequencer_golden import Lots, Pass
 from meadowlark_hdl.issue.dispatch import Dispatch
+from presented import a_pass, repeated
 from meadowlark_hdl.isa import Epi, Header, Instruction, Mode, Op, Src
 
 CONFIGS = {"w16p8": Config(W=16, P=8, bus_bytes=2, act_words=128, score_depth=1024, tile_beats=64,
@@ -50,14 +51,16 @@ class Executor(ArrayUnderTest):
         return m
 
 
-def predicted(config: Config, model: dict, p: Pass, instruction: Instruction) -> int:
+def predicted(config: Config, model: dict, p: Pass, instruction: Instruction,
+              lots: Lots | None) -> int:
     """Cycles from an instruction's turn to the next one's, if memory is never waited for."""
     machine = _Machine(SimpleNamespace(instructions=[], model_regs=model, memory=b""),
                        replace(get_board("virtual"), config=config))
     machine._wait = lambda *tile: None
     machine.now, spent = 0, Spent()
-    machine._lose(spent, Dispatch.START)
-    getattr(machine, "_" + Op(instruction["op"]).name.lower())(instruction, p, spent)
+    machine._lose(spent, Dispatch.START + (p.nb - 1 if instruction["last"] else 0))
+    getattr(machine, "_" + Op(instruction["op"]).name.lower())(
+        instruction, p, spent, *([lots] if lots else []))
     machine._lose(spent, Dispatch.SETTLE)
     return machine.now
 
@@ -76,8 +79,7 @@ def instructions(config: Config, n: int):
                           rows=4, last_rows=2, row_beats=beats, epi=epi, y=0, last=last), \
             [4 * beats, 4 * beats, 2 * beats]
     head = 2
-    yield Instruction(Op.QK, src=Src.KV, rows=64 // head, row_beats=head), None
-    yield Instruction(Op.SV, src=Src.KV, rows=64 // head, row_beats=head), None
+    yield Instruction(Op.QK, src=Src.KV, rows=64 // head, row_beats=head, group=2), None
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
@@ -87,19 +89,22 @@ async def as_predicted(dut, tokens):
     model = {"hidden": HIDDEN, "head_log2": (2 * config.W).bit_length() - 1, "block_words": 16,
              "vocab": 100}
     pos0 = 30
-    p = Pass(pos0, tokens, -(-tokens // config.P), pos0 + tokens, True, tokens == 1)
+    p = a_pass(config.P, tokens, pos0, 1, 3)
     bench = Bench(dut, config, pass_={"pos0": p.pos0, "n": p.n, "nb": p.nb, "ctx": p.ctx,
                                       "final": 1},
                   model={name: model[name] for name in ("hidden", "head_log2", "block_words")})
     await bench.begin()
     wrong = []
-    for instruction, tiles in instructions(config, tokens):
+    every = [(*each, tiles) for work, tiles in instructions(config, tokens)
+             for each in repeated(config, p, work)]
+    for instruction, lots, tiles in every:
         if tiles is None:
             rows, beats = instruction["rows"], instruction["row_beats"]
-            tiles = [min(rows, p.ctx - at) * beats for at in range(0, p.ctx, rows)]
+            tiles = [min(rows, lots.keys - at) * beats for at in range(0, lots.keys, rows)]
         bench.tiles = [Tile(np.ones((beats, config.W), int), [(40000, 20, 0)] * 16)
                        for beats in tiles]
-        took, want = await bench.execute(instruction), predicted(config, model, p, instruction)
+        took = await bench.execute(instruction, lots)
+        want = predicted(config, model, p, instruction, lots)
         name = f"{Op(instruction['op']).name} {Epi(instruction['epi']).name}"
         cocotb.log.info(f"{name}: {took} cycles, {want} predicted")
         wrong += [(name, took, want)] if took != want else []

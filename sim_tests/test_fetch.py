@@ -3,20 +3,22 @@ import random
 from collections import deque
 
 import cocotb
-from bench import cycles, flush, pack, recv, simulate, start
+from bench import cycles, flush, pack, recv, simulate, start, unpack
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.fetch import Fetch
+from meadowlark_hdl.control.sequencer_golden import Pass, subgroups
 from meadowlark_hdl.isa import Header, Instruction, Mode, Op, Src, encode
-from meadowlark_hdl.signatures import (FetchedInstruction, ModelLayout, PassLayout, TileJob)
+from meadowlark_hdl.signatures import FetchedInstruction, ModelLayout, PassLayout, TileJob
+from presented import packed_lots
 
 SIZES = {"P": 4, "bus_bytes": 2, "prog_depth": 256, "context": 64, "tile_beats": 512}
 CONFIG = Config(W=8, **SIZES)
 VOCAB = 2**18 - 1       # the largest
 
 
-def jobs_of(i: Instruction, pass_: dict, tokens: list[int], pointer: int):
+def jobs_of(i: Instruction, pass_: dict, tokens: list[int], pointer: int, keys: int = 0):
     """-> (jobs of one instruction, new stream pointer); written from docs/architecture.md."""
     def job(addr, chunks, rows, beats, header=i["header"]):
         return {"addr": addr % 2**27, "chunks": chunks, "mode": i["mode"], "header": header,
@@ -37,15 +39,15 @@ def jobs_of(i: Instruction, pass_: dict, tokens: list[int], pointer: int):
             row = position if i["src"] == Src.TABLE else tokens[position]
             jobs.append(job(i["addr"] + row * i["chunks"], i["chunks"], 1, i["row_beats"]))
     elif i["src"] == Src.KV:
-        for key in range(0, pass_["ctx"], i["rows"]):
-            beats = min(i["rows"], pass_["ctx"] - key) * i["row_beats"]
+        for key in range(0, keys, i["rows"]):
+            beats = min(i["rows"], keys - key) * i["row_beats"]
             jobs.append(job(i["addr"] + key * i["row_beats"], beats, 0, beats, Header.NONE))
     return jobs, pointer
 
 
 def random_instruction(ops=("stream", "norm", "table", "token", "kv", "store", "none", "skip"),
                        **fields) -> Instruction:
-    """Junk in the fields that do not matter."""
+    """Junk in the fields that do not matter. kv: a QK, see :func:`pair`."""
     f = {name: random.getrandbits(bits) for name, bits in
          (("epi", 4), ("heads", 1), ("lanes", 6), ("x", 12), ("y", 15), ("shift", 6),
           ("mant", 16), ("addr", 27), ("rows", 8), ("last_rows", 8), ("chunks", 12),
@@ -69,7 +71,8 @@ def random_instruction(ops=("stream", "norm", "table", "token", "kv", "store", "
     elif kind == "kv":
         beats = random.choice([1, 2, 8, 16])
         rows = random.choice([1, 3, 8, 32])
-        f |= {"op": random.choice([Op.QK, Op.SV]), "src": Src.KV, "row_beats": beats, "rows": rows}
+        f |= {"op": Op.QK, "src": Src.KV, "row_beats": beats, "rows": rows,
+              "group": random.choice([1, 2, random.randint(1, 9)])}
     elif kind == "store":
         f |= {"op": Op.STORE, "src": Src.NONE}
     elif kind == "skip":
@@ -79,10 +82,24 @@ def random_instruction(ops=("stream", "norm", "table", "token", "kv", "store", "
     return Instruction(**(f | fields))
 
 
+def pair(**fields) -> list[Instruction]:
+    """A QK and the SV behind it."""
+    qk, sv = (random_instruction(("kv",), **fields) for _ in range(2))
+    same = {name: qk[name] for name in ("group", "heads", "lanes", "last")}
+    return [qk, Instruction(**dict(sv) | same | {"op": Op.SV})]
+
+
+def random_list(count: int, *kinds: str) -> list[Instruction]:
+    """So many instructions, a pair as one."""
+    some = [random_instruction(kinds) if kinds else random_instruction() for _ in range(count)]
+    return [i for each in some for i in (pair() if each["op"] == Op.QK else [each])]
+
+
 def random_pass(final: int) -> dict:
     pos0 = random.choice([0, 0, random.randrange(40)])
     n = random.randint(1, 20)
-    return {"pos0": pos0, "n": n, "nb": -(-n // 4), "ctx": pos0 + n, "final": final}
+    return {"pos0": pos0, "n": n, "nb": -(-n // 4), "ctx": pos0 + n, "final": final,
+            "sub_heads": random.randint(1, 4), "sub_blocks": random.randint(1, 6)}
 
 
 class Bench:
@@ -148,18 +165,38 @@ class Bench:
 def expected(program, pc, pass_, tokens, stream_addr):
     """-> (queued instructions, jobs, for each job: STOREs that must be complete before it)."""
     out, jobs, fences, stores, pointer = [], [], [], 0, stream_addr
-    for n, i in enumerate(program):
-        ends = i["op"] == Op.END and not (i["last"] and pass_["final"])
-        if i["op"] == Op.END and not ends:
-            continue
-        out.append(pack(FetchedInstruction(), instr=dict(i), pc=pc + n))
-        if ends:
-            break
-        new, pointer = jobs_of(i, pass_, tokens, pointer)
-        jobs += new
-        fences += [stores if i["src"] == Src.KV else 0] * len(new)
+    for at, i, lots in walked(program, pass_):
+        out.append({"instr": dict(i), "pc": pc + at} | (
+            {"lots": packed_lots(lots)} if lots else {}))
+        new, pointer = jobs_of(i, pass_, tokens, pointer, lots.keys if lots else 0)
+        jobs += new if i["op"] != Op.END else []
+        fences += [stores if i["src"] == Src.KV else 0] * len(new) if i["op"] != Op.END else []
         stores += i["op"] == Op.STORE
     return out, jobs, fences
+
+
+def walked(program, pass_):
+    """(place, instruction, lots) as they are queued."""
+    p, at = Pass(**pass_, decode=False), 0
+    while at < len(program):
+        i = program[at]
+        if i["op"] == Op.QK:
+            for lots in subgroups(CONFIG, p, i):
+                yield at, i, lots
+                yield at + 1, program[at + 1], lots
+            at += 1
+        elif i["op"] != Op.END or not (i["last"] and pass_["final"]):
+            yield at, i, None
+            if i["op"] == Op.END:
+                return
+        at += 1
+
+
+def fetched(words) -> list[dict]:
+    """What was queued, lots only where they count."""
+    out = [unpack(FetchedInstruction(), word) for word in words]
+    return [item if item["instr"]["op"] in (Op.QK, Op.SV) else
+            {name: item[name] for name in ("instr", "pc")} for item in out]
 
 
 async def run(bench, program, pc, pass_, stall, times=None):
@@ -179,7 +216,7 @@ async def run(bench, program, pc, pass_, stall, times=None):
             assert got == want, f"job {n} is {got}, not {want}"
             assert bench.stored >= fence, f"job {n} came before its store had completed"
     await receive()
-    assert await out == want_out
+    assert fetched(await out) == want_out
     await ReadOnly()
     assert not dut.jobs__valid.value and not dut.out__valid.value and not dut.busy.value
     assert dut.pc.value == pc + len(program) - 1
@@ -200,8 +237,7 @@ async def random_lists(dut, stall):
     bench = Bench(dut)
     await bench.setup()
     for _ in range(12):
-        program = [random_instruction() for _ in range(25)]
-        await run(bench, [*program, END], random.randrange(200), random_pass(1), stall)
+        await run(bench, [*random_list(20), END], random.randrange(200), random_pass(1), stall)
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
@@ -221,8 +257,8 @@ async def keys_wait_for_stores(dut):
     bench = Bench(dut)
     await bench.setup()
     stream, table = random_instruction(("stream",)), random_instruction(("table",))
-    program = [random_instruction(("store",)), stream, random_instruction(("kv",)),
-               random_instruction(("store",)), table, random_instruction(("kv",)), END]
+    program = [random_instruction(("store",)), stream, *pair(), random_instruction(("store",)),
+               table, *pair(), END]
     pass_ = random_pass(1)
     await bench.load(0, program)
     _, jobs, fences = expected(program, 0, pass_, bench.tokens, 0)
@@ -252,12 +288,15 @@ async def jobs_come_at_set_distances(dut, kind):
     # The distance of jobs within an instruction, and from one instruction to the next.
     within, between = {"stream": (2, 10), "norm": (2, 10), "table": (2, 10), "token": (6, 11),
                        "kv": (2, 10)}[kind]
-    pass_ = {"pos0": 3, "n": 9, "nb": 3, "ctx": 12, "final": 1}
-    fields = {"stream": {"tiles": 3}, "norm": {}, "table": {}, "token": {}, "kv": {"rows": 3}}
+    pass_ = {"pos0": 3, "n": 9, "nb": 3, "ctx": 12, "final": 1, "sub_heads": 1, "sub_blocks": 3}
+    fields = {"stream": {"tiles": 3}, "norm": {}, "table": {}, "token": {},
+              "kv": {"rows": 3, "group": 2}}
     program = [random_instruction((kind,), **fields[kind]) for _ in range(6)]
+    if kind == "kv":                    # three times, twice each
+        program = [i for _ in range(3) for i in pair(heads=0, **fields[kind])]
     times = []
     await run(bench, [*program, END], 0, pass_, 0.0, times)
-    each = len(times) // 6
+    each = len(times) // (12 if kind == "kv" else 6)
     for n, (a, b) in enumerate(zip(times, times[1:])):
         assert b - a == (between if (n + 1) % each == 0 else within)
 
@@ -285,7 +324,7 @@ async def flush_in_mid_list(dut):
     bench = Bench(dut)
     await bench.setup()
     for at in [*range(30), *(random.randrange(30, 300) for _ in range(15))]:
-        program = [random_instruction() for _ in range(10)] + [END]
+        program = random_list(8) + [END]
         await bench.load(7, program)
         await bench.go(7, random_pass(1), 5)
         tasks = [cocotb.start_soon(bench.stores()),
@@ -296,7 +335,7 @@ async def flush_in_mid_list(dut):
         await ReadOnly()
         assert not dut.busy.value and not dut.out__valid.value and not dut.jobs__valid.value
         await RisingEdge(dut.clk)
-        await run(bench, [*(random_instruction() for _ in range(4)), END], 20, random_pass(1), 0.0)
+        await run(bench, [*random_list(4), END], 20, random_pass(1), 0.0)
 
 
 async def stopped(bench, fault, jobs):
@@ -322,7 +361,7 @@ async def stopped(bench, fault, jobs):
 async def no_token_beyond_the_vocabulary(dut):
     bench = Bench(dut)
     await bench.setup()
-    pass_ = {"pos0": 2, "n": 9, "nb": 3, "ctx": 11, "final": 1}
+    pass_ = {"pos0": 2, "n": 9, "nb": 3, "ctx": 11, "final": 1, "sub_heads": 1, "sub_blocks": 1}
     for vocab in (1, 2, 49152, 2**17, VOCAB):
         # The largest of the vocabulary is taken, the next one is not.
         program = [random_instruction(("table", "stream")), random_instruction(("token",)), END]

@@ -16,7 +16,7 @@ from meadowlark_hdl.isa import Instruction, Op, Src
 from meadowlark_hdl.issue import issue_golden
 from meadowlark_hdl.issue.issue import Issue
 from meadowlark_hdl.signatures import PassLayout
-from presented import a_pass, check, random_work
+from presented import a_pass, check, random_work, repeated, tiles_of
 
 CONFIGS = {f"w{w}p{p}": Config(W=w, P=p, bus_bytes=2, act_words=64, score_depth=64, tile_beats=32,
                                tile_rows=8, rope_pairs=256) for w, p in ((4, 4), (8, 6), (16, 4))}
@@ -38,24 +38,26 @@ async def beats(dut, stall):
     dut.store_cmd__ready.value = dut.store__ready.value = 1
     rng, tiles = np.random.default_rng(random.randrange(2**32)), 0
     for _ in range(12):
-        p, i, count = random_work(rng, c, Op.LINEAR, Op.QK, Op.SV, Op.STORE)
-        bench.tiles = [Tile(np.zeros((1, c.W), int)) for _ in range(count)]
+        p, work = random_work(rng, c, Op.LINEAR, Op.QK, Op.SV, Op.STORE)
         dut.pass_.value = pack(PassLayout(), pos0=p.pos0, n=p.n, nb=p.nb, ctx=p.ctx, final=1)
-        bench.trace = []
-        await bench.execute(i)
-        trace = []
-        for t, (control, active, _, scale_addr) in enumerate(bench.trace):
-            shown = unpack(layout, control)
-            shown |= shown.pop("lane") | {"array_active": active,
-                                          "tile_row": scale_addr % c.tile_rows}
-            if active:
-                half, shown["beat"] = divmod(bench.trace[t + BEAT_CYCLE - 3][2], c.tile_beats)
-                shown["tile"] = half ^ tiles & 1
-                assert scale_addr // c.tile_rows == half or not shown["res_en"]
-            trace.append(shown)
-        check(c, trace, issue_golden.beats(c, bench.model, p, i))
-        assert not bench.tiles
-        tiles += count
+        for i, lots in repeated(c, p, work):
+            count = tiles_of(i, lots)
+            bench.tiles = [Tile(np.zeros((1, c.W), int)) for _ in range(count)]
+            bench.trace = []
+            await bench.execute(i, lots)
+            trace = []
+            for t, (control, active, _, scale_addr) in enumerate(bench.trace):
+                shown = unpack(layout, control)
+                shown |= shown.pop("lane") | {"array_active": active,
+                                              "tile_row": scale_addr % c.tile_rows}
+                if active:
+                    half, shown["beat"] = divmod(bench.trace[t + BEAT_CYCLE - 3][2], c.tile_beats)
+                    shown["tile"] = half ^ tiles & 1
+                    assert scale_addr // c.tile_rows == half or not shown["res_en"]
+                trace.append(shown)
+            check(c, trace, issue_golden.beats(c, bench.model, p, i, lots))
+            assert not bench.tiles
+            tiles += count
 
 
 @cocotb.test(timeout_time=200, timeout_unit="us")

@@ -212,7 +212,7 @@ def test_useful_bytes_are_those_of_the_file(models):
     for w in stream(qm).values():
         want += len(w.codes) * (4 if w.mode == Mode.INT8 else 2)        # row scales
         want += w.codes.size if w.mode == Mode.INT8 else w.codes.size // 32 * KINDS[w.mode.name]
-    assert image.facts["layer_bytes"] + image.facts["head_bytes"] == want
+    assert image.facts["layer_bytes"] + image.facts["tail_bytes"] == want
     assert image.facts["embedding_bytes"] == 2 + 2 * 34
 
 

@@ -78,6 +78,7 @@ async def matches_golden(dut, tokens, last, beats):
     residual[-1, 0] = -2**26
     sums, eps = sum_of_squares(residual), int(rng.integers(1, 1000))
     gamma = rng.integers(-2**15, 2**15, hidden)
+    begin = (tokens - 1) // P * P               # the last block
     flat = residual.reshape(-1, 4)
     beat = Beat(config)
     cocotb.start_soon(_memory(dut, ["sum_slot"], "sum", Residual.SUM_LATENCY, lambda s: (
@@ -95,14 +96,14 @@ async def matches_golden(dut, tokens, last, beats):
         lambda a: pack(beat) if a >= beats else sum(
             (int(v) & 0x3ffff) << 18 * k for k, v in enumerate(gamma[a * W:(a + 1) * W]))))
     await start(dut, model=pack(ModelLayout, hidden=hidden, eps=eps), last_only=last,
-                pass_=pack(PassLayout(), n=tokens), base=(tokens - 1) * hidden // 4 if last else 0,
-                last_lane=(tokens - 1) % P, last_block=(tokens - 1) // P)
+                pass_=pack(PassLayout(), n=tokens), base=begin * hidden // 4 if last else 0,
+                last_lane=(tokens - 1) % P, last_block=(tokens - 1) // P, last_slot=begin)
     for _ in range(2):
         began = cycles(dut)
         dut.start.value = 1
         await RisingEdge(dut.clk)
         dut.start.value = 0
-        slots = [tokens - 1] if last else list(range(tokens))
+        slots = list(range(begin if last else 0, tokens))
         count = len(slots) * hidden // width
         tags, values = [], []
         for _ in range(first + count + 8):

@@ -1,5 +1,6 @@
 """Planner equals its golden model, and takes the cycles that it says."""
 import random
+from dataclasses import replace
 
 import cocotb
 from bench import cycles, pack, simulate, start
@@ -7,7 +8,7 @@ from cocotb.triggers import ReadOnly, RisingEdge
 
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.planner import Planner
-from meadowlark_hdl.control.sequencer_golden import context_limit, plan
+from meadowlark_hdl.control.sequencer_golden import Pass, context_limit, prompt_passes
 from meadowlark_hdl.signatures import ModelLayout
 
 # Small, so that scores, accumulators and context all come into play.
@@ -20,11 +21,12 @@ async def equals_the_golden_model(dut):
     await start(dut)
     limit = context_limit(CONFIG)
     for _ in range(1500):
-        head_log2, blocks = random.randrange(3, 8), random.randrange(1, 9)
+        model = dict(head_log2=random.randrange(3, 8), blocks=random.randrange(1, 9),
+                     group=random.choice([1, 2, 3, random.randrange(1, 64)]))
         position = random.choice([0, random.randrange(limit)])
         remaining = random.choice([1, 4, random.randrange(1, 40), limit])
         remaining = min(remaining, limit - position)
-        dut.model.value = pack(ModelLayout, head_log2=head_log2, blocks=blocks)
+        dut.model.value = pack(ModelLayout, **model)
         dut.position.value, dut.remaining.value = position, remaining
         await RisingEdge(dut.clk)       # what the model allows is there
         dut.start.value, begun = 1, cycles(dut)
@@ -38,12 +40,14 @@ async def equals_the_golden_model(dut):
         await RisingEdge(dut.clk)
         dut.position.value = dut.remaining.value = random.getrandbits(13)
         await ReadOnly()
-        nb = plan(CONFIG, head_log2, blocks, position, remaining)
-        most = min(1 if remaining == 1 else blocks, -(-remaining // CONFIG.P))
-        assert int(dut.nb.value) == nb and took == Planner.TRY * min(nb + 1, most)
-        if nb:
-            n = min(remaining, nb * CONFIG.P)
-            assert (int(dut.n.value), int(dut.ctx.value)) == (n, position + n)
+        found = Pass(position, int(dut.n.value), int(dut.nb.value), int(dut.ctx.value),
+                     int(dut.sub_heads.value), int(dut.sub_blocks.value), True, remaining == 1)
+        try:
+            want = next(prompt_passes(CONFIG, model, position, remaining))
+            assert found == replace(want, final=True)
+        except ValueError:
+            assert found.sub_heads == 0
+        assert took == Planner.cycles(found, model["group"])
         await RisingEdge(dut.clk)
 
 

@@ -9,13 +9,15 @@ from bench import cycles, pack, recv, simulate, start, unpack
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control import errors
 from meadowlark_hdl.control.errors import FAULTS, Error
+from meadowlark_hdl.control.planner import Planner
 from meadowlark_hdl.control.sequencer import Sequencer
 from meadowlark_hdl.control.sequencer_golden import (
     Pass,
     context_limit,
-    fits,
-    plan,
+    decode_pass,
+    lots,
     prompt_passes,
+    subgroup,
     tile_keys,
 )
 from meadowlark_hdl.signatures import ModelLayout, PassLayout, RunLayout, TokenEvent
@@ -97,8 +99,7 @@ class Chip:
             self.starts.append(now)
             dut.idle.value = 0
             assert pc in (PREFILL, DECODE)
-            seen = Pass(values["pos0"], values["n"], values["nb"], values["ctx"],
-                        bool(values["final"]), pc == DECODE)
+            seen = Pass(**values | {"final": bool(values["final"])}, decode=pc == DECODE)
             assert sampled == seen.final
             if not self.quick:
                 tokens = [await self.read(p) for p in range(seen.pos0, seen.ctx)]
@@ -135,7 +136,8 @@ class Chip:
 
 def some_model():
     return {"prefill_pc": PREFILL, "decode_pc": DECODE, "blocks": random.randrange(1, 9),
-            "head_log2": random.choice([3, 4, 4, 5, 6]), "vocab": 999}
+            "group": random.randrange(1, 5), "head_log2": random.choice([3, 4, 4, 5, 6]),
+            "vocab": 999}
 
 
 async def write_tokens(dut, chip, position, tokens):
@@ -175,9 +177,8 @@ async def collect(dut, stall=0.0, until_idle=True):
 
 
 def expected_passes(config, model, start_pos, prompt, generated, max_new):
-    out = list(prompt_passes(config, model["head_log2"], model["blocks"], start_pos, prompt,
-                             max_new > 0))
-    return out + [Pass(p, 1, 1, p + 1, True, True)
+    out = list(prompt_passes(config, model, start_pos, prompt, max_new > 0))
+    return out + [decode_pass(config, model, p)
                   for p in range(start_pos + prompt, start_pos + prompt + generated - 1)]
 
 
@@ -375,11 +376,12 @@ async def faults(dut):
     for bits in [1 << i for i in range(len(FAULTS))] + [0b0110, 0b1111, 0b1100]:
         # In any pass, the last of a run that only fills the cache included
         max_new = random.choice([0, 3])
-        count = len(list(prompt_passes(CONFIG, 4, 2, 0, 20)))
+        model = {**some_model(), "head_log2": 4, "blocks": 2}
+        count = len(list(prompt_passes(CONFIG, model, 0, 20)))
         pc = random.getrandbits(16)
         chip.passes.clear()
         chip.fault = (random.randrange(count), bits, pc)
-        await begin(dut, {**some_model(), "head_log2": 4, "blocks": 2}, prompt=20, max_new=max_new)
+        await begin(dut, model, prompt=20, max_new=max_new)
         assert [e["reason"] for e in await collect(dut)] == [4]
         assert await error_of(dut) == (FAULTS[(bits & -bits).bit_length() - 1], pc)
         assert len(chip.passes) == chip.fault[0] + 1
@@ -467,11 +469,13 @@ async def decode_costs_few_cycles_of_its_own(dut):
     await start(dut)
     chip = Chip(dut, quick=True)
     chip.token_of = lambda position: 9
-    await begin(dut, {**some_model(), "head_log2": 4}, prompt=1, max_new=20)
+    model = {**some_model(), "head_log2": 4}
+    await begin(dut, model, prompt=1, max_new=20)
     assert len(await collect(dut)) == 20
-    gaps = {b - a for a, b in zip(chip.starts, chip.starts[1:], strict=False)}
-    own = 2 * Sequencer.TURN + Sequencer.EVENT + Sequencer.PLAN + Sequencer.TRY
-    assert gaps == {own + 5}            # 5 of the chip's model
+    gaps = [b - a for a, b in zip(chip.starts, chip.starts[1:], strict=False)]
+    own = 2 * Sequencer.TURN + Sequencer.EVENT + Sequencer.PLAN
+    assert gaps == [own + 5 + Planner.cycles(decode_pass(CONFIG, model, position), model["group"])
+                    for position in range(1, 20)]       # 5 of the chip's model
 
 
 @cocotb.test(timeout_time=10, timeout_unit="us")
@@ -487,16 +491,17 @@ def test_sequencer(seed):
 # The plan and the tables.
 
 @pytest.mark.parametrize("head_log2", range(3, 8))
-def test_plan_is_the_largest_that_fits(head_log2):
-    for blocks in (1, 3, 8):
-        for pos0 in range(0, 128, 7):
-            for remaining in range(1, 128 - pos0, 5):
-                nb = plan(CONFIG, head_log2, blocks, pos0, remaining)
-                ok = [b for b in range(1, (blocks if remaining > 1 else 1) + 1)
-                      if b <= -(-remaining // 4)
-                      and fits(CONFIG, head_log2, b, pos0 + min(remaining, 4 * b))]
-                assert nb == max(ok, default=0)
-                assert ok == list(range(1, nb + 1))     # so counting up finds it
+def test_subgroups_are_the_largest_that_fit(head_log2):
+    for group in (1, 2, 5, 20):
+        for nb in (1, 3, 8):
+            for ctx in range(1, 200, 7):
+                model, most = dict(head_log2=head_log2, group=group), lots(CONFIG, head_log2, ctx)
+                heads, blocks = subgroup(CONFIG, model, nb, ctx)
+                assert (heads > 0) == (most > 0) and heads * blocks <= most
+                if heads:
+                    assert heads == group or heads + 1 > most
+                    assert blocks == nb or heads * (blocks + 1) > most
+                    assert blocks == 1 or heads == group
 
 
 def test_tile_keys_fit_the_instruction_field():
@@ -506,7 +511,7 @@ def test_tile_keys_fit_the_instruction_field():
 
 def test_prompt_that_does_not_fit():
     with pytest.raises(ValueError, match=r"^no pass fits at position 0$"):
-        list(prompt_passes(CONFIG.replace(W=4), 7, 1, 0, 4))
+        list(prompt_passes(CONFIG.replace(W=4), dict(head_log2=7, blocks=1, group=1), 20, 4))
 
 
 def test_every_error_has_a_sentence():

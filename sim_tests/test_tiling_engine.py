@@ -13,8 +13,10 @@ from meadowlark_hdl.compute.lane import Lane
 from meadowlark_hdl.compute.softmax_golden import MASKED, probabilities, saturated, scores
 from meadowlark_hdl.compute.tiling_engine_golden import broadcast, dot
 from meadowlark_hdl.config import Config
+from meadowlark_hdl.control.sequencer_golden import Lots, subgroup
 from meadowlark_hdl.isa import Header, Instruction, Mode, Op, Src
 from meadowlark_hdl.signatures import ModelLayout, StoreCommand
+from presented import a_pass, repeated
 
 CONFIGS = {"w8p16": Config(W=8, P=16, bus_bytes=2, act_words=64, score_depth=256, tile_beats=64,
                            tile_rows=16),
@@ -91,51 +93,56 @@ async def linear(dut, stall, only_last):
 @cocotb.test(timeout_time=300, timeout_unit="us")
 @cocotb.parametrize(stall=[0.0, 0.9], single=[0, 1], row_beats=[1, 2])
 async def attention_of_tokens(dut, stall, single, row_beats):
-    """Prefill: lanes are tokens, causal mask, several blocks, one or several tiles of keys."""
+    """Prefill: lanes are tokens, causal mask, several heads and blocks, as many as fit at once, one
+    or several tiles of keys."""
     c, rng = config(), generator()
-    head_dim = row_beats * c.W
+    head_dim, group = row_beats * c.W, 2
     per_tile = 32
     pos0 = 0 if single else int(rng.integers(20, 60))
     n = min(2 * c.P - 2, 31)
-    p = one_pass(c, pos0, n)
-    bench = Bench(dut, c, model=model(c, head_dim), pass_=p)
+    fields = one_pass(c, pos0, n)
+    nb, ctx = fields["nb"], fields["ctx"]
+    fits = subgroup(c, {"head_log2": head_dim.bit_length() - 1, "group": group}, nb, ctx)
+    p = a_pass(c.P, n, pos0, *fits)
+    bench = Bench(dut, c, model=model(c, head_dim), pass_=fields)
     await bench.begin(stall)
-    x = rng.integers(-2**12, 2**12, (p["nb"], c.P, head_dim))
-    x[rng.random(x.shape[:2]) < 0.3] *= 8           # some of these saturate
-    keys = rng.integers(-128, 128, (p["ctx"], head_dim))
-    values = rng.integers(-128, 128, (p["ctx"], head_dim))
+    x = rng.integers(-2**12, 2**12, (group, nb, c.P, head_dim))
+    x[rng.random(x.shape[:3]) < 0.3] *= 8           # some of these saturate
+    keys = rng.integers(-128, 128, (ctx, head_dim))
+    values = rng.integers(-128, 128, (ctx, head_dim))
     values[0], values[-1] = -128, 127
     shift = 6
-    await bench.write_acts(x, 3)
-
-    def tiles(cache):
-        return [Tile(cache[i:i + per_tile].reshape(-1, c.W))
-                for i in range(0, len(cache), per_tile)]
-    bench.tiles = tiles(keys)
-    await bench.execute(Instruction(Op.QK, src=Src.KV, rows=per_tile, row_beats=row_beats, x=3,
-                                    shift=shift))
-    beats = bench.active
-    bench.tiles = tiles(values)
-    await bench.execute(Instruction(Op.SV, src=Src.KV, rows=per_tile, row_beats=row_beats))
-    acc = dot(keys, x)                                          # blocks, lanes, keys
-    position = pos0 + np.arange(p["nb"] * c.P).reshape(p["nb"], c.P)
-    hidden = np.arange(p["ctx"]) > position[..., None]
+    for h in range(group):
+        await bench.write_acts(x[h], 3 + h * row_beats)
+    work = repeated(c, p, Instruction(
+        Op.QK, src=Src.KV, rows=per_tile, group=group, row_beats=row_beats, x=3, shift=shift))
+    for i, lots in work:
+        cache = (keys if i["op"] == Op.QK else values)[:lots.keys]
+        bench.tiles = [Tile(cache[at:at + per_tile].reshape(-1, c.W))
+                       for at in range(0, lots.keys, per_tile)]
+        await bench.execute(i, lots)
+    acc = dot(keys, x)                                          # heads, blocks, lanes, keys
+    position = pos0 + np.arange(nb * c.P).reshape(nb, c.P)
+    hidden = np.arange(ctx) > position[..., None]
     prob, total = probabilities(np.where(hidden, MASKED, scores(acc, shift)))
     # Not those of lanes that have no token.
     assert int(dut.saturations.value) == np.count_nonzero(
-        saturated(acc, shift) & ~hidden & (position < p["ctx"])[..., None])
+        saturated(acc, shift) & ~hidden & (position < ctx)[..., None])
     want = broadcast(prob, values)
-    sums, drained = bench.table(1), bench.table(2)
-    assert len(sums) == p["nb"] * c.P and len(drained) == p["nb"] * c.P * head_dim
-    for b in range(p["nb"]):
-        for k in range(c.P):
-            if b * c.P + k >= n:
-                continue                                        # beyond the prompt: anything
-            assert sums[0, b, k]["acc"] == total[b, k]
-            assert [drained[j, b, k]["acc"] for j in range(head_dim)] == want[b, k].tolist()
+    sums = iter([r for r in bench.results if r["kind"] == 1])
+    drained = bench.table(2)
+    assert len(drained) == group * nb * c.P * head_dim
+    for h, b, k in ((h, b, k) for _, lots in work[::2] for h in lots.heads for b in lots.blocks
+                    for k in range(c.P)):
+        found = next(sums)
+        assert (found["block"], found["lane"]) == (b, k)
+        if b * c.P + k < n:                                     # beyond the prompt: anything
+            assert found["acc"] == total[h, b, k]
+            assert [drained[h * head_dim + j, b, k]["acc"] for j in range(head_dim)] == \
+                want[h, b, k].tolist()
+    assert next(sums, None) is None
     # Keys above the diagonal of a block are skipped.
-    seen = sum(min(p["ctx"], pos0 + (b + 1) * c.P) for b in range(p["nb"]))
-    assert beats == seen * row_beats
+    beats = group * row_beats * sum(min(ctx, pos0 + (b + 1) * c.P) for b in range(nb))
     assert bench.active == (1 + c.sv_cycles) * beats
 
 
@@ -155,11 +162,12 @@ async def attention_of_heads(dut, stall, ctx):
     flat = [[Tile(cache[i:i + per_tile].reshape(-1, c.W)) for i in range(0, ctx, per_tile)]
             for cache in (keys, values)]
     bench.tiles = flat[0]
+    lots = Lots(range(1), range(1), ctx, True, True)
     qk = await bench.execute(Instruction(Op.QK, src=Src.KV, rows=per_tile, row_beats=row_beats,
-                                         shift=6, heads=1, lanes=3))
+                                         shift=6, heads=1, lanes=3, group=1), lots)
     bench.tiles = flat[1]
     sv = await bench.execute(Instruction(Op.SV, src=Src.KV, rows=per_tile, row_beats=row_beats,
-                                         heads=1, lanes=3))
+                                         heads=1, lanes=3, group=1), lots)
     acc = dot(keys, x[0])
     prob, total = probabilities(scores(acc, 6))
     want = broadcast(prob, values)

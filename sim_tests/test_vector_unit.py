@@ -220,7 +220,7 @@ async def _norm(bench, residual, last=False, shift=None):
     assert await bench.finish() == bench.norm_done
     want, exact = (rmsnorm(residual, sum_of_squares(residual), bench.model["eps"], bench.gamma,
                            shift, bits) for bits in (16, WIDE))
-    slots = [n - 1] if last else range(n)
+    slots = range((n - 1) // P * P if last else 0, n)
     for s in slots:
         at = s // P * bench.model["block_words"] * W + y
         before[s % P, at:at + hidden] = want[s]

@@ -15,7 +15,8 @@ from meadowlark_hdl.issue.keys import Keys
 from meadowlark_hdl.issue.rows import Rows
 from meadowlark_hdl.issue.stores import Stores
 from meadowlark_hdl.issue.token_tiles import TokenTiles
-from presented import a_pass, check, random_work
+from presented import (a_pass, check, first_block, packed_lots, random_work, repeated,
+                       tiles_of)
 
 CONFIGS = {name: Config(W=W, P=P, bus_bytes=2, act_words=64, score_depth=64, tile_beats=32,
                         tile_rows=8, rope_pairs=256, sv_cycles=sv_cycles)
@@ -34,10 +35,12 @@ def run(component, bench):
     simulator.run()
 
 
-async def walk(ctx, walker, p, i, model, *, each=lambda: None, front=lambda: True):
+async def walk(ctx, walker, p, i, model, lots=None, *, each=lambda: None, front=lambda: True):
     """Have an instruction executed. Returns the control of each cycle from the first on."""
-    ctx.set(walker.job, {"instr": dict(i), "model": model, "pass_": {
-        "pos0": p.pos0, "n": p.n, "nb": p.nb, "ctx": p.ctx, "final": 1}})
+    ctx.set(walker.job, {
+        "instr": dict(i), "model": model, "lots": packed_lots(lots) if lots else {},
+        "pass_": {"pos0": p.pos0, "n": p.n, "nb": p.nb, "ctx": p.ctx, "final": 1},
+        "first": first_block(i, p, model, walker.config.P)})
     await ctx.tick()
     assert ctx.get(walker.idle)
     ctx.set(walker.req, 1)
@@ -74,7 +77,7 @@ def test_as_the_golden_model(case, ops, seed):
 
     async def bench(ctx):
         for k in range(10):
-            p, i, tiles = random_work(rng, config, *ops)
+            p, work = random_work(rng, config, *ops)
             stall, taken = (0, 0.7)[k % 2], []
 
             def each():
@@ -88,41 +91,41 @@ def test_as_the_golden_model(case, ops, seed):
                         words = 1 << model["head_log2"] >> (config.W - 1).bit_length()
                         assert ctx.get(walker.cmd.payload.addr) == i["addr"] + p.pos0 * words
                         assert ctx.get(walker.cmd.payload.chunks) == p.n * words
-            trace = await walk(ctx, walker, p, i, model, each=each,
-                               front=lambda: chance.random() >= stall)
-            wanted = list(issue_golden.beats(config, model, p, i))
-            check(config, trace, wanted)
-            assert sum(taken) == (ops[0] == Op.STORE)
-            assert sum(shown.get("release", 0) for shown in trace) == tiles
-            assert sum(shown.get("array_active", 0) for shown in trace) == sum(
-                "array_active" in beat for beat in wanted)
-            if not stall:
-                assert len(trace) - 8 == cycles(config, p, i, trace)
-                assert not any(shown.get("wait_tile", 0) for shown in trace)
+            for i, lots in repeated(config, p, work):
+                trace = await walk(ctx, walker, p, i, model, lots, each=each,
+                                   front=lambda: chance.random() >= stall)
+                wanted = list(issue_golden.beats(config, model, p, i, lots))
+                check(config, trace, wanted)
+                assert sum(taken) == (ops[0] == Op.STORE)
+                assert sum(shown.get("release", 0) for shown in trace) == tiles_of(i, lots)
+                assert sum(shown.get("array_active", 0) for shown in trace) == sum(
+                    "array_active" in beat for beat in wanted)
+                if not stall:
+                    assert len(trace) - 8 == cycles(config, p, i, lots, trace)
+                    assert not any(shown.get("wait_tile", 0) for shown in trace)
     run(walker, bench)
 
 
-def cycles(config, p, i, trace) -> int:
+def cycles(config, p, i, lots, trace) -> int:
     """What docstrings say an instruction takes, by the rows and keys that it has."""
     P = config.P
     if i["op"] == Op.STORE:             # a command, and two cycles until the room is known
         return 1 + p.n * i["row_beats"] * config.W // config.store_bytes + (trace[1]["st_en"] == 0)
     if i["op"] == Op.LINEAR:
         blocks = 1 if i["last"] else p.nb
-        skipped, period, now, free = (p.nb - 1 if i["last"] else 0), max(i["row_beats"], P), 0, 0
-        now = (skipped + 1) * Rows.SKIP
+        period, now, free = max(i["row_beats"], P), 0, 0
         for tile in range(i["tiles"]):
             now += Rows.TILE
             for _ in range(blocks * i["last_rows" if tile == i["tiles"] - 1 else "rows"]):
                 now = max(now, free)
                 now, free = now + i["row_beats"], now + period
         return now
-    now = free = 0
+    now, free = Keys.SPAN, 0
     turn = max(config.sv_cycles * i["row_beats"], config.ACC_TURN)
-    for base in range(0, p.ctx, i["rows"]):
+    for base in range(0, lots.keys, i["rows"]):
         now += Keys.TILE
-        end = min(base + i["rows"], p.ctx)
-        for block in range(p.nb):
+        end = min(base + i["rows"], lots.keys)
+        for block in [*lots.blocks] * len(lots.heads):
             limit = p.ctx if i["heads"] else min(p.ctx, p.pos0 + (block + 1) * P)
             keys = max(min(limit, end) - base, 0)
             now += Keys.BLOCK

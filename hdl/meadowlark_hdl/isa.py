@@ -26,7 +26,7 @@ class Src(IntEnum):
     STREAM = 1  #: next tiles of the weight stream (pointer advances by itself)
     TABLE = 2   #: one tile per token of the pass, row pos0.. of a table at ``addr``
     TOKEN = 3   #: one tile per token of the pass, row token-id of a table at ``addr``
-    KV = 4      #: rows 0..ctx-1 at ``addr`` (waits until all earlier STOREs have completed)
+    KV = 4      #: rows 0.. at ``addr`` (waits until all earlier STOREs have completed)
 
 
 class Epi(IntEnum):
@@ -70,9 +70,10 @@ FIELDS = (
     Field("mode", 3, "decoder mode (Mode)"),
     Field("header", 2, "row header (Header)"),
     Field("epi", 4, "epilogue of LINEAR (Epi)"),
-    Field("last", 1, "NORM, LINEAR: only the block of the pass's last token. END: conditional"),
+    Field("last", 1, "only the block of the pass's last token. END: conditional"),
     Field("heads", 1, "lanes are query heads (decode attention), not tokens"),
     Field("lanes", 6, "heads=1: number of lanes in use"),
+    Field("group", 6, "QK, SV: query heads, one behind the other; heads=1: 1"),
     Field("addr", 27, "memory address in chunks (TABLE, TOKEN, KV, STORE)"),
     Field("tiles", 15, "STREAM: number of tiles"),
     Field("rows", 8, "rows of a tile (QK, SV: keys of a full tile)"),
@@ -86,7 +87,7 @@ FIELDS = (
     Field("mant", 16, "SV: 16-bit mantissa of v scale / output scale, in 2**15..2**16-1"),
     Field("packed", 1, "STREAM: tiles are packed behind their row headers (docs/packing.md)"),
 )
-INSTRUCTION_BITS = 168      #: stored as 21 bytes, little endian
+INSTRUCTION_BITS = 216      #: stored as 27 bytes, little endian
 INSTRUCTION_BYTES = INSTRUCTION_BITS // 8
 assert sum(f.bits for f in FIELDS) <= INSTRUCTION_BITS
 
@@ -106,7 +107,7 @@ class Instruction(dict):
 
 
 def encode(instruction: Instruction) -> bytes:
-    """Instruction -> 21 bytes."""
+    """Instruction -> 27 bytes."""
     word = at = 0
     for f in FIELDS:
         word |= instruction[f.name] << at
@@ -115,7 +116,7 @@ def encode(instruction: Instruction) -> bytes:
 
 
 def decode(raw: bytes) -> Instruction:
-    """21 bytes -> Instruction."""
+    """27 bytes -> Instruction."""
     word, out = int.from_bytes(raw, "little"), {}
     for f in FIELDS:
         out[f.name] = word & (1 << f.bits) - 1
@@ -132,6 +133,7 @@ MODEL_REGS = (
     Field("blocks", 6, "most resident blocks R"),
     Field("hidden", 13, "values of the residual per token, padded to a multiple of W"),
     Field("head_log2", 3, "log2 of the padded head dimension"),
+    Field("group", 6, "most query heads of a QK"),
     Field("eps", 48, "hidden * epsilon in squared residual units"),
     Field("vocab", 18, "token ids: rows of embedding and head"),
 )

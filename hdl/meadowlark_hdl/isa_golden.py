@@ -21,7 +21,7 @@ from .compute.tiling_engine_golden import FLOATS_KEPT, broadcast, dot
 from .config import Config
 from .control.fetch_golden import GoldenTiles, ProgramError, blamed, need, stream_chunks
 from .sampler.sampler_golden import Sampling, sample
-from .control.sequencer_golden import Pass, context_limit, prompt_passes
+from .control.sequencer_golden import Lots, Pass, context_limit, prompt_passes, subgroups
 from .fixed import saturate
 from .isa import Epi, Instruction, Op, Src
 
@@ -68,7 +68,8 @@ class GoldenCore:
         self.slots = model["blocks"] * config.P         # tokens of a pass, at most
         for what, has, limit in (
                 ("a head", config.W, self.head), ("hidden", config.W, model["hidden"]),
-                ("blocks", 1, model["blocks"]), ("eps", 1, model["eps"]),
+                ("blocks", 1, model["blocks"]), ("group", 1, model["group"]),
+                ("eps", 1, model["eps"]),
                 ("residual", self.slots * model["hidden"], config.residual_values),
                 ("RoPE", self.slots * self.head // 2, config.rope_pairs),
                 ("activations", model["blocks"] * model["block_words"], config.act_words),
@@ -87,11 +88,10 @@ class GoldenCore:
                                  np.int16)
         self._residual = rng.integers(-1 << 26, 1 << 26, (self.slots, model["hidden"]))
         self._rope = rng.integers(-1 << 15, 1 << 15, (self.slots, self.head // 2, 2))
-        self._scores: np.ndarray | None = None          # [token slots or heads, keys]
         self._stores: list[tuple[Instruction, Pass]] = []       # still under way
         self._execute: dict[Op, Callable[[Instruction], None]] = {
             Op.EMBED: self._embed, Op.ROPE: self._angles, Op.NORM: self._norm,
-            Op.LINEAR: self._linear, Op.STORE: self._store, Op.QK: self._qk, Op.SV: self._sv}
+            Op.LINEAR: self._linear, Op.STORE: self._store}
         self.clear()
 
     def clear(self) -> None:
@@ -125,8 +125,7 @@ class GoldenCore:
             raise ValueError(f"tokens must be ids in 0..{self.model['vocab'] - 1}, at least one, "
                              f"not {tokens!r}")
         try:
-            passes = list(prompt_passes(self.config, self.model["head_log2"],
-                                        self.model["blocks"], start_pos, len(tokens)))
+            passes = list(prompt_passes(self.config, self.model, start_pos, len(tokens)))
         except ValueError as error:
             raise ProgramError(str(error)) from error
         logits = None
@@ -167,10 +166,15 @@ class GoldenCore:
         while True:
             with blamed(pc):
                 need(pc < len(self.program), "the list runs past the program's end")
-                i = self.program[pc]
-                if i["op"] == Op.END and not (i["last"] and p.final):
-                    break
-                if i["op"] != Op.END:       # one that is passed over is none
+            i = self.program[pc]
+            if i["op"] == Op.END and not (i["last"] and p.final):
+                break
+            if i["op"] == Op.QK:
+                self._attend(pc)
+                pc += 1
+            elif i["op"] != Op.END:         # one that is passed over is none
+                with blamed(pc):
+                    need(i["op"] != Op.SV, "SV without its QK")
                     need(i["op"] in self._execute, f"there is no operator {i['op']}")
                     self._execute[Op(i["op"])](i)
                     self._counts["instructions"] += 1
@@ -245,7 +249,7 @@ class GoldenCore:
             self._rope[slot] = row.values.reshape(-1, 2)
 
     def _norm(self, i: Instruction) -> None:
-        gamma, slots = self.tiles.stream(i).values, self._of_pass(i)[-1 if i["last"] else 0:]
+        gamma, slots = self.tiles.stream(i).values, self._of_pass(i)
         need(gamma.shape == (1, self.model["hidden"]), "gammas of another width")
         r = self._residual[slots]
         self._write(slots, i["y"], rmsnorm(r, sum_of_squares(r), self.model["eps"], gamma[0],
@@ -306,27 +310,49 @@ class GoldenCore:
             self._counts["bus_write_words"] += (end - at) // self.config.bus_bytes
         self._stores.clear()
 
-    def _qk(self, i: Instruction) -> None:
-        self._complete_stores()
-        p, keys = self._pass, self.tiles.cache(i, self._pass.ctx, self.head)
-        need(p.nb * p.ctx <= self.config.score_depth, "more scores than their memory holds")
-        slots = self._heads(i) if i["heads"] else np.arange(p.n)
-        acc = dot(keys, self._read(slots, i["x"], self.head))
+    def _attend(self, pc: int) -> None:
+        """QK and the SV behind it, for one subgroup of heads and blocks after the other."""
+        qk, p = self.program[pc], self._pass
+        with blamed(pc):
+            self._complete_stores()
+            need(p.sub_heads > 0, "more scores than their memory holds")
+            as_heads = self._heads(qk) if qk["heads"] else None
+        sv = self.program[pc + 1] if pc + 1 < len(self.program) else None
+        with blamed(pc + 1):
+            need(sv is not None and sv["op"] == Op.SV and all(
+                sv[name] == qk[name] for name in ("group", "heads", "lanes", "last")),
+                "a QK without its SV")
+        assert sv is not None
+        for lots in subgroups(self.config, p, qk):
+            slots = as_heads if as_heads is not None else np.arange(
+                lots.blocks.start * self.config.P, min(lots.blocks.stop * self.config.P, p.n))
+            with blamed(pc):
+                scores = self._qk(qk, slots, lots)
+            with blamed(pc + 1):
+                self._sv(sv, slots, lots, scores)
+            self._counts["instructions"] += 2
+
+    def _qk(self, i: Instruction, slots: np.ndarray, lots: Lots) -> np.ndarray:
+        """Scores of query heads: int64[heads, slots, keys]."""
+        p, keys = self._pass, self.tiles.cache(i, lots.keys, self.head)
+        x = np.stack([self._read(slots, i["x"] + h * i["row_beats"], self.head)
+                      for h in lots.heads])
+        acc = dot(keys, x)
         # A token sees the keys up to its own; heads, which are of one token, all there are.
-        hidden = np.arange(p.ctx) > p.pos0 + slots[:, None]
+        hidden = np.arange(lots.keys) > p.pos0 + slots[:, None]
+        if i["heads"]:
+            hidden[:] = False
         self._counts["score_saturations"] += int(np.count_nonzero(
             saturated(acc, i["shift"]) & ~hidden))
-        self._scores = np.where(hidden, MASKED, scores(acc, i["shift"]))
+        return np.where(hidden, MASKED, scores(acc, i["shift"]))
 
-    def _sv(self, i: Instruction) -> None:
-        self._complete_stores()
-        values = self.tiles.cache(i, self._pass.ctx, self.head)
-        slots = self._heads(i) if i["heads"] else np.arange(self._pass.n)
-        need(self._scores is not None and self._scores.shape == (len(slots), len(values)),
-             "SV without its QK")
-        p, total = probabilities(self._scores)
-        mant, shift = output_scale(total, i["mant"], i["shift"])
-        y = requant(broadcast(p, values), mant[:, None], shift[:, None])
-        if i["heads"]:                      # to lane 0, one behind the other
-            slots, y = slots[:1], y.reshape(1, -1)
-        self._write(slots, i["y"], y)
+    def _sv(self, i: Instruction, slots: np.ndarray, lots: Lots, found: np.ndarray) -> None:
+        values = self.tiles.cache(i, lots.keys, self.head)
+        for h, each in zip(lots.heads, found, strict=True):
+            p, total = probabilities(each)
+            mant, shift = output_scale(total, i["mant"], i["shift"])
+            y = requant(broadcast(p, values), mant[:, None], shift[:, None])
+            if i["heads"]:                  # to lane 0, one behind the other
+                self._write(slots[:1], i["y"], y.reshape(1, -1))
+            else:
+                self._write(slots, i["y"] + h * self.head, y)

@@ -24,11 +24,13 @@ class PassLayout(data.StructLayout):
     """What is constant during one pass over the model.
 
     pos0: position of the first token. n: tokens, 1..blocks*P. nb: blocks of P tokens,
-    ceil(n / P). ctx: pos0 + n. final: the pass ends the prompt, or is a decode pass.
+    ceil(n / P). ctx: pos0 + n. final: the pass ends the prompt, or is a decode pass. sub_heads,
+    sub_blocks: query heads of a KV head, and blocks, that attend at once, at most.
     """
 
     def __init__(self) -> None:
-        super().__init__({"pos0": 13, "n": 13, "nb": 6, "ctx": 13, "final": 1})
+        super().__init__({"pos0": 13, "n": 13, "nb": 6, "ctx": 13, "final": 1,
+                          "sub_heads": 5, "sub_blocks": 5})
 
 
 def ReadCommand(config: Config) -> data.StructLayout:
@@ -226,6 +228,11 @@ class SequencerPort(Signature):
             "error": In(8), "error_pc": In(16)})
 
 
+def LotsLayout() -> data.StructLayout:
+    """What one QK or SV is for, see :class:`.sequencer_golden.Lots`. heads, blocks: how many."""
+    return data.StructLayout({"heads": 5, "blocks": 5, "keys": 13, "begin": 1, "again": 1})
+
+
 def FetchedInstruction() -> data.StructLayout:
-    """Fetch -> issue: the instruction and where it stood."""
-    return data.StructLayout({"instr": InstructionLayout, "pc": 16})
+    """Fetch -> issue: the instruction, where it stood, and of QK and SV the lots."""
+    return data.StructLayout({"instr": InstructionLayout, "pc": 16, "lots": LotsLayout()})

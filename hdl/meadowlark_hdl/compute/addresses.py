@@ -1,9 +1,10 @@
 """Where a result goes: from lane, block and row to words of the memories."""
-from amaranth import C, Cat, Module
+from amaranth import Cat, Module
 from amaranth.lib.wiring import In, Out
 
 from ..config import Config
 from ..lib.pipe import Pipe, Piped, Timed, kept, mix, mux
+from ..lib.times import times
 from ..signatures import InstructionLayout, ModelLayout, PassLayout
 from ..tech.cells import Multiplier
 from .epilogue import Asked
@@ -38,6 +39,8 @@ class Addresses(Piped):
         heads; it is the last token.
     last_lane, last_block : Out(range(P)), Out(6)
         Of the pass's last token.
+    last_slot : Out(range(32 * P))
+        Token slot of the first token of that block.
     start : Out(range(residual_values / 4))
         NORM, before the first result: first word of the residual of the first token it takes.
     """
@@ -52,6 +55,7 @@ class Addresses(Piped):
             "sub": Out(range(config.W)), "pair": Out(range(config.rope_pairs)),
             "slot": Out(range(32 * config.P)), "resid_word": Out(word), "exists": Out(1),
             "used": Out(1), "last": Out(1), "last_lane": Out(lane), "last_block": Out(6),
+            "last_slot": Out(range(32 * config.P)),
             "start": Out(word)})
 
     def stages(self, pipe: Pipe) -> None:
@@ -59,7 +63,7 @@ class Addresses(Piped):
         lane, block, row, is_drain, valid = pipe.inputs(
             self.lane, self.block, self.row, self.is_drain, self.valid)
         heads, head_log2 = asked.heads, self.model.head_log2
-        last_token, last_lane, last_block = self._last(m)
+        last_slot, last_lane, last_block = self._last(m)
         # A row's number within its head; where it counts from the first head on, for pairs the
         # even row's.
         head_mask = kept(m, "head_mask", Cat(head_log2 > k for k in range(7)))
@@ -79,7 +83,7 @@ class Addresses(Piped):
         exists = mux(heads, head_used, ~after).reg("exists")
         used = (head_used | ~heads).reg("used")
 
-        slot, block_word, token_word = self._starts(pipe, asked, lane, block, valid, last_token)
+        slot, block_word, token_word = self._starts(pipe, asked, lane, block, valid, last_slot)
         pair = (((slot << head_log2) >> 1) | (row & head_mask)[1:7].reg("pair"))[:len(self.pair)]
         at = self.config.W.bit_length() - 1
         pipe.give(self, to_lane=to_lane, sub=element[:at], pair=pair.reg("rope_addr"), slot=slot,
@@ -87,18 +91,18 @@ class Addresses(Piped):
                   resid_word=(token_word + row[2:])[:len(self.resid_word)].reg("resid_word"),
                   exists=exists, used=used, last=is_last)
         m.d.comb += [self.start.eq(token_word.value), self.last_lane.eq(last_lane),
-                     self.last_block.eq(last_block)]
+                     self.last_block.eq(last_block), self.last_slot.eq(last_slot)]
 
     def _last(self, m: Module):
-        """Of the pass: its last token, and that one's lane and block."""
+        """Of the pass: the first token slot of its last block, lane and block of its last token."""
         last_block = kept(m, "last_block", self.pass_.nb - 1)[:6]
         last_token = kept(m, "last_token", self.pass_.n - 1)[:13]
         last_start = kept(m, "last_start", times(last_block, self.config.P))
-        return last_token, kept(m, "last_lane", last_token - last_start)[:len(self.lane)], \
-            last_block
+        return last_start[:len(self.last_slot)], \
+            kept(m, "last_lane", last_token - last_start)[:len(self.lane)], last_block
 
     def _starts(self, pipe: Pipe, asked: Asked, lane: Timed, block: Timed, valid: Timed,
-                last_token) -> tuple[Timed, Timed, Timed]:
+                last_slot) -> tuple[Timed, Timed, Timed]:
         """Token slot, first word of its block of activations, first word of its residual."""
         here = mux(asked.heads, 0, mix(times, block, self.config.P) + lane)
         slot, residual_words = here.reg("slot", self.slot.shape()), self.model.hidden[2:]
@@ -108,15 +112,10 @@ class Addresses(Piped):
             return pipe.through(multiplier, a=a, b=b).p
         if not self.config.shared_products:
             return (slot, product("block_start", block, self.model.block_words),
-                    product("token_start", mux(asked.norm, last_token, slot), residual_words))
+                    product("token_start", mux(asked.norm, last_slot, slot), residual_words))
         # Only EMBED, RESID and, before its first value, NORM use the residual's. The choice takes
         # slot's cycle.
         of_token = mix(lambda valid: asked.resid | asked.norm & ~valid, valid)
-        start = product("start", mux(of_token, mux(asked.norm, last_token, here), block).reg("of"),
+        start = product("start", mux(of_token, mux(asked.norm, last_slot, here), block).reg("of"),
                         mux(of_token, residual_words, self.model.block_words).reg("words"))
         return slot, start, start
-
-
-def times(value, factor: int):
-    """``value * factor`` by shifts, which a synthesiser does not turn into a multiplier."""
-    return sum((value << k for k in range(factor.bit_length()) if factor >> k & 1), C(0, 1))

@@ -35,9 +35,11 @@ class Norm(Piped):
         One cycle; the inputs below up to ``base`` are settled by then and hold until the last
         value.
     last_only : In(1)
-        Only the last token.
+        Only the tokens of the last block.
     last_lane, last_block : In(range(P)), In(6)
         Lane and block of the last token.
+    last_slot : In(range(32 * P))
+        Token slot of the first token of that block.
     model, pass_ : In(ModelLayout), In(PassLayout)
         hidden and eps; n.
     base : In(range(residual_values / 4))
@@ -71,7 +73,8 @@ class Norm(Piped):
         one = self.width == 1
         super().__init__({
             "start": In(1), "last_only": In(1), "last_lane": In(range(config.P)),
-            "last_block": In(6), "model": In(ModelLayout), "pass_": In(PassLayout()),
+            "last_block": In(6), "last_slot": In(range(self.slots)),
+            "model": In(ModelLayout), "pass_": In(PassLayout()),
             "base": In(range(config.residual_values // 4)),
             "sum_slot": Out(range(self.slots)), "sum": In(Config.SUMSQ_BITS),
             "x": Out(64), "t": In(17), "k": In(6),
@@ -122,8 +125,8 @@ class Norm(Piped):
             m.d.sync += first.eq(0)
         with m.If(self.start):
             m.d.sync += [active.eq(1), first.eq(1), word.eq(0),
-                         left.eq(Mux(self.last_only, 0, self.pass_.n - 1)),
-                         slot.eq(Mux(self.last_only, self.pass_.n - 1, 0))]
+                         left.eq(Mux(self.last_only, self.last_lane, self.pass_.n - 1)),
+                         slot.eq(Mux(self.last_only, self.last_slot, 0))]
         with m.Elif(active):
             m.d.sync += word.eq(word + 1)
             with m.If(word == last_word):
@@ -149,8 +152,7 @@ class Norm(Piped):
         with m.If(self.start):
             m.d.sync += waiting.eq(1)
         with m.If(waiting):
-            m.d.sync += [next_lane.eq(Mux(self.last_only, self.last_lane, 0)),
-                         next_block.eq(Mux(self.last_only, self.last_block, 0))]
+            m.d.sync += [next_lane.eq(0), next_block.eq(Mux(self.last_only, self.last_block, 0))]
         with m.If(reading):
             m.d.sync += [read_word.eq(read_word + 1), word.eq(word + 1)]
         with m.If(begin.value):

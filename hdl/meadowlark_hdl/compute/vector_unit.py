@@ -217,6 +217,7 @@ class VectorUnit(Piped):
             residual.sum_slot.eq(norm.sum_slot), norm.sum.eq(residual.sum),
             norm.start.eq(self.norm_start), norm.last_only.eq(self.instr["last"]),
             norm.last_lane.eq(addresses.last_lane), norm.last_block.eq(addresses.last_block),
+            norm.last_slot.eq(addresses.last_slot),
             norm.base.eq(Mux(self.instr["last"], addresses.start, 0)),
             norm.model.eq(self.model), norm.pass_.eq(self.pass_), norm.gamma.eq(self.gamma),
             self.gamma_addr.eq(norm.gamma_addr)]

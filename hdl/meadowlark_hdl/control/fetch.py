@@ -10,6 +10,7 @@ from ..isa import INSTRUCTION_BITS, Op, Src
 from ..lib.collisions import NO_RW_CHECK
 from ..lib.queues import Queue
 from ..signatures import FetchedInstruction, InstructionLayout, ModelLayout, PassLayout, TileJob
+from .subgroups import Subgroups
 from .tile_jobs import TileJobs
 
 
@@ -19,10 +20,11 @@ class Fetch(wiring.Component):
     An instruction is queued as soon as its jobs can be made next, so the engine knows it before
     its tiles arrive; :class:`.tile_jobs.TileJobs` makes them. An unknown ``src`` makes no jobs. A
     token beyond ``model.vocab`` and a list that runs past the program memory stop the walk until
-    ``flush``: nothing is read that is not the model's.
+    ``flush``: nothing is read that is not the model's. A QK and the SV behind it are repeated for
+    one subgroup of lots after the other (:class:`.subgroups.Subgroups`).
 
-    Timing: the next instruction is fetched while jobs are made (5 cycles each). The first job of
-    an instruction comes ``FIRST`` cycles after the last one of the instruction before (TOKEN:
+    Timing: the next instruction is fetched while jobs are made (5 cycles each, QK 8). The first job
+    of an instruction comes ``FIRST`` cycles after the last one of the instruction before (TOKEN:
     ``TOKEN`` more); further ones follow every 2 cycles (TOKEN: 6).
 
     Parameters
@@ -83,6 +85,7 @@ class Fetch(wiring.Component):
         w, r = program.write_port(), program.read_port()
         m.submodules.queue = queue = Queue(FetchedInstruction(), depth=self.QUEUE)
         m.submodules.tiles = tiles = TileJobs(c)
+        m.submodules.subgroups = subgroups = Subgroups(c)
         wiring.connect(m, queue.o, wiring.flipped(self.out))
         wiring.connect(m, tiles.jobs, wiring.flipped(self.jobs))
         # One bit more than an address can have: behind the last place comes none.
@@ -99,8 +102,10 @@ class Fetch(wiring.Component):
         word = Signal(InstructionLayout, reset_less=True)       # the next instruction
         stores = Signal(16)                 # STORE instructions queued in this pass
         # What kind it is, in registers a cycle behind it.
-        skipped, ends, has_jobs, is_store = (Signal(name=name, reset_less=True) for name in (
-            "skipped", "ends", "has_jobs", "is_store"))
+        skipped, ends, has_jobs, is_store, is_qk, is_sv = (
+            Signal(name=name, reset_less=True) for name in (
+                "skipped", "ends", "has_jobs", "is_store", "is_qk", "is_sv"))
+        qk_pc = Signal(17, reset_less=True)
         is_end = word.op == Op.END
         goes_on = word.last & self.pass_.final
         # A cycle old: what WORD changes of them counts not before the next instruction.
@@ -108,10 +113,14 @@ class Fetch(wiring.Component):
         m.d.sync += [
             word.eq(r.data), skipped.eq(is_end & goes_on), ends.eq(is_end & ~goes_on),
             has_jobs.eq((word.src != Src.NONE) & (word.src <= Src.KV) & ~is_end),
-            is_store.eq(word.op == Op.STORE),
+            is_store.eq(word.op == Op.STORE), is_qk.eq(word.op == Op.QK),
+            is_sv.eq(word.op == Op.SV),
             room.eq(queue.i.ready), rest.eq(tiles.work.ready)]
         m.d.comb += [queue.i.payload.instr.eq(word), queue.i.payload.pc.eq(pc),
-                     tiles.work.payload.instr.eq(word), tiles.work.payload.stores.eq(stores)]
+                     queue.i.payload.lots.eq(subgroups.lots),
+                     tiles.work.payload.instr.eq(word), tiles.work.payload.stores.eq(stores),
+                     tiles.work.payload.keys.eq(subgroups.lots.keys),
+                     subgroups.instr.eq(word), subgroups.pass_.eq(self.pass_)]
         with m.FSM(name="walk") as walk:
             with m.State("STOPPED"):
                 with m.If(self.start):
@@ -123,6 +132,11 @@ class Fetch(wiring.Component):
                 m.next = "KIND"
             with m.State("KIND"):
                 m.next = "WORD"
+                with m.If(word.op == Op.QK):
+                    m.next = "LOTS_1"
+            for cycle in range(1, Subgroups.LATENCY):           # KIND is the first of them
+                with m.State(f"LOTS_{cycle}"):
+                    m.next = f"LOTS_{cycle + 1}" if cycle + 1 < Subgroups.LATENCY else "WORD"
             with m.State("WORD"):
                 with m.If(outside):
                     m.next = "OUTSIDE"
@@ -137,6 +151,12 @@ class Fetch(wiring.Component):
                     with m.Else():
                         m.d.sync += pc.eq(pc + 1)
                         m.next = "ADDRESS"
+                    with m.If(is_qk):
+                        m.d.sync += qk_pc.eq(pc)
+                    with m.If(is_sv):
+                        m.d.comb += subgroups.next.eq(1)
+                        with m.If(~subgroups.final):
+                            m.d.sync += pc.eq(qk_pc)
             with m.State("OUTSIDE"):
                 m.d.sync += self.program_end.eq(1)
         m.d.comb += self.busy.eq(~walk.ongoing("STOPPED") | tiles.busy | queue.o.valid)

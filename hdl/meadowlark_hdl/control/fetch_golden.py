@@ -13,6 +13,7 @@ from ..isa import Header, Instruction, Mode, Op, Src
 from ..weights.decoder_golden import decode_tile, header_chunks, tile_chunks
 from ..weights.modes import BLOCK, MODES
 from ..weights.packing_golden import PackingError, Unpacker
+from .sequencer_golden import Lots, Pass, subgroups
 
 #: Fields that say how an instruction's tiles lie in the stream.
 _SHAPE = ("mode", "header", "tiles", "rows", "last_rows", "row_beats", "packed")
@@ -44,14 +45,22 @@ def blamed(pc: int) -> Iterator[None]:
         raise ProgramError(str(error), pc) from error
 
 
-def walk(program: Sequence[Instruction], pc: int, final: bool) -> Iterator[int]:
+def walk(config: Config, program: Sequence[Instruction], p: Pass, pc: int,
+         ) -> Iterator[tuple[int, Lots | None]]:
     """Places of the instructions that a pass executes, from ``pc`` to the END that ends its list;
-    an END that it passes over is none. final: of the pass."""
-    while program[pc]["op"] != Op.END or program[pc]["last"] and final:
-        if program[pc]["op"] != Op.END:
-            yield pc
+    an END that it passes over is none. QK and SV come once a subgroup, with its lots."""
+    while True:
+        i = program[pc]
+        if i["op"] == Op.QK:
+            for lots in subgroups(config, p, i):
+                yield from ((pc, lots), (pc + 1, lots))
+            pc += 1
+        elif i["op"] != Op.END:
+            yield pc, None
+        elif not (i["last"] and p.final):
+            yield pc, None
+            return
         pc += 1
-    yield pc
 
 
 class Rows(NamedTuple):
@@ -124,14 +133,14 @@ class GoldenTiles:
         self.chunks_read += len(which) * i["chunks"]
         return [self._tile(i, i["addr"] + row * i["chunks"], 1, i["chunks"]) for row in which]
 
-    def cache(self, i: Instruction, ctx: int, head: int) -> np.ndarray:
-        """Keys or values of positions 0..ctx-1: int8[ctx, head]."""
+    def cache(self, i: Instruction, keys: int, head: int) -> np.ndarray:
+        """Keys or values of positions 0..keys-1: int8[keys, head]."""
         beats = i["row_beats"]
         need(i["src"] == Src.KV and i["rows"] > 0 and beats * self.config.W == head
              and i["mode"] == Mode.INT8, f"{Op(i['op']).name} of tiles that are no cache")
         need(i["rows"] * beats <= self.config.tile_beats, f"a tile of {i['rows']} keys")
-        self.chunks_read += ctx * beats
-        return np.frombuffer(self._raw(i["addr"], ctx * beats), np.int8).reshape(ctx, head)
+        self.chunks_read += keys * beats
+        return np.frombuffer(self._raw(i["addr"], keys * beats), np.int8).reshape(keys, head)
 
     def _raw(self, addr: int, chunks: int) -> bytes:
         """Chunks of memory."""

@@ -29,7 +29,7 @@ class Passes(wiring.Component):
     start : In(1)               Pulse, at rest: a pass over what is to be done, or as much as fits.
     give_up : In(1)             The pass will not end.
     done : Out(1)               Pulse: the pass has ended or is given up, or:
-    none : Out(1)               with ``done``: there is none, not even a block of tokens fits.
+    none : Out(1)               with ``done``: there is none, its keys do not fit.
     left : Out(1)               With ``done``: something is still to be done.
     prompt : Out(1)             The pass is of the prompt.
     position : Out(13)          Of the next token, that of the pass's end from its start on.
@@ -60,7 +60,9 @@ class Passes(wiring.Component):
             planner.model.eq(self.model), planner.position.eq(position),
             planner.remaining.eq(remaining), self.position.eq(position),
             self.pass_.pos0.eq(pos0), self.pass_.final.eq(final), self.pass_.n.eq(planner.n),
-            self.pass_.nb.eq(planner.nb), self.pass_.ctx.eq(planner.ctx)]
+            self.pass_.nb.eq(planner.nb), self.pass_.ctx.eq(planner.ctx),
+            self.pass_.sub_heads.eq(planner.sub_heads),
+            self.pass_.sub_blocks.eq(planner.sub_blocks)]
         with m.If(self.begin):
             m.d.sync += [position.eq(self.run.start_pos), remaining.eq(self.run.prompt),
                          self.prompt.eq(1)]
@@ -82,7 +84,7 @@ class Passes(wiring.Component):
                     self.fetch_pc.eq(Mux(remaining == 1, self.model.decode_pc,
                                          self.model.prefill_pc))]
                 m.next = "START"
-                with m.If(planner.nb == 0):
+                with m.If(planner.sub_heads == 0):
                     m.d.comb += [self.done.eq(1), self.none.eq(1)]
                     m.next = "IDLE"
             with m.State("START"):

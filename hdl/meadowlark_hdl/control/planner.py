@@ -1,20 +1,22 @@
-"""Plans a pass: the most blocks of a prompt that fit, counted up."""
+"""Plans a pass: how many tokens, and how much of its attention at once."""
 from amaranth import Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from ..config import Config
+from ..lib.pipe import reg
 from ..signatures import ModelLayout
-from .sequencer_golden import MAX_TILE_KEYS
+from .sequencer_golden import MAX_TILE_KEYS, Pass
 
 
 class Planner(wiring.Component):
-    """The largest number of blocks whose scores and accumulators a lane can hold.
+    """As many blocks as the model has room for, then as many lots as a lane takes: query heads of a
+    KV head counted up while their scores fit, and if that is all of the group, blocks.
 
-    Two additions a step, no product: what b blocks need follows from what b - 1 need.
+    One addition a step, no product: what n lots need follows from what n - 1 need.
 
-    Golden: :func:`.sequencer_golden.plan`.
-    Timing: ``start`` to ``done`` ``TRY`` cycles for each number of blocks that is tried.
+    Golden: :func:`.sequencer_golden.prompt_passes` and :func:`.sequencer_golden.subgroup`.
+    Timing: ``start`` to ``done`` :meth:`cycles`.
 
     Parameters
     ----------
@@ -22,86 +24,98 @@ class Planner(wiring.Component):
 
     Members
     -------
-    model : In(ModelLayout)     head_log2, at least log2 W, and blocks.
+    model : In(ModelLayout)     head_log2, at least log2 W; blocks and group, 1...
     start : In(1)               Pulse, at rest.
     position, remaining : In(13), In(13)
                                 Of the pass's first token; tokens from there on, 1... Constant from
                                 ``start`` to ``done``.
     done : Out(1)               Pulse; from the next cycle to the next start hold:
-    nb : Out(6)                 Blocks, the last of which may be ragged; 0: not even one fits.
-    n, ctx : Out(13), Out(14)   Tokens, and ``position + n``; not if nb is 0.
+    nb : Out(6)                 Blocks, the last of which may be ragged.
+    n, ctx : Out(13), Out(14)   Tokens, and ``position + n``.
+    sub_heads, sub_blocks : Out(5)      0: not even one lot fits.
     """
 
-    TRY = 5
+    BLOCK, LOT = 1, 2           # cycles for each that is tried
+    REST = 3
+
+    @classmethod
+    def cycles(cls, p: Pass, group: int) -> int:
+        """Those that the plan of a pass took; group: of the model."""
+        tried = p.sub_heads + 1
+        if p.sub_heads == group and p.nb > 1:
+            tried += p.sub_blocks
+        return cls.BLOCK * p.nb + cls.LOT * tried + cls.REST
 
     def __init__(self, config: Config):
         self.config = config
         super().__init__({
             "model": In(ModelLayout), "start": In(1), "position": In(13), "remaining": In(13),
-            "done": Out(1), "nb": Out(6), "n": Out(13), "ctx": Out(14)})
+            "done": Out(1), "nb": Out(6), "n": Out(13), "ctx": Out(14),
+            "sub_heads": Out(5), "sub_blocks": Out(5)})
 
     def elaborate(self, platform):
         m = Module()
-        config, P, position, remaining = self.config, self.config.P, self.position, self.remaining
+        config, P, remaining, model = self.config, self.config.P, self.remaining, self.model
 
         # What the model allows. head_log2 < log2 W is refused, so the shifts are as meant; when a
-        # block needs more than acc_slots the quotient is 0 and nothing fits.
+        # lot needs more than acc_slots the quotient is 0 and nothing fits.
         slice_log2 = config.sv_columns.bit_length() - 1
         tile_log2 = config.W.bit_length() + config.tile_beats.bit_length() - 2
         keys_max = MAX_TILE_KEYS.bit_length() - 1
         tile_keys = Signal(range(MAX_TILE_KEYS + 1))
-        acc_blocks = Signal(range(config.acc_slots + 1))
-        with m.Switch(self.model.head_log2):
+        acc_lots = Signal(range(config.acc_slots + 1))
+        with m.Switch(model.head_log2):
             for h in range(8):
                 with m.Case(h):
                     m.d.sync += [
                         tile_keys.eq(1 << min(tile_log2 - h, keys_max) if h <= tile_log2 else 0),
-                        acc_blocks.eq(config.acc_slots >> max(h - slice_log2, 0))]
+                        acc_lots.eq(config.acc_slots >> max(h - slice_log2, 0))]
 
-        # The candidate: b blocks of which the last may be ragged.
-        blocks = Signal(6)                  # most that may be tried
-        b = Signal(6)
-        tokens = Signal(12)                 # b * P, at most 63 * 32
-        step = Signal(14)                   # position + P*(2b + 1): 8191 + 32 * 127
-        area_full = Signal(20)              # b * (position + b*P), at most 63 * (8191 + 2016)
-        area_rest = Signal(20)              # b * (position + remaining), at most 63 * 16382
-        area = Signal(20)
-        n = Signal(13)
-        ctx = Signal(14)
-        rest = Signal(14)                   # position + remaining
-        ragged, more, good_area, good_acc = Signal(), Signal(), Signal(), Signal()
+        tokens, ragged = Signal(14), Signal()       # nb * P; nothing is left behind them
+        many_tiles, most = Signal(), Signal(range(Config.SUM_BLOCKS + 1))
+        # So far, with one more, and what that is.
+        area, next_area, more_area = (reg(24, name) for name in ("area", "next_area", "more_area"))
+        lots, next_lots, more_lots = (reg(6, name) for name in ("lots", "next_lots", "more_lots"))
+        of_blocks, another = Signal(), Signal()     # blocks are counted; there is one more
+        m.d.comb += ragged.eq(tokens >= remaining)
         with m.FSM():
             with m.State("IDLE"):
-                m.d.sync += [
-                    # A lone token runs the decode list, which knows one block only
-                    blocks.eq(Mux(remaining == 1, 1, self.model.blocks)),
-                    rest.eq(position + remaining), step.eq(position + P),
-                    b.eq(0), tokens.eq(0), area_full.eq(0), area_rest.eq(0)]
+                m.d.sync += [self.nb.eq(1), tokens.eq(P), self.sub_heads.eq(0),
+                             self.sub_blocks.eq(0), of_blocks.eq(0), area.eq(0), lots.eq(0)]
                 with m.If(self.start):
-                    m.d.sync += self.nb.eq(0)
-                    m.next = "TRY"
-            with m.State("TRY"):
-                m.d.sync += [
-                    b.eq(b + 1), tokens.eq(tokens + P), area_full.eq(area_full + step),
-                    area_rest.eq(area_rest + rest), step.eq(step + 2 * P)]
-                m.next = "MEASURE"
-            with m.State("MEASURE"):
-                m.d.sync += [ragged.eq(tokens >= remaining), ctx.eq(position + tokens),
-                             more.eq(b != blocks), good_acc.eq(b <= acc_blocks)]
-                m.next = "CHOOSE"
-            with m.State("CHOOSE"):
-                m.d.sync += [n.eq(Mux(ragged, remaining, tokens)), ctx.eq(Mux(ragged, rest, ctx)),
-                             area.eq(Mux(ragged, area_rest, area_full))]
-                m.next = "COMPARE"
-            with m.State("COMPARE"):
-                m.d.sync += [good_area.eq(area <= config.score_depth),
-                             good_acc.eq(good_acc | (ctx <= tile_keys))]
+                    m.next = "BLOCKS"
+            with m.State("BLOCKS"):
+                with m.If(~ragged & (self.nb != model.blocks)):
+                    m.d.sync += [self.nb.eq(self.nb + 1), tokens.eq(tokens + P)]
+                with m.Else():
+                    m.d.sync += self.n.eq(Mux(ragged, remaining, tokens))
+                    m.next = "CONTEXT"
+            with m.State("CONTEXT"):
+                m.d.sync += self.ctx.eq(self.position + self.n)
+                m.next = "TILES"
+            with m.State("TILES"):
+                m.d.sync += [many_tiles.eq(self.ctx > tile_keys), more_area.eq(self.ctx),
+                             more_lots.eq(1)]
+                m.next = "MOST"
+            with m.State("MOST"):
+                m.d.sync += most.eq(Mux(many_tiles & (acc_lots < Config.SUM_BLOCKS), acc_lots,
+                                        Config.SUM_BLOCKS))
+                m.next = "ADD"
+            with m.State("ADD"):
+                m.d.sync += [next_area.eq(area + more_area), next_lots.eq(lots + more_lots),
+                             another.eq(Mux(of_blocks, self.sub_blocks != self.nb,
+                                            self.sub_heads != model.group))]
                 m.next = "DECIDE"
             with m.State("DECIDE"):
-                with m.If(good_area & good_acc):
-                    m.d.sync += [self.nb.eq(b), self.n.eq(n), self.ctx.eq(ctx)]
-                with m.If(good_area & good_acc & more & ~ragged):
-                    m.next = "TRY"
+                m.next = "ADD"
+                with m.If(another & (next_area <= config.score_depth) & (next_lots <= most)):
+                    m.d.sync += [area.eq(next_area), lots.eq(next_lots), self.sub_blocks.eq(
+                        Mux(of_blocks, self.sub_blocks + 1, 1))]
+                    with m.If(~of_blocks):
+                        m.d.sync += self.sub_heads.eq(self.sub_heads + 1)
+                # All heads are among them: as many again are a block more.
+                with m.Elif(~of_blocks & (self.sub_heads == model.group) & (self.nb != 1)):
+                    m.d.sync += [of_blocks.eq(1), more_area.eq(area), more_lots.eq(lots)]
                 with m.Else():
                     m.d.comb += self.done.eq(1)
                     m.next = "IDLE"

@@ -12,7 +12,6 @@ from .errors import FAULTS, Error
 from .generation import Generation
 from .guard import Guard
 from .passes import Passes
-from .planner import Planner
 from .token_memory import TokenMemory
 
 #: Cycles ``flush`` is high at least, so that ``idle`` may come through registers.
@@ -37,7 +36,7 @@ class Sequencer(wiring.Component):
     16 cycles at least and until ``idle``, then the event with reason 4 follows.
 
     Timing: ``pass_end`` (or the event taken) to the next ``fetch_start`` ``TURN`` + ``PLAN``
-    cycles, and ``TRY`` for each number of blocks that is tried, so 9 for a decode pass;
+    cycles, and those of the :class:`.planner.Planner`;
     ``pass_end`` to ``sample_finish`` ``TURN``; ``sample_done`` to the event ``EVENT``; a run's
     start to the flush in front of its first plan ``CHECK``.
 
@@ -80,7 +79,7 @@ class Sequencer(wiring.Component):
     """
 
     CHECK, TURN = Admission.LATENCY, 1
-    PLAN, TRY, EVENT = Passes.PLAN, Planner.TRY, Generation.EVENT
+    PLAN, EVENT = Passes.PLAN, Generation.EVENT
 
     def __init__(self, config: Config, *, watchdog_log2: int = 20):
         if watchdog_log2 not in range(5, 33):

@@ -1,7 +1,7 @@
-"""Golden model of the sequencer: how a run is cut into passes."""
+"""Golden model of the sequencer: how a run is cut into passes, and the attention of a pass."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ..config import Config
@@ -15,14 +15,21 @@ class Pass:
     """One pass over the model; the fields are those of PassLayout, and which list it runs.
 
     pos0: position of the first token. n: tokens. nb: blocks of P tokens. ctx: pos0 + n.
+    sub_heads, sub_blocks: query heads of a KV head, and blocks, that attend at once, at most.
     final: it ends with logits. decode: it runs the decode list.
     """
     pos0: int
     n: int
     nb: int
     ctx: int
+    sub_heads: int
+    sub_blocks: int
     final: bool
     decode: bool
+
+    def reach(self, config: Config, end: int) -> int:
+        """Keys that the blocks before block ``end`` see."""
+        return min(self.ctx, self.pos0 + end * config.P)
 
 
 def tile_keys(config: Config, head_log2: int) -> int:
@@ -35,42 +42,96 @@ def context_limit(config: Config) -> int:
     return min(config.context, config.score_depth)
 
 
-def fits(config: Config, head_log2: int, nb: int, ctx: int) -> bool:
-    """Whether nb blocks that see keys 0..ctx-1 fit the scores and accumulators of a lane."""
-    return nb * ctx <= config.score_depth and (
-        ctx <= tile_keys(config, head_log2)
-        or nb * (1 << head_log2) // config.sv_columns <= config.acc_slots)
+def lots(config: Config, head_log2: int, ctx: int) -> int:
+    """Pairs of a query head and a block that can attend to keys 0..ctx-1 at once: what the scores,
+    maxima and sums of a lane take, and where one tile of keys is not enough, its accumulators.
+    0 if not even one can."""
+    most = min(config.score_depth // ctx, Config.SUM_BLOCKS)
+    if ctx > tile_keys(config, head_log2):
+        most = min(most, config.acc_slots // max(1, (1 << head_log2) // config.sv_columns))
+    return most
 
 
-def plan(config: Config, head_log2: int, blocks: int, pos0: int, remaining: int) -> int:
-    """Blocks of the next pass: the largest number that fits; 0 if not even one does.
+def subgroup(config: Config, model: Mapping[str, int], nb: int, ctx: int) -> tuple[int, int]:
+    """Heads and blocks that attend at once, of a pass of nb blocks: as many heads of the model's
+    ``group`` as fit, and if all do, as many blocks. (0, 0) if no lot fits."""
+    most = lots(config, model["head_log2"], ctx)
+    heads = min(model["group"], most)
+    return heads, min(nb, most // heads) if heads else 0
 
-    head_log2, blocks: of the model. pos0: position of its first token. remaining: tokens left, 1..
+
+@dataclass(frozen=True)
+class Lots:
+    """The lots that one QK, and the SV behind it, are for.
+
+    heads: query heads, numbered within the instruction's group. blocks: of tokens. keys: as many as
+    they see. begin: the first ones of the instruction. again: the blocks begin anew, with other
+    heads.
     """
-    best = 0
-    for nb in range(1, (1 if remaining == 1 else blocks) + 1):
-        if (nb - 1) * config.P < remaining and fits(
-                config, head_log2, nb, pos0 + min(remaining, nb * config.P)):
-            best = nb
-    return best
+    heads: range
+    blocks: range
+    keys: int
+    begin: bool
+    again: bool
 
 
-def prompt_passes(config: Config, head_log2: int, blocks: int, start_pos: int, prompt: int,
+def subgroups(config: Config, p: Pass, i: Mapping[str, int]) -> Iterator[Lots]:
+    """How often a QK is repeated in a pass, with the SV behind it: heads outside, blocks inside.
+
+    i: of the instruction group, heads and last.
+    """
+    if i["heads"]:
+        yield Lots(range(1), range(1), p.ctx, True, True)
+        return
+    first = p.nb - 1 if i["last"] else 0
+    for head in range(0, i["group"], p.sub_heads):
+        for block in range(first, p.nb, p.sub_blocks):
+            end = min(block + p.sub_blocks, p.nb)
+            yield Lots(range(head, min(head + p.sub_heads, i["group"])), range(block, end),
+                       p.reach(config, end), (head, block) == (0, first), block == first)
+
+
+def prompt_passes(config: Config, model: Mapping[str, int], start_pos: int, prompt: int,
                   final: bool = True) -> Iterator[Pass]:
     """The passes of a prompt; each generated token then takes one with n = 1.
 
-    final: tokens are to be generated (max_new > 0).
+    A pass has as many tokens as the model's ``blocks`` hold. A lone token runs the decode list.
+
+    Parameters
+    ----------
+    config : Config
+    model : mapping of str to int
+        Of ``isa.MODEL_REGS`` head_log2, blocks and group.
+    start_pos : int
+        Position of the first token.
+    prompt : int, 1..
+        Tokens.
+    final : bool
+        Tokens are to be generated (max_new > 0).
 
     Raises
     ------
     ValueError
-        Not even one block of tokens fits.
+        The keys of a pass do not fit.
     """
     pos0, remaining = start_pos, prompt
     while remaining:
-        nb = plan(config, head_log2, blocks, pos0, remaining)
-        if not nb:
-            raise ValueError(f"no pass fits at position {pos0}")
-        n = min(remaining, nb * config.P)
-        yield Pass(pos0, n, nb, pos0 + n, final and n == remaining, remaining == 1)
+        n = min(remaining, model["blocks"] * config.P)
+        yield pass_of(config, model, pos0, n, final=final and n == remaining,
+                      decode=remaining == 1)
         pos0, remaining = pos0 + n, remaining - n
+
+
+def decode_pass(config: Config, model: Mapping[str, int], position: int) -> Pass:
+    """That of a generated token; see :func:`prompt_passes`."""
+    return pass_of(config, model, position, 1, final=True, decode=True)
+
+
+def pass_of(config: Config, model: Mapping[str, int], pos0: int, n: int, *, final: bool,
+            decode: bool) -> Pass:
+    """That of tokens pos0..pos0+n-1, 1..blocks*P of them; see :func:`prompt_passes`."""
+    nb, ctx = -(-n // config.P), pos0 + n
+    heads, blocks = subgroup(config, model, nb, ctx)
+    if not heads:
+        raise ValueError(f"no pass fits at position {pos0}")
+    return Pass(pos0, n, nb, ctx, heads, blocks, final, decode)

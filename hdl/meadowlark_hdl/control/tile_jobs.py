@@ -12,8 +12,9 @@ from ..signatures import InstructionLayout, ModelLayout, PassLayout, TileJob
 from ..tech.cells import Multiplier
 from .tile_walks import KeyTiles, RowTiles, TokenRows
 
-#: An instruction that needs tiles, and the STORE instructions before it in the pass.
-WorkLayout = data.StructLayout({"instr": InstructionLayout, "stores": 16})
+#: An instruction that needs tiles, the STORE instructions before it in the pass, and the keys that
+#: a KV reads.
+WorkLayout = data.StructLayout({"instr": InstructionLayout, "stores": 16, "keys": 13})
 
 
 class TileJobs(wiring.Component):
@@ -22,8 +23,8 @@ class TileJobs(wiring.Component):
     - STREAM: ``tiles`` tiles from the stream pointer on, which starts at ``model.stream_addr``.
       All have rows and chunks, the last one last_rows and last_chunks; rows * row_beats beats.
     - TABLE: n tiles, ``addr + (pos0 + t) * chunks``. TOKEN: ``addr + token(pos0 + t) * chunks``.
-    - KV: ctx keys of row_beats chunks from ``addr`` on, rows keys a tile, the last with the rest;
-      no headers. Waits until as many stores are done as STORE instructions came before.
+    - KV: ``keys`` keys of row_beats chunks from ``addr`` on, rows keys a tile, the last with the
+      rest; no headers. Waits until as many stores are done as STORE instructions came before.
 
     Tiles of TABLE, TOKEN and NORM have one row of row_beats beats whatever ``rows`` says. Products
     come from one :class:`~meadowlark_hdl.tech.cells.Multiplier`.
@@ -65,13 +66,14 @@ class TileJobs(wiring.Component):
         m.submodules.keys = keys = KeyTiles(config)
         m.submodules.tokens = tokens = TokenRows(config)
         work, needed, working = reg(InstructionLayout, "work"), reg(16, "needed"), Signal()
+        all_keys = reg(13, "all_keys")
         put, finished = Signal(), Signal()  # one cycle: a job, all of them are made
         m.d.comb += [self.work.ready.eq(~working), self.busy.eq(working | self.jobs.valid)]
         with m.If(finished):
             m.d.sync += working.eq(0)
         with m.If(self.work.valid & self.work.ready):
             m.d.sync += [work.eq(self.work.payload.instr), needed.eq(self.work.payload.stores),
-                         working.eq(1)]
+                         all_keys.eq(self.work.payload.keys), working.eq(1)]
 
         # In chunks: of the next tile, and behind the last one of the stream.
         pointer, addr, streamed = reg(27, "pointer"), reg(27, "addr"), Signal()
@@ -116,7 +118,7 @@ class TileJobs(wiring.Component):
                         m.d.comb += tokens.start.eq(1)
                         m.next = "TILES"
             with m.State("SECOND"):
-                m.d.sync += [a.eq(Mux(work.src == Src.KV, pass_.ctx, work.last_rows)),
+                m.d.sync += [a.eq(Mux(work.src == Src.KV, all_keys, work.last_rows)),
                              b.eq(work.row_beats), base.eq(addr)]
                 m.next = "WAIT_1"
                 with m.If(streaming & (work.tiles == 0)):

@@ -10,8 +10,13 @@ from amaranth.lib.wiring import In, Out
 from ..config import Config
 from ..isa import Op
 from ..lib.countdown import Countdown
-from ..signatures import FetchedInstruction, InstructionLayout, ModelLayout, PassLayout
-from .walker import Job
+from ..lib.pipe import reg
+from ..signatures import (FetchedInstruction, InstructionLayout, LotsLayout, ModelLayout,
+                          PassLayout)
+from .walker import FirstBlock, Job
+
+#: No operator: START goes on looking for the last block.
+SKIP = 16
 
 
 class Dispatch(wiring.Component):
@@ -20,7 +25,10 @@ class Dispatch(wiring.Component):
     Done is: all walkers are idle, so many cycles have passed as the operator takes to settle, and
     the vector unit is not busy. END has no walker.
 
-    Timing: ``req`` in the cycle after ``instr`` is taken. From an instruction's turn to the first
+    With ``last`` the walker begins at the last block of tokens, which is looked for before.
+
+    Timing: ``req`` in the cycle after ``instr`` is taken; with ``last`` a cycle later for each
+    block before the last. From an instruction's turn to the first
     cycle of its walker ``START`` cycles; the next one's turn is ``SETTLE`` cycles after the last
     effect.
 
@@ -64,13 +72,17 @@ class Dispatch(wiring.Component):
         settle = Countdown(m, 6, name="settle", last=False)
         m.d.sync += [pass_.eq(self.pass_), vector_busy.eq(self.vector_busy),
                      self.pass_end.eq(0), self.retired.eq(0)]
-        m.d.comb += [self.job.instr.eq(instr), self.job.pass_.eq(pass_),
-                     self.job.model.eq(self.model)]
+        lots, first = reg(LotsLayout(), "lots"), reg(FirstBlock(), "first")
+        skips = Countdown(m, 6, name="skips", behind=True, reset=False)     # blocks before it
+        m.d.comb += [self.job.instr.eq(instr), self.job.pass_.eq(pass_), self.job.lots.eq(lots),
+                     self.job.model.eq(self.model), self.job.first.eq(first)]
 
         # What waits is copied until an instruction starts. ``idle`` is the state's name, once more.
         idle = Signal(init=1)
         with m.If(idle):
-            m.d.sync += [instr.eq(self.instr.payload.instr), self.pc.eq(self.instr.payload.pc)]
+            m.d.sync += [instr.eq(self.instr.payload.instr), self.pc.eq(self.instr.payload.pc),
+                         lots.eq(self.instr.payload.lots), first.eq(0),
+                         skips.load_all(self.pass_.nb)]
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.instr.ready.eq(1)
@@ -81,7 +93,12 @@ class Dispatch(wiring.Component):
                 m.d.sync += [
                     self.lanes.eq(Mux(instr.heads | (pass_.n > P), P, pass_.n)),
                     self.attending.eq((instr.op == Op.QK) | (instr.op == Op.SV))]
-                with m.Switch(instr.op):
+                with m.Switch(Mux(instr.last & ~skips.last & (instr.op != Op.END), SKIP, instr.op)):
+                    with m.Case(SKIP):
+                        m.d.sync += [
+                            skips.step(), first.block.eq(first.block + 1),
+                            first.words.eq(first.words + self.model.block_words),
+                            first.tokens.eq(first.tokens + P)]
                     for k, operators in enumerate(self.settle):
                         for op, cycles in operators.items():
                             with m.Case(op):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from ..config import Config
-from ..control.sequencer_golden import Pass
+from ..control.sequencer_golden import Lots, Pass
 from ..isa import Instruction, Op
 
 #: What is presented in a cycle: fields of the control by name, as :func:`.walker.presentable` has
@@ -19,13 +19,15 @@ Presented = dict[str, int]
 ENABLES = ("array_active", "res_en", "sc_en", "sum_en", "sum_read", "acc_en", "dr_en", "st_en")
 
 
-def beats(config: Config, model: Mapping[str, int], p: Pass, i: Instruction) -> Iterator[Presented]:
-    """Cycles of LINEAR, QK, SV and STORE in which something is presented.
+def beats(config: Config, model: Mapping[str, int], p: Pass, i: Instruction,
+          lots: Lots | None = None) -> Iterator[Presented]:
+    """Cycles of LINEAR, QK, SV and STORE in which something is presented. lots: of QK and SV.
 
     ``acc_addr`` of a drained element (``dr_en``) comes DRAIN_LATER cycles after the rest of it.
     """
-    return {Op.LINEAR: _linear, Op.QK: _keys, Op.SV: _keys, Op.STORE: _store}[Op(i["op"])](
-        config, model, p, i)
+    if lots is not None:
+        return _keys(config, model, p, i, lots)
+    return {Op.LINEAR: _linear, Op.STORE: _store}[Op(i["op"])](config, model, p, i)
 
 
 def values(config: Config, p: Pass, i: Instruction) -> Iterator[Presented]:
@@ -61,56 +63,61 @@ def _dot(model: Mapping[str, int], i: Instruction, block: int, tile: int, row: i
             "x_addr": block * model["block_words"] + i["x"] + beat, "dot_keep": int(beat > 0)}
 
 
-def _keys(config: Config, model: Mapping[str, int], p: Pass, i: Instruction,
+def _keys(config: Config, model: Mapping[str, int], p: Pass, i: Instruction, lots: Lots,
           ) -> Iterator[Presented]:
     slices = i["row_beats"] * config.sv_cycles
-    for tile, base in enumerate(range(0, p.ctx, i["rows"])):
-        end = min(base + i["rows"], p.ctx)
-        for block in range(p.nb):
+    every = [(head, block) for head in lots.heads for block in lots.blocks]
+    for tile, base in enumerate(range(0, lots.keys, i["rows"])):
+        end = min(base + i["rows"], lots.keys)
+        for lot, (head, block) in enumerate(every):
             position = p.pos0 + block * config.P
-            limit = p.ctx if i["heads"] else min(p.ctx, position + config.P)
-            slot = 0 if p.ctx <= i["rows"] else block * slices
+            limit = p.ctx if i["heads"] else p.reach(config, block + 1)
+            slot = 0 if lots.keys <= i["rows"] else lot * slices
             for key in range(base, min(limit, end)):
-                score = block * p.ctx + key
+                score = lot * p.ctx + key
                 if i["op"] == Op.SV:
-                    yield from _products(config, i, block, tile, key, key - base, score, slot)
+                    yield from _products(config, i, lot, tile, key, key - base, score, slot)
                     continue
                 for beat in range(i["row_beats"]):
                     presented = _dot(model, i, block, tile, key - base, beat)
+                    presented["x_addr"] += head * i["row_beats"]
                     presented["shift"] = i["shift"]
                     if beat == i["row_beats"] - 1:
                         presented |= {
-                            "sc_en": 1, "sc_addr": score, "sc_block": block,
+                            "sc_en": 1, "sc_addr": score, "sc_block": lot,
                             "sc_first": int(key == 0),
                             "sc_age": -1 if i["heads"] else max(key - position, -1),
                             "sc_last": (i["lanes"] if i["heads"] else limit - position) - 1}
                     yield presented
             if i["op"] == Op.SV and base < limit <= end:
-                yield from _drain(config, i, block, slot)
+                yield from _drain(config, i, lot, head, block, slot)
 
 
-def _products(config: Config, i: Instruction, block: int, tile: int, key: int, row: int,
+def _products(config: Config, i: Instruction, lot: int, tile: int, key: int, row: int,
               score: int, slot: int) -> Iterator[Presented]:
     """A key's values times its probability."""
     for beat in range(i["row_beats"]):
         for part in range(config.sv_cycles):
             at = slot + beat * config.sv_cycles + part
             presented = {"array_active": 1, "tile": tile, "beat": row * i["row_beats"] + beat,
-                         "part": part, "sel_p": 1, "s_addr": score, "m_block": block, "acc_en": 1,
+                         "part": part, "sel_p": 1, "s_addr": score, "m_block": lot, "acc_en": 1,
                          "acc_keep": int(key > 0), "acc_addr": at, "acc_to": at}
             if beat == part == 0:
-                presented |= {"sum_en": 1, "sum_keep": int(key > 0), "sum_block": block}
+                presented |= {"sum_en": 1, "sum_keep": int(key > 0), "sum_block": lot}
             yield presented
 
 
-def _drain(config: Config, i: Instruction, block: int, slot: int) -> Iterator[Presented]:
-    """A block's sums of probabilities, then its elements."""
-    yield {"sum_read": 1, "sum_block": block, "res_en": 1, "res_kind": 1, "block": block}
-    for element in range(i["row_beats"] * config.W):
+def _drain(config: Config, i: Instruction, lot: int, head: int, block: int, slot: int,
+           ) -> Iterator[Presented]:
+    """A lot's sums of probabilities, then its elements."""
+    elements = i["row_beats"] * config.W
+    yield {"sum_read": 1, "sum_block": lot, "res_en": 1, "res_kind": 1, "block": block}
+    for element in range(elements):
         beat, value = divmod(element, config.W)
         column, part = divmod(value, config.sv_cycles)
-        yield {"dr_en": 1, "dr_sel": column, "res_en": 1, "res_kind": 2, "row": element,
-               "block": block, "acc_addr": slot + beat * config.sv_cycles + part}
+        yield {"dr_en": 1, "dr_sel": column, "res_en": 1, "res_kind": 2,
+               "row": head * elements + element, "block": block,
+               "acc_addr": slot + beat * config.sv_cycles + part}
 
 
 def _store(config: Config, model: Mapping[str, int], p: Pass, i: Instruction,

@@ -9,13 +9,20 @@ from amaranth.lib.wiring import In, Out
 from ..compute.tiling_engine import EngineControl, first_result
 from ..config import Config
 from ..isa import Op
-from ..signatures import InstructionLayout, ModelLayout, PassLayout
+from ..signatures import InstructionLayout, LotsLayout, ModelLayout, PassLayout
+
+
+def FirstBlock() -> data.StructLayout:
+    """Where an instruction's blocks of tokens begin: number, words of activations and tokens before
+    it. 0, or with ``last`` the last block."""
+    return data.StructLayout({"block": 6, "words": 13, "tokens": 13})
 
 
 def Job() -> data.StructLayout:
-    """What there is to do: an instruction, and the pass and the model that it is for."""
+    """What there is to do: an instruction, the pass and the model that it is for, its first block,
+    and of QK and SV the lots."""
     return data.StructLayout({"instr": InstructionLayout, "pass_": PassLayout(),
-                              "model": ModelLayout})
+                              "model": ModelLayout, "first": FirstBlock(), "lots": LotsLayout()})
 
 
 def TileControl(config: Config) -> data.StructLayout:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
               show_default=True, help="Form of the table on stdout.")
 @click.option("--against-raw", is_flag=True,
               help="Measure the weights as they are without packing and budget too.")
-@model_options()
+@model_options(measures=True)
 @board_option("virtual", "Board to compile for and to simulate. A port has its own.")
 @target_option("sim", "pins")
 @trace_option

@@ -13,7 +13,7 @@ from .terminal import Progress, say, write_json
 @click.command(name="compile")
 @click.option("-o", "--output", required=True, metavar="IMAGE",
               help="Image file to write; replaced only when it is complete.")
-@model_options(argument=True)
+@model_options(argument=True, measures=True)
 @board_option("virtual", "Board to compile for.")
 @json_option
 def compile_(output: str, asked: Asked, board: str, json_to: str | None) -> int:

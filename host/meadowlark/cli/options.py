@@ -87,22 +87,24 @@ class Asked:
     context: int | None
     weights: str
     packing: str
+    all_tokens: bool
     bits: float | None
     target_ppl: float | None
 
     def open(self, board: Board, progress: Progress) -> Source:
         from ..run.prepare import Source
         return Source(self.name, board, context=self.context, weights=self.weights,
-                      packing=self.packing, bits=self.bits, target_ppl=self.target_ppl,
-                      progress=progress, warn=warn)
+                      packing=self.packing, all_tokens=self.all_tokens, bits=self.bits,
+                      target_ppl=self.target_ppl, progress=progress, warn=warn)
 
 
-def model_options(*, argument: bool = False,
-                  image: bool = True) -> Callable[[Callable], Callable]:
+def model_options(*, argument: bool = False, image: bool = True, measures: bool = False,
+                  ) -> Callable[[Callable], Callable]:
     """The options of a model; the command gets them as ``asked``.
 
     argument: MODEL is an argument of the command instead of an option. image: the command makes or
-    takes an image, so that context and packing matter.
+    takes an image, so that context and packing matter. measures: what is only of use to measure it
+    matters too.
     """
     model = click.argument("model", metavar="MODEL") if argument else click.option(
         "-m", "--model", default="stories", show_default=True, metavar="MODEL",
@@ -115,6 +117,10 @@ def model_options(*, argument: bool = False,
         "--packing", default="auto", show_default=True, metavar="PACKING",
         help="How weights are packed in memory: raw, meadow or entropy. With auto each tensor "
              "takes the smallest that the board can read.")
+    all_tokens = click.option(
+        "--all-tokens", is_flag=True,
+        help="Take all tokens of a prompt through all of the last layer, to measure what leaving "
+             "that out brings.")
     options = [
         model, *([context] if image else []),
         click.option("--weights", type=click.Choice(("auto", "int8")), default="auto",
@@ -128,7 +134,7 @@ def model_options(*, argument: bool = False,
         click.option("--target-ppl", type=float, metavar="PERCENT",
                      help="Round int8 weights to the coarsest grid that costs PERCENT of "
                           "perplexity on the calibration text."),
-        *([packing] if image else [])]
+        *([packing] if image else []), *([all_tokens] if measures else [])]
 
     def decorate(command: Callable) -> Callable:
         for option in reversed(options):
@@ -137,7 +143,7 @@ def model_options(*, argument: bool = False,
         @functools.wraps(command)
         def collected(*args, model: str, weights: str, bits: float | None,
                       target_ppl: float | None, context: int | None = None, packing: str = "auto",
-                      **kw):
+                      all_tokens: bool = False, **kw):
             from ..compile.packing import PACKINGS
             from ..quant.budget import check_budget
             if packing not in PACKINGS:
@@ -145,8 +151,8 @@ def model_options(*, argument: bool = False,
                                 f"{', '.join(PACKINGS)}")
             check_budget(bits, target_ppl)
             return command(*args, **kw, asked=Asked(
-                name=model, context=context, weights=weights, packing=packing, bits=bits,
-                target_ppl=target_ppl))
+                name=model, context=context, weights=weights, packing=packing,
+                all_tokens=all_tokens, bits=bits, target_ppl=target_ppl))
         return collected
     return decorate
 

@@ -36,8 +36,9 @@ _ROWS = ("codes", "mant", "shift", "bias", "scale", "minimum")
 class _Stream:
     """The weight stream under construction: appends tiles, returns instruction fields."""
 
-    def __init__(self, config: Config, packing: str) -> None:
-        self.config = config
+    def __init__(self, config: Config, packing: str, most: int) -> None:
+        """most: segments of a matrix in an instruction."""
+        self.config, self.most = config, most
         self.parts: list[bytes] = []
         self.tensors: list[dict] = []       # see Image.tensors
         self.packer = Packer(packing, config.packing, config.unpack_lanes)
@@ -104,7 +105,7 @@ class _Stream:
     def _fits(self, segments: list[list[int]]) -> bool:
         """Whatever segments an instruction has, there are jobs for their tiles."""
         return all(packed_jobs(sum(segments[a:b], [])) for b in range(1, len(segments) + 1)
-                   for a in range(max(0, b - self.config.P), b))
+                   for a in range(max(0, b - self.most), b))
 
 
 class _Lists:
@@ -115,32 +116,43 @@ class _Lists:
     """
 
     def __init__(self, qm: QuantModel, shapes: Shapes, config: Config, context: int, packing: str,
-                 ) -> None:
+                 all_tokens: bool) -> None:
         self.qm, self.plan, self.config, W = qm, qm.plan, config, config.W
-        self.act = act_map(qm.plan, W)
+        self.at_once = limits.heads_at_once(qm.plan, config)
+        self.act = act_map(qm.plan, W, self.at_once)
         self.head = qm.head_pad // W                # words of a head
         self.hidden = round_up(qm.hidden, W)
-        self.stream = _Stream(config, packing)
+        self.stream = _Stream(config, packing, max(config.P, self.at_once))
         self.tables = Tables(shapes, config, context)
+        self.all_tokens, self.last = all_tokens, 0
         self.prefill: list[Instruction] = []
         self.decode: list[Instruction] = []
         self._fixups: list[Instruction] = []        # addr counts from the end of the stream
 
     def make(self) -> None:
-        """All of both lists. Only the last norm and the head are for the last token alone."""
-        tail = self.plan.steps[-2:]
+        """All of both lists. A token's keys and values are all that others see of it, so behind
+        those of the last layer comes what only the last token needs; with ``all_tokens`` that is
+        the last norm and the head."""
         for step in self.plan.steps:
-            if step is tail[0]:
-                self._both(Op.END, last=1)
-            _LOWER[type(step)](self, step, **dict(last=1) if step in tail else {})
-        self._both(Op.END)
+            if step is (self.plan.steps[-2] if self.all_tokens else None):
+                self._tail()
+            _LOWER[type(step)](self, step)
+        self._both(Op.END, last=0)
+
+    def _tail(self) -> None:
+        """A pass that is not final ends here; what follows is for the last token's block."""
+        self._both(Op.END, last=1)
+        self.last = 1
 
     def _both(self, op: Op, **fields: int) -> None:
         for code in (self.prefill, self.decode):
-            code.append(Instruction(op, **fields))
+            self._put(code, op, **fields)
+
+    def _put(self, code: list[Instruction], op: Op, **fields: int) -> None:
+        code.append(Instruction(op, **dict(last=self.last) | fields))
 
     def _relative(self, code: list[Instruction], op: Op, at: int, **fields: int) -> None:
-        code.append(Instruction(op, addr=at // self.config.W, **fields))
+        self._put(code, op, addr=at // self.config.W, **fields)
         self._fixups.append(code[-1])
 
     def _row(self, op: Op, at: int, row_beats: int, chunks: int, **fields: int) -> None:
@@ -164,9 +176,9 @@ class _Lists:
         self._row(Op.EMBED, tables.embed_at, self.hidden // self.config.W, tables.embed_chunks,
                   src=Src.TOKEN, mode=q.mode, header=q.header)
 
-    def _norm(self, step: NormStep, *, last: int = 0) -> None:
+    def _norm(self, step: NormStep) -> None:
         norm: QuantNorm = self.qm.numbers[step.name]
-        self._both(Op.NORM, y=self.act.at[step.name] * self.config.W, shift=norm.shift, last=last,
+        self._both(Op.NORM, y=self.act.at[step.name] * self.config.W, shift=norm.shift,
                    **self.stream.norm(norm.gamma))
 
     def _add(self, step: AddStep) -> None:
@@ -177,13 +189,13 @@ class _Lists:
         self._linear(step.matrix, y=self.act.at[step.name] * self.config.W, epi=Epi.SWIGLU,
                      shift=gate.shift)
 
-    def _head(self, step: HeadStep, *, last: int) -> None:
+    def _head(self, step: HeadStep) -> None:
         # Nothing pairs its rows, and the sampler counts exactly ``vocab`` of them.
-        self._linear(step.matrix, False, epi=Epi.LOGIT, last=last)
+        self._linear(step.matrix, False, epi=Epi.LOGIT)
 
     def _attend(self, step: AttendStep) -> None:
-        """Keys and values, then a query head at a time in prefill. In decode lanes are the heads
-        of a KV head.
+        """Keys and values, then in prefill some query heads of a KV head at a time. In decode
+        lanes are the heads of a KV head.
 
         Decode leaves all but the first block of the activation memory unused: if the queries of
         all groups fit there, they are computed before the first group attends, so that the memory
@@ -205,19 +217,21 @@ class _Lists:
                     self._relative(code, Op.STORE, self.tables.kv(step.cache, which, h),
                                    x=at + h * self.head, row_beats=self.head)
 
+        if step is self.plan.attends[-1] and not self.all_tokens:
+            self._tail()
         tiling, fields, sizes = self.stream.linear(self.qm.numbers[step.q.name], step.q.name,
                                                    divides=pad)
         group = op.heads // op.kv_heads
 
         def queries(code: list[Instruction], at: int, first: int, count: int, **lanes: int) -> None:
             a, b = (n * pad // tiling.rows for n in (first, first + count))
-            code.append(Instruction(Op.LINEAR, **_of(fields, sizes[a:b]) | dict(
-                tiles=b - a, x=x, y=at * config.W, **q_epi, **lanes)))
+            self._put(code, Op.LINEAR, **_of(fields, sizes[a:b]) | dict(
+                tiles=b - a, x=x, y=at * config.W, **q_epi, **lanes))
 
-        def attend(code: list[Instruction], at: int, first: int, **lanes: int) -> None:
+        def attend(code: list[Instruction], at: int, first: int, count: int, **lanes: int) -> None:
             kv_head = first // group
             keys = tile_keys(config, pad.bit_length() - 1)
-            kv = dict(src=Src.KV, mode=Mode.INT8, header=Header.NONE, rows=keys,
+            kv = dict(src=Src.KV, mode=Mode.INT8, header=Header.NONE, rows=keys, group=count,
                       row_beats=self.head, chunks=keys * self.head, **lanes)
             self._relative(code, Op.QK, self.tables.kv(step.cache, 0, kv_head), x=at,
                            shift=numbers.score_shift, **kv)
@@ -226,22 +240,25 @@ class _Lists:
                            mant=int(numbers.v_mant[kv_head]),
                            shift=int(numbers.v_shift[kv_head]), **kv)
 
+        def groups_of(most: int) -> list[tuple[int, int]]:
+            """(first head, heads) of those that attend at once."""
+            return [(h, min(most, end - h)) for end in range(group, op.heads + 1, group)
+                    for h in range(end - group, end, most)]
+
         one = self.act.at[step.q.name]
-        for h in range(op.heads):
-            queries(self.prefill, one, h, 1)
-            attend(self.prefill, one, h)
-        # (first head, heads) of each group: at most a lane a head
-        groups = [(h, min(config.P, end - h)) for end in range(group, op.heads + 1, group)
-                  for h in range(end - group, end, config.P)]
+        for first, n in groups_of(self.at_once):
+            queries(self.prefill, one, first, n)
+            attend(self.prefill, one, first, n)
+        groups = groups_of(config.P)        # at most a lane a head
         early = self.act.block_words + len(groups) * self.head <= config.act_words
         at = [self.act.block_words + g * self.head if early else one for g in range(len(groups))]
         for g, (first, n) in enumerate(groups):
             queries(self.decode, at[g], first, n, heads=1, lanes=n)
             if not early:
-                attend(self.decode, at[g], first, heads=1, lanes=n)
+                attend(self.decode, at[g], first, 1, heads=1, lanes=n)
         if early:
             for g, (first, n) in enumerate(groups):
-                attend(self.decode, at[g], first, heads=1, lanes=n)
+                attend(self.decode, at[g], first, 1, heads=1, lanes=n)
 
     def finish(self) -> tuple[bytes, int]:
         """Complete the addresses; returns the stream, padded, and all of the memory's size."""
@@ -260,7 +277,7 @@ _LOWER: dict[type[Step], Callable[..., None]] = {
 
 
 def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
-                  packing: str = "auto") -> Image:
+                  packing: str = "auto", all_tokens: bool = False) -> Image:
     """Lay a model out for a board.
 
     Both lists consume the weight stream in the same order: a step of the plan after the other, per
@@ -276,6 +293,9 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
         Tokens the KV cache holds, 1..; default: the smaller of the model's and the board's.
     packing : str
         One of :data:`meadowlark.compile.packing.PACKINGS`.
+    all_tokens : bool
+        Take all tokens of a prompt through all of the last layer, though nobody reads what most of
+        them give: to measure what leaving that out brings.
 
     Returns
     -------
@@ -299,9 +319,8 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
         raise ValueError(f"heads padded to {qm.head_pad}, but the core takes {W} values at a time")
     limits.check(shapes, board, context=context, least=limits.least_bits(board, packing))
     context = limits.need(shapes, board, context).context
-    blocks = limits.residents(qm.plan, config)
-
-    lists = _Lists(qm, shapes, config, context, packing)
+    lists = _Lists(qm, shapes, config, context, packing, all_tokens)
+    blocks = limits.residents(qm.plan, config, lists.at_once)
     act, tables = lists.act, lists.tables
     lists.make()
 
@@ -323,7 +342,8 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
                        embedding.ljust(tables.kv_at - tables.embed_at, b"\0")))
     regs = dict(prefill_pc=0, decode_pc=len(lists.prefill), stream_addr=0,
                 block_words=act.block_words, blocks=blocks, hidden=lists.hidden,
-                head_log2=qm.head_pad.bit_length() - 1, eps=int(qm.eps), vocab=qm.vocab)
+                head_log2=qm.head_pad.bit_length() - 1, group=lists.at_once, eps=int(qm.eps),
+                vocab=qm.vocab)
     for name, value in regs.items():
         _fit(name, value, MODEL_REGS)
     return Image(
@@ -336,7 +356,7 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
         model_regs=regs, shape=asdict(Shape.of(qm.plan, context)),
         program=b"".join(map(encode, program)), memory=memory, tokenizer=qm.tokenizer_json,
         chat=qm.chat, bos_id=qm.bos_id, stop_ids=tuple(qm.stop_ids),
-        facts=_facts(qm, lists.stream.tensors),
+        facts=_facts(qm, lists.stream.tensors, all_tokens),
         tensors=tuple(lists.stream.tensors))
 
 
@@ -370,13 +390,13 @@ def _embedding(q: QuantLinear, W: int) -> bytes:
     return np.concatenate([chunks(part) for part in parts], axis=1).tobytes()
 
 
-def _facts(qm: QuantModel, tensors: list[dict]) -> dict:
+def _facts(qm: QuantModel, tensors: list[dict], all_tokens: bool) -> dict:
     """What of a pass is useful, without any padding; see :meth:`Image.useful_bytes`.
 
-    layer_bytes, head_bytes: codes, scales and minima of blocks, row scales, biases and gammas read
-    once a pass; of the head with the norm before it. embedding_bytes: those of a token's embedding
-    row. layer_macs, head_macs: products a token. parameters: weights of the float model. Of what is
-    packed, the packed bytes.
+    layer_bytes, tail_bytes: codes, scales and minima of blocks, row scales, biases and gammas read
+    once a pass; of what is for the last token only, see :meth:`_Lists.make`. embedding_bytes: those
+    of a token's embedding row. layer_macs, tail_macs: products a token. tail_attends: attentions in
+    the tail. parameters: weights of the float model. Of what is packed, the packed bytes.
     """
     packed = {t["name"]: t["bytes"] for t in tensors if t["mode"] != "raw"}
     shapes, plan = qm.plan.graph.shapes, qm.plan
@@ -390,12 +410,18 @@ def _facts(qm: QuantModel, tensors: list[dict]) -> dict:
         codes = weights if q.scale is None else weights // BLOCK * MODES[q.mode].group_bytes
         return packed.get(matrix.name, codes) + rows * HEADER_BYTES[q.header]
 
-    def size(step: Step) -> int:
-        gammas = shapes[step.op.gamma][0] if isinstance(step, NormStep) else 0
-        return 2 * gammas + sum(map(linear, step.matrices))
-    layers, head, table = plan.steps[:-2], plan.steps[-2:], plan.embedding.matrix
+    steps, last, table = plan.steps, plan.attends[-1], plan.embedding.matrix
+    tail = {step.name for step in (steps[-2:] if all_tokens else steps[steps.index(last) + 1:])}
+    behind = {m.name for step in steps for m in step.matrices if step.name in tail
+              or step is last and m is last.q and not all_tokens}
+    gammas = [(2 * shapes[step.op.gamma][0], step.name in tail) for step in plan.of(NormStep)]
+
+    def total(of: Callable[[Matrix], int], where: bool) -> int:
+        return sum(of(m) for m in plan.matrices if (m.name in behind) is where)
+
+    def size(where: bool) -> int:
+        return total(linear, where) + sum(size for size, late in gammas if late is where)
     return dict(
-        parameters=qm.parameters, layer_bytes=sum(map(size, layers)),
-        head_bytes=sum(map(size, head)), embedding_bytes=linear(table) // table.rows,
-        layer_macs=sum(macs(m) for step in layers for m in step.matrices),
-        head_macs=macs(plan.head.matrix))
+        parameters=qm.parameters, layer_bytes=size(False), tail_bytes=size(True),
+        embedding_bytes=linear(table) // table.rows, layer_macs=total(macs, False),
+        tail_macs=total(macs, True), tail_attends=int(not all_tokens))

@@ -21,8 +21,9 @@ from meadowlark_hdl.compute.vector_unit import VectorUnit
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.fetch import Fetch
 from meadowlark_hdl.control.fetch_golden import walk
+from meadowlark_hdl.control.planner import Planner
 from meadowlark_hdl.control.sequencer import Sequencer
-from meadowlark_hdl.control.sequencer_golden import Pass, prompt_passes
+from meadowlark_hdl.control.sequencer_golden import Lots, Pass, decode_pass, prompt_passes
 from meadowlark_hdl.core import Core
 from meadowlark_hdl.isa import Epi, Instruction, Mode, Op, Src
 from meadowlark_hdl.issue.dispatch import Dispatch
@@ -300,12 +301,12 @@ class _Machine:
     def run(self, p: Pass) -> int:
         """One pass; returns its cycles."""
         began = self.now
-        self.now += Sequencer.PLAN + p.nb * Sequencer.TRY
+        self.now += Sequencer.PLAN + Planner.cycles(p, self.regs["group"])
         self.stream = self.regs["stream_addr"]
         self.fetch = self.now
         started: deque[int] = deque()   # of the instructions that fill the queue
         begin = self.regs["decode_pc" if p.decode else "prefill_pc"]
-        for pc in walk(self.program, begin, p.final):
+        for pc, lots in walk(self.c, self.program, p, begin):
             i = self.program[pc]
             spent = self.by_pc.setdefault(pc, Spent())
             spent.count += 1
@@ -316,7 +317,10 @@ class _Machine:
             self._lose(spent, Dispatch.START)
             if i["op"] == Op.END:
                 break
-            getattr(self, "_" + Op(i["op"]).name.lower())(i, p, spent)
+            if i["last"]:               # looks for the last block
+                self._lose(spent, p.nb - 1)
+            execute = getattr(self, "_" + Op(i["op"]).name.lower())
+            execute(i, p, spent, *([] if lots is None else [lots]))
             self._lose(spent, Dispatch.SETTLE)
         self.now += Sequencer.TURN
         if p.final:                     # the event is taken at once
@@ -372,13 +376,14 @@ class _Machine:
 
     def _norm(self, i: Instruction, p: Pass, spent: Spent) -> None:
         self._stream_tile(i, spent, i["chunks"])
-        self._work(spent, (1 if i["last"] else p.n) * self.regs["hidden"] // self.c.norm_width)
+        tokens = (p.n - 1) % self.c.P + 1 if i["last"] else p.n
+        self._work(spent, tokens * self.regs["hidden"] // self.c.norm_width)
         self._lose(spent, self.vector.norm_latency + Gammas.NORM)
         self.memory.release(self.now)
 
     def _linear(self, i: Instruction, p: Pass, spent: Spent) -> None:
         nb = 1 if i["last"] else p.nb
-        self._lose(spent, (p.nb if i["last"] else 1) * Rows.SKIP + Rows.TILE)
+        self._lose(spent, Rows.TILE)
         row = max(i["row_beats"], self.c.P)
         wait = row - i["row_beats"]         # for the results of the row before
         unpacking = self._unpacking(i) if i["packed"] else iter(())
@@ -407,12 +412,13 @@ class _Machine:
         self._work(spent, end - self.now)
         self._lose(spent, Stores.STORE)
 
-    def _kv_tiles(self, i: Instruction, p: Pass, spent: Spent):
-        """Reads the cache; yields (keys of each block in this tile, ends a block) a tile."""
-        limits = [p.ctx] if i["heads"] else [
-            min(p.ctx, p.pos0 + (b + 1) * self.c.P) for b in range(p.nb)]
-        for first in range(0, p.ctx, i["rows"]):
-            n = min(i["rows"], p.ctx - first)
+    def _kv_tiles(self, i: Instruction, p: Pass, spent: Spent, lots: Lots):
+        """Reads the cache; yields (keys of each lot in this tile, ends a lot) a tile."""
+        limits = [p.ctx] if i["heads"] else [p.reach(self.c, b + 1) for b in lots.blocks]
+        limits *= len(lots.heads)
+        self._lose(spent, Keys.SPAN)
+        for first in range(0, lots.keys, i["rows"]):
+            n = min(i["rows"], lots.keys - first)
             self._wait(spent, i, i["addr"] + first * i["row_beats"], n * i["row_beats"],
                        max(self.fetch, self.memory.written()))
             self._lose(spent, Keys.TILE + len(limits) * Keys.BLOCK)
@@ -420,15 +426,15 @@ class _Machine:
                    for limit in limits]
             self.memory.release(self.now)
 
-    def _qk(self, i: Instruction, p: Pass, spent: Spent) -> None:
-        for blocks in self._kv_tiles(i, p, spent):
-            self._work(spent, sum(keys for keys, _ in blocks) * i["row_beats"])
+    def _qk(self, i: Instruction, p: Pass, spent: Spent, lots: Lots) -> None:
+        for each in self._kv_tiles(i, p, spent, lots):
+            self._work(spent, sum(keys for keys, _ in each) * i["row_beats"])
         self._lose(spent, score_cycle(self.c) - 1)
 
-    def _sv(self, i: Instruction, p: Pass, spent: Spent) -> None:
+    def _sv(self, i: Instruction, p: Pass, spent: Spent, lots: Lots) -> None:
         rows = 1 << self.regs["head_log2"]
-        for blocks in self._kv_tiles(i, p, spent):
-            for keys, last in blocks:
+        for each in self._kv_tiles(i, p, spent, lots):
+            for keys, last in each:
                 self._work(spent, keys * max(self.c.ACC_TURN, i["row_beats"] * self.c.sv_cycles))
                 if last:            # behind the start of the last row there is no wait
                     self._work(spent, (rows - 1) * self.c.P + 1)
@@ -464,17 +470,16 @@ def predict(image: Image, board: Board, *, prompt: int, generate: int,
     image.check_board(board)
     machine = _Machine(image, board)
     regs = image.model_regs
-    plan = list(prompt_passes(board.config, regs["head_log2"], regs["blocks"], start_pos, prompt,
-                              generate > 0))
+    plan = list(prompt_passes(board.config, regs, start_pos, prompt, generate > 0))
     first_decode = len(plan)
     end = start_pos + prompt
-    plan += [Pass(end + k, 1, 1, end + k + 1, True, True) for k in range(generate - 1)]
+    plan += [decode_pass(board.config, regs, end + k) for k in range(generate - 1)]
     passes = [(p, machine.run(p)) for p in plan]
     prefill = Core.START + sum(cycles for _, cycles in passes[:first_decode])
     return Prediction(
         cycles=machine.now, prefill_cycles=prefill, decode_cycles=machine.now - prefill,
         passes=passes, by_pc=dict(sorted(machine.by_pc.items())), program=machine.program,
-        useful_bytes=sum(image.useful_bytes(pos0=p.pos0, n=p.n, head=p.final) for p in plan),
-        useful_macs=sum(image.useful_macs(pos0=p.pos0, n=p.n, head=p.final) for p in plan),
+        useful_bytes=sum(image.useful_bytes(pos0=p.pos0, n=p.n, final=p.final) for p in plan),
+        useful_macs=sum(image.useful_macs(pos0=p.pos0, n=p.n, final=p.final) for p in plan),
         bus_words=machine.memory.words, config=board.config,
         bytes_per_cycle=board.bytes_per_cycle)

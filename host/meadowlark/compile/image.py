@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from meadowlark_boards import Board
 
 MAGIC = b"MEADOWLK"
-VERSION = 3
+VERSION = 4
 #: magic, version, bytes of the JSON header, CRC-32 of everything else before the sections.
 _PREFIX = struct.Struct("<8sIII")
 _SECTIONS = ("program", "memory", "tokenizer", "chat")
@@ -42,7 +42,8 @@ NEEDS = ("act_words", "residual_values", "rope_pairs", "score_depth", "context",
          "tile_rows", "memory_bytes")
 _SHAPE = ("hidden", "layers", "heads", "kv_heads", "head_dim", "head_pad", "ffn", "vocab",
           "context")
-_FACTS = ("parameters", "layer_bytes", "head_bytes", "embedding_bytes", "layer_macs", "head_macs")
+_FACTS = ("parameters", "layer_bytes", "tail_bytes", "embedding_bytes", "layer_macs", "tail_macs",
+          "tail_attends")
 
 
 def is_image(path: str | Path) -> bool:
@@ -175,28 +176,32 @@ class Image:
     def bytes_per_token(self, context: int) -> int:
         """Useful bytes of a decode pass that sees ``context`` tokens (1..): see
         :meth:`useful_bytes`."""
-        return self.useful_bytes(pos0=context - 1, n=1, head=True)
+        return self.useful_bytes(pos0=context - 1, n=1, final=True)
 
-    def useful_bytes(self, *, pos0: int, n: int, head: bool) -> int:
+    def useful_bytes(self, *, pos0: int, n: int, final: bool) -> int:
         """Bytes a pass over tokens pos0..pos0+n-1 must move, each once: weights, scales, gammas,
         embedding and RoPE rows, KV cache read and written; no padding, no repeated read.
 
-        head : bool
-            The pass computes logits.
+        final : bool
+            The pass computes logits, so it has a tail: what is for its last token only.
         """
-        s = self.shape
-        kv = 2 * s["layers"] * s["kv_heads"] * s["head_dim"]
-        row = self.facts["embedding_bytes"] + 2 * s["head_dim"]
-        return (self.facts["layer_bytes"] + n * row + kv * (pos0 + n) + kv * n
-                + (self.facts["head_bytes"] if head else 0))
+        s, f = self.shape, self.facts
+        kv = 2 * s["kv_heads"] * s["head_dim"]
+        row = f["embedding_bytes"] + 2 * s["head_dim"]
+        read = s["layers"] - (0 if final else f["tail_attends"])
+        return (f["layer_bytes"] + n * row + kv * read * (pos0 + n) + kv * s["layers"] * n
+                + (f["tail_bytes"] if final else 0))
 
-    def useful_macs(self, *, pos0: int, n: int, head: bool) -> int:
-        """Products of a pass that are not masked: linear layers, the head for one token, and
-        query x key, probability x value for each key a token sees."""
-        s = self.shape
-        seen = n * pos0 + n * (n + 1) // 2
-        return (self.facts["layer_macs"] * n + (self.facts["head_macs"] if head else 0)
-                + 2 * s["layers"] * s["heads"] * s["head_dim"] * seen)
+    def useful_macs(self, *, pos0: int, n: int, final: bool) -> int:
+        """Products of a pass that are not masked: linear layers, the tail for one token, and
+        query x key, probability x value for each key a token sees. final: see
+        :meth:`useful_bytes`."""
+        s, f = self.shape, self.facts
+        seen = (s["layers"] - f["tail_attends"]) * (n * pos0 + n * (n + 1) // 2)
+        if final:
+            seen += f["tail_attends"] * (pos0 + n)
+        return (f["layer_macs"] * n + (f["tail_macs"] if final else 0)
+                + 2 * s["heads"] * s["head_dim"] * seen)
 
     def check_board(self, board: Board) -> None:
         """Raise UserError unless the board's core can run this image as it is laid out."""

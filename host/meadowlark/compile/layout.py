@@ -169,8 +169,8 @@ class ActMap:
     """Activation memory of a block, in words of W int16.
 
     at: where each lies: what a norm, a gate or an attention makes, by edge; and for an attention
-    the queries of one head (decode: of the lane's head), and the block's new keys and values, one
-    region a KV head, by the names of their matrices.
+    the queries of heads that attend at once (decode: of the lane's head), and the block's new keys
+    and values, one region a KV head, by the names of their matrices.
     """
     at: Mapping[str, int]
     block_words: int
@@ -185,13 +185,15 @@ class _Region(NamedTuple):
     dead: int
 
 
-def act_map(plan: Plan, W: int) -> ActMap:
+def act_map(plan: Plan, W: int, at_once: int = 1) -> ActMap:
     """Map of a block for which nothing live is overwritten: each region at the first place that
-    is free as long as it lives."""
+    is free as long as it lives.
+
+    at_once: query heads of a KV head whose queries lie side by side."""
     at: dict[str, int] = {}
     alive: list[_Region] = []       # those that may overlap what comes
     block_words = 0
-    for region in _regions(plan, W):
+    for region in _regions(plan, W, at_once):
         others = [other for other in alive if other.dead >= region.born]
         place = 0
         for other in sorted(others, key=lambda other: at[other.name]):
@@ -203,12 +205,12 @@ def act_map(plan: Plan, W: int) -> ActMap:
     return ActMap(at, block_words)
 
 
-def _regions(plan: Plan, W: int) -> Iterator[_Region]:
+def _regions(plan: Plan, W: int, at_once: int) -> Iterator[_Region]:
     """In the order in which they find their places, each step's together.
 
     A step has two moments: all up to the first QK, which waits until the cache holds the new keys
     and values, and what comes behind that: the first output of an attention is written then. But
-    queries are made head by head, so they and what they are made from live on.
+    queries are made some heads at a time, so they and what they are made from live on.
     """
     last: dict[str, int] = {}       # moment of the last reader
     for i, step in enumerate(plan.steps):
@@ -224,7 +226,7 @@ def _regions(plan: Plan, W: int) -> Iterator[_Region]:
                               last[step.name])
             case AttendStep(op=op):
                 head = words(plan.head_pad)
-                yield _Region(step.q.name, head, before, behind)
+                yield _Region(step.q.name, at_once * head, before, behind)
                 for matrix in (step.k, step.v):
                     yield _Region(matrix.name, op.kv_heads * head, before, before)
                 yield _Region(step.name, op.heads * head, behind, last[step.name])

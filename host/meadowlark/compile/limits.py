@@ -89,7 +89,8 @@ class Need:
     @cached_property
     def instructions(self) -> int:
         """Length of the program, both lists."""
-        lists = sum(sum(_instructions(step, self.config)) for step in self.plan.steps)
+        at_once = heads_at_once(self.plan, self.config)
+        lists = sum(sum(_instructions(step, self.config, at_once)) for step in self.plan.steps)
         # Each list has an end that is passed by and a last one, and begins with RoPE's rows.
         return lists + 2 * (2 + (self.plan.table is not None))
 
@@ -126,13 +127,13 @@ class Need:
                 + Tables(self.shapes, self.config, self.context).size)
 
 
-def _instructions(step: Step, config: Config) -> tuple[int, int]:
+def _instructions(step: Step, config: Config, at_once: int) -> tuple[int, ...]:
     """How many a step has in the prefill list, and in the decode list."""
     match step:
         case AttendStep(op=op):
-            # K, V and their stores; then queries, QK and SV of each head, or group of heads.
+            # K, V and their stores; then queries, QK and SV of the heads that attend at once.
             both, group = 2 + 2 * op.kv_heads, op.heads // op.kv_heads
-            return both + 3 * op.heads, both + 3 * op.kv_heads * -(-group // config.P)
+            return tuple(both + 3 * op.kv_heads * -(-group // n) for n in (at_once, config.P))
         case _:
             return 1, 1
 
@@ -337,10 +338,23 @@ def check(shapes: Shapes, board: Board, *, context: int | None = None, bits: flo
                         f"{advice(shapes, board, context=context, bits=bits)}")
 
 
-def residents(steps: Plan, config: Config) -> int:
-    """Number of resident blocks of P tokens, at least 1 where a model fits."""
+#: Blocks of a pass, at most: what the vector unit numbers.
+MOST_BLOCKS = 32
+
+
+def residents(steps: Plan, config: Config, at_once: int = 1) -> int:
+    """Number of resident blocks of P tokens, at least 1 where a model fits. at_once: see
+    :func:`meadowlark.compile.layout.act_map`."""
     W, P = config.W, config.P
-    return min(config.act_words // act_map(steps, W).block_words,
+    return min(config.act_words // act_map(steps, W, at_once).block_words,
                config.residual_values // (P * round_up(steps.graph.hidden, W)),
-               config.rope_pairs // (P * steps.head_pad // 2),
-               Config.SUM_BLOCKS)      # a lane keeps the maximum and sum of each block
+               config.rope_pairs // (P * steps.head_pad // 2), MOST_BLOCKS)
+
+
+def heads_at_once(steps: Plan, config: Config) -> int:
+    """Query heads of a KV head that attend at once: as many as leave the resident blocks as they
+    are. Keys and values are then read less often."""
+    op = steps.attends[0].op
+    most = min(op.heads // op.kv_heads, (1 << _BITS["group"]) - 1)
+    blocks = residents(steps, config)
+    return next((n for n in range(most, 1, -1) if residents(steps, config, n) == blocks), 1)

@@ -59,6 +59,8 @@ class Source:
         See :func:`meadowlark.quant.quantise.quantise`.
     packing : str
         See :func:`meadowlark.compile.compiler.compile_model`.
+    all_tokens : bool
+        See :func:`meadowlark.compile.compiler.compile_model`.
     bits, target_ppl : float, optional
         Bits a weight, or per cent of perplexity, that int8 weights may cost (then all are int8);
         see :mod:`meadowlark.quant.budget`.
@@ -71,6 +73,7 @@ class Source:
     context: int | None = None
     weights: str = "auto"
     packing: str = "auto"
+    all_tokens: bool = False
     bits: float | None = None
     target_ppl: float | None = None
     progress: Progress | None = None
@@ -175,6 +178,7 @@ class Source:
             for what, option, free in (("context", "--ctx", self.context is None),
                                        ("weights", "--weights", self.weights == "auto"),
                                        ("packing", "--packing", self.packing == "auto"),
+                                       ("last layer", "--all-tokens", not self.all_tokens),
                                        ("grid", "--bits and --target-ppl",
                                         self.bits is self.target_ppl is None)):
                 if not free:
@@ -187,7 +191,8 @@ class Source:
         self.check_fits()
         qm = self.quantised
         self._tell("compiling")
-        return compile_model(qm, self.board, context=self.context, packing=self.packing)
+        return compile_model(qm, self.board, context=self.context, packing=self.packing,
+                             all_tokens=self.all_tokens)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

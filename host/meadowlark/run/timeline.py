@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from meadowlark_hdl.control.fetch_golden import walk
+from meadowlark_hdl.control.sequencer_golden import Lots, pass_of
 from meadowlark_hdl.isa import Instruction, Op, Src
 
 from ..compile.cycles import kind_of
@@ -146,19 +147,20 @@ class Recording:
 
     @cached_property
     def passes(self) -> list[_Pass]:
-        found = self.track(Track.SEQUENCER)
-        out = []
+        found, out = self.track(Track.SEQUENCER), []
+        config, regs = self.board.config, self.image.model_regs
         for r in found[found["state"] == STATES[Track.SEQUENCER].index("pass") + 1]:
             pc, pos0, n, last = map(int, r["args"])
-            ctx, final, done = last & 0xFFFF, bool(last >> 16 & 1), last >= DONE
-            kind = "decode" if pc == self.image.model_regs["decode_pc"] else "prefill"
+            decode, done = pc == regs["decode_pc"], last >= DONE
+            p = pass_of(config, regs, pos0, n, final=bool(last >> 16 & 1), decode=decode)
+            kind = "decode" if decode else "prefill"
             tokens = f"{n} token{'s' if n > 1 else ''} at position {pos0}"
             out.append(_Pass(
                 begin=int(r["begin"]), end=int(r["end"]), done=done,
                 name=f"{kind}, {tokens}{'' if done else ', given up'}",
-                args={"pos0": pos0, "n": n, "ctx": ctx, "final": final},
-                tiles=[(at, k, count) for at in walk(self._program, pc, final)
-                       for count in [_tiles(self._program[at], n, ctx)] for k in range(count)]))
+                args={"pos0": pos0, "n": n, "ctx": p.ctx, "final": p.final},
+                tiles=[(at, k, count) for at, lots in walk(config, self._program, p, pc)
+                       for count in [_tiles(self._program[at], n, lots)] for k in range(count)]))
         return out
 
     @cached_property
@@ -325,14 +327,14 @@ class Recording:
             yield from at(end, fifo, {"level": 0})
 
 
-def _tiles(i: Instruction, n: int, ctx: int) -> int:
-    """Tiles of an instruction in a pass of n tokens, the last of them at position ctx - 1."""
+def _tiles(i: Instruction, n: int, lots: Lots | None) -> int:
+    """Tiles of an instruction in a pass of n tokens. lots: of QK and SV."""
     src = i["src"]
+    if lots is not None:
+        return -(-lots.keys // i["rows"])
     if src == Src.STREAM:
         return i["tiles"]
-    if src in (Src.TABLE, Src.TOKEN):
-        return n
-    return -(-ctx // i["rows"]) if src == Src.KV else 0
+    return n if src in (Src.TABLE, Src.TOKEN) else 0
 
 
 def _sum(some: Sequence[Spent]) -> Spent:
