@@ -8,7 +8,8 @@ from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.fetch import Fetch
-from meadowlark_hdl.control.sequencer_golden import Pass, subgroups
+from meadowlark_hdl.control.fetch_golden import walk
+from meadowlark_hdl.control.sequencer_golden import Pass
 from meadowlark_hdl.isa import Header, Instruction, Mode, Op, Src, encode
 from meadowlark_hdl.signatures import FetchedInstruction, ModelLayout, PassLayout, TileJob
 from presented import packed_lots
@@ -72,7 +73,7 @@ def random_instruction(ops=("stream", "norm", "table", "token", "kv", "store", "
         beats = random.choice([1, 2, 8, 16])
         rows = random.choice([1, 3, 8, 32])
         f |= {"op": Op.QK, "src": Src.KV, "row_beats": beats, "rows": rows,
-              "group": random.choice([1, 2, random.randint(1, 9)])}
+              "group": 1 if (f | fields)["heads"] else random.choice([1, 2, random.randint(1, 9)])}
     elif kind == "store":
         f |= {"op": Op.STORE, "src": Src.NONE}
     elif kind == "skip":
@@ -165,7 +166,8 @@ class Bench:
 def expected(program, pc, pass_, tokens, stream_addr):
     """-> (queued instructions, jobs, for each job: STOREs that must be complete before it)."""
     out, jobs, fences, stores, pointer = [], [], [], 0, stream_addr
-    for at, i, lots in walked(program, pass_):
+    for at, lots in walk(CONFIG, program, Pass(**pass_, decode=False), 0):
+        i = program[at]
         out.append({"instr": dict(i), "pc": pc + at} | (
             {"lots": packed_lots(lots)} if lots else {}))
         new, pointer = jobs_of(i, pass_, tokens, pointer, lots.keys if lots else 0)
@@ -173,23 +175,6 @@ def expected(program, pc, pass_, tokens, stream_addr):
         fences += [stores if i["src"] == Src.KV else 0] * len(new) if i["op"] != Op.END else []
         stores += i["op"] == Op.STORE
     return out, jobs, fences
-
-
-def walked(program, pass_):
-    """(place, instruction, lots) as they are queued."""
-    p, at = Pass(**pass_, decode=False), 0
-    while at < len(program):
-        i = program[at]
-        if i["op"] == Op.QK:
-            for lots in subgroups(CONFIG, p, i):
-                yield at, i, lots
-                yield at + 1, program[at + 1], lots
-            at += 1
-        elif i["op"] != Op.END or not (i["last"] and pass_["final"]):
-            yield at, i, None
-            if i["op"] == Op.END:
-                return
-        at += 1
 
 
 def fetched(words) -> list[dict]:
@@ -271,7 +256,7 @@ async def keys_wait_for_stores(dut):
             got.extend(await recv(dut, "jobs", 1, layout=TileJob(CONFIG)))
     cocotb.start_soon(collect())
     for stores in range(3):
-        await ClockCycles(dut.clk, 200)
+        await ClockCycles(dut.clk, 200 + 20 * len(jobs))
         # In order: all up to the first that needs one more STORE.
         free = next((n for n, f in enumerate(fences) if f > stores), len(jobs))
         assert got == jobs[:free]

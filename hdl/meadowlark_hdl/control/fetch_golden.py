@@ -47,9 +47,10 @@ def blamed(pc: int) -> Iterator[None]:
 
 def walk(config: Config, program: Sequence[Instruction], p: Pass, pc: int,
          ) -> Iterator[tuple[int, Lots | None]]:
-    """Places of the instructions that a pass executes, from ``pc`` to the END that ends its list;
-    an END that it passes over is none. QK and SV come once a subgroup, with its lots."""
-    while True:
+    """Places of the instructions that a pass executes, from ``pc`` to the END that ends its list or
+    to the program's end; an END that it passes over is none. QK and SV come once a subgroup, with
+    its lots."""
+    while pc < len(program):
         i = program[pc]
         if i["op"] == Op.QK:
             for lots in subgroups(config, p, i):

@@ -80,9 +80,9 @@ class Planner(wiring.Component):
         m.d.comb += ragged.eq(tokens >= remaining)
         with m.FSM():
             with m.State("IDLE"):
-                m.d.sync += [self.nb.eq(1), tokens.eq(P), self.sub_heads.eq(0),
-                             self.sub_blocks.eq(0), of_blocks.eq(0), area.eq(0), lots.eq(0)]
+                m.d.sync += [tokens.eq(P), of_blocks.eq(0), area.eq(0), lots.eq(0)]
                 with m.If(self.start):
+                    m.d.sync += [self.nb.eq(1), self.sub_heads.eq(0), self.sub_blocks.eq(0)]
                     m.next = "BLOCKS"
             with m.State("BLOCKS"):
                 with m.If(~ragged & (self.nb != model.blocks)):
