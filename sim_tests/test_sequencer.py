@@ -353,13 +353,14 @@ async def a_token_beyond_the_context_overwrites_none(dut):
 
 
 @cocotb.test(timeout_time=10, timeout_unit="ms")
-async def a_model_of_which_no_block_fits(dut):
+async def a_model_of_which_no_lot_fits(dut):
     await start(dut)
     chip = Chip(dut)
-    # 64 values a head are 16 slices: one block fits; keys of a tile: 2
-    await begin(dut, {**some_model(), "head_log2": 6}, prompt=9, max_new=2)
+    # 64 values a head are 16 slices: one lot fits; keys of a tile: 2
+    await begin(dut, {**some_model(), "head_log2": 6, "blocks": 2}, prompt=9, max_new=2)
     assert [e["reason"] for e in await collect(dut)] == [0, 2]
-    assert [p.nb for p, _ in chip.passes] == [1, 1, 1, 1]
+    assert [(p.nb, p.sub_heads, p.sub_blocks) for p, _ in chip.passes] == [
+        (2, 1, 1), (1, 1, 1), (1, 1, 1)]
     # 128 are 32 slices, of which there are 16, and one key a tile: a second position is too much
     chip.passes.clear()
     await begin(dut, {**some_model(), "head_log2": 7}, prompt=1, max_new=3)
@@ -510,7 +511,7 @@ def test_tile_keys_fit_the_instruction_field():
 
 
 def test_prompt_that_does_not_fit():
-    with pytest.raises(ValueError, match=r"^no pass fits at position 0$"):
+    with pytest.raises(ValueError, match=r"^no pass fits at position 20$"):
         list(prompt_passes(CONFIG.replace(W=4), dict(head_log2=7, blocks=1, group=1), 20, 4))
 
 

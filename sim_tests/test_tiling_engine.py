@@ -13,7 +13,7 @@ from meadowlark_hdl.compute.lane import Lane
 from meadowlark_hdl.compute.softmax_golden import MASKED, probabilities, saturated, scores
 from meadowlark_hdl.compute.tiling_engine_golden import broadcast, dot
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.control.sequencer_golden import Lots, subgroup
+from meadowlark_hdl.control.sequencer_golden import Lots, subgroup, tile_keys
 from meadowlark_hdl.isa import Header, Instruction, Mode, Op, Src
 from meadowlark_hdl.signatures import ModelLayout, StoreCommand
 from presented import a_pass, repeated
@@ -97,12 +97,13 @@ async def attention_of_tokens(dut, stall, single, row_beats):
     or several tiles of keys."""
     c, rng = config(), generator()
     head_dim, group = row_beats * c.W, 2
-    per_tile = 32
-    pos0 = 0 if single else int(rng.integers(20, 60))
+    head_log2 = head_dim.bit_length() - 1
+    per_tile = tile_keys(c, head_log2)
     n = min(2 * c.P - 2, 31)
+    pos0 = 0 if single else int(rng.integers(per_tile - n + 1, 2 * per_tile - n))
     fields = one_pass(c, pos0, n)
     nb, ctx = fields["nb"], fields["ctx"]
-    fits = subgroup(c, {"head_log2": head_dim.bit_length() - 1, "group": group}, nb, ctx)
+    fits = subgroup(c, {"head_log2": head_log2, "group": group}, nb, ctx)
     p = a_pass(c.P, n, pos0, *fits)
     bench = Bench(dut, c, model=model(c, head_dim), pass_=fields)
     await bench.begin(stall)
@@ -132,8 +133,11 @@ async def attention_of_tokens(dut, stall, single, row_beats):
     sums = iter([r for r in bench.results if r["kind"] == 1])
     drained = bench.table(2)
     assert len(drained) == group * nb * c.P * head_dim
-    for h, b, k in ((h, b, k) for _, lots in work[::2] for h in lots.heads for b in lots.blocks
-                    for k in range(c.P)):
+    # Lots end in the order of the tiles with their last keys.
+    ends = [(h, b) for _, lots in work[::2] for h, b in sorted(
+        ((h, b) for h in lots.heads for b in lots.blocks),
+        key=lambda lot: (p.reach(c, lot[1] + 1) - 1) // per_tile)]
+    for (h, b), k in ((lot, k) for lot in ends for k in range(c.P)):
         found = next(sums)
         assert (found["block"], found["lane"]) == (b, k)
         if b * c.P + k < n:                                     # beyond the prompt: anything
