@@ -118,7 +118,7 @@ def test_the_outline_is_the_model_without_values(seed, tmp_path):
     (dict(residual_values=8 * 2048), dict(hidden=2056), "hidden size 2,056, at most 2,048"),
     (dict(), dict(heads=66), "widest matrix row 2,112 weights, at most 2,048 (tile_beats / 2"),
     (dict(), dict(vocab=1 << 18), "vocabulary 262,144 tokens, at most 262,143"),
-    (dict(prog_depth=128), dict(), "program 252 instructions, at most 128 (prog_depth)"),
+    (dict(prog_depth=128), dict(), "program 216 instructions, at most 128 (prog_depth)"),
     (dict(act_words=16), dict(), "activations 18 words, at most 16 (act_words)"),
     (dict(rope_pairs=64), dict(), "padded head dimension 32, at most 16"),
 ])

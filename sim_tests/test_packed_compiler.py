@@ -111,7 +111,7 @@ def test_a_tensor_whose_first_rows_need_more_is_packed(seed):
     spread = np.linspace(30, 2, rows)[:, None]
     codes = np.clip(np.rint(rng.normal(size=(rows, columns)) * spread), -127, 127).astype(np.int8)
     q = QuantLinear(codes=codes, mant=np.full(rows, 1 << 15), shift=np.full(rows, 20))
-    stream = _Stream(CONFIG, "auto")
+    stream = _Stream(CONFIG, "auto", CONFIG.P)
     t, fields, sizes = stream.linear(q, "head")
     assert fields["packed"] == 1 and packed_jobs(sizes)
     found = stream.tensors[0]
