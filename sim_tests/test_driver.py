@@ -11,7 +11,7 @@ from meadowlark.link.transport import LoopbackTransport
 from meadowlark_hdl.link.counters_table import COUNTERS
 from meadowlark_hdl.control.errors import Error
 from meadowlark_hdl.sampler.sampler_golden import Sampling
-from meadowlark_hdl.isa import MODEL_REGS, Instruction, Op, encode
+from meadowlark_hdl.isa import INSTRUCTION_BYTES, MODEL_REGS, Instruction, Op, encode
 from meadowlark_hdl.link.protocol import (BY_NAME, EVENT_FORMAT, FLUSH_BYTES, MAX_PAYLOAD,
                                           REGISTERS, SYNC, TOKEN, Command, Reason)
 
@@ -391,7 +391,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_sent():
     with pytest.raises(BoardError, match=r"^bytes 65536 to 65538 do not fit"):
         driver.write_memory(65536, b"ab")
     with pytest.raises(BoardError, match=r"^the program has 2049 instructions"):
-        driver.write_program(bytes(21 * 2049))
+        driver.write_program(bytes(INSTRUCTION_BYTES * 2049))
     with pytest.raises(BoardError, match=r"^the board compares with at most 8 stop ids, not 9; "):
         driver.run([1], max_new=1, stop_ids=range(9))
     with pytest.raises(ValueError, match=r"^tokens must not be empty$"):
@@ -402,8 +402,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_sent():
         driver.run([1], max_new=-1)
     with pytest.raises(ValueError, match=r"^address must be a multiple of 2, not 1$"):
         driver.read_memory(1, 2)
-    with pytest.raises(ValueError, match=r"^program must hold whole instructions of 21 bytes"):
-        driver.write_program(bytes(22))
+    with pytest.raises(ValueError, match="^program must hold whole instructions of "
+                       f"{INSTRUCTION_BYTES} bytes, not {INSTRUCTION_BYTES + 1} bytes"):
+        driver.write_program(bytes(INSTRUCTION_BYTES + 1))
     with pytest.raises(ValueError, match=r"^register W cannot be written$"):
         driver.write_registers({"W": 4})
     with pytest.raises(ValueError, match=r"^register seed holds 32 bits, not 4294967296$"):

@@ -419,8 +419,8 @@ async def refusals(dut):
         (Command.CRC_MEMORY, u32(0, 0), Result.BAD_LENGTH),
         (Command.WRITE_PROGRAM, u32(0), Result.BAD_LENGTH),
         (Command.WRITE_PROGRAM, u32(0) + bytes(20), Result.BAD_LENGTH),
-        (Command.WRITE_PROGRAM, u32(64) + bytes(21), Result.BAD_ADDRESS),
-        (Command.WRITE_PROGRAM, u32(1 << 20) + bytes(21), Result.BAD_ADDRESS),
+        (Command.WRITE_PROGRAM, u32(64) + bytes(INSTRUCTION_BYTES), Result.BAD_ADDRESS),
+        (Command.WRITE_PROGRAM, u32(1 << 20) + bytes(INSTRUCTION_BYTES), Result.BAD_ADDRESS),
         (Command.WRITE_TOKENS, u32(256, 1), Result.BAD_ADDRESS),
         (Command.WRITE_TOKENS, u32(1 << 31, 1), Result.BAD_ADDRESS),
         (Command.START, u32(1, 1), Result.BAD_LENGTH),
@@ -451,7 +451,7 @@ async def refusals(dut):
     bench.runs[-1]["max_new"], bench.left = 1, 10 ** 9
     for command, payload, result in (
             (Command.WRITE, u32(0x30, 1), Result.BUSY), (Command.WRITE, u32(0x60, 1), Result.BUSY),
-            (Command.WRITE_PROGRAM, u32(0) + bytes(21), Result.BUSY),
+            (Command.WRITE_PROGRAM, u32(0) + bytes(INSTRUCTION_BYTES), Result.BUSY),
             (Command.WRITE_TOKENS, u32(0, 1), Result.BUSY), (Command.START, u32(6), Result.BUSY),
             (Command.START, u32(5), Result.OK),         # a repetition: not started again
             (Command.ABORT, u32(4), Result.OK),         # of another run: not aborted

@@ -85,7 +85,7 @@ class Image:
     facts : dict of int
         Parameters, useful bytes and products of a pass, for statistics and utilisation.
     program : bytes
-        Instructions of 21 bytes; prefill list, then decode list.
+        Instructions of ``isa.INSTRUCTION_BYTES`` bytes; prefill list, then decode list.
     memory : bytes
         External memory from chunk 0: weight stream, RoPE table, embedding table. The KV cache
         follows and needs no contents.
