@@ -238,10 +238,10 @@ OPTIONS = {
                                         } | SYSTEM | TRACE,
     "chat": MODEL | DRAWN | RUNS | SYSTEM | {"-p", "--prompt", "--stop", "--keep"},
     "bench": MODEL | RUNS | {"-p", "--n-prompt", "-n", "--n-gen", "-d", "--position",
-                             "--format", "--against-raw"} | TRACE,
+                             "--format", "--against-raw", "--all-tokens"} | TRACE,
     "eval": GRID | {"-m", "--model", "--board", "--json", "--text", "-n", "--tokens", "-c", "--ctx",
                     "--ctx-size"},
-    "compile": MODEL | {"model", "-o", "--output", "--board", "--json"},
+    "compile": MODEL | {"model", "-o", "--output", "--board", "--json", "--all-tokens"},
     "build": {"--board", "--seeds", "--clock", "-o", "--output", "--json"},
     "flash": {"bitstream", "--board"},
     "info": {"what", "--graph", "-o", "--plot", "--json"},
@@ -524,7 +524,8 @@ def test_an_image_whose_program_cannot_run(run, image, tmp_path):
     """Its checksums are right, but it is no program for any core."""
     good = Image.load(image)
     program = good.instructions
-    at = next(k for k, i in enumerate(program) if i["op"] == Op.STORE and k > 100)
+    at = max(k for k, i in enumerate(program[:good.model_regs["decode_pc"]])
+             if i["op"] == Op.STORE)
     program[at]["addr"] = 0
     dataclasses.replace(good, program=b"".join(map(encode, program))).save(tmp_path / "store")
     dataclasses.replace(good, model_regs=good.model_regs | {"blocks": 50}).save(tmp_path / "regs")

@@ -99,6 +99,7 @@ async def as_predicted(dut, tokens):
              for each in repeated(config, p, work)]
     for instruction, lots, tiles in every:
         if tiles is None:
+            assert lots
             rows, beats = instruction["rows"], instruction["row_beats"]
             tiles = [min(rows, lots.keys - at) * beats for at in range(0, lots.keys, rows)]
         bench.tiles = [Tile(np.ones((beats, config.W), int), [(40000, 20, 0)] * 16)

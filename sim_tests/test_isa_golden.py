@@ -156,6 +156,7 @@ class Lanes:
                 self.scores[e["sc_addr"]] = acc, e["sc_age"] > np.arange(P)
                 assert e["sc_first"] == (e["sc_addr"] == e["sc_block"] * p.ctx)
             if "acc_en" in e:
+                assert lots
                 mine = np.zeros(P, np.int64)        # of lanes that have a query
                 head, block = divmod(e["m_block"], len(lots.blocks))
                 there = probability[head, block * P:][:P, e["s_addr"] - e["m_block"] * p.ctx]
@@ -168,9 +169,10 @@ class Lanes:
             if "res_en" in e:
                 result = {0: acc, 1: sums[:, e.get("sum_block", 0)], 2: slices[
                     :, e.get("acc_addr", 0), e.get("dr_sel", 0)]}[e["res_kind"]]
-                # The sums of a lot have no row: that of the head's first element.
-                row = e.get("row", 0) if e["res_kind"] != 1 else (
-                    e["sum_block"] // len(lots.blocks) + lots.heads.start) * core.head
+                row = e.get("row", 0)
+                if e["res_kind"] == 1:      # sums of a lot have no row: the head's first element's
+                    assert lots
+                    row = (e["sum_block"] // len(lots.blocks) + lots.heads.start) * core.head
                 key = e["res_kind"], row, e["block"]
                 assert key not in self.rows, "a result twice"
                 self.rows[key] = result.copy()

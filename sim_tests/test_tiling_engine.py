@@ -118,6 +118,7 @@ async def attention_of_tokens(dut, stall, single, row_beats):
     work = repeated(c, p, Instruction(
         Op.QK, src=Src.KV, rows=per_tile, group=group, row_beats=row_beats, x=3, shift=shift))
     for i, lots in work:
+        assert lots
         cache = (keys if i["op"] == Op.QK else values)[:lots.keys]
         bench.tiles = [Tile(cache[at:at + per_tile].reshape(-1, c.W))
                        for at in range(0, lots.keys, per_tile)]
@@ -134,7 +135,7 @@ async def attention_of_tokens(dut, stall, single, row_beats):
     drained = bench.table(2)
     assert len(drained) == group * nb * c.P * head_dim
     # Lots end in the order of the tiles with their last keys.
-    ends = [(h, b) for _, lots in work[::2] for h, b in sorted(
+    ends = [(h, b) for _, lots in work[::2] if lots for h, b in sorted(
         ((h, b) for h in lots.heads for b in lots.blocks),
         key=lambda lot: (p.reach(c, lot[1] + 1) - 1) // per_tile)]
     for (h, b), k in ((lot, k) for lot in ends for k in range(c.P)):
