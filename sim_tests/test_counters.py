@@ -7,8 +7,9 @@ from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 
 from bench import simulate, start
 from meadowlark_hdl.control.counters import Counters
-from meadowlark_hdl.link.counters_table import COUNTER_BITS, COUNTER_SLOTS, COUNTERS, INDEX
+from meadowlark_hdl.link.counters_table import COUNTER_BITS, COUNTER_SLOTS, COUNTERS
 
+INDEX = {c.name: i for i, c in enumerate(COUNTERS)}
 CAUSES = [c for c in COUNTERS if c.name not in ("cycles", "cycles_first_token")]
 EVENTS = [c.name for c in CAUSES if c.kind == "event"]
 

@@ -10,9 +10,9 @@ from random_model import name_tokens, random_model
 from meadowlark.errors import UserError
 from meadowlark.models.registry import PACKAGED, load_model
 from meadowlark.run.prepare import Source
-from meadowlark.text.stops import ENDS, MAX_STOP_IDS, end_tokens, stop_ids
+from meadowlark.text.stops import ENDS, end_tokens, stop_ids
 from meadowlark_boards import get_board
-from meadowlark_hdl.signatures import STOP_IDS
+from meadowlark_hdl.run_table import STOP_IDS
 
 
 def folder_with(path, seed, name, *, added=None, **declared):
@@ -30,13 +30,12 @@ def text_of(model, *ids):
 # ---- Ends of answers
 
 def test_order():
-    assert MAX_STOP_IDS == STOP_IDS
     ids = {text: i for i, text in enumerate(ENDS)}
     assert len(ids) == len(ENDS)
     # Named ones first, in their order, then those of chats; never more than a run can have.
     chosen = stop_ids([40, None, 41, 40], end_tokens(ids.get))
     assert chosen[:4] == (40, 41, ids["<|im_end|>"], ids["<|eot_id|>"])
-    assert len(chosen) == len(set(chosen)) == MAX_STOP_IDS
+    assert len(chosen) == len(set(chosen)) == STOP_IDS
     assert stop_ids([None], []) == ()
 
 

@@ -27,11 +27,6 @@ from .weights.decoder import PackedWeightDecoder
 from .weights.tile_buffer import TileBuffer
 
 
-def _same(source, sink) -> list:
-    """Drive every member of a port without handshake."""
-    return [getattr(sink, name).eq(getattr(source, name)) for name in source.signature.members]
-
-
 def _restart(m: Module, name: str, *reasons):
     """Two registers for each block: one for all would reach across the whole chip."""
     early = near(m, Cat(*reasons).any(), name=f"restart_{name}_early", reset=True)
@@ -170,8 +165,11 @@ class Core(wiring.Component):
                 (fetch.jobs, reader.jobs), (reader.tags, decoder.tags),
                 (reader.chunks, decoder.chunks), (decoder.items, tiles.i),
                 (issue.tile, tiles.read), (fetch.out, issue.instr),
-                (engine.store, store.words), (issue.store_cmd, store.cmd)):
+                (engine.store, store.words), (issue.store_cmd, store.cmd),
+                (engine.result, issue.engine_result), (issue.result, vector.r),
+                (issue.rope, vector.rope), (vector.act, engine.act)):
             wiring.connect(m, one, other)
+        wiring.connect(m, vector.logit, sampler.logit, wiring.flipped(self.tap))
 
         # Array
         m.d.comb += [
@@ -180,14 +178,11 @@ class Core(wiring.Component):
             engine.attending.eq(issue.attending), engine.beat.eq(tiles.read.beat),
             engine.scale.eq(tiles.read.scale),
             issue.store_room.eq(engine.store_room),
-            _same(engine.result, issue.engine_result), _same(issue.result, vector.r),
-            _same(issue.rope, vector.rope), _same(vector.act, engine.act),
             vector.instr.eq(issue.current), vector.norm_start.eq(issue.norm_start),
             vector.gamma.eq(issue.gamma), vector.clear.eq(sequencer.run_start),
             engine.clear.eq(sequencer.run_start),
             issue.norm_done.eq(vector.norm_done), issue.gamma_addr.eq(vector.gamma_addr),
-            issue.vector_busy.eq(vector.busy),
-            _same(vector.logit, sampler.logit), _same(vector.logit, self.tap)]
+            issue.vector_busy.eq(vector.busy)]
 
         # Control
         for block in (issue, vector, fetch):

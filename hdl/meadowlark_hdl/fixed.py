@@ -1,6 +1,4 @@
 """Fixed-point helpers of the golden models: one rounding mode (half up), saturation, tables."""
-from __future__ import annotations
-
 import numpy as np
 
 

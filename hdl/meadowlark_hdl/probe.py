@@ -3,8 +3,6 @@
 ``Core(trace=True)`` has them as a port, ``probe``, which host/meadowlark/sim/tracer.hpp reads. A
 chip is synthesised without.
 """
-from __future__ import annotations
-
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any

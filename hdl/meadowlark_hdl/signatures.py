@@ -4,14 +4,13 @@ Streams are :class:`amaranth.lib.stream.Signature`. Everything between the engin
 the activation memory is a rigid pipeline: it moves every cycle and nothing in it can stall, so the
 issue stage starts a row only when all it will produce can be taken.
 """
-from __future__ import annotations
-
-from amaranth.hdl import signed, unsigned
+from amaranth.hdl import ShapeLike, signed, unsigned
 from amaranth.lib import data, stream
 from amaranth.lib.wiring import In, Out, Signature
 
 from .config import Config
 from .isa import FIELDS, INSTRUCTION_BITS, MODEL_REGS
+from .run_table import RUN_REGS, STOP_IDS
 
 #: An instruction as the engine sees it; same bit order as :func:`isa.encode`.
 InstructionLayout = data.StructLayout({f.name: f.bits for f in FIELDS})
@@ -168,6 +167,13 @@ class ActWrite(Signature):
             "data": Out(data.ArrayLayout(signed(Config.X_BITS), 4))})
 
 
+class WordWrite(Signature):
+    """Into a memory, a word per cycle; en: in this one."""
+
+    def __init__(self, depth: int, shape: ShapeLike) -> None:
+        super().__init__({"en": Out(1), "addr": Out(range(depth)), "data": Out(shape)})
+
+
 class RopeWrite(Signature):
     """Engine -> RoPE memory: pair ``addr`` = token_slot * head_dim/2 + i."""
 
@@ -184,20 +190,13 @@ class LogitPort(Signature):
                           "value": Out(signed(Config.LOGIT_BITS))})
 
 
-STOP_IDS = 8
-
-
 def RunLayout() -> data.StructLayout:
-    """A run: what the host asks for. Constant from start to done.
+    """A run: what the host asks for, see :data:`.run_table.RUN_REGS`. Constant from start to done.
 
-    start_pos: position of the first prompt token (below it the KV cache is kept). prompt: tokens
-    waiting in token memory at start_pos.. (1..). max_new: tokens to generate, 0..: 0 only fills
-    the cache. inv_t_mant .. seed: sampler_golden.Sampling. stop_count stop ids are compared with
-    each generated token; a stop token is sent, then the run ends.
+    Below start_pos the KV cache is kept. inv_t_mant .. seed: sampler_golden.Sampling. stop_count
+    stop ids are compared with each generated token; a stop token is sent, then the run ends.
     """
-    return data.StructLayout({
-        "start_pos": 13, "prompt": 13, "max_new": 13, "inv_t_mant": 16, "inv_t_shift": 5,
-        "top_k": 6, "top_p": 16, "seed": 32, "stop_count": 4,
+    return data.StructLayout({field.name: field.bits for field in RUN_REGS[:-STOP_IDS]} | {
         "stop_ids": data.ArrayLayout(Config.TOKEN_BITS, STOP_IDS)})
 
 

@@ -6,8 +6,6 @@ for a few bytes a token. ``Core(sleep=True)`` gives such blocks a gated clock. N
 computed changes, nor the cycle in which it is, so the chip as it is synthesised, without gates,
 behaves the same; sim_tests/test_chip.py runs both.
 """
-from __future__ import annotations
-
 from amaranth import ClockDomain, ClockSignal, DomainRenamer, Module, ResetSignal, Signal
 from amaranth.hdl import Elaboratable, ValueLike
 

@@ -1,6 +1,4 @@
 """A core beside a processor system: AXI4 to its memory, AXI4-Lite registers for its programs."""
-from __future__ import annotations
-
 from amaranth import ClockDomain, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out

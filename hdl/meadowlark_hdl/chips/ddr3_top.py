@@ -1,6 +1,4 @@
 """A core with DDR3 behind a LiteDRAM core and a UART, down to the pins of an ECP5."""
-from __future__ import annotations
-
 from amaranth import (ClockDomain, ClockSignal, Const, DomainRenamer, Elaboratable, Instance,
                       Module, ResetInserter, ResetSignal, Signal)
 from amaranth.lib import io, wiring

@@ -1,6 +1,4 @@
 """A core with SDR SDRAM and a UART, down to the pins."""
-from __future__ import annotations
-
 from amaranth import (ClockDomain, ClockSignal, DomainRenamer, Elaboratable, Module, ResetInserter,
                       ResetSignal, Signal)
 from amaranth.lib import cdc, io, wiring

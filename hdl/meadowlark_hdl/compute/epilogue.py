@@ -1,6 +1,4 @@
 """What becomes of the rows of an instruction: one table, and an instruction's part of it."""
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import Enum, auto
 

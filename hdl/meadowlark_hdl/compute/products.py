@@ -1,6 +1,4 @@
 """Products of the vector unit: from a block's own multiplier, or from one that blocks share."""
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from amaranth import Array, Module, Signal, signed

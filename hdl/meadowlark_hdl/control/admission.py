@@ -4,7 +4,8 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from ..config import Config
-from ..signatures import STOP_IDS, ModelLayout, RunLayout
+from ..run_table import STOP_IDS
+from ..signatures import ModelLayout, RunLayout
 from .errors import Error
 from .sequencer_golden import context_limit
 

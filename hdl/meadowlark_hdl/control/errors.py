@@ -1,6 +1,4 @@
 """What can go wrong in a run: codes of the error register, each with a sentence. Pure data."""
-from __future__ import annotations
-
 from enum import IntEnum
 
 

@@ -5,9 +5,10 @@ from amaranth.lib.wiring import In, Out
 
 from ..config import Config
 from ..link.protocol import Reason
-from ..signatures import STOP_IDS, RunLayout, TokenEvent
+from ..run_table import STOP_IDS
+from ..signatures import RunLayout, TokenEvent
 from .sequencer_golden import context_limit
-from .token_memory import WritePort
+from .token_memory import TokenWrite
 
 
 class Generation(wiring.Component):
@@ -31,7 +32,7 @@ class Generation(wiring.Component):
     token, crc : In(18), In(32)
     position : In(13)           Where a token belongs; constant from ``sampled`` to ``done``.
     end, reason : In(1), In(3)  Pulse, at rest: the run ends so, without a token.
-    memory : Out(WritePort)
+    memory : Out(TokenWrite)
     events : Out(stream of TokenEvent)
     done, last : Out(1)         Pulse: the event has been taken; it was the run's last.
     """
@@ -43,7 +44,7 @@ class Generation(wiring.Component):
         super().__init__({
             "run": In(RunLayout()), "begin": In(1),
             "sampled": In(1), "token": In(Config.TOKEN_BITS), "crc": In(32), "position": In(13),
-            "end": In(1), "reason": In(3), "memory": Out(WritePort(config)),
+            "end": In(1), "reason": In(3), "memory": Out(TokenWrite(config)),
             "events": Out(stream.Signature(TokenEvent())), "done": Out(1), "last": Out(1)})
 
     def elaborate(self, platform):

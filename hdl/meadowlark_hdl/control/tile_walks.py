@@ -3,8 +3,6 @@
 Each walk is told to ``start``, then offers a ``tile`` until it is ``taken``, and is ``done`` with
 the last one. What a walk is told of an instruction is constant from ``start`` to ``done``.
 """
-from __future__ import annotations
-
 from amaranth import Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out

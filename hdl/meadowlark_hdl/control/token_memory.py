@@ -6,14 +6,12 @@ from amaranth.lib.wiring import In, Out
 from ..config import Config
 from ..lib.collisions import NO_RW_CHECK
 from ..lib.pipe import reg
+from ..signatures import WordWrite
 
 
-class WritePort(wiring.Signature):
-    """A token for a position; en: in this cycle."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__({"en": Out(1), "addr": Out(range(config.context)),
-                          "data": Out(Config.TOKEN_BITS)})
+def TokenWrite(config: Config) -> WordWrite:
+    """A token for a position."""
+    return WordWrite(config.context, Config.TOKEN_BITS)
 
 
 class TokenMemory(wiring.Component):
@@ -28,7 +26,7 @@ class TokenMemory(wiring.Component):
     Members
     -------
     busy : In(1)
-    host, own : In(WritePort)
+    host, own : In(TokenWrite)
     addr, data : In(range(context)), Out(18)
     """
 
@@ -37,7 +35,7 @@ class TokenMemory(wiring.Component):
     def __init__(self, config: Config):
         self.config = config
         super().__init__({
-            "busy": In(1), "host": In(WritePort(config)), "own": In(WritePort(config)),
+            "busy": In(1), "host": In(TokenWrite(config)), "own": In(TokenWrite(config)),
             "addr": In(range(config.context)), "data": Out(Config.TOKEN_BITS)})
 
     def elaborate(self, platform):

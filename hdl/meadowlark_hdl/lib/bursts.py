@@ -1,6 +1,4 @@
 """Long transfers in bursts that are not too long and, where asked, do not cross a boundary."""
-from __future__ import annotations
-
 from amaranth import Module, Mux
 from amaranth.hdl import ValueLike
 

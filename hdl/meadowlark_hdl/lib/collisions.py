@@ -10,8 +10,6 @@ block that never uses the result of a colliding read says so::
 and gets bare block RAMs. The promise is checked: with the attribute, benches on Verilator see noise
 on a collision.
 """
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,6 +1,4 @@
 """Counts whose end is known from a register: compared a cycle ahead, where they are written."""
-from __future__ import annotations
-
 from amaranth import Module, Signal
 from amaranth.hdl import ShapeLike, ValueLike
 

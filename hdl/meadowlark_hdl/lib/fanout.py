@@ -7,8 +7,6 @@ of two delay lines that happen to agree; on an ECP5 the wire then costs more tha
 ``Signal(..., attrs=APART)``: ``meadowlark.chip.ecp5.synthesise`` tells Yosys, which heeds such a
 wish of cells, not of wires.
 """
-from __future__ import annotations
-
 from typing import Any
 
 from amaranth import Module, Signal

@@ -1,6 +1,4 @@
 """Wires that cross the chip: registers on their way, in one place, for blocks that have none."""
-from __future__ import annotations
-
 from amaranth import Module, Signal, Value
 from amaranth.hdl import ValueLike
 

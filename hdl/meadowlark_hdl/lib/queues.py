@@ -1,6 +1,4 @@
 """Queues between the blocks: a short one in distributed RAM, a deep one in block RAM."""
-from __future__ import annotations
-
 from amaranth import Module, Signal
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -121,9 +119,8 @@ class RamQueue(wiring.Component):
         m.d.comb += [
             w.en.eq(self.i_valid), w.data.eq(self.i_data), read.eq(some & credited),
             self.left.eq(read), self.empty.eq(~some & (credit == self.CREDITS)),
-            out.i.valid.eq(in_register), out.i.payload.eq(register),
-            self.o.valid.eq(out.o.valid), self.o.payload.eq(out.o.payload),
-            out.o.ready.eq(self.o.ready)]
+            out.i.valid.eq(in_register), out.i.payload.eq(register)]
+        wiring.connect(m, out.o, wiring.flipped(self.o))
         m.d.sync += [back.eq(self.o.valid & self.o.ready),
                      in_ram.eq(read), in_register.eq(in_ram), register.eq(r.data)]
         with m.If(self.i_valid):

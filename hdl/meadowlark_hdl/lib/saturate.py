@@ -2,8 +2,6 @@
 
 Golden: :func:`meadowlark_hdl.fixed.saturate`. Timing: combinational.
 """
-from __future__ import annotations
-
 from amaranth import Mux, Value
 from amaranth.hdl import ValueLike
 

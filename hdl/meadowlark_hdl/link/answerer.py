@@ -1,6 +1,4 @@
 """Answers of commands as frames: a result, then words of the handler."""
-from __future__ import annotations
-
 from amaranth import Module, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out

@@ -1,6 +1,4 @@
 """The link's byte stream in a window of AXI4-Lite registers: for a host on the same chip."""
-from __future__ import annotations
-
 from amaranth import Cat, Const, Module, Mux, ResetInserter, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, Signature

@@ -1,6 +1,4 @@
 """The window of AXI4-Lite registers as pure data, for gateware, host and docs/registers.md."""
-from __future__ import annotations
-
 from .protocol import Register
 
 #: Bits of an address in the window; 4 KiB.

@@ -1,6 +1,4 @@
 """The core's counters: pure data, imported by gateware, host and docs."""
-from __future__ import annotations
-
 from typing import NamedTuple
 
 #: Bits of a counter: at 100 MHz one per cycle overflows after three hours.
@@ -35,5 +33,3 @@ COUNTERS = (
     Counter("score_saturations", "visible attention scores that were saturated", "value"),
 )
 assert len(COUNTERS) <= COUNTER_SLOTS
-#: name -> index
-INDEX = {c.name: i for i, c in enumerate(COUNTERS)}

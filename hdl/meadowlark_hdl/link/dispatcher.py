@@ -1,6 +1,4 @@
 """Commands one after the other: to the handler of each, and its answer to a frame."""
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import or_

@@ -1,6 +1,4 @@
 """Token events: kept until the host has acknowledged them, re-sent from the first it lacks."""
-from __future__ import annotations
-
 from amaranth import Cat, Const, Module, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
@@ -129,10 +127,9 @@ class EventRing(wiring.Component):
                     self.run, send, event.token, Const(0, 32 - len(event.token)), event.crc,
                     event.reason, Const(0, 8 - len(event.reason))))]
                 # What was fetched belongs to the run before: not to be sent as the new one's.
+                m.next = "HEADER"
                 with m.If(cleared | self.clear):
                     m.next = "SETTLE"
-                with m.Else():
-                    m.next = "HEADER"
             with m.State("HEADER"):
                 m.d.comb += self.o.header.valid.eq(1)
                 with m.If(self.o.header.ready):

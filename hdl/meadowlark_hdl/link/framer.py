@@ -1,6 +1,4 @@
 """Frames of the host link: bytes to buffered frames, frames to bytes, two senders on one wire."""
-from __future__ import annotations
-
 from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.crc import catalog
@@ -83,21 +81,14 @@ class FrameParser(wiring.Component):
                 m.d.comb += crc.start.eq(1)
                 with m.If(byte_valid & (byte == SYNC)):
                     m.next = "TYPE"
-            with m.State("TYPE"):
-                m.d.comb += crc.valid.eq(byte_valid)
-                with m.If(byte_valid):
-                    m.d.sync += header.type.eq(byte)
-                    m.next = "SEQ"
-            with m.State("SEQ"):
-                m.d.comb += crc.valid.eq(byte_valid)
-                with m.If(byte_valid):
-                    m.d.sync += header.seq.eq(byte)
-                    m.next = "LENGTH_LOW"
-            with m.State("LENGTH_LOW"):
-                m.d.comb += crc.valid.eq(byte_valid)
-                with m.If(byte_valid):
-                    m.d.sync += header.length.eq(byte)
-                    m.next = "LENGTH_HIGH"
+            for state, field, following in (("TYPE", header.type, "SEQ"),
+                                            ("SEQ", header.seq, "LENGTH_LOW"),
+                                            ("LENGTH_LOW", header.length, "LENGTH_HIGH")):
+                with m.State(state):
+                    m.d.comb += crc.valid.eq(byte_valid)
+                    with m.If(byte_valid):
+                        m.d.sync += field.eq(byte)
+                        m.next = following
             with m.State("LENGTH_HIGH"):
                 m.d.comb += crc.valid.eq(byte_valid)
                 m.d.sync += [at.eq(0), tail.eq(0)]
@@ -230,12 +221,9 @@ class FrameMux(wiring.Component):
         m = Module()
         turn = Signal()                                     # 1: b has the line, or had it last
         left = Countdown(m, range(MAX_PAYLOAD + 1), name="left", reset=False, reset_flags=False)
-        with m.If(turn):
-            m.d.comb += [self.o.header.payload.eq(self.b.header.payload),
-                         self.o.payload.payload.eq(self.b.payload.payload)]
-        with m.Else():
-            m.d.comb += [self.o.header.payload.eq(self.a.header.payload),
-                         self.o.payload.payload.eq(self.a.payload.payload)]
+        m.d.comb += [
+            self.o.header.payload.eq(Mux(turn, self.b.header.payload, self.a.header.payload)),
+            self.o.payload.payload.eq(Mux(turn, self.b.payload.payload, self.a.payload.payload))]
         with m.FSM():
             with m.State("FREE"):
                 with m.If(Mux(turn, self.a.header.valid, self.b.header.valid)):
@@ -249,10 +237,9 @@ class FrameMux(wiring.Component):
                              self.b.header.ready.eq(self.o.header.ready & turn)]
                 m.d.sync += left.load(self.o.header.payload.length)
                 with m.If(self.o.header.ready):
+                    m.next = "PAYLOAD"
                     with m.If(self.o.header.payload.length == 0):
                         m.next = "FREE"
-                    with m.Else():
-                        m.next = "PAYLOAD"
             with m.State("PAYLOAD"):
                 m.d.comb += [
                     self.o.payload.valid.eq(Mux(turn, self.b.payload.valid, self.a.payload.valid)),

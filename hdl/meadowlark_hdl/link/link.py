@@ -1,6 +1,4 @@
 """The host link: frames in, commands executed in order, answers and token events out."""
-from __future__ import annotations
-
 from amaranth import Cat, Module, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped

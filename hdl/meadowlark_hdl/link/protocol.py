@@ -3,16 +3,14 @@
 The gateware, the host's driver, its model of a board and the tables of ``docs/link.md`` are all
 made from what stands here; nothing in this module needs Amaranth.
 """
-from __future__ import annotations
-
 import json
 from enum import IntEnum
 from typing import NamedTuple
 from zlib import crc32
 
-from ..config import Config
-from .counters_table import COUNTERS
 from ..isa import FIELDS, INSTRUCTION_BYTES, MODEL_REGS, Field
+from ..run_table import RUN_REGS
+from .counters_table import COUNTERS
 
 #: Changes with the frame format, a command or a register.
 VERSION = 2
@@ -133,22 +131,6 @@ class Register(NamedTuple):
         """32-bit words the register takes."""
         return (self.width + 31) // 32
 
-
-#: Registers of a run (RunLayout in signatures), in the order of its fields.
-STOP_IDS = 8
-RUN_REGS = (
-    Field("start_pos", 13, "position of the first token of the prompt"),
-    Field("prompt", 13, "tokens of the prompt, in token memory from start_pos"),
-    Field("max_new", 13, "tokens to generate; 0 only fills the cache"),
-    Field("inv_t_mant", 16, "log2(e) / temperature = mant * 2**-shift; 0: greedy"),
-    Field("inv_t_shift", 5, "see inv_t_mant"),
-    Field("top_k", 6, "largest logits to draw from; 0: all"),
-    Field("top_p", 16, "nucleus in 1/65536; 0: off"),
-    Field("seed", 32, "seed of the draws"),
-    Field("stop_count", 4, "stop ids in use"),
-    *(Field(f"stop_id_{i}", Config.TOKEN_BITS, "a token that ends the run") for i in
-      range(STOP_IDS)),
-)
 
 #: Facts of the core (Config fields) in the register file.
 CONFIG_REGS = (

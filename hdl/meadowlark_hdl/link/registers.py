@@ -1,8 +1,5 @@
 """The register file, made from the table in :mod:`meadowlark_hdl.link.protocol`."""
-from __future__ import annotations
-
 from amaranth import Module, Mux, Signal
-from amaranth.hdl import ShapeLike
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out, Signature
@@ -11,23 +8,10 @@ from ..lib.collisions import NO_RW_CHECK
 from ..config import Config
 from .counters_table import COUNTER_BITS, COUNTER_SLOTS
 from ..isa import MODEL_REGS
-from ..signatures import STOP_IDS, ModelLayout, RunLayout
-from .protocol import (BY_NAME, CONTROL_BASE, COUNTER_BASE, COUNTERS_CRC, ISA_CRC,
-                       LIVE_BASE, MAGIC, NAME_BYTES, REGISTER_WORDS, REGISTERS, RESET_MAGIC,
-                       RUN_REGS, VERSION)
-
-
-def _run_fields():
-    """RunLayout, flattened: (name of the register, width)."""
-    for name, field in RunLayout():
-        if name == "stop_ids":
-            yield from ((f"stop_id_{i}", Config.TOKEN_BITS) for i in range(STOP_IDS))
-        else:
-            yield name, field.width
-
-
-assert list(_run_fields()) == [(f.name, f.bits) for f in RUN_REGS], "RUN_REGS is not RunLayout"
-assert [(n, f.width) for n, f in ModelLayout] == [(f.name, f.bits) for f in MODEL_REGS]
+from ..run_table import RUN_REGS, STOP_IDS
+from ..signatures import ModelLayout, RunLayout, WordWrite
+from .protocol import (BY_NAME, CONTROL_BASE, COUNTER_BASE, COUNTERS_CRC, ISA_CRC, LIVE_BASE,
+                       MAGIC, NAME_BYTES, REGISTER_WORDS, REGISTERS, RESET_MAGIC, VERSION)
 
 
 def constants(config: Config, *, board: str = "", clock_hz: int = 0,
@@ -50,13 +34,6 @@ def constants(config: Config, *, board: str = "", clock_hz: int = 0,
 
 #: Of a word of registers or counters.
 ADDRESS_BITS = 9
-
-
-class WritePort(Signature):
-    """A word a cycle."""
-
-    def __init__(self, depth: int, shape: ShapeLike) -> None:
-        super().__init__({"en": Out(1), "addr": Out(range(depth)), "data": Out(shape)})
 
 
 class RegisterRead(Signature):
@@ -87,7 +64,7 @@ class RegisterFile(wiring.Component):
 
     Members
     -------
-    w : In(WritePort)               The caller keeps to CONTROL_BASE and above.
+    w : In(WordWrite)               The caller keeps to CONTROL_BASE and above.
     r : In(RegisterRead)
     live_status .. live_frames_dropped : In     The live registers.
     model : Out(ModelLayout)
@@ -111,7 +88,7 @@ class RegisterFile(wiring.Component):
         self.live = [r for r in REGISTERS if r.access == "live"]
         assert all(r.words == 1 for r in self.live)
         super().__init__({
-            "w": In(WritePort(REGISTER_WORDS, 32)), "r": In(RegisterRead()),
+            "w": In(WordWrite(REGISTER_WORDS, 32)), "r": In(RegisterRead()),
             **{f"live_{r.name}": In(r.width) for r in self.live},
             "model": Out(ModelLayout), "run": Out(RunLayout()), "resend": Out(32),
             "reset": Out(1), "counter_index": Out(range(COUNTER_SLOTS)),
@@ -151,11 +128,10 @@ class RegisterFile(wiring.Component):
         storage("resend_cycles", self.resend, self.resend_cycles)
         for field in MODEL_REGS:
             storage(field.name, self.model[field.name])
-        for field in RUN_REGS:
-            if field.name.startswith("stop_id_"):
-                storage(field.name, self.run.stop_ids[int(field.name[len("stop_id_"):])])
-            else:
-                storage(field.name, self.run[field.name])
+        for field in RUN_REGS[:-STOP_IDS]:
+            storage(field.name, self.run[field.name])
+        for field, place in zip(RUN_REGS[-STOP_IDS:], self.run.stop_ids):
+            storage(field.name, place)
 
         # Reads: each source into a register of its own, then one multiplexer into r.data.
         r_ram = ram.read_port()

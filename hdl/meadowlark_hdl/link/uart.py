@@ -1,6 +1,4 @@
 """A UART, 8N1: the link's byte stream on two wires."""
-from __future__ import annotations
-
 from amaranth import Cat, Const, Module, Signal
 from amaranth.lib import cdc, stream, wiring
 from amaranth.lib.wiring import In, Out

@@ -1,6 +1,4 @@
 """Bytes of a payload, a unit at a time: an argument, a register, an instruction, a bus word."""
-from __future__ import annotations
-
 from amaranth import Module, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out

@@ -1,6 +1,4 @@
 """The host's window to the external memory: one burst in or out, or a CRC over any stretch."""
-from __future__ import annotations
-
 from enum import IntEnum
 
 from amaranth import Module, Mux, Signal

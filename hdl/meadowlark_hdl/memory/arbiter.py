@@ -1,6 +1,4 @@
 """One memory port shared by the Reader, the StoreUnit and the host's memory window."""
-from __future__ import annotations
-
 from amaranth import Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out

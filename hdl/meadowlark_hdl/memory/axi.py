@@ -1,6 +1,4 @@
 """An AXI4 memory behind a MemoryPort: for chips whose memory belongs to a processor system."""
-from __future__ import annotations
-
 from amaranth import Module, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, Signature
@@ -150,8 +148,8 @@ class AxiMaster(wiring.Component):
         m.submodules.reads = reads = Splitter(c, memory_bytes=self.memory_bytes)
         m.submodules.writes = writes = Splitter(c, memory_bytes=self.memory_bytes)
         for splitter, command in ((reads, port.r_cmd), (writes, port.w_cmd)):
-            m.d.comb += [splitter.base.eq(self.base), splitter.i.valid.eq(command.valid),
-                         splitter.i.payload.eq(command.payload), command.ready.eq(splitter.i.ready)]
+            m.d.comb += splitter.base.eq(self.base)
+            wiring.connect(m, wiring.flipped(command), splitter.i)
         for channel in ("ar", "aw"):
             m.d.comb += [
                 getattr(axi, f"{channel}size").eq(exact_log2(c.bus_bytes)),
@@ -162,10 +160,9 @@ class AxiMaster(wiring.Component):
             axi.arlen.eq(reads.o.payload.len), reads.o.ready.eq(axi.arready)]
 
         m.submodules.words = words = Queue(8 * c.bus_bytes, depth=4)
-        m.d.comb += [
-            words.i.payload.eq(axi.rdata), words.i.valid.eq(axi.rvalid),
-            axi.rready.eq(words.i.ready), port.r_data.valid.eq(words.o.valid),
-            port.r_data.payload.eq(words.o.payload), words.o.ready.eq(port.r_data.ready)]
+        m.d.comb += [words.i.payload.eq(axi.rdata), words.i.valid.eq(axi.rvalid),
+                     axi.rready.eq(words.i.ready)]
+        wiring.connect(m, words.o, wiring.flipped(port.r_data))
 
         # A burst to be written goes to the address channel, to the count of its words, and to the
         # list of responses to come; each takes it once, in its own time.

@@ -1,6 +1,4 @@
 """A memory in a clock domain of its own: a wide slow port before a narrow quick one."""
-from __future__ import annotations
-
 from amaranth import Cat, DomainRenamer, Module, Mux, Signal
 from amaranth.lib import cdc, data, memory, wiring
 from amaranth.lib.wiring import In, Out

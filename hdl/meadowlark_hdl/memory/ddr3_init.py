@@ -1,6 +1,4 @@
 """Wakes a DDR3 chip behind a LiteDRAM core and finds when to sample what it reads."""
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate

@@ -1,6 +1,4 @@
 """Which of the settings that read a DDR3 chip right is the safest."""
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 

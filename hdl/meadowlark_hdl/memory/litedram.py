@@ -1,6 +1,4 @@
 """A MemoryPort on the native port of a LiteDRAM core."""
-from __future__ import annotations
-
 from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out

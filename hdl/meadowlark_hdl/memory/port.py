@@ -1,6 +1,4 @@
 """The two halves of a MemoryPort, for blocks that only read or only write."""
-from __future__ import annotations
-
 from amaranth.lib.wiring import Signature
 
 from ..config import Config

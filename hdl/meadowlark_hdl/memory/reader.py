@@ -1,6 +1,4 @@
 """Tile jobs -> memory bursts with space reserved -> run-ahead FIFO -> chunks."""
-from __future__ import annotations
-
 from amaranth import Cat, Module, Mux, ResetInserter, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -93,9 +91,8 @@ class Reader(wiring.Component):
         m.d.comb += [
             fits.eq(used + job.length <= c.fifo_words),
             self.mem.r_cmd.payload.addr.eq(job.address),
-            self.mem.r_cmd.payload.len.eq(job.less_one),
-            self.tags.valid.eq(tags.o.valid), self.tags.payload.eq(tags.o.payload),
-            tags.o.ready.eq(self.tags.ready)]
+            self.mem.r_cmd.payload.len.eq(job.less_one)]
+        wiring.connect(m, tags.o, wiring.flipped(self.tags))
         m.d.comb += [tags.i.payload[name].eq(self.jobs.payload[name])
                      for name in ("mode", "header", "rows", "beats", "packed")]
 
@@ -143,8 +140,7 @@ class Reader(wiring.Component):
             m.d.sync += whole.eq(arrived & (piece == bpc - 1) & ~drop)
             with m.If(arrived):
                 m.d.sync += [chunk.eq(Cat(chunk[len(word):], word)), piece.eq(piece + 1)]
-        m.d.comb += [self.chunks.valid.eq(fifo.o.valid),
-                     self.chunks.payload.eq(fifo.o.payload), fifo.o.ready.eq(self.chunks.ready)]
+        wiring.connect(m, fifo.o, wiring.flipped(self.chunks))
 
         # Everything asked for has come, one cycle ago at least: the pieces above are empty.
         at_rest, waiting = Signal(), Signal()

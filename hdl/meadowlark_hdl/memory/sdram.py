@@ -1,6 +1,4 @@
 """An SDR SDRAM behind a MemoryPort, made for long sequential streams."""
-from __future__ import annotations
-
 from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out

@@ -1,6 +1,4 @@
 """What an SDR SDRAM is told between its bursts: rows opened under them, refreshes, power-up."""
-from __future__ import annotations
-
 from amaranth import Array, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out

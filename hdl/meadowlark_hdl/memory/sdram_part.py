@@ -1,6 +1,4 @@
 """SDR SDRAM chips: what their datasheets say, and what follows in cycles of a clock."""
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import ceil, floor
 

@@ -86,9 +86,7 @@ class Sampler(wiring.Component):
                     product=LogitScale.PRODUCT)
         m.submodules.scan = anew(scan)
         assert entries.SETTLED + 5 <= scan.collected
-        for logits in (crc.logit, entries.logit):
-            m.d.comb += [getattr(logits, name).eq(getattr(self.logit, name))
-                         for name in logits.signature.members]
+        wiring.connect(m, wiring.flipped(self.logit), crc.logit, entries.logit)
         m.d.comb += [
             crc.start.eq(self.start), entries.clear.eq(self.start), entries.ring.eq(scan.ring),
             entries.turn.eq(scan.turn), scan.count.eq(entries.count),

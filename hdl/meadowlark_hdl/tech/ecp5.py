@@ -1,6 +1,4 @@
 """Lattice ECP5: its DSP blocks and its carry chains as instances, with all their registers."""
-from __future__ import annotations
-
 from amaranth import Cat, ClockSignal, Const, Instance, Module, Signal
 
 from .cells import GatedAdder, Multiplier, ProductPair

@@ -1,6 +1,4 @@
 """The ECP5's PLL, its dividers computed."""
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from amaranth import Const, Instance, Module

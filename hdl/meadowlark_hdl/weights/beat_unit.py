@@ -1,7 +1,6 @@
-"""What the decoder and its units say to each other."""
-from __future__ import annotations
-
-from amaranth.lib import data, stream
+"""What the decoder and its units say to each other, and the unit that stands in for none."""
+from amaranth import Module, Signal
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, Signature
 
 from ..config import Config
@@ -29,3 +28,32 @@ class BeatUnit(Signature):
             "o": In(stream.Signature(data.StructLayout({"beat": Beat(config), "last": 1}),
                                      always_ready=True)),
             "busy": In(1)})
+
+
+class NoUnit(wiring.Component):
+    """Stands in for a mode that does not exist: the right number of beats, without a chunk.
+
+    Members
+    -------
+    unit : In(BeatUnit)
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        super().__init__({"unit": In(BeatUnit(config))})
+
+    def elaborate(self, platform):
+        m = Module()
+        u = self.unit
+        left, form = Signal(beat_count(self.config)), Signal()
+        m.d.comb += [
+            form.eq(u.enable & (left != 0)), u.done.eq(form & (left == 1)), u.busy.eq(u.o.valid)]
+        m.d.sync += [u.o.valid.eq(form), u.o.payload.last.eq(left == 1)]
+        with m.If(form):
+            m.d.sync += left.eq(left - 1)
+        # A cycle late, for nobody minds; the tag still stands.
+        starting = Signal()
+        m.d.sync += starting.eq(u.start)
+        with m.If(starting):
+            m.d.sync += left.eq(u.beats)
+        return m

@@ -1,6 +1,4 @@
 """Codes of blocks to weights on the grid, in logic: a pipeline that nothing stalls."""
-from __future__ import annotations
-
 from amaranth import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out

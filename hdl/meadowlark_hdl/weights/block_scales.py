@@ -1,6 +1,4 @@
 """Scales of a tile's blocks, one behind the other, ahead of the codes."""
-from __future__ import annotations
-
 from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out

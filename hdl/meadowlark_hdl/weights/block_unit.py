@@ -1,6 +1,4 @@
 """Blocks of GGUF files to beats: chunks are scales or codes, and a beat's codes meet its scale."""
-from __future__ import annotations
-
 from functools import reduce
 from operator import or_
 

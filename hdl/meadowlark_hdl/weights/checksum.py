@@ -1,6 +1,4 @@
 """CRC-32 over wide words, in a pipeline."""
-from __future__ import annotations
-
 from functools import reduce
 from operator import xor
 

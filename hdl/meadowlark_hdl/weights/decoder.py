@@ -1,6 +1,4 @@
 """Chunks of memory -> row headers and beats of W weights."""
-from __future__ import annotations
-
 from amaranth import Cat, Module, Mux, ResetInserter, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -9,9 +7,9 @@ from ..config import Config
 from ..lib.fanout import near
 from ..signatures import DecoderItem, TileFill, TileTag
 from ..sleep import napping
+from .beat_unit import NoUnit
 from .block_unit import BlockUnit
 from .headers import Headers
-from .no_unit import NoUnit
 from .raw_unit import RawUnit
 from .tile_reader import TileReader, Unit
 from .unpack_stage import UnpackStage

@@ -1,6 +1,4 @@
 """Prefix codes whose lengths are known from 6 bits: the best one for a histogram."""
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,6 +1,4 @@
 """Row headers of a tile to row scales, W / 4 rows at once."""
-from __future__ import annotations
-
 from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out

@@ -2,8 +2,6 @@
 
 Source: MEADOW, arXiv:2503.11663. Here a packet is N consecutive ids of a lane.
 """
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -3,8 +3,6 @@
 A quantisation is a row of :data:`MODES`. A tile is its row headers, its scales, then its codes;
 each of the three is padded with zeros to whole chunks.
 """
-from __future__ import annotations
-
 from enum import IntFlag
 from typing import NamedTuple
 

@@ -1,6 +1,4 @@
 """The head of a segment: what holds for it, and the tables of the lanes."""
-from __future__ import annotations
-
 from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out

@@ -1,6 +1,4 @@
 """Chunks of modes without blocks to beats."""
-from __future__ import annotations
-
 from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In

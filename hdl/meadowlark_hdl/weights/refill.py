@@ -1,6 +1,4 @@
 """Hands words to the lanes in the order in which their steps ask for them."""
-from __future__ import annotations
-
 from functools import reduce
 from operator import or_
 

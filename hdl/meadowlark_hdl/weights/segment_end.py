@@ -1,6 +1,4 @@
 """Where the words of a tile and of a segment end, and the checksum behind them."""
-from __future__ import annotations
-
 from amaranth import Cat, Module, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out

@@ -1,6 +1,4 @@
 """When the lanes take a step: tiles in steps, segments in steps, and the pace."""
-from __future__ import annotations
-
 from amaranth import Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out

@@ -1,6 +1,4 @@
 """One lane of the unpacker: 16-bit pieces of its bit stream -> a symbol a step."""
-from __future__ import annotations
-
 from amaranth import Cat, Module, Mux, ResetInserter, Signal
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out

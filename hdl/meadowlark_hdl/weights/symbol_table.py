@@ -1,6 +1,4 @@
 """Ranks to symbols: the table at the end of a lane, and how all of them are loaded."""
-from __future__ import annotations
-
 from amaranth import Module, Mux
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out

@@ -1,13 +1,12 @@
 """Double tile buffer: one half is read, as often as needed, while the other fills."""
-from __future__ import annotations
-
 from amaranth import Cat, Module, ResetInserter, Signal
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In
 from amaranth.utils import ceil_log2
 
-from ..lib.collisions import IN_BLOCKS
 from ..config import Config
+from ..lib.collisions import IN_BLOCKS
+from ..lib.pipe import delay
 from ..signatures import TileFill, TileRead
 
 
@@ -80,12 +79,8 @@ class TileBuffer(wiring.Component):
             with m.If(last):
                 m.d.sync += at.eq(0)
 
-        row = [in_group]
-        for k in range(2):
-            later = Signal(len(in_group), reset_less=True, name=f"row_{k}")
-            m.d.sync += later.eq(row[-1])
-            row.append(later)
-        m.d.comb += [read.beat.eq(found["beat"]), read.scale.eq(found["scales"][row[-1]])]
+        row = delay(m, in_group, 2, name="row")
+        m.d.comb += [read.beat.eq(found["beat"]), read.scale.eq(found["scales"][row])]
 
         # A half is filled only while empty, and released only while full.
         m.d.sync += [full.eq((full | (last << back)) & ~read.release), back.eq(back ^ last),

@@ -1,6 +1,4 @@
 """Tags of tiles, and what follows from them."""
-from __future__ import annotations
-
 from enum import IntEnum
 
 from amaranth import Module, Mux, Signal

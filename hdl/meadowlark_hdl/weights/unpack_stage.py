@@ -1,6 +1,4 @@
 """Between the chunks and those who take them: which are headers, plain, or an unpacker's."""
-from __future__ import annotations
-
 from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out

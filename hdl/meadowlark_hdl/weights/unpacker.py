@@ -1,6 +1,4 @@
 """Coded chunks to plain ones: the layer below the modes of the decoder."""
-from __future__ import annotations
-
 from amaranth import Cat, Const, Module, Mux, ResetInserter, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out

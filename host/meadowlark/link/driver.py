@@ -17,9 +17,10 @@ from meadowlark_hdl.isa import INSTRUCTION_BYTES, MODEL_REGS, Instruction, encod
 from meadowlark_hdl.link.protocol import (ANSWER, BY_NAME, CONFIG_REGS, COUNTER_BASE, COUNTERS_CRC,
                                           CREDITS, EVENT_BYTES, EVENT_FORMAT, EVENT_RING,
                                           FLUSH_BYTES, ISA_CRC, LIVE_BASE, MAGIC, MAX_PAYLOAD,
-                                          NAME_BYTES, REGISTERS, RESET_MAGIC, RUN_REGS,
-                                          STATUS_BUSY, STATUS_READY, STOP_IDS, TOKEN, VERSION,
-                                          Command, Reason, Register, Result)
+                                          NAME_BYTES, REGISTERS, RESET_MAGIC, STATUS_BUSY,
+                                          STATUS_READY, TOKEN, VERSION, Command, Reason, Register,
+                                          Result)
+from meadowlark_hdl.run_table import RUN_REGS, STOP_IDS
 
 from ..errors import UserError
 from .frames import Frame, FrameParser

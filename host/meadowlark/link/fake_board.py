@@ -16,8 +16,9 @@ from meadowlark_hdl.link.protocol import (ANSWER, BY_NAME, COMMANDS, CONFIG_REGS
                                           COUNTER_BASE, COUNTERS_CRC, CREDITS, EVENT_FORMAT,
                                           EVENT_RING, ISA_CRC, LIVE_BASE, MAGIC, MAX_PAYLOAD,
                                           NAME_BYTES, REGISTER_WORDS, RESET_MAGIC, RUN_BASE,
-                                          RUN_REGS, STATUS_BUSY, STATUS_READY, STOP_IDS, TOKEN,
-                                          VERSION, Command, Reason, Result)
+                                          STATUS_BUSY, STATUS_READY, TOKEN, VERSION, Command,
+                                          Reason, Result)
+from meadowlark_hdl.run_table import RUN_REGS, STOP_IDS
 
 from .frames import Frame, FrameParser
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import safetensors
+from meadowlark_hdl.run_table import STOP_IDS
 
 from ..errors import UserError, brief
 from ..files import foreign
 from ..text.chat import ChatTemplate
-from ..text.stops import MAX_STOP_IDS, end_tokens, stop_ids
+from ..text.stops import end_tokens, stop_ids
 from ..text.tokenizer import Tokenizer
 from .checkpoint import Model
 from .families import families
@@ -270,8 +271,8 @@ def load_folder(folder: Path, name: str | None = None, *, outline: bool = False)
     eos = tokenizer.id(declared.token("eos_token"))
     if eos is not None and eos < vocab:         # the model cannot give another
         named.append(eos)
-    if (count := len(set(named))) > MAX_STOP_IDS:
-        raise UserError(f"{folder} names {count} stop ids and a run can have {MAX_STOP_IDS}; "
+    if (count := len(set(named))) > STOP_IDS:
+        raise UserError(f"{folder} names {count} stop ids and a run can have {STOP_IDS}; "
                         "shorten eos_token_id in generation_config.json.")
     ends = [i for i in end_tokens(tokenizer.id) if i < vocab]
     bos, put_bos = tokenizer.opening, declared.flag("add_bos_token", None)

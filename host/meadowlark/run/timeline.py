@@ -210,11 +210,6 @@ class Recording:
         return found | {"between": Spent(instructions=0, cycles=rest, array=0, lost=dict.fromkeys(
             CAUSES, 0) | {"link": link, "engine": rest - link})}
 
-    def bubbles(self) -> list[tuple[int, str, str]]:
-        """(cycles, kind of instruction, cause) of all that the array lost, most first."""
-        return sorted(((cycles, kind, cause) for kind, spent in self.spent().items()
-                       for cause, cycles in spent.lost.items() if cycles), reverse=True)
-
     def bus(self) -> dict[str, float]:
         """Shares of the time of the memory's bus, by the states of Track.MEMORY; the rest is
         "idle"."""

@@ -3,9 +3,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-#: Most stop ids a run can have; a test holds it equal to ``meadowlark_hdl.signatures.STOP_IDS``,
-#: which cannot be imported here because it needs Amaranth.
-MAX_STOP_IDS = 8
+from meadowlark_hdl.run_table import STOP_IDS
+
 #: Tokens that end an answer wherever a vocabulary has them, those first that chats end with. They
 #: are the ones llama.cpp knows by their texts, the older versions of it included.
 ENDS = (
@@ -43,4 +42,4 @@ def stop_ids(named: Iterable[int | None], ends: Iterable[int]) -> tuple[int, ...
     """At most 8 different ids: those a model names (that of training first), then its
     :func:`end_tokens`."""
     found = dict.fromkeys(int(i) for i in (*named, *ends) if i is not None)
-    return tuple(found)[:MAX_STOP_IDS]
+    return tuple(found)[:STOP_IDS]

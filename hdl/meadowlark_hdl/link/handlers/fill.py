@@ -1,14 +1,12 @@
 """WRITE, WRITE_PROGRAM, WRITE_TOKENS: a memory is filled from a place on."""
-from __future__ import annotations
-
 from amaranth import Module, Mux, Signal
 from amaranth.hdl import ShapeLike
 from amaranth.lib.wiring import Out
 from amaranth.utils import exact_log2
 
 from ...config import Config
+from ...signatures import WordWrite
 from ..protocol import Result
-from ..registers import WritePort
 from .handler import Handler, Sizes
 
 
@@ -32,13 +30,13 @@ class Fill(Handler):
     Members
     -------
     port : In(HandlerPort)
-    w : Out(WritePort)
+    w : Out(WordWrite)
     """
 
     def __init__(self, config: Config, *, unit: int, shape: ShapeLike, depth: int, first: int = 0,
                  locked: int = 0):
         self.depth, self.first, self.locked = depth, first, locked
-        super().__init__(config, {"w": Out(WritePort(depth, shape))}, Sizes(unit=unit))
+        super().__init__(config, {"w": Out(WordWrite(depth, shape))}, Sizes(unit=unit))
 
     def elaborate(self, platform):
         m = Module()

@@ -1,6 +1,4 @@
 """What a handler of a command sees of the link, and what all of them do in the same way."""
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from amaranth import Cat, Module, Signal

@@ -1,6 +1,4 @@
 """READ_MEMORY, WRITE_MEMORY, CRC_MEMORY: what the memory window does for the host."""
-from __future__ import annotations
-
 from amaranth import Module, Signal
 from amaranth.hdl import ValueLike
 from amaranth.lib import stream

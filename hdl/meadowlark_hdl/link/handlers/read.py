@@ -1,6 +1,4 @@
 """READ: registers and counters."""
-from __future__ import annotations
-
 from amaranth import Cat, Const, Module
 from amaranth.lib.wiring import Out
 

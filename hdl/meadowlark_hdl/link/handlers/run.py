@@ -1,6 +1,4 @@
 """START, ABORT, CREDIT: what concerns a run, by its number."""
-from __future__ import annotations
-
 from amaranth import Module, Signal
 from amaranth.lib.wiring import Out
 
