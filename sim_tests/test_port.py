@@ -285,9 +285,9 @@ def test_its_core_is_the_one_that_it_has(model, at_port, capsys):
     args = "generate", "ab", "-m", model, "-n", "99", "--target", "/dev/board", "--json", "-"
     status, out, err = run(capsys, *args)
     assert status == 0 and json.loads(out)["end"] == "context", err
-    at_port("ulx3s_85f", config.replace(prog_depth=64))
+    at_port("ulx3s_85f", config.replace(prog_depth=32))
     status, out, err = run(capsys, *args)
-    assert status == 2 and "at most 64 (prog_depth)" in err
+    assert status == 2 and "at most 32 (prog_depth)" in err
 
 
 def test_another_board_than_asked_for(model, at_port, capsys):

@@ -23,7 +23,7 @@ class Counted:
     def load(self, source): pass
     def close(self): pass
     def counters(self): return {"cycles": 1000, "stall_memory": 7}
-    def generate(self, tokens, sampling, *, max_new, stop_ids):
+    def generate(self, tokens, sampling, *, max_new, stop_ids, reuse=False):
         for _ in range(max_new):
             time.sleep(0.1)
             yield Event(token=0, crc=0)
