@@ -1,5 +1,5 @@
 """Chunks of memory -> row headers and beats of W weights."""
-from amaranth import Cat, Module, Mux, ResetInserter, Signal
+from amaranth import Cat, Module, ResetInserter, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -77,8 +77,9 @@ class PackedWeightDecoder(wiring.Component):
             flush = near(top, self.flush, name=f"flush_{name}", reset=True)
             return ResetInserter(flush)(block)
         raw, none = RawUnit(config), NoUnit(config)
-        blocks = (BlockUnit if config.block_modes else NoUnit)(config)
-        units = {Unit.RAW: raw.unit, Unit.BLOCKS: blocks.unit, Unit.NONE: none.unit}
+        blocks = BlockUnit(config) if config.block_modes else None
+        units = {Unit.RAW: raw.unit} | ({Unit.BLOCKS: blocks.unit} if blocks else {}) | {
+            Unit.NONE: none.unit}
         m.submodules.tiles = tiles = TileReader(config)
         m.submodules.headers = headers = Headers(config)
         wiring.connect(m, wiring.flipped(self.tags), tiles.i)
@@ -110,7 +111,8 @@ class PackedWeightDecoder(wiring.Component):
         # it, and a late look lets one chunk pass to the next: of BlockUnit that is a scale. Headers
         # wait for the beats of all but raw, which are as late as they.
         from_blocks, from_raw = Signal(reset_less=True), Signal(reset_less=True)
-        m.d.sync += [from_blocks.eq(blocks.unit.busy), from_raw.eq(raw.unit.busy)]
+        m.d.sync += [from_blocks.eq(blocks.unit.busy if blocks else 0),
+                     from_raw.eq(raw.unit.busy)]
         others = {Unit.RAW: from_blocks | none.unit.busy, Unit.BLOCKS: from_raw | none.unit.busy,
                   Unit.NONE: from_blocks | raw.unit.busy}
         m.d.comb += [headers.tile.eq(tile), headers.active.eq(in_header),
@@ -132,7 +134,10 @@ class PackedWeightDecoder(wiring.Component):
             items.valid.eq(headers.o.valid | Cat(o.valid for o in outs).any()),
             item.is_scale.eq(headers.o.valid), item.scales.eq(headers.o.payload),
             item.last.eq(Cat(o.valid & o.payload.last for o in outs).any()),
-            item.beat.eq(Mux(from_blocks, blocks.unit.o.payload.beat, raw.unit.o.payload.beat))]
+            item.beat.eq(raw.unit.o.payload.beat)]
+        if blocks:
+            with m.If(from_blocks):
+                m.d.sync += item.beat.eq(blocks.unit.o.payload.beat)
 
         chunks = self.chunks
         if config.packing:
@@ -154,9 +159,10 @@ class PackedWeightDecoder(wiring.Component):
             for taker in (headers.i, plain):
                 m.d.comb += [taker.valid.eq(chunks.valid), taker.payload.eq(chunks.payload)]
             m.d.comb += chunks.ready.eq(headers.i.ready | plain.ready)
-        top.submodules.blocks = napping(
-            top, flushed("blocks", blocks), "blocks", blocks.unit.start | blocks.unit.busy
-            | blocks.unit.enable, sleep=self.sleep, linger=32)
+        if blocks:
+            top.submodules.blocks = napping(
+                top, flushed("blocks", blocks), "blocks", blocks.unit.start | blocks.unit.busy
+                | blocks.unit.enable, sleep=self.sleep, linger=32)
         for name, block in (("control", m), ("raw", raw), ("none", none)):
             top.submodules[name] = flushed(name, block)
         return top
