@@ -36,8 +36,9 @@ def repeated(c: Config, p: Pass, i: Instruction) -> list[tuple[Instruction, Lots
             for op in (Op.QK, Op.SV)]
 
 
-def random_work(rng, c: Config, *ops: Op) -> tuple[Pass, Instruction]:
-    """A pass, and an instruction of one of these operators."""
+def random_work(rng, c: Config, *ops: Op, several: bool = False) -> tuple[Pass, Instruction]:
+    """A pass, and an instruction of one of these operators. several: lots are of more than one head
+    at once, but not of all blocks."""
     heads = bool(rng.integers(2))
     p = a_pass(c.P, 1 if heads else int(rng.integers(1, 3 * c.P + 1)), int(rng.integers(60)),
                *(map(int, rng.integers(1, 4, 2))))
@@ -46,13 +47,16 @@ def random_work(rng, c: Config, *ops: Op) -> tuple[Pass, Instruction]:
     if rng.random() < 0.4:              # keys of several blocks just fill a tile, or just do not
         rows = c.tile_rows
         heads, p = False, a_pass(c.P, rows + int(rng.integers(2)), 0)
+    if several:
+        heads, p = False, a_pass(c.P, 3 * c.P, p.pos0, 2, int(rng.integers(1, 3)))
     if op == Op.LINEAR:
         row_beats = int(rng.integers(1, c.tile_beats // rows + 1))
     i = Instruction(op, heads=heads, lanes=int(rng.integers(1, c.P + 1)),
-                    last=int(rng.integers(2)), tiles=int(rng.integers(1, 4)), rows=rows,
-                    last_rows=int(rng.integers(1, rows + 1)), row_beats=row_beats,
+                    last=int(not several and rng.integers(2)), tiles=int(rng.integers(1, 4)),
+                    rows=rows, last_rows=int(rng.integers(1, rows + 1)), row_beats=row_beats,
                     x=int(rng.integers(8)), shift=int(rng.integers(64)),
-                    addr=int(rng.integers(1 << 20)), group=1 if heads else int(rng.integers(1, 5)))
+                    addr=int(rng.integers(1 << 20)),
+                    group=1 if heads else int(rng.integers(1 + several, 5)))
     return p, i
 
 
