@@ -1,7 +1,9 @@
 """What Issue or one of its walkers presents, against its golden model."""
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from amaranth import Shape
 from meadowlark_hdl.compute.lane import DRAIN_LATER
@@ -49,6 +51,7 @@ def random_work(rng, c: Config, *ops: Op, several: bool = False) -> tuple[Pass, 
         heads, p = False, a_pass(c.P, rows + int(rng.integers(2)), 0)
     if several:
         heads, p = False, a_pass(c.P, 3 * c.P, p.pos0, 2, int(rng.integers(1, 3)))
+        row_beats = min(row_beats, c.acc_slots // (2 * c.sv_cycles))
     if op == Op.LINEAR:
         row_beats = int(rng.integers(1, c.tile_beats // rows + 1))
     i = Instruction(op, heads=heads, lanes=int(rng.integers(1, c.P + 1)),
@@ -57,6 +60,10 @@ def random_work(rng, c: Config, *ops: Op, several: bool = False) -> tuple[Pass, 
                     x=int(rng.integers(8)), shift=int(rng.integers(64)),
                     addr=int(rng.integers(1 << 20)),
                     group=1 if heads else int(rng.integers(1 + several, 5)))
+    if p.ctx > rows:                    # lots of several tiles have slices of their own
+        most = max(c.acc_slots // (row_beats * c.sv_cycles), 1)
+        sub_heads = min(p.sub_heads, most)
+        p = replace(p, sub_heads=sub_heads, sub_blocks=min(p.sub_blocks, most // sub_heads))
     return p, i
 
 
@@ -69,19 +76,53 @@ def tiles_of(i: Instruction, lots: Lots | None) -> int:
 def check(config: Config, trace: Sequence[Presented], wanted: Iterable[Presented]) -> None:
     """Each cycle with an enable is the next one that is wanted; there are no others.
 
+    Rows of SV come beside its keys: each in its own order, and :func:`check_turns`.
+
     trace: fields as they are, cycle by cycle; ``tile`` may be known modulo 2 only.
     """
+    wanted = list(wanted)
+    if any("acc_en" in want for want in wanted):
+        check_turns(config, trace)
+    rows = {"sum_read", "dr_en", "res_en"} if any("sum_read" in want for want in wanted) else set()
+    for enables in (rows, set(ENABLES) - rows):
+        _check(config, trace, [want for want in wanted if enables & want.keys()], enables)
+
+
+def _check(config: Config, trace: Sequence[Presented], wanted: Iterable[Presented],
+           enables: set[str]) -> None:
     width = {name: Shape.cast(shape).width for name, shape in presentable(config).items()}
     width["tile"] = 1
     expected = iter(wanted)
     for t, found in enumerate(trace):
-        if not any(found.get(name, 0) for name in ENABLES):
+        if not any(found.get(name, 0) for name in enables):
             continue
         want = next(expected)
-        if found.get("dr_en"):
+        if "dr_en" in want:
             found = found | {"acc_addr": trace[t + DRAIN_LATER]["acc_addr"]}
-        for name in ENABLES:
+        for name in enables:
             assert found.get(name, 0) == want.get(name, 0), (t, name, found, want)
         for name, value in want.items():
             assert (found.get(name, 0) - value) % (1 << width[name]) == 0, (t, name, found, want)
     assert next(expected, None) is None
+
+
+def check_turns(config: Config, trace: Sequence[Presented]) -> None:
+    """A slice begins anew when all its values were drained, and is drained when it has all; so are
+    the sums. Nobody takes another's cycle."""
+    values, sums = Counter(), Counter()             # that are to be drained, of a slice
+    for t, found in enumerate(trace):
+        drains = t >= DRAIN_LATER and trace[t - DRAIN_LATER].get("dr_en")
+        assert found.get("acc_en", 0) + bool(drains) + found.get("sum_read", 0) <= 1, t
+        if found.get("acc_en"):
+            assert values[found["acc_to"]] == config.sv_columns * found["acc_keep"], (t, found)
+            values[found["acc_to"]] = config.sv_columns
+        if found.get("sum_en"):
+            assert sums[found["sum_block"]] == found["sum_keep"], (t, found)
+            sums[found["sum_block"]] = 1
+        if found.get("sum_read"):
+            assert sums[found["sum_block"]] == 1, (t, found)
+            sums[found["sum_block"]] = 0
+        if drains:
+            assert values[found["acc_addr"]] > 0, (t, found)
+            values[found["acc_addr"]] -= 1
+    assert not any(values.values()) and not any(sums.values())

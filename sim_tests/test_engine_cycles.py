@@ -11,13 +11,11 @@ import cocotb
 import numpy as np
 import pytest
 from array_bench import ArrayUnderTest, Bench, Tile
-from bench import simulate
+from bench import cycles, simulate
 from meadowlark.compile.cycles import Spent, _Machine
 from meadowlark_boards import get_board
 from meadowlark_hdl.compute.vector_unit import VectorUnit
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.control.sequencer_golden import Lots, Pass
-from meadowlark_hdl.issue.dispatch import Dispatch
 from presented import a_pass, repeated
 from meadowlark_hdl.isa import Epi, Header, Instruction, Mode, Op, Src
 
@@ -51,18 +49,12 @@ class Executor(ArrayUnderTest):
         return m
 
 
-def predicted(config: Config, model: dict, p: Pass, instruction: Instruction,
-              lots: Lots | None) -> int:
-    """Cycles from an instruction's turn to the next one's, if memory is never waited for."""
+def machine_of(config: Config, model: dict) -> _Machine:
+    """One whose memory is never waited for."""
     machine = _Machine(SimpleNamespace(instructions=[], model_regs=model, memory=b""),
                        replace(get_board("virtual"), config=config))
     machine._wait = lambda *tile: None
-    machine.now, spent = 0, Spent()
-    machine._lose(spent, Dispatch.START + (p.nb - 1 if instruction["last"] else 0))
-    getattr(machine, "_" + Op(instruction["op"]).name.lower())(
-        instruction, p, spent, *([lots] if lots else []))
-    machine._lose(spent, Dispatch.SETTLE)
-    return machine.now
+    return machine
 
 
 def instructions(config: Config, n: int):
@@ -80,21 +72,24 @@ def instructions(config: Config, n: int):
             [4 * beats, 4 * beats, 2 * beats]
     head = 2
     yield Instruction(Op.QK, src=Src.KV, rows=64 // head, row_beats=head, group=2), None
+    for _ in range(2):                  # of fewer values, and what waits for their drains
+        yield Instruction(Op.QK, src=Src.KV, rows=64, row_beats=1, group=3), None
+        yield Instruction(Op.NORM, src=Src.STREAM, row_beats=beats), [beats]
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
-@cocotb.parametrize(tokens=[1, 20])
-async def as_predicted(dut, tokens):
+@cocotb.parametrize(tokens=[1, 20], pos0=[0, 30])
+async def as_predicted(dut, tokens, pos0):
+    """From 30 on keys are in two tiles; from 0 on in one, and lots wait for their slices."""
     config = CONFIGS[os.environ["CASE"]]
     model = {"hidden": HIDDEN, "head_log2": (2 * config.W).bit_length() - 1, "block_words": 16,
              "vocab": 100}
-    pos0 = 30
-    p = a_pass(config.P, tokens, pos0, 1, 3)
+    p = a_pass(config.P, tokens, pos0, 1 if pos0 else 3, 3)
     bench = Bench(dut, config, pass_={"pos0": p.pos0, "n": p.n, "nb": p.nb, "ctx": p.ctx,
                                       "final": 1},
                   model={name: model[name] for name in ("hidden", "head_log2", "block_words")})
     await bench.begin()
-    wrong = []
+    wrong, machine = [], machine_of(config, model)
     every = [(*each, tiles) for work, tiles in instructions(config, tokens)
              for each in repeated(config, p, work)]
     for instruction, lots, tiles in every:
@@ -105,7 +100,10 @@ async def as_predicted(dut, tokens):
         bench.tiles = [Tile(np.ones((beats, config.W), int), [(40000, 20, 0)] * 16)
                        for beats in tiles]
         took = await bench.execute(instruction, lots)
-        want = predicted(config, model, p, instruction, lots)
+        # From its turn to the next one's; the drains of an SV go on behind it.
+        machine.now = cycles(dut) - took
+        machine._execute(Spent(), instruction, p, lots)
+        want = machine.now + took - cycles(dut)
         name = f"{Op(instruction['op']).name} {Epi(instruction['epi']).name}"
         cocotb.log.info(f"{name}: {took} cycles, {want} predicted")
         wrong += [(name, took, want)] if took != want else []

@@ -144,6 +144,7 @@ class Lanes:
         c, p, P = core.config, core._pass, core.config.P
         words = act.reshape(P, -1, c.W).astype(np.int64)
         acc, sums = np.zeros(P, np.int64), np.zeros((P, 64), np.int64)
+        total = sums[:, 0]
         slices = np.zeros((P, c.acc_slots, c.sv_columns), np.int64)
         self.rows, self.scores, self.parts = {}, {}, []
         for e in issue_golden.beats(c, core.model, p, i, lots):
@@ -169,13 +170,15 @@ class Lanes:
             if "res_en" in e:
                 result = {0: acc, 1: sums[:, e.get("sum_block", 0)], 2: slices[
                     :, e.get("acc_addr", 0), e.get("dr_sel", 0)]}[e["res_kind"]]
+                if e["res_kind"] == 1:              # has no row: that of the first element
+                    total = result.copy()
+                    continue
                 row = e.get("row", 0)
-                if e["res_kind"] == 1:      # sums of a lot have no row: the head's first element's
-                    assert lots
-                    row = (e["sum_block"] // len(lots.blocks) + lots.heads.start) * core.head
                 key = e["res_kind"], row, e["block"]
                 assert key not in self.rows, "a result twice"
                 self.rows[key] = result.copy()
+                if e["res_kind"] == 2 and row % core.head == 0:
+                    self.rows[1, row, e["block"]] = total
             if "st_en" in e:
                 word = words[e["st_lane"], e["x_addr"]].astype(np.uint8)
                 self.parts.append(word[e["st_part"] * c.store_bytes:][:c.store_bytes])

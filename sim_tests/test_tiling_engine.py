@@ -123,6 +123,7 @@ async def attention_of_tokens(dut, stall, single, row_beats):
         bench.tiles = [Tile(cache[at:at + per_tile].reshape(-1, c.W))
                        for at in range(0, lots.keys, per_tile)]
         await bench.execute(i, lots)
+    await bench.execute(Instruction(Op.END))                    # all is drained
     acc = dot(keys, x)                                          # heads, blocks, lanes, keys
     position = pos0 + np.arange(nb * c.P).reshape(nb, c.P)
     hidden = np.arange(ctx) > position[..., None]
@@ -173,6 +174,7 @@ async def attention_of_heads(dut, stall, ctx):
     bench.tiles = flat[1]
     sv = await bench.execute(Instruction(Op.SV, src=Src.KV, rows=per_tile, row_beats=row_beats,
                                          heads=1, lanes=3, group=1), lots)
+    drained = await bench.execute(Instruction(Op.END))
     acc = dot(keys, x[0])
     prob, total = probabilities(scores(acc, 6))
     want = broadcast(prob, values)
@@ -182,14 +184,15 @@ async def attention_of_heads(dut, stall, ctx):
     dut.clear.value = 0
     await ClockCycles(dut.clk, 1)
     assert int(dut.saturations.value) == 0
+    if not stall:
+        count = -(-ctx // per_tile)
+        assert qk <= ctx * row_beats + 8 * count + 32
+        assert sv <= ctx * row_beats * c.sv_cycles + 8 * count + 8
+        assert drained <= SUM_GAP + head_dim * c.P + c.P + 40
     sums, drained = bench.table(1), bench.table(2)
     for k in range(c.P):
         assert sums[0, 0, k]["acc"] == total[k]
         assert [drained[j, 0, k]["acc"] for j in range(head_dim)] == want[k].tolist()
-    if not stall:
-        count = -(-ctx // per_tile)
-        assert qk <= ctx * row_beats + 8 * count + 32
-        assert sv <= ctx * row_beats * c.sv_cycles + 8 * count + SUM_GAP + head_dim * c.P + c.P + 40
 
 
 @cocotb.test(timeout_time=300, timeout_unit="us")

@@ -18,6 +18,7 @@ from meadowlark.run.targets import SimTarget
 from meadowlark.run.timeline import Timeline
 from meadowlark.sim.trace import STATES, Track
 from meadowlark_boards import Board, LinkInfo, MemoryTiming
+from meadowlark_hdl.compute.lane import BEAT_CYCLE
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import Epi, Op, Src
 from meadowlark_hdl.sampler.sampler_golden import Sampling
@@ -125,8 +126,11 @@ def test_tiles_have_the_names_of_their_instructions(target, source, words):
     begins = np.array([e["ts"] for e in issue])
     for half in range(2):
         for e in threads[1, f"Tile buffer, half {half}"]:
-            if e["name"] == "in use":       # until it is released, within the instruction
-                last = issue[int(np.searchsorted(begins, e["ts"] + e["dur"] - 1, "right")) - 1]
+            if e["name"] == "in use":
+                # Until the array has read the last beat, so long after it was asked for: SV may be
+                # over by then.
+                asked = e["ts"] + e["dur"] - BEAT_CYCLE
+                last = issue[int(np.searchsorted(begins, asked, "right")) - 1]
                 assert e["args"]["tile"].startswith(last["name"] + ","), (e, last)
 
 

@@ -4,7 +4,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from amaranth import Module
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
+from meadowlark.compile.drains import Drains
 from meadowlark_hdl.compute.lane import DRAIN_LATER
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import Instruction, Op
@@ -15,6 +19,7 @@ from meadowlark_hdl.issue.keys import Keys
 from meadowlark_hdl.issue.rows import Rows
 from meadowlark_hdl.issue.stores import Stores
 from meadowlark_hdl.issue.token_tiles import TokenTiles
+from meadowlark_hdl.issue.walker import Job, presentable, results_settle
 from presented import (a_pass, check, first_block, packed_lots, random_work, repeated,
                        tiles_of)
 
@@ -24,8 +29,34 @@ CONFIGS = {name: Config(W=W, P=P, bus_bytes=2, act_words=64, score_depth=64, til
 SUM_GAP = 9
 #: What more than one of them presents.
 SHARED = {name for name, count in Counter(
-    name for walker in (TokenTiles, Gammas, Rows, Keys, Stores) for name in walker.PRESENTS
+    name for walker in (TokenTiles, Gammas, Rows, Keys, Drain, Stores) for name in walker.PRESENTS
 ).items() if count > 1}
+
+
+class KeysAndDrain(wiring.Component):
+    """Both as Issue wires them, as a walker that is idle when the drains have settled."""
+
+    PRESENTS = tuple(dict.fromkeys((*Keys.PRESENTS, *Drain.PRESENTS)))
+
+    def __init__(self, config: Config):
+        self.config, shapes = config, presentable(config)
+        super().__init__({
+            "req": In(1), "idle": Out(1), "job": In(Job()), "front": In(1),
+            "control": Out(data.StructLayout({name: shapes[name] for name in self.PRESENTS}))})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.keys = keys = Keys(self.config)
+        m.submodules.drain = drain = Drain(self.config, sum_gap=SUM_GAP)
+        wiring.connect(m, keys.summed, drain.lots)
+        m.d.comb += [
+            keys.req.eq(self.req), keys.job.eq(self.job), keys.front.eq(self.front),
+            keys.taken.eq(drain.takes), drain.beats.eq(self.job.instr.row_beats),
+            self.idle.eq(keys.idle & drain.settled)]
+        for name in self.PRESENTS:
+            m.d.comb += self.control[name].eq(
+                sum((w.control[name] for w in (keys, drain) if name in w.PRESENTS), 0))
+        return m
 
 
 def run(component, bench):
@@ -71,8 +102,7 @@ async def walk(ctx, walker, p, i, model, lots=None, *, each=lambda: None, front=
 def test_as_the_golden_model(case, ops, seed):
     """Beats, releases and counted activity; with tiles and room at once, and now and then."""
     config, rng, chance = CONFIGS[case], np.random.default_rng(seed), random.Random(seed)
-    walker = {Op.LINEAR: Rows, Op.STORE: Stores}.get(ops[0], lambda c: Keys(c, sum_gap=SUM_GAP))(
-        config)
+    walker = {Op.LINEAR: Rows, Op.STORE: Stores}.get(ops[0], KeysAndDrain)(config)
     model = {"block_words": 9, "head_log2": (config.W - 1).bit_length()}
 
     async def bench(ctx):
@@ -120,62 +150,81 @@ def cycles(config, p, i, lots, trace) -> int:
                 now = max(now, free)
                 now, free = now + i["row_beats"], now + period
         return now
-    now, free = Keys.SPAN, 0
-    turn = max(config.sv_cycles * i["row_beats"], config.ACC_TURN)
+    now, steps = Keys.SPAN, i["row_beats"] * config.sv_cycles
+    drains = Drains(config, SUM_GAP)
     for base in range(0, lots.keys, i["rows"]):
         now += Keys.TILE
         end = min(base + i["rows"], lots.keys)
-        for block in [*lots.blocks] * len(lots.heads):
+        for lot, block in enumerate([*lots.blocks] * len(lots.heads)):
             limit = p.ctx if i["heads"] else min(p.ctx, p.pos0 + (block + 1) * P)
             keys = max(min(limit, end) - base, 0)
-            now += Keys.BLOCK
+            now += Keys.BLOCK - 1
             if i["op"] == Op.QK:
                 now += keys * i["row_beats"]
             elif keys:
-                now += (keys - 1) * turn + i["row_beats"] * config.sv_cycles
+                if lot >= config.acc_slots // steps:
+                    now = max(now, drains.room(lot - config.acc_slots // steps))
+                now = drains.beats(now, (keys - 1) * max(steps, config.ACC_TURN) + steps)
                 if limit <= end:
-                    now = max(now, free) + max(SUM_GAP, P)
-                    now += (i["row_beats"] * config.W - 1) * P + 1
-                    free = now + P - 1
-    return now
+                    drains.lot(now - 1, i["row_beats"] * config.W)
+            now += 1
+    return now if i["op"] == Op.QK else drains.last + 1 + results_settle(config)
 
 
 @pytest.mark.parametrize("case", CONFIGS)
 def test_drain(case, seed):
-    """The sums, then every element once, in order, P cycles apart, with its slice."""
+    """The sums, then every element once, in order, P cycles apart, with its slice in a cycle that
+    is taken; then the next lot."""
     config, rng = CONFIGS[case], random.Random(seed)
     drain = Drain(config, sum_gap=SUM_GAP)
 
     async def bench(ctx):
-        for beats in (1, 2):
-            slot = rng.randrange(config.acc_slots // config.sv_cycles // beats) * (
-                beats * config.sv_cycles)
-            ctx.set(drain.slot, slot)
-            ctx.set(drain.beats, beats)
-            ctx.set(drain.req, 1)
+        beats, t, rows, addr = 2, 0, [], {}
+        lots = [{"slot": rng.randrange(config.acc_slots // config.sv_cycles) * config.sv_cycles,
+                 "head": beats * head, "block": rng.randrange(64)} for head in (0, 3, 1)]
+        ctx.set(drain.beats, beats)
+        drains = Drains(config, SUM_GAP)
+        for lot in lots:
+            ctx.set(drain.lots.payload, lot)
+            ctx.set(drain.lots.valid, 1)
+            drains.lot(t - 1, beats * config.W)
+            rows, taken = [], False
+            while not taken:
+                c = drain.control
+                shown = {name: int(ctx.get(c[name])) for name in drain.PRESENTS}
+                addr[t] = shown["acc_addr"], ctx.get(drain.takes)
+                assert not ctx.get(drain.settled) or t < 3
+                if shown["res_en"]:
+                    assert shown["sum_read"] + shown["dr_en"] == 1
+                    rows.append((t, shown["res_kind"], shown["row"], shown["block"]))
+                    if shown["sum_read"]:
+                        assert shown["sum_block"] == lot["slot"] // 2 and ctx.get(drain.takes)
+                else:
+                    assert not any(shown[name] for name in ("row", "block", "sum_block"))
+                taken = ctx.get(drain.lots.ready)
+                await ctx.tick()
+                t += 1
+            first = rows[0][0] + max(SUM_GAP, config.P)
+            assert rows == [(rows[0][0], 1, 0, lot["block"])] + [
+                (first + k * config.P, 2, lot["head"] * config.W + k, lot["block"])
+                for k in range(beats * config.W)]
+            assert rows[-1][0] == drains.last == t - 1
+            ctx.set(drain.lots.valid, 0)
+            for _ in range(rng.choice([0, 1, config.P - 1, config.P, config.P + 9])):
+                addr[t] = int(ctx.get(drain.control.acc_addr)), ctx.get(drain.takes)
+                await ctx.tick()
+                t += 1
+        while not ctx.get(drain.settled):
+            addr[t] = int(ctx.get(drain.control.acc_addr)), ctx.get(drain.takes)
+            assert t < drains.last + 1 + results_settle(config)
             await ctx.tick()
-            ctx.set(drain.req, 0)
-            seen, addr = [], []
-            for t in range(2000):
-                addr.append(ctx.get(drain.addr))
-                if ctx.get(drain.sum) | ctx.get(drain.element):
-                    assert not (ctx.get(drain.sum) and ctx.get(drain.element))
-                    seen.append((t, ctx.get(drain.element), ctx.get(drain.row)))
-                if ctx.get(drain.idle):
-                    break
-                await ctx.tick()
-            for _ in range(DRAIN_LATER):
-                await ctx.tick()
-                addr.append(ctx.get(drain.addr))
-            gap = max(SUM_GAP, config.P)
-            assert seen == [(0, 0, 0)] + [
-                (gap + k * config.P, 1, k) for k in range(beats * config.W)]
-            for t, _, k in seen[1:]:
-                beat, value = divmod(k, config.W)
-                assert addr[t + DRAIN_LATER] == (
-                    slot + beat * config.sv_cycles + value % config.sv_cycles)
-            for _ in range(config.P):
-                await ctx.tick()
+            t += 1
+        assert t == drains.last + 1 + results_settle(config)
+        for at, _, k, _ in rows[1:]:
+            beat, value = divmod(k - lot["head"] * config.W, config.W)
+            slot = lot["slot"] + beat * config.sv_cycles + value % config.sv_cycles
+            assert addr.pop(at + DRAIN_LATER) == (slot % config.acc_slots, 1)
+        assert not any(at for t, (at, _) in addr.items() if t > rows[0][0] + DRAIN_LATER)
     run(drain, bench)
 
 

@@ -15,22 +15,22 @@ from ..signatures import (FetchedInstruction, InstructionLayout, LotsLayout, Mod
                           PassLayout)
 from .walker import FirstBlock, Job
 
-#: No operator: START goes on looking for the last block.
-SKIP = 16
-
 
 class Dispatch(wiring.Component):
     """Gives an instruction to the walker that knows its operator, and retires it when it is done.
 
     Done is: all walkers are idle, so many cycles have passed as the operator takes to settle, and
-    the vector unit is not busy. END has no walker.
+    the vector unit is not busy. QK and SV do not ask for the vector unit: it has what SV leaves to
+    :class:`.Drain`. QK needs none of that and starts meanwhile; all others wait until Drain has
+    settled and the vector unit is not busy. END has no walker.
 
     With ``last`` the walker begins at the last block of tokens, which is looked for before.
 
-    Timing: ``req`` in the cycle after ``instr`` is taken; with ``last`` a cycle later for each
-    block before the last. From an instruction's turn to the first
+    Timing: ``req`` in the cycle after ``instr`` is taken, or when it need not wait any longer; with
+    ``last`` a cycle later for each block before the last. From an instruction's turn to the first
     cycle of its walker ``START`` cycles; the next one's turn is ``SETTLE`` cycles after the last
-    effect.
+    effect. One that waits for the drains has its walker's first cycle ``DRAINED`` cycles after
+    their last effect.
 
     Parameters
     ----------
@@ -44,13 +44,16 @@ class Dispatch(wiring.Component):
     pass_ : In(PassLayout), model : In(ModelLayout)     See :class:`.Issue`.
     job : Out(Job)                  Stands from the cycle of ``req`` on.
     req, idle : Out, In             A bit a walker.
+    drained : In(1)                 Drain has settled.
+    current : Out(InstructionLayout)    Whose results the vector unit gets: the latest instruction
+                                    that started, but QK.
     vector_busy : In(1)             Comes from across the chip and is looked at a cycle late.
     wait_vector : Out(1)            For the counters.
     lanes, attending, pass_end, retired, pc, bad_op : Out    See :class:`.Issue`; registers, but
                                     bad_op.
     """
 
-    START, SETTLE = 3, 2
+    START, SETTLE, DRAINED = 3, 2, 4
 
     def __init__(self, config: Config, *, settle: Sequence[Mapping[Op, int]]):
         self.config, self.settle = config, settle
@@ -58,6 +61,7 @@ class Dispatch(wiring.Component):
             "instr": In(stream.Signature(FetchedInstruction())),
             "pass_": In(PassLayout()), "model": In(ModelLayout), "job": Out(Job()),
             "req": Out(len(settle)), "idle": In(len(settle)), "vector_busy": In(1),
+            "drained": In(1), "current": Out(InstructionLayout),
             "wait_vector": Out(1),
             # Everything is in use until an instruction says otherwise, so also during a flush.
             "lanes": Out(range(config.P + 1), init=config.P), "attending": Out(1, init=1),
@@ -77,12 +81,16 @@ class Dispatch(wiring.Component):
         m.d.comb += [self.job.instr.eq(instr), self.job.pass_.eq(pass_), self.job.lots.eq(lots),
                      self.job.model.eq(self.model), self.job.first.eq(first)]
 
+        current = reg(InstructionLayout, "current")
+        waits = reg(1, "waits")         # for the drains: it is no QK
+        m.d.comb += self.current.eq(current)
         # What waits is copied until an instruction starts. ``idle`` is the state's name, once more.
         idle = Signal(init=1)
         with m.If(idle):
             m.d.sync += [instr.eq(self.instr.payload.instr), self.pc.eq(self.instr.payload.pc),
                          lots.eq(self.instr.payload.lots), first.eq(0),
-                         skips.load_all(self.pass_.nb)]
+                         skips.load_all(self.pass_.nb),
+                         waits.eq(self.instr.payload.instr.op != Op.QK)]
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.instr.ready.eq(1)
@@ -90,32 +98,37 @@ class Dispatch(wiring.Component):
                     m.d.sync += idle.eq(0)
                     m.next = "START"
             with m.State("START"):
-                m.d.sync += [
-                    self.lanes.eq(Mux(instr.heads | (pass_.n > P), P, pass_.n)),
-                    self.attending.eq((instr.op == Op.QK) | (instr.op == Op.SV))]
-                with m.Switch(Mux(instr.last & ~skips.last & (instr.op != Op.END), SKIP, instr.op)):
-                    with m.Case(SKIP):
-                        m.d.sync += [
-                            skips.step(), first.block.eq(first.block + 1),
-                            first.words.eq(first.words + self.model.block_words),
-                            first.tokens.eq(first.tokens + P)]
-                    for k, operators in enumerate(self.settle):
-                        for op, cycles in operators.items():
-                            with m.Case(op):
-                                m.d.comb += self.req[k].eq(1)
-                                m.d.sync += settle.load(cycles)
-                                m.next = "RUN"
-                    with m.Case(Op.END):
-                        m.d.sync += [self.pass_end.eq(1), settle.load(0)]
-                        m.next = "RUN"
-                    with m.Default():
-                        m.d.comb += self.bad_op.eq(1)   # stands until the watchdog or a flush
+                with m.If(waits & ~(self.drained & ~vector_busy)):
+                    m.d.comb += self.wait_vector.eq(1)
+                with m.Elif(instr.last & ~skips.last & (instr.op != Op.END)):
+                    m.d.sync += [
+                        skips.step(), first.block.eq(first.block + 1),
+                        first.words.eq(first.words + self.model.block_words),
+                        first.tokens.eq(first.tokens + P)]
+                with m.Else():
+                    with m.If(waits):
+                        m.d.sync += current.eq(instr)
+                    m.d.sync += [
+                        self.lanes.eq(Mux(instr.heads | (pass_.n > P), P, pass_.n)),
+                        self.attending.eq((instr.op == Op.QK) | (instr.op == Op.SV))]
+                    with m.Switch(instr.op):
+                        for k, operators in enumerate(self.settle):
+                            for op, cycles in operators.items():
+                                with m.Case(op):
+                                    m.d.comb += self.req[k].eq(1)
+                                    m.d.sync += settle.load(cycles)
+                                    m.next = "RUN"
+                        with m.Case(Op.END):
+                            m.d.sync += [self.pass_end.eq(1), settle.load(0)]
+                            m.next = "RUN"
+                        with m.Default():
+                            m.d.comb += self.bad_op.eq(1)   # stands until the watchdog or a flush
             with m.State("RUN"):
                 with m.If(self.idle.all()):
                     m.d.comb += self.wait_vector.eq(1)
                     with m.If(settle.some):
                         m.d.sync += settle.step()
-                    with m.Elif(~vector_busy):
+                    with m.Elif(~vector_busy | self.attending):
                         m.d.sync += [self.retired.eq(1), idle.eq(1)]
                         m.next = "IDLE"
         return m

@@ -1,8 +1,8 @@
-"""The end of SV: what a block's lanes have summed leaves them."""
+"""The end of SV: what the lanes have summed leaves them, beside the keys of the next lots."""
 from __future__ import annotations
 
-from amaranth import Cat, Module
-from amaranth.lib import wiring
+from amaranth import Cat, Const, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
@@ -10,14 +10,25 @@ from ..compute.lane import DRAIN_LATER
 from ..config import Config
 from ..lib.countdown import Countdown
 from ..lib.pipe import delay, reg
+from .walker import presentable, results_settle
+
+
+def SummedLot(config: Config) -> data.StructLayout:
+    """A lot that has seen its last key. slot: the first of its slices. head: beats of the heads
+    before its own. block: of tokens."""
+    return data.StructLayout({"slot": range(config.acc_slots), "head": 12, "block": 6})
 
 
 class Drain(wiring.Component):
-    """A row of sums of probabilities, then a row for each element of the head.
+    """Of each lot a row of sums of probabilities, then a row for each element of the head.
 
-    Timing: max(sum_gap, P) + elements * P cycles from ``req``, so that the P results of a row have
-    left before those of the next one. ``addr`` comes DRAIN_LATER cycles after the ``element`` it
-    belongs to; until then nobody else may address the accumulators.
+    It waits for nobody. The lanes have one way to read their accumulators, and one to their sums:
+    when it needs them it takes the cycle, and :class:`.KeyBeats` pauses. That is once a row.
+
+    Timing: the sums ``FIRST`` cycles after the beat that was the lot's last one, or ``P`` cycles
+    after the row before; max(sum_gap, P) cycles later the first element, then one every P cycles,
+    so that the P results of a row have left before those of the next one. A row of sums takes its
+    own cycle, a row of elements that ``DRAIN_LATER`` cycles later.
 
     Parameters
     ----------
@@ -27,60 +38,79 @@ class Drain(wiring.Component):
 
     Members
     -------
-    req : In(1)             One cycle, while idle: begin.
-    idle : Out(1)
-    slot : In               First of the block's slices; stands while not idle.
-    beats : In(11)          Beats of a head, 1..; likewise.
-    sum, element : Out(1)   The row that is presented.
-    row : Out(10)           Number of the element; 0 while idle.
-    addr : Out              Its slice.
-    wait : Out(1)           Waits until a row of elements may start.
+    lots : In(stream of SummedLot)  Taken with their last row.
+    beats : In(11)          Beats of a head, 1..; stands while there are lots.
+    takes : Out(1)          The cycle is its own; a register.
+    settled : Out(1)        There are no lots, and the last results have been written, or keep the
+                            vector unit busy.
+    control : Out           A structure of what it presents; 0 when it presents nothing, acc_addr
+                            and sum_block unless the cycle is its own.
     """
+
+    FIRST = 2
+    PRESENTS = ("sum_read", "sum_block", "acc_addr", "dr_en", "dr_sel", "res_en", "res_kind", "row",
+                "block")
 
     def __init__(self, config: Config, *, sum_gap: int):
         if sum_gap < 1:
             raise ValueError(f"sum_gap must be at least 1, not {sum_gap!r}")
         self.config = config
         self.sum_row = max(sum_gap, config.P)       # its results leave one a cycle as well
-        slices = range(config.acc_slots)
+        shapes = presentable(config)
         super().__init__({
-            "req": In(1), "idle": Out(1, init=1), "slot": In(slices), "beats": In(11),
-            "sum": Out(1), "element": Out(1), "row": Out(10), "addr": Out(slices),
-            "wait": Out(1)})
+            "lots": In(stream.Signature(SummedLot(config))), "beats": In(11), "takes": Out(1),
+            "settled": Out(1, init=1),
+            "control": Out(data.StructLayout({name: shapes[name] for name in self.PRESENTS}))})
 
     def elaborate(self, platform):
         m = Module()
-        config, log2_w, log2_parts = self.config, ceil_log2(self.config.W), \
-            ceil_log2(self.config.sv_cycles)
-        wait = Countdown(m, range(self.sum_row), name="wait", last=False)
+        config, c, lot = self.config, self.control, self.lots.payload
+        P, log2_w, log2_parts = config.P, ceil_log2(config.W), ceil_log2(config.sv_cycles)
+        settle = results_settle(config) - P         # after the time of the last row
+        wait = Countdown(m, range(max(self.sum_row, settle + 1)), name="wait", last=False)
         left = Countdown(m, 10, name="elements", behind=True, reset=False)
-        row, beat = reg(10, "row"), reg(len(self.slot) - log2_parts, "beat")
+        begin, sums, element, final = Signal(), Signal(), Signal(), reg(1, "final")
+        row, beat = reg(18, "row"), reg(len(lot.slot) - log2_parts, "beat")
         # Values follow each other in the slices of a beat before they do in a slice.
+        coming = delay(m, element, DRAIN_LATER - 1, name="coming", reset=True)
+        addr = delay(m, Cat(row[:log2_parts], beat), DRAIN_LATER - 1, name="addr")
+        own_addr = reg(c.acc_addr.shape(), "own_addr")
+        m.d.sync += [sums.eq(begin), element.eq(0), self.takes.eq(begin | coming),
+                     own_addr.eq(Mux(coming, addr, 0))]
         m.d.comb += [
-            self.row.eq(row),
-            self.addr.eq(delay(m, Cat(row[:log2_parts], beat), DRAIN_LATER, name="addr"))]
-        with m.If(self.idle):
-            m.d.sync += row.eq(0)
+            self.lots.ready.eq(element & final), c.acc_addr.eq(own_addr), c.sum_read.eq(sums),
+            c.sum_block.eq(Mux(sums, lot.slot[1:], 0)), c.dr_en.eq(element),
+            c.dr_sel.eq(row[log2_parts:log2_w]), c.res_en.eq(sums | element),
+            c.res_kind.eq(Cat(sums, element)), c.row.eq(Mux(element, row, 0)),
+            c.block.eq(Mux(sums | element, lot.block, 0))]
+
         with m.If(wait.some):
             m.d.sync += wait.step()
+        with m.If(element):
+            m.d.sync += row.eq(row + 1)
+            with m.If(row[:log2_w].all()):
+                m.d.sync += beat.eq(beat + 1)
         with m.FSM():
-            with m.State("IDLE"):
-                with m.If(self.req):
-                    m.d.sync += self.idle.eq(0)
-                    m.next = "SUM"
-            with m.State("SUM"):
-                m.d.sync += [left.load((self.beats << log2_w) - 1), beat.eq(self.slot[log2_parts:])]
-                with m.If(~wait.some):
-                    m.d.comb += self.sum.eq(1)
-                    m.d.sync += wait.load(self.sum_row - 1)
+            with m.State("SETTLE"):
+                with m.If(self.lots.valid):
+                    m.d.comb += begin.eq(1)
                     m.next = "ELEMENTS"
-            with m.State("ELEMENTS"):
-                m.d.comb += [self.wait.eq(wait.some), self.element.eq(~wait.some)]
+                with m.Elif(~wait.some):
+                    m.d.sync += self.settled.eq(1)
+            with m.State("NEXT"):
                 with m.If(~wait.some):
-                    m.d.sync += [wait.load(config.P - 1), left.step(), row.eq(row + 1)]
-                    with m.If(row[:log2_w].all()):
-                        m.d.sync += beat.eq(beat + 1)
+                    m.d.sync += wait.load(settle)
+                    m.next = "SETTLE"
+                    with m.If(self.lots.valid):
+                        m.d.comb += begin.eq(1)
+                        m.next = "ELEMENTS"
+            with m.State("ELEMENTS"):
+                with m.If(~wait.some):
+                    m.d.sync += [element.eq(1), final.eq(left.last), wait.load(P - 1), left.step()]
                     with m.If(left.last):
-                        m.d.sync += self.idle.eq(1)
-                        m.next = "IDLE"
+                        m.next = "NEXT"
+        with m.If(begin):
+            m.d.sync += [wait.load(self.sum_row - 1), left.load((self.beats << log2_w) - 1),
+                         beat.eq(lot.slot[log2_parts:]), row.eq(Cat(Const(0, log2_w), lot.head)),
+                         self.settled.eq(0)]
         return m

@@ -13,6 +13,7 @@ from ..config import Config
 from ..signatures import (Beat, FetchedInstruction, InstructionLayout, ModelLayout, PassLayout,
                           ResultPort, RopeWrite, StoreCommand, TileRead)
 from .dispatch import Dispatch
+from .drain import Drain
 from .gammas import Gammas
 from .keys import Keys
 from .result_join import ResultJoin
@@ -28,12 +29,14 @@ class Issue(wiring.Component):
 
     :class:`.Dispatch` gives each instruction to one of the walkers: :class:`.TokenTiles` (EMBED,
     ROPE), :class:`.Gammas` (NORM), :class:`.Rows` (LINEAR), :class:`.Keys` (QK, SV) and
-    :class:`.Stores` (STORE). :class:`.TileReader` reads the tiles, :class:`.ResultJoin` joins the
-    results. Here they are only wired.
+    :class:`.Stores` (STORE). :class:`.Drain` has the results of SV, beside Keys.
+    :class:`.TileReader` reads the tiles, :class:`.ResultJoin` joins the results. Here they are only
+    wired.
 
     An instruction starts when every result of the one before has been written (its pipelines are a
-    few tens of cycles; the memory side runs ahead meanwhile). Within an instruction rows follow
-    each other without a gap, except that rows with results start at least P cycles apart.
+    few tens of cycles; the memory side runs ahead meanwhile); but QK does not wait for SV's. Within
+    an instruction rows follow each other without a gap, except that rows with results start at
+    least P cycles apart.
     docs/architecture.md, "Instructions", says what each one does.
 
     Golden: :mod:`.issue_golden`.
@@ -56,7 +59,7 @@ class Issue(wiring.Component):
     engine_result : In(ResultPort), result : Out(ResultPort)   Joined, one cycle later.
     rope : Out(RopeWrite)
     norm_start : Out(1), norm_done : In(1), gamma_addr : In, gamma : Out(Beat), vector_busy : In(1)
-    current : Out(InstructionLayout)        The instruction in execution, for the vector unit.
+    current : Out(InstructionLayout)        Whose results the vector unit gets.
     lanes, attending : Out                  Lanes it uses; whether it is QK or SV.
     store_cmd : Out(stream of StoreCommand); store_room : In
     pass_end : Out(1)                       One cycle: END executed, everything before it written.
@@ -68,7 +71,7 @@ class Issue(wiring.Component):
 
     def __init__(self, config: Config, *, sum_gap: int):
         self.config = config
-        self.keys = Keys(config, sum_gap=sum_gap)
+        self.drain = Drain(config, sum_gap=sum_gap)
         super().__init__({
             "instr": In(stream.Signature(FetchedInstruction())),
             "pass_": In(PassLayout()), "model": In(ModelLayout),
@@ -95,7 +98,8 @@ class Issue(wiring.Component):
         m.submodules.token_tiles = token_tiles = TokenTiles(config)
         m.submodules.gammas = gammas = Gammas(config)
         m.submodules.rows = rows = Rows(config)
-        m.submodules.keys = keys = self.keys
+        m.submodules.keys = keys = Keys(config)
+        m.submodules.drain = drain = self.drain
         m.submodules.stores = stores = Stores(config)
         walkers = (token_tiles, gammas, rows, keys, stores)
         m.submodules.dispatch = dispatch = Dispatch(config, settle=[w.settle for w in walkers])
@@ -105,16 +109,18 @@ class Issue(wiring.Component):
         wiring.connect(m, wiring.flipped(self.instr), dispatch.instr)
         m.d.comb += [
             dispatch.pass_.eq(self.pass_), dispatch.model.eq(self.model),
-            dispatch.vector_busy.eq(self.vector_busy), self.current.eq(dispatch.job.instr),
-            dispatch.idle.eq(Cat(walker.idle for walker in walkers))]
+            dispatch.vector_busy.eq(self.vector_busy), self.current.eq(dispatch.current),
+            dispatch.drained.eq(drain.settled), drain.beats.eq(dispatch.current.row_beats),
+            keys.taken.eq(drain.takes), dispatch.idle.eq(Cat(walker.idle for walker in walkers))]
         for name in ("lanes", "attending", "pass_end", "retired", "pc", "bad_op"):
             m.d.comb += getattr(self, name).eq(getattr(dispatch, name))
 
         for k, walker in enumerate(walkers):
             m.d.comb += [walker.req.eq(dispatch.req[k]), walker.job.eq(dispatch.job),
                          walker.front.eq(reader.front)]
-        # What more than one walker presents is 0 while it is idle.
-        presented = {name: reduce(or_, (w.control[name] for w in walkers if name in w.PRESENTS))
+        # What more than one presents is 0 where it is not its turn.
+        presented = {name: reduce(or_, (w.control[name] for w in (*walkers, drain)
+                                        if name in w.PRESENTS))
                      for name in presentable(config)}
         presented["wait_vector"] |= dispatch.wait_vector
         engine, lane, tiles = self.control, self.control.lane, reader.control
@@ -134,6 +140,7 @@ class Issue(wiring.Component):
             token_tiles.scale.eq(tile.scale),
             self.norm_start.eq(gammas.start), gammas.done.eq(self.norm_done),
             stores.room.eq(self.store_room)]
+        wiring.connect(m, keys.summed, drain.lots)
         wiring.connect(m, stores.cmd, wiring.flipped(self.store_cmd))
         wiring.connect(m, wiring.flipped(self.engine_result), join.engine)
         wiring.connect(m, token_tiles.element, join.element)

@@ -5,6 +5,7 @@ is held against the other, and Issue against this.
 """
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 
 from ..config import Config
@@ -23,6 +24,8 @@ def beats(config: Config, model: Mapping[str, int], p: Pass, i: Instruction,
           lots: Lots | None = None) -> Iterator[Presented]:
     """Cycles of LINEAR, QK, SV and STORE in which something is presented. lots: of QK and SV.
 
+    In SV rows of results (``res_en``) come beside the keys of later lots: their order is that of
+    the lots' last keys, and they stand here as late as may be, where their slices begin anew.
     ``acc_addr`` of a drained element (``dr_en``) comes DRAIN_LATER cycles after the rest of it.
     """
     if lots is not None:
@@ -67,12 +70,15 @@ def _keys(config: Config, model: Mapping[str, int], p: Pass, i: Instruction, lot
           ) -> Iterator[Presented]:
     slices = i["row_beats"] * config.sv_cycles
     every = [(head, block) for head in lots.heads for block in lots.blocks]
+    summed: deque[tuple[int, int, int]] = deque()       # lots that have seen their last key
     for tile, base in enumerate(range(0, lots.keys, i["rows"])):
         end = min(base + i["rows"], lots.keys)
         for lot, (head, block) in enumerate(every):
             position = p.pos0 + block * config.P
             limit = p.ctx if i["heads"] else p.reach(config, block + 1)
-            slot = 0 if lots.keys <= i["rows"] else lot * slices
+            slot = lot * slices % config.acc_slots
+            while base < limit and any(slot == other for other, _, _ in summed):
+                yield from _drain(config, i, *summed.popleft())
             for key in range(base, min(limit, end)):
                 score = lot * p.ctx + key
                 if i["op"] == Op.SV:
@@ -90,7 +96,9 @@ def _keys(config: Config, model: Mapping[str, int], p: Pass, i: Instruction, lot
                             "sc_last": (i["lanes"] if i["heads"] else limit - position) - 1}
                     yield presented
             if i["op"] == Op.SV and base < limit <= end:
-                yield from _drain(config, i, lot, head, block, slot)
+                summed.append((slot, head, block))
+    for each in summed:
+        yield from _drain(config, i, *each)
 
 
 def _products(config: Config, i: Instruction, lot: int, tile: int, key: int, row: int,
@@ -103,15 +111,15 @@ def _products(config: Config, i: Instruction, lot: int, tile: int, key: int, row
                          "part": part, "sel_p": 1, "s_addr": score, "m_block": lot, "acc_en": 1,
                          "acc_keep": int(key > 0), "acc_addr": at, "acc_to": at}
             if beat == part == 0:
-                presented |= {"sum_en": 1, "sum_keep": int(key > 0), "sum_block": lot}
+                presented |= {"sum_en": 1, "sum_keep": int(key > 0), "sum_block": slot // 2}
             yield presented
 
 
-def _drain(config: Config, i: Instruction, lot: int, head: int, block: int, slot: int,
+def _drain(config: Config, i: Instruction, slot: int, head: int, block: int,
            ) -> Iterator[Presented]:
     """A lot's sums of probabilities, then its elements."""
     elements = i["row_beats"] * config.W
-    yield {"sum_read": 1, "sum_block": lot, "res_en": 1, "res_kind": 1, "block": block}
+    yield {"sum_read": 1, "sum_block": slot // 2, "res_en": 1, "res_kind": 1, "block": block}
     for element in range(elements):
         beat, value = divmod(element, config.W)
         column, part = divmod(value, config.sv_cycles)

@@ -16,8 +16,9 @@ from .walker import Job, presentable
 class KeyBeats(wiring.Component):
     """Each key of a block, each beat; in SV ``sv_cycles`` parts of it, one a cycle.
 
-    Timing: row_beats cycles a key, in SV row_beats * sv_cycles and ACC_TURN at least. The first
-    beat is presented in the cycle after ``req``; what the block is must stand in that of ``req``.
+    Timing: row_beats cycles a key, in SV row_beats * sv_cycles and ACC_TURN at least, and the
+    cycles that are taken. The first beat is presented in the cycle after ``req``; what the block is
+    must stand in that of ``req``.
 
     Parameters
     ----------
@@ -29,23 +30,25 @@ class KeyBeats(wiring.Component):
     req : In(1)             One cycle, while idle: begin.
     idle : Out(1)
     done : Out(1)           The last beat is presented.
+    taken : In(1)           SV pauses for this cycle: another reads the accumulators, or a sum.
     base : In(13)           Position of the first key.
     position : In(14)       Of lane 0's token.
     behind, one : In(8), In(1)      Keys behind the first; there is just one.
     score, x, slot : In     Where the block's scores begin, its word x, its first slice. While idle
                             ``x`` goes to the control.
-    control : Out           A structure of what it presents.
+    control : Out           A structure of what it presents; acc_addr and sum_block are 0 in a cycle
+                            that is taken, as in QK.
     """
 
     PRESENTS = ("x_addr", "dot_keep", "beat", "part", "array_active", "s_addr",
                 "sc_en", "sc_addr", "sc_age", "sc_first", "sum_en", "sum_keep",
-                "acc_en", "acc_keep", "acc_addr", "acc_to")
+                "sum_block", "acc_en", "acc_keep", "acc_addr", "acc_to")
 
     def __init__(self, config: Config):
         self.config = config
         shapes = presentable(config)
         super().__init__({
-            "job": In(Job()), "req": In(1), "idle": Out(1, init=1), "done": Out(1),
+            "job": In(Job()), "req": In(1), "idle": Out(1, init=1), "done": Out(1), "taken": In(1),
             "base": In(13), "position": In(14), "behind": In(8), "one": In(1),
             "score": In(range(2 * config.score_depth)), "x": In(13),
             "slot": In(range(config.acc_slots)),
@@ -75,14 +78,16 @@ class KeyBeats(wiring.Component):
         # The slices of the next key are those of this one: not sooner than the accumulators allow.
         turn = Countdown(m, 2, name="turn", last=False)
         too_soon = max(Config.ACC_TURN - config.sv_cycles, 0)
-        short = Signal()
+        short, mine = Signal(), Signal()
         m.d.sync += short.eq(is_sv & one_beat & (too_soon > 0))
 
         m.d.comb += [
+            mine.eq(is_sv & ~self.taken & ~self.idle),
             c.x_addr.eq(x_addr), c.dot_keep.eq(~first), c.beat.eq(tile_beat),
             c.part.eq(Mux(is_sv, part, 0)), c.s_addr.eq(score), c.sc_addr.eq(score),
             c.sc_age.eq(Mux(instr.heads | (age < 0), -1, age)), c.sc_first.eq(key == 0),
-            c.sum_keep.eq(key != 0), c.acc_keep.eq(is_sv & (key != 0)), c.acc_addr.eq(slice_),
+            c.sum_keep.eq(key != 0), c.sum_block.eq(Mux(mine, self.slot[1:], 0)),
+            c.acc_keep.eq(is_sv & (key != 0)), c.acc_addr.eq(Mux(mine, slice_, 0)),
             c.acc_to.eq(slice_)]
         with m.If(self.idle):
             m.d.sync += [
@@ -90,6 +95,8 @@ class KeyBeats(wiring.Component):
                 key.eq(self.base), age.eq(self.base - self.position),
                 score.eq(self.score + self.base), x_addr.eq(self.x), tile_beat.eq(0),
                 slice_.eq(self.slot), turn.load(0), self.idle.eq(~self.req)]
+        with m.Elif(is_sv & self.taken):
+            pass
         with m.Elif(turn.some):
             m.d.sync += turn.step()
         with m.Else():

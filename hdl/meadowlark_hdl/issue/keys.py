@@ -1,59 +1,65 @@
 """QK and SV: the keys or values of a head, against the query heads and blocks that see them."""
 from __future__ import annotations
 
-from amaranth import Cat, Module, Mux, Signal
+from amaranth import Module, Mux, Signal
+from amaranth.lib import stream
+from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import ceil_log2
 
 from ..compute.lane import score_cycle
 from ..config import Config
 from ..isa import Op
 from ..lib.pipe import reg
-from .drain import Drain
+from ..lib.queues import Queue
+from .drain import SummedLot
 from .key_beats import KeyBeats
 from .seen_keys import SeenKeys
 from .span import Span
-from .walker import Walker, results_settle
+from .walker import Walker
 
 
 class Keys(Walker):
     """Each tile, each query head, each block: :class:`.KeyBeats` has the keys that
-    :class:`.SeenKeys` says, and when they were a lot's last ones of SV, :class:`.Drain` its sums.
+    :class:`.SeenKeys` says. Lots of SV that have seen their last key wait for :class:`.Drain`.
 
     An instruction is for some lots of the KV head's (:class:`.sequencer_golden.Lots`). QK goes on
     where the QK before it ended, unless its lots are the first; SV is for the same ones as the QK
     before it.
 
-    Timing: ``SPAN`` cycles, ``TILE`` a tile, ``BLOCK`` a lot of a tile, and what KeyBeats and Drain
-    take.
+    The accumulators are a ring: lots lie in it one behind the other, and one whose place is not
+    drained yet waits. Those of several tiles all have places of their own. SV begins when all lots
+    before it are drained.
+
+    Timing: ``SPAN`` cycles, ``TILE`` a tile, ``BLOCK`` a lot of a tile, and what KeyBeats takes. A
+    lot that waits for its place may begin ``ROOM`` cycles after the place's last row was presented.
 
     Parameters
     ----------
     config : Config
-    sum_gap : int, 1..
-        See :class:`.Drain`.
 
     Members
     -------
-    (those of :class:`Walker`)
+    (those of :class:`Walker`, and)
+    summed : Out(stream of SummedLot)   Lots to drain; the oldest stays until it is drained.
+    taken : In(1)                       See :class:`.KeyBeats`.
     """
 
-    SPAN, TILE, BLOCK = 1, 1, SeenKeys.LATENCY + 2
-    PRESENTS = (*KeyBeats.PRESENTS, "shift", "sel_p", "sc_block", "sc_last", "m_block",
-                "sum_read", "sum_block", "dr_en", "dr_sel", "res_en", "res_kind", "row", "block",
-                "release", "wait_tile", "wait_vector")
+    SPAN, TILE, BLOCK, ROOM = 1, 1, SeenKeys.LATENCY + 2, 3
+    PRESENTS = (*KeyBeats.PRESENTS, "shift", "sel_p", "sc_block", "sc_last", "m_block", "release",
+                "wait_tile", "wait_vector")
 
-    def __init__(self, config: Config, *, sum_gap: int):
-        self.drain = Drain(config, sum_gap=sum_gap)
-        # SV reads no score in its first cycles.
-        super().__init__(config, settle={Op.QK: score_cycle(config) + 1,
-                                         Op.SV: results_settle(config)})
+    def __init__(self, config: Config):
+        # SV reads no score in its first cycles. What becomes of it is up to Drain.
+        super().__init__(config, settle={Op.QK: score_cycle(config) + 1, Op.SV: 0},
+                         summed=Out(stream.Signature(SummedLot(config))), taken=In(1))
 
     def elaborate(self, platform):
         m = Module()
         config, c = self.config, self.control
         instr, lots, pass_ = self.job.instr, self.job.lots, self.job.pass_
-        log2_w, log2_parts = ceil_log2(config.W), ceil_log2(config.sv_cycles)
-        m.submodules.drain = drain = self.drain
+        log2_parts = ceil_log2(config.sv_cycles)
+        # Not more than there are places for: a lot has two slices at least.
+        m.submodules.summed = summed = Queue(SummedLot(config), depth=config.acc_slots // 2)
         m.submodules.seen = seen = SeenKeys(config)
         m.submodules.beats = beats = KeyBeats(config)
         m.submodules.span = span = Span(config)
@@ -61,33 +67,31 @@ class Keys(Walker):
         is_sv = Signal()
         base, tile_keys = reg(13, "base"), reg(13, "tile_keys")     # the tile's first key, and all
         keys_left = reg(14, "keys_left")                        # from the tile's first one on
-        last_keys, single = Signal(), reg(1, "single")          # all are in this tile; in one
+        last_keys, full = Signal(), Signal()        # all are in this tile; the slot is not drained
         lot = reg(range(Config.SUM_BLOCKS), "lot")
         score = reg(range(2 * config.score_depth), "score")     # where the lot's begin
         slot = reg(range(config.acc_slots), "slot")             # its first slice
-        m.d.sync += [is_sv.eq(instr.op == Op.SV), last_keys.eq(keys_left == tile_keys)]
+        oldest = summed.o.payload.slot
+        m.d.sync += [is_sv.eq(instr.op == Op.SV), last_keys.eq(keys_left == tile_keys),
+                     full.eq(is_sv & summed.o.valid & (oldest == slot))]
 
+        connect(m, summed.o, flipped(self.summed))
         m.d.comb += [
+            summed.i.valid.eq(beats.done & is_sv & seen.all), summed.i.payload.slot.eq(slot),
+            summed.i.payload.head.eq(span.head), summed.i.payload.block.eq(span.block),
             span.job.eq(self.job), span.goes_on.eq(self.req & (instr.op == Op.QK)),
             seen.heads.eq(instr.heads), seen.lanes.eq(instr.lanes), seen.ctx.eq(pass_.ctx),
             seen.position.eq(span.position), seen.base.eq(base), seen.keys.eq(tile_keys),
             beats.job.eq(self.job), beats.base.eq(base), beats.position.eq(span.position),
             beats.behind.eq(seen.behind), beats.one.eq(seen.one), beats.score.eq(score),
             beats.x.eq(Mux(self.idle, 0, span.x)), beats.slot.eq(slot),
-            drain.slot.eq(slot), drain.beats.eq(instr.row_beats),
-            drain.req.eq(beats.done & is_sv & seen.all),
-            *(c[name].eq(beats.control[name]) for name in beats.PRESENTS if name != "acc_addr"),
-            c.acc_addr.eq(Mux(beats.idle, drain.addr, beats.control.acc_addr)),
+            beats.taken.eq(self.taken),
+            *(c[name].eq(beats.control[name]) for name in beats.PRESENTS),
             c.shift.eq(instr.shift), c.sel_p.eq(is_sv), c.sc_block.eq(lot),
-            c.sc_last.eq(seen.last_query), c.m_block.eq(lot), c.sum_block.eq(lot),
-            c.sum_read.eq(drain.sum), c.dr_en.eq(drain.element),
-            c.dr_sel.eq(drain.row[log2_parts:]), c.res_en.eq(drain.sum | drain.element),
-            c.res_kind.eq(Cat(drain.sum, drain.element)),
-            c.row.eq(Mux(drain.element, (span.head << log2_w) + drain.row, 0)),
-            c.block.eq(Mux(self.idle, 0, span.block)), c.wait_vector.eq(drain.wait)]
+            c.sc_last.eq(seen.last_query), c.m_block.eq(lot)]
 
         with m.If(self.idle):
-            m.d.sync += [keys_left.eq(lots.keys), single.eq(lots.keys <= instr.rows), base.eq(0)]
+            m.d.sync += [keys_left.eq(lots.keys), base.eq(0)]
         with m.FSM():
             with m.State("IDLE"):
                 with m.If(self.req):
@@ -106,14 +110,17 @@ class Keys(Walker):
             with m.State("SEEN"):                       # SeenKeys.LATENCY cycles
                 m.next = "BEGIN"
             with m.State("BEGIN"):
-                m.d.comb += beats.req.eq(~seen.none)
-                m.next = "LOT"
+                with m.If(full & ~seen.none):
+                    m.d.comb += c.wait_vector.eq(1)
+                with m.Else():
+                    m.d.comb += beats.req.eq(~seen.none)
+                    m.next = "LOT"
             with m.State("LOT"):
-                with m.If(beats.idle & drain.idle):
+                with m.If(beats.idle):
                     m.d.comb += span.next.eq(1)
                     m.d.sync += [
                         lot.eq(lot + 1), score.eq(score + pass_.ctx),
-                        slot.eq(Mux(single, 0, slot + (instr.row_beats << log2_parts)))]
+                        slot.eq(slot + (instr.row_beats << log2_parts))]
                     m.next = "SEE"
                     with m.If(span.last):
                         m.d.comb += c.release.eq(1)

@@ -46,6 +46,7 @@ from meadowlark_hdl.weights.tile_buffer import TileBuffer
 from meadowlark_hdl.weights.unpacker import Unpacker
 
 from ..errors import UserError
+from .drains import Drains
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
@@ -270,6 +271,7 @@ class _Machine:
         self.storing = 0                # time the StoreUnit has taken all chunks so far
         # From the last beat of an instruction to the last result of lane 0.
         self.array = first_result(self.c) - 1
+        self.drains = Drains(self.c, self.vector.sum_gap)
 
     def _wait(self, spent: Spent, i: Instruction, addr: int, chunks: int, earliest: int,
               unpack: int = 0) -> None:
@@ -314,18 +316,26 @@ class _Machine:
                 self.fetch = max(self.fetch, started.popleft())
             self.fetch += Fetch.FIRST
             started.append(self.now)
-            self._lose(spent, Dispatch.START)
-            if i["op"] == Op.END:
-                break
-            if i["last"]:               # looks for the last block
-                self._lose(spent, p.nb - 1)
-            execute = getattr(self, "_" + Op(i["op"]).name.lower())
-            execute(i, p, spent, *([] if lots is None else [lots]))
-            self._lose(spent, Dispatch.SETTLE)
+            self._execute(spent, i, p, lots)
         self.now += Sequencer.TURN
         if p.final:                     # the event is taken at once
             self.now += Sampler.LATENCY + Sequencer.EVENT + Sequencer.TURN
         return self.now - began
+
+    def _execute(self, spent: Spent, i: Instruction, p: Pass, lots: Lots | None) -> None:
+        """From an instruction's turn to the next one's; of END to its walker's, if it had one."""
+        self._lose(spent, Dispatch.START)
+        if i["op"] != Op.QK:            # all others wait for the drains
+            drained = self.drains.last + 1 + self.array + self.c.P + self._effect(Epi.ACT16)
+            self._lose(spent, max(drained + Dispatch.DRAINED - self.now, 0))
+        if i["op"] == Op.END:
+            return
+        if i["last"]:                   # looks for the last block
+            self._lose(spent, p.nb - 1)
+        execute = getattr(self, "_" + Op(i["op"]).name.lower())
+        execute(i, p, spent, *([] if lots is None else [lots]))
+        if i["op"] != Op.SV:            # of which the rest is Drain's
+            self._lose(spent, Dispatch.SETTLE)
 
     def _stream_tile(self, i: Instruction, spent: Spent, chunks: int, unpack: int = 0) -> None:
         self._wait(spent, i, self.stream, chunks, self.fetch, unpack)
@@ -412,34 +422,42 @@ class _Machine:
         self._work(spent, end - self.now)
         self._lose(spent, Stores.STORE)
 
-    def _kv_tiles(self, i: Instruction, p: Pass, spent: Spent, lots: Lots):
-        """Reads the cache; yields (keys of each lot in this tile, ends a lot) a tile."""
+    def _lots(self, i: Instruction, p: Pass, spent: Spent, lots: Lots):
+        """Reads the cache; yields (lot, keys that it sees of the tile, whether they are its last
+        ones), tile after tile."""
         limits = [p.ctx] if i["heads"] else [p.reach(self.c, b + 1) for b in lots.blocks]
-        limits *= len(lots.heads)
         self._lose(spent, Keys.SPAN)
         for first in range(0, lots.keys, i["rows"]):
             n = min(i["rows"], lots.keys - first)
             self._wait(spent, i, i["addr"] + first * i["row_beats"], n * i["row_beats"],
                        max(self.fetch, self.memory.written()))
-            self._lose(spent, Keys.TILE + len(limits) * Keys.BLOCK)
-            yield [(max(0, min(limit - first, n)), first < limit <= first + n)
-                   for limit in limits]
+            self._lose(spent, Keys.TILE)
+            for lot, limit in enumerate(limits * len(lots.heads)):
+                yield lot, max(0, min(limit - first, n)), first < limit <= first + n
             self.memory.release(self.now)
 
     def _qk(self, i: Instruction, p: Pass, spent: Spent, lots: Lots) -> None:
-        for each in self._kv_tiles(i, p, spent, lots):
-            self._work(spent, sum(keys for keys, _ in each) * i["row_beats"])
+        for _, keys, _ in self._lots(i, p, spent, lots):
+            self._lose(spent, Keys.BLOCK)
+            self._work(spent, keys * i["row_beats"])
         self._lose(spent, score_cycle(self.c) - 1)
 
     def _sv(self, i: Instruction, p: Pass, spent: Spent, lots: Lots) -> None:
-        rows = 1 << self.regs["head_log2"]
-        for each in self._kv_tiles(i, p, spent, lots):
-            for keys, last in each:
-                self._work(spent, keys * max(self.c.ACC_TURN, i["row_beats"] * self.c.sv_cycles))
-                if last:            # behind the start of the last row there is no wait
-                    self._work(spent, (rows - 1) * self.c.P + 1)
-                    self._lose(spent, max(self.vector.sum_gap, self.c.P))
-        self._lose(spent, self.array + self.c.P + self._effect(Epi.ACT16))
+        steps = i["row_beats"] * self.c.sv_cycles       # of a key
+        places = self.c.acc_slots // steps
+        self.drains.begin()
+        for lot, keys, last in self._lots(i, p, spent, lots):
+            self._lose(spent, Keys.BLOCK - 1)
+            if keys:
+                if lot >= places:       # all are in one tile
+                    self._lose(spent, max(self.drains.room(lot - places) - self.now, 0))
+                work = (keys - 1) * max(self.c.ACC_TURN, steps) + steps
+                end = self.drains.beats(self.now, work)
+                self._lose(spent, end - self.now - work)
+                self._work(spent, work)
+            if last:
+                self.drains.lot(self.now - 1, i["row_beats"] * self.c.W)
+            self._lose(spent, 1)
 
 
 def predict(image: Image, board: Board, *, prompt: int, generate: int,
