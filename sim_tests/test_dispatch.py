@@ -66,6 +66,14 @@ def test_each_operator(seed):
             first = dispatch.job.first
             assert [ctx.get(first[name]) for name in ("block", "words", "tokens")] == [
                 before, before * words, before * CONFIG.P]
+            if op == Op.END:                    # not before the STOREs have been written
+                ctx.set(dispatch.storing, 1)
+                for _ in range(rng.randrange(5)):
+                    assert ctx.get(dispatch.wait_store)
+                    await ctx.tick()
+                    assert not ctx.get(dispatch.pass_end) and not ctx.get(dispatch.wait_vector)
+            ctx.set(dispatch.storing, op != Op.END)
+            assert not ctx.get(dispatch.wait_store)
             assert ctx.get(dispatch.req) == (0 if k is None else 1 << k)
             assert ctx.get(dispatch.job.instr.shift) == pc % 64 and ctx.get(dispatch.pc) == pc
             await ctx.tick()

@@ -206,7 +206,7 @@ class Core(wiring.Component):
                 (sequencer.faults, Cat(faults[error] for error in FAULTS), 2),
                 (sequencer.fault_pc, issue.pc, 1),
                 (sequencer.progress, reader.beats | issue.retired, 2),
-                (sequencer.ready, self.mem.ready, 1),
+                (sequencer.ready, self.mem.ready, 1), (issue.storing, ~store.idle, 1),
                 # A program is written long before it runs.
                 *((getattr(fetch, name), getattr(link.seq, name), 2)
                   for name in ("prog_en", "prog_addr", "prog_data")),

@@ -22,7 +22,8 @@ class Dispatch(wiring.Component):
     Done is: all walkers are idle, so many cycles have passed as the operator takes to settle, and
     the vector unit is not busy. QK and SV do not ask for the vector unit: it has what SV leaves to
     :class:`.Drain`. QK needs none of that and starts meanwhile; all others wait until Drain has
-    settled and the vector unit is not busy. END has no walker.
+    settled and the vector unit is not busy. END has no walker; it waits until all STOREs are in
+    memory, so that none of them is taken for one of the next pass.
 
     With ``last`` the walker begins at the last block of tokens, which is looked for before.
 
@@ -48,7 +49,8 @@ class Dispatch(wiring.Component):
     current : Out(InstructionLayout)    Whose results the vector unit gets: the latest instruction
                                     that started, but QK.
     vector_busy : In(1)             Comes from across the chip and is looked at a cycle late.
-    wait_vector : Out(1)            For the counters.
+    storing : In(1)                 Not all STOREs are in memory. Known when END starts.
+    wait_vector, wait_store : Out(1)    For the counters.
     lanes, attending, pass_end, retired, pc, bad_op : Out    See :class:`.Issue`; registers, but
                                     bad_op.
     """
@@ -62,7 +64,7 @@ class Dispatch(wiring.Component):
             "pass_": In(PassLayout()), "model": In(ModelLayout), "job": Out(Job()),
             "req": Out(len(settle)), "idle": In(len(settle)), "vector_busy": In(1),
             "drained": In(1), "current": Out(InstructionLayout),
-            "wait_vector": Out(1),
+            "storing": In(1), "wait_vector": Out(1), "wait_store": Out(1),
             # Everything is in use until an instruction says otherwise, so also during a flush.
             "lanes": Out(range(config.P + 1), init=config.P), "attending": Out(1, init=1),
             "pass_end": Out(1), "retired": Out(1), "pc": Out(16), "bad_op": Out(1)})
@@ -119,8 +121,10 @@ class Dispatch(wiring.Component):
                                     m.d.sync += settle.load(cycles)
                                     m.next = "RUN"
                         with m.Case(Op.END):
-                            m.d.sync += [self.pass_end.eq(1), settle.load(0)]
-                            m.next = "RUN"
+                            m.d.comb += self.wait_store.eq(self.storing)
+                            with m.If(~self.storing):
+                                m.d.sync += [self.pass_end.eq(1), settle.load(0)]
+                                m.next = "RUN"
                         with m.Default():
                             m.d.comb += self.bad_op.eq(1)   # stands until the watchdog or a flush
             with m.State("RUN"):

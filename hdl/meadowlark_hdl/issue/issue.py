@@ -62,6 +62,7 @@ class Issue(wiring.Component):
     current : Out(InstructionLayout)        Whose results the vector unit gets.
     lanes, attending : Out                  Lanes it uses; whether it is QK or SV.
     store_cmd : Out(stream of StoreCommand); store_room : In
+    storing : In(1)                         Not all STOREs are in memory; a few cycles late.
     pass_end : Out(1)                       One cycle: END executed, everything before it written.
     retired : Out(1)                        One cycle an instruction.
     pc : Out(16)                            Of the instruction in execution.
@@ -86,7 +87,7 @@ class Issue(wiring.Component):
             # As those of Dispatch.
             "lanes": Out(range(config.P + 1), init=config.P), "attending": Out(1, init=1),
             "store_cmd": Out(stream.Signature(StoreCommand())),
-            "store_room": In(range(store_depth(config) + 1)),
+            "store_room": In(range(store_depth(config) + 1)), "storing": In(1),
             "pass_end": Out(1), "retired": Out(1), "pc": Out(16), "bad_op": Out(1),
             "array_active": Out(1), "wait_tile": Out(1), "wait_vector": Out(1),
             "wait_store": Out(1),
@@ -109,7 +110,8 @@ class Issue(wiring.Component):
         wiring.connect(m, wiring.flipped(self.instr), dispatch.instr)
         m.d.comb += [
             dispatch.pass_.eq(self.pass_), dispatch.model.eq(self.model),
-            dispatch.vector_busy.eq(self.vector_busy), self.current.eq(dispatch.current),
+            dispatch.vector_busy.eq(self.vector_busy), dispatch.storing.eq(self.storing),
+            self.current.eq(dispatch.current),
             dispatch.drained.eq(drain.settled), drain.beats.eq(dispatch.current.row_beats),
             keys.taken.eq(drain.takes), dispatch.idle.eq(Cat(walker.idle for walker in walkers))]
         for name in ("lanes", "attending", "pass_end", "retired", "pc", "bad_op"):
@@ -123,6 +125,7 @@ class Issue(wiring.Component):
                                         if name in w.PRESENTS))
                      for name in presentable(config)}
         presented["wait_vector"] |= dispatch.wait_vector
+        presented["wait_store"] |= dispatch.wait_store
         engine, lane, tiles = self.control, self.control.lane, reader.control
         m.d.sync += [
             *(lane[name].eq(presented[name]) for name in lane.shape().members),

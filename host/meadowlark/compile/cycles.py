@@ -328,7 +328,10 @@ class _Machine:
         if i["op"] != Op.QK:            # all others wait for the drains
             drained = self.drains.last + 1 + self.array + self.c.P + self._effect(Epi.ACT16)
             self._lose(spent, max(drained + Dispatch.DRAINED - self.now, 0))
-        if i["op"] == Op.END:
+        if i["op"] == Op.END:           # waits for the writes
+            wait = max(self.memory.written() - self.now, 0)
+            spent.memory += wait
+            self.now += wait
             return
         if i["last"]:                   # looks for the last block
             self._lose(spent, p.nb - 1)
