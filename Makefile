@@ -68,7 +68,7 @@ resources: .venv/.synth ## have the chips grown over boards/resources.json? ARGS
 mutate: setup ## break the gateware in many small ways and see the tests notice
 	@$(BIN)/python scripts/mutate.py $(ARGS)
 
-long: .venv/.synth ## mutants, fuzz, faults, proofs, netlist, bitstreams: hours; goes on where it was
+long: .venv/.synth ## mutants, fuzz, shapes, faults, proofs, netlist, bitstreams: hours; goes on where it was
 	@$(BIN)/python scripts/long.py $(ARGS)
 
 docs: setup ## write the tables in docs/ that come from code

@@ -41,6 +41,8 @@ PARTS = [
     *(Part(f"mutants-{folders.split()[0]}", f"scripts/mutate.py --jobs 2 {folders}")
       for folders in ("compute", "control", "link", "memory", "weights", "chips core")),
     Part("fuzz", f"{PYTEST} -k mutated sim_tests", (("FUZZ", "10000"),)),
+    Part("attention", f"{PYTEST} sim_tests/test_attention.py", (("SHAPES", "1000"),)),
+    Part("shapes", f"{PYTEST} sim_tests/shapes_check.py"),
     Part("link-faults", "scripts/link_faults.py"),
     Part("prove", "scripts/prove.py"),
     Part("netlist", f"{PYTEST} sim_tests/netlist_check.py"),

@@ -75,6 +75,9 @@ def random_tensors(*, seed: int, hidden: int, layers: int, heads: int, kv_heads:
 
     out = {"model.embed_tokens.weight": matrix(vocab, hidden, np.sqrt(hidden)),
            "model.norm.weight": vector(hidden, 1.0, 0.2)}
+    embedding = out["model.embed_tokens.weight"]
+    if not embedding[BOS].any():        # all that calibration sees of a context of one token
+        embedding[BOS] = embedding[EOS]
     if tied:        # logits come from these rows too: not too sure of themselves
         out["model.norm.weight"] *= 2 / np.sqrt(hidden)
     else:

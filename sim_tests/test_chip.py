@@ -159,6 +159,19 @@ def test_rewritten_for_the_board(rewritten, seed):
     rewritten.compare(words(np.random.default_rng(seed), rewritten, 21), max_new=4)
 
 
+@pytest.mark.parametrize("length, shape", [
+    (70, dict(hidden=54, heads=9, kv_heads=1, head_dim=24, ffn=70, context=96)),
+    (13, dict(hidden=38, heads=12, kv_heads=1, head_dim=8, ffn=94, family="mistral",
+              sliding_window=16)),
+    (70, dict(hidden=64, layers=5, heads=8, kv_heads=4, ffn=172, vocab=512, context=512)),
+], ids=["9 heads, two passes", "12 heads, window", "stories260K"])
+def test_shapes(target, tmp_path, seed, length, shape):
+    """Two of shapes_check.py, and the shape of the smallest model that people have."""
+    chip = Chip(target, get_board("virtual"), str(random_model(
+        tmp_path / "m", seed=seed, **dict(vocab=258) | shape)))
+    chip.compare(words(np.random.default_rng(seed), chip, length), max_new=3)
+
+
 def test_cache_is_kept_between_runs(odd, seed):
     """max_new = 0 fills the cache; a second run goes on from there as if it were one."""
     rng = np.random.default_rng(seed)

@@ -1,0 +1,46 @@
+"""Shapes of attention on the whole chip: heads, windows and query heads of a KV head, with hidden
+and FFN that are no multiples of W, on a core with W = 16 and on one with W = 4.
+
+Minutes to hours, so it is a part of ``make long``; test_chip.py has two of them.
+"""
+from contextlib import closing
+
+import numpy as np
+import pytest
+from meadowlark.errors import UserError
+from meadowlark.run.targets import SimTarget
+from meadowlark_boards import get_board
+from random_model import random_model
+from test_chip import Chip, words
+
+HEADS, GROUPS, WINDOWS = (8, 24, 48, 80, 128, 256), (1, 3, 9, 12), (1, 16, None)
+CONTEXT = 192
+
+
+@pytest.fixture(scope="module", params=["virtual", "ulx3s_25f"])
+def target(request):
+    with closing(SimTarget(get_board(request.param))) as sim:
+        yield sim
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("head_dim", HEADS)
+def test_shape(target, tmp_path, seed, head_dim, group, window):
+    """Prompts of a token, of what a window holds, of several tiles of keys; then what is drawn."""
+    rng = np.random.default_rng([seed, head_dim, group, window or 0])
+    kv_heads = 2 if group < 4 else 1
+    folder = random_model(
+        tmp_path / "m", seed=int(rng.integers(1 << 30)), hidden=2 * int(rng.integers(15, 40)),
+        layers=2, heads=group * kv_heads, kv_heads=kv_heads, head_dim=head_dim,
+        ffn=int(rng.integers(30, 120)), vocab=258, context=CONTEXT,
+        **(dict(family="mistral", sliding_window=window) if window else {}))
+    try:
+        chip = Chip(target, target.board, str(folder))
+    except UserError as refused:
+        if "does not fit the board" not in str(refused):
+            raise
+        pytest.skip(str(refused))
+    assert chip.source.image.context == (window or CONTEXT)
+    for length in {1: (1,), 16: (1, 13)}.get(window or 0, (1, int(rng.integers(130, 180)))):
+        chip.compare(words(rng, chip, length), max_new=4)
