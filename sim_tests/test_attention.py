@@ -11,7 +11,6 @@ from math import exp2, floor
 from pathlib import Path
 
 import numpy as np
-import pytest
 from meadowlark.compile import limits
 from meadowlark.compile.compiler import compile_model
 from meadowlark.models.registry import load_model
@@ -20,7 +19,6 @@ from meadowlark.quant.golden import GoldenModel
 from meadowlark.quant.plan import AttendStep
 from meadowlark.quant.quantise import QuantModel, quantise
 from meadowlark.quant.shapes import Shapes
-from meadowlark.run.prepare import Source
 from meadowlark.run.targets import golden_core
 from meadowlark_boards import BOARDS, Board, get_board
 from meadowlark_hdl.config import Config
@@ -284,17 +282,17 @@ def random_case(rng: np.random.Generator, folder: Path) -> tuple[QuantModel, Boa
     return quantise(on, texts, head_pad=config.W), board
 
 
-@pytest.mark.parametrize("name", BOARDS)
-def test_stories260k(tmp_path, seed, name):
+def test_stories260k(tmp_path, seed):
     """The shape of the smallest model that people have (heads of 8, hidden 64, 8 heads on 4 KV
     heads) goes on every board."""
-    board = BOARDS[name]
-    source = Source(str(random_model(
-        tmp_path / "m", seed=seed, hidden=64, layers=5, heads=8, kv_heads=4, ffn=172, vocab=512,
-        context=512)), board)
-    tokens = np.random.default_rng(seed).integers(0, 512, 150).tolist()
-    want = GoldenModel(source.quantised).forward(tokens)
-    np.testing.assert_array_equal(golden_core(source.image, board.config).forward(tokens), want)
+    rng = np.random.default_rng(seed)
+    model = load_model(random_model(tmp_path, seed=seed, hidden=64, layers=5, heads=8, kv_heads=4,
+                                    ffn=172, vocab=512, context=512))
+    texts, tokens = rng.integers(0, 512, (2, 32)).tolist(), rng.integers(0, 512, 70).tolist()
+    for board in BOARDS.values():
+        qm = quantise(model, texts, head_pad=board.config.W)
+        core = golden_core(compile_model(qm, board), board.config)
+        np.testing.assert_array_equal(core.forward(tokens), GoldenModel(qm).forward(tokens))
 
 
 def test_models(tmp_path, seed):
