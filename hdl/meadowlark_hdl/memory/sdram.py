@@ -70,13 +70,15 @@ class WriteBuffer(wiring.Component):
         free = Signal(range(depth + 1 + RamQueue.CREDITS))
         complete, leaves, left = Signal(), Signal(), Signal()
         away = reg(range(c.burst_words + 1), "away")
-        length = commands.o.payload.len
+        # Of the command in front, a cycle late: its memory has no register.
+        there, length = Signal(), Signal.like(commands.o.payload.len, reset_less=True)
         m.d.comb += [self.o.valid.eq(commands.o.valid & complete),
                      self.o.payload.eq(commands.o.payload), leaves.eq(self.o.valid & self.o.ready),
                      commands.o.ready.eq(leaves)]
         m.d.sync += [
+            there.eq(commands.o.valid), length.eq(commands.o.payload.len),
             left.eq(leaves), away.eq(length + 1), free.eq(free + put - Mux(left, away, 0)),
-            complete.eq(commands.o.valid & ~leaves & ~left & (free > length))]
+            complete.eq(there & commands.o.valid & ~leaves & ~left & (free > length))]
         return m
 
 
