@@ -6,15 +6,28 @@ import pytest
 from bench import recv, send, simulate, start
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 
-from meadowlark_hdl.lib.queues import Queue, RamQueue
+from meadowlark_hdl.lib.queues import Queue, RamQueue, Skid
 
 DEPTH, WIDTH = 8, 12
 
 
+PAUSES = (("give", "take"), [(0.0, 0.0), (0.0, 0.8), (0.8, 0.0), (0.5, 0.5)])
+
+
 @cocotb.test()
-@cocotb.parametrize((("give", "take"), [(0.0, 0.0), (0.0, 0.8), (0.8, 0.0), (0.5, 0.5)]))
+@cocotb.parametrize(PAUSES)
 async def queue(dut, give, take):
-    """Everything comes out in order, one a cycle; when nobody takes, ``DEPTH`` elements go in."""
+    await _in_order(dut, give, take, holds=DEPTH)
+
+
+@cocotb.test()
+@cocotb.parametrize(PAUSES)
+async def skid(dut, give, take):
+    await _in_order(dut, give, take, holds=2)
+
+
+async def _in_order(dut, give, take, *, holds):
+    """Everything comes out in order, one a cycle; when nobody takes, ``holds`` elements go in."""
     await start(dut)
     values = [random.getrandbits(WIDTH) for _ in range(300)]
     cocotb.start_soon(send(dut, "i", values, give))
@@ -24,11 +37,11 @@ async def queue(dut, give, take):
         assert times[-1] - times[0] == len(values) - 1
     dut.i__valid.value = 1
     taken = 0
-    for _ in range(3 * DEPTH):
+    for _ in range(3 * holds):
         await ReadOnly()
         taken += int(dut.i__ready.value)
         await RisingEdge(dut.clk)
-    assert taken == DEPTH and dut.o__valid.value
+    assert taken == holds and dut.o__valid.value
 
 
 @cocotb.test()
@@ -68,6 +81,10 @@ async def ram_queue(dut, take):
 
 def test_queue(seed):
     simulate(Queue(WIDTH, depth=DEPTH), __name__, seed=seed, testcase="queue")
+
+
+def test_skid(seed):
+    simulate(Skid(WIDTH), __name__, seed=seed, testcase="skid")
 
 
 def test_ram_queue(seed):

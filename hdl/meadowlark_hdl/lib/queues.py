@@ -1,9 +1,10 @@
 """Queues between the blocks: a short one in distributed RAM, a deep one in block RAM."""
-from amaranth import Module, Signal
+from amaranth import Module, Mux, Signal
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from .collisions import NO_RW_CHECK
+from .fanout import APART
 
 
 def power_of_two(name: str, value: int, least: int) -> int:
@@ -56,6 +57,49 @@ class Queue(wiring.Component):
                          ready.eq(level != self.depth - 1)]
         with m.Elif(take & ~put):
             m.d.sync += [level.eq(level - 1), self.o.valid.eq(level != 1), ready.eq(1)]
+        return m
+
+
+class Skid(wiring.Component):
+    """Two elements in registers, in turn: cuts ready and valid of a wide stream.
+
+    Timing: 1 cycle from ``i`` to ``o``, one element a cycle; what enables an element's register is
+    a register, and so is what chooses between the two, once for each 32 bits.
+
+    Parameters
+    ----------
+    width : int
+        Bits of an element.
+
+    Members
+    -------
+    i, o : In, Out(stream of width bits)
+    """
+
+    def __init__(self, width: int):
+        self.width = width
+        super().__init__({"i": In(stream.Signature(width)), "o": Out(stream.Signature(width))})
+
+    def elaborate(self, platform):
+        m = Module()
+        words = [Signal(self.width, name=f"word{k}", reset_less=True) for k in range(2)]
+        full, after, filled, took = Signal(2), Signal(2), Signal(), Signal()
+        turns = [Signal(name=f"turn{k}", attrs=APART) for k in range(-(-self.width // 32))]
+        ready = Signal(init=1)
+        m.d.comb += [self.i.ready.eq(ready), took.eq(self.o.valid & self.o.ready), after.eq(full)]
+        m.d.sync += [full.eq(after), ready.eq(~after.all()), self.o.valid.eq(after.any())]
+        m.d.sync += [turn.eq(turn ^ took) for turn in turns]
+        for k, word in enumerate(words):
+            with m.If(~full[k]):
+                m.d.sync += word.eq(self.i.payload)
+        with m.If(took):
+            m.d.comb += after.bit_select(turns[0], 1).eq(0)
+        with m.If(self.i.valid & self.i.ready):
+            m.d.sync += filled.eq(~filled)
+            m.d.comb += after.bit_select(filled, 1).eq(1)
+        for k, turn in enumerate(turns):
+            part = slice(32 * k, min(32 * k + 32, self.width))
+            m.d.comb += self.o.payload[part].eq(Mux(turn, words[1][part], words[0][part]))
         return m
 
 

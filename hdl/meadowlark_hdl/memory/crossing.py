@@ -8,7 +8,7 @@ from ..config import Config
 from ..signatures import MemoryPort
 from ..lib.countdown import Countdown
 from ..lib.pipe import reg
-from ..lib.queues import Queue, power_of_two
+from ..lib.queues import Queue, Skid, power_of_two
 
 
 def narrowed(config: Config, bus_bytes: int) -> Config:
@@ -275,17 +275,17 @@ class MemoryCrossing(wiring.Component):
                 m.d.sync += [sending.eq(write), wrote.eq(write)]
 
         # --- the memory's side --------------------------------------------------------------------
-        # A register before the memory's controller: what it is told comes from no RAM.
-        m.submodules.queue = queue = DomainRenamer("sdram")(Queue(self.width, depth=self.AHEAD))
-        item_here, full, used = reg(self.width, "item_here"), Signal(), Signal()
+        # The memory's controller is far away: registers on both sides of the way.
+        queue, out = Queue(self.width, depth=self.AHEAD), Skid(self.width)
+        m.submodules.queue = DomainRenamer("sdram")(queue)
+        m.submodules.out = DomainRenamer("sdram")(out)
         here = Signal(range(self.AHEAD + 1))        # elements that have left and are not used up
-        gone = Signal()
+        used, gone = Signal(), Signal()
         m.d.comb += [queue.i.valid.eq(down.o_valid), queue.i.payload.eq(down.o_data),
-                     queue.o.ready.eq(~full | used)]
-        with m.If(queue.o.ready):
-            m.d.sdram += [item_here.eq(queue.o.payload), full.eq(queue.o.valid)]
+                     out.o.ready.eq(used)]
+        wiring.connect(m, queue.o, out.i)
         # A cycle late, and an element may leave meanwhile.
-        m.d.sdram += [gone.eq(used & full), here.eq(here + down.leaves - gone),
+        m.d.sdram += [gone.eq(used & out.o.valid), here.eq(here + down.leaves - gone),
                       down.go.eq(here < self.AHEAD - 1)]
         ahead, words = Signal(self.command), Signal(far.w_data.payload.shape())
         due = Signal()                              # a word of a write, not a command
@@ -293,23 +293,23 @@ class MemoryCrossing(wiring.Component):
                          reset_flags=False)
         part = Signal(range(self.ratio))
         final = part == self.ratio - 1
-        strobe, bits = item_here[8 * self.config.bus_bytes:], 8 * self.far.bus_bytes
+        strobe, bits = out.o.payload[8 * self.config.bus_bytes:], 8 * self.far.bus_bytes
         m.d.comb += [
-            ahead.eq(item_here), words.data.eq(item_here.word_select(part, bits)),
+            ahead.eq(out.o.payload), words.data.eq(out.o.payload.word_select(part, bits)),
             words.strb.eq(strobe.word_select(part, self.far.bus_bytes)),
-            far.w_data.payload.eq(words), far.w_data.valid.eq(full & due),
-            far.w_cmd.valid.eq(full & ~due & ahead.write),
-            far.r_cmd.valid.eq(full & ~due & ~ahead.write),
+            far.w_data.payload.eq(words), far.w_data.valid.eq(out.o.valid & due),
+            far.w_cmd.valid.eq(out.o.valid & ~due & ahead.write),
+            far.r_cmd.valid.eq(out.o.valid & ~due & ~ahead.write),
             used.eq(Mux(due, far.w_data.ready & final,
                         Mux(ahead.write, far.w_cmd.ready, far.r_cmd.ready)))]
         for asks in (far.w_cmd.payload, far.r_cmd.payload):
             m.d.comb += [asks.addr.eq(ahead.addr * self.ratio),
                          asks.len.eq(ahead.len * self.ratio + self.ratio - 1)]
-        with m.If(full & due & far.w_data.ready):
+        with m.If(out.o.valid & due & far.w_data.ready):
             m.d.sdram += part.eq(Mux(final, 0, part + 1))
             with m.If(final):
                 m.d.sdram += [owed.step(), due.eq(~owed.last)]
-        with m.Elif(full & ~due & ahead.write & far.w_cmd.ready):
+        with m.Elif(out.o.valid & ~due & ahead.write & far.w_cmd.ready):
             m.d.sdram += [owed.load(ahead.len), due.eq(1)]
 
     def _up(self, m):
