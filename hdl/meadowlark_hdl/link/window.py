@@ -79,9 +79,12 @@ class MemoryWindow(wiring.Component):
         arrived = Signal()
         m.d.comb += mem.r_data.ready.eq(1)
         m.d.sync += [word.eq(mem.r_data.payload), arrived.eq(mem.r_data.valid)]
-        m.d.comb += [
-            engine.data.eq(word), engine.valid.eq(arrived & (op == WindowOp.CRC)),
-            engine.start.eq(self.check.go), self.crc.eq(engine.crc)]
+        # One more before the CRC, whose logic is deep.
+        checked, check, start = Signal(bits, reset_less=True), Signal(), Signal()
+        m.d.sync += [checked.eq(word), check.eq(arrived & (op == WindowOp.CRC)),
+                     start.eq(self.check.go)]
+        m.d.comb += [engine.data.eq(checked), engine.valid.eq(check), engine.start.eq(start),
+                     self.crc.eq(engine.crc)]
 
         reading = Signal()
         m.d.sync += [reading.eq(op == WindowOp.READ),
