@@ -38,8 +38,8 @@ class Part:
 
 
 PARTS = [
-    *(Part(f"mutants-{folders.split()[0]}", f"scripts/mutate.py --jobs 2 {folders}")
-      for folders in ("compute", "control", "link", "memory", "weights", "chips core")),
+    *(Part(f"mutants-{path.stem}", f"scripts/mutate.py --jobs 2 {path.stem}")
+      for path in sorted((ROOT / "sim_tests" / "mutants").iterdir())),
     Part("fuzz", f"{PYTEST} -k mutated sim_tests", (("FUZZ", "10000"),)),
     Part("attention", f"{PYTEST} sim_tests/test_attention.py", (("SHAPES", "1000"),)),
     Part("shapes", f"{PYTEST} sim_tests/shapes_check.py"),

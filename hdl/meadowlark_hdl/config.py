@@ -125,7 +125,8 @@ class Config:
     SUMSQ_BITS = 64
     LOGIT_BITS = 32     # 12 fractional bits
     TOKEN_BITS = 18
-    SUM_BLOCKS = 16     # blocks of which a lane keeps the maximum and the sum
+    PASS_BLOCKS = 32    # blocks of tokens of a pass, at most: what the vector unit numbers
+    SUM_BLOCKS = 16     # lots of which a lane keeps the maximum and the sum
     ACC_TURN = 4        # cycles from a slice to the same slice, at least
 
     @property

@@ -48,15 +48,15 @@ class Addresses(Piped):
     def __init__(self, config: Config):
         self.config = config
         lane, word = range(config.P), range(config.residual_values // 4)
+        slot = range(Config.PASS_BLOCKS * config.P)
         super().__init__({
             "instr": In(InstructionLayout), "model": In(ModelLayout), "pass_": In(PassLayout()),
             "lane": In(lane), "block": In(6), "row": In(18), "is_drain": In(1), "valid": In(1),
             "to_lane": Out(lane), "word": Out(range(config.act_words)),
             "sub": Out(range(config.W)), "pair": Out(range(config.rope_pairs)),
-            "slot": Out(range(32 * config.P)), "resid_word": Out(word), "exists": Out(1),
+            "slot": Out(slot), "resid_word": Out(word), "exists": Out(1),
             "used": Out(1), "last": Out(1), "last_lane": Out(lane), "last_block": Out(6),
-            "last_slot": Out(range(32 * config.P)),
-            "start": Out(word)})
+            "last_slot": Out(slot), "start": Out(word)})
 
     def stages(self, pipe: Pipe) -> None:
         m, asked = pipe.m, Asked(pipe.m, self.instr)

@@ -69,7 +69,7 @@ class Norm(Piped):
         self.read_latency = read_latency
         self.config, self.shared = config, config.shared_products
         self.width = config.norm_width
-        self.slots = 32 * config.P
+        self.slots = Config.PASS_BLOCKS * config.P
         one = self.width == 1
         super().__init__({
             "start": In(1), "last_only": In(1), "last_lane": In(range(config.P)),

@@ -61,7 +61,7 @@ class Residual(Piped):
     def __init__(self, config: Config):
         self.config, self.shared = config, config.shared_products
         self.words = config.residual_values // 4
-        self.slots = 32 * config.P
+        self.slots = Config.PASS_BLOCKS * config.P
         self.width = config.norm_width
         super().__init__({
             "valid": In(1), "add": In(1), "first": In(1), "word": In(range(self.words)),

@@ -45,9 +45,10 @@ class Subgroups(wiring.Component):
         last_heads, last_blocks = reg(1, "last_heads"), reg(1, "last_blocks")
         start, reach = reg(14, "start"), reg(14, "reach")       # positions: of the first token; end
         all_blocks, all_keys, keys = reg(6, "all_blocks"), reg(1, "all_keys"), reg(13, "keys")
+        one = instr.heads | instr.last
+        count = Mux(one, 1, pass_.nb)
         m.d.sync += [
-            all_blocks.eq(Mux(instr.heads | instr.last, 1, pass_.nb)),
-            all_keys.eq(instr.heads | instr.last),
+            all_blocks.eq(count), all_keys.eq(one),
             last_heads.eq(heads_left <= pass_.sub_heads),
             heads.eq(Mux(heads_left <= pass_.sub_heads, heads_left, pass_.sub_heads)),
             last_blocks.eq(blocks_left <= pass_.sub_blocks),
@@ -60,9 +61,7 @@ class Subgroups(wiring.Component):
             reach.eq(start + times(blocks, P)),
             keys.eq(Mux(all_keys | (reach > pass_.ctx), pass_.ctx, reach))]
         with m.If(~under_way):
-            m.d.sync += [heads_left.eq(instr.group),
-                         blocks_left.eq(Mux(instr.heads | instr.last, 1, pass_.nb)),
-                         start.eq(pass_.pos0)]
+            m.d.sync += [heads_left.eq(instr.group), blocks_left.eq(count), start.eq(pass_.pos0)]
         with m.If(self.next):
             m.d.sync += [under_way.eq(~self.final), blocks_left.eq(blocks_left - blocks),
                          start.eq(start + times(blocks, P))]

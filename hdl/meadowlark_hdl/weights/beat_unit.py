@@ -30,8 +30,12 @@ class BeatUnit(Signature):
             "busy": In(1)})
 
 
-class NoUnit(wiring.Component):
-    """Stands in for a mode that does not exist: the right number of beats, without a chunk.
+class BeatMaker(wiring.Component):
+    """A unit of the decoder: what makes the beats of tiles in some modes.
+
+    Parameters
+    ----------
+    config : Config
 
     Members
     -------
@@ -41,6 +45,10 @@ class NoUnit(wiring.Component):
     def __init__(self, config: Config):
         self.config = config
         super().__init__({"unit": In(BeatUnit(config))})
+
+
+class NoUnit(BeatMaker):
+    """Stands in for a mode that does not exist: the right number of beats, without a chunk."""
 
     def elaborate(self, platform):
         m = Module()

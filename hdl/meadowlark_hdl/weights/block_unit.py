@@ -3,21 +3,19 @@ from functools import reduce
 from operator import or_
 
 from amaranth import Cat, Const, Module, Mux, Signal
-from amaranth.lib import data, wiring
-from amaranth.lib.wiring import In
+from amaranth.lib import data
 
-from ..config import Config
 from ..lib.countdown import Countdown
 from ..lib.fanout import fanout
 from ..lib.pipe import delay, reg
 from ..lib.queues import Queue
-from .beat_unit import BeatUnit, beat_count
+from .beat_unit import BeatMaker, beat_count
 from .block_grid import OFFSET, BlockGrid
 from .block_scales import BlockScales
 from .modes import BLOCK, BLOCK_MODES
 
 
-class BlockUnit(wiring.Component):
+class BlockUnit(BeatMaker):
     """Beats of the block modes, see :data:`.modes.MODES`.
 
     A tile is its scales (with minima), then its codes. :class:`.BlockScales` holds a block's beside
@@ -35,17 +33,9 @@ class BlockUnit(wiring.Component):
     ----------
     config : Config
         W, tile_beats, unpack_cycles.
-
-    Members
-    -------
-    unit : In(BeatUnit)
     """
 
     LATENCY = 3 + BlockGrid.LATENCY     #: queue, chunk, codes, grid
-
-    def __init__(self, config: Config):
-        self.config = config
-        super().__init__({"unit": In(BeatUnit(config))})
 
     def elaborate(self, platform):
         m = Module()

@@ -1,29 +1,18 @@
 """Chunks of modes without blocks to beats."""
 from amaranth import Cat, Module, Mux, Signal
-from amaranth.lib import wiring
-from amaranth.lib.wiring import In
 
-from ..config import Config
 from ..isa import Mode
 from ..lib.countdown import Countdown
 from ..lib.fanout import fanout
-from .beat_unit import BeatUnit, beat_count
+from .beat_unit import BeatMaker, beat_count
 
 
-class RawUnit(wiring.Component):
+class RawUnit(BeatMaker):
     """Beats of modes INT8 (a chunk each) and INT16 (two, low half first).
 
     Golden: :func:`meadowlark_hdl.weights.decoder_golden.decode_tile`. Timing: 2 cycles, a chunk a
     cycle, no bubble between tiles.
-
-    Members
-    -------
-    unit : In(BeatUnit)
     """
-
-    def __init__(self, config: Config):
-        self.config = config
-        super().__init__({"unit": In(BeatUnit(config))})
 
     def elaborate(self, platform):
         m = Module()

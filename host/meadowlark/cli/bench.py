@@ -51,7 +51,7 @@ def bench(prompts: str, generates: str, positions: str, form: str, against_raw: 
           asked: Asked, board: str, target: str, trace: Trace | None, json_to: str | None) -> int:
     """Measure prefill and decode by the core's own counters."""
     from ..run import bench as benching
-    from ..run.targets import SIMULATED
+    from ..run.targets import SIMULATED, unfillable
     if json_to == "-" and given("form"):
         raise UserError("--json - leaves no room on stdout for a table; leave --format out, or "
                         "give --json a file")
@@ -65,8 +65,7 @@ def bench(prompts: str, generates: str, positions: str, form: str, against_raw: 
     numbers = benching.counts(prompts, "-p"), benching.counts(generates, "-n")
     begins = benching.positions_of(positions)
     if any(begins) and target not in SIMULATED:
-        raise UserError("--position fills the cache of a simulated board, and the memory of "
-                        f"{target} is out of its reach; use --target sim, or leave it out")
+        raise unfillable(target)
     with Progress() as progress, closing(open_runner(target, board, asked, progress,
                                                      trace=trace is not None)) as runner:
         which = runner.board

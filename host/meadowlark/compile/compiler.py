@@ -420,7 +420,7 @@ def _facts(qm: QuantModel, tensors: list[dict], all_tokens: bool) -> dict:
         return sum(of(m) for m in plan.matrices if (m.name in behind) is where)
 
     def size(where: bool) -> int:
-        return total(linear, where) + sum(size for size, late in gammas if late is where)
+        return total(linear, where) + sum(bytes_ for bytes_, late in gammas if late is where)
     return dict(
         parameters=qm.parameters, layer_bytes=size(False), tail_bytes=size(True),
         embedding_bytes=linear(table) // table.rows, layer_macs=total(macs, False),

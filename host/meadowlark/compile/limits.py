@@ -338,17 +338,13 @@ def check(shapes: Shapes, board: Board, *, context: int | None = None, bits: flo
                         f"{advice(shapes, board, context=context, bits=bits)}")
 
 
-#: Blocks of a pass, at most: what the vector unit numbers.
-MOST_BLOCKS = 32
-
-
 def residents(steps: Plan, config: Config, at_once: int = 1) -> int:
     """Number of resident blocks of P tokens, at least 1 where a model fits. at_once: see
     :func:`meadowlark.compile.layout.act_map`."""
     W, P = config.W, config.P
     return min(config.act_words // act_map(steps, W, at_once).block_words,
                config.residual_values // (P * round_up(steps.graph.hidden, W)),
-               config.rope_pairs // (P * steps.head_pad // 2), MOST_BLOCKS)
+               config.rope_pairs // (P * steps.head_pad // 2), Config.PASS_BLOCKS)
 
 
 def heads_at_once(steps: Plan, config: Config) -> int:

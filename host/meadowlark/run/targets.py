@@ -115,7 +115,7 @@ class Target(ABC):
     def fill(self, tokens: Sequence[int]) -> None:
         """Put the keys and values of tokens, from position 0 on, into the KV cache without a run;
         :meth:`generate` with ``reuse`` goes on behind them. Only a simulation can."""
-        raise NotImplementedError(f"{self.name} has no back door")
+        raise unfillable(self.name)
 
     def counters(self) -> dict[str, int]:
         """Counters of the core for the latest run; of the golden models those that they have."""
@@ -403,6 +403,12 @@ class SimTarget(BoardTarget):
             self._driver.close()
         if "sim" in self.__dict__:
             self.sim.close()
+
+
+def unfillable(name: str) -> UserError:
+    """Of a target whose memory can only be reached through the link."""
+    return UserError("--position fills the cache of a simulated board, and the memory of "
+                     f"{name} is out of its reach; use --target sim, or leave it out")
 
 
 def _alike(a: Sequence[int], b: Sequence[int]) -> int:
