@@ -1,8 +1,11 @@
 """The cycle model: bounds that hold by arithmetic, and the useful work of a test."""
+import gc
 import time
+import warnings
 from dataclasses import replace
 
 import pytest
+from amaranth.hdl import UnusedElaboratable
 from meadowlark.compile.compiler import compile_model
 from meadowlark.compile.cycles import kind_of, predict
 from meadowlark.errors import UserError
@@ -30,6 +33,17 @@ def qm(tmp_path_factory):
 def case(request, qm):
     board = get_board(request.param)
     return compile_model(qm, board), board
+
+
+def test_builds_no_gateware(case):
+    """Nobody who asks for a prediction is told of a component that was made and not used."""
+    image, board = case
+    gc.collect()            # of other tests
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", UnusedElaboratable)
+        predict(image, board, prompt=9, generate=2)
+        gc.collect()
+    assert [str(each.message) for each in seen] == []
 
 
 def test_lower_bounds(case):

@@ -19,6 +19,11 @@ def SummedLot(config: Config) -> data.StructLayout:
     return data.StructLayout({"slot": range(config.acc_slots), "head": 12, "block": 6})
 
 
+def sum_row(config: Config, sum_gap: int) -> int:
+    """Cycles from a row of sums to the first element's: its results leave one a cycle as well."""
+    return max(sum_gap, config.P)
+
+
 class Drain(wiring.Component):
     """Of each lot a row of sums of probabilities, then a row for each element of the head.
 
@@ -55,7 +60,7 @@ class Drain(wiring.Component):
         if sum_gap < 1:
             raise ValueError(f"sum_gap must be at least 1, not {sum_gap!r}")
         self.config = config
-        self.sum_row = max(sum_gap, config.P)       # its results leave one a cycle as well
+        self.sum_row = sum_row(config, sum_gap)
         shapes = presentable(config)
         super().__init__({
             "lots": In(stream.Signature(SummedLot(config))), "beats": In(11), "takes": Out(1),

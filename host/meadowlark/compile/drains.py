@@ -5,7 +5,7 @@ from collections import deque
 
 from meadowlark_hdl.compute.lane import DRAIN_LATER
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.issue.drain import Drain
+from meadowlark_hdl.issue.drain import Drain, sum_row
 from meadowlark_hdl.issue.keys import Keys
 
 
@@ -25,7 +25,7 @@ class Drains:
     """
 
     def __init__(self, config: Config, sum_gap: int) -> None:
-        self.period, self.gap = config.P, Drain(config, sum_gap=sum_gap).sum_row
+        self.period, self.gap = config.P, sum_row(config, sum_gap)
         self.last = -(1 << 30)          # long ago
         #: Rows that take cycles still: of sums, of the first element and of the last one.
         self._rows: deque[tuple[int, int, int]] = deque()
