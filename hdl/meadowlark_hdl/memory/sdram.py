@@ -98,7 +98,7 @@ class WordMover(wiring.Component):
     held : In(1)                Begin none.
     go : Out(1)                 It begins in this cycle.
     free : Out(1)               Somebody else may give a command in this cycle.
-    closable : Out(1)           Its bank has no burst and no write recovery.
+    closable : Out(1)           Its bank had no burst and no write recovery in the cycle before.
     idle : Out(1)               No bank has.
     command : Out(3)            READ, WRITE, STOP or NOP.
     reads, writes : Out(1)      A word is asked for, or needed, in this cycle.
@@ -126,13 +126,13 @@ class WordMover(wiring.Component):
         # there: it came before the command was complete.
         armed, stop = Signal(), Signal()
         m.d.sync += [armed.eq(self.open & (~following.write | over_soon(turn))),
+                     self.closable.eq(over_soon(wr) & (~running | (bank != following.bank))),
                      one.eq(following.words == 1),
                      left.eq(Mux(self.go, following.words, left - 1)),
                      self.done.eq(running & ending & writing & final)]
         m.d.comb += [
             self.go.eq(armed & ending & ~self.held), stop.eq(running & ending & ~self.go),
             self.free.eq(~(running & ending) & ~self.held),
-            self.closable.eq(~wr.some & (~running | (bank != following.bank))),
             self.idle.eq(~wr.some & ~running),
             self.writes.eq(Mux(self.go, following.write, running & writing & ~ending)),
             self.reads.eq(Mux(self.go, ~following.write, running & ~writing & ~ending)),

@@ -118,7 +118,8 @@ class RowOpener(wiring.Component):
     open : Out(1)               Its READ or WRITE may come from the next cycle on.
     take : In(1)                It comes in this one.
     free : In(1)                A command may be given in this cycle.
-    closable : In(1)            No burst and no write recovery keeps that bank open.
+    closable : In(1)            No burst and no write recovery kept that bank open in the cycle
+                                before. None can begin: only this segment would.
     halted : In(1)              All rows are being closed.
     settled : Out(1)            No row was opened too late for all to be closed.
     command : Out(3)            PRECHARGE of that bank, ACTIVATE of that row, or NOP.
