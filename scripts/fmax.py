@@ -187,7 +187,7 @@ def main(block, params, configs, board, seed, freq, synth_only, placed, write, j
                      "slowest_paths": describe(timing, block_of)}
         else:
             report = place_and_route(directory, seed=seed, freq_mhz=freq, progress=progress,
-                                     options=["--sdf", "routed.sdf"])
+                                     options=["--sdf", "routed.sdf"], hold=False)
             # What nextpnr reports leaves the ALU54B out.
             all_mhz = Timing(directory / "routed.sdf").fmax_mhz
             found = summary(report) | {"with_adders_mhz": round(all_mhz, 2), "seed": seed}

@@ -71,20 +71,49 @@ def test_a_route_that_will_not_end():
     converging(None)("    iter=1 wires=1000 overused=5 overuse=5 archfail=NA")
 
 
-def test_a_report_knows_what_each_clock_has_to_reach(tmp_path, monkeypatch):
-    """What the placer derived for a PLL's outputs, rounded up: the router takes one for all."""
-    fmax = {name: {"achieved": 100.0, "constraint": 80.0}
-            for name in ("$glbnet$clk", "$glbnet$a.sdram_clk", "other")}
+def test_what_stays_late_does_not_route():
+    tell = converging(None)
 
+    def late(ends):
+        tell(f"    iter=1 wires=1000 overused=0 overuse=0 tmgfail={ends} archfail=NA")
+    for _ in range(3):
+        for _ in range(60):
+            late(7)
+        late(0)
+    for _ in range(60):
+        late(9)
+    with pytest.raises(Unroutable, match=r"for 61 rounds signals come late, now in 8 places"):
+        late(8)
+
+
+PLACED = {"modules": {"top": {"netnames": {
+    "$glbnet$clk": {}, "clk": {}, "a.sdram_clk": {}, "other": {}}}}}
+
+
+def test_the_router_is_told_what_each_clock_has_to_reach(tmp_path, monkeypatch):
+    """What the placer derived for a PLL's outputs, rounded up, for the nets that are left; and
+    the pins, whose file ends without a newline."""
     def run(command, directory, log, steps, progress):
-        (directory / "placed.json").write_text('{"modules": {"top": {}}}')
+        told.append(command)
+        (directory / "placed.json").write_text(json.dumps(PLACED))
         (directory / "nextpnr.log").write_text(CLOCKS)
-        (directory / "report.json").write_text(json.dumps({"fmax": fmax, "utilization": {}}))
+        (directory / "report.json").write_text(json.dumps({"utilization": {}, "fmax": {
+            "$glbnet$clk": {"achieved": 100.0, "constraint": 88.95}}}))
     monkeypatch.setattr("meadowlark.chip.ecp5._run", run)
     monkeypatch.setattr("meadowlark.chip.ecp5._command", lambda *_: ["tool", "--json", "top.json"])
-    found = place_and_route(tmp_path)
-    assert found.fmax_mhz == {"clk": 100.0, "a.sdram_clk": 100.0, "other": 100.0}
-    assert found.wanted_mhz == {"clk": 88.95, "a.sdram_clk": 133.35, "other": 80.0}
+    (tmp_path / "board.lpf").write_text("# pins")
+    for lpf, hold, pins in ((tmp_path / "board.lpf", True, "# pins"), (None, False, "")):
+        told = []
+        found = place_and_route(tmp_path, lpf=lpf, hold=hold)
+        assert (found.fmax_mhz, found.wanted_mhz) == ({"clk": 100.0}, {"clk": 88.95})
+        assert (tmp_path / "pins.lpf").read_text() == pins
+        assert (tmp_path / "route.lpf").read_text() == (
+            f'{pins}\nFREQUENCY NET "a.sdram_clk" 133.35 MHZ;\n'
+            'FREQUENCY NET "$glbnet$clk" 88.95 MHZ;\n')
+        assert ["--tmg-ripup" in command for command in told] == [False, hold]
+        for command, name in zip(told, ("pins.lpf", "route.lpf"), strict=True):
+            assert command[command.index("--lpf") + 1] == name
+            assert ("--lpf-allow-unconstrained" in command) == (lpf is None)
 
 
 def test_a_placement_is_routed_once_more_before_it_is_given_up(tmp_path, monkeypatch):
@@ -92,7 +121,7 @@ def test_a_placement_is_routed_once_more_before_it_is_given_up(tmp_path, monkeyp
 
     def run(command, directory, log, steps, progress):
         if "--no-route" in command:
-            (directory / "placed.json").write_text('{"modules": {"top": {}}}')
+            (directory / "placed.json").write_text('{"modules": {"top": {"netnames": {}}}}')
             (directory / log).write_text(CLOCKS)
             return
         placed = json.loads((directory / "placed.json").read_text())

@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +76,17 @@ _NEXTPNR_STEP = re.compile(
     r"^Info: (Packing|Running|Placed|Routing|Routed|\s+\d+ \||Setup|Critical|Max frequency|"
     r"Estimated|Building|\s+at iteration|\s+iter=)", re.IGNORECASE)
 
+#: What nextpnr puts before the name of a net that goes by a global line.
+_GLOBAL = "$glbnet$"
 #: What each clock has to reach.
 _CONSTRAINT = re.compile(r"^Info: constraining clock net '(.+)' to ([\d.]+) MHz$"
                          r"|^Info: +Derived frequency constraint of ([\d.]+) MHz for net (.+)$",
                          re.M)
-#: A round of router2 and how many wires of it are wanted by several nets.
-_ROUND = re.compile(r"\biter=\d+ .*\boverused=(\d+)")
+#: A round of router2: how many wires of it are wanted by several nets, and, where it holds the
+#: clocks, how many ends of nets are reached too late.
+_ROUND = re.compile(r"\biter=\d+ .*\boverused=(\d+) \S+(?: tmgfail=(\d+))?")
+#: Rounds in a row with ends that are reached too late.
+_LATE_ROUNDS = 60
 
 
 def check_tools() -> None:
@@ -173,11 +177,11 @@ def first_states(log: str) -> list[str]:
 def place_and_route(directory: Path, *, device: str = "85k", package: str = "CABGA381",
                     speed: int = 6, freq_mhz: float = 100.0, seed: int = 1, lpf: Path | None = None,
                     memory_pins: tuple[int, int] | None = None, options: Sequence[str] = (),
-                    progress: Progress | None = None) -> Report:
+                    hold: bool = True, progress: Progress | None = None) -> Report:
     """Place and route ``top.json``, the array by :mod:`.floorplan`.
 
-    Writes ``top.config``, ``report.json``, ``nextpnr.log`` (placement), ``route.log`` and, of
-    ``lpf``, a copy.
+    Writes ``top.config``, ``report.json``, ``nextpnr.log`` (placement), ``route.log``, and
+    ``pins.lpf`` and ``route.lpf``, which have the pins of ``lpf`` and the latter the clocks too.
 
     Parameters
     ----------
@@ -193,6 +197,9 @@ def place_and_route(directory: Path, *, device: str = "85k", package: str = "CAB
         See :func:`.floorplan.plan`.
     options : sequence of str
         More options of nextpnr when it routes.
+    hold : bool
+        The router takes nets that miss their clock up again, and again. It gives that up where it
+        does not end.
 
     Raises
     ------
@@ -201,35 +208,47 @@ def place_and_route(directory: Path, *, device: str = "85k", package: str = "CAB
     UserError
         The tools are not installed, or one of them failed.
     """
-    pins = ["--lpf-allow-unconstrained"]
-    if lpf:         # the tool may see no other folder than its own, such as another /tmp
-        shutil.copyfile(lpf, directory / "pins.lpf")
-        pins = ["--lpf", "pins.lpf"]
+    pins = lpf.read_text() if lpf else ""
+    # The tool may see no other folder than its own, such as another /tmp.
+    (directory / "pins.lpf").write_text(pins)
+    listed = ["--lpf", "pins.lpf", *([] if lpf else ["--lpf-allow-unconstrained"])]
     command = _command(directory, device, package, speed, freq_mhz, seed, memory_pins)
-    _run([*command, *pins, "--no-route", "--write", "placed.json"],
+    _run([*command, *listed, "--no-route", "--write", "placed.json"],
          directory, "nextpnr.log", _NEXTPNR_STEP, progress)
     command[command.index("--json") + 1] = "placed.json"
-    # What the placer derived for a PLL's outputs is not in the file that the router reads: it
-    # takes ``freq_mhz`` for every clock.
+    listed[1] = "route.lpf"
     wanted = clock_constraints((directory / "nextpnr.log").read_text())
 
-    def route(settings: dict[str, str]) -> Report:
-        netlist = json.loads((directory / "placed.json").read_text())
-        for module in netlist["modules"].values():
-            module.setdefault("settings", {}).update(settings)
-        write_atomic(directory / "placed.json", json.dumps(netlist).encode())
-        _run([*command, *pins, "--no-pack", "--no-place", "--textcfg", "top.config",
-              "--report", "report.json", *options], directory, "route.log", _NEXTPNR_STEP,
+    def route(settings: dict[str, str], held: Sequence[str]) -> Report:
+        prepare_routing(directory, settings, pins, wanted)
+        _run([*command, *listed, "--no-pack", "--no-place", "--textcfg", "top.config",
+              "--report", "report.json", *held, *options], directory, "route.log", _NEXTPNR_STEP,
              converging(progress))
-        found = read_report(directory / "report.json")
-        return replace(found, wanted_mhz=found.wanted_mhz | {
-            name: mhz for name, mhz in wanted.items() if name in found.fmax_mhz})
+        return read_report(directory / "report.json")
     try:
-        return route(_ROUTER)
+        return route(_ROUTER, ["--tmg-ripup"] if hold else [])
     except Unroutable as error:
         if progress:
             progress(f"once more, patiently: {error}")
-        return route(_PATIENT)
+        return route(_PATIENT, [])
+
+
+def prepare_routing(directory: Path, settings: dict[str, str], pins: str,
+                    wanted: dict[str, float]) -> None:
+    """Put settings of the router into ``placed.json``, and write ``route.lpf``: pins and clocks.
+
+    What the placer was told of clocks, or derived for a PLL's outputs, is not in the file that the
+    router reads; it would take one frequency for all.
+    """
+    netlist = json.loads((directory / "placed.json").read_text())
+    for module in netlist["modules"].values():
+        module.setdefault("settings", {}).update(settings)
+    write_atomic(directory / "placed.json", json.dumps(netlist).encode())
+    nets = {name for module in netlist["modules"].values() for name in module["netnames"]}
+    lines = [f'FREQUENCY NET "{net}" {mhz} MHZ;' for name, mhz in wanted.items()
+             for net in [next(filter(nets.__contains__, (_GLOBAL + name, name)), None)] if net]
+    # What Amaranth writes ends without a newline.
+    write_atomic(directory / "route.lpf", "\n".join([pins, *lines, ""]).encode())
 
 
 def clock_constraints(log: str) -> dict[str, float]:
@@ -246,12 +265,13 @@ def converging(progress: Progress | None) -> Progress:
 
     Router2 goes on for ever. Of a placement that it gets done the wires in conflict become fewer,
     or swing by some dozens towards the end; when twice the fewest and a hundred are in conflict,
-    their price has grown beyond what history can settle.
+    their price has grown beyond what history can settle. Nets that are late in many rounds stay
+    late.
     """
-    fewest = None
+    fewest, late_rounds = None, 0
 
     def tell(line: str) -> None:
-        nonlocal fewest
+        nonlocal fewest, late_rounds
         if progress:
             progress(line)
         found = _ROUND.search(line)
@@ -261,6 +281,11 @@ def converging(progress: Progress | None) -> Progress:
             if now > 2 * fewest + 100:
                 raise Unroutable(f"this placement does not route ({now} wires in conflict, "
                                  f"{fewest} at best)")
+            late = int(found[2] or 0)
+            late_rounds = late_rounds + 1 if late else 0
+            if late_rounds > _LATE_ROUNDS:
+                raise Unroutable(f"this placement does not meet its clocks (for {late_rounds} "
+                                 f"rounds signals come late, now in {late} places)")
     return tell
 
 
@@ -314,7 +339,7 @@ def read_report(path: Path) -> Report:
 
 
 def _clean(clock: str) -> str:
-    return clock.removeprefix("$glbnet$").removesuffix("$TRELLIS_IO_IN")
+    return clock.removeprefix(_GLOBAL).removesuffix("$TRELLIS_IO_IN")
 
 
 def _name(end: dict) -> str:
