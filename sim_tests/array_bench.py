@@ -39,8 +39,7 @@ class ArrayUnderTest(wiring.Component):
             "result": Out(ResultPort(config)), "rope": Out(RopeWrite(config)),
             "norm_start": Out(1), "norm_done": In(1),
             "gamma_addr": In(range(config.tile_beats)), "gamma": Out(Beat(config)),
-            "vector_busy": In(1), "store_cmd": ports["store_cmd"],
-            "store": Out(stream.Signature(8 * config.store_bytes)),
+            "vector_busy": In(1), "store_cmd": ports["store_cmd"], "store_done": In(1),
             "pass_end": Out(1), "retired": Out(1), "array_active": Out(1), "bad_op": Out(1),
             "clear": In(1), "saturations": Out(32), "control": Out(EngineControl(config))})
 
@@ -50,7 +49,6 @@ class ArrayUnderTest(wiring.Component):
         m.submodules.engine = engine = self.engine
         wiring.connect(m, wiring.flipped(self.instr), issue.instr)
         wiring.connect(m, wiring.flipped(self.store_cmd), issue.store_cmd)
-        wiring.connect(m, wiring.flipped(self.store), engine.store)
         tile = self.tile
         m.d.comb += [
             issue.pass_.eq(self.pass_), issue.model.eq(self.model),
@@ -59,7 +57,7 @@ class ArrayUnderTest(wiring.Component):
             issue.tile.beat.eq(tile.beat), issue.tile.scale.eq(tile.scale),
             engine.beat.eq(tile.beat), engine.scale.eq(tile.scale),
             engine.control.eq(issue.control), self.control.eq(issue.control),
-            issue.store_room.eq(engine.store_room),
+            issue.store_done.eq(self.store_done),
             issue.engine_result.valid.eq(engine.result.valid),
             issue.engine_result.payload.eq(engine.result.payload),
             self.result.valid.eq(issue.result.valid), self.result.payload.eq(issue.result.payload),

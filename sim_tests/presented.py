@@ -69,8 +69,7 @@ def random_work(rng, c: Config, *ops: Op, several: bool = False) -> tuple[Pass, 
 
 def tiles_of(i: Instruction, lots: Lots | None) -> int:
     """Tiles that it takes."""
-    return {Op.LINEAR: i["tiles"], Op.STORE: 0}[Op(i["op"])] if lots is None else \
-        -(-lots.keys // i["rows"])
+    return i["tiles"] if lots is None else -(-lots.keys // i["rows"])
 
 
 def check(config: Config, trace: Sequence[Presented], wanted: Iterable[Presented]) -> None:

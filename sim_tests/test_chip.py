@@ -155,7 +155,7 @@ def test_rewritten_for_the_board(rewritten, seed):
     assert [qm.plan.graph.edges[step.name].width for step in qm.plan.of(GateStep)] == [2080] * 4
     assert qm.head_pad == 16 and [step.table for step in qm.plan.attends] == ["rope", None]
     epilogues = {i["epi"] for i in rewritten.source.image.instructions if i["op"] == Op.LINEAR}
-    assert {Epi.ACT16, Epi.ACT8, Epi.ROPE16, Epi.ROPE8} < epilogues
+    assert {Epi.ACT16, Epi.SCRATCH8, Epi.ROPE16, Epi.ROPE8} < epilogues
     rewritten.compare(words(np.random.default_rng(seed), rewritten, 21), max_new=4)
 
 

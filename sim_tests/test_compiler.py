@@ -108,29 +108,66 @@ def test_lists_use_the_stream_alike(models):
 
 
 def test_stores_wait_for_nothing_they_need(models):
-    """Keys and values are stored before attention output may overwrite them."""
+    """Keys and values are stored before those of the next layer may overwrite them in scratch
+    memory: attention waits for them, and stands between."""
     image = compile_model(models("plain"), board(NARROW))
     ops = [Op(i["op"]) for i in image.instructions]
-    for at, op in enumerate(ops):
-        if op == Op.SV:
-            before = ops[:at][::-1]
-            assert before.index(Op.QK) < before.index(Op.STORE)
+    keys = [at for at, i in enumerate(image.instructions) if i["op"] == Op.LINEAR
+            and i["epi"] in (Epi.SCRATCH8, Epi.ROPE8) and i["y"] == 0]
+    assert len(keys) == 2 * image.shape["layers"]
+    for at in keys:
+        before = ops[:at][::-1]
+        assert Op.STORE not in before or before.index(Op.QK) < before.index(Op.STORE)
+        before = ops[at:]
+        assert before.index(Op.STORE) < before.index(Op.QK)
+
+
+def test_keys_and_values_in_scratch_memory(models):
+    """Those of all KV heads side by side, keys first. In a smaller memory values take the place of
+    keys once these are stored; then a pass is as short as the memory asks for."""
+    qm = models("plain")
+
+    def compiled(config):
+        image = compile_model(qm, board(config))
+        program, lists = image.instructions, 2 * image.shape["layers"]
+        kv_heads = image.shape["kv_heads"]
+        stores = [i["x"] for i in program if i["op"] == Op.STORE]
+        assert stores[2 * kv_heads:] == stores[:-2 * kv_heads]
+        assert len(stores) == 2 * kv_heads * lists
+        waits = [i["epi"] for i in program if i["wait"]]
+        assert waits in ([], [Epi.SCRATCH8] * lists)
+        assert image.needs["scratch_bytes"] == (
+            image.model_regs["blocks"] * config.P * image.model_regs["token_words"] * config.W)
+        assert image.needs["scratch_bytes"] <= config.scratch_bytes
+        np.testing.assert_array_equal(golden_core(image, config).forward(tokens), logits)
+        return image.model_regs, stores[:2 * kv_heads], bool(waits)
+    tokens = list(range(3, 80))
+    logits = GoldenModel(qm).forward(tokens)
+    row = qm.head_pad // 8
+    many = NARROW.replace(act_words=512, residual_values=16384, rope_pairs=2048)
+    regs, at, waits = compiled(many.replace(scratch_bytes=1 << 16))
+    kv_heads = len(at) // 2
+    assert at == [k * row for k in range(2 * kv_heads)] and not waits
+    assert regs["token_words"] == 2 * kv_heads * row
+    need = 1 << (regs["blocks"] * 4 * regs["token_words"] * 8 - 1).bit_length()
+    close, at, waits = compiled(many.replace(scratch_bytes=need // 2))
+    assert at == [k * row for k in range(kv_heads)] * 2 and waits
+    assert close["token_words"] == kv_heads * row and close["blocks"] <= regs["blocks"]
+    short, _, waits = compiled(many.replace(scratch_bytes=need // 4))
+    assert waits and short["blocks"] < regs["blocks"]
 
 
 @pytest.mark.parametrize("change", [{}, dict(hidden=64), dict(heads=2), dict(ffn=64)])
 def test_map_of_a_llama(change):
-    """Queries behind the input; keys and values behind them, and over those what attention gives;
-    the FFN over all of it."""
+    """Queries behind the input; behind them what attention gives; the FFN over all of it."""
     steps = Shapes.of_model(outlined(**change)).plan
     hidden, head, ffn = steps.graph.hidden // 8, 4, change.get("ffn", 384) // 8
     op = steps.attends[0].op
     at, k = act_map(steps, 8).at, hidden + head
     for i in range(6):
-        assert [at[f"layers.{i}.{name}"] for name in ("norm1.x", "q", "k", "v", "attention",
-                                                      "norm2.x", "h")] == \
-            [0, hidden, k, k + 2 * head, k, 0, hidden]
-    assert act_map(steps, 8).block_words == max(hidden + ffn,
-                                                k + max(op.heads, 2 * op.kv_heads) * head)
+        assert [at[f"layers.{i}.{name}"] for name in ("norm1.x", "q", "attention", "norm2.x",
+                                                      "h")] == [0, hidden, k, 0, hidden]
+    assert act_map(steps, 8).block_words == max(hidden + ffn, k + op.heads * head)
     if not change:
         assert act_map(steps, 8).block_words == 64      # what the ULX3S holds
 

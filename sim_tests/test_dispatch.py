@@ -47,8 +47,17 @@ def test_each_operator(seed):
             ctx.set(dispatch.pass_, {"n": n, "pos0": 0, "nb": nb, "ctx": 9, "final": 0})
             ctx.set(dispatch.model, {"block_words": words})
             await ctx.tick()
+            wait, storing = rng.randrange(2), rng.randrange(6)
+            ctx.set(dispatch.storing, storing > 0)
             ctx.set(dispatch.drained, 0)
-            await give(ctx, dispatch, pc, op=op, heads=heads, shift=pc % 64, last=last)
+            await give(ctx, dispatch, pc, op=op, heads=heads, shift=pc % 64, last=last, wait=wait)
+            wait |= op == Op.END                # for STOREs
+            for _ in range(storing if wait else 0):
+                assert not ctx.get(dispatch.req) and ctx.get(dispatch.wait_store)
+                await ctx.tick()
+                assert not ctx.get(dispatch.pass_end) and not ctx.get(dispatch.wait_vector)
+            ctx.set(dispatch.storing, not wait)
+            assert not ctx.get(dispatch.wait_store)
             if op != Op.QK:                     # waits for the drains, and what is behind them
                 for _ in range(rng.randrange(1, 4)):
                     assert not ctx.get(dispatch.req) and ctx.get(dispatch.wait_vector)
@@ -66,14 +75,6 @@ def test_each_operator(seed):
             first = dispatch.job.first
             assert [ctx.get(first[name]) for name in ("block", "words", "tokens")] == [
                 before, before * words, before * CONFIG.P]
-            if op == Op.END:                    # not before the STOREs have been written
-                ctx.set(dispatch.storing, 1)
-                for _ in range(rng.randrange(5)):
-                    assert ctx.get(dispatch.wait_store)
-                    await ctx.tick()
-                    assert not ctx.get(dispatch.pass_end) and not ctx.get(dispatch.wait_vector)
-            ctx.set(dispatch.storing, op != Op.END)
-            assert not ctx.get(dispatch.wait_store)
             assert ctx.get(dispatch.req) == (0 if k is None else 1 << k)
             assert ctx.get(dispatch.job.instr.shift) == pc % 64 and ctx.get(dispatch.pc) == pc
             await ctx.tick()

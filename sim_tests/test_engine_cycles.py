@@ -1,7 +1,7 @@
 """What instructions take beside memory: the cycle model's latencies against the gateware's.
 
-Issue, TilingEngine and VectorUnit as the core has them; a tile is there when it is wanted. STORE is
-left out: it is memory's.
+Issue, TilingEngine and VectorUnit as the core has them; a tile is there when it is wanted, and so
+is room for a STORE.
 """
 import os
 from dataclasses import replace
@@ -70,6 +70,7 @@ def instructions(config: Config, n: int):
         yield Instruction(Op.LINEAR, src=Src.STREAM, mode=Mode.INT8, header=Header.SCALE, tiles=3,
                           rows=4, last_rows=2, row_beats=beats, epi=epi, y=0, last=last), \
             [4 * beats, 4 * beats, 2 * beats]
+    yield Instruction(Op.STORE, row_beats=2), []
     head = 2
     yield Instruction(Op.QK, src=Src.KV, rows=64 // head, row_beats=head, group=2), None
     for _ in range(2):                  # of fewer values, and what waits for their drains
@@ -89,6 +90,7 @@ async def as_predicted(dut, tokens, pos0):
                                       "final": 1},
                   model={name: model[name] for name in ("hidden", "head_log2", "block_words")})
     await bench.begin()
+    dut.store_cmd__ready.value = 1      # there is room
     wrong, machine = [], machine_of(config, model)
     every = [(*each, tiles) for work, tiles in instructions(config, tokens)
              for each in repeated(config, p, work)]

@@ -8,14 +8,14 @@ import pytest
 from cocotb.triggers import ClockCycles, RisingEdge
 
 from array_bench import ArrayUnderTest, Bench, Tile
-from bench import pack, simulate, unpack
+from bench import pack, recv, simulate, unpack
 from meadowlark_hdl.compute.lane import BEAT_CYCLE
 from meadowlark_hdl.compute.tiling_engine import EngineControl
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import Instruction, Op, Src
 from meadowlark_hdl.issue import issue_golden
 from meadowlark_hdl.issue.issue import Issue
-from meadowlark_hdl.signatures import PassLayout
+from meadowlark_hdl.signatures import PassLayout, ScratchCommand
 from presented import a_pass, check, random_work, repeated, tiles_of
 
 CONFIGS = {f"w{w}p{p}": Config(W=w, P=p, bus_bytes=2, act_words=64, score_depth=64, tile_beats=32,
@@ -35,10 +35,9 @@ async def beats(dut, stall):
     bench = bench_of(dut, 1)
     c, layout = bench.config, EngineControl(bench.config)
     await bench.begin(stall)
-    dut.store_cmd__ready.value = dut.store__ready.value = 1
     rng, tiles = np.random.default_rng(random.randrange(2**32)), 0
     for _ in range(12):
-        p, work = random_work(rng, c, Op.LINEAR, Op.QK, Op.SV, Op.STORE)
+        p, work = random_work(rng, c, Op.LINEAR, Op.QK, Op.SV)
         dut.pass_.value = pack(PassLayout(), pos0=p.pos0, n=p.n, nb=p.nb, ctx=p.ctx, final=1)
         wanted = []
         bench.trace = []
@@ -146,6 +145,7 @@ async def waits_for_the_vector_unit(dut):
 
 @cocotb.test(timeout_time=200, timeout_unit="us")
 async def end_of_pass_and_unknown_op(dut):
+    """A STORE is handed on at once; END waits until all of them are done."""
     bench = bench_of(dut, 1)
     await bench.begin()
     ends = 0
@@ -156,12 +156,24 @@ async def end_of_pass_and_unknown_op(dut):
             await RisingEdge(dut.clk)
             ends += int(dut.pass_end.value)
     cocotb.start_soon(count())
-    await bench.execute(Instruction(Op.END))
+    commands = cocotb.start_soon(recv(dut, "store_cmd", 2, layout=ScratchCommand()))
+    for addr in (1000, 2000):
+        await bench.execute(Instruction(Op.STORE, addr=addr, row_beats=1, x=5))
+    row = 32 // bench.config.W
+    assert await commands == [{"addr": addr + 3 * row, "word": 5} for addr in (1000, 2000)]
+    end = cocotb.start_soon(bench.execute(Instruction(Op.END)))
+    for _ in range(2):
+        await ClockCycles(dut.clk, 30)
+        assert not end.done() and ends == 0
+        dut.store_done.value = 1
+        await ClockCycles(dut.clk, 1)
+        dut.store_done.value = 0
+    await end
     await ClockCycles(dut.clk, 3)
-    assert ends == 1
+    assert ends == 1 and bench.retired == 3
     cocotb.start_soon(bench.execute(Instruction(15)))
     await ClockCycles(dut.clk, 20)
-    assert dut.bad_op.value == 1 and bench.retired == 1
+    assert dut.bad_op.value == 1 and bench.retired == 3
 
 
 @pytest.mark.parametrize("case", CONFIGS)

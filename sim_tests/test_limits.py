@@ -120,6 +120,8 @@ def test_the_outline_is_the_model_without_values(seed, tmp_path):
     (dict(), dict(vocab=1 << 18), "vocabulary 262,144 tokens, at most 262,143"),
     (dict(prog_depth=128), dict(), "program 216 instructions, at most 128 (prog_depth)"),
     (dict(act_words=16), dict(), "activations 18 words, at most 16 (act_words)"),
+    (dict(scratch_bytes=1024), dict(heads=8, kv_heads=8),
+     "new keys 256 bytes, at most 128 (scratch_bytes / P)"),
     (dict(rope_pairs=64), dict(), "padded head dimension 32, at most 16"),
 ])
 def test_each_limit_is_told(change, shape, words):

@@ -8,14 +8,13 @@ import pytest
 from cocotb.triggers import ClockCycles
 
 from array_bench import SUM_GAP, ArrayUnderTest, Bench, Tile
-from bench import pack, recv, simulate, unpack
+from bench import simulate
 from meadowlark_hdl.compute.lane import Lane
 from meadowlark_hdl.compute.softmax_golden import MASKED, probabilities, saturated, scores
 from meadowlark_hdl.compute.tiling_engine_golden import broadcast, dot
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import Lots, subgroup, tile_keys
 from meadowlark_hdl.isa import Header, Instruction, Mode, Op, Src
-from meadowlark_hdl.signatures import ModelLayout, StoreCommand
 from presented import a_pass, repeated
 
 CONFIGS = {"w8p16": Config(W=8, P=16, bus_bytes=2, act_words=64, score_depth=256, tile_beats=64,
@@ -193,33 +192,6 @@ async def attention_of_heads(dut, stall, ctx):
     for k in range(c.P):
         assert sums[0, 0, k]["acc"] == total[k]
         assert [drained[j, 0, k]["acc"] for j in range(head_dim)] == want[k].tolist()
-
-
-@cocotb.test(timeout_time=300, timeout_unit="us")
-@cocotb.parametrize(stall=[0.0, 0.7])
-async def store(dut, stall):
-    """Low bytes of words x.. of each token, token after token; a slow memory loses nothing."""
-    c, rng = config(), generator()
-    n = c.P + 3
-    bench = Bench(dut, c, model=model(c, 2 * c.W), pass_=one_pass(c, 7, n))
-    await bench.begin()
-    for words in (2, 1, 4, 1):          # the one before leaves nothing behind
-        await store_once(dut, c, rng, bench, n, words, stall)
-
-
-async def store_once(dut, c, rng, bench, n, words, stall):
-    dut.model.value = pack(ModelLayout, **model(c, words * c.W))
-    x = rng.integers(-128, 128, (2, c.P, words * c.W))
-    await bench.write_acts(x, 4)
-    commands = cocotb.start_soon(recv(dut, "store_cmd", 1, stall))
-    parts = c.W // c.store_bytes
-    stored = cocotb.start_soon(recv(dut, "store", n * words * parts, stall))
-    await bench.execute(Instruction(Op.STORE, addr=1000, row_beats=words, x=4))
-    assert unpack(StoreCommand(), (await commands)[0]) == {
-        "addr": 1000 + 7 * words, "chunks": n * words}
-    flat = x.reshape(-1, words, c.W)[:n].reshape(-1, c.store_bytes)
-    want = [int.from_bytes(bytes(int(v) & 255 for v in word), "little") for word in flat]
-    assert await stored == want
 
 
 @pytest.mark.parametrize("case", CONFIGS)

@@ -31,9 +31,10 @@ import timeline as picture
 #: chunk, words come every second cycle or so.
 BOARD = Board(
     name="small", title="for this test", clock_mhz=100.0, link=LinkInfo(kind="queue"),
-    config=Config(W=4, P=4, bus_bytes=2, act_words=128, residual_values=1024, score_depth=256,
-                  rope_pairs=128, tile_beats=64, tile_rows=16, fifo_words=128, burst_words=16,
-                  prog_depth=256, context=128, topk=4, vector_products=8, block_modes=False),
+    config=Config(W=4, P=4, bus_bytes=2, act_words=128, scratch_bytes=1024, residual_values=1024,
+                  score_depth=256, rope_pairs=128, tile_beats=64, tile_rows=16, fifo_words=128,
+                  burst_words=16, prog_depth=256, context=128, topk=4, vector_products=8,
+                  block_modes=False),
     memory=MemoryTiming(size_bytes=1 << 20, bytes_per_s=1.2e8, latency_ns=80, row_miss_ns=40,
                         page_bytes=512, banks=2, turnaround_ns=20, refresh_interval_ns=7800,
                         refresh_ns=100))

@@ -34,7 +34,8 @@ WIDE = 34               # bits of what is narrowed: with as many nothing is satu
 class Bench:
     """Drives a VectorUnit one instruction at a time and keeps what it writes.
 
-    act: int16[lane, element], as the activation memories would hold it. logits: list of (row,
+    act: int16[lane, element], as the activation memories would hold it. scratch: int8[bytes], as
+    scratch memory would. logits: list of (row,
     value). sums: list of saturated values, counted by the model. last_write, last_result: cycles.
     """
 
@@ -42,6 +43,7 @@ class Bench:
         self.dut, self.config, self.rng = dut, config, rng
         self.unit = VectorUnit(config)
         self.act = np.zeros((config.P, config.act_words * config.W), np.int64)
+        self.scratch = np.zeros(config.scratch_bytes, np.int64)
         self.logits, self.written, self.saturated = [], 0, 0
         self.last_write = self.last_result = self.norm_done = None
         self.gamma = np.zeros(0, np.int64)
@@ -51,7 +53,8 @@ class Bench:
         return self.unit.latency_of(epi)
 
     async def begin(self, **model):
-        self.model = dict(hidden=32, head_log2=3, eps=7, block_words=40) | model
+        self.model = dict(hidden=32, head_log2=3, eps=7, block_words=40,
+                          token_words=41) | model
         await start(self.dut, model=pack(ModelLayout, **self.model), clear=1)
         self.dut.clear.value = 0            # counts outlive a reset
         cocotb.start_soon(self._watch())
@@ -69,6 +72,15 @@ class Bench:
                     if mask >> i & 1:
                         raw = data >> 16 * (i % 4) & 0xffff
                         self.act[lane, addr * W + i] = raw - (raw >> 15 << 16)
+                        self.written += 1
+                self.last_write = cycles(dut)
+            if dut.scratch__valid.value:
+                assert dut.busy.value and not dut.act__valid.value
+                addr, mask = int(dut.scratch__addr.value), int(dut.scratch__mask.value)
+                data = int(dut.scratch__data.value).to_bytes(4, "little")
+                for i in range(4):
+                    if mask >> i & 1:
+                        self.scratch[4 * addr + i] = (data[i] ^ 128) - 128
                         self.written += 1
                 self.last_write = cycles(dut)
             if dut.logit__valid.value:
@@ -161,6 +173,15 @@ class Bench:
                     if gaps and rng.random() < 0.5:
                         items.append(int(rng.integers(1, 9)))
         return items, y
+
+    def found(self, epi, block, y, count):
+        """int[lane, count], what LINEAR has written of a block from element ``y`` on."""
+        config, model = self.config, self.model
+        if epi not in (Epi.SCRATCH8, Epi.ROPE8):
+            at = block * model["block_words"] * config.W + y
+            return self.act[:, at:at + count]
+        tokens = self.scratch[:(block + 1) * config.P * model["token_words"] * config.W]
+        return tokens.reshape(-1, model["token_words"] * config.W)[-config.P:, y:y + count]
 
     def exists(self, blocks):
         """bool[block, lane]: the pass has this token."""
@@ -258,9 +279,9 @@ async def embed_norm_and_residual(dut):
 @cocotb.parametrize(gaps=[False, True])
 async def plain_rows(dut, gaps):
     bench, config, rng = await _prepared(dut)
-    P, W = config.P, config.W
+    P = config.P
     n, total = P + 2, 0
-    for epi, bits in ((Epi.ACT16, 14), (Epi.ACT8, 6)):
+    for epi, bits in ((Epi.ACT16, 14), (Epi.SCRATCH8, 6)):
         await bench.instruction(Op.LINEAR, _pass(n, P), epi=epi, y=9, shift=5)
         items, y = bench.rows(14, range(2), 6, bits=bits, gaps=gaps)
         await bench.results(items)
@@ -268,8 +289,7 @@ async def plain_rows(dut, gaps):
         assert last == bench.last_write == bench.last_result + bench.latency(epi)
         want = saturate(y, 16 if epi == Epi.ACT16 else 8)
         for block in range(2):
-            at = block * bench.model["block_words"] * W + 9
-            np.testing.assert_array_equal(bench.act[:, at:at + 14], want[block])
+            np.testing.assert_array_equal(bench.found(epi, block, 9, 14), want[block])
         assert bench.written == want.size
         total += (want != y)[bench.exists(range(2))].sum()
     assert await bench.saturations() == total > 0
@@ -296,7 +316,7 @@ async def _angles(bench):
 @cocotb.parametrize(gaps=[False, True])
 async def pairs_of_rows(dut, gaps):
     bench, config, rng = await _prepared(dut)
-    P, W, half = config.P, config.W, 1 << bench.model["head_log2"] - 1
+    P, half = config.P, 1 << bench.model["head_log2"] - 1
     cos, sin = await _angles(bench)
     blocks, total = range(2), 0
     slot = np.arange(2 * P).reshape(2, P, 1)
@@ -317,8 +337,7 @@ async def pairs_of_rows(dut, gaps):
         total += (want != exact)[bench.exists(blocks)].sum()
         assert await bench.saturations() == total
         for block in blocks:
-            at = block * bench.model["block_words"] * W + 6
-            np.testing.assert_array_equal(bench.act[:, at:at + want.shape[-1]], want[block])
+            np.testing.assert_array_equal(bench.found(epi, block, 6, want.shape[-1]), want[block])
         assert bench.written == want.size
     assert total > 0
 
@@ -385,7 +404,7 @@ async def lanes_are_heads(dut):
     cos, sin = await _angles(bench)
     used, total = P - 1, 0
     angle = cos[:half], sin[:half]
-    for epi, shift in ((Epi.ACT16, 0), (Epi.ACT8, 3), (Epi.ROPE16, 14), (Epi.ROPE8, 20)):
+    for epi, shift in ((Epi.ACT16, 0), (Epi.ROPE16, 14)):
         await bench.instruction(Op.LINEAR, _pass(1, P, 77), epi=epi, y=2, shift=shift, heads=1,
                                 lanes=used)
         before = bench.act.copy()
@@ -393,11 +412,10 @@ async def lanes_are_heads(dut):
         await bench.results(items)
         await bench.finish()
         y = y[0, 0].reshape(used, dim)
-        size = 16 if epi in (Epi.ACT16, Epi.ROPE16) else 8
         want, exact = (
-            saturate(y, limit) if epi in (Epi.ACT16, Epi.ACT8) else np.stack(
+            saturate(y, limit) if epi == Epi.ACT16 else np.stack(
                 rope(y[:, ::2], y[:, 1::2], *angle, shift, limit), -1).reshape(used, dim)
-            for limit in (size, WIDE))
+            for limit in (16, WIDE))
         before[:used, 2:2 + dim] = want
         np.testing.assert_array_equal(bench.act, before)
         total += (want != exact).sum()

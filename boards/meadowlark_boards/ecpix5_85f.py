@@ -14,7 +14,7 @@ BOARD = Board(
     config=Config(
         W=16, P=7, bus_bytes=8,
         act_words=512, residual_values=16384, score_depth=2048, rope_pairs=2048, tile_beats=512,
-        prog_depth=4096, context=2048,
+        prog_depth=2048, context=2048,
     ),
     clock_mhz=75.0,
     # 16 bits at 300 million transfers a second behind a controller at half of the chip's clock: 8

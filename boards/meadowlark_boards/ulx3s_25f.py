@@ -14,7 +14,8 @@ BOARD = Board(
     # the vector unit; int8 weights only. Envelope: hidden 288, FFN 768, head 64, 1,024 tokens.
     config=Config(
         W=4, P=4, bus_bytes=4, fifo_words=512, burst_words=64,
-        act_words=512, residual_values=2048, score_depth=1024, rope_pairs=512, tile_beats=512,
+        act_words=512, scratch_bytes=4096, residual_values=2048, score_depth=1024, rope_pairs=512,
+        tile_beats=512,
         prog_depth=512, context=1024, topk=8, vector_products=8, block_modes=False,
     ),
     # As many words of 4 bytes as the SDRAM brings.

@@ -25,6 +25,8 @@ class Config:
         Width of the memory bus.
     act_words : int
         Depth of a lane's activation memory, in words of W int16.
+    scratch_bytes : int, power of two, 1024..65536
+        Scratch memory: new keys and values of a pass, until memory has them.
     residual_values : int, multiple of 4
         int32 values of the residual, over all resident tokens.
     score_depth : int, power of two
@@ -66,6 +68,7 @@ class Config:
     P: int
     bus_bytes: int
     act_words: int = 512
+    scratch_bytes: int = 16384
     residual_values: int = 16384
     score_depth: int = 1024
     rope_pairs: int = 2048
@@ -94,6 +97,8 @@ class Config:
                      "burst_words"):
             need(_pow2(getattr(self, name)), f"{name} must be a power of two, "
                  f"not {getattr(self, name)!r}")
+        need(_pow2(self.scratch_bytes) and 1024 <= self.scratch_bytes <= 65536, "scratch_bytes "
+             f"must be a power of two in 1024..65536, not {self.scratch_bytes!r}")
         need(self.burst_words <= self.fifo_words // 2,
              f"burst_words must be at most half of fifo_words, not {self.burst_words!r}")
         need(self.burst_words >= self.bus_per_chunk, "burst_words must be at least the "
@@ -151,7 +156,7 @@ class Config:
 
     @property
     def store_bytes(self) -> int:
-        """Bytes of a stored word that leave a lane in a cycle: those memory takes, at least 4."""
+        """Bytes that leave scratch memory in a cycle: those memory takes, at least 4."""
         return min(self.W, max(4, self.bus_bytes))
 
     @property

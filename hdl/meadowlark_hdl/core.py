@@ -19,10 +19,11 @@ from .lib.fanout import near
 from .link.link import Link
 from .memory.arbiter import MemoryArbiter
 from .memory.reader import Reader
+from .memory.scratch import Scratch
 from .memory.store import StoreUnit
 from .probe import Probe, shown
 from .signatures import LogitPort, MemoryPort
-from .sleep import napping
+from .sleep import nap, napping
 from .weights.decoder import PackedWeightDecoder
 from .weights.tile_buffer import TileBuffer
 
@@ -118,7 +119,7 @@ class Core(wiring.Component):
         arbiter = MemoryArbiter(config)
         m.submodules.arbiter = _restarted(arbiter, restart_of("arbiter"))
         m.submodules.reader = reader = Reader(config)
-        store = StoreUnit(config)
+        scratch, store = Scratch(config), StoreUnit(config)
         m.submodules.decoder = decoder = PackedWeightDecoder(config, sleep=sleep)
         m.submodules.tiles = tiles = TileBuffer(config)
         m.submodules.fetch = fetch = Fetch(config)
@@ -149,13 +150,13 @@ class Core(wiring.Component):
             m.d.sync += flushing.load(self.FLUSH)
         with m.Elif(flushing.some):
             m.d.sync += flushing.step()
-        for name, block in (("reader", reader), ("store", store), ("decoder", decoder),
-                            ("tiles", tiles), ("fetch", fetch)):
+        for name, block in (("reader", reader), ("scratch", scratch), ("store", store),
+                            ("decoder", decoder), ("tiles", tiles), ("fetch", fetch)):
             m.d.comb += block.flush.eq(flush_of(name))
 
-        m.submodules.store = napping(
-            m, store, "store", flush | ~store.idle | issue.store_cmd.valid | engine.store.valid,
-            sleep=sleep, linger=64)
+        storing = nap(m, "store", flush | ~store.idle | ~scratch.idle | issue.store_cmd.valid
+                      | vector.scratch.valid, sleep=sleep, linger=64)
+        m.submodules.scratch, m.submodules.store = map(DomainRenamer(storing), (scratch, store))
 
         # Streams and memory
         for one, other in (
@@ -164,20 +165,20 @@ class Core(wiring.Component):
                 (wiring.flipped(self.rx), link.rx), (wiring.flipped(self.tx), link.tx),
                 (fetch.jobs, reader.jobs), (reader.tags, decoder.tags),
                 (reader.chunks, decoder.chunks), (decoder.items, tiles.i),
-                (issue.tile, tiles.read), (fetch.out, issue.instr),
-                (engine.store, store.words), (issue.store_cmd, store.cmd),
+                (issue.tile, tiles.read), (fetch.out, issue.instr), (issue.store_cmd, scratch.cmd),
+                (scratch.store, store.cmd), (scratch.words, store.words),
                 (engine.result, issue.engine_result), (issue.result, vector.r),
-                (issue.rope, vector.rope), (vector.act, engine.act)):
+                (issue.rope, vector.rope), (vector.act, engine.act),
+                (vector.scratch, scratch.write)):
             wiring.connect(m, one, other)
         wiring.connect(m, vector.logit, sampler.logit, wiring.flipped(self.tap))
 
         # Array
         m.d.comb += [
-            fetch.store_done.eq(store.done),
+            fetch.store_done.eq(store.done), issue.store_done.eq(store.done),
             engine.control.eq(issue.control), engine.lanes.eq(issue.lanes),
             engine.attending.eq(issue.attending), engine.beat.eq(tiles.read.beat),
             engine.scale.eq(tiles.read.scale),
-            issue.store_room.eq(engine.store_room),
             vector.instr.eq(issue.current), vector.norm_start.eq(issue.norm_start),
             vector.gamma.eq(issue.gamma), vector.clear.eq(sequencer.run_start),
             engine.clear.eq(sequencer.run_start),
@@ -185,7 +186,7 @@ class Core(wiring.Component):
             issue.vector_busy.eq(vector.busy)]
 
         # Control
-        for block in (issue, vector, fetch):
+        for block in (issue, vector, fetch, scratch):
             m.d.comb += [block.model.eq(link.seq.model), block.pass_.eq(sequencer.pass_)]
         m.d.comb += [
             fetch.start.eq(sequencer.fetch_start), fetch.start_pc.eq(sequencer.fetch_pc),
@@ -202,11 +203,11 @@ class Core(wiring.Component):
         causes = _causes(reader, store, issue, engine, vector, sequencer)
         for sink, source, cycles in (
                 (reset, link.reset, 1),
-                (sequencer.idle, reader.idle & store.idle & ~flushing.some, 1),
+                (sequencer.idle, reader.idle & scratch.idle & store.idle & ~flushing.some, 1),
                 (sequencer.faults, Cat(faults[error] for error in FAULTS), 2),
                 (sequencer.fault_pc, issue.pc, 1),
                 (sequencer.progress, reader.beats | issue.retired, 2),
-                (sequencer.ready, self.mem.ready, 1), (issue.storing, ~store.idle, 1),
+                (sequencer.ready, self.mem.ready, 1),
                 # A program is written long before it runs.
                 *((getattr(fetch, name), getattr(link.seq, name), 2)
                   for name in ("prog_en", "prog_addr", "prog_data")),

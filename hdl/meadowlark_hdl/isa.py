@@ -16,7 +16,7 @@ class Op(IntEnum):
     ROPE = 2    #: (cos, sin) rows of the pass's positions -> RoPE memory
     NORM = 3    #: RMSNorm of the residual -> activation memory
     LINEAR = 4  #: weight rows x activations -> epilogue
-    STORE = 5   #: activation memory (int8 values) -> KV cache
+    STORE = 5   #: scratch memory -> KV cache, beside what follows
     QK = 6      #: cached keys x queries -> scores (stay in the lanes)
     SV = 7      #: softmax(scores) x cached values -> activation memory
 
@@ -31,9 +31,9 @@ class Src(IntEnum):
 
 class Epi(IntEnum):
     ACT16 = 0   #: saturate to int16, write to activation memory
-    ACT8 = 1    #: saturate to int8, write to activation memory
+    SCRATCH8 = 1    #: saturate to int8, write to scratch memory
     ROPE16 = 2  #: rotate row pairs (2i, 2i+1), >> shift, saturate to int16
-    ROPE8 = 3   #: rotate row pairs, >> shift, saturate to int8
+    ROPE8 = 3   #: rotate row pairs, >> shift, saturate to int8, write to scratch memory
     SWIGLU = 4  #: silu(row 2i) * (row 2i+1) >> shift, saturate to int16, element i
     RESID = 5   #: add to the residual, collect the sum of squares
     LOGIT = 6   #: to the sampler; last token of the pass only
@@ -81,10 +81,13 @@ FIELDS = (
     Field("row_beats", 11, "beats per row: ceil(K/W); STORE: chunks per token"),
     Field("chunks", 12, "chunks of a tile, header included (TABLE, TOKEN: row stride as well)"),
     Field("last_chunks", 12, "chunks of the last tile"),
-    Field("x", 12, "input: word address in the activation memory, within a block"),
-    Field("y", 15, "output: element address in the activation memory, within a block"),
+    Field("x", 12, "input: word address in the activation memory, within a block; STORE: in "
+                   "scratch memory, within a token"),
+    Field("y", 15, "output: element address in the activation memory, within a block, or in "
+                   "scratch memory, within a token"),
     Field("shift", 6, "NORM, ROPE, SWIGLU, QK: right shift; SV: shift of mant"),
     Field("mant", 16, "SV: 16-bit mantissa of v scale / output scale, in 2**15..2**16-1"),
+    Field("wait", 1, "starts when all earlier STOREs have completed"),
     Field("packed", 1, "STREAM: tiles are packed behind their row headers (docs/packing.md)"),
 )
 INSTRUCTION_BITS = 216      #: stored as 27 bytes, little endian
@@ -130,6 +133,7 @@ MODEL_REGS = (
     Field("decode_pc", 16, "first instruction of the decode list"),
     Field("stream_addr", 27, "first chunk of the weight stream"),
     Field("block_words", 13, "activation words a resident block of P tokens takes in each lane"),
+    Field("token_words", 12, "words of W values a token of a pass takes in scratch memory"),
     Field("blocks", 6, "most resident blocks R"),
     Field("hidden", 13, "values of the residual per token, padded to a multiple of W"),
     Field("head_log2", 3, "log2 of the padded head dimension"),

@@ -33,8 +33,9 @@ class GoldenCore:
     """A core with an image loaded.
 
     Its memories start full of noise, so that what is read before it is written shows. STOREs take
-    as long as they may: their words are read when a KV instruction or the end of the pass waits
-    for them. Lanes without a token of their own, which hold anything, are left out.
+    as long as they may: scratch memory is read when an instruction waits for them, as a KV and the
+    end of the pass always do. Lanes without a token of their own, which hold anything, are left
+    out.
 
     Parameters
     ----------
@@ -73,6 +74,7 @@ class GoldenCore:
                 ("residual", self.slots * model["hidden"], config.residual_values),
                 ("RoPE", self.slots * self.head // 2, config.rope_pairs),
                 ("activations", model["blocks"] * model["block_words"], config.act_words),
+                ("scratch", self.slots * model["token_words"] * config.W, config.scratch_bytes),
                 ("memory", len(memory), memory_bytes)):
             if has > limit:
                 raise ProgramError(f"model registers that cannot be: {what}, {has} > {limit}")
@@ -86,6 +88,8 @@ class GoldenCore:
         self.tiles = GoldenTiles(config, self.memory, floats=weights <= FLOATS_KEPT)
         self._act = rng.integers(-1 << 15, 1 << 15, (config.P, config.act_words * config.W),
                                  np.int16)
+        self._scratch = rng.integers(-128, 128, (self.slots, model["token_words"] * config.W),
+                                     np.int8)
         self._residual = rng.integers(-1 << 26, 1 << 26, (self.slots, model["hidden"]))
         self._rope = rng.integers(-1 << 15, 1 << 15, (self.slots, self.head // 2, 2))
         self._stores: list[tuple[Instruction, Pass]] = []       # still under way
@@ -167,6 +171,9 @@ class GoldenCore:
             with blamed(pc):
                 need(pc < len(self.program), "the list runs past the program's end")
             i = self.program[pc]
+            if i["wait"]:
+                with blamed(pc):
+                    self._complete_stores()
             if i["op"] == Op.END and not (i["last"] and p.final):
                 break
             if i["op"] == Op.QK:
@@ -206,7 +213,7 @@ class GoldenCore:
                     progress(done, total)
         self.clear()
 
-    # ---- Activation memories
+    # ---- Activation and scratch memories
 
     def _words(self, slots: np.ndarray, element: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Where ``count`` elements lie, from one of the block's on, for token slots int[n]:
@@ -220,11 +227,20 @@ class GoldenCore:
         """int16[n, count], from a word of each slot's block on."""
         return self._act[self._words(slots, word * self.config.W, count)]
 
-    def _write(self, slots: np.ndarray, element: int, wide: np.ndarray, bits: int = 16) -> None:
-        """Saturate [n, count], count what was, write from an element of each slot's block on."""
+    def _write(self, slots: np.ndarray, element: int, wide: np.ndarray) -> None:
+        """int16[n, count] of wider values, from an element of each slot's block on."""
+        self._act[self._words(slots, element, wide.shape[1])] = self._saturated(wide, 16)
+
+    def _write_scratch(self, slots: np.ndarray, element: int, wide: np.ndarray) -> None:
+        """int8[n, count] of wider values, from an element of each slot's part on."""
+        end = element + wide.shape[1]
+        need(end <= self._scratch.shape[1], "values beyond a token's part of scratch memory")
+        self._scratch[slots, element:end] = self._saturated(wide, 8)
+
+    def _saturated(self, wide: np.ndarray, bits: int) -> np.ndarray:
         y = saturate(wide, bits)
         self._counts["saturations"] += int(np.count_nonzero(y != wide))
-        self._act[self._words(slots, element, y.shape[1])] = y
+        return y
 
     def _of_pass(self, i: Instruction) -> np.ndarray:
         """Token slots of an instruction: all of the pass, or with ``last`` those of its last
@@ -264,7 +280,7 @@ class GoldenCore:
 
     def _epilogue(self, i: Instruction, slots: np.ndarray, y: np.ndarray) -> None:
         """What becomes of requantised rows y[slots, rows]."""
-        epi, bits = i["epi"], 8 if i["epi"] in (Epi.ACT8, Epi.ROPE8) else 16
+        epi = i["epi"]
         need(epi in Epi._value2member_map_, f"there is no epilogue {epi}")
         if epi == Epi.RESID:
             need(y.shape[1] <= self.model["hidden"], "rows beyond the residual")
@@ -275,7 +291,7 @@ class GoldenCore:
             need(y.shape[1] <= len(self._logits), "rows beyond the vocabulary")
             self._logits[:y.shape[1]] = y[0]
             return
-        need(epi in (Epi.ACT16, Epi.ACT8) or y.shape[1] % 2 == 0, "a pair with one row")
+        need(epi in (Epi.ACT16, Epi.SCRATCH8) or y.shape[1] % 2 == 0, "a pair with one row")
         if epi in (Epi.ROPE16, Epi.ROPE8):
             need(y.shape[1] % self.head == 0, "a part of a head is rotated")
             pairs = y.reshape(len(y), -1, self.head // 2, 2)
@@ -284,11 +300,15 @@ class GoldenCore:
                          axis=-1).reshape(y.shape)
         elif epi == Epi.SWIGLU:
             y = swiglu(y[:, 0::2], y[:, 1::2], i["shift"], WIDE)
+        if epi in (Epi.SCRATCH8, Epi.ROPE8):
+            need(not i["heads"], "scratch memory has no lanes")
+            self._write_scratch(slots, i["y"], y)
+            return
         if i["heads"]:                      # of lane 0, a head for each lane
             slots = self._heads(i)
             need(y.shape == (1, len(slots) * self.head), "not a head for each lane")
             y = y.reshape(len(slots), self.head)
-        self._write(slots, i["y"], y, bits)
+        self._write(slots, i["y"], y)
 
     def _heads(self, i: Instruction) -> np.ndarray:
         """Lanes that are heads, as slots: those of block 0."""
@@ -305,8 +325,10 @@ class GoldenCore:
             at, end = ((i["addr"] * self.config.W + pos * count) for pos in (p.pos0, p.ctx))
             need(self._loaded <= at and end <= len(self.memory),
                  "a STORE outside of the cache")
-            y = self._read(np.arange(p.n), i["x"], count)
-            self.memory[at:end] = y.astype(np.uint8).ravel()
+            first = i["x"] * self.config.W
+            need(first + count <= self._scratch.shape[1],
+                 "a STORE beyond a token's part of scratch memory")
+            self.memory[at:end] = self._scratch[:p.n, first:first + count].astype(np.uint8).ravel()
             self._counts["bus_write_words"] += (end - at) // self.config.bus_bytes
         self._stores.clear()
 

@@ -74,9 +74,16 @@ def TileTag(config: Config) -> data.StructLayout:
                               "beats": range(config.tile_beats + 1), "packed": 1})
 
 
+def ScratchCommand() -> data.StructLayout:
+    """Issue -> scratch memory: a row of each token of the pass goes to memory. addr: chunk in
+    memory of the first token's row; word: where in a token's part of scratch memory its row begins,
+    in words of W values."""
+    return data.StructLayout({"addr": 27, "word": 12})
+
+
 def StoreCommand() -> data.StructLayout:
-    """Issue -> store unit. addr: first chunk in memory; chunks: words that follow for it, 1..4095,
-    contiguous in memory."""
+    """Scratch memory -> store unit. addr: first chunk in memory; chunks: words that follow for it,
+    1..4095, contiguous in memory."""
     return data.StructLayout({"addr": 27, "chunks": 12})
 
 
@@ -172,6 +179,19 @@ class WordWrite(Signature):
 
     def __init__(self, depth: int, shape: ShapeLike) -> None:
         super().__init__({"en": Out(1), "addr": Out(range(depth)), "data": Out(shape)})
+
+
+class ScratchWrite(Signature):
+    """Vector unit -> scratch memory; some of four values a cycle, never stalled.
+
+    addr: of four values. data[i] goes to value i where mask[i] is set. Takes effect two cycles
+    later.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__({
+            "valid": Out(1), "addr": Out(range(config.scratch_bytes // 4)), "mask": Out(4),
+            "data": Out(data.ArrayLayout(signed(8), 4))})
 
 
 class RopeWrite(Signature):

@@ -1,4 +1,4 @@
-"""The last step of all that goes to the activation memories: shift, round, saturate, count."""
+"""The last step of all that goes to activation or scratch memory: shift, round, saturate, count."""
 from amaranth import C, Cat, Signal, signed
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
@@ -7,19 +7,21 @@ from ..config import Config
 from ..lib.fanout import near
 from ..lib.narrow import Narrow
 from ..lib.pipe import Pipe, Piped
-from ..signatures import ActWrite, InstructionLayout
+from ..signatures import ActWrite, InstructionLayout, ScratchWrite
+from .addresses import to_words
 from .epilogue import Asked
 
 
 def Place(config: Config) -> data.StructLayout:
-    """Of an activation: word, lane, element in the word; whether anybody will read it (else its
+    """Of an activation: word, lane, element in the word (in scratch memory: the four values, and
+    which of them, as :class:`.Addresses` has it); whether anybody will read it (else its
     saturations do not count); whether it ends its NORM."""
-    return data.StructLayout({"word": range(config.act_words), "lane": range(config.P),
+    return data.StructLayout({"word": range(to_words(config)), "lane": range(config.P),
                               "sub": range(config.W), "exists": 1, "ending": 1})
 
 
 class ActWriter(Piped):
-    """Values -> ``rshift``, saturated to 16 or 8 bits -> activation memories.
+    """Values -> ``rshift``, saturated to 16 or 8 bits -> activation memories or scratch memory.
 
     Golden: :func:`meadowlark_hdl.fixed.rshift` and :func:`~meadowlark_hdl.fixed.saturate`.
     Timing: a write leaves ``cycles["act"]`` cycles after its values; one a cycle, never stalls.
@@ -35,7 +37,7 @@ class ActWriter(Piped):
     valid, place : In(1), In(Place)
     values : In(values of signed(34))
         One; two of ROPE; ``norm_width`` of NORM. Others mean nothing.
-    act : Out(ActWrite)
+    act, scratch : Out(ActWrite), Out(ScratchWrite)
     norm_done : Out(1)              With the last write of a NORM.
     clear : In(1)                   Sets saturations to 0.
     saturations : Out(32)           Values that were saturated and exist; wraps around.
@@ -47,7 +49,8 @@ class ActWriter(Piped):
         super().__init__({
             "instr": In(InstructionLayout), "valid": In(1), "place": In(Place(config)),
             "values": In(data.ArrayLayout(signed(34), self.width)), "act": Out(ActWrite(config)),
-            "norm_done": Out(1), "clear": In(1), "saturations": Out(32)})
+            "scratch": Out(ScratchWrite(config)), "norm_done": Out(1), "clear": In(1),
+            "saturations": Out(32)})
 
     def stages(self, pipe: Pipe) -> None:
         m, W, asked = pipe.m, self.config.W, Asked(pipe.m, self.instr)
@@ -62,14 +65,21 @@ class ActWriter(Piped):
         pipe.cycles["act"] = done
 
         sub = place.sub.at(done - 1)
-        mask = [(sub[1:] == k >> 1) & ((sub[0] == k & 1) | asked.rotate) for k in range(W)]
+        low = [(sub[0] == k) | asked.rotate for k in range(2)]
+        mask = [(sub[1:] == k >> 1) & low[k & 1] for k in range(W)]
+        four = pipe.at(done - 1, Cat((sub[1] == k >> 1) & low[k & 1] for k in range(4)),
+                       name="four").reg("scratch_mask")
         if self.config.norm_width > 1:
             fours = near(m, asked.norm, name="fours")
             mask = [fours & (sub[2:] == k >> 2) | ~fours & bit for k, bit in enumerate(mask)]
         mask = pipe.at(done - 1, Cat(mask), name="mask").reg("act_mask")
         writes, exists = valid.at(done), place.exists.at(done)
         m.d.comb += [
-            self.act.valid.eq(writes), self.act.addr.eq(place.word.at(done)),
+            self.act.valid.eq(writes & ~asked.scratch), self.act.addr.eq(place.word.at(done)),
+            self.scratch.valid.eq(writes & asked.scratch), self.scratch.mask.eq(four.value),
+            self.scratch.addr.eq(place.word.at(done)),
+            *(data.eq(narrow.o.value) for data, narrow in zip(
+                self.scratch.data, 4 // len(narrows) * narrows, strict=True)),
             self.act.lane.eq(place.lane.at(done)), self.act.mask.eq(mask.value),
             *(data.eq(narrows[k % len(narrows)].o.value) for k, data in enumerate(self.act.data)),
             self.norm_done.eq(writes & asked.norm & place.ending.at(done))]

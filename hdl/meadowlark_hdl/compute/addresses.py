@@ -1,5 +1,5 @@
 """Where a result goes: from lane, block and row to words of the memories."""
-from amaranth import Cat, Module
+from amaranth import Cat, Module, Mux
 from amaranth.lib.wiring import In, Out
 
 from ..config import Config
@@ -8,6 +8,11 @@ from ..lib.times import times
 from ..signatures import InstructionLayout, ModelLayout, PassLayout
 from ..tech.cells import Multiplier
 from .epilogue import Asked
+
+
+def to_words(config: Config) -> int:
+    """Words of a lane's activation memory, or fours of values of scratch memory, the more."""
+    return max(config.act_words, config.scratch_bytes // 4)
 
 
 class Addresses(Piped):
@@ -28,8 +33,9 @@ class Addresses(Piped):
         Of the result.
     valid : In(1)
         There is one.
-    to_lane, word, sub : Out(range(P)), Out(range(act_words)), Out(range(W))
-        Lane, word and element in it, of an activation.
+    to_lane, word, sub : Out(range(P)), Out(most of act_words and scratch_bytes / 4), Out(range(W))
+        Lane, word and element in it, of an activation. In scratch memory: fours of values before
+        the one that it is among; sub's low two bits say which of the four.
     pair : Out(range(rope_pairs))
         Of the angles of the row's pair.
     slot, resid_word : Out(range(32 * P)), Out(range(residual_values / 4))
@@ -52,7 +58,7 @@ class Addresses(Piped):
         super().__init__({
             "instr": In(InstructionLayout), "model": In(ModelLayout), "pass_": In(PassLayout()),
             "lane": In(lane), "block": In(6), "row": In(18), "is_drain": In(1), "valid": In(1),
-            "to_lane": Out(lane), "word": Out(range(config.act_words)),
+            "to_lane": Out(lane), "word": Out(range(to_words(config))),
             "sub": Out(range(config.W)), "pair": Out(range(config.rope_pairs)),
             "slot": Out(slot), "resid_word": Out(word), "exists": Out(1),
             "used": Out(1), "last": Out(1), "last_lane": Out(lane), "last_block": Out(6),
@@ -83,11 +89,12 @@ class Addresses(Piped):
         exists = mux(heads, head_used, ~after).reg("exists")
         used = (head_used | ~heads).reg("used")
 
-        slot, block_word, token_word = self._starts(pipe, asked, lane, block, valid, last_slot)
+        slot, start, token_word = self._starts(pipe, asked, lane, block, valid, last_slot)
         pair = (((slot << head_log2) >> 1) | (row & head_mask)[1:7].reg("pair"))[:len(self.pair)]
         at = self.config.W.bit_length() - 1
         pipe.give(self, to_lane=to_lane, sub=element[:at], pair=pair.reg("rope_addr"), slot=slot,
-                  word=(block_word + element[at:])[:len(self.word)].reg("word"),
+                  word=(start + mux(asked.scratch, element[2:], element[at:]))[:len(self.word)]
+                  .reg("word"),
                   resid_word=(token_word + row[2:])[:len(self.resid_word)].reg("resid_word"),
                   exists=exists, used=used, last=is_last)
         m.d.comb += [self.start.eq(token_word.value), self.last_lane.eq(last_lane),
@@ -103,19 +110,24 @@ class Addresses(Piped):
 
     def _starts(self, pipe: Pipe, asked: Asked, lane: Timed, block: Timed, valid: Timed,
                 last_slot) -> tuple[Timed, Timed, Timed]:
-        """Token slot, first word of its block of activations, first word of its residual."""
+        """Token slot; first word of its block of activations, or its first four values in scratch
+        memory; first word of its residual."""
         here = mux(asked.heads, 0, mix(times, block, self.config.P) + lane)
         slot, residual_words = here.reg("slot", self.slot.shape()), self.model.hidden[2:]
 
         def product(name, a, b):
             pipe.m.submodules[name] = multiplier = Multiplier()
             return pipe.through(multiplier, a=a, b=b).p
+        words = Mux(asked.scratch, times(self.model.token_words, self.config.W // 4),
+                    self.model.block_words)
+        # The choices take slot's cycle.
         if not self.config.shared_products:
-            return (slot, product("block_start", block, self.model.block_words),
+            return (slot, product("start", mux(asked.scratch, here, block).reg("of"),
+                                  kept(pipe.m, "words", words)),
                     product("token_start", mux(asked.norm, last_slot, slot), residual_words))
-        # Only EMBED, RESID and, before its first value, NORM use the residual's. The choice takes
-        # slot's cycle.
-        of_token = mix(lambda valid: asked.resid | asked.norm & ~valid, valid)
+        # Only EMBED, RESID and, before its first value, NORM use the residual's.
+        of_residual = mix(lambda valid: asked.resid | asked.norm & ~valid, valid)
+        of_token = mix(lambda of_residual: of_residual | asked.scratch, of_residual)
         start = product("start", mux(of_token, mux(asked.norm, last_slot, here), block).reg("of"),
-                        mux(of_token, residual_words, self.model.block_words).reg("words"))
+                        mux(of_residual, residual_words, words).reg("words"))
         return slot, start, start

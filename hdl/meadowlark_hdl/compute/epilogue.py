@@ -13,6 +13,7 @@ from .swiglu import SwiGlu
 class Sink(Enum):
     """Where values go."""
     ACT = auto()        #: activation memory
+    SCRATCH = auto()    #: scratch memory
     RESIDUAL = auto()
     LOGIT = auto()      #: sampler
 
@@ -45,9 +46,9 @@ class Epilogue:
 
 EPILOGUES = {
     Epi.ACT16: Epilogue(Sink.ACT),
-    Epi.ACT8: Epilogue(Sink.ACT, bits=8),
+    Epi.SCRATCH8: Epilogue(Sink.SCRATCH, bits=8),
     Epi.ROPE16: Epilogue(Sink.ACT, ROTATE),
-    Epi.ROPE8: Epilogue(Sink.ACT, ROTATE, bits=8),
+    Epi.ROPE8: Epilogue(Sink.SCRATCH, ROTATE, bits=8),
     Epi.SWIGLU: Epilogue(Sink.ACT, GATE),
     Epi.RESID: Epilogue(Sink.RESIDUAL),
     Epi.LOGIT: Epilogue(Sink.LOGIT),
@@ -61,8 +62,9 @@ class Asked:
     ----------
     embed, norm : Signal(1)     Of the operator.
     plain, rotate, gate, resid, logit : Signal(1)
-        Where a requantised value goes: the activation memory, as it is, rotated or gated; the
-        residual; the sampler. None of them in NORM.
+        What becomes of a requantised value: it goes to activation or scratch memory, as it is,
+        rotated or gated; to the residual; to the sampler. None of them in NORM.
+    scratch : Signal(1)         That memory is scratch memory.
     small : Signal(1)           Saturated to 8 bits, not 16.
     heads : Signal(1)           Lanes are heads.
     shift : Signal(6)           Of what goes to the activation memory.
@@ -78,7 +80,8 @@ class Asked:
         self.embed = kept(m, "is_embed", op == Op.EMBED)
         self.norm = kept(m, "is_norm", op == Op.NORM)
         self.plain = kept(m, "is_plain", (op == Op.SV) | of(
-            lambda epilogue: epilogue.sink is Sink.ACT and not epilogue.pair))
+            lambda epilogue: epilogue.sink in (Sink.ACT, Sink.SCRATCH) and not epilogue.pair))
+        self.scratch = kept(m, "is_scratch", of(lambda epilogue: epilogue.sink is Sink.SCRATCH))
         self.rotate = kept(m, "is_rotate", of(lambda epilogue: epilogue.pair is ROTATE))
         self.gate = kept(m, "is_gate", of(lambda epilogue: epilogue.pair is GATE))
         self.resid = kept(m, "is_resid", (op == Op.EMBED) | of(

@@ -8,7 +8,7 @@ from ..lib.collisions import NO_RW_CHECK
 from ..config import Config
 from ..lib.fanout import near
 from ..signatures import ActWrite, Weights
-from ..lib.pipe import delay, reg
+from ..lib.pipe import reg
 from ..tech.cells import GatedAdder, ProductPair
 from ..tech.generic import technology_of
 from .softmax import SoftmaxUnit
@@ -30,8 +30,6 @@ def lane_schedule(config: Config) -> dict[str, tuple[object, int]]:
         "x_addr": (range(config.act_words), 7),      # activation word to read
         "sel_p": (1, 9),                             # multiply by the probability instead
         "sum_en": (1, 8), "sum_keep": (1, 8), "sum_read": (1, 8), "sum_block": (block, 8),
-        "st_en": (1, 9), "st_lane": (range(config.P), 9),
-        "st_part": (range(config.W // config.store_bytes), 9),
         "dot_keep": (1, 13 + tree),                   # add to what is there
         "acc_addr": (slice_, 10),                    # slice to read; to drain: DRAIN_LATER
         "acc_keep": (1, 10),                         # add to what is there; not in dot mode
@@ -96,8 +94,6 @@ class Lane(wiring.Component):
     beat, beat_out : Weights      Weight chain.
     act, act_out : ActWrite       Write chain of the activation memories.
     result : Out(signed(45))      0 except in the cycle of a result: lanes are OR-ed together.
-    stored : Out(8 * store_bytes), stored_valid : Out(1)   A part of the low bytes of a word, if a
-                                  STORE of this lane wants it, else 0: lanes are OR-ed together.
     saturated : Out(1)            A score of this lane was, see :class:`.SoftmaxUnit`.
     """
 
@@ -110,7 +106,6 @@ class Lane(wiring.Component):
             "beat": In(Weights(config)), "beat_out": Out(Weights(config)),
             "act": In(ActWrite(config)), "act_out": Out(ActWrite(config)),
             "result": Out(signed(Config.ACC_BITS)),
-            "stored": Out(8 * config.store_bytes), "stored_valid": Out(1),
             "saturated": Out(1),
         })
 
@@ -161,7 +156,6 @@ class Lane(wiring.Component):
                 with m.Default():
                     m.d.sync += result.eq(drained)
         m.d.comb += self.result.eq(result)
-        self._stored(m, found)
         return m
 
     def _part(self, names) -> data.View:
@@ -270,21 +264,3 @@ class Lane(wiring.Component):
             softmax.r_addr.eq(c.s_addr), softmax.block.eq(block),
             *(getattr(softmax, name).eq(sums[name]) for name in SUM_CONTROL),
         ]
-
-    def _stored(self, m: Module, found: list) -> None:
-        """STORE: the columns lie far apart, so a register takes only two parts of a word, and the
-        engine joins them with what comes from other lanes.
-        """
-        asked = self.c.st_en & (self.c.st_lane == self.index)
-        m.d.comb += self.stored_valid.eq(delay(m, asked, 2, name="stored_valid"))
-        size, joined = self.config.store_bytes, 0
-        for first in range(0, self.config.W, 2 * size):
-            some = reg(8 * size, f"stored{first}")
-            for at in range(0, size, 4):
-                chosen = 0
-                for i in range(first + at, min(first + 2 * size, self.config.W), size):
-                    wanted = near(m, asked & (self.c.st_part == i // size), name=f"wanted_{i}")
-                    chosen |= Cat(byte[:8] for byte in found[i:i + 4]) & wanted.replicate(32)
-                m.d.sync += some[8 * at:8 * at + 32].eq(chosen)
-            joined |= some
-        m.d.comb += self.stored.eq(joined)

@@ -1,13 +1,12 @@
 """TilingEngine: P lanes in a chain, fed with one beat a cycle."""
 from amaranth import Const, Module, Signal
-from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from ..lib.collisions import IN_BLOCKS
 from ..config import Config
 from ..lib.pipe import Pipe, Timed, reg, struct
-from ..lib.queues import RamQueue
 from ..signatures import ActWrite, Beat, ResultPort, RowScale, Weights
 from ..sleep import nap, napping
 from .lane import BEAT_CYCLE, Lane, LaneControl, lane_schedule, result_cycle
@@ -32,11 +31,6 @@ def or_levels(config: Config) -> int:
 def first_result(config: Config) -> int:
     """Cycle in which lane 0's result leaves the engine, counted from its control."""
     return result_cycle(config) + or_levels(config)
-
-
-def store_depth(config: Config) -> int:
-    """Parts of words in the store FIFO: 64 words."""
-    return 64 * config.W // config.store_bytes
 
 
 class TilingEngine(wiring.Component):
@@ -70,8 +64,6 @@ class TilingEngine(wiring.Component):
     result : Out(ResultPort)
     act : In(ActWrite)                  From the vector unit; lane k's memory is written k + 2
                                         cycles later.
-    store : Out(stream of unsigned(8 * store_bytes))    Stored words in parts, token after token.
-    store_room : Out(range)             Parts that may still be issued for the store FIFO.
     clear : In(1)                       Sets saturations to 0.
     saturations : Out(32)               Visible scores that were saturated.
     """
@@ -84,8 +76,6 @@ class TilingEngine(wiring.Component):
             "lanes": In(range(config.P + 1)), "attending": In(1),
             "beat": In(Beat(config)), "scale": In(RowScale()),
             "result": Out(ResultPort(config)), "act": In(ActWrite(config)),
-            "store": Out(stream.Signature(8 * config.store_bytes)),
-            "store_room": Out(range(store_depth(config) + 1)),
             "clear": In(1), "saturations": Out(32),
         })
 
@@ -94,7 +84,7 @@ class TilingEngine(wiring.Component):
         config, pipe = self.config, Pipe(m)
         control = self.control
         fields = {name: pipe.at(0, control.lane[name], name=name) for name in lane_schedule(config)}
-        results, word, word_valid, saturated = self._lanes(pipe, fields)
+        results, saturated = self._lanes(pipe, fields)
 
         # No flush takes the count away: a run that was aborted has one as well.
         saturations = Signal(32, reset_less=True)
@@ -105,24 +95,12 @@ class TilingEngine(wiring.Component):
 
         self._rows(pipe, fields)
         m.d.comb += self.result.payload.acc.eq(_gather(m, results).as_signed())
-
-        depth = store_depth(config)
-        m.submodules.stored = stored = RamQueue(len(word), depth=depth)
-        m.d.comb += [stored.i_data.eq(word), stored.i_valid.eq(word_valid)]
-        wiring.connect(m, stored.o, wiring.flipped(self.store))
-        taken = Signal()
-        m.d.sync += taken.eq(self.store.valid & self.store.ready)
-        room = Signal(range(depth + 1), init=depth)
-        m.d.sync += room.eq(room - control.lane.st_en + taken)
-        m.d.comb += self.store_room.eq(room)
         return m
 
     def _lanes(self, pipe: Pipe, fields: dict[str, Timed]):
-        """The chain of lanes: (result of each, stored word, its valid bit, saturated scores).
+        """The chain of lanes: (result of each, saturated scores).
 
-        Stored words travel along the lanes too: with the control's way to its lane that is the same
-        time for every lane, so they come out in order, and 0 from all lanes but one. So does the
-        number of lanes that saturated the score of one key.
+        The number of lanes that saturated the score of one key travels along them.
         """
         m, config, P = pipe.m, self.config, self.config.P
         # Into lane 0: the field stands in its register in cycle n, so it arrives in cycle n - 1.
@@ -133,7 +111,7 @@ class TilingEngine(wiring.Component):
         # the first control of the next: the gates open and close in that order too.
         attention = nap(m, "attention", self.attending, sleep=self.sleep, linger=P + 32)
         beat, act, results = self._beat(pipe), self.act, []
-        word, word_valid, saturated = (Const(0, bits) for bits in (8 * config.store_bytes, 1, 1))
+        saturated = Const(0, 1)
         for k in range(P):
             lane = Lane(config, index=k, attention=attention)
             in_use = pipe.at(0, self.lanes > k, name=f"in_use{k}").at(k)
@@ -143,14 +121,10 @@ class TilingEngine(wiring.Component):
                 m.d.comb += getattr(lane.act, name).eq(getattr(act, name))
             chain, beat, act = lane.c_out, lane.beat_out, lane.act_out
             results.append(lane.result)
-            passed, passed_valid = reg(len(word), f"word{k}"), reg(1, f"word_valid{k}")
-            m.d.sync += [passed.eq(lane.stored | word),
-                         passed_valid.eq(lane.stored_valid | word_valid)]
-            word, word_valid = passed, passed_valid
             counted = reg(range(k + 2), f"saturated{k}")
             m.d.sync += counted.eq(saturated + lane.saturated)
             saturated = counted
-        return results, word, word_valid, saturated
+        return results, saturated
 
     def _beat(self, pipe: Pipe):
         """What enters lane 0: in SV one value after the other stands in front of the column that

@@ -12,7 +12,7 @@ from ..lib.fanout import near
 from ..lib.pipe import Pipe, Piped, Timed, cat, mix, mux, struct
 from ..lib.saturate import beyond, limit
 from ..signatures import (ActWrite, Beat, InstructionLayout, LogitPort, ModelLayout, PassLayout,
-                          ResultPort, RopeWrite)
+                          ResultPort, RopeWrite, ScratchWrite)
 from ..sleep import napping
 from .act_writer import ActWriter, Place
 from .addresses import Addresses
@@ -58,7 +58,7 @@ class VectorUnit(Piped):
     instr, model, pass_ : In(InstructionLayout), In(ModelLayout), In(PassLayout)
         Stable from the first result, or norm_start, until busy has fallen.
     r : In(ResultPort)
-    act : Out(ActWrite)
+    act, scratch : Out(ActWrite), Out(ScratchWrite)
     rope : In(RopeWrite)
         Readable two cycles later; does not make the unit busy.
     logit : Out(LogitPort)
@@ -73,8 +73,8 @@ class VectorUnit(Piped):
     clear : In(1)
         Sets saturations to 0.
     saturations : Out(32)
-        Values that were saturated on their way to the activation memory, of existing tokens only;
-        wraps around.
+        Values that were saturated on their way to activation or scratch memory, of existing tokens
+        only; wraps around.
     """
 
     DOMAINS = ("residual", "reciprocal", "norm", "rotate", "gate")
@@ -98,6 +98,7 @@ class VectorUnit(Piped):
         super().__init__({
             "instr": In(InstructionLayout), "model": In(ModelLayout), "pass_": In(PassLayout()),
             "r": In(ResultPort(config)), "act": Out(ActWrite(config)),
+            "scratch": Out(ScratchWrite(config)),
             "rope": In(RopeWrite(config)), "logit": Out(LogitPort()),
             "norm_start": In(1), "norm_done": Out(1),
             "gamma_addr": Out(range(config.tile_beats)), "gamma": In(Beat(config)),
@@ -169,7 +170,7 @@ class VectorUnit(Piped):
                      self.logit.row.eq(row.reg("logit_row").value),
                      self.logit.value.eq(value.reg("logit_value").value)]
 
-        # To the activation memory, as it is or as one of a pair.
+        # To activation or scratch memory, as it is or as one of a pair.
         odd = row[0]
         a, b = self._pair(pipe, asked, value, lane, valid & ~odd, odd)
         angle = self._angle(pipe, to.pair, a.cycle)
@@ -255,7 +256,7 @@ class VectorUnit(Piped):
 
     def _write(self, pipe: Pipe, asked: Asked, writes: Timed, place: Timed, plain: list[Timed],
                rotated: list[Timed], gated: Timed) -> ActWriter:
-        """One of three ways to the activation memory, each of its own length."""
+        """One of three ways to activation or scratch memory, each of its own length."""
         m = pipe.m
         m.submodules.writer = writer = ActWriter(self.config)
         ways = plain[0].cycle, rotated[0].cycle, gated.cycle
@@ -273,8 +274,9 @@ class VectorUnit(Piped):
             self.saturations.eq(writer.saturations), self.norm_done.eq(writer.norm_done),
             *(sink.eq(chosen(value.value, rotated[k % 2].value, gated.value))
               for k, (sink, value) in enumerate(zip(writer.values, plain, strict=True))),
-            *(getattr(self.act, name).eq(getattr(writer.act, name))
-              for name in self.act.signature.members)]
+            *(getattr(port, name).eq(getattr(given, name))
+              for port, given in ((self.act, writer.act), (self.scratch, writer.scratch))
+              for name in port.signature.members)]
         return writer
 
     def _busy(self, m: Module, asked: Asked, cycles: dict[str, int]) -> None:

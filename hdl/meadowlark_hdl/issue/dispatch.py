@@ -22,8 +22,8 @@ class Dispatch(wiring.Component):
     Done is: all walkers are idle, so many cycles have passed as the operator takes to settle, and
     the vector unit is not busy. QK and SV do not ask for the vector unit: it has what SV leaves to
     :class:`.Drain`. QK needs none of that and starts meanwhile; all others wait until Drain has
-    settled and the vector unit is not busy. END has no walker; it waits until all STOREs are in
-    memory, so that none of them is taken for one of the next pass.
+    settled and the vector unit is not busy. END has no walker. END, and an instruction with
+    ``wait``, starts when no STORE is under way, so none is taken for one of the next pass.
 
     With ``last`` the walker begins at the last block of tokens, which is looked for before.
 
@@ -49,7 +49,7 @@ class Dispatch(wiring.Component):
     current : Out(InstructionLayout)    Whose results the vector unit gets: the latest instruction
                                     that started, but QK.
     vector_busy : In(1)             Comes from across the chip and is looked at a cycle late.
-    storing : In(1)                 Not all STOREs are in memory. Known when END starts.
+    storing : In(1)                 A STORE is under way.
     wait_vector, wait_store : Out(1)    For the counters.
     lanes, attending, pass_end, retired, pc, bad_op : Out    See :class:`.Issue`; registers, but
                                     bad_op.
@@ -85,6 +85,7 @@ class Dispatch(wiring.Component):
 
         current = reg(InstructionLayout, "current")
         waits = reg(1, "waits")         # for the drains: it is no QK
+        stores = reg(1, "stores")       # for STOREs: it says so, or is END
         m.d.comb += self.current.eq(current)
         # What waits is copied until an instruction starts. ``idle`` is the state's name, once more.
         idle = Signal(init=1)
@@ -92,7 +93,9 @@ class Dispatch(wiring.Component):
             m.d.sync += [instr.eq(self.instr.payload.instr), self.pc.eq(self.instr.payload.pc),
                          lots.eq(self.instr.payload.lots), first.eq(0),
                          skips.load_all(self.pass_.nb),
-                         waits.eq(self.instr.payload.instr.op != Op.QK)]
+                         waits.eq(self.instr.payload.instr.op != Op.QK),
+                         stores.eq(self.instr.payload.instr.wait
+                                   | (self.instr.payload.instr.op == Op.END))]
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.instr.ready.eq(1)
@@ -100,7 +103,9 @@ class Dispatch(wiring.Component):
                     m.d.sync += idle.eq(0)
                     m.next = "START"
             with m.State("START"):
-                with m.If(waits & ~(self.drained & ~vector_busy)):
+                with m.If(stores & self.storing):
+                    m.d.comb += self.wait_store.eq(1)
+                with m.Elif(waits & ~(self.drained & ~vector_busy)):
                     m.d.comb += self.wait_vector.eq(1)
                 with m.Elif(instr.last & ~skips.last & (instr.op != Op.END)):
                     m.d.sync += [
@@ -121,10 +126,8 @@ class Dispatch(wiring.Component):
                                     m.d.sync += settle.load(cycles)
                                     m.next = "RUN"
                         with m.Case(Op.END):
-                            m.d.comb += self.wait_store.eq(self.storing)
-                            with m.If(~self.storing):
-                                m.d.sync += [self.pass_end.eq(1), settle.load(0)]
-                                m.next = "RUN"
+                            m.d.sync += [self.pass_end.eq(1), settle.load(0)]
+                            m.next = "RUN"
                         with m.Default():
                             m.d.comb += self.bad_op.eq(1)   # stands until the watchdog or a flush
             with m.State("RUN"):

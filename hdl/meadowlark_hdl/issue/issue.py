@@ -8,10 +8,10 @@ from amaranth import Cat, Module
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from ..compute.tiling_engine import EngineControl, store_depth
+from ..compute.tiling_engine import EngineControl
 from ..config import Config
 from ..signatures import (Beat, FetchedInstruction, InstructionLayout, ModelLayout, PassLayout,
-                          ResultPort, RopeWrite, StoreCommand, TileRead)
+                          ResultPort, RopeWrite, ScratchCommand, TileRead)
 from .dispatch import Dispatch
 from .drain import Drain
 from .gammas import Gammas
@@ -61,8 +61,8 @@ class Issue(wiring.Component):
     norm_start : Out(1), norm_done : In(1), gamma_addr : In, gamma : Out(Beat), vector_busy : In(1)
     current : Out(InstructionLayout)        Whose results the vector unit gets.
     lanes, attending : Out                  Lanes it uses; whether it is QK or SV.
-    store_cmd : Out(stream of StoreCommand); store_room : In
-    storing : In(1)                         Not all STOREs are in memory; a few cycles late.
+    store_cmd : Out(stream of ScratchCommand)
+    store_done : In(1)                      One cycle for each of them whose data is in memory.
     pass_end : Out(1)                       One cycle: END executed, everything before it written.
     retired : Out(1)                        One cycle an instruction.
     pc : Out(16)                            Of the instruction in execution.
@@ -86,8 +86,7 @@ class Issue(wiring.Component):
             "current": Out(InstructionLayout),
             # As those of Dispatch.
             "lanes": Out(range(config.P + 1), init=config.P), "attending": Out(1, init=1),
-            "store_cmd": Out(stream.Signature(StoreCommand())),
-            "store_room": In(range(store_depth(config) + 1)), "storing": In(1),
+            "store_cmd": Out(stream.Signature(ScratchCommand())), "store_done": In(1),
             "pass_end": Out(1), "retired": Out(1), "pc": Out(16), "bad_op": Out(1),
             "array_active": Out(1), "wait_tile": Out(1), "wait_vector": Out(1),
             "wait_store": Out(1),
@@ -110,8 +109,7 @@ class Issue(wiring.Component):
         wiring.connect(m, wiring.flipped(self.instr), dispatch.instr)
         m.d.comb += [
             dispatch.pass_.eq(self.pass_), dispatch.model.eq(self.model),
-            dispatch.vector_busy.eq(self.vector_busy), dispatch.storing.eq(self.storing),
-            self.current.eq(dispatch.current),
+            dispatch.vector_busy.eq(self.vector_busy), self.current.eq(dispatch.current),
             dispatch.drained.eq(drain.settled), drain.beats.eq(dispatch.current.row_beats),
             keys.taken.eq(drain.takes), dispatch.idle.eq(Cat(walker.idle for walker in walkers))]
         for name in ("lanes", "attending", "pass_end", "retired", "pc", "bad_op"):
@@ -142,7 +140,7 @@ class Issue(wiring.Component):
             self.gamma.eq(tile.beat), token_tiles.beat.eq(tile.beat),
             token_tiles.scale.eq(tile.scale),
             self.norm_start.eq(gammas.start), gammas.done.eq(self.norm_done),
-            stores.room.eq(self.store_room)]
+            stores.done.eq(self.store_done), dispatch.storing.eq(stores.storing)]
         wiring.connect(m, keys.summed, drain.lots)
         wiring.connect(m, stores.cmd, wiring.flipped(self.store_cmd))
         wiring.connect(m, wiring.flipped(self.engine_result), join.engine)

@@ -17,12 +17,12 @@ from ..isa import Instruction, Op
 #: of. Enables that are left out are 0; other fields that are left out count for nothing.
 Presented = dict[str, int]
 #: Fields that say that others count.
-ENABLES = ("array_active", "res_en", "sc_en", "sum_en", "sum_read", "acc_en", "dr_en", "st_en")
+ENABLES = ("array_active", "res_en", "sc_en", "sum_en", "sum_read", "acc_en", "dr_en")
 
 
 def beats(config: Config, model: Mapping[str, int], p: Pass, i: Instruction,
           lots: Lots | None = None) -> Iterator[Presented]:
-    """Cycles of LINEAR, QK, SV and STORE in which something is presented. lots: of QK and SV.
+    """Cycles of LINEAR, QK and SV in which something is presented. lots: of QK and SV.
 
     In SV rows of results (``res_en``) come beside the keys of later lots: their order is that of
     the lots' last keys, and they stand here as late as may be, where their slices begin anew.
@@ -30,7 +30,7 @@ def beats(config: Config, model: Mapping[str, int], p: Pass, i: Instruction,
     """
     if lots is not None:
         return _keys(config, model, p, i, lots)
-    return {Op.LINEAR: _linear, Op.STORE: _store}[Op(i["op"])](config, model, p, i)
+    return _linear(config, model, p, i)
 
 
 def values(config: Config, p: Pass, i: Instruction) -> Iterator[Presented]:
@@ -126,13 +126,3 @@ def _drain(config: Config, i: Instruction, slot: int, head: int, block: int,
         yield {"dr_en": 1, "dr_sel": column, "res_en": 1, "res_kind": 2,
                "row": head * elements + element, "block": block,
                "acc_addr": slot + beat * config.sv_cycles + part}
-
-
-def _store(config: Config, model: Mapping[str, int], p: Pass, i: Instruction,
-           ) -> Iterator[Presented]:
-    for token in range(p.n):
-        block, lane = divmod(token, config.P)
-        for word in range(i["row_beats"]):
-            for part in range(config.W // config.store_bytes):
-                yield {"st_en": 1, "st_lane": lane, "st_part": part,
-                       "x_addr": block * model["block_words"] + i["x"] + word}

@@ -138,6 +138,7 @@ CONFIG_REGS = (
     Field("P", 6, "token lanes"),
     Field("bus_bytes", 6, "bytes of a memory bus word"),
     Field("act_words", 16, "activation words per lane"),
+    Field("scratch_bytes", 17, "bytes of scratch memory"),
     Field("residual_values", 32, "values of the residual"),
     Field("score_depth", 16, "scores per lane"),
     Field("rope_pairs", 16, "RoPE pairs"),

@@ -1,7 +1,7 @@
-"""Words from the activation memory -> bursts -> memory (KV cache)."""
+"""Words from scratch memory -> bursts -> memory (KV cache)."""
 from __future__ import annotations
 
-from amaranth import Module, Mux, ResetInserter, Signal
+from amaranth import Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
@@ -18,7 +18,7 @@ class StoreUnit(wiring.Component):
     """Writes chunks of int8 values to memory.
 
     A command's chunks, from ``addr`` on, come in parts of ``store_bytes``. Parts may come before
-    their command; up to ``WORDS`` are taken ahead.
+    their command; one is taken ahead.
 
     Timing: ``BURST`` cycles from a command to its first burst, and from the end of a burst to the
     next; within a burst one bus word a cycle. Command and data are offered independently, so
@@ -49,7 +49,6 @@ class StoreUnit(wiring.Component):
     """
 
     BURST = 3
-    WORDS = 16      # parts taken ahead of memory
     BURSTS = 16     # bursts not yet acknowledged
     COMMANDS = BURSTS + 1
 
@@ -67,15 +66,8 @@ class StoreUnit(wiring.Component):
         c = self.config
         shift, pieces = exact_log2(c.bus_per_chunk), c.store_bytes // c.bus_bytes
         drop = Signal()
-        words = Queue(8 * c.store_bytes, depth=self.WORDS)
         finals = Queue(1, depth=self.BURSTS)        # of each burst: it is its command's last
-        m.submodules.words = ResetInserter(drop)(words)
         m.submodules.finals = finals
-        m.d.comb += [
-            words.i.valid.eq(self.words.valid & ~drop),
-            words.i.payload.eq(self.words.payload),
-            self.words.ready.eq(Mux(drop, self.flush, words.i.ready))]
-
         to_write = BurstCutter(m, most=c.burst_words, address_bits=32, left_bits=12 + shift,
                                name="to_write")
         owed = Countdown(m, range(c.burst_words + 1), name="owed", last=False)  # beats to form
@@ -126,17 +118,18 @@ class StoreUnit(wiring.Component):
         piece, some, one = Signal(range(pieces)), Signal(), Signal()    # some are to go, one is
         m.submodules.beats = beats = Queue(self.mem.w_data.payload.shape(), depth=4)
         wiring.connect(m, beats.o, wiring.flipped(self.mem.w_data))
-        form, take = Signal(), Signal()
+        form, room, take = Signal(), Signal(), Signal()
         m.d.comb += [
             form.eq(owed.some & (drop | some) & beats.i.ready), beats.i.valid.eq(form),
             beats.i.payload.data.eq(part.word_select(piece, 8 * c.bus_bytes)),
             beats.i.payload.strb.eq(Mux(drop, 0, (1 << c.bus_bytes) - 1)),
-            take.eq(words.o.valid & (~some | (form & one))), words.o.ready.eq(take)]
+            room.eq(~some | (form & one)), take.eq(self.words.valid & room),
+            self.words.ready.eq(Mux(drop, self.flush, room))]
         with m.If(form):
             m.d.sync += [owed.step(), piece.eq(piece + 1),
                          some.eq(~one), one.eq(piece == pieces - 2)]
         with m.If(take):
-            m.d.sync += [part.eq(words.o.payload), some.eq(1), one.eq(pieces == 1)]
+            m.d.sync += [part.eq(self.words.payload), some.eq(1), one.eq(pieces == 1)]
         with m.If(drop):
             m.d.sync += [piece.eq(0), some.eq(0), one.eq(0)]
 
@@ -151,6 +144,6 @@ class StoreUnit(wiring.Component):
         with m.If(drop & at_rest):
             m.d.sync += self.pending.eq(0)
         m.d.sync += self.idle.eq(
-            at_rest & fsm.ongoing("COMMAND") & (self.pending == 0) & ~words.o.valid
-            & ~some & ~accepted & ~(self.words.valid & self.words.ready & ~drop))
+            at_rest & fsm.ongoing("COMMAND") & (self.pending == 0)
+            & ~some & ~accepted & ~(take & ~drop))
         return m

@@ -22,7 +22,7 @@ from ..quant.shapes import Shapes
 from . import limits
 from .image import Image
 from .layout import (ALIGN, Shape, Tables, Tiling, act_map, packed_jobs, round_up, spare_chunks,
-                     tile_linear)
+                     tile_linear, token_words)
 from .packing import Packer, Segment
 
 if TYPE_CHECKING:
@@ -121,6 +121,9 @@ class _Lists:
         self.at_once = limits.heads_at_once(qm.plan, config)
         self.act = act_map(qm.plan, W, self.at_once)
         self.head = qm.head_pad // W                # words of a head
+        self.blocks = limits.residents(qm.plan, config, self.at_once)
+        self.token = token_words(qm.plan, W)        # of a token's keys, and of its values
+        self.beside = limits.values_beside_keys(qm.plan, config, self.blocks)
         self.hidden = round_up(qm.hidden, W)
         self.stream = _Stream(config, packing, max(config.P, self.at_once))
         self.tables = Tables(shapes, config, context)
@@ -204,14 +207,15 @@ class _Lists:
         config, op, pad, x = self.config, step.op, self.qm.head_pad, self.act.at[step.q.x]
         numbers: QuantAttend = self.qm.numbers[step.name]
         if step.table is None:
-            q_epi, k_epi = dict(epi=Epi.ACT16), dict(epi=Epi.ACT8)
+            q_epi, k_epi = dict(epi=Epi.ACT16), dict(epi=Epi.SCRATCH8)
         else:
             q_epi = dict(epi=Epi.ROPE16, shift=numbers.q_shift)
             k_epi = dict(epi=Epi.ROPE8, shift=numbers.k_shift)
         for which, (matrix, epilogue) in enumerate((
-                (step.k, k_epi), (step.v, dict(epi=Epi.ACT8)))):
-            at = self.act.at[matrix.name]
-            self._linear(matrix, y=at * config.W, **epilogue)
+                (step.k, k_epi), (step.v, dict(epi=Epi.SCRATCH8)))):
+            # Values lie behind the keys or, once these are stored, in their place.
+            at = which * self.token if self.beside else 0
+            self._linear(matrix, y=at * config.W, wait=int(which and not self.beside), **epilogue)
             for code in (self.prefill, self.decode):
                 for h in range(op.kv_heads):
                     self._relative(code, Op.STORE, self.tables.kv(step.cache, which, h),
@@ -320,8 +324,7 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
     limits.check(shapes, board, context=context, least=limits.least_bits(board, packing))
     context = limits.need(shapes, board, context).context
     lists = _Lists(qm, shapes, config, context, packing, all_tokens)
-    blocks = limits.residents(qm.plan, config, lists.at_once)
-    act, tables = lists.act, lists.tables
+    act, tables, blocks = lists.act, lists.tables, lists.blocks
     lists.make()
 
     # What was left open: what the packed weights take.
@@ -341,7 +344,8 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
     memory = b"".join((weights, rope.ljust(tables.embed_at, b"\0"),
                        embedding.ljust(tables.kv_at - tables.embed_at, b"\0")))
     regs = dict(prefill_pc=0, decode_pc=len(lists.prefill), stream_addr=0,
-                block_words=act.block_words, blocks=blocks, hidden=lists.hidden,
+                block_words=act.block_words, token_words=lists.token << lists.beside,
+                blocks=blocks, hidden=lists.hidden,
                 head_log2=qm.head_pad.bit_length() - 1, group=lists.at_once, eps=int(qm.eps),
                 vocab=qm.vocab)
     for name, value in regs.items():
@@ -349,6 +353,7 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
     return Image(
         name=qm.name, board=board.name, config=config.as_dict(),
         needs=dict(act_words=_act_words(program, blocks * act.block_words, lists.head),
+                   scratch_bytes=blocks * P * regs["token_words"] * W,
                    residual_values=blocks * P * lists.hidden,
                    rope_pairs=blocks * P * qm.head_pad // 2, score_depth=context,
                    context=context, prog_depth=len(program), memory_bytes=memory_bytes,

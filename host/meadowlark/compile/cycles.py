@@ -35,6 +35,7 @@ from meadowlark_hdl.issue.tile_reader import TileReader
 from meadowlark_hdl.issue.token_tiles import TokenTiles
 from meadowlark_hdl.memory.arbiter import MemoryArbiter
 from meadowlark_hdl.memory.reader import Reader
+from meadowlark_hdl.memory.scratch import Scratch
 from meadowlark_hdl.memory.store import StoreUnit
 from meadowlark_hdl.sampler.sampler import Sampler
 from meadowlark_hdl.weights.block_unit import BlockUnit
@@ -269,6 +270,7 @@ class _Machine:
         self.stream = 0                 # pointer into the weight stream
         self.fetch = 0                  # time Fetch has reached the instruction
         self.storing = 0                # time the StoreUnit has taken all chunks so far
+        self.stores: deque[int] = deque()   # times at which the last STOREs began
         # From the last beat of an instruction to the last result of lane 0.
         self.array = first_result(self.c) - 1
         self.drains = Drains(self.c, self.vector.sum_gap)
@@ -325,13 +327,14 @@ class _Machine:
     def _execute(self, spent: Spent, i: Instruction, p: Pass, lots: Lots | None) -> None:
         """From an instruction's turn to the next one's; of END to its walker's, if it had one."""
         self._lose(spent, Dispatch.START)
-        if i["op"] != Op.QK:            # all others wait for the drains
-            drained = self.drains.last + 1 + self.array + self.c.P + self._effect(Epi.ACT16)
-            self._lose(spent, max(drained + Dispatch.DRAINED - self.now, 0))
-        if i["op"] == Op.END:           # waits for the writes
+        if i["wait"] or i["op"] == Op.END:
             wait = max(self.memory.written() - self.now, 0)
             spent.memory += wait
             self.now += wait
+        if i["op"] != Op.QK:            # all others wait for the drains
+            drained = self.drains.last + 1 + self.array + self.c.P + self._effect(Epi.ACT16)
+            self._lose(spent, max(drained + Dispatch.DRAINED - self.now, 0))
+        if i["op"] == Op.END:
             return
         if i["last"]:                   # looks for the last block
             self._lose(spent, p.nb - 1)
@@ -411,19 +414,17 @@ class _Machine:
 
     def _store(self, i: Instruction, p: Pass, spent: Spent) -> None:
         c = self.c
-        chunks = p.n * i["row_beats"]
-        words = chunks * c.bus_per_chunk
+        words = p.n * i["row_beats"] * c.bus_per_chunk
         at = (i["addr"] + p.pos0 * i["row_beats"]) * c.bus_per_chunk
-        self.storing = max(self.now, self.storing)
+        if len(self.stores) == Scratch.COMMANDS:        # they wait for this one's turn
+            self._work(spent, max(0, self.stores.popleft() - self.now))
+        self.storing = max(self.now + Scratch.FIRST, self.storing + Scratch.NEXT)
+        self.stores.append(self.storing)
         for first in range(0, words, c.burst_words):
             n = min(c.burst_words, words - first)
             self.storing += n + StoreUnit.BURST
             self.memory.write(at + first, n, self.storing)
-        # the engine is done when the last chunk is taken, ahead of memory
-        ahead = StoreUnit.WORDS * c.store_bytes // c.bus_bytes
-        end = max(self.now + chunks * c.W // c.store_bytes, self.storing - ahead)
-        self._work(spent, end - self.now)
-        self._lose(spent, Stores.STORE)
+        self._lose(spent, Stores.TURN - Dispatch.START - Dispatch.SETTLE)
 
     def _lots(self, i: Instruction, p: Pass, spent: Spent, lots: Lots):
         """Reads the cache; yields (lot, keys that it sees of the tile, whether they are its last

@@ -9,7 +9,7 @@ from meadowlark_hdl.isa import Epi, Field, Header, Instruction, MODEL_REGS, Mode
 if TYPE_CHECKING:
     from .image import Image
 
-_LINEAR_WITH_Y = (Epi.ACT16, Epi.ACT8, Epi.ROPE16, Epi.ROPE8, Epi.SWIGLU)
+_LINEAR_WITH_Y = (Epi.ACT16, Epi.SCRATCH8, Epi.ROPE16, Epi.ROPE8, Epi.SWIGLU)
 _LINEAR_WITH_SHIFT = (Epi.ROPE16, Epi.ROPE8, Epi.SWIGLU)
 
 
@@ -22,6 +22,8 @@ def line(i: Instruction) -> str:
     parts = [f"{op.name} {Epi(i['epi']).name}" if op == Op.LINEAR else op.name]
     if i["last"]:
         parts.append("if-more" if op == Op.END else "last")
+    if i["wait"]:
+        parts.append("wait")
     if i["heads"]:
         parts.append(f"heads {i['lanes']}")
     if op == Op.END:

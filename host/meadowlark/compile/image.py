@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from meadowlark_boards import Board
 
 MAGIC = b"MEADOWLK"
-VERSION = 4
+VERSION = 5
 #: magic, version, bytes of the JSON header, CRC-32 of everything else before the sections.
 _PREFIX = struct.Struct("<8sIII")
 _SECTIONS = ("program", "memory", "tokenizer", "chat")
@@ -38,8 +38,8 @@ _AGAIN = "compile the model again"
 #: Config fields that the layout depends on; they must equal the core's.
 EXACT = ("W", "P", "tile_beats")
 #: What a core must have at least, by Config field; ``memory_bytes`` is of the board.
-NEEDS = ("act_words", "residual_values", "rope_pairs", "score_depth", "context", "prog_depth",
-         "tile_rows", "memory_bytes")
+NEEDS = ("act_words", "scratch_bytes", "residual_values", "rope_pairs", "score_depth", "context",
+         "prog_depth", "tile_rows", "memory_bytes")
 _SHAPE = ("hidden", "layers", "heads", "kv_heads", "head_dim", "head_pad", "ffn", "vocab",
           "context")
 _FACTS = ("parameters", "layer_bytes", "tail_bytes", "embedding_bytes", "layer_macs", "tail_macs",

@@ -169,16 +169,15 @@ class ActMap:
     """Activation memory of a block, in words of W int16.
 
     at: where each lies: what a norm, a gate or an attention makes, by edge; and for an attention
-    the queries of heads that attend at once (decode: of the lane's head), and the block's new keys
-    and values, one region a KV head, by the names of their matrices.
+    the queries of heads that attend at once (decode: of the lane's head), by the name of their
+    matrix.
     """
     at: Mapping[str, int]
     block_words: int
 
 
 class _Region(NamedTuple):
-    """From its first write, in moment ``born``, to its last reader in moment ``dead``, inclusive.
-    """
+    """From its first write, in step ``born``, to its last reader in step ``dead``, inclusive."""
     name: str
     words: int
     born: int
@@ -208,25 +207,24 @@ def act_map(plan: Plan, W: int, at_once: int = 1) -> ActMap:
 def _regions(plan: Plan, W: int, at_once: int) -> Iterator[_Region]:
     """In the order in which they find their places, each step's together.
 
-    A step has two moments: all up to the first QK, which waits until the cache holds the new keys
-    and values, and what comes behind that: the first output of an attention is written then. But
-    queries are made some heads at a time, so they and what they are made from live on.
+    Queries are made some heads at a time, so they and what they are made from live until the last
+    output of the attention is written.
     """
-    last: dict[str, int] = {}       # moment of the last reader
-    for i, step in enumerate(plan.steps):
-        last |= dict.fromkeys(step.reads, 2 * i + 1)
+    last = {name: i for i, step in enumerate(plan.steps) for name in step.reads}
 
     def words(values: int) -> int:
         return -(-values // W)
     for i, step in enumerate(plan.steps):
-        before, behind = 2 * i, 2 * i + 1
         match step:
             case NormStep() | GateStep():
-                yield _Region(step.name, words(plan.graph.edges[step.name].width), before,
+                yield _Region(step.name, words(plan.graph.edges[step.name].width), i,
                               last[step.name])
             case AttendStep(op=op):
                 head = words(plan.head_pad)
-                yield _Region(step.q.name, at_once * head, before, behind)
-                for matrix in (step.k, step.v):
-                    yield _Region(matrix.name, op.kv_heads * head, before, before)
-                yield _Region(step.name, op.heads * head, behind, last[step.name])
+                yield _Region(step.q.name, at_once * head, i, i)
+                yield _Region(step.name, op.heads * head, i, last[step.name])
+
+
+def token_words(plan: Plan, W: int) -> int:
+    """Words of W values that the keys, or the values, of a token take: all KV heads of a layer."""
+    return max(step.op.kv_heads for step in plan.attends) * -(-plan.head_pad // W)

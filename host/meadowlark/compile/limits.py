@@ -25,7 +25,7 @@ from ..models.checkpoint import Model
 from ..quant.plan import AttendStep, Matrix, NormStep, Plan, Step
 from ..quant.quantise import int8_codes
 from ..quant.shapes import Shapes
-from .layout import ALIGN, Shape, Tables, Tiling, act_map, round_up, tile_linear
+from .layout import ALIGN, Shape, Tables, Tiling, act_map, round_up, tile_linear, token_words
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
@@ -205,9 +205,13 @@ LIMITS = (
                               2 * b.config.rope_pairs // b.config.P).bit_length() - 1),
           "2 * rope_pairs / P, and the accumulators"),
     Limit("activations", "words",
-          "of W values, in a block of tokens: hidden size, and a query head with the keys and "
-          "values of all KV heads; an FFN that is larger is cut into slices",
+          "of W values, in a block of tokens: hidden size, and what all query heads give; an FFN "
+          "that is larger is cut into slices",
           lambda n: act_map(n.plan, n.config.W).block_words, _act_words, "act_words"),
+    Limit("new keys", "bytes", "of a token in a layer: all KV heads, padded",
+          lambda n: token_words(n.plan, n.config.W) * n.config.W,
+          lambda b: min(b.config.scratch_bytes // b.config.P,
+                        ((1 << _BITS["x"]) - 1) * b.config.W), "scratch_bytes / P"),
     Limit("context", "tokens", "what the KV cache holds; `--ctx` asks for fewer",
           lambda n: n.context,
           lambda b: min(b.config.context, b.config.score_depth), "context, score_depth"),
@@ -343,8 +347,15 @@ def residents(steps: Plan, config: Config, at_once: int = 1) -> int:
     :func:`meadowlark.compile.layout.act_map`."""
     W, P = config.W, config.P
     return min(config.act_words // act_map(steps, W, at_once).block_words,
+               config.scratch_bytes // (P * token_words(steps, W) * W),
                config.residual_values // (P * round_up(steps.graph.hidden, W)),
                config.rope_pairs // (P * steps.head_pad // 2), Config.PASS_BLOCKS)
+
+
+def values_beside_keys(steps: Plan, config: Config, blocks: int) -> bool:
+    """Scratch memory has room for a pass's values beside its keys, so that they need not wait until
+    the keys are stored. blocks: resident ones."""
+    return 2 * token_words(steps, config.W) * config.W * config.P * blocks <= config.scratch_bytes
 
 
 def heads_at_once(steps: Plan, config: Config) -> int:

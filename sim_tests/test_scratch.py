@@ -1,0 +1,181 @@
+"""Scratch: rows of all tokens, in order, as parts of words; exact cycles, back-pressure, flush."""
+import os
+import random
+
+import cocotb
+import numpy as np
+import pytest
+from bench import cycles, flush, pack, recv, send, simulate, start, unpack
+from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
+
+from meadowlark_hdl.config import Config
+from meadowlark_hdl.memory.scratch import Scratch
+from meadowlark_hdl.signatures import ModelLayout, PassLayout, ScratchCommand, StoreCommand
+
+CONFIGS = {f"w{W}b{bus}": Config(W=W, P=P, bus_bytes=bus, scratch_bytes=size, fifo_words=64,
+                                 burst_words=32)
+           for W, P, bus, size in ((4, 5, 1, 1024), (8, 4, 8, 2048), (16, 4, 4, 4096),
+                                   (16, 4, 16, 1024), (32, 6, 8, 2048))}
+
+
+class Bench:
+    """Knows what the memory holds: int8[bytes]."""
+
+    def __init__(self, dut):
+        self.dut, self.config = dut, CONFIGS[os.environ["CASE"]]
+        self.memory = np.zeros(self.config.scratch_bytes, np.uint8)
+
+    async def begin(self):
+        await start(self.dut)
+        await self.fill()
+
+    async def write(self, at, values, mask):
+        """Some of four bytes."""
+        dut = self.dut
+        dut.write__valid.value, dut.write__addr.value, dut.write__mask.value = 1, at, mask
+        dut.write__data.value = int.from_bytes(bytes(values), "little")
+        for k in range(4):
+            if mask >> k & 1:
+                self.memory[4 * at + k] = values[k]
+        await RisingEdge(dut.clk)
+        dut.write__valid.value = 0
+
+    async def fill(self):
+        """All of it, a byte, a pair or four at a time; with what is written over."""
+        masks = [1, 2, 4, 8, 3, 12, 15]
+        for at in range(self.config.scratch_bytes // 4):
+            await self.write(at, random.randbytes(4), 15)
+            # What is offered without valid, or without its bit, counts for nothing.
+            self.dut.write__data.value = random.getrandbits(32)
+            if random.random() < 0.3:
+                await self.write(random.randrange(at + 1), random.randbytes(4),
+                                 random.choice(masks))
+        await ClockCycles(self.dut.clk, 3)
+
+    def set_pass(self, n, head_log2, token_words):
+        self.n, self.head, self.token_words = n, 1 << head_log2, token_words
+        self.dut.pass_.value = pack(PassLayout(), n=n)
+        self.dut.model.value = pack(ModelLayout, head_log2=head_log2, token_words=token_words)
+
+    def random_pass(self):
+        W = self.config.W
+        head_log2 = random.choice([k for k in range(2, 8) if 1 << k >= W and 1 << k <= 8 * W])
+        words = (1 << head_log2) // W
+        most = self.config.scratch_bytes // W
+        token_words = words * random.randint(1, min(4, most // words))
+        self.set_pass(random.choice([1, random.randint(1, most // token_words)]), head_log2,
+                      token_words)
+
+    def random_command(self):
+        return {"addr": random.getrandbits(27),
+                "word": random.randrange(0, self.token_words - self.head // self.config.W + 1)}
+
+    def wanted(self, command):
+        """Parts of words of a command."""
+        c, out = self.config, []
+        for token in range(self.n):
+            at = (token * self.token_words + command["word"]) * c.W
+            row = self.memory[at:at + self.head].tobytes()
+            out += [int.from_bytes(row[k:k + c.store_bytes], "little")
+                    for k in range(0, self.head, c.store_bytes)]
+        return out
+
+    async def run(self, commands, stall):
+        dut, words = self.dut, [w for command in commands for w in self.wanted(command)]
+        cocotb.start_soon(send(dut, "cmd", commands, stall, layout=ScratchCommand()))
+        store = cocotb.start_soon(recv(dut, "store", len(commands), stall))
+        got = await recv(dut, "words", len(words), stall)
+        assert got == words
+        assert [unpack(StoreCommand(), bits) for bits in await store] == [
+            {"addr": c["addr"], "chunks": self.n * self.head // self.config.W} for c in commands]
+        await ClockCycles(dut.clk, 8)
+        await ReadOnly()
+        assert dut.idle.value and not dut.words__valid.value and not dut.store__valid.value
+        await RisingEdge(dut.clk)
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+@cocotb.parametrize(stall=[0.0, 0.6])
+async def rows_of_all_tokens(dut, stall):
+    bench = Bench(dut)
+    await bench.begin()
+    for _ in range(8):
+        bench.random_pass()
+        await ClockCycles(dut.clk, 3)
+        await bench.run([bench.random_command() for _ in range(random.randint(1, 4))], stall)
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def cycles_of_commands(dut):
+    """FIRST to the first part, a part a cycle, NEXT between commands."""
+    bench = Bench(dut)
+    await bench.begin()
+    c = bench.config
+    head = max(c.W, 8)
+    bench.set_pass(5, head.bit_length() - 1, head // c.W)
+    await ClockCycles(dut.clk, 3)
+    asked, came = [], []
+    command = {"addr": 7, "word": 0}
+    dut.store__ready.value = 1
+    cocotb.start_soon(send(dut, "cmd", [command] * 3, layout=ScratchCommand(), times=asked))
+    parts = 5 * head // c.store_bytes
+    dut.words__ready.value = 1
+    while len(came) < 3 * parts:
+        await ReadOnly()
+        if dut.words__valid.value:
+            assert not dut.idle.value
+            came.append(cycles(dut))
+        await RisingEdge(dut.clk)
+    assert came[0] - asked[0] == Scratch.FIRST
+    for k in range(3):
+        assert came[(k + 1) * parts - 1] - came[k * parts] == parts - 1
+    assert {came[k * parts] - came[k * parts - 1] for k in (1, 2)} == {Scratch.NEXT}
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def commands_wait(dut):
+    """COMMANDS of them, while the store unit takes none; nothing is read, and none is lost."""
+    bench = Bench(dut)
+    await bench.begin()
+    bench.random_pass()
+    await ClockCycles(dut.clk, 3)
+    commands, taken = [bench.random_command() for _ in range(20)], []
+    sender = cocotb.start_soon(send(dut, "cmd", commands, layout=ScratchCommand(), times=taken))
+    await ClockCycles(dut.clk, 60)
+    assert len(taken) == Scratch.COMMANDS and dut.cmd__ready.value == 0
+    assert not dut.words__valid.value and not dut.idle.value
+    words = [w for command in commands for w in bench.wanted(command)]
+    store = cocotb.start_soon(recv(dut, "store", len(commands)))
+    assert await recv(dut, "words", len(words)) == words
+    assert [unpack(StoreCommand(), bits)["addr"] for bits in await store] == [
+        c["addr"] for c in commands]
+    await sender
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def flush_in_mid_command(dut):
+    """Nothing of before comes after it; what was written is still there."""
+    bench = Bench(dut)
+    await bench.begin()
+    for at in [*range(12), *(random.randrange(12, 120) for _ in range(8))]:
+        bench.random_pass()
+        await ClockCycles(dut.clk, 3)
+        commands = [bench.random_command() for _ in range(6)]
+        tasks = [cocotb.start_soon(send(dut, "cmd", commands, layout=ScratchCommand())),
+                 cocotb.start_soon(recv(dut, "store", 6, 0.3)),
+                 cocotb.start_soon(recv(dut, "words", 6 * len(bench.wanted(commands[0])), 0.3))]
+        await ClockCycles(dut.clk, 1 + at)
+        await flush(dut, tasks, cmd__valid=0, store__ready=0, words__ready=0)
+        if at % 2:                              # a pulse is enough; here it lasts
+            dut.flush.value = 1
+        await ClockCycles(dut.clk, 3)
+        await ReadOnly()
+        assert dut.idle.value and not dut.words__valid.value and not dut.store__valid.value
+        await RisingEdge(dut.clk)
+        dut.flush.value = 0
+        await bench.run([bench.random_command()], 0.0)
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_scratch(case, seed):
+    simulate(Scratch(CONFIGS[case]), __name__, seed=seed, case=case)
