@@ -259,7 +259,7 @@ def test_bench(command, tmp_path):
     assert "timeline of pp9 and the first 2 passes of tg3 in t.json" in err
     assert "ui.perfetto.dev" in err
     parts = out.split("\n\n")
-    assert [part.split(" |")[0] for part in parts[1::2]] == ["| pp9          ", "| tg3          "]
+    assert [part.split("|")[1].strip() for part in parts[1::2]] == ["pp9", "tg3"]
     assert "\n| LINEAR LOGIT " in parts[1] and "\n| all " in parts[1]
     assert [part[:19] for part in parts[2::2]] == ["memory bus of pp9: ", "memory bus of tg3: "]
     events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
