@@ -66,8 +66,12 @@ def run(component, bench):
     simulator.run()
 
 
-async def walk(ctx, walker, p, i, model, lots=None, *, each=lambda: None, front=lambda: True):
-    """Have an instruction executed. Returns the control of each cycle from the first on."""
+async def walk(ctx, walker, p, i, model, lots=None, *, each=lambda: None, front=lambda: True,
+               then=lambda: None):
+    """Have an instruction executed. Returns the control of each cycle from the first on.
+
+    each is called in every cycle until the walker is idle, then in the first one behind them.
+    """
     ctx.set(walker.job, {
         "instr": dict(i), "model": model, "lots": packed_lots(lots) if lots else {},
         "pass_": {"pos0": p.pos0, "n": p.n, "nb": p.nb, "ctx": p.ctx, "final": 1},
@@ -86,6 +90,7 @@ async def walk(ctx, walker, p, i, model, lots=None, *, each=lambda: None, front=
         tiles += shown.get("release", 0)
         await ctx.tick()
         assert len(trace) < 20000
+    then()
     ctx.set(walker.front, 0)
     for after in range(8):              # the lanes may have to wait for the address of a drain
         shown = {name: int(ctx.get(walker.control[name])) for name in walker.PRESENTS}
@@ -306,9 +311,11 @@ def test_stores(case, seed):
                     assert ctx.get(walker.cmd.payload) == {
                         "addr": i["addr"] + (p.pos0 << log2_words), "word": i["x"]}
                     t[0] += 1
-                trace = await walk(ctx, walker, p, i, model, each=each)
+
+                def then():
+                    assert ctx.get(walker.storing)
+                trace = await walk(ctx, walker, p, i, model, each=each, then=then)
                 assert len(trace) - 8 == wait + 1
-                assert ctx.get(walker.storing)
             while given:
                 assert ctx.get(walker.storing)
                 done = rng.randrange(2)
