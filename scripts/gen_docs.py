@@ -157,8 +157,8 @@ def models() -> str:
                 f"`{family.gguf_name}`" if family.arch is not None else "",
                 " ".join((inspect.getdoc(type(family)) or "").split()))
                for name, family in families().items())),
-        "The head may be tied to the embedding. Attention with a window runs with contexts up to "
-        "the window, because the cache forgets nothing. [How to add a family](add-a-family.md).\n",
+        "The head may be tied to the embedding. A layer with a window reads the keys in it alone; "
+        "its cache holds all positions. [How to add a family](add-a-family.md).\n",
         "These are known and not run; they are refused with what they need:\n",
         table(("model_type", "what it needs"),
               ((f"`{name}`", needs) for name, needs in missing().items())),

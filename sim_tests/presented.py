@@ -9,7 +9,7 @@ from amaranth import Shape
 from meadowlark_hdl.compute.lane import DRAIN_LATER
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import Lots, Pass, subgroups
-from meadowlark_hdl.isa import Instruction, Op
+from meadowlark_hdl.isa import NO_WINDOW, Instruction, Op
 from meadowlark_hdl.issue.issue_golden import ENABLES, Presented
 from meadowlark_hdl.issue.walker import presentable
 
@@ -26,8 +26,8 @@ def first_block(i: Instruction, p: Pass, model: dict[str, int], P: int) -> dict[
 
 def packed_lots(lots: Lots) -> dict[str, int]:
     """Fields of LotsLayout."""
-    return {"heads": len(lots.heads), "blocks": len(lots.blocks), "keys": lots.keys,
-            "begin": lots.begin, "again": lots.again}
+    return {"heads": len(lots.heads), "blocks": len(lots.blocks), "first": lots.keys.start,
+            "keys": len(lots.keys), "begin": lots.begin, "again": lots.again}
 
 
 def repeated(c: Config, p: Pass, i: Instruction) -> list[tuple[Instruction, Lots | None]]:
@@ -41,24 +41,31 @@ def repeated(c: Config, p: Pass, i: Instruction) -> list[tuple[Instruction, Lots
 def random_work(rng, c: Config, *ops: Op, several: bool = False) -> tuple[Pass, Instruction]:
     """A pass, and an instruction of one of these operators. several: lots are of more than one head
     at once, but not of all blocks."""
-    heads = bool(rng.integers(2))
+    heads, sliding = bool(rng.integers(2)), bool(several or rng.integers(2))
     p = a_pass(c.P, 1 if heads else int(rng.integers(1, 3 * c.P + 1)), int(rng.integers(60)),
                *(map(int, rng.integers(1, 4, 2))))
     op = Op(rng.choice(ops))
     rows, row_beats = int(rng.integers(2, c.tile_rows + 1)), 1 << int(rng.integers(3))
-    if rng.random() < 0.4:              # keys of several blocks just fill a tile, or just do not
-        rows = c.tile_rows
-        heads, p = False, a_pass(c.P, rows + int(rng.integers(2)), 0)
+    back = int(rng.choice([NO_WINDOW, rng.integers(80)]))
     if several:
         heads, p = False, a_pass(c.P, 3 * c.P, p.pos0, 2, int(rng.integers(1, 3)))
         row_beats = min(row_beats, c.acc_slots // (2 * c.sv_cycles))
+    elif sliding:                       # blocks whose first keys are in one tile, or are not
+        heads, p = False, a_pass(c.P, int(rng.integers(c.P + 1, 3 * c.P + 1)), p.pos0,
+                                 p.sub_heads, 3)
+        row_beats = 1 << int(rng.integers(2))
+    elif rng.random() < 0.5:            # keys of several blocks just fill a tile, or just do not
+        heads, p = False, a_pass(c.P, c.tile_rows + int(rng.integers(2)), 0)
+        rows = c.tile_rows
+    if sliding:
+        back, rows = int(rng.choice([NO_WINDOW, 0, *rng.integers(2 * c.P, size=4)])), c.tile_rows
     if op == Op.LINEAR:
         row_beats = int(rng.integers(1, c.tile_beats // rows + 1))
     i = Instruction(op, heads=heads, lanes=int(rng.integers(1, c.P + 1)),
-                    last=int(not several and rng.integers(2)), tiles=int(rng.integers(1, 4)),
+                    last=int(not sliding and rng.integers(2)), tiles=int(rng.integers(1, 4)),
                     rows=rows, last_rows=int(rng.integers(1, rows + 1)), row_beats=row_beats,
                     x=int(rng.integers(8)), shift=int(rng.integers(64)),
-                    addr=int(rng.integers(1 << 20)),
+                    addr=int(rng.integers(1 << 20)), back=back, ahead=int(rng.random() < 0.2),
                     group=1 if heads else int(rng.integers(1 + several, 5)))
     if p.ctx > rows:                    # lots of several tiles have slices of their own
         most = max(c.acc_slots // (row_beats * c.sv_cycles), 1)
@@ -69,7 +76,7 @@ def random_work(rng, c: Config, *ops: Op, several: bool = False) -> tuple[Pass, 
 
 def tiles_of(i: Instruction, lots: Lots | None) -> int:
     """Tiles that it takes."""
-    return i["tiles"] if lots is None else -(-lots.keys // i["rows"])
+    return i["tiles"] if lots is None else -(-len(lots.keys) // i["rows"])
 
 
 def check(config: Config, trace: Sequence[Presented], wanted: Iterable[Presented]) -> None:

@@ -104,6 +104,9 @@ class Case:
         most = min(self.config.score_depth, 600)
         self.ctx = int(rng.choice([1, self.n, 16, most, rng.integers(1, most + 1)]))
         self.pos0 = self.ctx - self.n
+        # Keys that a token sees, its own the last; and those behind it.
+        self.window = int(rng.choice([1, 16, self.ctx, 1 << 13, rng.integers(1, 2 * self.ctx)]))
+        self.ahead = int(rng.integers(4) == 0)
         self.draw(rng)
 
     @property
@@ -141,7 +144,8 @@ class Case:
         memory[0, :, :self.d], memory[1, :, :self.d] = self.keys, self.values
         keys = tile_keys(c, head.bit_length() - 1)
         kv = dict(src=Src.KV, mode=Mode.INT8, header=Header.NONE, rows=keys, row_beats=words,
-                  chunks=keys * words, last=int(self.last))
+                  chunks=keys * words, last=int(self.last), back=self.window - 1,
+                  ahead=self.ahead)
         program = []
         for first in range(0, self.heads, at_once):
             count = min(at_once, self.heads - first)
@@ -180,9 +184,10 @@ class Case:
         saturated = 0
         for at, h in np.ndindex(found.shape[:2]):
             t = self.n - len(found) + at
-            sees = self.pos0 + t + 1
+            own = self.pos0 + t
+            sees = slice(max(0, own - self.window + 1), self.ctx if self.ahead else own + 1)
             want, wrong = attend(
-                self.q[t, h], self.keys[:sees], self.values[:sees], score_shift=self.score_shift,
+                self.q[t, h], self.keys[sees], self.values[sees], score_shift=self.score_shift,
                 mant=self.mant, shift=self.shift)
             np.testing.assert_array_equal(found[at, h, :self.d], want)
             assert not found[at, h, self.d:].any()
@@ -194,7 +199,8 @@ class Case:
 def test_programs(seed):
     """Any core, head, group, pass and context: the values, and the count of saturated scores."""
     rng = np.random.default_rng(seed)
-    tried, seen = 0, dict.fromkeys(("saturated", "tiles", "blocks", "subgroups", "decode"), 0)
+    tried, seen = 0, dict.fromkeys(("saturated", "tiles", "blocks", "subgroups", "decode",
+                                         "windows", "ahead"), 0)
     while tried < SHAPES or min(seen.values()) == 0:        # until there was one of each kind
         case = Case(rng)
         if not case.fits:
@@ -218,6 +224,8 @@ def test_programs(seed):
         seen["subgroups"] += not case.decode and (p.sub_heads < model["group"]
                                                   or p.sub_blocks < p.nb)
         seen["decode"] += case.decode
+        seen["windows"] += case.window < case.ctx and p.nb > 1
+        seen["ahead"] += case.ahead and p.nb > 1
 
 
 # ---- Whole models: hidden, FFN and heads as they come, contexts and windows down to one token
@@ -243,7 +251,7 @@ class Watched:
         made = made.reshape(q.shape)
         for t in range(len(q)):
             cache.append(np.stack([k[t], v[t]]))
-            keys, values = np.stack(cache, axis=1)
+            keys, values = np.stack(cache[-step.op.window if step.op.window else 0:], axis=1)
             for h in range(step.op.heads):
                 g = h // group
                 want, wrong = attend(
@@ -259,14 +267,15 @@ def random_case(rng: np.random.Generator, folder: Path) -> tuple[QuantModel, Boa
     if group > 4:
         kv_heads = 1
     head_dim = int(rng.choice([8, 24, 48, 80, 128, 2 * rng.integers(4, 40)]))
-    context = int(rng.choice([1, 2, 16, rng.integers(3, 150)]))
-    window = int(rng.choice([1, 16, context]))
+    context, layers = int(rng.choice([1, 2, 16, rng.integers(3, 150)])), int(rng.integers(1, 3))
+    window = int(rng.choice([1, 16, context, rng.integers(1, context + 1)]))
     model = load_model(random_model(
         folder, seed=int(rng.integers(1 << 30)), hidden=int(rng.integers(5, 40)) * 2,
-        layers=int(rng.integers(1, 3)), heads=kv_heads * group, kv_heads=kv_heads,
+        layers=layers, heads=kv_heads * group, kv_heads=kv_heads,
         head_dim=head_dim, ffn=int(rng.integers(10, 90)), vocab=int(rng.integers(64, 150)),
         context=context, tied=bool(rng.integers(2)),
-        **(dict(family="mistral", sliding_window=window) if rng.integers(2) else
+        **(dict(family="mistral", sliding_window=window, layer_types=rng.choice(
+            ["sliding_attention", "full_attention"], layers).tolist()) if rng.integers(2) else
            dict(attention_bias=bool(rng.integers(2)), mlp_bias=bool(rng.integers(2))))))
     loud = 30 if rng.integers(3) == 0 else 1
     model = replace(model, weights={

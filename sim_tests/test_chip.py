@@ -21,6 +21,7 @@ from meadowlark_hdl.sampler.sampler_golden import Sampling, logits_crc
 from meadowlark_hdl.isa import Epi, Header, Instruction, Op, Src
 from meadowlark_hdl.link.protocol import EVENT_RING
 from random_model import random_model
+from reference_models import reference_model
 
 #: Odd shapes: GQA with three heads a group, head_dim padded from 24 to 32, own head, biases.
 ODD = dict(hidden=96, layers=2, heads=6, kv_heads=2, head_dim=24, ffn=80, vocab=300, context=192,
@@ -161,8 +162,8 @@ def test_rewritten_for_the_board(rewritten, seed):
 
 @pytest.mark.parametrize("length, shape", [
     (70, dict(hidden=54, heads=9, kv_heads=1, head_dim=24, ffn=70, context=96)),
-    (13, dict(hidden=38, heads=12, kv_heads=1, head_dim=8, ffn=94, family="mistral",
-              sliding_window=16)),
+    (70, dict(hidden=38, heads=12, kv_heads=1, head_dim=8, ffn=94, family="mistral",
+              sliding_window=16, context=96, layer_types=["sliding_attention", "full_attention"])),
     (70, dict(hidden=64, layers=5, heads=8, kv_heads=4, ffn=172, vocab=512, context=512)),
 ], ids=["9 heads, two passes", "12 heads, window", "stories260K"])
 def test_shapes(target, tmp_path, seed, length, shape):
@@ -245,6 +246,23 @@ def test_decode_at_a_position_is_predicted(stories, position):
     [found] = bench.run(stories.target, image, board, [test]).values()
     assert found.position == position
     assert abs(found.cycles / found.predicted_cycles - 1) < 0.01
+
+
+def test_windows_are_predicted(target, tmp_path, seed):
+    """Of 20 positions in one layer of two, of 128 in a trained model: logits, cycles to a
+    hundredth, and what is read; prompts and decode, longer than the window."""
+    board = get_board("virtual")
+    mixed = random_model(
+        tmp_path / "mixed", seed=seed, **ODD | dict(attention_bias=False, mlp_bias=False),
+        family="mistral", sliding_window=20, layer_types=["sliding_attention", "full_attention"])
+    for folder, length in ((mixed, 150), (reference_model("stories-mistral", tmp_path / "s"), 200)):
+        chip = Chip(target, board, str(folder))
+        chip.compare(words(np.random.default_rng(seed), chip, length), max_new=3)
+        tests = [test for position in (0, 170) for test in bench.plan(
+            chip.source.image, prompts=[] if position else [length], generates=[3],
+            positions=[position])]
+        for found in bench.run(target, chip.source.image, board, tests).values():
+            assert abs(found.cycles / found.predicted_cycles - 1) < 0.01
 
 
 def test_abort_leaves_the_board_ready(stories, seed):

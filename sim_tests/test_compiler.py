@@ -17,7 +17,7 @@ from meadowlark.quant.shapes import Shapes
 from meadowlark.run.targets import golden_core
 from meadowlark_boards import get_board
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.isa import Epi, Header, Mode, Op, Src
+from meadowlark_hdl.isa import NO_WINDOW, Epi, Header, Mode, Op, Src
 from random_model import outlined, random_model, random_texts
 
 NARROW = Config(W=8, P=4, bus_bytes=2, act_words=128, residual_values=4096, score_depth=128,
@@ -36,6 +36,8 @@ SHAPES = {
     "slices": dict(ffn=72, mlp_bias=True),                      # of the FFN: 32, 32, 8
     "unrotated": dict(heads=6, head_dim=8, attention_bias=True),            # the second layer
     "nothing rotated": dict(heads=6, head_dim=12),
+    "window": dict(family="mistral", sliding_window=3,
+                   layer_types=["sliding_attention", "full_attention"]),
 }
 
 
@@ -278,3 +280,17 @@ def test_statistics(models):
             getattr(image, useful)(pos0=7, n=1, final=True)
     assert image.bits_per_weight == 8 * len(image.memory) / image.parameters
     assert any(i["epi"] == Epi.LOGIT for i in image.instructions)
+
+
+def test_statistics_of_windows(models):
+    """Of the same shape: the first layer sees three positions."""
+    image, whole = (compile_model(models(name), board(NARROW)) for name in ("window", "plain"))
+    assert image.backs == [2, NO_WINDOW] and whole.backs == [NO_WINDOW] * 2
+
+    def saved(useful, **of_pass):
+        return getattr(whole, useful)(**of_pass) - getattr(image, useful)(**of_pass)
+    for final in (False, True):         # keys 0..4; those of positions 7 and 8
+        assert saved("useful_bytes", pos0=7, n=2, final=final) == 5 * 2 * 16
+        assert saved("useful_macs", pos0=7, n=2, final=final) == 2 * 32 * (5 + 6)
+    assert not saved("useful_bytes", pos0=0, n=9, final=True)
+    assert not saved("useful_macs", pos0=0, n=3, final=True)

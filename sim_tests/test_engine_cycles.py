@@ -17,7 +17,7 @@ from meadowlark_boards import get_board
 from meadowlark_hdl.compute.vector_unit import VectorUnit
 from meadowlark_hdl.config import Config
 from presented import a_pass, repeated
-from meadowlark_hdl.isa import Epi, Header, Instruction, Mode, Op, Src
+from meadowlark_hdl.isa import NO_WINDOW, Epi, Header, Instruction, Mode, Op, Src
 
 CONFIGS = {"w16p8": Config(W=16, P=8, bus_bytes=2, act_words=128, score_depth=1024, tile_beats=64,
                            tile_rows=16, residual_values=4096),
@@ -72,16 +72,20 @@ def instructions(config: Config, n: int):
             [4 * beats, 4 * beats, 2 * beats]
     yield Instruction(Op.STORE, row_beats=2), []
     head = 2
-    yield Instruction(Op.QK, src=Src.KV, rows=64 // head, row_beats=head, group=2), None
-    for _ in range(2):                  # of fewer values, and what waits for their drains
-        yield Instruction(Op.QK, src=Src.KV, rows=64, row_beats=1, group=3), None
+    for back in (NO_WINDOW, 0, 9):
+        yield Instruction(Op.QK, src=Src.KV, rows=64 // head, row_beats=head, group=2,
+                          back=back), None
+    for back in (NO_WINDOW, 20):        # of fewer values, and what waits for their drains
+        yield Instruction(Op.QK, src=Src.KV, rows=64, row_beats=1, group=3, back=back), None
         yield Instruction(Op.NORM, src=Src.STREAM, row_beats=beats), [beats]
+    yield Instruction(Op.QK, src=Src.KV, rows=64, row_beats=1, group=3, back=4, ahead=1), None
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 @cocotb.parametrize(tokens=[1, 20], pos0=[0, 30])
 async def as_predicted(dut, tokens, pos0):
-    """From 30 on keys are in two tiles; from 0 on in one, and lots wait for their slices."""
+    """From 30 on keys are in two tiles; from 0 on in one, and lots wait for their slices. Windows
+    that hide all of a tile from some lots, a part of it, nothing."""
     config = CONFIGS[os.environ["CASE"]]
     model = {"hidden": HIDDEN, "head_log2": (2 * config.W).bit_length() - 1, "block_words": 16,
              "vocab": 100}
@@ -98,7 +102,7 @@ async def as_predicted(dut, tokens, pos0):
         if tiles is None:
             assert lots
             rows, beats = instruction["rows"], instruction["row_beats"]
-            tiles = [min(rows, lots.keys - at) * beats for at in range(0, lots.keys, rows)]
+            tiles = [min(rows, lots.keys.stop - at) * beats for at in lots.keys[::rows]]
         bench.tiles = [Tile(np.ones((beats, config.W), int), [(40000, 20, 0)] * 16)
                        for beats in tiles]
         took = await bench.execute(instruction, lots)

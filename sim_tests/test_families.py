@@ -11,6 +11,7 @@ from random_model import CLASSES, random_model
 from reference_models import RANDOM, TRAINED, reference, reference_model
 
 from meadowlark.compile import limits
+from meadowlark.compile.compiler import compile_model
 from meadowlark.errors import UserError
 from meadowlark.models.checkpoint import untied
 from meadowlark.models.families import by_architecture, families
@@ -20,8 +21,11 @@ from meadowlark.models.gguf_file import GgufFile
 from meadowlark.models.gguf_model import load_gguf
 from meadowlark.models.graph import Add, Attend, Embed, Head, Norm, Rope
 from meadowlark.models.registry import load_model
+from meadowlark.quant.golden import GoldenModel
 from meadowlark.quant.own_text import own_text
+from meadowlark.quant.quantise import quantise
 from meadowlark.quant.shapes import Shapes
+from meadowlark.run.targets import golden_core
 from meadowlark_boards import get_board
 
 #: Largest difference of logits, as a part of their spread.
@@ -74,7 +78,7 @@ def test_gguf(tmp_path, name):
     model = load_gguf(write_gguf(tmp_path / "m.gguf", folder))
     known = reference(name)
     if name == "mistral-window":        # the converter leaves the window out
-        assert model.family == "llama" and model.graph.window is None
+        assert model.family == "llama" and set(windows(model.graph)) == {None}
         model = load_gguf(write_gguf(tmp_path / "m.gguf", folder,
                                      values={"llama.attention.sliding_window": 16}))
     close(FloatModel(model).forward(known["tokens"]), known["logits"])
@@ -170,17 +174,36 @@ def test_window_is_seen(tmp_path, seed):
     close(steps(seen, tokens), with_window)
 
 
-def test_window_bounds_the_context(tmp_path, seed):
-    """It is refused only if the context exceeds it, and is what there is by default."""
-    folder = random_model(tmp_path, seed=seed, family="mistral", layers=1, sliding_window=40)
+def test_window_leaves_the_context(tmp_path, seed):
+    """It is as long as without."""
+    folder = random_model(tmp_path, seed=seed, family="mistral", layers=1, sliding_window=40,
+                          context=128)
     shapes, board = Shapes.of_model(load_model(folder)), get_board("virtual")
-    assert limits.need(shapes, board).context == 40
-    limits.check(shapes, board, context=40)
-    with pytest.raises(UserError, match=r"must be in 1\.\.40 for this model, whose attention sees "
-                                        "40 positions, not 41"):
-        limits.check(shapes, board, context=41)
-    wide = random_model(tmp_path, seed=seed, family="mistral", layers=1, sliding_window=128)
-    limits.check(Shapes.of_model(load_model(wide)), board, context=128)
+    assert limits.need(shapes, board).context == 128
+    with pytest.raises(UserError, match=r"must be in 1\.\.128 for this model, not 129"):
+        limits.check(shapes, board, context=129)
+
+
+def test_window_in_integers(tmp_path, seed):
+    """A text three times as long as the window: near what transformers computes, with a window in
+    all layers and in one; the program gives the same, in prefill and token by token."""
+    model, known = load_model(reference_model("mistral-window", tmp_path)), reference(
+        "mistral-window")
+    tokens, board = known["tokens"].tolist(), get_board("virtual")
+    kinds = {"all": model.graph, "one": replace(model.graph, operators=tuple(
+        replace(op, window=None) if op.out == "layers.0.attention" else op
+        for op in model.graph.operators))}
+    for graph in kinds.values():
+        some = replace(model, graph=graph)
+        qm = quantise(some, np.random.default_rng(seed).integers(0, 256, (8, 48)).tolist(),
+                      head_pad=board.config.W)
+        want = GoldenModel(qm).forward(tokens, want="all")
+        near = FloatModel(some).forward(tokens)
+        assert np.abs(want / 4096 - near).max() < 0.5 * near.std()
+        core = golden_core(compile_model(qm, board), board.config)
+        np.testing.assert_array_equal(core.forward(tokens[:40]), want[39])
+        for at in range(40, 48):
+            np.testing.assert_array_equal(core.forward(tokens[at:at + 1], at), want[at])
 
 
 def rotated(made):

@@ -10,7 +10,7 @@ from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.fetch import Fetch
 from meadowlark_hdl.control.fetch_golden import walk
 from meadowlark_hdl.control.sequencer_golden import Pass
-from meadowlark_hdl.isa import Header, Instruction, Mode, Op, Src, encode
+from meadowlark_hdl.isa import NO_WINDOW, Header, Instruction, Mode, Op, Src, encode
 from meadowlark_hdl.signatures import FetchedInstruction, ModelLayout, PassLayout, TileJob
 from presented import packed_lots
 
@@ -19,7 +19,7 @@ CONFIG = Config(W=8, **SIZES)
 VOCAB = 2**18 - 1       # the largest
 
 
-def jobs_of(i: Instruction, pass_: dict, tokens: list[int], pointer: int, keys: int = 0):
+def jobs_of(i: Instruction, pass_: dict, tokens: list[int], pointer: int, keys=range(0)):
     """-> (jobs of one instruction, new stream pointer); written from docs/architecture.md."""
     def job(addr, chunks, rows, beats, header=i["header"]):
         return {"addr": addr % 2**27, "chunks": chunks, "mode": i["mode"], "header": header,
@@ -40,8 +40,8 @@ def jobs_of(i: Instruction, pass_: dict, tokens: list[int], pointer: int, keys: 
             row = position if i["src"] == Src.TABLE else tokens[position]
             jobs.append(job(i["addr"] + row * i["chunks"], i["chunks"], 1, i["row_beats"]))
     elif i["src"] == Src.KV:
-        for key in range(0, keys, i["rows"]):
-            beats = min(i["rows"], keys - key) * i["row_beats"]
+        for key in keys[::i["rows"]]:
+            beats = min(i["rows"], keys.stop - key) * i["row_beats"]
             jobs.append(job(i["addr"] + key * i["row_beats"], beats, 0, beats, Header.NONE))
     return jobs, pointer
 
@@ -52,8 +52,8 @@ def random_instruction(ops=("stream", "norm", "table", "token", "kv", "store", "
     f = {name: random.getrandbits(bits) for name, bits in
          (("epi", 4), ("heads", 1), ("lanes", 6), ("x", 12), ("y", 15), ("shift", 6),
           ("mant", 16), ("addr", 27), ("rows", 8), ("last_rows", 8), ("chunks", 12),
-          ("last_chunks", 12), ("tiles", 15), ("row_beats", 11), ("last", 1),
-          ("packed", 1))}
+          ("last_chunks", 12), ("tiles", 15), ("row_beats", 11), ("last", 1), ("back", 13),
+          ("ahead", 1), ("packed", 1))}
     f |= {"mode": random.choice(list(Mode)), "header": random.choice(list(Header))}
     kind = random.choice(ops)
     if kind == "stream":
@@ -71,8 +71,9 @@ def random_instruction(ops=("stream", "norm", "table", "token", "kv", "store", "
               "chunks": random.randint(1, 4095)}
     elif kind == "kv":
         beats = random.choice([1, 2, 8, 16])
-        rows = random.choice([1, 3, 8, 32])
-        f |= {"op": Op.QK, "src": Src.KV, "row_beats": beats, "rows": rows,
+        rows = fields.get("rows", random.choice([1, 3, 8, 32]))
+        f |= {"op": Op.QK, "src": Src.KV, "row_beats": beats, "rows": rows, "chunks": rows * beats,
+              "back": random.choice([NO_WINDOW, 0, random.randrange(60)]),
               "group": 1 if (f | fields)["heads"] else random.choice([1, 2, random.randint(1, 9)])}
     elif kind == "store":
         f |= {"op": Op.STORE, "src": Src.NONE}
@@ -86,7 +87,7 @@ def random_instruction(ops=("stream", "norm", "table", "token", "kv", "store", "
 def pair(**fields) -> list[Instruction]:
     """A QK and the SV behind it."""
     qk, sv = (random_instruction(("kv",), **fields) for _ in range(2))
-    same = {name: qk[name] for name in ("group", "heads", "lanes", "last")}
+    same = {name: qk[name] for name in ("group", "heads", "lanes", "last", "back", "ahead")}
     return [qk, Instruction(**dict(sv) | same | {"op": Op.SV})]
 
 
@@ -170,7 +171,7 @@ def expected(program, pc, pass_, tokens, stream_addr):
         i = program[at]
         out.append({"instr": dict(i), "pc": pc + at} | (
             {"lots": packed_lots(lots)} if lots else {}))
-        new, pointer = jobs_of(i, pass_, tokens, pointer, lots.keys if lots else 0)
+        new, pointer = jobs_of(i, pass_, tokens, pointer, lots.keys if lots else range(0))
         jobs += new if i["op"] != Op.END else []
         fences += [stores if i["src"] == Src.KV else 0] * len(new) if i["op"] != Op.END else []
         stores += i["op"] == Op.STORE
@@ -275,7 +276,7 @@ async def jobs_come_at_set_distances(dut, kind):
                        "kv": (2, 10)}[kind]
     pass_ = {"pos0": 3, "n": 9, "nb": 3, "ctx": 12, "final": 1, "sub_heads": 1, "sub_blocks": 3}
     fields = {"stream": {"tiles": 3}, "norm": {}, "table": {}, "token": {},
-              "kv": {"rows": 3, "group": 2}}
+              "kv": {"rows": 3, "group": 2, "back": NO_WINDOW, "ahead": 0}}
     program = [random_instruction((kind,), **fields[kind]) for _ in range(6)]
     if kind == "kv":                    # three times, twice each
         program = [i for _ in range(3) for i in pair(heads=0, **fields[kind])]

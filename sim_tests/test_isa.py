@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from meadowlark.compile.disassemble import line
-from meadowlark_hdl.isa import (FIELDS, INSTRUCTION_BITS, INSTRUCTION_BYTES, MODEL_REGS, Epi,
-                                Header, Instruction, Mode, Op, Src, decode, encode)
+from meadowlark_hdl.isa import (FIELDS, INSTRUCTION_BITS, INSTRUCTION_BYTES, MODEL_REGS, NO_WINDOW,
+                                Epi, Header, Instruction, Mode, Op, Src, decode, encode)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,8 +58,10 @@ def test_listing_names_what_counts():
         last_rows=8, row_beats=16, chunks=528, last_chunks=132, x=5, y=80, shift=7)) == (
         "LINEAR SWIGLU stream [3 x 32x16, last 8 int8+scale, 528 chunks] x 5 y 80 shift 7")
     assert line(Instruction(Op.QK, src=Src.KV, heads=1, lanes=3, addr=256, rows=128, row_beats=4,
-                            chunks=512, x=9, shift=6)) == (
+                            chunks=512, x=9, shift=6, back=NO_WINDOW)) == (
         "QK heads 3 kv @0x100 [128x4 int8, 512 chunks] x 9 shift 6")
+    assert line(Instruction(Op.SV, src=Src.KV, rows=128, row_beats=1, chunks=128, back=7, ahead=1,
+                            )).endswith("[128x1 int8, 128 chunks] y 0 mant 0 shift 0 back 7 ahead")
     assert line(Instruction(Op.STORE, addr=16, row_beats=4, x=2)) == (
         "STORE @0x10 [4 chunks a token] x 2")
 

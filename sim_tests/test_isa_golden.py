@@ -18,7 +18,7 @@ from meadowlark_hdl import isa_golden
 from meadowlark_hdl.compute import tiling_engine_golden
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import Lots
-from meadowlark_hdl.isa import FIELDS, MODEL_REGS, Epi, Instruction, Op, Src
+from meadowlark_hdl.isa import FIELDS, MODEL_REGS, NO_WINDOW, Epi, Instruction, Op, Src
 from meadowlark_hdl.isa_golden import GoldenCore, ProgramError
 from meadowlark_hdl.issue import issue_golden
 from random_model import packable, random_model, random_texts
@@ -146,7 +146,7 @@ class Lanes:
         acc, sums = np.zeros(P, np.int64), np.zeros((P, 64), np.int64)
         total = sums[:, 0]
         slices = np.zeros((P, c.acc_slots, c.sv_columns), np.int64)
-        self.rows, self.scores = {}, {}
+        self.rows, self.scores, begun = {}, {}, set()
         for e in issue_golden.beats(c, core.model, p, i, lots):
             if "tile" in e:
                 row, at = divmod(e["beat"], i["row_beats"])
@@ -154,13 +154,16 @@ class Lanes:
             if "dot_keep" in e:
                 acc = acc * e["dot_keep"] + words[:, e["x_addr"]] @ beat
             if "sc_en" in e:
-                self.scores[e["sc_addr"]] = acc, e["sc_age"] > np.arange(P)
-                assert e["sc_first"] == (e["sc_addr"] == e["sc_block"] * p.ctx)
+                lanes = np.arange(P)
+                self.scores[e["sc_addr"]] = acc, (lanes < e["sc_from"]) | (lanes > e["sc_until"])
+                assert e["sc_first"] == (e["sc_block"] not in begun)
+                begun.add(e["sc_block"])
             if "acc_en" in e:
                 assert lots
                 mine = np.zeros(P, np.int64)        # of lanes that have a query
                 head, block = divmod(e["m_block"], len(lots.blocks))
-                there = probability[head, block * P:][:P, e["s_addr"] - e["m_block"] * p.ctx]
+                there = probability[head, block * P:][
+                    :P, e["s_addr"] - e["m_block"] * p.ctx - lots.keys.start]
                 mine[:len(there)] = there
                 assert e["acc_addr"] == e["acc_to"]
                 slices[:, e["acc_to"]] = slices[:, e["acc_to"]] * e["acc_keep"] + np.outer(
@@ -190,7 +193,7 @@ class Lanes:
 @pytest.mark.parametrize("sv_cycles", [2, 4])
 def test_by_beats(image, monkeypatch, sv_cycles):
     """What Issue presents, beat by beat, makes what the program says: prefill and decode, one tile
-    of keys and two."""
+    of keys and two, windows that hide all of the first one, a part of it, nothing."""
     core, done = golden_core(image, CONFIG.replace(sv_cycles=sv_cycles)), set()
     seen = []
 
@@ -219,13 +222,14 @@ def test_by_beats(image, monkeypatch, sv_cycles):
                 [(keys, _, want)] = seen
                 lanes, first = Lanes(core, i, act, keys, lots), lots.blocks.start
                 for h, k in np.ndindex(want.shape[:2]):
-                    for key in range(lots.keys):
-                        hidden = not i["heads"] and key > p.pos0 + slots[k]
+                    for column, key in enumerate(lots.keys):
+                        position = p.pos0 + (0 if i["heads"] else slots[k])
+                        hidden = key > position and not i["ahead"] or key < position - i["back"]
                         lot = h * len(lots.blocks) + (0 if i["heads"] else slots[k] // P - first)
                         if (at := lot * p.ctx + key) in lanes.scores or not hidden:
                             acc, masked = lanes.scores[at]
                             lane = slots[k] % P
-                            assert acc[lane] == want[h, k, key] and masked[lane] == hidden
+                            assert acc[lane] == want[h, k, column] and masked[lane] == hidden
             else:
                 slots, lots, _ = of_attention
                 probability = np.stack([probability for probability, *_ in seen])
@@ -235,15 +239,19 @@ def test_by_beats(image, monkeypatch, sv_cycles):
                         lanes.of(2, slots, core.head, h * core.head), want)
                     np.testing.assert_array_equal(
                         lanes.of(1, slots, 1, h * core.head)[:, 0], each.sum(axis=1))
-            done.add((op, p.decode, lots is not None and lots.keys > i["rows"]))
+            done.add((op, p.decode, lots is not None and len(lots.keys) > i["rows"]))
             return given
         return call
     execute = core._execute | {Op.QK: core._qk, Op.SV: core._sv}
     core._execute[Op.LINEAR] = checked(Op.LINEAR)
     core._qk, core._sv = checked(Op.QK), checked(Op.SV)
-    core.forward(list(range(2, 11)), 0)
-    core.forward(list(range(2, 11)), 60)
-    core.forward([5], 69)
+    for back, ahead in ((NO_WINDOW, 0), (0, 0), (5, 0), (40, 0), (5, 1)):
+        for i in core.program:
+            if i["op"] in (Op.QK, Op.SV):
+                i.update(back=back, ahead=ahead)
+        core.forward(list(range(2, 11)), 0)
+        core.forward(list(range(2, 11)), 60)
+        core.forward([5], 69)
     assert {(op, decode, True) for op in (Op.QK, Op.SV) for decode in (False, True)} <= done
 
 

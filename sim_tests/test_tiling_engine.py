@@ -14,7 +14,7 @@ from meadowlark_hdl.compute.softmax_golden import MASKED, probabilities, saturat
 from meadowlark_hdl.compute.tiling_engine_golden import broadcast, dot
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import Lots, subgroup, tile_keys
-from meadowlark_hdl.isa import Header, Instruction, Mode, Op, Src
+from meadowlark_hdl.isa import NO_WINDOW, Header, Instruction, Mode, Op, Src
 from presented import a_pass, repeated
 
 CONFIGS = {"w8p16": Config(W=8, P=16, bus_bytes=2, act_words=64, score_depth=256, tile_beats=64,
@@ -92,8 +92,8 @@ async def linear(dut, stall, only_last):
 @cocotb.test(timeout_time=300, timeout_unit="us")
 @cocotb.parametrize(stall=[0.0, 0.9], single=[0, 1], row_beats=[1, 2])
 async def attention_of_tokens(dut, stall, single, row_beats):
-    """Prefill: lanes are tokens, causal mask, several heads and blocks, as many as fit at once, one
-    or several tiles of keys."""
+    """Prefill: lanes are tokens, with a window or without, with keys behind them or without,
+    several heads and blocks, as many as fit at once, one or several tiles of keys."""
     c, rng = config(), generator()
     head_dim, group = row_beats * c.W, 2
     head_log2 = head_dim.bit_length() - 1
@@ -111,21 +111,24 @@ async def attention_of_tokens(dut, stall, single, row_beats):
     keys = rng.integers(-128, 128, (ctx, head_dim))
     values = rng.integers(-128, 128, (ctx, head_dim))
     values[0], values[-1] = -128, 127
-    shift = 6
+    shift, back = 6, int(rng.choice([NO_WINDOW, 0, rng.integers(2 * c.P), rng.integers(ctx)]))
+    ahead = int(rng.integers(3) == 0)
     for h in range(group):
         await bench.write_acts(x[h], 3 + h * row_beats)
     work = repeated(c, p, Instruction(
-        Op.QK, src=Src.KV, rows=per_tile, group=group, row_beats=row_beats, x=3, shift=shift))
+        Op.QK, src=Src.KV, rows=per_tile, group=group, row_beats=row_beats, x=3, shift=shift,
+        back=back, ahead=ahead))
     for i, lots in work:
         assert lots
-        cache = (keys if i["op"] == Op.QK else values)[:lots.keys]
+        cache = (keys if i["op"] == Op.QK else values)[:lots.keys.stop]
         bench.tiles = [Tile(cache[at:at + per_tile].reshape(-1, c.W))
-                       for at in range(0, lots.keys, per_tile)]
+                       for at in lots.keys[::per_tile]]
         await bench.execute(i, lots)
     await bench.execute(Instruction(Op.END))                    # all is drained
     acc = dot(keys, x)                                          # heads, blocks, lanes, keys
     position = pos0 + np.arange(nb * c.P).reshape(nb, c.P)
-    hidden = np.arange(ctx) > position[..., None]
+    behind = np.arange(ctx) - position[..., None]
+    hidden = (behind > 0) & (not ahead) | (behind < -back)
     prob, total = probabilities(np.where(hidden, MASKED, scores(acc, shift)))
     # Not those of lanes that have no token.
     assert int(dut.saturations.value) == np.count_nonzero(
@@ -135,9 +138,10 @@ async def attention_of_tokens(dut, stall, single, row_beats):
     drained = bench.table(2)
     assert len(drained) == group * nb * c.P * head_dim
     # Lots end in the order of the tiles with their last keys.
+    sees = [p.sees(c, work[0][0], b) for b in range(nb)]
     ends = [(h, b) for _, lots in work[::2] if lots for h, b in sorted(
         ((h, b) for h in lots.heads for b in lots.blocks),
-        key=lambda lot: (p.reach(c, lot[1] + 1) - 1) // per_tile)]
+        key=lambda lot: (sees[lot[1]].stop - 1 - lots.keys.start) // per_tile)]
     for (h, b), k in ((lot, k) for lot in ends for k in range(c.P)):
         found = next(sums)
         assert (found["block"], found["lane"]) == (b, k)
@@ -146,15 +150,17 @@ async def attention_of_tokens(dut, stall, single, row_beats):
             assert [drained[h * head_dim + j, b, k]["acc"] for j in range(head_dim)] == \
                 want[h, b, k].tolist()
     assert next(sums, None) is None
-    # Keys above the diagonal of a block are skipped.
-    beats = group * row_beats * sum(min(ctx, pos0 + (b + 1) * c.P) for b in range(nb))
+    # Keys above the diagonal of a block, and before its window, are skipped.
+    beats = group * row_beats * sum(
+        (ctx if ahead else min(ctx, pos0 + (b + 1) * c.P)) - max(0, pos0 + b * c.P - back)
+        for b in range(nb))
     assert bench.active == (1 + c.sv_cycles) * beats
 
 
 @cocotb.test(timeout_time=300, timeout_unit="us")
 @cocotb.parametrize(stall=[0.0, 0.9], ctx=[1, 2, 70])
 async def attention_of_heads(dut, stall, ctx):
-    """Decode: lanes are the query heads of a group; each sees all keys."""
+    """Decode: lanes are the query heads of a group; each sees all keys, or a window."""
     c, rng = config(), generator()
     row_beats, per_tile = 4, 16
     head_dim = row_beats * c.W
@@ -164,15 +170,17 @@ async def attention_of_heads(dut, stall, ctx):
     x[:, [0, 2, 3]] *= 8            # some of these saturate; lane 3 has no query
     keys, values = rng.integers(-128, 128, (2, ctx, head_dim))
     await bench.write_acts(x, 0)
-    flat = [[Tile(cache[i:i + per_tile].reshape(-1, c.W)) for i in range(0, ctx, per_tile)]
+    back = int(rng.choice([NO_WINDOW, 0, rng.integers(ctx)]))
+    lots = Lots(range(1), range(1), range(max(0, ctx - 1 - back), ctx), True, True)
+    keys, values = (cache[lots.keys.start:] for cache in (keys, values))
+    flat = [[Tile(cache[i:i + per_tile].reshape(-1, c.W)) for i in range(0, len(cache), per_tile)]
             for cache in (keys, values)]
     bench.tiles = flat[0]
-    lots = Lots(range(1), range(1), ctx, True, True)
-    qk = await bench.execute(Instruction(Op.QK, src=Src.KV, rows=per_tile, row_beats=row_beats,
-                                         shift=6, heads=1, lanes=3, group=1), lots)
+    both = dict(src=Src.KV, rows=per_tile, row_beats=row_beats, heads=1, lanes=3, group=1,
+                back=back)
+    qk = await bench.execute(Instruction(Op.QK, shift=6, **both), lots)
     bench.tiles = flat[1]
-    sv = await bench.execute(Instruction(Op.SV, src=Src.KV, rows=per_tile, row_beats=row_beats,
-                                         heads=1, lanes=3, group=1), lots)
+    sv = await bench.execute(Instruction(Op.SV, **both), lots)
     drained = await bench.execute(Instruction(Op.END))
     acc = dot(keys, x[0])
     prob, total = probabilities(scores(acc, 6))
@@ -184,9 +192,9 @@ async def attention_of_heads(dut, stall, ctx):
     await ClockCycles(dut.clk, 1)
     assert int(dut.saturations.value) == 0
     if not stall:
-        count = -(-ctx // per_tile)
-        assert qk <= ctx * row_beats + 8 * count + 32
-        assert sv <= ctx * row_beats * c.sv_cycles + 8 * count + 8
+        count = -(-len(keys) // per_tile)
+        assert qk <= len(keys) * row_beats + 8 * count + 32
+        assert sv <= len(keys) * row_beats * c.sv_cycles + 8 * count + 8
         assert drained <= SUM_GAP + head_dim * c.P + c.P + 40
     sums, drained = bench.table(1), bench.table(2)
     for k in range(c.P):

@@ -141,12 +141,13 @@ def cycles(config, p, i, lots) -> int:
         return now
     now, steps = Keys.SPAN, i["row_beats"] * config.sv_cycles
     drains = Drains(config, SUM_GAP)
-    for base in range(0, lots.keys, i["rows"]):
+    for base in lots.keys[::i["rows"]]:
         now += Keys.TILE
-        end = min(base + i["rows"], lots.keys)
+        end = min(base + i["rows"], lots.keys.stop)
         for lot, block in enumerate([*lots.blocks] * len(lots.heads)):
-            limit = p.ctx if i["heads"] else min(p.ctx, p.pos0 + (block + 1) * P)
-            keys = max(min(limit, end) - base, 0)
+            every = i["heads"] or i["ahead"]
+            limit = p.ctx if every else min(p.ctx, p.pos0 + (block + 1) * P)
+            keys = max(min(limit, end) - max(base, p.pos0 + block * P - i["back"]), 0)
             now += Keys.BLOCK - 1
             if i["op"] == Op.QK:
                 now += keys * i["row_beats"]

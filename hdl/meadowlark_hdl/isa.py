@@ -26,7 +26,7 @@ class Src(IntEnum):
     STREAM = 1  #: next tiles of the weight stream (pointer advances by itself)
     TABLE = 2   #: one tile per token of the pass, row pos0.. of a table at ``addr``
     TOKEN = 3   #: one tile per token of the pass, row token-id of a table at ``addr``
-    KV = 4      #: rows 0.. at ``addr`` (waits until all earlier STOREs have completed)
+    KV = 4      #: keys or values that lanes see of those at ``addr`` (waits for all earlier STOREs)
 
 
 class Epi(IntEnum):
@@ -78,8 +78,10 @@ FIELDS = (
     Field("tiles", 15, "STREAM: number of tiles"),
     Field("rows", 8, "rows of a tile (QK, SV: keys of a full tile)"),
     Field("last_rows", 8, "rows of the last tile"),
-    Field("row_beats", 11, "beats per row: ceil(K/W); STORE: chunks per token"),
-    Field("chunks", 12, "chunks of a tile, header included (TABLE, TOKEN: row stride as well)"),
+    Field("row_beats", 11, "beats per row: ceil(K/W); QK, SV: a power of two; STORE: chunks per "
+                           "token"),
+    Field("chunks", 12, "chunks of a tile, header included (TABLE, TOKEN: row stride as well; KV: "
+                        "rows * row_beats)"),
     Field("last_chunks", 12, "chunks of the last tile"),
     Field("x", 12, "input: word address in the activation memory, within a block; STORE: in "
                    "scratch memory, within a token"),
@@ -88,8 +90,12 @@ FIELDS = (
     Field("shift", 6, "NORM, ROPE, SWIGLU, QK: right shift; SV: shift of mant"),
     Field("mant", 16, "SV: 16-bit mantissa of v scale / output scale, in 2**15..2**16-1"),
     Field("wait", 1, "starts when all earlier STOREs have completed"),
+    Field("back", 13, "QK, SV: how many keys before its own a token sees; 8191: all of them"),
+    Field("ahead", 1, "QK, SV: a token sees all keys behind its own, too"),
     Field("packed", 1, "STREAM: tiles are packed behind their row headers (docs/packing.md)"),
 )
+#: ``back`` that reaches all keys before a token's own.
+NO_WINDOW = (1 << 13) - 1
 INSTRUCTION_BITS = 216      #: stored as 27 bytes, little endian
 INSTRUCTION_BYTES = INSTRUCTION_BITS // 8
 assert sum(f.bits for f in FIELDS) <= INSTRUCTION_BITS

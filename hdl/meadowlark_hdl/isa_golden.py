@@ -342,7 +342,8 @@ class GoldenCore:
         sv = self.program[pc + 1] if pc + 1 < len(self.program) else None
         with blamed(pc + 1):
             need(sv is not None and sv["op"] == Op.SV and all(
-                sv[name] == qk[name] for name in ("group", "heads", "lanes", "last")),
+                sv[name] == qk[name]
+                for name in ("group", "heads", "lanes", "last", "back", "ahead")),
                 "a QK without its SV")
         assert sv is not None
         for lots in subgroups(self.config, p, qk):
@@ -360,10 +361,10 @@ class GoldenCore:
         x = np.stack([self._read(slots, i["x"] + h * i["row_beats"], self.head)
                       for h in lots.heads])
         acc = dot(keys, x)
-        # A token sees the keys up to its own; heads, which are of one token, all there are.
-        hidden = np.arange(lots.keys) > p.pos0 + slots[:, None]
-        if i["heads"]:
-            hidden[:] = False
+        # How far a key lies behind a token; heads are of one token.
+        behind = np.array(lots.keys) - p.pos0 - (0 if i["heads"] else slots[:, None])
+        hidden = np.broadcast_to((behind > 0) & (not i["ahead"]) | (behind < -i["back"]),
+                                 (len(slots), len(lots.keys)))
         self._counts["score_saturations"] += int(np.count_nonzero(
             saturated(acc, i["shift"]) & ~hidden))
         return np.where(hidden, MASKED, scores(acc, i["shift"]))

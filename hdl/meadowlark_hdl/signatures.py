@@ -248,8 +248,10 @@ class SequencerPort(Signature):
 
 
 def LotsLayout() -> data.StructLayout:
-    """What one QK or SV is for, see :class:`.sequencer_golden.Lots`. heads, blocks: how many."""
-    return data.StructLayout({"heads": 5, "blocks": 5, "keys": 13, "begin": 1, "again": 1})
+    """What one QK or SV is for, see :class:`.sequencer_golden.Lots`. heads, blocks, keys: how many.
+    first: position of the first key."""
+    return data.StructLayout({"heads": 5, "blocks": 5, "first": 13, "keys": 13, "begin": 1,
+                              "again": 1})
 
 
 def FetchedInstruction() -> data.StructLayout:

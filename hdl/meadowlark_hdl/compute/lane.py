@@ -37,7 +37,8 @@ def lane_schedule(config: Config) -> dict[str, tuple[object, int]]:
         "dr_en": (1, 14), "dr_sel": (range(config.sv_columns), 14),
         "res_en": (1, 14 + tree), "res_kind": (2, 14 + tree),
         "sc_en": (1, 17 + tree), "sc_addr": (range(config.score_depth), 17 + tree),
-        "sc_age": (signed(7), 17 + tree),            # key - position of lane 0: hidden if > lane
+        "sc_from": (range(config.P), 17 + tree),     # the first lane that sees the key,
+        "sc_until": (range(config.P), 17 + tree),    # and the last one, or one beyond all
         "sc_first": (1, 17 + tree), "sc_block": (block, 17 + tree),
         "sc_last": (range(config.P), 17 + tree),     # last lane with a query
     }
@@ -254,7 +255,8 @@ class Lane(wiring.Component):
         masked, used = reg(1, "masked"), reg(1, "used")
         block = reg(softmax.block.shape(), "block")
         sums = near(m, self._part(SUM_CONTROL), name="sums")
-        m.d.sync += [masked.eq(self.c.sc_age > self.index), used.eq(self.c.sc_last >= self.index),
+        m.d.sync += [masked.eq((self.c.sc_from > self.index) | (self.c.sc_until < self.index)),
+                     used.eq(self.c.sc_last >= self.index),
                      block.eq(Mux(self.c.sc_en, self.c.sc_block, self.c.m_block))]
         m.d.comb += [
             softmax.acc.eq(acc), softmax.shift.eq(c.shift),

@@ -23,7 +23,7 @@ class Fetch(wiring.Component):
     ``flush``: nothing is read that is not the model's. A QK and the SV behind it are repeated for
     one subgroup of lots after the other (:class:`.subgroups.Subgroups`).
 
-    Timing: the next instruction is fetched while jobs are made (5 cycles each, QK 8). The first job
+    Timing: the next instruction is fetched while jobs are made (5 cycles each, QK 9). The first job
     of an instruction comes ``FIRST`` cycles after the last one of the instruction before (TOKEN:
     ``TOKEN`` more); further ones follow every 2 cycles (TOKEN: 6).
 
@@ -119,6 +119,7 @@ class Fetch(wiring.Component):
         m.d.comb += [queue.i.payload.instr.eq(word), queue.i.payload.pc.eq(pc),
                      queue.i.payload.lots.eq(subgroups.lots),
                      tiles.work.payload.instr.eq(word), tiles.work.payload.stores.eq(stores),
+                     tiles.work.payload.first.eq(subgroups.lots.first),
                      tiles.work.payload.keys.eq(subgroups.lots.keys),
                      subgroups.instr.eq(word), subgroups.pass_.eq(self.pass_)]
         with m.FSM(name="walk") as walk:

@@ -134,14 +134,16 @@ class GoldenTiles:
         self.chunks_read += len(which) * i["chunks"]
         return [self._tile(i, i["addr"] + row * i["chunks"], 1, i["chunks"]) for row in which]
 
-    def cache(self, i: Instruction, keys: int, head: int) -> np.ndarray:
-        """Keys or values of positions 0..keys-1: int8[keys, head]."""
+    def cache(self, i: Instruction, keys: range, head: int) -> np.ndarray:
+        """Keys or values of positions ``keys``: int8[len(keys), head]."""
         beats = i["row_beats"]
         need(i["src"] == Src.KV and i["rows"] > 0 and beats * self.config.W == head
              and i["mode"] == Mode.INT8, f"{Op(i['op']).name} of tiles that are no cache")
-        need(i["rows"] * beats <= self.config.tile_beats, f"a tile of {i['rows']} keys")
-        self.chunks_read += keys * beats
-        return np.frombuffer(self._raw(i["addr"], keys * beats), np.int8).reshape(keys, head)
+        need(i["rows"] * beats == i["chunks"] <= self.config.tile_beats,
+             f"a tile of {i['rows']} keys in {i['chunks']} chunks")
+        self.chunks_read += len(keys) * beats
+        raw = self._raw(i["addr"] + keys.start * beats, len(keys) * beats)
+        return np.frombuffer(raw, np.int8).reshape(len(keys), head)
 
     def _raw(self, addr: int, chunks: int) -> bytes:
         """Chunks of memory."""

@@ -27,9 +27,11 @@ class Pass:
     final: bool
     decode: bool
 
-    def reach(self, config: Config, end: int) -> int:
-        """Keys that the blocks before block ``end`` see."""
-        return min(self.ctx, self.pos0 + end * config.P)
+    def sees(self, config: Config, i: Mapping[str, int], block: int) -> range:
+        """Keys that tokens of a block see. i: of the instruction heads, back and ahead."""
+        position = self.pos0 + block * config.P
+        end = self.ctx if i["heads"] or i["ahead"] else min(self.ctx, position + config.P)
+        return range(max(0, position - i["back"]), end)
 
 
 def tile_keys(config: Config, head_log2: int) -> int:
@@ -64,13 +66,13 @@ def subgroup(config: Config, model: Mapping[str, int], nb: int, ctx: int) -> tup
 class Lots:
     """The lots that one QK, and the SV behind it, are for.
 
-    heads: query heads, numbered within the instruction's group. blocks: of tokens. keys: as many as
-    they see. begin: the first ones of the instruction. again: the blocks begin anew, with other
-    heads.
+    heads: query heads, numbered within the instruction's group. blocks: of tokens. keys: those that
+    some of them see. begin: the first ones of the instruction. again: the blocks begin anew, with
+    other heads.
     """
     heads: range
     blocks: range
-    keys: int
+    keys: range
     begin: bool
     again: bool
 
@@ -78,17 +80,18 @@ class Lots:
 def subgroups(config: Config, p: Pass, i: Mapping[str, int]) -> Iterator[Lots]:
     """How often a QK is repeated in a pass, with the SV behind it: heads outside, blocks inside.
 
-    i: of the instruction group, heads and last.
+    i: of the instruction group, heads, last, back and ahead.
     """
-    if i["heads"]:
-        yield Lots(range(1), range(1), p.ctx, True, True)
-        return
     first = p.nb - 1 if i["last"] else 0
+    if i["heads"]:
+        yield Lots(range(1), range(1), p.sees(config, i, first), True, True)
+        return
     for head in range(0, i["group"], p.sub_heads):
         for block in range(first, p.nb, p.sub_blocks):
             end = min(block + p.sub_blocks, p.nb)
-            yield Lots(range(head, min(head + p.sub_heads, i["group"])), range(block, end),
-                       p.reach(config, end), (head, block) == (0, first), block == first)
+            keys = range(p.sees(config, i, block).start, p.sees(config, i, end - 1).stop)
+            yield Lots(range(head, min(head + p.sub_heads, i["group"])), range(block, end), keys,
+                       (head, block) == (0, first), block == first)
 
 
 def prompt_passes(config: Config, model: Mapping[str, int], start_pos: int, prompt: int,

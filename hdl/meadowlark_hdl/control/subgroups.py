@@ -1,5 +1,5 @@
 """Which lots of a QK, and of the SV behind it, come next."""
-from amaranth import Module, Mux, Signal
+from amaranth import Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -10,7 +10,7 @@ from ..signatures import InstructionLayout, LotsLayout, PassLayout
 
 
 class Subgroups(wiring.Component):
-    """Walks heads, and blocks inside, in steps that the Planner found.
+    """Walks heads, and blocks inside, in steps that the Planner found; says which keys they see.
 
     Golden: :func:`.sequencer_golden.subgroups`.
     Timing: ``lots`` and ``final`` stand ``LATENCY`` cycles after a new instruction or ``next``.
@@ -28,7 +28,7 @@ class Subgroups(wiring.Component):
     final : Out(1)              They are the instruction's last ones.
     """
 
-    LATENCY = 4
+    LATENCY = 5
 
     def __init__(self, config: Config):
         self.config = config
@@ -43,29 +43,35 @@ class Subgroups(wiring.Component):
         heads_left, blocks_left = reg(6, "heads_left"), reg(6, "blocks_left")
         heads, blocks = reg(5, "heads"), reg(5, "blocks")
         last_heads, last_blocks = reg(1, "last_heads"), reg(1, "last_blocks")
-        start, reach = reg(14, "start"), reg(14, "reach")       # positions: of the first token; end
-        all_blocks, all_keys, keys = reg(6, "all_blocks"), reg(1, "all_keys"), reg(13, "keys")
+        all_blocks, all_keys = reg(6, "all_blocks"), reg(1, "all_keys")
+        # Positions: of the first token of all, of the next lots, and behind these.
+        origin, start, reach = Signal(14), reg(14, "start"), reg(14, "reach")
+        # Keys: the first one that is seen, which may be none, and the end of those.
+        oldest, first, end = reg(signed(15), "oldest"), reg(13, "first"), reg(14, "end")
+        keys, last_block = reg(13, "keys"), reg(6, "last_block")
         one = instr.heads | instr.last
         count = Mux(one, 1, pass_.nb)
+        m.d.comb += origin.eq(pass_.pos0 + times(Mux(instr.last, last_block, 0), P))
         m.d.sync += [
-            all_blocks.eq(count), all_keys.eq(one),
+            all_blocks.eq(count), all_keys.eq(one | instr.ahead), last_block.eq(pass_.nb - 1),
             last_heads.eq(heads_left <= pass_.sub_heads),
             heads.eq(Mux(heads_left <= pass_.sub_heads, heads_left, pass_.sub_heads)),
             last_blocks.eq(blocks_left <= pass_.sub_blocks),
             blocks.eq(Mux(blocks_left <= pass_.sub_blocks, blocks_left, pass_.sub_blocks))]
         m.d.comb += [
             lots.heads.eq(heads), lots.blocks.eq(blocks), lots.begin.eq(~under_way),
-            lots.keys.eq(keys), lots.again.eq(blocks_left == all_blocks),
+            lots.first.eq(first), lots.keys.eq(keys), lots.again.eq(blocks_left == all_blocks),
             self.final.eq(last_heads & last_blocks)]
         m.d.sync += [
-            reach.eq(start + times(blocks, P)),
-            keys.eq(Mux(all_keys | (reach > pass_.ctx), pass_.ctx, reach))]
+            reach.eq(start + times(blocks, P)), oldest.eq(start - instr.back),
+            end.eq(Mux(all_keys | (reach > pass_.ctx), pass_.ctx, reach)),
+            first.eq(Mux(oldest < 0, 0, oldest)), keys.eq(end - first)]
         with m.If(~under_way):
-            m.d.sync += [heads_left.eq(instr.group), blocks_left.eq(count), start.eq(pass_.pos0)]
+            m.d.sync += [heads_left.eq(instr.group), blocks_left.eq(count), start.eq(origin)]
         with m.If(self.next):
             m.d.sync += [under_way.eq(~self.final), blocks_left.eq(blocks_left - blocks),
-                         start.eq(start + times(blocks, P))]
+                         start.eq(reach)]
             with m.If(last_blocks):
-                m.d.sync += [blocks_left.eq(all_blocks), start.eq(pass_.pos0),
+                m.d.sync += [blocks_left.eq(all_blocks), start.eq(origin),
                              heads_left.eq(heads_left - heads)]
         return m

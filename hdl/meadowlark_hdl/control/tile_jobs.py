@@ -13,8 +13,8 @@ from ..tech.cells import Multiplier
 from .tile_walks import KeyTiles, RowTiles, TokenRows
 
 #: An instruction that needs tiles, the STORE instructions before it in the pass, and the keys that
-#: a KV reads.
-WorkLayout = data.StructLayout({"instr": InstructionLayout, "stores": 16, "keys": 13})
+#: a KV reads: position of the first, and how many.
+WorkLayout = data.StructLayout({"instr": InstructionLayout, "stores": 16, "first": 13, "keys": 13})
 
 
 class TileJobs(wiring.Component):
@@ -23,8 +23,9 @@ class TileJobs(wiring.Component):
     - STREAM: ``tiles`` tiles from the stream pointer on, which starts at ``model.stream_addr``.
       All have rows and chunks, the last one last_rows and last_chunks; rows * row_beats beats.
     - TABLE: n tiles, ``addr + (pos0 + t) * chunks``. TOKEN: ``addr + token(pos0 + t) * chunks``.
-    - KV: ``keys`` keys of row_beats chunks from ``addr`` on, rows keys a tile, the last with the
-      rest; no headers. Waits until as many stores are done as STORE instructions came before.
+    - KV: ``keys`` keys of row_beats chunks from ``addr + first * row_beats`` on, ``chunks`` a tile,
+      the last with the rest; no headers. Waits until as many stores are done as STORE instructions
+      came before.
 
     Tiles of TABLE, TOKEN and NORM have one row of row_beats beats whatever ``rows`` says. Products
     come from one :class:`~meadowlark_hdl.tech.cells.Multiplier`.
@@ -66,13 +67,14 @@ class TileJobs(wiring.Component):
         m.submodules.keys = keys = KeyTiles(config)
         m.submodules.tokens = tokens = TokenRows(config)
         work, needed, working = reg(InstructionLayout, "work"), reg(16, "needed"), Signal()
-        all_keys = reg(13, "all_keys")
+        first_key, all_keys = reg(13, "first_key"), reg(13, "all_keys")
         put, finished = Signal(), Signal()  # one cycle: a job, all of them are made
         m.d.comb += [self.work.ready.eq(~working), self.busy.eq(working | self.jobs.valid)]
         with m.If(finished):
             m.d.sync += working.eq(0)
         with m.If(self.work.valid & self.work.ready):
             m.d.sync += [work.eq(self.work.payload.instr), needed.eq(self.work.payload.stores),
+                         first_key.eq(self.work.payload.first),
                          all_keys.eq(self.work.payload.keys), working.eq(1)]
 
         # In chunks: of the next tile, and behind the last one of the stream.
@@ -98,7 +100,7 @@ class TileJobs(wiring.Component):
             rows.instr.eq(work), rows.tokens.eq(pass_.n), rows.full_beats.eq(full_beats),
             rows.last_beats.eq(last_beats),
             keys.begin.eq(self.start), keys.store_done.eq(self.store_done),
-            keys.stores.eq(needed), keys.beats.eq(mul.p), keys.full_beats.eq(full_beats),
+            keys.stores.eq(needed), keys.beats.eq(mul.p), keys.full_beats.eq(work.chunks),
             tokens.pos0.eq(pass_.pos0), tokens.n.eq(pass_.n), tokens.vocab.eq(vocab),
             tokens.token_data.eq(self.token_data), self.token_addr.eq(tokens.token_addr),
             self.bad_token.eq(tokens.bad_token),
@@ -109,8 +111,14 @@ class TileJobs(wiring.Component):
         with m.FSM(name="make"):
             with m.State("TURN"):
                 # The first product starts at once.
-                m.d.sync += [a.eq(Mux(work.src == Src.TABLE, pass_.pos0, work.rows)),
-                             b.eq(Mux(work.src == Src.TABLE, work.chunks, work.row_beats)),
+                with m.Switch(work.src):
+                    with m.Case(Src.TABLE):
+                        m.d.sync += a.eq(pass_.pos0)
+                    with m.Case(Src.KV):
+                        m.d.sync += a.eq(first_key)
+                    with m.Default():
+                        m.d.sync += a.eq(work.rows)
+                m.d.sync += [b.eq(Mux(work.src == Src.TABLE, work.chunks, work.row_beats)),
                              addr.eq(Mux(streaming, pointer, work.addr))]
                 with m.If(working):
                     m.next = "SECOND"
@@ -134,7 +142,7 @@ class TileJobs(wiring.Component):
             with m.State("PRODUCT_2"):
                 m.d.sync += last_beats.eq(mul.p)
                 m.d.comb += [keys.start.eq(work.src == Src.KV), rows.start.eq(work.src != Src.KV)]
-                with m.If(work.src == Src.TABLE):
+                with m.If((work.src == Src.TABLE) | (work.src == Src.KV)):
                     m.d.sync += addr.eq(place)
                 m.next = "TILES"
             with m.State("TILES"):
@@ -154,7 +162,7 @@ class TileJobs(wiring.Component):
             m.d.sync += [
                 self.jobs.valid.eq(1), job.mode.eq(work.mode),
                 job.addr.eq(Mux(tokens.tile, place, addr)),
-                addr.eq(addr + Mux(keys.tile, full_beats, rows.chunks)),
+                addr.eq(addr + rows.chunks),
                 job.chunks.eq(Mux(keys.tile, keys.size, rows.chunks)),
                 job.beats.eq(Mux(keys.tile, keys.size, rows.beats)),
                 job.rows.eq(Mux(keys.tile, 0, rows.rows)), job.packed.eq(work.packed & streaming),

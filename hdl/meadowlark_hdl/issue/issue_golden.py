@@ -69,20 +69,22 @@ def _dot(model: Mapping[str, int], i: Instruction, block: int, tile: int, row: i
 def _keys(config: Config, model: Mapping[str, int], p: Pass, i: Instruction, lots: Lots,
           ) -> Iterator[Presented]:
     slices = i["row_beats"] * config.sv_cycles
+    top = (1 << (config.P - 1).bit_length()) - 1        # no lane is beyond
     every = [(head, block) for head in lots.heads for block in lots.blocks]
     summed: deque[tuple[int, int, int]] = deque()       # lots that have seen their last key
-    for tile, base in enumerate(range(0, lots.keys, i["rows"])):
-        end = min(base + i["rows"], lots.keys)
+    for tile, base in enumerate(lots.keys[::i["rows"]]):
+        end = min(base + i["rows"], lots.keys.stop)
         for lot, (head, block) in enumerate(every):
-            position = p.pos0 + block * config.P
-            limit = p.ctx if i["heads"] else p.reach(config, block + 1)
+            position, sees = p.pos0 + block * config.P, p.sees(config, i, block)
             slot = lot * slices % config.acc_slots
-            while base < limit and any(slot == other for other, _, _ in summed):
+            keys = range(max(base, sees.start), min(end, sees.stop))
+            while keys and any(slot == other for other, _, _ in summed):
                 yield from _drain(config, i, *summed.popleft())
-            for key in range(base, min(limit, end)):
+            for key in keys:
                 score = lot * p.ctx + key
                 if i["op"] == Op.SV:
-                    yield from _products(config, i, lot, tile, key, key - base, score, slot)
+                    yield from _products(config, i, lot, tile, key > sees.start, key - base, score,
+                                         slot)
                     continue
                 for beat in range(i["row_beats"]):
                     presented = _dot(model, i, block, tile, key - base, beat)
@@ -91,27 +93,29 @@ def _keys(config: Config, model: Mapping[str, int], p: Pass, i: Instruction, lot
                     if beat == i["row_beats"] - 1:
                         presented |= {
                             "sc_en": 1, "sc_addr": score, "sc_block": lot,
-                            "sc_first": int(key == 0),
-                            "sc_age": -1 if i["heads"] else max(key - position, -1),
-                            "sc_last": (i["lanes"] if i["heads"] else limit - position) - 1}
+                            "sc_first": int(key == sees.start),
+                            "sc_from": 0 if i["heads"] or i["ahead"] else max(key - position, 0),
+                            "sc_until": top if i["heads"] else min(key - position + i["back"], top),
+                            "sc_last": (i["lanes"] if i["heads"] else min(
+                                config.P, p.ctx - position)) - 1}
                     yield presented
-            if i["op"] == Op.SV and base < limit <= end:
+            if i["op"] == Op.SV and base < sees.stop <= end:
                 summed.append((slot, head, block))
     for each in summed:
         yield from _drain(config, i, *each)
 
 
-def _products(config: Config, i: Instruction, lot: int, tile: int, key: int, row: int,
+def _products(config: Config, i: Instruction, lot: int, tile: int, keep: bool, row: int,
               score: int, slot: int) -> Iterator[Presented]:
-    """A key's values times its probability."""
+    """A key's values times its probability. keep: add to what is there."""
     for beat in range(i["row_beats"]):
         for part in range(config.sv_cycles):
             at = slot + beat * config.sv_cycles + part
             presented = {"array_active": 1, "tile": tile, "beat": row * i["row_beats"] + beat,
                          "part": part, "sel_p": 1, "s_addr": score, "m_block": lot, "acc_en": 1,
-                         "acc_keep": int(key > 0), "acc_addr": at, "acc_to": at}
+                         "acc_keep": int(keep), "acc_addr": at, "acc_to": at}
             if beat == part == 0:
-                presented |= {"sum_en": 1, "sum_keep": int(key > 0), "sum_block": slot // 2}
+                presented |= {"sum_en": 1, "sum_keep": int(keep), "sum_block": slot // 2}
             yield presented
 
 

@@ -31,17 +31,18 @@ class KeyBeats(wiring.Component):
     idle : Out(1)
     done : Out(1)           The last beat is presented.
     taken : In(1)           SV pauses for this cycle: another reads the accumulators, or a sum.
-    base : In(13)           Position of the first key.
+    first, skip : In(13), In(7)     Position of the first key; keys of the tile before it.
+    anew, until : In        It is the block's first; the last lane that sees it.
     position : In(14)       Of lane 0's token.
     behind, one : In(8), In(1)      Keys behind the first; there is just one.
     score, x, slot : In     Where the block's scores begin, its word x, its first slice. While idle
-                            ``x`` goes to the control.
+                            ``x`` and ``skip`` go to the control.
     control : Out           A structure of what it presents; acc_addr and sum_block are 0 in a cycle
                             that is taken, as in QK.
     """
 
     PRESENTS = ("x_addr", "dot_keep", "beat", "part", "array_active", "s_addr",
-                "sc_en", "sc_addr", "sc_age", "sc_first", "sum_en", "sum_keep",
+                "sc_en", "sc_addr", "sc_from", "sc_until", "sc_first", "sum_en", "sum_keep",
                 "sum_block", "acc_en", "acc_keep", "acc_addr", "acc_to")
 
     def __init__(self, config: Config):
@@ -49,7 +50,8 @@ class KeyBeats(wiring.Component):
         shapes = presentable(config)
         super().__init__({
             "job": In(Job()), "req": In(1), "idle": Out(1, init=1), "done": Out(1), "taken": In(1),
-            "base": In(13), "position": In(14), "behind": In(8), "one": In(1),
+            "first": In(13), "skip": In(7), "anew": In(1), "until": In(range(config.P)),
+            "position": In(14), "behind": In(8), "one": In(1),
             "score": In(range(2 * config.score_depth)), "x": In(13),
             "slot": In(range(config.acc_slots)),
             "control": Out(data.StructLayout({name: shapes[name] for name in self.PRESENTS}))})
@@ -60,7 +62,8 @@ class KeyBeats(wiring.Component):
         log2_parts = ceil_log2(config.sv_cycles)
         is_sv, first = Signal(), Signal(init=1)     # first: beat of the key
         keys = Countdown(m, 8, name="keys", behind=True, reset=False)
-        key, age = reg(13, "key"), reg(signed(15), "age")           # age: key - position
+        anew, age = reg(1, "anew"), reg(signed(15), "age")      # the first key; key - position
+        until, everyone = reg(self.until.shape(), "until"), reg(1, "everyone")
         score, x_addr = reg(self.score.shape(), "score"), reg(13, "x_addr")
         tile_beat = reg(range(config.tile_beats), "tile_beat")
         slice_ = reg(self.slot.shape(), "slice")
@@ -79,21 +82,28 @@ class KeyBeats(wiring.Component):
         turn = Countdown(m, 2, name="turn", last=False)
         too_soon = max(Config.ACC_TURN - config.sv_cycles, 0)
         short, mine = Signal(), Signal()
-        m.d.sync += short.eq(is_sv & one_beat & (too_soon > 0))
+        m.d.sync += [short.eq(is_sv & one_beat & (too_soon > 0)),
+                     everyone.eq(instr.heads | instr.ahead)]
+        # Beats before the first key: row_beats is a power of two, of heads of 128 at most.
+        skipped = Signal(range(config.tile_beats))
+        m.d.comb += skipped.eq(Cat(
+            Cat(bit & self.skip[at - k] for k, bit in enumerate(instr.row_beats)
+                if 0 <= at - k < len(self.skip) and config.W << k <= 128).any()
+            for at in range(len(skipped))))
 
         m.d.comb += [
             mine.eq(is_sv & ~self.taken & ~self.idle),
             c.x_addr.eq(x_addr), c.dot_keep.eq(~first), c.beat.eq(tile_beat),
             c.part.eq(Mux(is_sv, part, 0)), c.s_addr.eq(score), c.sc_addr.eq(score),
-            c.sc_age.eq(Mux(instr.heads | (age < 0), -1, age)), c.sc_first.eq(key == 0),
-            c.sum_keep.eq(key != 0), c.sum_block.eq(Mux(mine, self.slot[1:], 0)),
-            c.acc_keep.eq(is_sv & (key != 0)), c.acc_addr.eq(Mux(mine, slice_, 0)),
+            c.sc_from.eq(Mux(everyone | (age < 0), 0, age)), c.sc_until.eq(until),
+            c.sc_first.eq(anew), c.sum_keep.eq(~anew), c.sum_block.eq(Mux(mine, self.slot[1:], 0)),
+            c.acc_keep.eq(is_sv & ~anew), c.acc_addr.eq(Mux(mine, slice_, 0)),
             c.acc_to.eq(slice_)]
         with m.If(self.idle):
             m.d.sync += [
                 keys.load(self.behind, last=self.one), steps.load(steps_behind, last=one_step),
-                key.eq(self.base), age.eq(self.base - self.position),
-                score.eq(self.score + self.base), x_addr.eq(self.x), tile_beat.eq(0),
+                anew.eq(self.anew), age.eq(self.first - self.position), until.eq(self.until),
+                score.eq(self.score + self.first), x_addr.eq(self.x), tile_beat.eq(skipped),
                 slice_.eq(self.slot), turn.load(0), self.idle.eq(~self.req)]
         with m.Elif(is_sv & self.taken):
             pass
@@ -107,7 +117,8 @@ class KeyBeats(wiring.Component):
             with m.If(steps.last):
                 m.d.comb += self.done.eq(keys.last)
                 m.d.sync += [
-                    steps.load(steps_behind, last=one_step), keys.step(), key.eq(key + 1),
-                    age.eq(age + 1), score.eq(score + 1), x_addr.eq(self.x), slice_.eq(self.slot),
+                    steps.load(steps_behind, last=one_step), keys.step(), anew.eq(0),
+                    age.eq(age + 1), until.eq(until + ~until.all()), score.eq(score + 1),
+                    x_addr.eq(self.x), slice_.eq(self.slot),
                     turn.load(too_soon, some=short), self.idle.eq(keys.last)]
         return m

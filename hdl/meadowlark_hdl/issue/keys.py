@@ -66,6 +66,7 @@ class Keys(Walker):
 
         is_sv = Signal()
         base, tile_keys = reg(13, "base"), reg(13, "tile_keys")     # the tile's first key, and all
+        first_tile = Signal()
         keys_left = reg(14, "keys_left")                        # from the tile's first one on
         last_keys, full = Signal(), Signal()        # all are in this tile; the slot is not drained
         lot = reg(range(Config.SUM_BLOCKS), "lot")
@@ -80,9 +81,12 @@ class Keys(Walker):
             summed.i.valid.eq(beats.done & is_sv & seen.all), summed.i.payload.slot.eq(slot),
             summed.i.payload.head.eq(span.head), summed.i.payload.block.eq(span.block),
             span.job.eq(self.job), span.goes_on.eq(self.req & (instr.op == Op.QK)),
-            seen.heads.eq(instr.heads), seen.lanes.eq(instr.lanes), seen.ctx.eq(pass_.ctx),
-            seen.position.eq(span.position), seen.base.eq(base), seen.keys.eq(tile_keys),
-            beats.job.eq(self.job), beats.base.eq(base), beats.position.eq(span.position),
+            seen.instr.eq(instr), seen.ctx.eq(pass_.ctx), seen.position.eq(span.position),
+            seen.base.eq(base), seen.keys.eq(tile_keys), seen.first_tile.eq(first_tile),
+            seen.wanted.eq(~self.idle),
+            beats.job.eq(self.job), beats.position.eq(span.position), beats.first.eq(seen.first),
+            beats.skip.eq(seen.skip), beats.anew.eq(seen.anew),
+            beats.until.eq(seen.until),
             beats.behind.eq(seen.behind), beats.one.eq(seen.one), beats.score.eq(score),
             beats.x.eq(Mux(self.idle, 0, span.x)), beats.slot.eq(slot),
             beats.taken.eq(self.taken),
@@ -91,7 +95,7 @@ class Keys(Walker):
             c.sc_last.eq(seen.last_query), c.m_block.eq(lot)]
 
         with m.If(self.idle):
-            m.d.sync += [keys_left.eq(lots.keys), base.eq(0)]
+            m.d.sync += [keys_left.eq(lots.keys), base.eq(lots.first), first_tile.eq(1)]
         with m.FSM():
             with m.State("IDLE"):
                 with m.If(self.req):
@@ -125,7 +129,7 @@ class Keys(Walker):
                     with m.If(span.last):
                         m.d.comb += c.release.eq(1)
                         m.d.sync += [base.eq(base + instr.rows),
-                                     keys_left.eq(keys_left - tile_keys)]
+                                     keys_left.eq(keys_left - tile_keys), first_tile.eq(0)]
                         m.next = "TILE"
                         with m.If(last_keys):
                             m.d.sync += self.idle.eq(1)

@@ -9,8 +9,8 @@ import numpy as np
 
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import tile_keys
-from meadowlark_hdl.isa import (FIELDS, MODEL_REGS, Epi, Field, Header, Instruction, Mode, Op, Src,
-                                encode)
+from meadowlark_hdl.isa import (FIELDS, MODEL_REGS, NO_WINDOW, Epi, Field, Header, Instruction,
+                                Mode, Op, Src, encode)
 from meadowlark_hdl.weights.decoder_golden import (HEADER_BYTES, code_bytes, encode_tile,
                                                    header_chunks, row_headers, scale_bytes)
 from meadowlark_hdl.weights.modes import BLOCK, BLOCK_MODES, MODES, Packing
@@ -232,11 +232,14 @@ class _Lists:
             self._put(code, Op.LINEAR, **_of(fields, sizes[a:b]) | dict(
                 tiles=b - a, x=x, y=at * config.W, **q_epi, **lanes))
 
+        keys = tile_keys(config, pad.bit_length() - 1)
+        shared = dict(src=Src.KV, mode=Mode.INT8, header=Header.NONE, rows=keys,
+                      row_beats=self.head, chunks=keys * self.head,
+                      back=NO_WINDOW if op.window is None else min(op.window - 1, NO_WINDOW))
+
         def attend(code: list[Instruction], at: int, first: int, count: int, **lanes: int) -> None:
             kv_head = first // group
-            keys = tile_keys(config, pad.bit_length() - 1)
-            kv = dict(src=Src.KV, mode=Mode.INT8, header=Header.NONE, rows=keys, group=count,
-                      row_beats=self.head, chunks=keys * self.head, **lanes)
+            kv = shared | dict(group=count, **lanes)
             self._relative(code, Op.QK, self.tables.kv(step.cache, 0, kv_head), x=at,
                            shift=numbers.score_shift, **kv)
             self._relative(code, Op.SV, self.tables.kv(step.cache, 1, kv_head),

@@ -429,15 +429,16 @@ class _Machine:
     def _lots(self, i: Instruction, p: Pass, spent: Spent, lots: Lots):
         """Reads the cache; yields (lot, keys that it sees of the tile, whether they are its last
         ones), tile after tile."""
-        limits = [p.ctx] if i["heads"] else [p.reach(self.c, b + 1) for b in lots.blocks]
+        sees = [p.sees(self.c, i, block) for block in lots.blocks]
         self._lose(spent, Keys.SPAN)
-        for first in range(0, lots.keys, i["rows"]):
-            n = min(i["rows"], lots.keys - first)
+        for first in lots.keys[::i["rows"]]:
+            n = min(i["rows"], lots.keys.stop - first)
             self._wait(spent, i, i["addr"] + first * i["row_beats"], n * i["row_beats"],
                        max(self.fetch, self.memory.written()))
             self._lose(spent, Keys.TILE)
-            for lot, limit in enumerate(limits * len(lots.heads)):
-                yield lot, max(0, min(limit - first, n)), first < limit <= first + n
+            for lot, keys in enumerate(sees * len(lots.heads)):
+                seen = range(max(first, keys.start), min(first + n, keys.stop))
+                yield lot, len(seen), first < keys.stop <= first + n
             self.memory.release(self.now)
 
     def _qk(self, i: Instruction, p: Pass, spent: Spent, lots: Lots) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from meadowlark_hdl.isa import Epi, Field, Header, Instruction, MODEL_REGS, Mode, Op, Src
+from meadowlark_hdl.isa import Epi, Field, Header, Instruction, MODEL_REGS, NO_WINDOW, Mode, Op, Src
 
 if TYPE_CHECKING:
     from .image import Image
@@ -50,6 +50,9 @@ def line(i: Instruction) -> str:
         parts.append(f"mant {i['mant']}")
     if op in (Op.NORM, Op.QK, Op.SV) or op == Op.LINEAR and i["epi"] in _LINEAR_WITH_SHIFT:
         parts.append(f"shift {i['shift']}")
+    if op in (Op.QK, Op.SV):
+        parts += [f"back {i['back']}"] if i["back"] < NO_WINDOW else []
+        parts += ["ahead"] if i["ahead"] else []
     return " ".join(parts)
 
 

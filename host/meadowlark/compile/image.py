@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from zlib import crc32
@@ -145,6 +146,13 @@ class Image:
         listed = self.instructions[self.model_regs["decode_pc"]:]
         return [i["addr"] * self.config["W"] for i in listed if i["op"] == Op.STORE]
 
+    @cached_property
+    def backs(self) -> list[int]:
+        """How many keys before its own a token sees, of each attention."""
+        listed = self.instructions[self.model_regs["decode_pc"]:]
+        found = [i["back"] for i in listed if i["op"] == Op.QK]
+        return found[::len(found) // self.shape["layers"]]
+
     def place(self, pc: int) -> str:
         """What an instruction reads, for a sentence: tensor and address, as far as it is known."""
         program, decode_pc = self.instructions, self.model_regs["decode_pc"]
@@ -180,7 +188,8 @@ class Image:
 
     def useful_bytes(self, *, pos0: int, n: int, final: bool) -> int:
         """Bytes a pass over tokens pos0..pos0+n-1 must move, each once: weights, scales, gammas,
-        embedding and RoPE rows, KV cache read and written; no padding, no repeated read.
+        embedding and RoPE rows, KV cache written, and read as far as windows go; no padding, no
+        repeated read.
 
         final : bool
             The pass computes logits, so it has a tail: what is for its last token only.
@@ -188,8 +197,9 @@ class Image:
         s, f = self.shape, self.facts
         kv = 2 * s["kv_heads"] * s["head_dim"]
         row = f["embedding_bytes"] + 2 * s["head_dim"]
-        read = s["layers"] - (0 if final else f["tail_attends"])
-        return (f["layer_bytes"] + n * row + kv * read * (pos0 + n) + kv * s["layers"] * n
+        attends = self.backs[:None if final else s["layers"] - f["tail_attends"]]
+        read = sum(pos0 + n - max(0, pos0 - back) for back in attends)
+        return (f["layer_bytes"] + n * row + kv * read + kv * s["layers"] * n
                 + (f["tail_bytes"] if final else 0))
 
     def useful_macs(self, *, pos0: int, n: int, final: bool) -> int:
@@ -197,9 +207,10 @@ class Image:
         query x key, probability x value for each key a token sees. final: see
         :meth:`useful_bytes`."""
         s, f = self.shape, self.facts
-        seen = (s["layers"] - f["tail_attends"]) * (n * pos0 + n * (n + 1) // 2)
+        every = s["layers"] - f["tail_attends"]
+        seen = sum(min(p, back) + 1 for back in self.backs[:every] for p in range(pos0, pos0 + n))
         if final:
-            seen += f["tail_attends"] * (pos0 + n)
+            seen += sum(min(pos0 + n - 1, back) + 1 for back in self.backs[every:])
         return (f["layer_macs"] * n + (f["tail_macs"] if final else 0)
                 + 2 * s["heads"] * s["head_dim"] * seen)
 

@@ -331,10 +331,7 @@ def check(shapes: Shapes, board: Board, *, context: int | None = None, bits: flo
         Names each limit that is exceeded, both values, and what could be done.
     """
     if context is not None and not 1 <= context <= shapes.context:
-        window = shapes.plan.graph.window
-        why = f", whose attention sees {window} positions" if window == shapes.context else ""
-        raise UserError(f"the context must be in 1..{shapes.context} for this model{why}, not "
-                        f"{context}")
+        raise UserError(f"the context must be in 1..{shapes.context} for this model, not {context}")
     if fits(shapes, board, context=context, bits=bits if least is None else least):
         reasons = fits(shapes, board, context=context, bits=bits)
         raise UserError(f"the model does not fit the board {board.name}: "

@@ -244,11 +244,6 @@ class Graph:
         """Rows of the embedding."""
         return self.shapes[next(self.of(Embed)).weight][0]
 
-    @property
-    def window(self) -> int | None:
-        """The shortest window of attention, None without any."""
-        return min((op.window for op in self.of(Attend) if op.window is not None), default=None)
-
     def __str__(self) -> str:
         """One operator a line: what it makes, how wide, and from what."""
         width = max(len(op.out) for op in self.operators)

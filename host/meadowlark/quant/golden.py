@@ -23,6 +23,7 @@ from meadowlark_hdl.sampler.sampler_golden import Sampling, sample
 from meadowlark_hdl.fixed import saturate
 
 from ..errors import UserError
+from ..models.float_model import unseen
 from .plan import AddStep, AttendStep, EmbedStep, GateStep, HeadStep, Matrix, NormStep, Step
 from .quantise import QuantAttend, QuantLinear, QuantModel
 
@@ -271,11 +272,12 @@ class GoldenModel:
                    ) -> np.ndarray:
         """q[n, heads, head_pad] -> int16 range [n, heads*head_pad]; keys and values are cached.
 
-        A query sees the keys up to its own position, and the maximum is over just those.
+        A query sees the keys up to its own position, those in its window, and the maximum is over
+        just those.
         """
         n, heads, pad = q.shape
         ctx, groups = pos0 + n, step.op.kv_heads
-        hidden = np.arange(ctx) > np.arange(pos0, ctx)[:, None]
+        hidden = unseen(step.op, np.arange(pos0, ctx), ctx)
         q = q.reshape(n, groups, -1, pad).transpose(1, 2, 0, 3)     # [KV head, its heads, n, pad]
         out = np.empty(q.shape, np.int64)
         most = max(1, self.SCORES * groups // (heads * n * ctx))

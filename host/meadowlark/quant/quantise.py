@@ -580,9 +580,8 @@ def _rope_table(plan: Plan, context: int) -> np.ndarray:
 
 
 def longest(model: Model) -> int:
-    """Most positions that the machine can hold of a model: as far as a window of its attention
-    goes, as nothing is forgotten."""
-    return min(model.context, MAX_CONTEXT, model.graph.window or MAX_CONTEXT)
+    """Most positions that the machine can hold of a model."""
+    return min(model.context, MAX_CONTEXT)
 
 
 def quantise(model: Model, calibration: Iterable[Sequence[int]] | Ranges | None = None, *,

@@ -326,7 +326,7 @@ def _tiles(i: Instruction, n: int, lots: Lots | None) -> int:
     """Tiles of an instruction in a pass of n tokens. lots: of QK and SV."""
     src = i["src"]
     if lots is not None:
-        return -(-lots.keys // i["rows"])
+        return -(-len(lots.keys) // i["rows"])
     if src == Src.STREAM:
         return i["tiles"]
     return n if src in (Src.TABLE, Src.TOKEN) else 0

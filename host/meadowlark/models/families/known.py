@@ -13,7 +13,7 @@ _NEEDS = {
                                "of a layer, and two RoPE tables",
     ("gpt2", "gpt2"): "learned positions and GELU",
     ("gpt_bigcode", "starcoder"): "learned positions and GELU",
-    ("gpt_neo", ""): "learned positions, GELU and windows in every other layer",
+    ("gpt_neo", ""): "learned positions and GELU",
     ("gpt_neox", "gptneox"): "GELU, partial RoPE and both halves of a layer side by side",
     ("gptj", "gptj"): "GELU, partial RoPE, both halves of a layer side by side and a bias "
                       "of the head",
