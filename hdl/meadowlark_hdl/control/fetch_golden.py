@@ -72,6 +72,11 @@ class Rows(NamedTuple):
     values: np.ndarray
 
 
+def _name(i: Instruction) -> str:
+    """Of its operator, which may be none."""
+    return Op(i["op"]).name if i["op"] in Op._value2member_map_ else f"operator {i['op']}"
+
+
 def stream_chunks(i: Instruction) -> int:
     """Chunks of an instruction's tiles in the stream."""
     return (i["tiles"] - 1) * i["chunks"] + i["last_chunks"]
@@ -113,7 +118,7 @@ class GoldenTiles:
 
     def stream(self, i: Instruction) -> Rows:
         """The next tiles of the stream, all of an instruction's."""
-        need(i["src"] == Src.STREAM, f"{Op(i['op']).name} of tiles that are no stream")
+        need(i["src"] == Src.STREAM, f"{_name(i)} of tiles that are no stream")
         need(i["tiles"] > 0, "no tiles")
         chunks = stream_chunks(i)
         key = self._at, chunks, *(i[name] for name in _SHAPE)
@@ -138,7 +143,7 @@ class GoldenTiles:
         """Keys or values of positions ``keys``: int8[len(keys), head]."""
         beats = i["row_beats"]
         need(i["src"] == Src.KV and i["rows"] > 0 and beats * self.config.W == head
-             and i["mode"] == Mode.INT8, f"{Op(i['op']).name} of tiles that are no cache")
+             and i["mode"] == Mode.INT8, f"{_name(i)} of tiles that are no cache")
         need(i["rows"] * beats == i["chunks"] <= self.config.tile_beats,
              f"a tile of {i['rows']} keys in {i['chunks']} chunks")
         self.chunks_read += len(keys) * beats
