@@ -198,8 +198,8 @@ def place_and_route(directory: Path, *, device: str = "85k", package: str = "CAB
     options : sequence of str
         More options of nextpnr when it routes.
     hold : bool
-        The router takes nets that miss their clock up again, and again. It gives that up where it
-        does not end.
+        The router takes nets that miss their clock up again, and again. Where that does not end,
+        it routes the placement without.
 
     Raises
     ------
@@ -225,12 +225,16 @@ def place_and_route(directory: Path, *, device: str = "85k", package: str = "CAB
               "--report", "report.json", *held, *options], directory, "route.log", _NEXTPNR_STEP,
              converging(progress))
         return read_report(directory / "report.json")
+    held = ["--tmg-ripup"] if hold else []
     try:
-        return route(_ROUTER, ["--tmg-ripup"] if hold else [])
+        return route(_ROUTER, held)
+    except Late as error:
+        again, settings, held = f"once more, as it comes: {error}", _ROUTER, []
     except Unroutable as error:
-        if progress:
-            progress(f"once more, patiently: {error}")
-        return route(_PATIENT, [])
+        again, settings = f"once more, patiently: {error}", _PATIENT
+    if progress:
+        progress(again)
+    return route(settings, held)
 
 
 def prepare_routing(directory: Path, settings: dict[str, str], pins: str,
@@ -260,6 +264,10 @@ def clock_constraints(log: str) -> dict[str, float]:
             _CONSTRAINT.findall(log)}
 
 
+class Late(Unroutable):
+    """A placement does not meet its clocks, however it is routed."""
+
+
 def converging(progress: Progress | None) -> Progress:
     """``progress`` as the router is to tell it; raises :class:`Unroutable` when it will not end.
 
@@ -284,8 +292,8 @@ def converging(progress: Progress | None) -> Progress:
             late = int(found[2] or 0)
             late_rounds = late_rounds + 1 if late else 0
             if late_rounds > _LATE_ROUNDS:
-                raise Unroutable(f"this placement does not meet its clocks (for {late_rounds} "
-                                 f"rounds signals come late, now in {late} places)")
+                raise Late(f"this placement does not meet its clocks (for {late_rounds} "
+                           f"rounds signals come late, now in {late} places)")
     return tell
 
 
