@@ -30,12 +30,20 @@ def packed_lots(lots: Lots) -> dict[str, int]:
             "keys": len(lots.keys), "begin": lots.begin, "again": lots.again}
 
 
-def repeated(c: Config, p: Pass, i: Instruction) -> list[tuple[Instruction, Lots | None]]:
-    """An instruction as Fetch queues it: a QK or SV as a pair, once for each subgroup."""
+def repeated(c: Config, p: Pass, i: Instruction, svs: int = 1,
+             ) -> list[tuple[Instruction, Lots | None]]:
+    """An instruction as Fetch queues it: a QK or SV as a QK and so many SVs, a power of two, that
+    share the beats of a row; once for each subgroup."""
     if i["op"] not in (Op.QK, Op.SV):
         return [(i, None)]
-    return [(Instruction(**dict(i) | {"op": op}), lots) for lots in subgroups(c, p, i)
-            for op in (Op.QK, Op.SV)]
+    qk, sv = (Instruction(**dict(i) | fields) for fields in (
+        {"op": Op.QK}, {"op": Op.SV, "row_beats": i["row_beats"] // svs}))
+    return [(each, lots) for lots in subgroups(c, p, i) for each in (qk, *[sv] * svs)]
+
+
+def of_heads(model: dict[str, int], c: Config, i: Instruction) -> dict[str, int]:
+    """A model whose heads have the rows of an instruction."""
+    return model | {"head_log2": (i["row_beats"] * c.W).bit_length() - 1}
 
 
 def random_work(rng, c: Config, *ops: Op, several: bool = False) -> tuple[Pass, Instruction]:

@@ -111,10 +111,13 @@ class Case:
 
     @property
     def fits(self) -> bool:
-        """A core of this size holds a head's values, and a lot at this position."""
-        c = self.config
-        slices = -(-self.head // c.sv_columns)
-        return (self.pos0 >= 0 and slices <= c.acc_slots and self.head <= c.tile_beats * c.W)
+        """A core of this size holds a key, and a lot at this position."""
+        return self.pos0 >= 0 and self.head <= self.config.tile_beats * self.config.W
+
+    @property
+    def columns(self) -> int:
+        """Of the values, that an SV takes: what the accumulators hold of a head."""
+        return min(self.head, self.config.acc_slots * self.config.W // self.config.sv_cycles)
 
     def draw(self, rng: np.random.Generator) -> None:
         """Values; at times so large that scores saturate, or all alike."""
@@ -142,19 +145,27 @@ class Case:
         here, there = 0, self.heads * words         # words of the queries, and of the results
         memory = np.zeros((2, self.ctx, head), np.int8)
         memory[0, :, :self.d], memory[1, :, :self.d] = self.keys, self.values
-        keys = tile_keys(c, head.bit_length() - 1)
-        kv = dict(src=Src.KV, mode=Mode.INT8, header=Header.NONE, rows=keys, row_beats=words,
-                  chunks=keys * words, last=int(self.last), back=self.window - 1,
-                  ahead=self.ahead)
+        # Columns of the values lie one behind the other.
+        memory[1] = np.concatenate([memory[1, :, at:at + self.columns].ravel() for at in range(
+            0, head, self.columns)]).reshape(memory[1].shape)
+
+        def kv(width: int) -> dict:
+            rows, beats = tile_keys(c, width.bit_length() - 1), width // c.W
+            return dict(src=Src.KV, mode=Mode.INT8, header=Header.NONE, rows=rows, row_beats=beats,
+                        chunks=rows * beats, last=int(self.last), back=self.window - 1,
+                        ahead=self.ahead)
         program = []
         for first in range(0, self.heads, at_once):
             count = min(at_once, self.heads - first)
             how = dict(heads=1, lanes=count, group=1) if self.decode else dict(group=count)
             program += [
                 Instruction(Op.QK, addr=0, x=here + (0 if self.decode else first * words),
-                            shift=self.score_shift, **kv, **how),
-                Instruction(Op.SV, addr=self.ctx * words, y=there * c.W + first * head,
-                            mant=self.mant, shift=self.shift, **kv, **how)]
+                            shift=self.score_shift, **kv(head), **how)]
+            program += [
+                Instruction(Op.SV, addr=self.ctx * (head + at) // c.W,
+                            y=there * c.W + first * head + at, mant=self.mant, shift=self.shift,
+                            more=int(at + self.columns < head), **kv(self.columns), **how)
+                for at in range(0, head, self.columns)]
             if self.decode:                         # the lanes of other heads
                 here += words
         program.append(Instruction(Op.END))
@@ -200,7 +211,7 @@ def test_programs(seed):
     """Any core, head, group, pass and context: the values, and the count of saturated scores."""
     rng = np.random.default_rng(seed)
     tried, seen = 0, dict.fromkeys(("saturated", "tiles", "blocks", "subgroups", "decode",
-                                         "windows", "ahead"), 0)
+                                         "windows", "ahead", "columns"), 0)
     while tried < SHAPES or min(seen.values()) == 0:        # until there was one of each kind
         case = Case(rng)
         if not case.fits:
@@ -226,6 +237,7 @@ def test_programs(seed):
         seen["decode"] += case.decode
         seen["windows"] += case.window < case.ctx and p.nb > 1
         seen["ahead"] += case.ahead and p.nb > 1
+        seen["columns"] += case.columns < case.head
 
 
 # ---- Whole models: hidden, FFN and heads as they come, contexts and windows down to one token
@@ -266,7 +278,7 @@ def random_case(rng: np.random.Generator, folder: Path) -> tuple[QuantModel, Boa
     group, kv_heads = int(rng.choice([1, 3, 9, 12])), int(rng.integers(1, 3))
     if group > 4:
         kv_heads = 1
-    head_dim = int(rng.choice([8, 24, 48, 80, 128, 2 * rng.integers(4, 40)]))
+    head_dim = int(rng.choice([8, 24, 48, 80, 128, 256, 2 * rng.integers(4, 40)]))
     context, layers = int(rng.choice([1, 2, 16, rng.integers(3, 150)])), int(rng.integers(1, 3))
     window = int(rng.choice([1, 16, context, rng.integers(1, context + 1)]))
     model = load_model(random_model(

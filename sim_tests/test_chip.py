@@ -165,9 +165,10 @@ def test_rewritten_for_the_board(rewritten, seed):
     (70, dict(hidden=38, heads=12, kv_heads=1, head_dim=8, ffn=94, family="mistral",
               sliding_window=16, context=96, layer_types=["sliding_attention", "full_attention"])),
     (70, dict(hidden=64, layers=5, heads=8, kv_heads=4, ffn=172, vocab=512, context=512)),
-], ids=["9 heads, two passes", "12 heads, window", "stories260K"])
+    (70, dict(hidden=54, heads=2, kv_heads=1, head_dim=240, ffn=70, context=96)),
+], ids=["9 heads, two passes", "12 heads, window", "stories260K", "heads of 256"])
 def test_shapes(target, tmp_path, seed, length, shape):
-    """Two of shapes_check.py, and the shape of the smallest model that people have."""
+    """Some of shapes_check.py, and the shape of the smallest model that people have."""
     chip = Chip(target, get_board("virtual"), str(random_model(
         tmp_path / "m", seed=seed, **dict(vocab=258) | shape)))
     chip.compare(words(np.random.default_rng(seed), chip, length), max_new=3)
@@ -215,14 +216,13 @@ def test_a_filled_cache(odd, tmp_path, seed, compiled):
         target.load(source)
     text, memory = words(rng, odd, 180), target.sim.memory
     whole = slice(len(image.memory), image.needs["memory_bytes"])
-    rows = image.shape["head_pad"]
     for position in (1, int(rng.integers(2, 150)), 170, int(rng.integers(2, 150))):
         tokens = text[:position + int(rng.integers(1, 9))]
         events = list(target.generate(tokens, Sampling(), max_new=3, stop_ids=()))
-        stored = [memory[at:at + position * rows].copy() for at in image.caches]
+        stored = [memory[at:at + position * width].copy() for at, width in image.caches]
         memory[whole] = rng.integers(0, 256, whole.stop - whole.start, np.uint8)
         target.fill(text[:position])
-        for at, want in zip(image.caches, stored, strict=True):
+        for (at, _), want in zip(image.caches, stored, strict=True):
             np.testing.assert_array_equal(memory[at:at + len(want)], want)
         again = list(target.generate(tokens, Sampling(), max_new=3, stop_ids=(), reuse=True))
         assert target.cached == position
@@ -377,9 +377,11 @@ def test_ulx3s(ulx3s, tmp_path, seed):
 
 
 def test_sleep_changes_nothing(tmp_path, seed):
-    """With and without gated clocks: the same tokens, logits and counters, to the cycle."""
+    """With and without gated clocks: the same tokens, logits and counters, to the cycle. Values of
+    a head are more than the accumulators hold."""
     board = get_board("ulx3s_45f")
-    model = str(random_model(tmp_path / "odd", seed=seed, **ODD))
+    model = str(random_model(tmp_path / "odd", seed=seed, **ODD | dict(
+        heads=3, kv_heads=1, head_dim=80)))
     seen = []
     for sleep in (True, False):
         rng = np.random.default_rng(seed)

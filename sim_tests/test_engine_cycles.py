@@ -97,7 +97,7 @@ async def as_predicted(dut, tokens, pos0):
     dut.store_cmd__ready.value = 1      # there is room
     wrong, machine = [], machine_of(config, model)
     every = [(*each, tiles) for work, tiles in instructions(config, tokens)
-             for each in repeated(config, p, work)]
+             for each in repeated(config, p, work, min(work["row_beats"], 2))]
     for instruction, lots, tiles in every:
         if tiles is None:
             assert lots

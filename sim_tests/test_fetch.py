@@ -53,7 +53,7 @@ def random_instruction(ops=("stream", "norm", "table", "token", "kv", "store", "
          (("epi", 4), ("heads", 1), ("lanes", 6), ("x", 12), ("y", 15), ("shift", 6),
           ("mant", 16), ("addr", 27), ("rows", 8), ("last_rows", 8), ("chunks", 12),
           ("last_chunks", 12), ("tiles", 15), ("row_beats", 11), ("last", 1), ("back", 13),
-          ("ahead", 1), ("packed", 1))}
+          ("ahead", 1), ("packed", 1), ("more", 1))}
     f |= {"mode": random.choice(list(Mode)), "header": random.choice(list(Header))}
     kind = random.choice(ops)
     if kind == "stream":
@@ -84,11 +84,13 @@ def random_instruction(ops=("stream", "norm", "table", "token", "kv", "store", "
     return Instruction(**(f | fields))
 
 
-def pair(**fields) -> list[Instruction]:
-    """A QK and the SV behind it."""
-    qk, sv = (random_instruction(("kv",), **fields) for _ in range(2))
+def pair(svs: int = 0, **fields) -> list[Instruction]:
+    """A QK and the SVs behind it: so many, or one, or some."""
+    svs = svs or random.choice([1, 1, random.randint(2, 4)])
+    qk, *some = (random_instruction(("kv",), **fields) for _ in range(1 + svs))
     same = {name: qk[name] for name in ("group", "heads", "lanes", "last", "back", "ahead")}
-    return [qk, Instruction(**dict(sv) | same | {"op": Op.SV})]
+    return [qk, *(Instruction(**dict(sv) | same | {"op": Op.SV, "more": k < svs - 1})
+                  for k, sv in enumerate(some))]
 
 
 def random_list(count: int, *kinds: str) -> list[Instruction]:
@@ -279,7 +281,7 @@ async def jobs_come_at_set_distances(dut, kind):
               "kv": {"rows": 3, "group": 2, "back": NO_WINDOW, "ahead": 0}}
     program = [random_instruction((kind,), **fields[kind]) for _ in range(6)]
     if kind == "kv":                    # three times, twice each
-        program = [i for _ in range(3) for i in pair(heads=0, **fields[kind])]
+        program = [i for _ in range(3) for i in pair(1, heads=0, **fields[kind])]
     times = []
     await run(bench, [*program, END], 0, pass_, 0.0, times)
     each = len(times) // (12 if kind == "kv" else 6)

@@ -287,12 +287,14 @@ def _passes(core, n):
     (Op.LINEAR, 0, dict(y=4000), "beyond a token's part"),
     (Op.LINEAR, 0, dict(heads=1, lanes=1), "scratch memory has no lanes"),
     (Op.STORE, 0, dict(x=4000), "STORE beyond a token's part"),
+    (Op.STORE, 0, dict(row_beats=3), "STORE of 3 words"),
     (Op.LINEAR, -1, dict(epi=Epi.SWIGLU), "a pair with one row"),
     (Op.LINEAR, -3, dict(last_rows=2, packed=0), "a tile in"),
     (Op.NORM, 1, dict(op=12), "no operator 12"), (Op.NORM, 0, dict(row_beats=3), "a tile in"),
     (Op.STORE, 0, dict(addr=0), "STORE outside of"), (Op.QK, 0, dict(src=Src.NONE), "no cache"),
     (Op.QK, 0, dict(lanes=9, heads=1), "9 heads, 1 tokens"), (Op.QK, 0, dict(rows=0), "no cache"),
     (Op.SV, 0, dict(addr=1 << 26), "beyond the memory"), (Op.SV, 0, dict(heads=0), "without its"),
+    (Op.SV, 0, dict(more=1), "without its"), (Op.SV, 0, dict(row_beats=128), "SV of 1024 columns"),
     (Op.EMBED, 0, dict(row_beats=3), "another width"),
     (Op.ROPE, 0, dict(row_beats=3), "another head"),
     (Op.END, -1, dict(last=1), "past the program's end")])
@@ -312,8 +314,8 @@ def test_programs_that_cannot_be(image, op, which, change, words):
 
 
 @pytest.mark.parametrize("name, value", [
-    ("head_log2", 1), ("hidden", 0), ("blocks", 0), ("blocks", 63), ("eps", 0),
-    ("block_words", 8191), ("token_words", 4095)])
+    ("head_log2", 1), ("head_log2", 9), ("group", 0), ("hidden", 0), ("blocks", 0), ("blocks", 63),
+    ("eps", 0), ("block_words", 8191), ("token_words", 4095)])
 def test_registers_that_cannot_be(image, name, value):
     with pytest.raises(ProgramError, match="^model registers that cannot be: "):
         golden_core(replace(image, model_regs=image.model_regs | {name: value}), CONFIG)

@@ -15,8 +15,8 @@ from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import Instruction, Op, Src
 from meadowlark_hdl.issue import issue_golden
 from meadowlark_hdl.issue.issue import Issue
-from meadowlark_hdl.signatures import PassLayout, ScratchCommand
-from presented import a_pass, check, random_work, repeated, tiles_of
+from meadowlark_hdl.signatures import ModelLayout, PassLayout, ScratchCommand
+from presented import a_pass, check, of_heads, random_work, repeated, tiles_of
 
 CONFIGS = {f"w{w}p{p}": Config(W=w, P=p, bus_bytes=2, act_words=64, score_depth=64, tile_beats=32,
                                tile_rows=8, rope_pairs=256) for w, p in ((4, 4), (8, 6), (16, 4))}
@@ -41,13 +41,16 @@ async def beats(dut, stall):
         dut.pass_.value = pack(PassLayout(), pos0=p.pos0, n=p.n, nb=p.nb, ctx=p.ctx, final=1)
         wanted = []
         bench.trace = []
-        for i, lots in repeated(c, p, work):
+        model = of_heads(bench.model, c, work)
+        dut.model.value = pack(ModelLayout, **model)
+        svs = work["row_beats"] if work["op"] != Op.LINEAR and rng.integers(2) else 1
+        for i, lots in repeated(c, p, work, svs):
             count = tiles_of(i, lots)
             bench.tiles = [Tile(np.zeros((1, c.W), int)) for _ in range(count)]
             await bench.execute(i, lots)
             assert not bench.tiles
             wanted += [e | {"tile": e["tile"] + tiles} if "tile" in e else e
-                       for e in issue_golden.beats(c, bench.model, p, i, lots)]
+                       for e in issue_golden.beats(c, model, p, i, lots)]
             tiles += count
         await bench.execute(Instruction(Op.END))        # all is drained
         trace = []
@@ -158,9 +161,8 @@ async def end_of_pass_and_unknown_op(dut):
     cocotb.start_soon(count())
     commands = cocotb.start_soon(recv(dut, "store_cmd", 2, layout=ScratchCommand()))
     for addr in (1000, 2000):
-        await bench.execute(Instruction(Op.STORE, addr=addr, row_beats=1, x=5))
-    row = 32 // bench.config.W
-    assert await commands == [{"addr": addr + 3 * row, "word": 5} for addr in (1000, 2000)]
+        await bench.execute(Instruction(Op.STORE, addr=addr, row_beats=4, x=5))
+    assert await commands == [{"addr": addr, "word": 5, "log2_words": 2} for addr in (1000, 2000)]
     end = cocotb.start_soon(bench.execute(Instruction(Op.END)))
     for _ in range(2):
         await ClockCycles(dut.clk, 30)

@@ -52,32 +52,31 @@ class Bench:
                                  random.choice(masks))
         await ClockCycles(self.dut.clk, 3)
 
-    def set_pass(self, n, head_log2, token_words):
-        self.n, self.head, self.token_words = n, 1 << head_log2, token_words
-        self.dut.pass_.value = pack(PassLayout(), n=n)
-        self.dut.model.value = pack(ModelLayout, head_log2=head_log2, token_words=token_words)
+    def set_pass(self, n, token_words):
+        self.n, self.pos0, self.token_words = n, random.randrange(1 << 13), token_words
+        self.dut.pass_.value = pack(PassLayout(), n=n, pos0=self.pos0)
+        self.dut.model.value = pack(ModelLayout, token_words=token_words)
 
     def random_pass(self):
-        W = self.config.W
-        head_log2 = random.choice([k for k in range(2, 8) if 1 << k >= W and 1 << k <= 8 * W])
-        words = (1 << head_log2) // W
-        most = self.config.scratch_bytes // W
-        token_words = words * random.randint(1, min(4, most // words))
-        self.set_pass(random.choice([1, random.randint(1, most // token_words)]), head_log2,
-                      token_words)
+        most = self.config.scratch_bytes // self.config.W
+        token_words = random.choice([1, random.randint(1, min(70, most))])
+        self.set_pass(random.choice([1, random.randint(1, most // token_words)]), token_words)
 
     def random_command(self):
-        return {"addr": random.getrandbits(27),
-                "word": random.randrange(0, self.token_words - self.head // self.config.W + 1)}
+        """Its row has up to 256 values."""
+        largest = min(self.token_words, 256 // self.config.W).bit_length() - 1
+        log2_words = random.choice([0, largest, random.randint(0, largest)])
+        return {"addr": random.getrandbits(27), "log2_words": log2_words,
+                "word": random.randrange(0, self.token_words - (1 << log2_words) + 1)}
 
     def wanted(self, command):
         """Parts of words of a command."""
-        c, out = self.config, []
+        c, out, head = self.config, [], self.config.W << command["log2_words"]
         for token in range(self.n):
             at = (token * self.token_words + command["word"]) * c.W
-            row = self.memory[at:at + self.head].tobytes()
+            row = self.memory[at:at + head].tobytes()
             out += [int.from_bytes(row[k:k + c.store_bytes], "little")
-                    for k in range(0, self.head, c.store_bytes)]
+                    for k in range(0, head, c.store_bytes)]
         return out
 
     async def run(self, commands, stall):
@@ -87,7 +86,8 @@ class Bench:
         got = await recv(dut, "words", len(words), stall)
         assert got == words
         assert [unpack(StoreCommand(), bits) for bits in await store] == [
-            {"addr": c["addr"], "chunks": self.n * self.head // self.config.W} for c in commands]
+            {"addr": (c["addr"] + (self.pos0 << c["log2_words"])) % 2**27,
+             "chunks": self.n << c["log2_words"]} for c in commands]
         await ClockCycles(dut.clk, 8)
         await ReadOnly()
         assert dut.idle.value and not dut.words__valid.value and not dut.store__valid.value
@@ -111,11 +111,12 @@ async def cycles_of_commands(dut):
     bench = Bench(dut)
     await bench.begin()
     c = bench.config
-    head = max(c.W, 8)
-    bench.set_pass(5, head.bit_length() - 1, head // c.W)
+    log2_words = int(c.W == 4)
+    head = c.W << log2_words
+    bench.set_pass(5, head // c.W)
     await ClockCycles(dut.clk, 3)
     asked, came = [], []
-    command = {"addr": 7, "word": 0}
+    command = {"addr": 7, "word": 0, "log2_words": log2_words}
     dut.store__ready.value = 1
     cocotb.start_soon(send(dut, "cmd", [command] * 3, layout=ScratchCommand(), times=asked))
     parts = 5 * head // c.store_bytes
@@ -148,7 +149,7 @@ async def commands_wait(dut):
     store = cocotb.start_soon(recv(dut, "store", len(commands)))
     assert await recv(dut, "words", len(words)) == words
     assert [unpack(StoreCommand(), bits)["addr"] for bits in await store] == [
-        c["addr"] for c in commands]
+        (c["addr"] + (bench.pos0 << c["log2_words"])) % 2**27 for c in commands]
     await sender
 
 

@@ -317,6 +317,8 @@ async def bad_requests_are_refused(dut):
             ({}, {"start_pos": 8191, "prompt": 1}, 1, Error.BAD_RUN),
             ({"blocks": 0}, {}, 1, Error.NO_MODEL),
             ({"head_log2": 2}, {}, 1, Error.BAD_MODEL),
+            ({"head_log2": 9}, {}, 1, Error.BAD_MODEL),
+            ({"group": 0}, {}, 1, Error.BAD_MODEL),
             ({}, {"top_k": CONFIG.topk + 1}, 1, Error.BAD_SAMPLING),
             ({}, {"stop_count": 9}, 1, Error.BAD_SAMPLING),
             ({}, {}, 0, Error.NOT_READY),
@@ -353,7 +355,7 @@ async def a_token_beyond_the_context_overwrites_none(dut):
 
 
 @cocotb.test(timeout_time=10, timeout_unit="ms")
-async def a_model_of_which_no_lot_fits(dut):
+async def a_model_of_which_one_lot_fits(dut):
     await start(dut)
     chip = Chip(dut)
     # 64 values a head are 16 slices: one lot fits; keys of a tile: 2
@@ -361,13 +363,13 @@ async def a_model_of_which_no_lot_fits(dut):
     assert [e["reason"] for e in await collect(dut)] == [0, 2]
     assert [(p.nb, p.sub_heads, p.sub_blocks) for p, _ in chip.passes] == [
         (2, 1, 1), (1, 1, 1), (1, 1, 1)]
-    # 128 are 32 slices, of which there are 16, and one key a tile: a second position is too much
-    chip.passes.clear()
-    await begin(dut, {**some_model(), "head_log2": 7}, prompt=1, max_new=3)
-    assert [e["reason"] for e in await collect(dut)] == [0, 4]
-    assert await error_of(dut) == (Error.NO_PASS, 0)
-    assert [p.ctx for p, _ in chip.passes] == [1]
-    await whole_run(dut, chip)
+    # 128 and 256 come 64 at a time
+    for head_log2 in (7, 8):
+        seen = chip.passes[:]
+        chip.passes.clear()
+        await begin(dut, {**some_model(), "head_log2": head_log2, "blocks": 2}, prompt=9, max_new=2)
+        assert [e["reason"] for e in await collect(dut)] == [0, 2]
+        assert [p for p, _ in chip.passes] == [p for p, _ in seen]
 
 
 @cocotb.test(timeout_time=10, timeout_unit="ms")
@@ -491,7 +493,7 @@ def test_sequencer(seed):
 
 # The plan and the tables.
 
-@pytest.mark.parametrize("head_log2", range(3, 8))
+@pytest.mark.parametrize("head_log2", range(3, 9))
 def test_subgroups_are_the_largest_that_fit(head_log2):
     for group in (1, 2, 5, 20):
         for nb in (1, 3, 8):
@@ -511,8 +513,9 @@ def test_tile_keys_fit_the_instruction_field():
 
 
 def test_prompt_that_does_not_fit():
-    with pytest.raises(ValueError, match=r"^no pass fits at position 20$"):
-        list(prompt_passes(CONFIG.replace(W=4), dict(head_log2=7, blocks=1, group=1), 20, 4))
+    limit = CONFIG.score_depth
+    with pytest.raises(ValueError, match=rf"^no pass fits at position {limit - 3}$"):
+        list(prompt_passes(CONFIG.replace(W=4), dict(head_log2=7, blocks=1, group=1), limit - 3, 4))
 
 
 def test_every_error_has_a_sentence():

@@ -21,7 +21,7 @@ from meadowlark_hdl.isa import Epi, Op
 from meadowlark_hdl.signatures import (Beat, InstructionLayout, ModelLayout, PassLayout, Result)
 
 CONFIGS = {
-    "w8p16": Config(W=8, P=16, bus_bytes=2, residual_values=4096),
+    "w8p16": Config(W=8, P=16, bus_bytes=2, residual_values=4096, rope_pairs=4096),
     "w4p5": Config(W=4, P=5, bus_bytes=1, residual_values=2048),
     "w16p4": Config(W=16, P=4, bus_bytes=4, residual_values=2048),
 }
@@ -53,7 +53,7 @@ class Bench:
         return self.unit.latency_of(epi)
 
     async def begin(self, **model):
-        self.model = dict(hidden=32, head_log2=3, eps=7, block_words=40,
+        self.model = dict(hidden=32, head_log2=4, eps=7, block_words=40,
                           token_words=41) | model
         await start(self.dut, model=pack(ModelLayout, **self.model), clear=1)
         self.dut.clear.value = 0            # counts outlive a reset
@@ -193,11 +193,11 @@ def _pass(n, P, pos0=0):
     return dict(pos0=pos0, n=n, nb=-(-n // P), ctx=pos0 + n, final=1)
 
 
-async def _prepared(dut):
+async def _prepared(dut, **model):
     config = CONFIGS[os.environ["CONFIG"]]
     rng = np.random.default_rng(cocotb.RANDOM_SEED)
     bench = Bench(dut, config, rng)
-    await bench.begin()
+    await bench.begin(**model)
     return bench, config, rng
 
 
@@ -378,8 +378,9 @@ def _attention(bench, blocks, mant, shift):
 
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
-async def attention_output(dut):
-    bench, config, rng = await _prepared(dut)
+@cocotb.parametrize(head_log2=[4, 8])
+async def attention_output(dut, head_log2):
+    bench, config, rng = await _prepared(dut, head_log2=head_log2, block_words=70)
     P, W, dim = config.P, config.W, 1 << bench.model["head_log2"]
     total = 0
     for shift in (0, 5, 63):
@@ -398,8 +399,9 @@ async def attention_output(dut):
 
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
-async def lanes_are_heads(dut):
-    bench, config, rng = await _prepared(dut)
+@cocotb.parametrize(head_log2=[4, 8])
+async def lanes_are_heads(dut, head_log2):
+    bench, config, rng = await _prepared(dut, head_log2=head_log2)
     P, half, dim = config.P, 1 << bench.model["head_log2"] - 1, 1 << bench.model["head_log2"]
     cos, sin = await _angles(bench)
     used, total = P - 1, 0

@@ -20,8 +20,8 @@ from meadowlark_hdl.issue.rows import Rows
 from meadowlark_hdl.issue.stores import Stores
 from meadowlark_hdl.issue.token_tiles import TokenTiles
 from meadowlark_hdl.issue.walker import Job, presentable, results_settle
-from presented import (a_pass, check, first_block, packed_lots, random_work, repeated,
-                       tiles_of)
+from presented import (a_pass, check, first_block, of_heads, packed_lots, random_work,
+                       repeated, tiles_of)
 
 CONFIGS = {name: Config(W=W, P=P, bus_bytes=2, act_words=64, score_depth=64, tile_beats=32,
                         tile_rows=8, rope_pairs=256, sv_cycles=sv_cycles)
@@ -107,13 +107,14 @@ def test_as_the_golden_model(case, ops, seed):
     """Beats, releases and counted activity; with tiles at once, and now and then."""
     config, rng, chance = CONFIGS[case], np.random.default_rng(seed), random.Random(seed)
     walker = Rows(config) if ops[0] == Op.LINEAR else KeysAndDrain(config)
-    model = {"block_words": 9, "head_log2": (config.W - 1).bit_length()}
 
     async def bench(ctx):
         for k in range(10):
             p, work = random_work(rng, config, *ops, several=k in (0, 1))
             stall = (0, 0.7)[k % 2]
-            for i, lots in repeated(config, p, work):
+            model = of_heads({"block_words": 9}, config, work)
+            svs = int(rng.choice([1, 1, work["row_beats"]])) if ops[0] == Op.QK else 1
+            for i, lots in repeated(config, p, work, svs):
                 trace = await walk(ctx, walker, p, i, model, lots,
                                    front=lambda: chance.random() >= stall)
                 wanted = list(issue_golden.beats(config, model, p, i, lots))
@@ -294,15 +295,16 @@ def test_gammas(seed):
 def test_stores(case, seed):
     """A command of each STORE, taken when there is room; one is under way until all are done."""
     rng, config = random.Random(seed), CONFIGS[case]
-    walker, log2_words = Stores(config), 1
-    model = {"head_log2": (config.W - 1).bit_length() + log2_words}
+    walker = Stores(config)
 
     async def bench(ctx):
         for _ in range(30):
             given = rng.randrange(1, 5)
             for _ in range(given):
                 p = a_pass(config.P, rng.randrange(1, 3 * config.P), rng.randrange(60))
-                i = Instruction(Op.STORE, addr=rng.randrange(1 << 20), x=rng.randrange(1 << 12))
+                log2_words = rng.randrange(7)
+                i = Instruction(Op.STORE, addr=rng.randrange(1 << 27), x=rng.randrange(1 << 12),
+                                row_beats=1 << log2_words)
                 wait, t = rng.randrange(4), [0]
 
                 def each():
@@ -310,12 +312,12 @@ def test_stores(case, seed):
                     assert ctx.get(walker.cmd.valid)
                     assert ctx.get(walker.control.wait_store) == (t[0] < wait)
                     assert ctx.get(walker.cmd.payload) == {
-                        "addr": i["addr"] + (p.pos0 << log2_words), "word": i["x"]}
+                        "addr": i["addr"], "word": i["x"], "log2_words": log2_words}
                     t[0] += 1
 
                 def then():
                     assert ctx.get(walker.storing)
-                trace = await walk(ctx, walker, p, i, model, each=each, then=then)
+                trace = await walk(ctx, walker, p, i, {}, each=each, then=then)
                 assert len(trace) - 8 == wait + 1
             while given:
                 assert ctx.get(walker.storing)

@@ -130,6 +130,7 @@ class Config:
     SUMSQ_BITS = 64
     LOGIT_BITS = 32     # 12 fractional bits
     TOKEN_BITS = 18
+    MAX_HEAD_LOG2 = 8   # of a head's values, padded
     PASS_BLOCKS = 32    # blocks of tokens of a pass, at most: what the vector unit numbers
     SUM_BLOCKS = 16     # lots of which a lane keeps the maximum and the sum
     ACC_TURN = 4        # cycles from a slice to the same slice, at least
@@ -166,8 +167,14 @@ class Config:
 
     @property
     def acc_slots(self) -> int:
-        """Depth of the broadcast accumulators, in slices of sv_columns: a head of 64 at least."""
+        """Depth of the broadcast accumulators, in slices of sv_columns: 64 values at least."""
         return max(16, 64 // self.sv_columns)
+
+    @property
+    def sv_values(self) -> int:
+        """Most values of a head that an SV takes at once, a power of two: the accumulators'. A
+        wider head's come in as many SVs as it takes."""
+        return self.acc_slots * self.sv_columns
 
     @property
     def shared_products(self) -> bool:

@@ -18,7 +18,7 @@ class Op(IntEnum):
     LINEAR = 4  #: weight rows x activations -> epilogue
     STORE = 5   #: scratch memory -> KV cache, beside what follows
     QK = 6      #: cached keys x queries -> scores (stay in the lanes)
-    SV = 7      #: softmax(scores) x cached values -> activation memory
+    SV = 7      #: softmax(scores) x columns of cached values -> activation memory
 
 
 class Src(IntEnum):
@@ -79,7 +79,7 @@ FIELDS = (
     Field("rows", 8, "rows of a tile (QK, SV: keys of a full tile)"),
     Field("last_rows", 8, "rows of the last tile"),
     Field("row_beats", 11, "beats per row: ceil(K/W); QK, SV: a power of two; STORE: chunks per "
-                           "token"),
+                           "token, a power of two"),
     Field("chunks", 12, "chunks of a tile, header included (TABLE, TOKEN: row stride as well; KV: "
                         "rows * row_beats)"),
     Field("last_chunks", 12, "chunks of the last tile"),
@@ -93,6 +93,7 @@ FIELDS = (
     Field("back", 13, "QK, SV: how many keys before its own a token sees; 8191: all of them"),
     Field("ahead", 1, "QK, SV: a token sees all keys behind its own, too"),
     Field("packed", 1, "STREAM: tiles are packed behind their row headers (docs/packing.md)"),
+    Field("more", 1, "SV: another SV follows, for other columns of the values"),
 )
 #: ``back`` that reaches all keys before a token's own.
 NO_WINDOW = (1 << 13) - 1
@@ -142,7 +143,7 @@ MODEL_REGS = (
     Field("token_words", 12, "words of W values a token of a pass takes in scratch memory"),
     Field("blocks", 6, "most resident blocks R"),
     Field("hidden", 13, "values of the residual per token, padded to a multiple of W"),
-    Field("head_log2", 3, "log2 of the padded head dimension"),
+    Field("head_log2", 4, "log2 of the padded head dimension"),
     Field("group", 6, "most query heads of a QK"),
     Field("eps", 48, "hidden * epsilon in squared residual units"),
     Field("vocab", 18, "token ids: rows of embedding and head"),

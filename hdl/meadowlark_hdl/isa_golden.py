@@ -19,7 +19,8 @@ from .compute.softmax_golden import MASKED, output_scale, probabilities, saturat
 from .compute.swiglu_golden import swiglu
 from .compute.tiling_engine_golden import FLOATS_KEPT, broadcast, dot
 from .config import Config
-from .control.fetch_golden import GoldenTiles, ProgramError, blamed, need, stream_chunks
+from .control.fetch_golden import (GoldenTiles, ProgramError, blamed, last_sv, need,
+                                   stream_chunks)
 from .sampler.sampler_golden import Sampling, sample
 from .control.sequencer_golden import Lots, Pass, context_limit, prompt_passes, subgroups
 from .fixed import saturate
@@ -68,7 +69,9 @@ class GoldenCore:
         self.head = 1 << model["head_log2"]
         self.slots = model["blocks"] * config.P         # tokens of a pass, at most
         for what, has, limit in (
-                ("a head", config.W, self.head), ("hidden", config.W, model["hidden"]),
+                ("a head", config.W, self.head),
+                ("a head", model["head_log2"], config.MAX_HEAD_LOG2),
+                ("hidden", config.W, model["hidden"]),
                 ("blocks", 1, model["blocks"]), ("group", 1, model["group"]),
                 ("eps", 1, model["eps"]),
                 ("residual", self.slots * model["hidden"], config.residual_values),
@@ -177,8 +180,7 @@ class GoldenCore:
             if i["op"] == Op.END and not (i["last"] and p.final):
                 break
             if i["op"] == Op.QK:
-                self._attend(pc)
-                pc += 1
+                pc = self._attend(pc)
             elif i["op"] != Op.END:         # one that is passed over is none
                 with blamed(pc):
                     need(i["op"] != Op.SV, "SV without its QK")
@@ -322,6 +324,7 @@ class GoldenCore:
     def _complete_stores(self) -> None:
         for i, p in self._stores:
             count = i["row_beats"] * self.config.W
+            need(i["row_beats"].bit_count() == 1, f"a STORE of {i['row_beats']} words of a token")
             at, end = ((i["addr"] * self.config.W + pos * count) for pos in (p.pos0, p.ctx))
             need(self._loaded <= at and end <= len(self.memory),
                  "a STORE outside of the cache")
@@ -332,28 +335,32 @@ class GoldenCore:
             self._counts["bus_write_words"] += (end - at) // self.config.bus_bytes
         self._stores.clear()
 
-    def _attend(self, pc: int) -> None:
-        """QK and the SV behind it, for one subgroup of heads and blocks after the other."""
+    def _attend(self, pc: int) -> int:
+        """QK and the SVs behind it, for one subgroup of heads and blocks after the other -> place
+        of the last one."""
         qk, p = self.program[pc], self._pass
         with blamed(pc):
             self._complete_stores()
             need(p.sub_heads > 0, "more scores than their memory holds")
             as_heads = self._heads(qk) if qk["heads"] else None
-        sv = self.program[pc + 1] if pc + 1 < len(self.program) else None
-        with blamed(pc + 1):
-            need(sv is not None and sv["op"] == Op.SV and all(
-                sv[name] == qk[name]
-                for name in ("group", "heads", "lanes", "last", "back", "ahead")),
-                "a QK without its SV")
-        assert sv is not None
+        end = last_sv(self.program, pc)
+        for at in range(pc + 1, end + 1):
+            with blamed(at):
+                sv = self.program[at] if at < len(self.program) else None
+                need(sv is not None and sv["op"] == Op.SV and all(
+                    sv[name] == qk[name]
+                    for name in ("group", "heads", "lanes", "last", "back", "ahead")),
+                    "a QK without its SV")
         for lots in subgroups(self.config, p, qk):
             slots = as_heads if as_heads is not None else np.arange(
                 lots.blocks.start * self.config.P, min(lots.blocks.stop * self.config.P, p.n))
             with blamed(pc):
                 scores = self._qk(qk, slots, lots)
-            with blamed(pc + 1):
-                self._sv(sv, slots, lots, scores)
-            self._counts["instructions"] += 2
+            for at in range(pc + 1, end + 1):
+                with blamed(at):
+                    self._sv(self.program[at], slots, lots, scores)
+            self._counts["instructions"] += 1 + end - pc
+        return end
 
     def _qk(self, i: Instruction, slots: np.ndarray, lots: Lots) -> np.ndarray:
         """Scores of query heads: int64[heads, slots, keys]."""
@@ -370,12 +377,15 @@ class GoldenCore:
         return np.where(hidden, MASKED, scores(acc, i["shift"]))
 
     def _sv(self, i: Instruction, slots: np.ndarray, lots: Lots, found: np.ndarray) -> None:
-        values = self.tiles.cache(i, lots.keys, self.head)
+        width = i["row_beats"] * self.config.W
+        need(0 < width <= self.config.sv_values, f"an SV of {width} columns")
+        values = self.tiles.cache(i, lots.keys, width)
         for h, each in zip(lots.heads, found, strict=True):
             p, total = probabilities(each)
             mant, shift = output_scale(total, i["mant"], i["shift"])
             y = requant(broadcast(p, values), mant[:, None], shift[:, None])
             if i["heads"]:                  # to lane 0, one behind the other
-                self._write(slots[:1], i["y"], y.reshape(1, -1))
+                for lane, row in enumerate(y):
+                    self._write(slots[:1], i["y"] + lane * self.head, row[None])
             else:
                 self._write(slots, i["y"] + h * self.head, y)

@@ -75,10 +75,10 @@ def TileTag(config: Config) -> data.StructLayout:
 
 
 def ScratchCommand() -> data.StructLayout:
-    """Issue -> scratch memory: a row of each token of the pass goes to memory. addr: chunk in
-    memory of the first token's row; word: where in a token's part of scratch memory its row begins,
-    in words of W values."""
-    return data.StructLayout({"addr": 27, "word": 12})
+    """Issue -> scratch memory: a row of each token of the pass goes to memory, 2**log2_words words
+    of W values, log2_words at most 6. addr: chunk in memory of the row of position 0; word: where
+    in a token's part of scratch memory its row begins."""
+    return data.StructLayout({"addr": 27, "word": 12, "log2_words": 3})
 
 
 def StoreCommand() -> data.StructLayout:

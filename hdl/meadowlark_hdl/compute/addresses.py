@@ -69,15 +69,18 @@ class Addresses(Piped):
         lane, block, row, is_drain, valid = pipe.inputs(
             self.lane, self.block, self.row, self.is_drain, self.valid)
         heads, head_log2 = asked.heads, self.model.head_log2
+        at = self.config.W.bit_length() - 1
+        log2_words = kept(m, "log2_words", head_log2 - at)[:3]     # of a head
         last_slot, last_lane, last_block = self._last(m)
         # A row's number within its head; where it counts from the first head on, for pairs the
         # even row's.
-        head_mask = kept(m, "head_mask", Cat(head_log2 > k for k in range(7)))
-        row_mask = kept(m, "row_mask", Cat(~asked.rotate, head_mask[1:] | (~heads).replicate(6),
-                                            (~heads).replicate(11)))
+        head_mask = kept(m, "head_mask", Cat(
+            head_log2 > k for k in range(Config.MAX_HEAD_LOG2)))
+        row_mask = kept(m, "row_mask", Cat(~asked.rotate, head_mask[1:] | (~heads).replicate(7),
+                                            (~heads).replicate(10)))
 
-        head = (row >> head_log2)[:len(lane)].reg("head")
-        offset = mux(is_drain & heads, mix(lambda x: x << head_log2, lane), 0).reg("offset")
+        head = (row[at:] >> log2_words)[:len(lane)].reg("head")
+        offset = mux(is_drain & heads, mix(lambda x: x << log2_words << at, lane), 0).reg("offset")
         element = (mux(asked.gate, row[1:], row & row_mask).reg("row") | offset)
         element = (element + self.instr.y)[:15].reg("element")
         to_lane = mux(heads, mux(is_drain.reg("is_drain"), 0, head), lane.reg("lane")) \
@@ -90,9 +93,9 @@ class Addresses(Piped):
         used = (head_used | ~heads).reg("used")
 
         slot, start, token_word = self._starts(pipe, asked, lane, block, valid, last_slot)
-        pair = (((slot << head_log2) >> 1) | (row & head_mask)[1:7].reg("pair"))[:len(self.pair)]
-        at = self.config.W.bit_length() - 1
-        pipe.give(self, to_lane=to_lane, sub=element[:at], pair=pair.reg("rope_addr"), slot=slot,
+        pair = (((slot << log2_words) << at - 1) | (row & head_mask)[1:8].reg("pair")) \
+            [:len(self.pair)].reg("rope_addr")
+        pipe.give(self, to_lane=to_lane, sub=element[:at], pair=pair, slot=slot,
                   word=(start + mux(asked.scratch, element[2:], element[at:]))[:len(self.word)]
                   .reg("word"),
                   resid_word=(token_word + row[2:])[:len(self.resid_word)].reg("resid_word"),

@@ -42,7 +42,8 @@ class Admission(wiring.Component):
             Error.NO_MODEL: model.blocks == 0,
             Error.NOT_READY: ~self.ready,
             Error.BAD_RUN: (run.prompt == 0) | (end > context_limit(config)),
-            Error.BAD_MODEL: model.head_log2 < config.W.bit_length() - 1,
+            Error.BAD_MODEL: (model.head_log2 < config.W.bit_length() - 1)
+            | (model.head_log2 > Config.MAX_HEAD_LOG2) | (model.group == 0),
             Error.BAD_SAMPLING: (run.top_k > config.topk) | (run.stop_count > STOP_IDS)}
         error = Error.NONE
         for code, condition in reversed(wrong.items()):

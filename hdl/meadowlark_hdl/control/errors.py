@@ -17,10 +17,9 @@ class Error(IntEnum):
     WATCHDOG = 6            #: nothing moved for too long
     MEMORY = 7              #: the memory stopped being ready during a run
     NO_MODEL = 8            #: the model registers are empty
-    BAD_MODEL = 9           #: head dimension smaller than a chunk
+    BAD_MODEL = 9           #: heads smaller than a chunk or larger than 256, or none that attend
     BAD_SAMPLING = 10       #: top_k longer than the sampler's list, or too many stop ids
     NOT_READY = 11          #: started before the memory was ready
-    NO_PASS = 12            #: not even one block of tokens fits the scores or accumulators
     STUCK = 13              #: the core could not be emptied after an abort or error
     BAD_DATA = 14           #: a tile that does not decode
 
@@ -43,13 +42,11 @@ SENTENCES = {
     Error.MEMORY: "the board's memory dropped out during the run; check its supply, then reset the "
                   "board and load the image again",
     Error.NO_MODEL: "the board holds no model; load an image",
-    Error.BAD_MODEL: "the loaded model has heads smaller than a memory chunk of the board; compile "
+    Error.BAD_MODEL: "the loaded model has heads of a size that the board does not know; compile "
                      "the model for this board",
     Error.BAD_SAMPLING: "the board refused the run because top_k is longer than its sorted list, "
                         "or because there are more than 8 stop ids; choose fewer",
     Error.NOT_READY: "the board's memory is not ready; wait a moment, then try again",
-    Error.NO_PASS: "the board has no room for the attention of a single block of tokens at this "
-                   "position; shorten the context",
     Error.STUCK: "the board could not empty its units after the run; reset the board and load the "
                  "image again",
     Error.BAD_DATA: "the image in the board's memory is damaged; load it again",

@@ -20,7 +20,7 @@ class Fetch(wiring.Component):
     An instruction is queued as soon as its jobs can be made next, so the engine knows it before
     its tiles arrive; :class:`.tile_jobs.TileJobs` makes them. An unknown ``src`` makes no jobs. A
     token beyond ``model.vocab`` and a list that runs past the program memory stop the walk until
-    ``flush``: nothing is read that is not the model's. A QK and the SV behind it are repeated for
+    ``flush``: nothing is read that is not the model's. A QK and the SVs behind it are repeated for
     one subgroup of lots after the other (:class:`.subgroups.Subgroups`).
 
     Timing: the next instruction is fetched while jobs are made (5 cycles each, QK 9). The first job
@@ -102,9 +102,9 @@ class Fetch(wiring.Component):
         word = Signal(InstructionLayout, reset_less=True)       # the next instruction
         stores = Signal(16)                 # STORE instructions queued in this pass
         # What kind it is, in registers a cycle behind it.
-        skipped, ends, has_jobs, is_store, is_qk, is_sv = (
+        skipped, ends, has_jobs, is_store, is_qk, is_last_sv = (
             Signal(name=name, reset_less=True) for name in (
-                "skipped", "ends", "has_jobs", "is_store", "is_qk", "is_sv"))
+                "skipped", "ends", "has_jobs", "is_store", "is_qk", "is_last_sv"))
         qk_pc = Signal(17, reset_less=True)
         is_end = word.op == Op.END
         goes_on = word.last & self.pass_.final
@@ -114,7 +114,7 @@ class Fetch(wiring.Component):
             word.eq(r.data), skipped.eq(is_end & goes_on), ends.eq(is_end & ~goes_on),
             has_jobs.eq((word.src != Src.NONE) & (word.src <= Src.KV) & ~is_end),
             is_store.eq(word.op == Op.STORE), is_qk.eq(word.op == Op.QK),
-            is_sv.eq(word.op == Op.SV),
+            is_last_sv.eq((word.op == Op.SV) & ~word.more),
             room.eq(queue.i.ready), rest.eq(tiles.work.ready)]
         m.d.comb += [queue.i.payload.instr.eq(word), queue.i.payload.pc.eq(pc),
                      queue.i.payload.lots.eq(subgroups.lots),
@@ -154,7 +154,7 @@ class Fetch(wiring.Component):
                         m.next = "ADDRESS"
                     with m.If(is_qk):
                         m.d.sync += qk_pc.eq(pc)
-                    with m.If(is_sv):
+                    with m.If(is_last_sv):
                         m.d.comb += subgroups.next.eq(1)
                         with m.If(~subgroups.final):
                             m.d.sync += pc.eq(qk_pc)

@@ -48,20 +48,27 @@ def blamed(pc: int) -> Iterator[None]:
 def walk(config: Config, program: Sequence[Instruction], p: Pass, pc: int,
          ) -> Iterator[tuple[int, Lots | None]]:
     """Places of the instructions that a pass executes, from ``pc`` to the END that ends its list or
-    to the program's end; an END that it passes over is none. QK and SV come once a subgroup, with
-    its lots."""
+    to the program's end; an END that it passes over is none. QK and the SVs behind it come once a
+    subgroup, with its lots."""
     while pc < len(program):
         i = program[pc]
         if i["op"] == Op.QK:
+            end = last_sv(program, pc)
             for lots in subgroups(config, p, i):
-                yield from ((pc, lots), (pc + 1, lots))
-            pc += 1
+                yield from ((at, lots) for at in range(pc, end + 1))
+            pc = end
         elif i["op"] != Op.END:
             yield pc, None
         elif not (i["last"] and p.final):
             yield pc, None
             return
         pc += 1
+
+
+def last_sv(program: Sequence[Instruction], pc: int) -> int:
+    """Place of the last SV behind the QK at ``pc``; whether they are SVs is not looked at."""
+    return next((at for at in range(pc + 1, len(program)) if not program[at]["more"]),
+                len(program))
 
 
 class Rows(NamedTuple):
@@ -139,16 +146,16 @@ class GoldenTiles:
         self.chunks_read += len(which) * i["chunks"]
         return [self._tile(i, i["addr"] + row * i["chunks"], 1, i["chunks"]) for row in which]
 
-    def cache(self, i: Instruction, keys: range, head: int) -> np.ndarray:
-        """Keys or values of positions ``keys``: int8[len(keys), head]."""
+    def cache(self, i: Instruction, keys: range, width: int) -> np.ndarray:
+        """Keys, or columns of values, of positions ``keys``: int8[len(keys), width]."""
         beats = i["row_beats"]
-        need(i["src"] == Src.KV and i["rows"] > 0 and beats * self.config.W == head
+        need(i["src"] == Src.KV and i["rows"] > 0 and beats * self.config.W == width
              and i["mode"] == Mode.INT8, f"{_name(i)} of tiles that are no cache")
         need(i["rows"] * beats == i["chunks"] <= self.config.tile_beats,
              f"a tile of {i['rows']} keys in {i['chunks']} chunks")
         self.chunks_read += len(keys) * beats
         raw = self._raw(i["addr"] + keys.start * beats, len(keys) * beats)
-        return np.frombuffer(raw, np.int8).reshape(len(keys), head)
+        return np.frombuffer(raw, np.int8).reshape(len(keys), width)
 
     def _raw(self, addr: int, chunks: int) -> bytes:
         """Chunks of memory."""

@@ -28,8 +28,7 @@ class Passes(wiring.Component):
     token : In(1)               Pulse, at rest: a generated token is.
     start : In(1)               Pulse, at rest: a pass over what is to be done, or as much as fits.
     give_up : In(1)             The pass will not end.
-    done : Out(1)               Pulse: the pass has ended or is given up, or:
-    none : Out(1)               with ``done``: there is none, its keys do not fit.
+    done : Out(1)               Pulse: the pass has ended or is given up.
     left : Out(1)               With ``done``: something is still to be done.
     prompt : Out(1)             The pass is of the prompt.
     position : Out(13)          Of the next token, that of the pass's end from its start on.
@@ -46,7 +45,7 @@ class Passes(wiring.Component):
         self.config = config
         super().__init__({
             "run": In(RunLayout()), "model": In(ModelLayout), "begin": In(1), "token": In(1),
-            "start": In(1), "give_up": In(1), "done": Out(1), "none": Out(1), "left": Out(1),
+            "start": In(1), "give_up": In(1), "done": Out(1), "left": Out(1),
             "prompt": Out(1), "position": Out(13), "pass_": Out(PassLayout()),
             "fetch_start": Out(1), "fetch_pc": Out(16), "pass_end": In(1)})
 
@@ -84,9 +83,6 @@ class Passes(wiring.Component):
                     self.fetch_pc.eq(Mux(remaining == 1, self.model.decode_pc,
                                          self.model.prefill_pc))]
                 m.next = "START"
-                with m.If(planner.sub_heads == 0):
-                    m.d.comb += [self.done.eq(1), self.none.eq(1)]
-                    m.next = "IDLE"
             with m.State("START"):
                 m.d.sync += [self.fetch_start.eq(1), position.eq(planner.ctx),
                              remaining.eq(remaining - planner.n)]

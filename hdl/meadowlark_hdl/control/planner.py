@@ -6,7 +6,8 @@ from amaranth.lib.wiring import In, Out
 from ..config import Config
 from ..lib.pipe import reg
 from ..signatures import ModelLayout
-from .sequencer_golden import MAX_TILE_KEYS, Pass
+from .sequencer_golden import MAX_TILE_KEYS, Pass, sv_log2
+from .sequencer_golden import tile_keys as tile_keys_of
 
 
 class Planner(wiring.Component):
@@ -24,15 +25,15 @@ class Planner(wiring.Component):
 
     Members
     -------
-    model : In(ModelLayout)     head_log2, at least log2 W; blocks and group, 1...
+    model : In(ModelLayout)     head_log2, from log2 W to MAX_HEAD_LOG2; blocks and group, 1...
     start : In(1)               Pulse, at rest.
     position, remaining : In(13), In(13)
-                                Of the pass's first token; tokens from there on, 1... Constant from
-                                ``start`` to ``done``.
+                                Of the pass's first token; tokens from there on, 1..., within the
+                                context. Constant from ``start`` to ``done``.
     done : Out(1)               Pulse; from the next cycle to the next start hold:
     nb : Out(6)                 Blocks, the last of which may be ragged.
     n, ctx : Out(13), Out(14)   Tokens, and ``position + n``.
-    sub_heads, sub_blocks : Out(5)      0: not even one lot fits.
+    sub_heads, sub_blocks : Out(5)      One lot fits in any case.
     """
 
     BLOCK, LOT = 1, 2           # cycles for each that is tried
@@ -57,19 +58,15 @@ class Planner(wiring.Component):
         m = Module()
         config, P, remaining, model = self.config, self.config.P, self.remaining, self.model
 
-        # What the model allows. head_log2 < log2 W is refused, so the shifts are as meant; when a
-        # lot needs more than acc_slots the quotient is 0 and nothing fits.
-        slice_log2 = config.sv_columns.bit_length() - 1
-        tile_log2 = config.W.bit_length() + config.tile_beats.bit_length() - 2
-        keys_max = MAX_TILE_KEYS.bit_length() - 1
-        tile_keys = Signal(range(MAX_TILE_KEYS + 1))
-        acc_lots = Signal(range(config.acc_slots + 1))
+        # What the model allows.
+        tile_keys = Signal(range(MAX_TILE_KEYS + 1))        # rows of the values' tiles
+        acc_lots = Signal(range(config.sv_values // config.W + 1))
         with m.Switch(model.head_log2):
-            for h in range(8):
+            for h in range(config.W.bit_length() - 1, Config.MAX_HEAD_LOG2 + 1):
                 with m.Case(h):
-                    m.d.sync += [
-                        tile_keys.eq(1 << min(tile_log2 - h, keys_max) if h <= tile_log2 else 0),
-                        acc_lots.eq(config.acc_slots >> max(h - slice_log2, 0))]
+                    columns = sv_log2(config, h)
+                    m.d.sync += [tile_keys.eq(tile_keys_of(config, columns)),
+                                 acc_lots.eq(config.sv_values >> columns)]
 
         tokens, ragged = Signal(14), Signal()       # nb * P; nothing is left behind them
         many_tiles, most = Signal(), Signal(range(Config.SUM_BLOCKS + 1))

@@ -173,9 +173,7 @@ class Sequencer(wiring.Component):
                 m.d.comb += [guard.running.eq(1), guard.watched.eq(1)]
                 with m.If(passes.done):
                     m.next = "FLUSH"
-                    with m.If(passes.none):
-                        m.d.comb += refuse(Error.NO_PASS)
-                    with m.Elif(~guard.give_up):
+                    with m.If(~guard.give_up):
                         m.d.sync += self.pass_done.eq(1)
                         m.next = "PLAN"
                         with m.If(~passes.left):

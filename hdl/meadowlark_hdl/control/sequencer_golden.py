@@ -34,9 +34,14 @@ class Pass:
         return range(max(0, position - i["back"]), end)
 
 
-def tile_keys(config: Config, head_log2: int) -> int:
-    """Keys (rows of 2**head_log2 bytes) in a full tile of the KV cache."""
-    return min(config.tile_beats * config.W >> head_log2, MAX_TILE_KEYS)
+def tile_keys(config: Config, row_log2: int) -> int:
+    """Rows of 2**row_log2 bytes, keys or columns of values, in a full tile of the KV cache."""
+    return min(config.tile_beats * config.W >> row_log2, MAX_TILE_KEYS)
+
+
+def sv_log2(config: Config, head_log2: int) -> int:
+    """log2 of the columns of the values of a head of 2**head_log2 that an SV takes."""
+    return min(head_log2, config.sv_values.bit_length() - 1)
 
 
 def context_limit(config: Config) -> int:
@@ -46,11 +51,11 @@ def context_limit(config: Config) -> int:
 
 def lots(config: Config, head_log2: int, ctx: int) -> int:
     """Pairs of a query head and a block that can attend to keys 0..ctx-1 at once: what the scores,
-    maxima and sums of a lane take, and where one tile of keys is not enough, its accumulators.
+    maxima and sums of a lane take, and where one tile of values is not enough, its accumulators.
     0 if not even one can."""
-    most = min(config.score_depth // ctx, Config.SUM_BLOCKS)
-    if ctx > tile_keys(config, head_log2):
-        most = min(most, config.acc_slots // max(1, (1 << head_log2) // config.sv_columns))
+    most, columns = min(config.score_depth // ctx, Config.SUM_BLOCKS), sv_log2(config, head_log2)
+    if ctx > tile_keys(config, columns):
+        most = min(most, config.sv_values >> columns)
     return most
 
 
@@ -64,7 +69,7 @@ def subgroup(config: Config, model: Mapping[str, int], nb: int, ctx: int) -> tup
 
 @dataclass(frozen=True)
 class Lots:
-    """The lots that one QK, and the SV behind it, are for.
+    """The lots that one QK, and the SVs behind it, are for.
 
     heads: query heads, numbered within the instruction's group. blocks: of tokens. keys: those that
     some of them see. begin: the first ones of the instruction. again: the blocks begin anew, with
@@ -78,7 +83,7 @@ class Lots:
 
 
 def subgroups(config: Config, p: Pass, i: Mapping[str, int]) -> Iterator[Lots]:
-    """How often a QK is repeated in a pass, with the SV behind it: heads outside, blocks inside.
+    """How often a QK is repeated in a pass, with the SVs behind it: heads outside, blocks inside.
 
     i: of the instruction group, heads, last, back and ahead.
     """

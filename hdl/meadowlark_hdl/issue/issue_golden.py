@@ -68,7 +68,7 @@ def _dot(model: Mapping[str, int], i: Instruction, block: int, tile: int, row: i
 
 def _keys(config: Config, model: Mapping[str, int], p: Pass, i: Instruction, lots: Lots,
           ) -> Iterator[Presented]:
-    slices = i["row_beats"] * config.sv_cycles
+    slices, head_values = i["row_beats"] * config.sv_cycles, 1 << model["head_log2"]
     top = (1 << (config.P - 1).bit_length()) - 1        # no lane is beyond
     every = [(head, block) for head in lots.heads for block in lots.blocks]
     summed: deque[tuple[int, int, int]] = deque()       # lots that have seen their last key
@@ -79,7 +79,7 @@ def _keys(config: Config, model: Mapping[str, int], p: Pass, i: Instruction, lot
             slot = lot * slices % config.acc_slots
             keys = range(max(base, sees.start), min(end, sees.stop))
             while keys and any(slot == other for other, _, _ in summed):
-                yield from _drain(config, i, *summed.popleft())
+                yield from _drain(config, i, head_values, *summed.popleft())
             for key in keys:
                 score = lot * p.ctx + key
                 if i["op"] == Op.SV:
@@ -102,7 +102,7 @@ def _keys(config: Config, model: Mapping[str, int], p: Pass, i: Instruction, lot
             if i["op"] == Op.SV and base < sees.stop <= end:
                 summed.append((slot, head, block))
     for each in summed:
-        yield from _drain(config, i, *each)
+        yield from _drain(config, i, head_values, *each)
 
 
 def _products(config: Config, i: Instruction, lot: int, tile: int, keep: bool, row: int,
@@ -119,14 +119,14 @@ def _products(config: Config, i: Instruction, lot: int, tile: int, keep: bool, r
             yield presented
 
 
-def _drain(config: Config, i: Instruction, slot: int, head: int, block: int,
+def _drain(config: Config, i: Instruction, head_values: int, slot: int, head: int, block: int,
            ) -> Iterator[Presented]:
-    """A lot's sums of probabilities, then its elements."""
+    """A lot's sums of probabilities, then its elements; head_values: results of a head."""
     elements = i["row_beats"] * config.W
     yield {"sum_read": 1, "sum_block": slot // 2, "res_en": 1, "res_kind": 1, "block": block}
     for element in range(elements):
         beat, value = divmod(element, config.W)
         column, part = divmod(value, config.sv_cycles)
         yield {"dr_en": 1, "dr_sel": column, "res_en": 1, "res_kind": 2,
-               "row": head * elements + element, "block": block,
+               "row": head * head_values + element, "block": block,
                "acc_addr": slot + beat * config.sv_cycles + part}

@@ -4,6 +4,7 @@ from __future__ import annotations
 from amaranth import Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from ..config import Config
 from ..lib.countdown import Countdown
@@ -23,7 +24,7 @@ class Span(wiring.Component):
 
     Members
     -------
-    job : In(Job)           Stands from ``goes_on`` on.
+    job : In(Job)           Stands from ``goes_on`` on, its model always.
     goes_on : In(1)         Pulse: the lots of ``job.lots`` are the next ones. Without it they are
                             those of the last time.
     first, next : In(1)     To the first lot; to the next.
@@ -42,7 +43,8 @@ class Span(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config, instr, lots, first = self.config, self.job.instr, self.job.lots, self.job.first
-        words = self.job.model.block_words
+        words, head_beats = self.job.model.block_words, reg(7, "head_beats")
+        m.d.sync += head_beats.eq(1 << (self.job.model.head_log2 - exact_log2(config.W))[:3])
         heads = Countdown(m, 5, name="heads", behind=True, reset=False)
         blocks = Countdown(m, 5, name="blocks", behind=True, reset=False)
         block, position = reg(6, "block"), reg(14, "position")
@@ -78,9 +80,9 @@ class Span(wiring.Component):
             with m.If(blocks.last):
                 m.d.sync += [blocks.load_all(lots.blocks), heads.step(), of_first_head.eq(0),
                              block.eq(block_0), position.eq(position_0),
-                             x.eq(x_head + instr.row_beats), x_head.eq(x_head + instr.row_beats),
-                             head.eq(head + instr.row_beats)]
-                m.d.sync += next_head.eq(head + instr.row_beats)
+                             x.eq(x_head + head_beats), x_head.eq(x_head + head_beats),
+                             head.eq(head + head_beats)]
+                m.d.sync += next_head.eq(head + head_beats)
                 with m.If(of_first_head):
                     m.d.sync += [next_block.eq(block + 1), next_position.eq(position + config.P),
                                  next_x.eq(x + words)]

@@ -1,14 +1,12 @@
 """STORE: has scratch memory send a row of each token to the cache."""
 from __future__ import annotations
 
-from amaranth import Module, Signal
+from amaranth import Cat, Module, Signal
 from amaranth.lib import stream
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import ceil_log2
 
 from ..config import Config
 from ..isa import Op
-from ..lib.pipe import reg
 from ..signatures import ScratchCommand
 from .walker import Walker
 
@@ -36,12 +34,12 @@ class Stores(Walker):
 
     def elaborate(self, platform):
         m = Module()
-        instr, pass_, model = self.job.instr, self.job.pass_, self.job.model
-        # A row is a power of two of words.
-        log2_words, first = reg(3, "log2_words"), reg(27, "first")
-        m.d.sync += [log2_words.eq(model.head_log2 - ceil_log2(self.config.W)),
-                     first.eq(instr.addr + (pass_.pos0 << log2_words))]
-        m.d.comb += [self.cmd.payload.addr.eq(first), self.cmd.payload.word.eq(instr.x)]
+        instr, command = self.job.instr, self.cmd.payload
+        m.d.comb += [
+            command.addr.eq(instr.addr), command.word.eq(instr.x),
+            # of a power of two
+            command.log2_words.eq(Cat(
+                Cat(instr.row_beats[n] for n in range(7) if n >> k & 1).any() for k in range(3)))]
 
         given, under_way = Signal(), Signal(8)      # more than can wait and be on their way
         m.d.sync += under_way.eq(under_way + given - self.done)

@@ -18,8 +18,9 @@ class Scratch(wiring.Component):
     """A memory of int8 values, and what walks it for STORE.
 
     A token of the pass owns ``model.token_words`` words of W values, token s the s-th of them. A
-    command sends a row of each token, 2**head_log2 values, one token after the other: the rows are
-    contiguous in external memory. Nothing is stalled by that but the commands themselves.
+    command sends a row of each token, one token after the other: the rows are contiguous in
+    external memory, that of position p is the p-th. Nothing is stalled by that but the commands
+    themselves.
 
     Timing: ``FIRST`` cycles from a command to its first part of a word when nothing is under way,
     ``NEXT`` from the last part of a command to the first of the next; between them a part a cycle
@@ -35,7 +36,7 @@ class Scratch(wiring.Component):
     write : In(ScratchWrite)    Readable three cycles later. Nothing that a command reads may be
                                 written before its last part has been taken.
     model, pass_ : In(ModelLayout), In(PassLayout)
-                                token_words, head_log2 and n; constant from a command on until its
+                                token_words, pos0 and n; constant from a command on until its
                                 last part has been taken.
     cmd : In(stream of ScratchCommand)      ``COMMANDS`` wait.
     store : Out(stream of StoreCommand)     Before the command's first part is read.
@@ -45,7 +46,7 @@ class Scratch(wiring.Component):
     """
 
     COMMANDS = 16
-    FIRST, NEXT = 5, 2
+    FIRST, NEXT = 6, 2
     CREDITS = 8     # a credit is back 5 cycles later: address, RAM, register, queue, register
 
     def __init__(self, config: Config):
@@ -60,7 +61,7 @@ class Scratch(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config, size = self.config, self.config.store_bytes
-        in_word, in_row = exact_log2(config.W // size), exact_log2(size)
+        in_word = exact_log2(config.W // size)
         m.submodules.ram = ram = memory.Memory(
             shape=8 * size, depth=config.scratch_bytes // size, init=[], attrs=NO_RW_CHECK)
         r = ram.read_port()
@@ -72,16 +73,20 @@ class Scratch(wiring.Component):
 
         # Where the token's part begins and what is read next, in parts of words.
         token, at = reg(r.addr.shape(), "token"), reg(r.addr.shape(), "at")
-        stride, chunks = reg(r.addr.shape(), "stride"), reg(12, "chunks")
-        row, log2_words = reg(8, "row"), reg(3, "log2_words")
+        stride, row = reg(r.addr.shape(), "stride"), reg(8, "row")
         tokens = Countdown(m, 13, name="tokens", behind=True, reset=False)
         parts = Countdown(m, 8, name="parts", behind=True, reset=False)         # of the token's row
-        command = commands.o.payload
+        # What follows from the next command, a cycle later, while the last one is walked: the parts
+        # of a row, and what the store unit gets.
+        command, known = commands.o.payload, Signal()
+        next_row, addr, chunks = reg(8, "next_row"), reg(27, "addr"), reg(12, "chunks")
         m.d.sync += [
-            log2_words.eq(self.model.head_log2 - exact_log2(config.W)),
-            row.eq(1 << (self.model.head_log2 - in_row)[:3]), chunks.eq(self.pass_.n << log2_words),
+            known.eq(commands.o.valid & ~commands.o.ready),
+            next_row.eq((1 << in_word) << command.log2_words),
+            addr.eq(command.addr + (self.pass_.pos0 << command.log2_words)),
+            chunks.eq(self.pass_.n << command.log2_words),
             stride.eq(self.model.token_words << in_word)]
-        m.d.comb += [self.store.payload.addr.eq(command.addr), self.store.payload.chunks.eq(chunks)]
+        m.d.comb += [self.store.payload.addr.eq(addr), self.store.payload.chunks.eq(chunks)]
 
         read, back = Signal(), Signal()
         credit, credited = Signal(range(self.CREDITS + 1), init=self.CREDITS), Signal(init=1)
@@ -92,10 +97,11 @@ class Scratch(wiring.Component):
             m.d.sync += credited.eq(credit != 1)
         with m.FSM() as fsm:
             with m.State("COMMAND"):
-                m.d.comb += [self.store.valid.eq(commands.o.valid),
-                             commands.o.ready.eq(self.store.ready)]
+                m.d.comb += [self.store.valid.eq(known),
+                             commands.o.ready.eq(known & self.store.ready)]
                 m.d.sync += [token.eq(command.word << in_word), at.eq(command.word << in_word),
-                             tokens.load_all(self.pass_.n), parts.load_all(row)]
+                             row.eq(next_row), tokens.load_all(self.pass_.n),
+                             parts.load_all(next_row)]
                 with m.If(self.store.valid & self.store.ready):
                     m.next = "READ"
             with m.State("READ"):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.control.sequencer_golden import tile_keys
+from meadowlark_hdl.control.sequencer_golden import sv_log2, tile_keys
 from meadowlark_hdl.isa import (FIELDS, MODEL_REGS, NO_WINDOW, Epi, Field, Header, Instruction,
                                 Mode, Op, Src, encode)
 from meadowlark_hdl.weights.decoder_golden import (HEADER_BYTES, code_bytes, encode_tile,
@@ -121,6 +121,7 @@ class _Lists:
         self.at_once = limits.heads_at_once(qm.plan, config)
         self.act = act_map(qm.plan, W, self.at_once)
         self.head = qm.head_pad // W                # words of a head
+        self.columns = 1 << sv_log2(config, qm.head_pad.bit_length() - 1)   # of an SV
         self.blocks = limits.residents(qm.plan, config, self.at_once)
         self.token = token_words(qm.plan, W)        # of a token's keys, and of its values
         self.beside = limits.values_beside_keys(qm.plan, config, self.blocks)
@@ -218,8 +219,12 @@ class _Lists:
             self._linear(matrix, y=at * config.W, wait=int(which and not self.beside), **epilogue)
             for code in (self.prefill, self.decode):
                 for h in range(op.kv_heads):
-                    self._relative(code, Op.STORE, self.tables.kv(step.cache, which, h),
-                                   x=at + h * self.head, row_beats=self.head)
+                    width = self.columns if which else pad
+                    for first in range(0, pad, width):
+                        self._relative(code, Op.STORE,
+                                       self.tables.kv(step.cache, which, h, first),
+                                       x=at + h * self.head + first // config.W,
+                                       row_beats=width // config.W)
 
         if step is self.plan.attends[-1] and not self.all_tokens:
             self._tail()
@@ -232,20 +237,23 @@ class _Lists:
             self._put(code, Op.LINEAR, **_of(fields, sizes[a:b]) | dict(
                 tiles=b - a, x=x, y=at * config.W, **q_epi, **lanes))
 
-        keys = tile_keys(config, pad.bit_length() - 1)
-        shared = dict(src=Src.KV, mode=Mode.INT8, header=Header.NONE, rows=keys,
-                      row_beats=self.head, chunks=keys * self.head,
-                      back=NO_WINDOW if op.window is None else min(op.window - 1, NO_WINDOW))
+        back = NO_WINDOW if op.window is None else min(op.window - 1, NO_WINDOW)
 
         def attend(code: list[Instruction], at: int, first: int, count: int, **lanes: int) -> None:
             kv_head = first // group
-            kv = shared | dict(group=count, **lanes)
+
+            def kv(width: int) -> dict:
+                keys, beats = tile_keys(config, width.bit_length() - 1), width // config.W
+                return dict(src=Src.KV, mode=Mode.INT8, header=Header.NONE, rows=keys, group=count,
+                            row_beats=beats, chunks=keys * beats, back=back, **lanes)
             self._relative(code, Op.QK, self.tables.kv(step.cache, 0, kv_head), x=at,
-                           shift=numbers.score_shift, **kv)
-            self._relative(code, Op.SV, self.tables.kv(step.cache, 1, kv_head),
-                           y=self.act.at[step.name] * config.W + first * pad,
-                           mant=int(numbers.v_mant[kv_head]),
-                           shift=int(numbers.v_shift[kv_head]), **kv)
+                           shift=numbers.score_shift, **kv(pad))
+            for column in range(0, pad, self.columns):
+                self._relative(code, Op.SV, self.tables.kv(step.cache, 1, kv_head, column),
+                               y=self.act.at[step.name] * config.W + first * pad + column,
+                               mant=int(numbers.v_mant[kv_head]),
+                               shift=int(numbers.v_shift[kv_head]),
+                               more=int(column + self.columns < pad), **kv(self.columns))
 
         def groups_of(most: int) -> list[tuple[int, int]]:
             """(first head, heads) of those that attend at once."""

@@ -47,7 +47,7 @@ def line(i: Instruction) -> str:
     if op in (Op.NORM, Op.SV) or op == Op.LINEAR and i["epi"] in _LINEAR_WITH_Y:
         parts.append(f"y {i['y']}")
     if op == Op.SV:
-        parts.append(f"mant {i['mant']}")
+        parts.append(f"mant {i['mant']}" + (" more" if i["more"] else ""))
     if op in (Op.NORM, Op.QK, Op.SV) or op == Op.LINEAR and i["epi"] in _LINEAR_WITH_SHIFT:
         parts.append(f"shift {i['shift']}")
     if op in (Op.QK, Op.SV):

@@ -140,11 +140,12 @@ class Image:
         return self.facts["parameters"]
 
     @property
-    def caches(self) -> list[int]:
-        """Where the KV cache lies in memory: byte address of position 0 of the keys of each KV
-        head, then of their values, an attention after the other."""
-        listed = self.instructions[self.model_regs["decode_pc"]:]
-        return [i["addr"] * self.config["W"] for i in listed if i["op"] == Op.STORE]
+    def caches(self) -> list[tuple[int, int]]:
+        """Where the KV cache lies in memory: byte address of position 0, and bytes of a position,
+        of the keys of each KV head, then of their values, an attention after the other. Values of
+        a wide head are several, of some columns each."""
+        W, listed = self.config["W"], self.instructions[self.model_regs["decode_pc"]:]
+        return [(i["addr"] * W, i["row_beats"] * W) for i in listed if i["op"] == Op.STORE]
 
     @cached_property
     def backs(self) -> list[int]:

@@ -149,7 +149,7 @@ class Tables:
     def __init__(self, shapes: Shapes, config: Config, context: int) -> None:
         W, plan = config.W, shapes.plan
         table, head = plan.embedding.matrix, plan.head_pad // W
-        self.kv_heads = plan.attends[0].op.kv_heads
+        self.context, self.kv_heads = context, plan.attends[0].op.kv_heads
         self.rope_chunks = 2 * head if plan.table is not None else 0
         self.embed_chunks = tile_chunks(shapes.mode(table), shapes.header(table), 1,
                                         -(-table.columns // W), W)
@@ -158,10 +158,12 @@ class Tables:
         self.kv_step = round_up(context * plan.head_pad, ALIGN)
         self.size = self.kv(len(plan.attends), 0, 0)
 
-    def kv(self, cache: int, which: int, kv_head: int) -> int:
+    def kv(self, cache: int, which: int, kv_head: int, column: int = 0) -> int:
         """Where the keys (which: 0) or values (1) of a KV head start; cache: see
-        :class:`meadowlark.quant.plan.AttendStep`."""
-        return self.kv_at + self.kv_step * ((2 * cache + which) * self.kv_heads + kv_head)
+        :class:`meadowlark.quant.plan.AttendStep`. column: the first of those that an SV takes;
+        they lie one behind the other, as heads do."""
+        head = self.kv_at + self.kv_step * ((2 * cache + which) * self.kv_heads + kv_head)
+        return head + self.context * column
 
 
 @dataclass(frozen=True)

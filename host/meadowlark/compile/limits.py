@@ -90,7 +90,8 @@ class Need:
     def instructions(self) -> int:
         """Length of the program, both lists."""
         at_once = heads_at_once(self.plan, self.config)
-        lists = sum(sum(_instructions(step, self.config, at_once)) for step in self.plan.steps)
+        lists = sum(sum(_instructions(step, self.plan.head_pad, self.config, at_once))
+                    for step in self.plan.steps)
         # Each list has an end that is passed by and a last one, and begins with RoPE's rows.
         return lists + 2 * (2 + (self.plan.table is not None))
 
@@ -127,13 +128,15 @@ class Need:
                 + Tables(self.shapes, self.config, self.context).size)
 
 
-def _instructions(step: Step, config: Config, at_once: int) -> tuple[int, ...]:
+def _instructions(step: Step, head_pad: int, config: Config, at_once: int) -> tuple[int, ...]:
     """How many a step has in the prefill list, and in the decode list."""
     match step:
         case AttendStep(op=op):
-            # K, V and their stores; then queries, QK and SV of the heads that attend at once.
-            both, group = 2 + 2 * op.kv_heads, op.heads // op.kv_heads
-            return tuple(both + 3 * op.kv_heads * -(-group // n) for n in (at_once, config.P))
+            # K, V and their stores; then queries, QK and SVs of the heads that attend at once.
+            group, svs = op.heads // op.kv_heads, -(-head_pad // config.sv_values)
+            both = 2 + (1 + svs) * op.kv_heads
+            return tuple(both + (2 + svs) * op.kv_heads * -(-group // n)
+                         for n in (at_once, config.P))
         case _:
             return 1, 1
 
@@ -201,9 +204,9 @@ LIMITS = (
     Limit("padded head dimension", "",
           "the power of two from the head dimension on, W at least",
           lambda n: n.plan.head_pad,
-          lambda b: 1 << (min(128, b.config.acc_slots * b.config.sv_columns,
+          lambda b: 1 << (min(1 << Config.MAX_HEAD_LOG2, b.config.tile_beats * b.config.W,
                               2 * b.config.rope_pairs // b.config.P).bit_length() - 1),
-          "2 * rope_pairs / P, and the accumulators"),
+          "2 * rope_pairs / P, tile_beats * W, and 256"),
     Limit("activations", "words",
           "of W values, in a block of tokens: hidden size, and what all query heads give; an FFN "
           "that is larger is cut into slices",

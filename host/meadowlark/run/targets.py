@@ -215,7 +215,7 @@ class GoldenTarget(Target):
 
     def cache(self, tokens: Sequence[int]) -> list[np.ndarray]:
         """Keys and values of tokens at positions 0.., as they lie at each of
-        :attr:`.Image.caches`: uint8[len(tokens) * head_pad].
+        :attr:`.Image.caches`: uint8[len(tokens) * bytes of a position].
 
         Whole passes over those of them that earlier calls have not taken; no logits but the last.
         """
@@ -231,9 +231,12 @@ class GoldenTarget(Target):
             self._held = tokens[:at + CACHED_AT_ONCE]
         if self._golden is not None:
             both = np.stack([self._golden.keys, self._golden.values], axis=1)[..., :n, :]
-            return [*both.reshape(len(image.caches), -1).view(np.uint8)]
+            # int8[positions, columns of all heads], in the order of the caches
+            rows = both.reshape(-1, n, both.shape[-1]).swapaxes(0, 1).reshape(n, -1)
+            ends = np.cumsum([width for _, width in image.caches])[:-1]
+            return [part.ravel().view(np.uint8) for part in np.split(rows, ends, axis=1)]
         assert self._core is not None
-        return [self._core.memory[at:at + n * image.shape["head_pad"]] for at in image.caches]
+        return [self._core.memory[at:at + n * width] for at, width in image.caches]
 
     def counters(self) -> dict[str, int]:
         """Of an image all that do not depend on time; of a model, its scores that saturated."""
@@ -374,7 +377,7 @@ class SimTarget(BoardTarget):
         if self._filler is None:
             self._filler = GoldenTarget(self._board, progress=self._progress)
             self._filler.load(self._source)
-        for at, values in zip(self._image.caches, self._filler.cache(tokens), strict=True):
+        for (at, _), values in zip(self._image.caches, self._filler.cache(tokens), strict=True):
             self.sim.memory[at:at + len(values)] = values
         self._held = list(tokens)
 
