@@ -48,7 +48,7 @@ def of_heads(model: dict[str, int], c: Config, i: Instruction) -> dict[str, int]
 
 def random_work(rng, c: Config, *ops: Op, several: bool = False) -> tuple[Pass, Instruction]:
     """A pass, and an instruction of one of these operators. several: lots are of more than one head
-    at once, but not of all blocks."""
+    at once, but not of all blocks, and a head has more than one beat."""
     heads, sliding = bool(rng.integers(2)), bool(several or rng.integers(2))
     p = a_pass(c.P, 1 if heads else int(rng.integers(1, 3 * c.P + 1)), int(rng.integers(60)),
                *(map(int, rng.integers(1, 4, 2))))
@@ -57,7 +57,7 @@ def random_work(rng, c: Config, *ops: Op, several: bool = False) -> tuple[Pass, 
     back = int(rng.choice([NO_WINDOW, rng.integers(80)]))
     if several:
         heads, p = False, a_pass(c.P, 3 * c.P, p.pos0, 2, int(rng.integers(1, 3)))
-        row_beats = min(row_beats, c.acc_slots // (2 * c.sv_cycles))
+        row_beats = min(max(row_beats, 2), c.acc_slots // (2 * c.sv_cycles))
     elif sliding:                       # blocks whose first keys are in one tile, or are not
         heads, p = False, a_pass(c.P, int(rng.integers(c.P + 1, 3 * c.P + 1)), p.pos0,
                                  p.sub_heads, 3)

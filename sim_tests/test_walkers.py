@@ -113,7 +113,8 @@ def test_as_the_golden_model(case, ops, seed):
             p, work = random_work(rng, config, *ops, several=k in (0, 1))
             stall = (0, 0.7)[k % 2]
             model = of_heads({"block_words": 9}, config, work)
-            svs = int(rng.choice([1, 1, work["row_beats"]])) if ops[0] == Op.QK else 1
+            svs = (1 if ops[0] != Op.QK else work["row_beats"] if k == 0
+                   else int(rng.choice([1, 1, work["row_beats"]])))
             for i, lots in repeated(config, p, work, svs):
                 trace = await walk(ctx, walker, p, i, model, lots,
                                    front=lambda: chance.random() >= stall)
