@@ -11,6 +11,7 @@ from amaranth.sim import Simulator
 from meadowlark.compile.drains import Drains
 from meadowlark_hdl.compute.lane import DRAIN_LATER
 from meadowlark_hdl.config import Config
+from meadowlark_hdl.control.sequencer_golden import subgroups
 from meadowlark_hdl.isa import Instruction, Op
 from meadowlark_hdl.issue import issue_golden
 from meadowlark_hdl.issue.drain import Drain
@@ -126,6 +127,24 @@ def test_as_the_golden_model(case, ops, seed):
                 if not stall:
                     assert len(trace) - 8 == cycles(config, p, i, lots)
                     assert not any(shown.get("wait_tile", 0) for shown in trace)
+    run(walker, bench)
+
+
+@pytest.mark.parametrize("W", (4, 16))
+def test_windows_of_the_widest_heads(W, seed):
+    """Blocks whose first keys lie in one tile, of heads of 256."""
+    beats, rng = (1 << Config.MAX_HEAD_LOG2) // W, random.Random(seed)
+    config = Config(W=W, P=4, bus_bytes=2, act_words=1024, tile_beats=8 * beats, rope_pairs=1024)
+    walker = KeysAndDrain(config)
+
+    async def bench(ctx):
+        for back in (0, 1, 3, rng.randrange(20)):
+            p = a_pass(config.P, 12, rng.randrange(20), sub_blocks=3)
+            i = Instruction(Op.QK, rows=8, row_beats=beats, chunks=8 * beats, group=1, back=back)
+            model = of_heads({"block_words": beats}, config, i)
+            for lots in subgroups(config, p, i):
+                trace = await walk(ctx, walker, p, i, model, lots)
+                check(config, trace, list(issue_golden.beats(config, model, p, i, lots)))
     run(walker, bench)
 
 

@@ -84,11 +84,11 @@ class KeyBeats(wiring.Component):
         short, mine = Signal(), Signal()
         m.d.sync += [short.eq(is_sv & one_beat & (too_soon > 0)),
                      everyone.eq(instr.heads | instr.ahead)]
-        # Beats before the first key: row_beats is a power of two, of heads of 128 at most.
-        skipped = Signal(range(config.tile_beats))
+        # Beats before the first key: row_beats is a power of two, of a head at most.
+        skipped, most = Signal(range(config.tile_beats)), 1 << Config.MAX_HEAD_LOG2
         m.d.comb += skipped.eq(Cat(
             Cat(bit & self.skip[at - k] for k, bit in enumerate(instr.row_beats)
-                if 0 <= at - k < len(self.skip) and config.W << k <= 128).any()
+                if 0 <= at - k < len(self.skip) and config.W << k <= most).any()
             for at in range(len(skipped))))
 
         m.d.comb += [
