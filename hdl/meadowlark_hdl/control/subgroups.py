@@ -1,4 +1,4 @@
-"""Which lots of a QK, and of the SV behind it, come next."""
+"""Which lots of a QK, and of the SVs behind it, come next."""
 from amaranth import Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out

@@ -144,15 +144,18 @@ class Image:
         """Where the KV cache lies in memory: byte address of position 0, and bytes of a position,
         of the keys of each KV head, then of their values, an attention after the other. Values of
         a wide head are several, of some columns each."""
-        W, listed = self.config["W"], self.instructions[self.model_regs["decode_pc"]:]
-        return [(i["addr"] * W, i["row_beats"] * W) for i in listed if i["op"] == Op.STORE]
+        W = self.config["W"]
+        return [(i["addr"] * W, i["row_beats"] * W) for i in self._decodes(Op.STORE)]
 
     @cached_property
     def backs(self) -> list[int]:
         """How many keys before its own a token sees, of each attention."""
-        listed = self.instructions[self.model_regs["decode_pc"]:]
-        found = [i["back"] for i in listed if i["op"] == Op.QK]
+        found = [i["back"] for i in self._decodes(Op.QK)]
         return found[::len(found) // self.shape["layers"]]
+
+    def _decodes(self, op: Op) -> list[Instruction]:
+        """Instructions of the decode list with an operator."""
+        return [i for i in self.instructions[self.model_regs["decode_pc"]:] if i["op"] == op]
 
     def place(self, pc: int) -> str:
         """What an instruction reads, for a sentence: tensor and address, as far as it is known."""
