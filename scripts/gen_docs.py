@@ -69,7 +69,9 @@ def program() -> str:
            "them all.\n",
            "## Fields\n", table(("bits", "field", "width", "meaning"), bits(isa.FIELDS))]
     for enum, title in ((isa.Op, "Operators (`op`)"), (isa.Src, "Sources of tiles (`src`)"),
-                        (isa.Epi, "Epilogues of LINEAR (`epi`)"),
+                        (isa.Sink, "Where results go (`sink`)"),
+                        (isa.Pair, "Pairs of rows (`pair`)"),
+                        (isa.Fn, "Functions of a row (`fn`)"),
                         (isa.Mode, "Decoder modes (`mode`)"),
                         (isa.Header, "Row headers (`header`)")):
         out += [f"## {title}\n", members(enum, "name")]

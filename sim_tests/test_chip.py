@@ -18,7 +18,7 @@ from meadowlark.run.targets import SimTarget, golden_core
 from meadowlark_boards import get_board
 from meadowlark_hdl.control.errors import FAULTS, SENTENCES, Error
 from meadowlark_hdl.sampler.sampler_golden import Sampling, logits_crc
-from meadowlark_hdl.isa import Epi, Header, Instruction, Op, Src
+from meadowlark_hdl.isa import Header, Instruction, Op, Pair, Sink, Src
 from meadowlark_hdl.link.protocol import EVENT_RING
 from random_model import random_model
 from reference_models import reference_model
@@ -155,8 +155,10 @@ def test_rewritten_for_the_board(rewritten, seed):
     qm = rewritten.source.quantised
     assert [qm.plan.graph.edges[step.name].width for step in qm.plan.of(GateStep)] == [2080] * 4
     assert qm.head_pad == 16 and [step.table for step in qm.plan.attends] == ["rope", None]
-    epilogues = {i["epi"] for i in rewritten.source.image.instructions if i["op"] == Op.LINEAR}
-    assert {Epi.ACT16, Epi.SCRATCH8, Epi.ROPE16, Epi.ROPE8} < epilogues
+    found = {(i["sink"], i["pair"]) for i in rewritten.source.image.instructions
+             if i["op"] == Op.LINEAR}
+    assert {(sink, pair) for sink in (Sink.ACT, Sink.SCRATCH)
+            for pair in (Pair.NONE, Pair.ROPE)} < found
     rewritten.compare(words(np.random.default_rng(seed), rewritten, 21), max_new=4)
 
 

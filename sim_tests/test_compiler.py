@@ -17,7 +17,7 @@ from meadowlark.quant.shapes import Shapes
 from meadowlark.run.targets import golden_core
 from meadowlark_boards import get_board
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.isa import NO_WINDOW, Epi, Header, Mode, Op, Src
+from meadowlark_hdl.isa import NO_WINDOW, Header, Mode, Op, Sink, Src
 from random_model import outlined, random_model, random_texts
 
 NARROW = Config(W=8, P=4, bus_bytes=2, act_words=128, residual_values=4096, score_depth=128,
@@ -115,7 +115,7 @@ def test_stores_wait_for_nothing_they_need(models):
     image = compile_model(models("plain"), board(NARROW))
     ops = [Op(i["op"]) for i in image.instructions]
     keys = [at for at, i in enumerate(image.instructions) if i["op"] == Op.LINEAR
-            and i["epi"] in (Epi.SCRATCH8, Epi.ROPE8) and i["y"] == 0]
+            and i["sink"] == Sink.SCRATCH and i["y"] == 0]
     assert len(keys) == 2 * image.shape["layers"]
     for at in keys:
         before = ops[:at][::-1]
@@ -136,8 +136,8 @@ def test_keys_and_values_in_scratch_memory(models):
         stores = [i["x"] for i in program if i["op"] == Op.STORE]
         assert stores[2 * kv_heads:] == stores[:-2 * kv_heads]
         assert len(stores) == 2 * kv_heads * lists
-        waits = [i["epi"] for i in program if i["wait"]]
-        assert waits in ([], [Epi.SCRATCH8] * lists)
+        waits = [i["sink"] for i in program if i["wait"]]
+        assert waits in ([], [Sink.SCRATCH] * lists)
         assert image.needs["scratch_bytes"] == (
             image.model_regs["blocks"] * config.P * image.model_regs["token_words"] * config.W)
         assert image.needs["scratch_bytes"] <= config.scratch_bytes
@@ -279,7 +279,7 @@ def test_statistics(models):
         assert getattr(whole, useful)(pos0=7, n=1, final=True) == \
             getattr(image, useful)(pos0=7, n=1, final=True)
     assert image.bits_per_weight == 8 * len(image.memory) / image.parameters
-    assert any(i["epi"] == Epi.LOGIT for i in image.instructions)
+    assert any(i["sink"] == Sink.LOGIT for i in image.instructions)
 
 
 def test_statistics_of_windows(models):

@@ -15,7 +15,7 @@ from meadowlark.run.prepare import Source
 from meadowlark_boards import get_board
 from meadowlark_hdl.control.sequencer import Sequencer
 from meadowlark_hdl.core import Core
-from meadowlark_hdl.isa import Epi, Op, Src
+from meadowlark_hdl.isa import Op, Sink, Src
 from meadowlark_hdl.sampler.sampler import Sampler
 from random_model import random_model, random_texts
 
@@ -98,7 +98,7 @@ def test_run_ahead_is_bounded(qm):
     board = get_board("ulx3s_85f")
     image, c = compile_model(qm, board), board.config
     r = predict(image, board, prompt=128, generate=1)
-    pc = next(pc for pc in r.by_pc if r.program[pc]["epi"] == Epi.LOGIT)
+    pc = next(pc for pc in r.by_pc if r.program[pc]["sink"] == Sink.LOGIT)
     i = r.program[pc]
     words = ((i["tiles"] - 1) * i["chunks"] + i["last_chunks"]) * c.bus_per_chunk
     ahead = c.fifo_words + 2 * i["chunks"] * c.bus_per_chunk
@@ -161,11 +161,11 @@ def test_budget_adds_up(case):
     assert sum(s.cycles for s in r.by_kind().values()) == r.cycles
     assert sum(cycles for _, cycles in r.passes) + Core.START == r.cycles
     text = r.budget()
-    for name in ("LINEAR SWIGLU", "QK", "STORE", f"| all | | {r.cycles:,} |"):
+    for name in ("LINEAR glu silu -> act16", "QK", "STORE", f"| all | | {r.cycles:,} |"):
         assert name in text
     kinds = {kind_of(i) for i in r.program}
     assert kinds - {"END"} <= set(r.by_kind())
-    assert f"LINEAR {Epi.LOGIT.name}" in kinds
+    assert "LINEAR -> logit" in kinds
 
 
 def test_long_context_costs_its_keys(case):

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from array_bench import ArrayUnderTest, Bench, Tile
 from bench import cycles, simulate
-from meadowlark.compile.cycles import Spent, _Machine
+from meadowlark.compile.cycles import Spent, _Machine, kind_of
 from meadowlark_boards import get_board
 from meadowlark_hdl.compute.vector_unit import VectorUnit
 from meadowlark_hdl.config import Config
 from presented import a_pass, repeated
-from meadowlark_hdl.isa import NO_WINDOW, Epi, Header, Instruction, Mode, Op, Src
+from meadowlark_hdl.isa import NO_WINDOW, Fn, Header, Instruction, Mode, Op, Pair, Sink, Src
 
 CONFIGS = {"w16p8": Config(W=16, P=8, bus_bytes=2, act_words=128, score_depth=1024, tile_beats=64,
                            tile_rows=16, residual_values=4096),
@@ -61,14 +61,17 @@ def instructions(config: Config, n: int):
     """(instruction, beats of each of its tiles); None: as many as there are keys."""
     W = config.W
     beats = HIDDEN // W
-    yield Instruction(Op.EMBED, src=Src.TOKEN, rows=1, row_beats=beats), [beats] * n
+    yield Instruction(Op.EMBED, src=Src.TOKEN, sink=Sink.RESIDUAL, stats=1, rows=1,
+                      row_beats=beats), [beats] * n
     yield Instruction(Op.ROPE, src=Src.TABLE, rows=1, row_beats=2), [2] * n
-    yield Instruction(Op.NORM, src=Src.STREAM, row_beats=beats), [beats]
-    yield Instruction(Op.NORM, src=Src.STREAM, row_beats=beats, last=1), [beats]
-    for epi in Epi:
-        last = int(epi == Epi.LOGIT)
+    yield Instruction(Op.NORM, src=Src.STREAM, sink=Sink.ACT, row_beats=beats), [beats]
+    yield Instruction(Op.NORM, src=Src.STREAM, sink=Sink.ACT, row_beats=beats, last=1), [beats]
+    for sink, pair in [(sink, pair) for sink in (Sink.ACT, Sink.SCRATCH) for pair in Pair] + [
+            (Sink.RESIDUAL, Pair.NONE), (Sink.LOGIT, Pair.NONE)]:
+        last, fn = int(sink == Sink.LOGIT), Fn.SILU if pair == Pair.GLU else Fn.NONE
         yield Instruction(Op.LINEAR, src=Src.STREAM, mode=Mode.INT8, header=Header.SCALE, tiles=3,
-                          rows=4, last_rows=2, row_beats=beats, epi=epi, y=0, last=last), \
+                          rows=4, last_rows=2, row_beats=beats, sink=sink, pair=pair, fn=fn,
+                          last=last), \
             [4 * beats, 4 * beats, 2 * beats]
     yield Instruction(Op.STORE, row_beats=2), []
     head = 2
@@ -77,7 +80,7 @@ def instructions(config: Config, n: int):
                           back=back), None
     for back in (NO_WINDOW, 20):        # of fewer values, and what waits for their drains
         yield Instruction(Op.QK, src=Src.KV, rows=64, row_beats=1, group=3, back=back), None
-        yield Instruction(Op.NORM, src=Src.STREAM, row_beats=beats), [beats]
+        yield Instruction(Op.NORM, src=Src.STREAM, sink=Sink.ACT, row_beats=beats), [beats]
     yield Instruction(Op.QK, src=Src.KV, rows=64, row_beats=1, group=3, back=4, ahead=1), None
 
 
@@ -110,7 +113,7 @@ async def as_predicted(dut, tokens, pos0):
         machine.now = cycles(dut) - took
         machine._execute(Spent(), instruction, p, lots)
         want = machine.now + took - cycles(dut)
-        name = f"{Op(instruction['op']).name} {Epi(instruction['epi']).name}"
+        name = kind_of(instruction)
         cocotb.log.info(f"{name}: {took} cycles, {want} predicted")
         wrong += [(name, took, want)] if took != want else []
     assert not wrong

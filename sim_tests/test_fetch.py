@@ -50,7 +50,8 @@ def random_instruction(ops=("stream", "norm", "table", "token", "kv", "store", "
                        **fields) -> Instruction:
     """Junk in the fields that do not matter. kv: a QK, see :func:`pair`."""
     f = {name: random.getrandbits(bits) for name, bits in
-         (("epi", 4), ("heads", 1), ("lanes", 6), ("x", 12), ("y", 15), ("shift", 6),
+         (("sink", 3), ("pair", 2), ("fn", 3), ("wide", 1), ("stats", 1),
+          ("heads", 1), ("lanes", 6), ("x", 12), ("y", 15), ("shift", 6),
           ("mant", 16), ("addr", 27), ("rows", 8), ("last_rows", 8), ("chunks", 12),
           ("last_chunks", 12), ("tiles", 15), ("row_beats", 11), ("last", 1), ("back", 13),
           ("ahead", 1), ("packed", 1), ("more", 1))}

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from meadowlark.compile.disassemble import line
 from meadowlark_hdl.isa import (FIELDS, INSTRUCTION_BITS, INSTRUCTION_BYTES, MODEL_REGS, NO_WINDOW,
-                                Epi, Header, Instruction, Mode, Op, Src, decode, encode)
+                                Fn, Header, Instruction, Mode, Op, Pair, Sink, Src, decode, encode,
+                                fault)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,8 +44,8 @@ def test_too_large_values_are_refused(field):
 
 def test_enums_and_names_fit():
     widths = {f.name: f.bits for f in FIELDS}
-    for name, enum in (("op", Op), ("src", Src), ("epi", Epi), ("mode", Mode),
-                       ("header", Header)):
+    for name, enum in (("op", Op), ("src", Src), ("sink", Sink), ("pair", Pair),
+                       ("fn", Fn), ("mode", Mode), ("header", Header)):
         assert max(enum) < 1 << widths[name]
     for table in (FIELDS, MODEL_REGS):
         assert len({f.name for f in table}) == len(table)
@@ -54,16 +55,43 @@ def test_listing_names_what_counts():
     assert line(Instruction(Op.END)) == "END"
     assert line(Instruction(Op.END, last=1)) == "END if-more"
     assert line(Instruction(
-        Op.LINEAR, src=Src.STREAM, header=Header.SCALE, epi=Epi.SWIGLU, tiles=3, rows=32,
-        last_rows=8, row_beats=16, chunks=528, last_chunks=132, x=5, y=80, shift=7)) == (
-        "LINEAR SWIGLU stream [3 x 32x16, last 8 int8+scale, 528 chunks] x 5 y 80 shift 7")
+        Op.LINEAR, src=Src.STREAM, header=Header.SCALE, sink=Sink.ACT, pair=Pair.GLU, fn=Fn.SILU,
+        wide=1, tiles=3, rows=32, last_rows=8, row_beats=16, chunks=528, last_chunks=132, x=5,
+        y=80, shift=7)) == (
+        "LINEAR glu silu -> act16 stream [3 x 32x16, last 8 int8+scale, 528 chunks] "
+        "x 5 y 80 shift 7")
     assert line(Instruction(Op.QK, src=Src.KV, heads=1, lanes=3, addr=256, rows=128, row_beats=4,
                             chunks=512, x=9, shift=6, back=NO_WINDOW)) == (
         "QK heads 3 kv @0x100 [128x4 int8, 512 chunks] x 9 shift 6")
     assert line(Instruction(Op.SV, src=Src.KV, rows=128, row_beats=1, chunks=128, back=7, ahead=1,
-                            )).endswith("[128x1 int8, 128 chunks] y 0 mant 0 shift 0 back 7 ahead")
+                            sink=Sink.ACT, wide=1)).endswith(
+        "[128x1 int8, 128 chunks] y 0 mant 0 shift 0 back 7 ahead")
     assert line(Instruction(Op.STORE, addr=16, row_beats=4, x=2)) == (
         "STORE @0x10 [4 chunks a token] x 2")
+
+
+@pytest.mark.parametrize("op, fields, words", [
+    (Op.LINEAR, dict(sink=Sink.ACT), None), (Op.LINEAR, dict(sink=Sink.ACT, wide=1), None),
+    (Op.LINEAR, dict(sink=Sink.ACT, pair=Pair.ROPE, wide=1), None),
+    (Op.LINEAR, dict(sink=Sink.SCRATCH, pair=Pair.GLU, fn=Fn.SILU), None),
+    (Op.LINEAR, dict(sink=Sink.RESIDUAL), None), (Op.EMBED, dict(sink=Sink.RESIDUAL), None),
+    (Op.LINEAR, dict(sink=Sink.RESIDUAL, stats=1), None), (Op.END, {}, None),
+    (Op.LINEAR, {}, "LINEAR has no results for sink 0"),
+    (Op.LINEAR, dict(sink=5), "LINEAR has no results for sink 5"),
+    (Op.NORM, dict(sink=Sink.SCRATCH), "NORM has no results for sink 2"),
+    (Op.STORE, dict(sink=Sink.ACT), "STORE has no results for sink 1"),
+    (Op.LINEAR, dict(sink=Sink.ACT, pair=3), "there is no pair 3"),
+    (Op.LINEAR, dict(sink=Sink.ACT, fn=7), "there is no function 7"),
+    (Op.SV, dict(sink=Sink.ACT, pair=Pair.ROPE), "SV pairs no rows and has no function"),
+    (Op.LINEAR, dict(sink=Sink.LOGIT, pair=Pair.ROPE), "neither pair nor function"),
+    (Op.LINEAR, dict(sink=Sink.ACT, pair=Pair.ROPE, fn=Fn.SILU), "silu is of a GLU"),
+    (Op.LINEAR, dict(sink=Sink.SCRATCH, wide=1), "only activations have 16 bits"),
+    (Op.LINEAR, dict(sink=Sink.ACT, stats=1), "of the residual alone"),
+    (Op.LINEAR, dict(sink=Sink.SCRATCH, heads=1), "scratch memory has no lanes")])
+def test_results_that_cannot_be(op, fields, words):
+    """Each in one sentence; what can be has none."""
+    found = fault(Instruction(op, **fields))
+    assert found is None if words is None else words in found
 
 
 def test_pages_are_current():

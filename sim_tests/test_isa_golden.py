@@ -18,7 +18,7 @@ from meadowlark_hdl import isa_golden
 from meadowlark_hdl.compute import tiling_engine_golden
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import Lots
-from meadowlark_hdl.isa import FIELDS, MODEL_REGS, NO_WINDOW, Epi, Instruction, Op, Src
+from meadowlark_hdl.isa import FIELDS, MODEL_REGS, NO_WINDOW, Fn, Instruction, Op, Pair, Sink, Src
 from meadowlark_hdl.isa_golden import GoldenCore, ProgramError
 from meadowlark_hdl.issue import issue_golden
 from random_model import packable, random_model, random_texts
@@ -116,7 +116,7 @@ def test_a_broken_off_pass_leaves_no_trace(qm, seed):
     assert "entropy" in {t["mode"] for t in image.tensors if t["name"].endswith(".q")}
     want = golden_core(image, CONFIG).forward([5, 6])
     ops = [at for at, i in enumerate(image.instructions[:image.model_regs["decode_pc"]])
-           if i["op"] == Op.LINEAR and i["epi"] == Epi.ROPE16]
+           if i["op"] == Op.LINEAR and i["sink"] == Sink.ACT and i["pair"] == Pair.ROPE]
     for at in [ops[1], *np.random.default_rng(seed).choice(ops, 2)]:
         core = golden_core(image, CONFIG)
         linear = core._execute[Op.LINEAR]
@@ -213,7 +213,7 @@ def test_by_beats(image, monkeypatch, sv_cycles):
             p, P, lots = core._pass, core.config.P, None
             slots = np.arange(p.n)
             if op == Op.LINEAR:
-                slots = core._of_pass(i)[-1 if i["epi"] == Epi.LOGIT else 0:]
+                slots = core._of_pass(i)[-1 if i["sink"] == Sink.LOGIT else 0:]
                 want = np.concatenate([acc for *_, acc in seen], axis=1)
                 lanes = Lanes(core, i, act, np.concatenate([rows for rows, *_ in seen]))
                 np.testing.assert_array_equal(lanes.of(0, slots, want.shape[1]), want)
@@ -280,15 +280,16 @@ def _passes(core, n):
     (Op.LINEAR, 0, dict(row_beats=600), "a tile of"), (Op.LINEAR, 0, dict(tiles=0), "no tiles"),
     (Op.LINEAR, 0, dict(chunks=7, packed=0), "a tile in 7 chunks"),
     (Op.LINEAR, 2, dict(y=32760), "activations beyond"),
-    (Op.LINEAR, 0, dict(epi=9), "no epilogue 9"), (Op.LINEAR, 0, dict(src=Src.NONE), "no stream"),
-    (Op.LINEAR, -1, dict(epi=Epi.RESID), "beyond the residual"),
-    (Op.LINEAR, -1, dict(epi=Epi.ACT16), "activations beyond|head is missing"),
-    (Op.LINEAR, -1, dict(epi=Epi.SCRATCH8), "beyond a token's part"),
+    (Op.LINEAR, 0, dict(sink=7), "no results for sink 7"),
+    (Op.LINEAR, 0, dict(src=Src.NONE), "no stream"),
+    (Op.LINEAR, -1, dict(sink=Sink.RESIDUAL), "beyond the residual"),
+    (Op.LINEAR, -1, dict(sink=Sink.ACT), "activations beyond|head is missing"),
+    (Op.LINEAR, -1, dict(sink=Sink.SCRATCH), "beyond a token's part"),
     (Op.LINEAR, 0, dict(y=4000), "beyond a token's part"),
     (Op.LINEAR, 0, dict(heads=1, lanes=1), "scratch memory has no lanes"),
     (Op.STORE, 0, dict(x=4000), "STORE beyond a token's part"),
     (Op.STORE, 0, dict(row_beats=3), "STORE of 3 words"),
-    (Op.LINEAR, -1, dict(epi=Epi.SWIGLU), "a pair with one row"),
+    (Op.LINEAR, -1, dict(sink=Sink.ACT, pair=Pair.GLU, fn=Fn.SILU), "a pair with one row"),
     (Op.LINEAR, -3, dict(last_rows=2, packed=0), "a tile in"),
     (Op.NORM, 1, dict(op=12), "no operator 12"), (Op.NORM, 0, dict(row_beats=3), "a tile in"),
     (Op.STORE, 0, dict(addr=0), "STORE outside of"), (Op.QK, 0, dict(src=Src.NONE), "no cache"),

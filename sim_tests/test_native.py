@@ -22,7 +22,7 @@ from meadowlark_boards import get_board
 from meadowlark_hdl.compute import tiling_engine_golden
 from meadowlark_hdl.compute.tiling_engine_golden import FLOATS_KEPT
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.isa import Epi, Mode, Op, Src
+from meadowlark_hdl.isa import Mode, Op, Sink, Src
 from meadowlark_hdl.weights.decoder_golden import decode_tile
 from random_model import random_model, random_texts
 
@@ -187,7 +187,7 @@ def test_tiles_decode_to_the_weights(models, name, config):
             i, mant, shift, values = found.pop(0)
             assert i["mode"] == w.mode and f"{w.mode.name.lower()}+" in listed
             rows.append((mant[:left], shift[:left], values[:left]))
-            assert not values[left:].any() and (len(values) <= left or i["epi"] != Epi.LOGIT)
+            assert not values[left:].any() and (len(values) <= left or i["sink"] != Sink.LOGIT)
             left -= len(values)
         mant, shift, values = (np.concatenate(x) for x in zip(*rows, strict=True))
         np.testing.assert_array_equal(values, w.weights())

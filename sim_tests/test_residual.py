@@ -18,10 +18,10 @@ SIZES = [0, 1, -1, 2**17 - 1, 2**17, -2**17, -2**17 - 1, 2**22 - 1, 2**22, -2**2
          2**26 - 1, 2**26, -2**26, -2**26 - 1, 2**31 - 1, -2**31]
 
 
-async def _update(dut, slot, i, value, add):
+async def _update(dut, slot, i, value, add, stats=1):
     at = slot * HIDDEN + i
-    for name, v in dict(valid=1, add=add, first=i == 0, word=at // 4, element=at % 4, slot=slot,
-                        value=int(value)).items():
+    for name, v in dict(valid=1, add=add, stats=stats, first=i == 0, word=at // 4,
+                        element=at % 4, slot=slot, value=int(value)).items():
         getattr(dut, name).value = int(v)
     await RisingEdge(dut.clk)
     dut.valid.value = 0
@@ -29,8 +29,9 @@ async def _update(dut, slot, i, value, add):
     dut.value.value, dut.slot.value = random.randrange(-2**31, 2**31), random.randrange(128)
 
 
-async def _check(dut, residual):
-    """Read everything back, a word and a sum a cycle."""
+async def _check(dut, residual, summed=None):
+    """Read everything back, a word and a sum a cycle. summed: what the sums are of, if not of it.
+    """
     await ClockCycles(dut.clk, UNIT.latency - 1)
     dut.norm.value = 1
     words = np.arange(residual.size // 4)
@@ -39,7 +40,8 @@ async def _check(dut, residual):
     np.testing.assert_array_equal(got, residual.reshape(-1) % 2**27)
     sums, = await through(dut, Residual.SUM_LATENCY, {"sum_slot": np.arange(len(residual))},
                           {"sum": False})
-    assert [int(s) for s in sums] == [int(s) for s in sum_of_squares(residual)]
+    assert [int(s) for s in sums] == [int(s) for s in sum_of_squares(
+        residual if summed is None else summed)]
     dut.norm.value = 0
 
 
@@ -60,20 +62,21 @@ async def matches_golden(dut, stall):
             await _update(dut, slot, i, value[slot, i], 0)
             while random.random() < stall:
                 await RisingEdge(dut.clk)
-    residual = add_residual(0, value)
+    residual = summed = add_residual(0, value)
     await _check(dut, residual)
-    for _ in range(2):                      # as LINEAR: tile, block, row, lane; 4 cycles a row
+    for stats in (1, 0, 1):                 # as LINEAR: tile, block, row, lane; 4 cycles a row
         value = _values(rng, slots, HIDDEN)
         for tile in range(0, HIDDEN, 4):
             for block in range(slots // lanes):
                 for i in range(tile, tile + 4):
                     for lane in range(lanes):
                         slot = block * lanes + lane
-                        await _update(dut, slot, i, value[slot, i], 1)
+                        await _update(dut, slot, i, value[slot, i], 1, stats)
                     while random.random() < stall:
                         await RisingEdge(dut.clk)
         residual = add_residual(residual, value)
-        await _check(dut, residual)
+        summed = residual if stats else summed
+        await _check(dut, residual, summed)
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")

@@ -4,7 +4,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 from meadowlark.run.targets import SimTarget
-from meadowlark_hdl.isa import Epi, Op
+from meadowlark_hdl.isa import Op, Sink
 from random_model import random_model
 from test_chip import Chip
 from test_timeline import BOARD
@@ -25,8 +25,8 @@ def test_slow_memory(target, tmp_path, layers, values_wait, seed):
     chip = Chip(target, BOARD, str(random_model(tmp_path / "m", seed=3, layers=layers, head_dim=8,
                                                 **shape)))
     image = chip.source.image
-    waits = {i["epi"] for i in image.instructions if i["wait"] and i["op"] == Op.LINEAR}
-    assert waits == ({Epi.SCRATCH8} if values_wait else set())
+    waits = {i["sink"] for i in image.instructions if i["wait"] and i["op"] == Op.LINEAR}
+    assert waits == ({Sink.SCRATCH} if values_wait else set())
     tokens = image.model_regs["blocks"] * BOARD.config.P
     rng = np.random.default_rng(seed)
     for n in (2 * tokens + 3, tokens + 2):

@@ -20,7 +20,7 @@ from meadowlark.sim.trace import STATES, Track
 from meadowlark_boards import Board, LinkInfo, MemoryTiming
 from meadowlark_hdl.compute.lane import BEAT_CYCLE
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.isa import Epi, Op, Src
+from meadowlark_hdl.isa import Op, Sink, Src
 from meadowlark_hdl.sampler.sampler_golden import Sampling
 from random_model import random_model
 
@@ -202,7 +202,7 @@ def test_what_instructions_work_on(source):
         norms = [found[pc] for pc in part if image.instructions[pc]["op"] == Op.NORM]
         assert norms == [f"before {n}" for n in names if n.endswith((".k", ".gate_up", "head"))]
     for pc, i in enumerate(image.instructions):
-        if i["op"] == Op.LINEAR and i["epi"] == Epi.LOGIT:
+        if i["op"] == Op.LINEAR and i["sink"] == Sink.LOGIT:
             assert found[pc] == "head"
         if i["op"] == Op.STORE:
             assert found[pc].endswith((".k", ".v"))
@@ -260,7 +260,7 @@ def test_bench(command, tmp_path):
     assert "ui.perfetto.dev" in err
     parts = out.split("\n\n")
     assert [part.split("|")[1].strip() for part in parts[1::2]] == ["pp9", "tg3"]
-    assert "\n| LINEAR LOGIT " in parts[1] and "\n| all " in parts[1]
+    assert "\n| LINEAR -> logit " in parts[1] and "\n| all " in parts[1]
     assert [part[:19] for part in parts[2::2]] == ["memory bus of pp9: ", "memory bus of tg3: "]
     events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
     assert [e["args"]["name"].split(",")[0] for e in events if e["name"] == "process_name"] == [

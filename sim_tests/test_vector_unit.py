@@ -17,7 +17,7 @@ from meadowlark_hdl.compute.swiglu_golden import swiglu
 from meadowlark_hdl.compute.vector_unit import VectorUnit
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.fixed import saturate
-from meadowlark_hdl.isa import Epi, Op
+from meadowlark_hdl.isa import Fn, Op, Pair, Sink
 from meadowlark_hdl.signatures import (Beat, InstructionLayout, ModelLayout, PassLayout, Result)
 
 CONFIGS = {
@@ -49,8 +49,8 @@ class Bench:
         self.gamma = np.zeros(0, np.int64)
         self.beats = Beat(config)
 
-    def latency(self, epi):
-        return self.unit.latency_of(epi)
+    def latency(self, sink, pair=Pair.NONE, fn=Fn.NONE):
+        return self.unit.latency_of(sink, pair, fn)
 
     async def begin(self, **model):
         self.model = dict(hidden=32, head_log2=4, eps=7, block_words=40,
@@ -174,10 +174,10 @@ class Bench:
                         items.append(int(rng.integers(1, 9)))
         return items, y
 
-    def found(self, epi, block, y, count):
+    def found(self, sink, block, y, count):
         """int[lane, count], what LINEAR has written of a block from element ``y`` on."""
         config, model = self.config, self.model
-        if epi not in (Epi.SCRATCH8, Epi.ROPE8):
+        if sink == Sink.ACT:
             at = block * model["block_words"] * config.W + y
             return self.act[:, at:at + count]
         tokens = self.scratch[:(block + 1) * config.P * model["token_words"] * config.W]
@@ -205,7 +205,7 @@ async def _embed(bench, n):
     """EMBED of n tokens, a result a cycle; returns the residual[slot, hidden]."""
     config, rng, hidden = bench.config, bench.rng, bench.model["hidden"]
     P, residual, items = config.P, np.zeros((n, hidden), np.int64), []
-    await bench.instruction(Op.EMBED, _pass(n, P))
+    await bench.instruction(Op.EMBED, _pass(n, P), sink=Sink.RESIDUAL, stats=1)
     for s in range(n):
         scale = dict(mant=int(rng.integers(2**15, 2**16)), shift=int(rng.integers(0, 9)), bias=0)
         # Tokens of all sizes: the square drops bits of the large ones.
@@ -217,7 +217,7 @@ async def _embed(bench, n):
             items.append(int(rng.integers(1, 30)))
     await bench.results(items)
     last = await bench.finish()
-    assert last - bench.last_result == bench.latency(Epi.RESID)
+    assert last - bench.last_result == bench.latency(Sink.RESIDUAL)
     assert bench.written == 0
     return residual
 
@@ -232,7 +232,8 @@ async def _norm(bench, residual, last=False, shift=None):
     if shift is None:
         shift = int(bench.rng.integers(12, 18))
     bench.gamma = bench.rng.integers(-2**15, 2**15, hidden)
-    await bench.instruction(Op.NORM, _pass(n, P), y=y, shift=shift, last=int(last))
+    await bench.instruction(Op.NORM, _pass(n, P), sink=Sink.ACT, wide=1, y=y, shift=shift,
+                            last=int(last))
     bench.norm_done, started, count = None, cycles(dut), await bench.saturations()
     started = cycles(dut)
     dut.norm_start.value = 1
@@ -264,11 +265,11 @@ async def embed_norm_and_residual(dut):
         saturated += await _norm(bench, residual, shift=12)     # some are for certain
         p = _pass(n, P)
         for big in (12, 26):
-            await bench.instruction(Op.LINEAR, p, epi=Epi.RESID)
+            await bench.instruction(Op.LINEAR, p, sink=Sink.RESIDUAL, stats=1)
             items, y = bench.rows(hidden, range(p["nb"]), 8, bits=big, gaps=gaps)
             await bench.results(items)
             last = await bench.finish()
-            assert last - bench.last_result == bench.latency(Epi.RESID)
+            assert last - bench.last_result == bench.latency(Sink.RESIDUAL)
             residual = add_residual(residual, y.reshape(-1, hidden)[:n])
             saturated += await _norm(bench, residual)
         saturated += await _norm(bench, residual, last=True)
@@ -281,15 +282,16 @@ async def plain_rows(dut, gaps):
     bench, config, rng = await _prepared(dut)
     P = config.P
     n, total = P + 2, 0
-    for epi, bits in ((Epi.ACT16, 14), (Epi.SCRATCH8, 6)):
-        await bench.instruction(Op.LINEAR, _pass(n, P), epi=epi, y=9, shift=5)
+    for sink, size, bits in ((Sink.ACT, 16, 14), (Sink.ACT, 8, 6), (Sink.SCRATCH, 8, 6)):
+        await bench.instruction(Op.LINEAR, _pass(n, P), sink=sink, wide=int(size == 16), y=9,
+                                shift=5)
         items, y = bench.rows(14, range(2), 6, bits=bits, gaps=gaps)
         await bench.results(items)
         last = await bench.finish()
-        assert last == bench.last_write == bench.last_result + bench.latency(epi)
-        want = saturate(y, 16 if epi == Epi.ACT16 else 8)
+        assert last == bench.last_write == bench.last_result + bench.latency(sink)
+        want = saturate(y, size)
         for block in range(2):
-            np.testing.assert_array_equal(bench.found(epi, block, 9, 14), want[block])
+            np.testing.assert_array_equal(bench.found(sink, block, 9, 14), want[block])
         assert bench.written == want.size
         total += (want != y)[bench.exists(range(2))].sum()
     assert await bench.saturations() == total > 0
@@ -320,24 +322,27 @@ async def pairs_of_rows(dut, gaps):
     cos, sin = await _angles(bench)
     blocks, total = range(2), 0
     slot = np.arange(2 * P).reshape(2, P, 1)
-    for epi, shift, bits in ((Epi.ROPE16, 14, 14), (Epi.ROPE8, 21, 14), (Epi.SWIGLU, 13, 15)):
-        await bench.instruction(Op.LINEAR, _pass(2 * P - 1, P), epi=epi, y=6, shift=shift)
+    for sink, pair, shift, size, bits in (
+            (Sink.ACT, Pair.ROPE, 14, 16, 14), (Sink.SCRATCH, Pair.ROPE, 21, 8, 14),
+            (Sink.ACT, Pair.GLU, 13, 16, 15), (Sink.SCRATCH, Pair.GLU, 20, 8, 15)):
+        fn = Fn.SILU if pair == Pair.GLU else Fn.NONE
+        await bench.instruction(Op.LINEAR, _pass(2 * P - 1, P), sink=sink, pair=pair, fn=fn,
+                                wide=int(size == 16), y=6, shift=shift)
         items, rows = bench.rows(32, blocks, 8, bits=bits, gaps=gaps)
         await bench.results(items)
         last = await bench.finish()
-        assert last == bench.last_write == bench.last_result + bench.latency(epi)
+        assert last == bench.last_write == bench.last_result + bench.latency(sink, pair, fn)
         even, odd = rows[..., ::2], rows[..., 1::2]
-        if epi == Epi.SWIGLU:
-            want, exact = (swiglu(even, odd, shift, bits) for bits in (16, WIDE))
+        if pair == Pair.GLU:
+            want, exact = (swiglu(even, odd, shift, limit) for limit in (size, WIDE))
         else:
             at = slot * half + np.arange(16) % half
-            size = 16 if epi == Epi.ROPE16 else 8
             want, exact = (np.stack(rope(even, odd, cos[at], sin[at], shift, limit), -1)
                            .reshape(2, P, 32) for limit in (size, WIDE))
         total += (want != exact)[bench.exists(blocks)].sum()
         assert await bench.saturations() == total
         for block in blocks:
-            np.testing.assert_array_equal(bench.found(epi, block, 6, want.shape[-1]), want[block])
+            np.testing.assert_array_equal(bench.found(sink, block, 6, want.shape[-1]), want[block])
         assert bench.written == want.size
     assert total > 0
 
@@ -348,14 +353,14 @@ async def logits_of_the_last_token(dut):
     P = config.P
     for n in (1, P - 1, P, P + 1, 3 * P - 1):
         p = _pass(n, P)
-        await bench.instruction(Op.LINEAR, p, epi=Epi.LOGIT, last=1)
+        await bench.instruction(Op.LINEAR, p, sink=Sink.LOGIT, last=1)
         bench.logits.clear()
         items, y = bench.rows(10, [p["nb"] - 1], 4, bits=34, gaps=True)
         await bench.results(items)
         await bench.finish()
         assert bench.written == 0
         assert bench.logits == [(r, y[-1, (n - 1) % P, r]) for r in range(10)]
-        assert bench.last_write - bench.last_result <= bench.latency(Epi.LOGIT)
+        assert bench.last_write - bench.last_result <= bench.latency(Sink.LOGIT)
 
 
 def _attention(bench, blocks, mant, shift):
@@ -385,11 +390,12 @@ async def attention_output(dut, head_log2):
     total = 0
     for shift in (0, 5, 63):
         mant = int(rng.integers(2**15, 2**16))
-        await bench.instruction(Op.SV, _pass(2 * P, P), y=3, mant=mant, shift=shift)
+        await bench.instruction(Op.SV, _pass(2 * P, P), sink=Sink.ACT, wide=1, y=3, mant=mant,
+                                shift=shift)
         items, y = _attention(bench, range(2), mant, shift)
         await bench.results(items)
         last = await bench.finish()
-        assert last == bench.last_write == bench.last_result + bench.latency(Epi.ACT16)
+        assert last == bench.last_write == bench.last_result + bench.latency(Sink.ACT)
         want = saturate(y, 16)
         for block in range(2):
             at = block * bench.model["block_words"] * W + 3
@@ -406,23 +412,24 @@ async def lanes_are_heads(dut, head_log2):
     cos, sin = await _angles(bench)
     used, total = P - 1, 0
     angle = cos[:half], sin[:half]
-    for epi, shift in ((Epi.ACT16, 0), (Epi.ROPE16, 14)):
-        await bench.instruction(Op.LINEAR, _pass(1, P, 77), epi=epi, y=2, shift=shift, heads=1,
-                                lanes=used)
+    for pair, shift in ((Pair.NONE, 0), (Pair.ROPE, 14)):
+        await bench.instruction(Op.LINEAR, _pass(1, P, 77), sink=Sink.ACT, pair=pair, wide=1, y=2,
+                                shift=shift, heads=1, lanes=used)
         before = bench.act.copy()
         items, y = bench.rows(used * dim, [0], dim, bits=14, gaps=False)
         await bench.results(items)
         await bench.finish()
         y = y[0, 0].reshape(used, dim)
         want, exact = (
-            saturate(y, limit) if epi == Epi.ACT16 else np.stack(
+            saturate(y, limit) if pair == Pair.NONE else np.stack(
                 rope(y[:, ::2], y[:, 1::2], *angle, shift, limit), -1).reshape(used, dim)
             for limit in (16, WIDE))
         before[:used, 2:2 + dim] = want
         np.testing.assert_array_equal(bench.act, before)
         total += (want != exact).sum()
         assert await bench.saturations() == total
-    await bench.instruction(Op.SV, _pass(1, P, 77), y=7, mant=40000, shift=2, heads=1, lanes=used)
+    await bench.instruction(Op.SV, _pass(1, P, 77), sink=Sink.ACT, wide=1, y=7, mant=40000, shift=2,
+                            heads=1, lanes=used)
     before = bench.act.copy()
     items, y = _attention(bench, [0], 40000, 2)
     await bench.results(items)

@@ -15,7 +15,7 @@ class Op(IntEnum):
     EMBED = 1   #: embedding rows of the pass's tokens -> residual
     ROPE = 2    #: (cos, sin) rows of the pass's positions -> RoPE memory
     NORM = 3    #: RMSNorm of the residual -> activation memory
-    LINEAR = 4  #: weight rows x activations -> epilogue
+    LINEAR = 4  #: weight rows x activations -> pair, fn -> sink
     STORE = 5   #: scratch memory -> KV cache, beside what follows
     QK = 6      #: cached keys x queries -> scores (stay in the lanes)
     SV = 7      #: softmax(scores) x columns of cached values -> activation memory
@@ -29,14 +29,26 @@ class Src(IntEnum):
     KV = 4      #: keys or values that lanes see of those at ``addr`` (waits for all earlier STOREs)
 
 
-class Epi(IntEnum):
-    ACT16 = 0   #: saturate to int16, write to activation memory
-    SCRATCH8 = 1    #: saturate to int8, write to scratch memory
-    ROPE16 = 2  #: rotate row pairs (2i, 2i+1), >> shift, saturate to int16
-    ROPE8 = 3   #: rotate row pairs, >> shift, saturate to int8, write to scratch memory
-    SWIGLU = 4  #: silu(row 2i) * (row 2i+1) >> shift, saturate to int16, element i
-    RESID = 5   #: add to the residual, collect the sum of squares
-    LOGIT = 6   #: to the sampler; last token of the pass only
+class Sink(IntEnum):
+    """Where results go."""
+    NONE = 0        #: there are none
+    ACT = 1         #: activation memory, element y + row
+    SCRATCH = 2     #: scratch memory, likewise
+    RESIDUAL = 3    #: added to the residual; EMBED: in its place
+    LOGIT = 4       #: sampler; last token of the pass only
+
+
+class Pair(IntEnum):
+    """What is made of rows 2i and 2i+1 of LINEAR."""
+    NONE = 0    #: each is for itself
+    ROPE = 1    #: rotated by an angle of the RoPE memory, >> shift: two rows
+    GLU = 2     #: fn(row 2i) * (row 2i+1) >> shift: one row, number i
+
+
+class Fn(IntEnum):
+    """Function of a row of LINEAR."""
+    NONE = 0    #: the row itself
+    SILU = 1    #: g * sigmoid(g), g with 11 fractional bits, before it and behind
 
 
 class Mode(IntEnum):
@@ -69,7 +81,11 @@ FIELDS = (
     Field("src", 3, "where its tiles come from (Src)"),
     Field("mode", 3, "decoder mode (Mode)"),
     Field("header", 2, "row header (Header)"),
-    Field("epi", 4, "epilogue of LINEAR (Epi)"),
+    Field("sink", 3, "where results go (Sink)"),
+    Field("pair", 2, "LINEAR: what is made of two rows (Pair)"),
+    Field("fn", 3, "LINEAR: function of a row (Fn)"),
+    Field("wide", 1, "ACT: saturated to 16 bits, else 8"),
+    Field("stats", 1, "RESIDUAL: collects each token's sum of squares, for NORM"),
     Field("last", 1, "only the block of the pass's last token. END: conditional"),
     Field("heads", 1, "lanes are query heads (decode attention), not tokens"),
     Field("lanes", 6, "heads=1: number of lanes in use"),
@@ -87,7 +103,7 @@ FIELDS = (
                    "scratch memory, within a token"),
     Field("y", 15, "output: element address in the activation memory, within a block, or in "
                    "scratch memory, within a token"),
-    Field("shift", 6, "NORM, ROPE, SWIGLU, QK: right shift; SV: shift of mant"),
+    Field("shift", 6, "NORM, QK, pairs: right shift; SV: shift of mant"),
     Field("mant", 16, "SV: 16-bit mantissa of v scale / output scale, in 2**15..2**16-1"),
     Field("wait", 1, "starts when all earlier STOREs have completed"),
     Field("back", 13, "QK, SV: how many keys before its own a token sees; 8191: all of them"),
@@ -132,6 +148,29 @@ def decode(raw: bytes) -> Instruction:
         out[f.name] = word & (1 << f.bits) - 1
         word >>= f.bits
     return Instruction(**out)
+
+
+def fault(i: Instruction) -> str | None:
+    """Why no core can do what an instruction asks of its results, in a sentence; None: it can."""
+    op, sink, pair, fn = (i[name] for name in ("op", "sink", "pair", "fn"))
+    name = Op(op).name if op in Op._value2member_map_ else f"operator {op}"
+    sinks = {Op.EMBED: (Sink.RESIDUAL,), Op.NORM: (Sink.ACT,), Op.SV: (Sink.ACT,),
+             Op.LINEAR: (Sink.ACT, Sink.SCRATCH, Sink.RESIDUAL, Sink.LOGIT)}.get(op, (Sink.NONE,))
+    to_memory = sink in (Sink.ACT, Sink.SCRATCH)
+    for wrong, what in (
+            (sink not in sinks, f"{name} has no results for sink {sink}"),
+            (pair not in Pair._value2member_map_, f"there is no pair {pair}"),
+            (fn not in Fn._value2member_map_, f"there is no function {fn}"),
+            ((pair or fn) and op != Op.LINEAR, f"{name} pairs no rows and has no function"),
+            ((pair or fn) and not to_memory,
+             "rows for residual or sampler have neither pair nor function"),
+            ((pair == Pair.GLU) != (fn == Fn.SILU), "silu is of a GLU, and a GLU has silu"),
+            (i["wide"] and sink != Sink.ACT, "only activations have 16 bits"),
+            (i["stats"] and sink != Sink.RESIDUAL, "sums of squares are of the residual alone"),
+            (i["heads"] and sink == Sink.SCRATCH, "scratch memory has no lanes")):
+        if wrong:
+            return what
+    return None
 
 
 #: Registers that hold for a model: written once after its image is loaded.

@@ -24,10 +24,16 @@ from .control.fetch_golden import (GoldenTiles, ProgramError, blamed, last_sv, n
 from .sampler.sampler_golden import Sampling, sample
 from .control.sequencer_golden import Lots, Pass, context_limit, prompt_passes, subgroups
 from .fixed import saturate
-from .isa import Epi, Instruction, Op, Src
+from .isa import Instruction, Op, Pair, Sink, Src, fault
 
 #: Bits that hold what an operator of the vector unit gives before its last saturation.
 WIDE = 34
+
+
+def _need_possible(i: Instruction) -> None:
+    """Raise a :class:`ProgramError` unless an instruction's results can be as it asks."""
+    why = fault(i)
+    need(why is None, why or "")
 
 
 class GoldenCore:
@@ -94,6 +100,7 @@ class GoldenCore:
         self._scratch = rng.integers(-128, 128, (self.slots, model["token_words"] * config.W),
                                      np.int8)
         self._residual = rng.integers(-1 << 26, 1 << 26, (self.slots, model["hidden"]))
+        self._sums = rng.integers(0, 1 << 63, self.slots, np.uint64)    # of its squares
         self._rope = rng.integers(-1 << 15, 1 << 15, (self.slots, self.head // 2, 2))
         self._stores: list[tuple[Instruction, Pass]] = []       # still under way
         self._execute: dict[Op, Callable[[Instruction], None]] = {
@@ -185,6 +192,7 @@ class GoldenCore:
                 with blamed(pc):
                     need(i["op"] != Op.SV, "SV without its QK")
                     need(i["op"] in self._execute, f"there is no operator {i['op']}")
+                    _need_possible(i)
                     self._execute[Op(i["op"])](i)
                     self._counts["instructions"] += 1
             pc += 1
@@ -229,9 +237,10 @@ class GoldenCore:
         """int16[n, count], from a word of each slot's block on."""
         return self._act[self._words(slots, word * self.config.W, count)]
 
-    def _write(self, slots: np.ndarray, element: int, wide: np.ndarray) -> None:
-        """int16[n, count] of wider values, from an element of each slot's block on."""
-        self._act[self._words(slots, element, wide.shape[1])] = self._saturated(wide, 16)
+    def _write(self, i: Instruction, slots: np.ndarray, element: int, wide: np.ndarray) -> None:
+        """int16[n, count], or int8, of wider values, from an element of each slot's block on."""
+        self._act[self._words(slots, element, wide.shape[1])] = self._saturated(
+            wide, 16 if i["wide"] else 8)
 
     def _write_scratch(self, slots: np.ndarray, element: int, wide: np.ndarray) -> None:
         """int8[n, count] of wider values, from an element of each slot's part on."""
@@ -250,14 +259,20 @@ class GoldenCore:
         n, P = self._pass.n, self.config.P
         return np.arange((n - 1) // P * P if i["last"] else 0, n)
 
+    def _write_residual(self, i: Instruction, slots: np.ndarray | int, r: np.ndarray) -> None:
+        """Its first values of slots: int64[n, count], or of a slot int64[count]."""
+        self._residual[slots, :r.shape[-1]] = r
+        if i["stats"]:
+            self._sums[slots] = sum_of_squares(r)
+
     # ---- Instructions: Issue, TilingEngine and VectorUnit
 
     def _embed(self, i: Instruction) -> None:
         need(i["src"] == Src.TOKEN and i["row_beats"] * self.config.W == self.model["hidden"],
              "an embedding of another width")
         for slot, row in enumerate(self.tiles.table(i, self._tokens)):
-            self._residual[slot] = add_residual(0, requant(row.values[0], row.mant, row.shift,
-                                                           row.bias))
+            self._write_residual(i, slot, add_residual(0, requant(
+                row.values[0], row.mant, row.shift, row.bias)))
 
     def _angles(self, i: Instruction) -> None:
         p = self._pass
@@ -269,48 +284,46 @@ class GoldenCore:
     def _norm(self, i: Instruction) -> None:
         gamma, slots = self.tiles.stream(i).values, self._of_pass(i)
         need(gamma.shape == (1, self.model["hidden"]), "gammas of another width")
-        r = self._residual[slots]
-        self._write(slots, i["y"], rmsnorm(r, sum_of_squares(r), self.model["eps"], gamma[0],
-                                           i["shift"], WIDE))
+        self._write(i, slots, i["y"], rmsnorm(self._residual[slots], self._sums[slots],
+                                              self.model["eps"], gamma[0], i["shift"], WIDE))
 
     def _linear(self, i: Instruction) -> None:
         rows, slots = self.tiles.stream(i), self._of_pass(i)
-        if i["epi"] == Epi.LOGIT:
+        if i["sink"] == Sink.LOGIT:
             slots = slots[-1:]
         acc = dot(rows.values, self._read(slots, i["x"], rows.values.shape[1]))
-        self._epilogue(i, slots, requant(acc, rows.mant, rows.shift, rows.bias))
+        self._to_sink(i, slots, self._paired(i, slots, requant(acc, rows.mant, rows.shift,
+                                                               rows.bias)))
 
-    def _epilogue(self, i: Instruction, slots: np.ndarray, y: np.ndarray) -> None:
-        """What becomes of requantised rows y[slots, rows]."""
-        epi = i["epi"]
-        need(epi in Epi._value2member_map_, f"there is no epilogue {epi}")
-        if epi == Epi.RESID:
-            need(y.shape[1] <= self.model["hidden"], "rows beyond the residual")
-            at = slots[:, None], np.arange(y.shape[1])
-            self._residual[at] = add_residual(self._residual[at], y)
-            return
-        if epi == Epi.LOGIT:
-            need(y.shape[1] <= len(self._logits), "rows beyond the vocabulary")
-            self._logits[:y.shape[1]] = y[0]
-            return
-        need(epi in (Epi.ACT16, Epi.SCRATCH8) or y.shape[1] % 2 == 0, "a pair with one row")
-        if epi in (Epi.ROPE16, Epi.ROPE8):
+    def _paired(self, i: Instruction, slots: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Requantised rows y[slots, rows] with what ``pair`` and ``fn`` make of them."""
+        need(i["pair"] == Pair.NONE or y.shape[1] % 2 == 0, "a pair with one row")
+        if i["pair"] == Pair.ROPE:
             need(y.shape[1] % self.head == 0, "a part of a head is rotated")
             pairs = y.reshape(len(y), -1, self.head // 2, 2)
             cos, sin = np.moveaxis(self._rope[slots, None], -1, 0)
-            y = np.stack(rope(pairs[..., 0], pairs[..., 1], cos, sin, i["shift"], WIDE),
-                         axis=-1).reshape(y.shape)
-        elif epi == Epi.SWIGLU:
-            y = swiglu(y[:, 0::2], y[:, 1::2], i["shift"], WIDE)
-        if epi in (Epi.SCRATCH8, Epi.ROPE8):
-            need(not i["heads"], "scratch memory has no lanes")
+            return np.stack(rope(pairs[..., 0], pairs[..., 1], cos, sin, i["shift"], WIDE),
+                            axis=-1).reshape(y.shape)
+        if i["pair"] == Pair.GLU:
+            return swiglu(y[:, 0::2], y[:, 1::2], i["shift"], WIDE)
+        return y
+
+    def _to_sink(self, i: Instruction, slots: np.ndarray, y: np.ndarray) -> None:
+        """Values y[slots, rows] of LINEAR, where they go."""
+        if i["sink"] == Sink.RESIDUAL:
+            need(y.shape[1] <= self.model["hidden"], "rows beyond the residual")
+            self._write_residual(i, slots, add_residual(self._residual[slots, :y.shape[1]], y))
+        elif i["sink"] == Sink.LOGIT:
+            need(y.shape[1] <= len(self._logits), "rows beyond the vocabulary")
+            self._logits[:y.shape[1]] = y[0]
+        elif i["sink"] == Sink.SCRATCH:
             self._write_scratch(slots, i["y"], y)
-            return
-        if i["heads"]:                      # of lane 0, a head for each lane
-            slots = self._heads(i)
-            need(y.shape == (1, len(slots) * self.head), "not a head for each lane")
-            y = y.reshape(len(slots), self.head)
-        self._write(slots, i["y"], y)
+        else:
+            if i["heads"]:                  # of lane 0, a head for each lane
+                slots = self._heads(i)
+                need(y.shape == (1, len(slots) * self.head), "not a head for each lane")
+                y = y.reshape(len(slots), self.head)
+            self._write(i, slots, i["y"], y)
 
     def _heads(self, i: Instruction) -> np.ndarray:
         """Lanes that are heads, as slots: those of block 0."""
@@ -341,6 +354,7 @@ class GoldenCore:
         qk, p = self.program[pc], self._pass
         with blamed(pc):
             self._complete_stores()
+            _need_possible(qk)
             need(p.sub_heads > 0, "more scores than their memory holds")
             as_heads = self._heads(qk) if qk["heads"] else None
         end = last_sv(self.program, pc)
@@ -351,6 +365,7 @@ class GoldenCore:
                     sv[name] == qk[name]
                     for name in ("group", "heads", "lanes", "last", "back", "ahead")),
                     "a QK without its SV")
+                _need_possible(self.program[at])
         for lots in subgroups(self.config, p, qk):
             slots = as_heads if as_heads is not None else np.arange(
                 lots.blocks.start * self.config.P, min(lots.blocks.stop * self.config.P, p.n))
@@ -386,6 +401,6 @@ class GoldenCore:
             y = requant(broadcast(p, values), mant[:, None], shift[:, None])
             if i["heads"]:                  # to lane 0, one behind the other
                 for lane, row in enumerate(y):
-                    self._write(slots[:1], i["y"] + lane * self.head, row[None])
+                    self._write(i, slots[:1], i["y"] + lane * self.head, row[None])
             else:
-                self._write(slots, i["y"] + h * self.head, y)
+                self._write(i, slots, i["y"] + h * self.head, y)

@@ -128,7 +128,7 @@ class Addresses(Piped):
             return (slot, product("start", mux(asked.scratch, here, block).reg("of"),
                                   kept(pipe.m, "words", words)),
                     product("token_start", mux(asked.norm, last_slot, slot), residual_words))
-        # Only EMBED, RESID and, before its first value, NORM use the residual's.
+        # Only results for the residual and, before its first value, NORM use the residual's.
         of_residual = mix(lambda valid: asked.resid | asked.norm & ~valid, valid)
         of_token = mix(lambda of_residual: of_residual | asked.scratch, of_residual)
         start = product("start", mux(of_token, mux(asked.norm, last_slot, here), block).reg("of"),

@@ -1,58 +1,27 @@
-"""What becomes of the rows of an instruction: one table, and an instruction's part of it."""
+"""What becomes of the results of an instruction, as it says."""
 from dataclasses import dataclass
-from enum import Enum, auto
 
-from amaranth import Cat, Module, Mux
+from amaranth import Module, Mux
 
-from ..isa import Epi, Op
+from ..isa import Op, Pair, Sink
 from ..lib.pipe import kept
 from .rope import Rope
 from .swiglu import SwiGlu
 
 
-class Sink(Enum):
-    """Where values go."""
-    ACT = auto()        #: activation memory
-    SCRATCH = auto()    #: scratch memory
-    RESIDUAL = auto()
-    LOGIT = auto()      #: sampler
-
-
 @dataclass(frozen=True)
-class Pair:
-    """What is made of rows 2i and 2i+1.
+class Unit:
+    """What makes something of a pair of rows.
 
-    unit: the block that does it. products: what it multiplies with shared multipliers, by its
-    ports, in the order of the multipliers.
+    block: does it. products: what it multiplies with shared multipliers, by its ports, in the order
+    of the multipliers. How long it takes: :meth:`.VectorUnit.latency_of`.
     """
-    unit: type[Rope | SwiGlu]
+    block: type[Rope | SwiGlu]
     products: tuple[str, ...]
 
 
-ROTATE = Pair(Rope, ("a_cos", "b_sin", "a_sin", "b_cos"))
-GATE = Pair(SwiGlu, ("interpolate", "gated", "product"))
-
-
-@dataclass(frozen=True)
-class Epilogue:
-    """Requantised rows -> pair (None: each for itself) -> saturated to so many bits -> sink.
-
-    How long it takes is asked of the vector unit: :meth:`.VectorUnit.latency_of`.
-    """
-    sink: Sink
-    pair: Pair | None = None
-    bits: int = 16
-
-
-EPILOGUES = {
-    Epi.ACT16: Epilogue(Sink.ACT),
-    Epi.SCRATCH8: Epilogue(Sink.SCRATCH, bits=8),
-    Epi.ROPE16: Epilogue(Sink.ACT, ROTATE),
-    Epi.ROPE8: Epilogue(Sink.SCRATCH, ROTATE, bits=8),
-    Epi.SWIGLU: Epilogue(Sink.ACT, GATE),
-    Epi.RESID: Epilogue(Sink.RESIDUAL),
-    Epi.LOGIT: Epilogue(Sink.LOGIT),
-}
+UNITS = {Pair.ROPE: Unit(Rope, ("a_cos", "b_sin", "a_sin", "b_cos")),
+         Pair.GLU: Unit(SwiGlu, ("interpolate", "gated", "product"))}
 
 
 class Asked:
@@ -64,6 +33,7 @@ class Asked:
     plain, rotate, gate, resid, logit : Signal(1)
         What becomes of a requantised value: it goes to activation or scratch memory, as it is,
         rotated or gated; to the residual; to the sampler. None of them in NORM.
+    stats : Signal(1)           It takes in the sum of squares.
     scratch : Signal(1)         That memory is scratch memory.
     small : Signal(1)           Saturated to 8 bits, not 16.
     heads : Signal(1)           Lanes are heads.
@@ -71,22 +41,17 @@ class Asked:
     """
 
     def __init__(self, m: Module, instr):
-        op = instr.op
-
-        def of(which):
-            """LINEAR with an epilogue of which this holds."""
-            return (op == Op.LINEAR) & Cat(instr.epi == epi for epi, epilogue in EPILOGUES.items()
-                                           if which(epilogue)).any()
+        op, sink, pair = instr.op, instr.sink, instr.pair
+        to_memory = (sink == Sink.ACT) | (sink == Sink.SCRATCH)
         self.embed = kept(m, "is_embed", op == Op.EMBED)
         self.norm = kept(m, "is_norm", op == Op.NORM)
-        self.plain = kept(m, "is_plain", (op == Op.SV) | of(
-            lambda epilogue: epilogue.sink in (Sink.ACT, Sink.SCRATCH) and not epilogue.pair))
-        self.scratch = kept(m, "is_scratch", of(lambda epilogue: epilogue.sink is Sink.SCRATCH))
-        self.rotate = kept(m, "is_rotate", of(lambda epilogue: epilogue.pair is ROTATE))
-        self.gate = kept(m, "is_gate", of(lambda epilogue: epilogue.pair is GATE))
-        self.resid = kept(m, "is_resid", (op == Op.EMBED) | of(
-            lambda epilogue: epilogue.sink is Sink.RESIDUAL))
-        self.logit = kept(m, "is_logit", of(lambda epilogue: epilogue.sink is Sink.LOGIT))
-        self.small = kept(m, "is_small", of(lambda epilogue: epilogue.bits == 8))
+        self.plain = kept(m, "is_plain", to_memory & (pair == Pair.NONE) & (op != Op.NORM))
+        self.scratch = kept(m, "is_scratch", sink == Sink.SCRATCH)
+        self.rotate = kept(m, "is_rotate", pair == Pair.ROPE)
+        self.gate = kept(m, "is_gate", pair == Pair.GLU)
+        self.resid = kept(m, "is_resid", sink == Sink.RESIDUAL)
+        self.stats = kept(m, "stats", instr.stats)
+        self.logit = kept(m, "is_logit", sink == Sink.LOGIT)
+        self.small = kept(m, "is_small", ~instr.wide)
         self.heads = kept(m, "heads", instr.heads)
         self.shift = kept(m, "shift", Mux(self.plain, 0, instr.shift))

@@ -37,6 +37,8 @@ class Residual(Piped):
     valid : In(1)
     add : In(1)
         1: value is added to the residual; 0: it replaces the residual.
+    stats : In(1)
+        The sum of squares of the slot takes it in; else sums stay.
     first : In(1)
         First value of the token: its sum of squares starts anew.
     word, element : In(range(residual_values / 4)), In(2)
@@ -64,9 +66,9 @@ class Residual(Piped):
         self.slots = Config.PASS_BLOCKS * config.P
         self.width = config.norm_width
         super().__init__({
-            "valid": In(1), "add": In(1), "first": In(1), "word": In(range(self.words)),
-            "element": In(2), "slot": In(range(self.slots)), "value": In(signed(32)),
-            "norm": In(1), "read_word": In(range(self.words)),
+            "valid": In(1), "add": In(1), "stats": In(1), "first": In(1),
+            "word": In(range(self.words)), "element": In(2), "slot": In(range(self.slots)),
+            "value": In(signed(32)), "norm": In(1), "read_word": In(range(self.words)),
             "read": Out(data.ArrayLayout(signed(Config.RESID_BITS), self.width)),
             "sum_slot": In(range(self.slots)), "sum": Out(Config.SUMSQ_BITS),
             **({"read_element": In(2)} if self.width == 1 else {}),
@@ -75,8 +77,8 @@ class Residual(Piped):
     def stages(self, pipe: Pipe) -> None:
         bits = Config.RESID_BITS
         valid = pipe.at(0, self.valid, valid=True)
-        add, first, word, element, slot, value = pipe.inputs(
-            self.add, self.first, self.word, self.element, self.slot, self.value)
+        add, stats, first, word, element, slot, value = pipe.inputs(
+            self.add, self.stats, self.first, self.word, self.element, self.slot, self.value)
         if self.width == 1:
             element = mux(self.norm, self.read_element, element)
 
@@ -100,7 +102,7 @@ class Residual(Piped):
                                   port.data.eq(new.value[at:at + len(port.data)])]
 
         # Nothing that follows is reset: what was valid before is in no sum.
-        updated = pipe.at(written, valid.at(written), name="updated")
+        updated = pipe.at(written, (valid & stats).at(written), name="updated")
         self._sums(pipe, updated, add, first, slot, self._square(pipe, new))
 
     def _banks(self, pipe: Pipe, word: Timed) -> tuple[list[Timed], list[dict]]:

@@ -6,7 +6,7 @@ from amaranth.lib import memory
 from amaranth.lib.wiring import In, Out
 
 from ..config import Config
-from ..isa import Epi, Op
+from ..isa import Fn, Op, Pair, Sink
 from ..lib.collisions import NO_RW_CHECK
 from ..lib.fanout import near
 from ..lib.pipe import Pipe, Piped, Timed, cat, mix, mux, struct
@@ -16,7 +16,7 @@ from ..signatures import (ActWrite, Beat, InstructionLayout, LogitPort, ModelLay
 from ..sleep import napping
 from .act_writer import ActWriter, Place
 from .addresses import Addresses
-from .epilogue import EPILOGUES, GATE, ROTATE, Asked, Sink
+from .epilogue import UNITS, Asked
 from .function import Reciprocal
 from .lane_scales import LaneScales
 from .products import share
@@ -25,23 +25,30 @@ from .requant import Requant
 from .residual import Residual
 
 
+def _way(sink: Sink, pair: Pair, fn: Fn) -> str:
+    """Name of the way that results take."""
+    if sink in (Sink.RESIDUAL, Sink.LOGIT):
+        return sink.name.lower()
+    return {Pair.NONE: "plain", Pair.ROPE: "rotate", Pair.GLU: "gate"}[pair]
+
+
 class VectorUnit(Piped):
     """Requantise, bias, RoPE, SwiGLU, residual, RMSNorm: one result of the array a cycle.
 
     Golden: :mod:`~meadowlark_hdl.compute.requant_golden`, ``rope_golden``, ``swiglu_golden``,
     ``norm_golden`` and :func:`~meadowlark_hdl.compute.softmax_golden.output_scale`, bit-exact.
-    Timing: a rigid pipeline, one result a cycle in; writes leave ``latency_of(epi)`` cycles after
-    the result, NORM takes hidden / norm_width cycles a token after ``norm_latency`` cycles. Nothing
+    Timing: a rigid pipeline, one result a cycle in; writes leave ``latency_of`` cycles after the
+    result, NORM takes hidden / norm_width cycles a token after ``norm_latency`` cycles. Nothing
     stalls.
 
     With ``vector_products`` = 8 the requantiser has its three multipliers, addresses one, and four
-    serve the operator at work: ROPE four, SWIGLU three, SV two (1/sum and the scale of the lane),
-    NORM three (root, and the two products of a value), EMBED and RESID one (the square). The
+    serve the operator at work: ROPE four, GLU three, SV two (1/sum and the scale of the lane),
+    NORM three (root, and the two products of a value), RESIDUAL one (the square). The
     choice is a register in front of each: a cycle a product.
 
-    Results of a row come P >= 4 cycles apart from the next row's for the same lane (RESID, ROPE,
-    SWIGLU); rows 2i and 2i+1 of a block follow each other. Rows of kind 2 start at least
-    ``sum_gap`` cycles after the row of kind 1. RESID, EMBED and LOGIT results of tokens
+    Results of a row come P >= 4 cycles apart from the next row's for the same lane (RESIDUAL,
+    pairs); rows 2i and 2i+1 of a block follow each other. Rows of kind 2 start at least
+    ``sum_gap`` cycles after the row of kind 1. Results for residual and sampler of tokens
     that the pass does not have (lanes beyond n) are dropped; with ``heads`` so are those of unused
     lanes. y is even for ROPE, and a multiple of W for NORM.
 
@@ -79,9 +86,9 @@ class VectorUnit(Piped):
 
     DOMAINS = ("residual", "reciprocal", "norm", "rotate", "gate")
 
-    def latency_of(self, epi: Epi) -> int:
-        """Cycles from a result to its effect (for RESID: until the sum of squares is written)."""
-        return self.cycles[Epi(epi).name]
+    def latency_of(self, sink: Sink, pair: Pair = Pair.NONE, fn: Fn = Fn.NONE) -> int:
+        """Cycles from a result to its effect (RESIDUAL: until the sum of squares is written)."""
+        return self.cycles[_way(sink, pair, fn)]
 
     @property
     def sum_gap(self) -> int:
@@ -113,9 +120,9 @@ class VectorUnit(Piped):
         norm = self._lent(m, "norm", Norm(
             config, sum_latency=Residual.SUM_LATENCY, root_latency=reciprocal.latency,
             read_latency=residual.cycles["read"]), op == Op.NORM)
-        rotate, gate = (self._lent(m, name, pair.unit(shared=shared), awake)
-                        for name, pair, awake in (("rotate", ROTATE, asked.rotate),
-                                                  ("gate", GATE, asked.gate)))
+        rotate, gate = (self._lent(m, name, UNITS[pair].block(shared=shared), awake)
+                        for name, pair, awake in (("rotate", Pair.ROPE, asked.rotate),
+                                                  ("gate", Pair.GLU, asked.gate)))
         m.submodules.scales = scales = LaneScales(config, root_latency=reciprocal.latency)
         if shared:
             self._share(m, asked, rotate=rotate, gate=gate, reciprocal=reciprocal, norm=norm,
@@ -163,7 +170,8 @@ class VectorUnit(Piped):
         # To the residual, and to the sampler.
         first, row = row == 0, row.until(value.cycle)
         pipe.through(residual, valid=to.exists & valid & asked.resid, add=~asked.embed,
-                     first=first, word=to.resid_word, element=row[:2], slot=to.slot, value=value)
+                     stats=asked.stats, first=first, word=to.resid_word, element=row[:2],
+                     slot=to.slot, value=value)
         m.d.comb += residual.norm.eq(near(m, asked.norm, name="reads"))
         logit = (to.last & valid & asked.logit).reg("logit")
         m.d.comb += [self.logit.valid.eq(logit.value),
@@ -184,12 +192,10 @@ class VectorUnit(Piped):
                           name=f"plain_{k}") for k in range(max(2, config.norm_width))]
         writer = self._write(pipe, asked, writes, place, values, [rotated.o_a, rotated.o_b], gated)
 
-        by_pair = {None: value, ROTATE: rotated.o_a, GATE: gated}
-        by_sink = {Sink.RESIDUAL: value.cycle + residual.latency, Sink.LOGIT: logit.cycle}
-        pipe.cycles |= {epi.name: by_sink.get(
-            epilogue.sink, by_pair[epilogue.pair].cycle + writer.cycles["act"])
-            for epi, epilogue in EPILOGUES.items()}
-        pipe.cycles["norm"] = norm.cycles["o"] + writer.cycles["act"]
+        pipe.cycles |= {"residual": value.cycle + residual.latency, "logit": logit.cycle} | {
+            name: at + writer.cycles["act"] for name, at in (
+                ("plain", value.cycle), ("rotate", rotated.o_a.cycle), ("gate", gated.cycle),
+                ("norm", norm.cycles["o"]))}
         self._busy(m, asked, pipe.cycles)
 
     def _lent(self, m: Module, name: str, block, awake):
@@ -199,11 +205,11 @@ class VectorUnit(Piped):
 
     def _share(self, m: Module, asked: Asked, *, rotate, gate, reciprocal, norm, residual,
                scales) -> None:
-        """Four multipliers: who uses them in ROPE, in SWIGLU, in NORM, in all others."""
+        """Four multipliers: who uses them in ROPE, in GLU, in NORM, in all others."""
         turn = Signal(2, reset_less=True)
         m.d.sync += turn.eq(Mux(asked.rotate, 0, Mux(asked.gate, 1, Mux(asked.norm, 2, 3))))
-        users = [[getattr(rotate, name) for name in ROTATE.products],
-                 [getattr(gate, name) for name in GATE.products] + [residual.square],
+        users = [[getattr(rotate, name) for name in UNITS[Pair.ROPE].products],
+                 [getattr(gate, name) for name in UNITS[Pair.GLU].products] + [residual.square],
                  [reciprocal.interpolate, norm.root0, norm.gamma0, residual.square],
                  [reciprocal.interpolate, scales.scaled, norm.gamma0, residual.square]]
         for k, ports in enumerate(zip(*users, strict=True)):
@@ -281,8 +287,8 @@ class VectorUnit(Piped):
 
     def _busy(self, m: Module, asked: Asked, cycles: dict[str, int]) -> None:
         """So many cycles from the latest result, whatever it is those of a write at least."""
-        rotated, gated, resid, plain = (cycles[epi.name] for epi in (
-            Epi.ROPE16, Epi.SWIGLU, Epi.RESID, Epi.ACT16))
+        rotated, gated, resid, plain = (cycles[name] for name in (
+            "rotate", "gate", "residual", "plain"))
         left, norming = Signal(range(max(cycles.values()) + 1)), Signal()
         needed = Signal(left.shape(), reset_less=True)
         m.d.sync += needed.eq(Mux(asked.gate, gated, Mux(asked.rotate, rotated,

@@ -9,8 +9,8 @@ import numpy as np
 
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import sv_log2, tile_keys
-from meadowlark_hdl.isa import (FIELDS, MODEL_REGS, NO_WINDOW, Epi, Field, Header, Instruction,
-                                Mode, Op, Src, encode)
+from meadowlark_hdl.isa import (FIELDS, MODEL_REGS, NO_WINDOW, Field, Fn, Header, Instruction,
+                                Mode, Op, Pair, Sink, Src, encode)
 from meadowlark_hdl.weights.decoder_golden import (HEADER_BYTES, code_bytes, encode_tile,
                                                    header_chunks, row_headers, scale_bytes)
 from meadowlark_hdl.weights.modes import BLOCK, BLOCK_MODES, MODES, Packing
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from meadowlark_boards import Board
 
 
+#: Results of 16 bits for activation memory; results for the residual, which NORM reads.
+_TO_ACT, _TO_RESIDUAL = dict(sink=Sink.ACT, wide=1), dict(sink=Sink.RESIDUAL, stats=1)
 #: Fields of a QuantLinear with an entry a row.
 _ROWS = ("codes", "mant", "shift", "bias", "scale", "minimum")
 
@@ -178,24 +180,24 @@ class _Lists:
             self._row(Op.ROPE, 0, self.head, tables.rope_chunks, src=Src.TABLE, mode=Mode.INT16,
                       header=Header.NONE)
         self._row(Op.EMBED, tables.embed_at, self.hidden // self.config.W, tables.embed_chunks,
-                  src=Src.TOKEN, mode=q.mode, header=q.header)
+                  src=Src.TOKEN, mode=q.mode, header=q.header, **_TO_RESIDUAL)
 
     def _norm(self, step: NormStep) -> None:
         norm: QuantNorm = self.qm.numbers[step.name]
-        self._both(Op.NORM, y=self.act.at[step.name] * self.config.W, shift=norm.shift,
+        self._both(Op.NORM, y=self.act.at[step.name] * self.config.W, shift=norm.shift, **_TO_ACT,
                    **self.stream.norm(norm.gamma))
 
     def _add(self, step: AddStep) -> None:
-        self._linear(step.matrix, epi=Epi.RESID)
+        self._linear(step.matrix, **_TO_RESIDUAL)
 
     def _gate(self, step: GateStep) -> None:
         gate: QuantGate = self.qm.numbers[step.name]
-        self._linear(step.matrix, y=self.act.at[step.name] * self.config.W, epi=Epi.SWIGLU,
-                     shift=gate.shift)
+        self._linear(step.matrix, y=self.act.at[step.name] * self.config.W, pair=Pair.GLU,
+                     fn=Fn.SILU, shift=gate.shift, **_TO_ACT)
 
     def _head(self, step: HeadStep) -> None:
         # Nothing pairs its rows, and the sampler counts exactly ``vocab`` of them.
-        self._linear(step.matrix, False, epi=Epi.LOGIT)
+        self._linear(step.matrix, False, sink=Sink.LOGIT)
 
     def _attend(self, step: AttendStep) -> None:
         """Keys and values, then in prefill some query heads of a KV head at a time. In decode
@@ -207,16 +209,13 @@ class _Lists:
         """
         config, op, pad, x = self.config, step.op, self.qm.head_pad, self.act.at[step.q.x]
         numbers: QuantAttend = self.qm.numbers[step.name]
-        if step.table is None:
-            q_epi, k_epi = dict(epi=Epi.ACT16), dict(epi=Epi.SCRATCH8)
-        else:
-            q_epi = dict(epi=Epi.ROPE16, shift=numbers.q_shift)
-            k_epi = dict(epi=Epi.ROPE8, shift=numbers.k_shift)
-        for which, (matrix, epilogue) in enumerate((
-                (step.k, k_epi), (step.v, dict(epi=Epi.SCRATCH8)))):
+        rotated = [{} if step.table is None else dict(pair=Pair.ROPE, shift=shift)
+                   for shift in (numbers.q_shift, numbers.k_shift)]
+        for which, (matrix, fields) in enumerate(((step.k, rotated[1]), (step.v, {}))):
             # Values lie behind the keys or, once these are stored, in their place.
             at = which * self.token if self.beside else 0
-            self._linear(matrix, y=at * config.W, wait=int(which and not self.beside), **epilogue)
+            self._linear(matrix, y=at * config.W, wait=int(which and not self.beside),
+                         sink=Sink.SCRATCH, **fields)
             for code in (self.prefill, self.decode):
                 for h in range(op.kv_heads):
                     width = self.columns if which else pad
@@ -235,7 +234,7 @@ class _Lists:
         def queries(code: list[Instruction], at: int, first: int, count: int, **lanes: int) -> None:
             a, b = (n * pad // tiling.rows for n in (first, first + count))
             self._put(code, Op.LINEAR, **_of(fields, sizes[a:b]) | dict(
-                tiles=b - a, x=x, y=at * config.W, **q_epi, **lanes))
+                tiles=b - a, x=x, y=at * config.W, **_TO_ACT, **rotated[0], **lanes))
 
         back = NO_WINDOW if op.window is None else min(op.window - 1, NO_WINDOW)
 
@@ -253,7 +252,8 @@ class _Lists:
                                y=self.act.at[step.name] * config.W + first * pad + column,
                                mant=int(numbers.v_mant[kv_head]),
                                shift=int(numbers.v_shift[kv_head]),
-                               more=int(column + self.columns < pad), **kv(self.columns))
+                               more=int(column + self.columns < pad), **_TO_ACT,
+                               **kv(self.columns))
 
         def groups_of(most: int) -> list[tuple[int, int]]:
             """(first head, heads) of those that attend at once."""

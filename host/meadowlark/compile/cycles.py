@@ -25,7 +25,7 @@ from meadowlark_hdl.control.planner import Planner
 from meadowlark_hdl.control.sequencer import Sequencer
 from meadowlark_hdl.control.sequencer_golden import Lots, Pass, decode_pass, prompt_passes
 from meadowlark_hdl.core import Core
-from meadowlark_hdl.isa import Epi, Instruction, Mode, Op, Src
+from meadowlark_hdl.isa import Fn, Instruction, Mode, Op, Pair, Sink, Src
 from meadowlark_hdl.issue.dispatch import Dispatch
 from meadowlark_hdl.issue.gammas import Gammas
 from meadowlark_hdl.issue.keys import Keys
@@ -47,6 +47,7 @@ from meadowlark_hdl.weights.tile_buffer import TileBuffer
 from meadowlark_hdl.weights.unpacker import Unpacker
 
 from ..errors import UserError
+from .disassemble import results
 from .drains import Drains
 
 if TYPE_CHECKING:
@@ -133,9 +134,7 @@ class Prediction:
 def kind_of(instruction: Instruction) -> str:
     """Name of an instruction's kind: operator, and what sets it apart within it."""
     op = Op(instruction["op"])
-    if op == Op.LINEAR:
-        return f"LINEAR {Epi(instruction['epi']).name}"
-    return op.name
+    return f"{op.name} {results(instruction)}" if op == Op.LINEAR else op.name
 
 
 class _Memory:
@@ -294,9 +293,11 @@ class _Machine:
         spent.work += cycles
         self.now += cycles
 
-    def _effect(self, epi: Epi) -> int:
-        """From a result to its effect; a shorter one than a write's ends as late as that."""
-        return max(self.vector.latency_of(epi), self.vector.latency_of(Epi.ACT16))
+    def _effect(self, i: Instruction | None = None) -> int:
+        """From a result to its effect, by default a write's; a shorter one ends as late."""
+        latency_of = self.vector.latency_of
+        return max(latency_of(Sink.ACT), 0 if i is None else latency_of(
+            Sink(i["sink"]), Pair(i["pair"]), Fn(i["fn"])))
 
     def _lose(self, spent: Spent, cycles: int) -> None:
         spent.overhead += cycles
@@ -332,7 +333,7 @@ class _Machine:
             spent.memory += wait
             self.now += wait
         if i["op"] != Op.QK:            # all others wait for the drains
-            drained = self.drains.last + 1 + self.array + self.c.P + self._effect(Epi.ACT16)
+            drained = self.drains.last + 1 + self.array + self.c.P + self._effect()
             self._lose(spent, max(drained + Dispatch.DRAINED - self.now, 0))
         if i["op"] == Op.END:
             return
@@ -384,7 +385,7 @@ class _Machine:
         for s in range(p.n):
             row = (p.pos0 + s) * 37 % vocab
             self._rows_of_table(i, range(row, row + 1), self.regs["hidden"], spent)
-        self._lose(spent, self._effect(Epi.RESID))
+        self._lose(spent, self._effect(i))
 
     def _rope(self, i: Instruction, p: Pass, spent: Spent) -> None:
         self._rows_of_table(i, range(p.pos0, p.ctx), 1 << self.regs["head_log2"] - 1, spent)
@@ -410,7 +411,7 @@ class _Machine:
             self._lose(spent, max(Rows.TILE - (wait if k else 0), 0))
             self._work(spent, row * nb * rows)
             self.memory.release(self.now)
-        self._lose(spent, self.array + self.c.P + self._effect(Epi(i["epi"])) - wait)
+        self._lose(spent, self.array + self.c.P + self._effect(i) - wait)
 
     def _store(self, i: Instruction, p: Pass, spent: Spent) -> None:
         c = self.c

@@ -4,13 +4,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from meadowlark_hdl.isa import Epi, Field, Header, Instruction, MODEL_REGS, NO_WINDOW, Mode, Op, Src
+from meadowlark_hdl.isa import (MODEL_REGS, NO_WINDOW, Field, Fn, Header, Instruction, Mode, Op,
+                                Pair, Sink, Src)
 
 if TYPE_CHECKING:
     from .image import Image
 
-_LINEAR_WITH_Y = (Epi.ACT16, Epi.SCRATCH8, Epi.ROPE16, Epi.ROPE8, Epi.SWIGLU)
-_LINEAR_WITH_SHIFT = (Epi.ROPE16, Epi.ROPE8, Epi.SWIGLU)
+
+def results(i: Instruction) -> str:
+    """What becomes of an instruction's results: pair and function, sink and its bits."""
+    sink = Sink(i["sink"])
+    bits = {Sink.ACT: "16" if i["wide"] else "8", Sink.SCRATCH: "8"}.get(sink, "")
+    return " ".join([kind(i[name]).name.lower() for kind, name in ((Pair, "pair"), (Fn, "fn"))
+                     if i[name]] + ["->", sink.name.lower() + bits])
 
 
 def line(i: Instruction) -> str:
@@ -19,7 +25,7 @@ def line(i: Instruction) -> str:
     Addresses are in chunks (``@``), x in words, y in elements.
     """
     op = Op(i["op"])
-    parts = [f"{op.name} {Epi(i['epi']).name}" if op == Op.LINEAR else op.name]
+    parts = [f"{op.name} {results(i)}" if op == Op.LINEAR else op.name]
     if i["last"]:
         parts.append("if-more" if op == Op.END else "last")
     if i["wait"]:
@@ -44,11 +50,11 @@ def line(i: Instruction) -> str:
         parts.append(f"@{i['addr']:#x} [{i['row_beats']} chunks a token]")
     if op in (Op.LINEAR, Op.STORE, Op.QK):
         parts.append(f"x {i['x']}")
-    if op in (Op.NORM, Op.SV) or op == Op.LINEAR and i["epi"] in _LINEAR_WITH_Y:
+    if i["sink"] in (Sink.ACT, Sink.SCRATCH):
         parts.append(f"y {i['y']}")
     if op == Op.SV:
         parts.append(f"mant {i['mant']}" + (" more" if i["more"] else ""))
-    if op in (Op.NORM, Op.QK, Op.SV) or op == Op.LINEAR and i["epi"] in _LINEAR_WITH_SHIFT:
+    if op in (Op.NORM, Op.QK, Op.SV) or i["pair"]:
         parts.append(f"shift {i['shift']}")
     if op in (Op.QK, Op.SV):
         parts += [f"back {i['back']}"] if i["back"] < NO_WINDOW else []

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from zlib import crc32
 
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.isa import (INSTRUCTION_BYTES, MODEL_REGS, Epi, Header, Instruction, Mode, Op,
-                                Src, decode)
+from meadowlark_hdl.isa import (INSTRUCTION_BYTES, MODEL_REGS, Header, Instruction, Mode, Op,
+                                Src, decode, fault)
 
 from meadowlark_hdl.link.protocol import ISA_CRC
 from meadowlark_hdl.weights.modes import BLOCK_MODES, Packing
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from meadowlark_boards import Board
 
 MAGIC = b"MEADOWLK"
-VERSION = 5
+VERSION = 6
 #: magic, version, bytes of the JSON header, CRC-32 of everything else before the sections.
 _PREFIX = struct.Struct("<8sIII")
 _SECTIONS = ("program", "memory", "tokenizer", "chat")
@@ -339,7 +339,9 @@ class Image:
             raise ValueError(f"a program of {len(self.program)} bytes")
         program = self.instructions
         for at, i in enumerate(program):
-            Op(i["op"]), Src(i["src"]), Epi(i["epi"]), Mode(i["mode"]), Header(i["header"])
+            Op(i["op"]), Src(i["src"]), Mode(i["mode"]), Header(i["header"])
+            if (why := fault(i)) is not None:
+                raise ValueError(f"instruction {at}: {why}")
             if i["src"] != Src.NONE and not (i["rows"] and i["row_beats"] and i["chunks"]):
                 raise ValueError(f"an empty tile at instruction {at}")
         if program[-1]["op"] != Op.END or program[-1]["last"]:
