@@ -22,6 +22,7 @@ from meadowlark.run.prepare import Source, made_for
 from meadowlark.run.targets import BoardTarget
 from meadowlark_boards import get_board
 from meadowlark_hdl.config import Config
+from meadowlark_hdl.isa import Sink, encode
 from meadowlark_hdl.sampler.sampler_golden import Sampling
 from random_model import random_model, random_texts
 
@@ -278,6 +279,20 @@ def test_header_numbers_are_whole(raw, value):
             with_header(raw, lambda h, t=table, k=key: h[t].__setitem__(k, value)))
     assert "missing fields" in refused(with_header(raw, lambda h: h["config"].pop("tile_beats")
                                                    and None))
+
+
+def test_layers_without_attention(raw):
+    assert "QKs in 1000 layers" in refused(with_header(
+        raw, lambda h: h["shape"].__setitem__("layers", 1000)))
+
+
+def test_results_that_cannot_be(image):
+    """An instruction of the program asks for what no core has; the sentence says which and why."""
+    program = image.instructions
+    at = next(pc for pc, i in enumerate(program) if i["sink"] == Sink.RESIDUAL)
+    program[at]["wide"] = 1
+    changed = replace(image, program=b"".join(map(encode, program)))
+    assert f"instruction {at}: only activations have 16 bits" in refused(b"".join(changed._parts()))
 
 
 def test_other_cores_are_refused(image):

@@ -366,6 +366,9 @@ class Image:
                 ("prog_depth", len(self.program) // INSTRUCTION_BYTES, needs["prog_depth"])):
             if value != other:
                 raise ValueError(f"{name} is {value} and {other}")
+        attentions = len(self._decodes(Op.QK))
+        if not attentions or attentions % shape["layers"]:
+            raise ValueError(f"{attentions} QKs in {shape['layers']} layers")
         for token in (*self.stop_ids, self.bos_id or 0):
             if token >= shape["vocab"]:
                 raise ValueError(f"token {token} of {shape['vocab']}")
