@@ -6,6 +6,7 @@ import numpy as np
 from bench import simulate, start
 from cocotb.triggers import ClockCycles, RisingEdge, ReadOnly
 
+from meadowlark_hdl.config import Config
 from meadowlark_hdl.sampler.argmax import ArgMax
 
 
@@ -16,19 +17,20 @@ async def finds_the_largest(dut, rising):
     for kind in range(40):
         await start(dut, rising=rising)
         count = int(rng.integers(1, 30))
+        first = int(rng.choice([7, (1 << Config.TOKEN_BITS) - count]))
         values = rng.choice([-2**31, 2**31 - 1, 0, -1], count) if kind % 2 else \
             rng.integers(-3, 3, count)
-        for token, value in enumerate(values):
-            dut.valid.value, dut.token.value = 1, token + 7
+        for token, value in enumerate(values, first):
+            dut.valid.value, dut.token.value = 1, token
             dut.value.value = int(value) & 0xFFFFFFFF
             await RisingEdge(dut.clk)
             dut.valid.value = 0
             await RisingEdge(dut.clk)
-            dut.value.value, dut.token.value = random.getrandbits(32), random.getrandbits(18)
+            dut.value.value, dut.token.value = random.getrandbits(32), random.getrandbits(9)
             await ClockCycles(dut.clk, random.choice([0, 0, 1, 5]) or 1)
         await ReadOnly()
         want = count - 1 - np.argmax(values[::-1]) if rising else np.argmax(values)
-        assert int(dut.best.value) == want + 7
+        assert int(dut.best.value) == want + first
         await RisingEdge(dut.clk)
 
 

@@ -1,4 +1,5 @@
 """The whole chip, through the driver: every token and every logit equals the golden model's."""
+import itertools
 import re
 from contextlib import closing
 
@@ -17,7 +18,7 @@ from meadowlark.run.prepare import Source
 from meadowlark.run.targets import SimTarget, golden_core
 from meadowlark_boards import get_board
 from meadowlark_hdl.control.errors import FAULTS, SENTENCES, Error
-from meadowlark_hdl.sampler.sampler_golden import Sampling, logits_crc
+from meadowlark_hdl.sampler.sampler_golden import Sampling, logits_crc, sample
 from meadowlark_hdl.isa import Header, Instruction, Op, Pair, Sink, Src
 from meadowlark_hdl.link.protocol import EVENT_RING
 from random_model import random_model
@@ -26,6 +27,9 @@ from reference_models import reference_model
 #: Odd shapes: GQA with three heads a group, head_dim padded from 24 to 32, own head, biases.
 ODD = dict(hidden=96, layers=2, heads=6, kv_heads=2, head_dim=24, ffn=80, vocab=300, context=192,
            tied=False, attention_bias=True, mlp_bias=True)
+
+#: A vocabulary whose last quarter needs 19 bits.
+LARGE = (1 << 18) * 4 // 3
 
 
 class Chip:
@@ -174,6 +178,20 @@ def test_shapes(target, tmp_path, seed, length, shape):
     chip = Chip(target, get_board("virtual"), str(random_model(
         tmp_path / "m", seed=seed, **dict(vocab=258) | shape)))
     chip.compare(words(np.random.default_rng(seed), chip, length), max_new=3)
+
+
+def test_a_large_vocabulary(target, tmp_path, seed):
+    """Ids of 19 bits in the prompt, and drawn: by all that the sampler can do."""
+    chip = Chip(target, get_board("virtual"), str(random_model(
+        tmp_path / "m", seed=seed, hidden=32, layers=1, vocab=LARGE)), packing="raw")
+    rng = np.random.default_rng(seed)
+    last = [LARGE - 1, 1 << 18, (1 << 18) - 1, 1 << 17]
+    prompt = [*words(rng, chip, 5), *last, *rng.integers(1 << 18, LARGE, 3).tolist()]
+    logits = chip.golden.forward(prompt)
+    draw = next(draw for n in itertools.count() if sample(
+        logits, draw := sampling(temperature=9, seed=n), len(prompt)) >= 1 << 18)
+    assert chip.compare(prompt, draw, max_new=1)[0] >= 1 << 18
+    chip.compare(prompt, sampling(temperature=9, top_k=20, top_p=0.99, seed=seed), max_new=1)
 
 
 def test_cache_is_kept_between_runs(odd, seed):

@@ -396,8 +396,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_sent():
         driver.run([1], max_new=1, stop_ids=range(9))
     with pytest.raises(ValueError, match=r"^tokens must not be empty$"):
         driver.run([], max_new=1)
-    with pytest.raises(ValueError, match=r"^tokens must be in 0\.\.262143, not 262144$"):
-        driver.run([1 << 18], max_new=1)
+    with pytest.raises(ValueError, match=r"^tokens must be in 0\.\.524287, not 524288$"):
+        driver.run([1 << 19], max_new=1)
     with pytest.raises(ValueError, match=r"^max_new must not be negative, not -1$"):
         driver.run([1], max_new=-1)
     with pytest.raises(ValueError, match=r"^address must be a multiple of 2, not 1$"):
@@ -417,7 +417,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_sent():
 def test_tokens_beyond_the_vocabulary_are_not_sent():
     board = FakeBoard()
     driver = Driver(board)
-    assert list(driver.run([1 << 17], max_new=1))       # what a board holds is not known yet
+    assert list(driver.run([1 << 18], max_new=1))       # what a board holds is not known yet
     driver.load([], model={f.name: 40 if f.name == "vocab" else 0 for f in MODEL_REGS})
     before = len(board.commands)
     with pytest.raises(BoardError, match=r"^the prompt holds the token 40, and the vocabulary of "

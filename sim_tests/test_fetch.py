@@ -16,7 +16,7 @@ from presented import packed_lots
 
 SIZES = {"P": 4, "bus_bytes": 2, "prog_depth": 256, "context": 64, "tile_beats": 512}
 CONFIG = Config(W=8, **SIZES)
-VOCAB = 2**18 - 1       # the largest
+VOCAB = 2**19 - 1       # the largest
 
 
 def jobs_of(i: Instruction, pass_: dict, tokens: list[int], pointer: int, keys=range(0)):
@@ -112,7 +112,7 @@ class Bench:
 
     def __init__(self, dut):
         self.dut = dut
-        self.tokens = [random.choice([0, VOCAB - 1, 2**17, random.randrange(VOCAB)])
+        self.tokens = [random.choice([0, VOCAB - 1, 2**17, 2**18, random.randrange(VOCAB)])
                        for _ in range(CONFIG.context)]
         self.stored = 0             # STORE instructions completed
 
@@ -351,12 +351,12 @@ async def no_token_beyond_the_vocabulary(dut):
     bench = Bench(dut)
     await bench.setup()
     pass_ = {"pos0": 2, "n": 9, "nb": 3, "ctx": 11, "final": 1, "sub_heads": 1, "sub_blocks": 1}
-    for vocab in (1, 2, 49152, 2**17, VOCAB):
+    for vocab in (1, 2, 49152, 2**17, 2**18, VOCAB):
         # The largest of the vocabulary is taken, the next one is not.
         program = [random_instruction(("table", "stream")), random_instruction(("token",)), END]
         bad, kept = random.randrange(9), list(bench.tokens)
         bench.tokens[2:11] = [random.choice([0, vocab - 1]) for _ in range(9)]
-        bench.tokens[2 + bad] = random.choice([vocab, 2**18 - 1])
+        bench.tokens[2 + bad] = random.choice([vocab, 2**19 - 1])
         await bench.load(9, program)
         _, jobs, _ = expected(program, 9, pass_, bench.tokens, 77)
         await bench.go(9, pass_, 77, vocab)

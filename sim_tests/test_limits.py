@@ -117,7 +117,7 @@ def test_the_outline_is_the_model_without_values(seed, tmp_path):
 @pytest.mark.parametrize("change, shape, words", [
     (dict(residual_values=8 * 2048), dict(hidden=2056), "hidden size 2,056, at most 2,048"),
     (dict(), dict(heads=66), "widest matrix row 2,112 weights, at most 2,048 (tile_beats / 2"),
-    (dict(), dict(vocab=1 << 18), "vocabulary 262,144 tokens, at most 262,143"),
+    (dict(), dict(vocab=1 << 19), "vocabulary 524,288 tokens, at most 524,287"),
     (dict(prog_depth=128), dict(), "program 216 instructions, at most 128 (prog_depth)"),
     (dict(act_words=16), dict(), "activations 18 words, at most 16 (act_words)"),
     (dict(scratch_bytes=1024), dict(heads=8, kv_heads=8),

@@ -45,7 +45,7 @@ def config(bus_bytes):
 
 def invent(history):
     crc = crc32(struct.pack(f"<{len(history)}I", *history))
-    return crc % (1 << 18), crc ^ 0x1234
+    return crc % (1 << 19), crc ^ 0x1234
 
 
 def expected(prompt, count):
@@ -296,10 +296,10 @@ async def driver_loads_and_runs(dut, loss, stall):
     program = [Instruction(Op.LINEAR, addr=random.randrange(1 << 27)) for _ in range(40)]
     data, model = random.randbytes(1999), {f.name: random.randrange(1 << f.bits)
                                            for f in MODEL_REGS}
-    model["vocab"] = (1 << 18) - 1          # it bounds the tokens of a prompt
+    model["vocab"] = (1 << 19) - 1          # it bounds the tokens of a prompt
     prompt = [random.randrange(model["vocab"]) for _ in range(150)]
     sampling = Sampling(inv_t_mant=65_535, inv_t_shift=31, top_k=32, top_p=65_535, seed=1 << 31)
-    never = set(range(1 << 18)) - set(expected(prompt, 60))
+    never = set(range(1 << 19)) - set(expected(prompt, 60))
     stops = random.sample(sorted(never), 7)
 
     @bridge

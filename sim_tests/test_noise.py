@@ -19,7 +19,7 @@ async def equals_the_golden_model(dut, gap):
     for seed in (0, 2**32 - 1, int(rng.integers(2**32))):
         position = int(rng.integers(2**13))
         key = noise_key(seed, position)
-        tokens = [0, 1, 2**18 - 1, *rng.integers(0, 2**18, 150)]
+        tokens = [0, 1, 2**19 - 1, *rng.integers(0, 2**19, 150)]
         dut.seed.value, dut.position.value, dut.start.value = seed, position, 1
         await RisingEdge(dut.clk)
         dut.start.value = 0
@@ -34,7 +34,7 @@ async def equals_the_golden_model(dut, gap):
             dut.valid.value, dut.token.value = 1, int(token)
             last = cocotb.start_soon(take())
             await RisingEdge(dut.clk)
-            dut.valid.value, dut.token.value = 0, random.getrandbits(18)
+            dut.valid.value, dut.token.value = 0, random.getrandbits(19)
             await ClockCycles(dut.clk, (gap or random.choice([4, 6, 7, 8, 10])) - 1)
         await last
         await RisingEdge(dut.clk)

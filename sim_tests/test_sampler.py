@@ -46,7 +46,7 @@ async def drive(dut, logits, s, position, gap, late):
         dut.logit__valid.value = 0
         dut.finish.value = 0
         # What stands on the port between logits means nothing
-        dut.logit__row.value = dut.logit__value.value = random.getrandbits(18)
+        dut.logit__row.value = dut.logit__value.value = random.getrandbits(19)
         if not last:
             await ClockCycles(dut.clk, gap() - 1)
     if late:

@@ -37,7 +37,7 @@ class Chip:
         self.passes = []            # (Pass, the tokens it read)
         self.starts = []            # cycles of fetch_start
         self.memory = {}            # position -> token, as the chip should hold it
-        self.token_of = lambda position: random.getrandbits(18)
+        self.token_of = lambda position: random.getrandbits(19)
         self.samples = {}           # position -> (token, crc)
         self.hang = self.stuck = False
         self.fault = None           # (pass number, bits, pc)
@@ -131,7 +131,7 @@ class Chip:
             self.samples[seen.ctx] = token, crc
             dut.sample_token.value, dut.sample_crc.value = token, crc
             await self.pulse("sample_done")
-            dut.sample_token.value = dut.sample_crc.value = random.getrandbits(18)
+            dut.sample_token.value = dut.sample_crc.value = random.getrandbits(19)
 
 
 def some_model():
@@ -208,7 +208,7 @@ async def whole_run(dut, chip, stall=0.0):
     rare = random.random() < 0.5
     chip.token_of = lambda position: (1 if rare and random.random() < 0.9
                                       else random.randrange(2, 120))
-    await write_tokens(dut, chip, start_pos, [random.getrandbits(18) for _ in range(prompt)])
+    await write_tokens(dut, chip, start_pos, [random.getrandbits(19) for _ in range(prompt)])
     chip.passes.clear()
     await begin(dut, model, start_pos=start_pos, prompt=prompt, max_new=max_new, top_k=16,
                 stop_ids=stop_ids)
@@ -254,7 +254,7 @@ async def each_of_the_stop_ids_ends_a_run(dut):
     await start(dut)
     chip = Chip(dut, quick=True)
     # The id in unused places is 1 as well
-    stop_ids = [1, 2**18 - 1, 0, 7, 70, 700, 7000, 70000]
+    stop_ids = [1, 2**19 - 1, 0, 7, 70, 700, 7000, 70000]
     for place, stop in enumerate(stop_ids):
         for count in range(9):
             chip.token_of = lambda position, stop=stop: stop if position == 3 else 5

@@ -8,6 +8,7 @@ import pytest
 from bench import simulate, start, unpack
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 
+from meadowlark_hdl.config import Config
 from meadowlark_hdl.sampler.sorted_list import ENTRY, SortedList
 
 
@@ -18,7 +19,7 @@ async def clear(dut):
     await ClockCycles(dut.clk, SortedList.CLEARED - 1)
 
 
-async def give(dut, logits, gap):
+async def give(dut, logits, gap, first):
     """Each logit is the item next, for 4 cycles at least."""
     seen = []
 
@@ -34,15 +35,15 @@ async def give(dut, logits, gap):
             came = int(dut.comes.value)
             await RisingEdge(dut.clk)
     task = cocotb.start_soon(watch())
-    for row, value in enumerate(logits):
+    for row, value in enumerate(logits, first):
         dut.logit__valid.value, dut.logit__row.value = 1, row
         dut.logit__value.value = int(value) & 0xFFFFFFFF
         await RisingEdge(dut.clk)
-        dut.logit__valid.value, dut.logit__row.value = 0, random.getrandbits(18)
+        dut.logit__valid.value, dut.logit__row.value = 0, random.getrandbits(19)
         await ClockCycles(dut.clk, gap() - 1)
     await ClockCycles(dut.clk, 5 + SortedList(int(os.environ["TOPK"])).SETTLED)
     task.cancel()
-    assert seen == [dict(token=k, key=int(v) + 2**31, held=1) for k, v in enumerate(logits)]
+    assert seen == [dict(token=k, key=int(v) + 2**31, held=1) for k, v in enumerate(logits, first)]
 
 
 async def turns(dut, count):
@@ -72,14 +73,15 @@ async def keeps_the_largest_in_order(dut, kind):
         x = np.arange(length)
         logits = {"wide": rng.integers(-2**31, 2**31, length), "few": rng.integers(-2, 3, length),
                   "equal": 0 * x, "rising": x - 5, "falling": 5 - x}[kind]
+        base = random.choice([0, (1 << Config.TOKEN_BITS) - length])
         await clear(dut)
-        await give(dut, logits, [lambda: 4, lambda: random.randrange(4, 12)][k % 2])
+        await give(dut, logits, [lambda: 4, lambda: random.randrange(4, 12)][k % 2], base)
         await ReadOnly()
         assert int(dut.count.value) == min(length, topk)
         await RisingEdge(dut.clk)
         dut.ring.value = 1
         await ClockCycles(dut.clk, 3)
-        want = [*np.argsort(-logits, kind="stable")[:topk]][::-1]
+        want = [*base + np.argsort(-logits, kind="stable")[:topk]][::-1]
         first, again = await turns(dut, places), await turns(dut, places)
         assert [token for token in first if token is not None] == want
         assert again == first

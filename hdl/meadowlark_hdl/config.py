@@ -129,7 +129,8 @@ class Config:
     RESID_BITS = 27     # residual, saturating (stored in 32)
     SUMSQ_BITS = 64
     LOGIT_BITS = 32     # 12 fractional bits
-    TOKEN_BITS = 18
+    TOKEN_BITS = 19     # an id: a row of embedding and head
+    ROW_BITS = TOKEN_BITS   # of a matrix: the head has most
     MAX_HEAD_LOG2 = 8   # of a head's values, padded
     PASS_BLOCKS = 32    # blocks of tokens of a pass, at most: what the vector unit numbers
     SUM_BLOCKS = 16     # lots of which a lane keeps the maximum and the sum

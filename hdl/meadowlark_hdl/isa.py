@@ -91,7 +91,7 @@ FIELDS = (
     Field("lanes", 6, "heads=1: number of lanes in use"),
     Field("group", 6, "QK, SV: query heads, one behind the other; heads=1: 1"),
     Field("addr", 27, "memory address in chunks (TABLE, TOKEN, KV, STORE)"),
-    Field("tiles", 15, "STREAM: number of tiles"),
+    Field("tiles", 19, "STREAM: number of tiles, no more than rows of the largest matrix"),
     Field("rows", 8, "rows of a tile (QK, SV: keys of a full tile)"),
     Field("last_rows", 8, "rows of the last tile"),
     Field("row_beats", 11, "beats per row: ceil(K/W); QK, SV: a power of two; STORE: chunks per "
@@ -185,5 +185,5 @@ MODEL_REGS = (
     Field("head_log2", 4, "log2 of the padded head dimension"),
     Field("group", 6, "most query heads of a QK"),
     Field("eps", 48, "hidden * epsilon in squared residual units"),
-    Field("vocab", 18, "token ids: rows of embedding and head"),
+    Field("vocab", 19, "token ids: rows of embedding and head"),
 )

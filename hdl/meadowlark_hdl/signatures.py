@@ -151,7 +151,7 @@ def Result(config: Config) -> data.StructLayout:
     (becomes that lane's output scale); 2 SV drain, requantised by that lane's output scale.
     """
     return data.StructLayout({
-        "acc": signed(Config.ACC_BITS), "lane": range(config.P), "row": 18, "block": 6,
+        "acc": signed(Config.ACC_BITS), "lane": range(config.P), "row": Config.ROW_BITS, "block": 6,
         "kind": 2, "scale": RowScale()})
 
 
@@ -206,7 +206,7 @@ class LogitPort(Signature):
     """Vector unit -> sampler: one logit of the head, in row order, never stalled."""
 
     def __init__(self) -> None:
-        super().__init__({"valid": Out(1), "row": Out(18),
+        super().__init__({"valid": Out(1), "row": Out(Config.ROW_BITS),
                           "value": Out(signed(Config.LOGIT_BITS))})
 
 

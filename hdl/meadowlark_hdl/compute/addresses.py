@@ -29,7 +29,7 @@ class Addresses(Piped):
     -------
     instr, model, pass_ : In(InstructionLayout), In(ModelLayout), In(PassLayout)
         Constant from two cycles before the first result.
-    lane, block, row, is_drain : In(range(P)), In(6), In(18), In(1)
+    lane, block, row, is_drain : In(range(P)), In(6), In(19), In(1)
         Of the result.
     valid : In(1)
         There is one.
@@ -57,7 +57,8 @@ class Addresses(Piped):
         slot = range(Config.PASS_BLOCKS * config.P)
         super().__init__({
             "instr": In(InstructionLayout), "model": In(ModelLayout), "pass_": In(PassLayout()),
-            "lane": In(lane), "block": In(6), "row": In(18), "is_drain": In(1), "valid": In(1),
+            "lane": In(lane), "block": In(6), "row": In(Config.ROW_BITS),
+            "is_drain": In(1), "valid": In(1),
             "to_lane": Out(lane), "word": Out(range(to_words(config))),
             "sub": Out(range(config.W)), "pair": Out(range(config.rope_pairs)),
             "slot": Out(slot), "resid_word": Out(word), "exists": Out(1),
@@ -76,8 +77,9 @@ class Addresses(Piped):
         # even row's.
         head_mask = kept(m, "head_mask", Cat(
             head_log2 > k for k in range(Config.MAX_HEAD_LOG2)))
+        beyond = Config.ROW_BITS - Config.MAX_HEAD_LOG2
         row_mask = kept(m, "row_mask", Cat(~asked.rotate, head_mask[1:] | (~heads).replicate(7),
-                                            (~heads).replicate(10)))
+                                            (~heads).replicate(beyond)))
 
         head = (row[at:] >> log2_words)[:len(lane)].reg("head")
         offset = mux(is_drain & heads, mix(lambda x: x << log2_words << at, lane), 0).reg("offset")

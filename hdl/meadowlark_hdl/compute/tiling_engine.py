@@ -20,7 +20,7 @@ def EngineControl(config: Config) -> data.StructLayout:
     """
     return data.StructLayout({
         "lane": LaneControl(config),
-        "part": range(config.sv_cycles), "row": 18, "block": 6})
+        "part": range(config.sv_cycles), "row": Config.ROW_BITS, "block": 6})
 
 
 def or_levels(config: Config) -> int:
@@ -150,7 +150,8 @@ class TilingEngine(wiring.Component):
         """
         m, control, P = pipe.m, self.control, self.config.P
         scale = pipe.at(2, self.scale, name="scale").reg("scale")
-        row = struct(data.StructLayout({"row": 18, "block": 6, "kind": 2, "scale": RowScale()}),
+        row = struct(data.StructLayout({"row": Config.ROW_BITS, "block": 6, "kind": 2,
+                                        "scale": RowScale()}),
                      row=pipe.at(0, control.row, name="row"),
                      block=pipe.at(0, control.block, name="block"), kind=fields["res_kind"],
                      scale=scale)

@@ -48,7 +48,7 @@ class Fetch(wiring.Component):
         skipped.
     jobs : Out(stream of TileJob)
     token_addr : Out(range(context))
-        Position of a token; ``token_data`` : In(18) holds its id 2 cycles later.
+        Position of a token; ``token_data`` : In(19) holds its id 2 cycles later.
     store_done : In(1)
         One cycle for each STORE instruction whose data is in memory.
     flush : In(1)

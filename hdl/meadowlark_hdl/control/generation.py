@@ -29,7 +29,7 @@ class Generation(wiring.Component):
     run : In(RunLayout())
     begin : In(1)               Pulse, at rest: a run begins.
     sampled : In(1)             Pulse, at rest: a token, with its ...
-    token, crc : In(18), In(32)
+    token, crc : In(19), In(32)
     position : In(13)           Where a token belongs; constant from ``sampled`` to ``done``.
     end, reason : In(1), In(3)  Pulse, at rest: the run ends so, without a token.
     memory : Out(TokenWrite)

@@ -54,7 +54,7 @@ class Sequencer(wiring.Component):
     -------
     link : In(SequencerPort)     The host's side. Its ``prog_*`` members are for Fetch.
     token_addr : In              Read port of the token memory: position ...
-    token_data : Out(18)         ... and its token, 2 cycles later.
+    token_data : Out(19)         ... and its token, 2 cycles later.
     pass_ : Out(PassLayout)      Constant from ``fetch_start`` to the next plan.
     fetch_start : Out(1)         Pulse: run the list at ``fetch_pc``.
     fetch_pc : Out(16)
@@ -63,7 +63,7 @@ class Sequencer(wiring.Component):
     sample_finish : Out(1)       Pulse: all its logits have been given.
     sample_position : Out(13)    Position of the token to come.
     sample_done : In(1)          Pulse: ``sample_token``, ``sample_crc`` are valid.
-    sample_token : In(18)
+    sample_token : In(19)
     sample_crc : In(32)
     flush : Out(1)               All units: drop everything, become idle.
     idle : In(1)                 All units are idle and no memory transfer is under way.

@@ -9,7 +9,7 @@ from ..config import Config
 from ..isa import Header, Src
 from ..lib.pipe import reg
 from ..signatures import InstructionLayout, ModelLayout, PassLayout, TileJob
-from ..tech.cells import Multiplier
+from ..tech.cells import FACTOR_BITS, Multiplier
 from .tile_walks import KeyTiles, RowTiles, TokenRows
 
 #: An instruction that needs tiles, the STORE instructions before it in the pass, and the keys that
@@ -45,7 +45,7 @@ class TileJobs(wiring.Component):
                                 STREAM, TABLE, TOKEN or KV.
     store_done : In(1)          One cycle for each STORE instruction whose data is in memory.
     jobs : Out(stream of TileJob)
-    token_addr, token_data : Out(range(context)), In(18)
+    token_addr, token_data : Out(range(context)), In(19)
                                 Read port of the token memory.
     bad_token : Out(1)          High from a token that is none until reset; no job comes any more.
     busy : Out(1)               From the instruction to the transfer of its last job.
@@ -91,9 +91,12 @@ class TileJobs(wiring.Component):
         # in the way from the multiplier.
         m.submodules.multiplier = mul = Multiplier()
         a, b = reg(mul.a.shape(), "a"), reg(mul.b.shape(), "b")
-        base, place = reg(27, "base"), reg(27, "place")
+        base, place, missing = reg(27, "base"), reg(27, "place"), reg(27 - FACTOR_BITS, "missing")
         full_beats, last_beats = (reg(rows.full_beats.shape(), name)
                                   for name in ("full_beats", "last_beats"))
+        # The multiplier takes the low bits of a token, and those as signed: what it misses.
+        low, high = tokens.token[FACTOR_BITS - 1:]
+        m.d.sync += missing.eq(Mux(low & high, work.chunks << 1, Mux(low | high, work.chunks, 0)))
         m.d.sync += place.eq(base + mul.p.as_unsigned()[:27])
         m.d.comb += [
             mul.a.eq(a), mul.b.eq(b),
@@ -107,7 +110,7 @@ class TileJobs(wiring.Component):
             finished.eq(rows.done | keys.done | tokens.done)]
 
         # In the states that do not say otherwise.
-        m.d.sync += [a.eq(tokens.token.as_signed()), b.eq(work.chunks)]
+        m.d.sync += [a.eq(tokens.token), b.eq(work.chunks)]
         with m.FSM(name="make"):
             with m.State("TURN"):
                 # The first product starts at once.
@@ -146,8 +149,7 @@ class TileJobs(wiring.Component):
                     m.d.sync += addr.eq(place)
                 m.next = "TILES"
             with m.State("TILES"):
-                # The multiplier takes the 18 bits of a token as signed: correct by 2**18 * chunks.
-                m.d.sync += base.eq(work.addr + Mux(tokens.token[-1], work.chunks << 18, 0))
+                m.d.sync += base.eq(work.addr + (missing << FACTOR_BITS))
                 with m.If(finished):
                     m.next = "TURN"
 

@@ -51,7 +51,8 @@ class RowTiles(wiring.Component):
         instr, streaming = self.instr, self.instr.src == Src.STREAM
         one_row, many = Signal(), reg(instr.tiles.shape(), "many")
         chunks = reg(12, "chunks")
-        tiles = Countdown(m, 15, name="tiles", behind=True, reset=False, reset_flags=False)
+        tiles = Countdown(m, many.shape(), name="tiles", behind=True, reset=False,
+                          reset_flags=False)
         m.d.sync += [one_row.eq(~streaming | (instr.op == Op.NORM)),
                      many.eq(Mux(streaming, instr.tiles, self.tokens)),
                      chunks.eq(Mux(tiles.last & streaming, instr.last_chunks, instr.chunks))]
@@ -153,10 +154,10 @@ class TokenRows(wiring.Component):
     start : In(1)               Pulse, at rest; ``pos0``, ``n``, ``vocab`` are constant from then
                                 to ``done``, and ``pos0`` from the cycle before.
     pos0, n : In(13), In(13)    The positions of the tokens: n of them, 1..
-    vocab : In(18)
-    token_addr, token_data : Out(range(context)), In(18)
+    vocab : In(19)
+    token_addr, token_data : Out(range(context)), In(19)
                                 Read port of the token memory.
-    token : Out(18)             The tile's row, from ``AFTER_TOKEN`` cycles before ``tile``.
+    token : Out(19)             The tile's row, from ``AFTER_TOKEN`` cycles before ``tile``.
     tile, taken, done : Out(1), In(1), Out(1)
                                 There is a tile; pulse: it is taken; it was the last one.
     bad_token : Out(1)          A token is none; nothing comes any more until reset.

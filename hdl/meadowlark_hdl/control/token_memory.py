@@ -27,7 +27,7 @@ class TokenMemory(wiring.Component):
     -------
     busy : In(1)
     host, own : In(TokenWrite)
-    addr, data : In(range(context)), Out(18)
+    addr, data : In(range(context)), Out(19)
     """
 
     LATENCY = 2         # the RAM, and its output register

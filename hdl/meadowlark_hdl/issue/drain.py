@@ -75,7 +75,7 @@ class Drain(wiring.Component):
         wait = Countdown(m, range(max(self.sum_row, settle + 1)), name="wait", last=False)
         left = Countdown(m, 10, name="elements", behind=True, reset=False)
         begin, sums, element, final = Signal(), Signal(), Signal(), reg(1, "final")
-        row, beat = reg(18, "row"), reg(len(lot.slot) - log2_parts, "beat")
+        row, beat = reg(c.row.shape(), "row"), reg(len(lot.slot) - log2_parts, "beat")
         # Values follow each other in the slices of a beat before they do in a slice.
         coming = delay(m, element, DRAIN_LATER - 1, name="coming", reset=True)
         addr = delay(m, Cat(row[:log2_parts], beat), DRAIN_LATER - 1, name="addr")

@@ -36,15 +36,15 @@ class Rows(Walker):
         def behind(width, name):
             return Countdown(m, width, name=name, behind=True, reset=False)
 
-        tiles = Countdown(m, 15, name="tiles", reset=False)
+        tiles = Countdown(m, instr.tiles.shape(), name="tiles", reset=False)
         blocks, rows, beats = behind(6, "blocks"), behind(8, "rows"), behind(11, "beats")
         wait = Countdown(m, range(config.P), name="wait", last=False)   # until a row may start
         begins = Signal(init=1)                         # a row
         final_tile = Signal()
         block, count, first = reg(6, "block"), reg(6, "count"), self.job.first
         row, row_end, one_row = reg(8, "row"), reg(8, "row_end"), Signal()      # of the tile
-        row_no = reg(18, "row_no")                      # of the instruction
-        tile_row_no = reg(18, "tile_row_no")            # of the tile's first row
+        row_no = reg(Config.ROW_BITS, "row_no")                    # of the instruction
+        tile_row_no = reg(Config.ROW_BITS, "tile_row_no")          # of the tile's first row
         beat_end, one_beat = reg(11, "beat_end"), Signal()
         tile_beat = reg(range(config.tile_beats), "tile_beat")
         x_first, x_block = reg(13, "x_first"), reg(13, "x_block")   # word x of a block

@@ -45,7 +45,7 @@ class TokenTiles(Walker):
         left = Countdown(m, range(W), name="values", behind=True, reset=False)  # in ``values``
         beats = Countdown(m, 11, name="beats", behind=True, reset=False)
         slots = Slots(m, config.P)
-        block, index = reg(6, "block"), reg(18, "index")
+        block, index = reg(6, "block"), reg(Config.ROW_BITS, "index")
         is_rope, taking, load = Signal(), Signal(), Signal()
         in_beat = Mux(is_rope, W // 2 - 1, W - 1)           # values or pairs behind the first
         m.d.sync += [is_rope.eq(instr.op == Op.ROPE), rope.valid.eq(0)]

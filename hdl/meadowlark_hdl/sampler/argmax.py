@@ -14,9 +14,9 @@ class ArgMax(wiring.Component):
     Members
     -------
     valid : In(1)               Pulse: a value, constant until the next cycle, with its token.
-    value, token : In(signed(32)), In(18)
+    value, token : In(signed(32)), In(19)
     rising : In(1)              Of equal values the last one counts, else the first; constant.
-    best : Out(18)              Token of the largest value.
+    best : Out(19)              Token of the largest value.
     """
 
     def __init__(self):

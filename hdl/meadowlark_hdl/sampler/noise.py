@@ -24,7 +24,7 @@ class Noise(wiring.Component):
     -------
     seed, position : In(32), In(13)     Constant from ``start`` on, for ``KEYED`` cycles.
     start : In(1)               Pulse: makes the key.
-    valid, token : In(1), In(18)
+    valid, token : In(1), In(19)
                                 Pulse: a token, which need not stay.
     tables : Out(Lookup())
     noise : Out(signed(19))     At most 2**17, at least -2**14; for one cycle.

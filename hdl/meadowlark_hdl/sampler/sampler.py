@@ -61,7 +61,7 @@ class Sampler(wiring.Component):
     finish : In(1)              Pulse, with the last logit or later: all have been given.
     busy : Out(1)               Between finish and done.
     done : Out(1)               Pulse; ``token`` and ``crc`` hold until the next start.
-    token : Out(18)
+    token : Out(19)
     crc : Out(32)               CRC-32 of the logits as little-endian int32.
     """
 
