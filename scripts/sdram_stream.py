@@ -20,7 +20,6 @@ import click
 from meadowlark.errors import UserError
 from meadowlark.sim.pins import ROUND_TRIP_NS
 from meadowlark.sim.stream import Stream, stream
-from meadowlark_hdl.chips.sdram_top import INVERTED, SHIFTED
 from meadowlark_hdl.memory.sdram_part import PARTS, SdramPart
 
 LEAST = 0.985
@@ -28,13 +27,13 @@ LEAST = 0.985
 SWEEP_WORDS, STEP, LONGEST = 2000, 0.1, 15.0
 
 
-def swept(part: SdramPart, mhz: float, core: float | None) -> bool:
+def swept(part: SdramPart, mhz: float, core: float | None, phase: float) -> bool:
     """Print the round trips at which a part is read rightly; whether they are the expected ones."""
-    least, most = part.round_trip(mhz, INVERTED if core is None else SHIFTED)
+    least, most = part.round_trip(mhz, phase)
     steps = [STEP * k for k in range(round(LONGEST / STEP) + 1)]
     held = []
     for ns in steps:
-        found = read(part, mhz, core, SWEEP_WORDS, round_trip=ns)
+        found = read(part, mhz, core, SWEEP_WORDS, phase=phase, round_trip=ns)
         if found.words == SWEEP_WORDS and not found.wrong and not found.violation:
             held.append(ns)
     same = held == [ns for ns in steps if least - 1e-6 <= ns <= most + 1e-6]
@@ -60,24 +59,26 @@ def named(part: SdramPart, mhz: float, core: float | None) -> str:
               metavar="MHZ", help="Of the SDRAM; repeat for more.  [default: 100 and 133.33]")
 @click.option("--core", "cores", multiple=True, type=float, metavar="MHZ",
               help="Of a core with another clock; repeat for more.")
+@click.option("--phase", default=3 / 8, show_default=True,
+              help="How much later than the controller's the SDRAM's clock is, in periods.")
 @click.option("--round-trip", default=ROUND_TRIP_NS, show_default=True, metavar="NS",
               help="What pads and wires take, out and back.")
 @click.option("--sweep", is_flag=True, help="Find the round trips that hold, in steps of 0.1 ns.")
 @click.option("--part", "names", multiple=True, type=click.Choice(list(PARTS)),
               default=tuple(PARTS), help="Repeat for more; all by default.")
-def main(words: int, clocks: tuple[float, ...], cores: tuple[float, ...], round_trip: float,
-         sweep: bool, names: tuple[str, ...]) -> None:
+def main(words: int, clocks: tuple[float, ...], cores: tuple[float, ...], phase: float,
+         round_trip: float, sweep: bool, names: tuple[str, ...]) -> None:
     bad = False
     try:
         for name in names:
             for mhz, core in itertools.product(clocks, cores or (None,)):
                 part = PARTS[name]
                 if sweep:
-                    bad |= not swept(part, mhz, core)
+                    bad |= not swept(part, mhz, core, phase)
                     continue
                 begun = time.monotonic()
                 wanted = words if core is None else words // 2
-                found = read(part, mhz, core, wanted, round_trip=round_trip)
+                found = read(part, mhz, core, wanted, phase=phase, round_trip=round_trip)
                 peak = 1e6 * min(mhz * part.data_bits / 8, (core or mhz) * found.bus_bytes)
                 missed = found.words < wanted or found.wrong or found.violation
                 bad |= bool(missed) or found.bytes_per_s < LEAST * peak

@@ -50,7 +50,7 @@ def test_the_template_is_a_board_by_one_file(file, tmp_path, capsys):
     image = tmp_path / "m.mlk"
     assert main(["compile", str(model), "--board", str(file), "-o", str(image)]) == 0
     assert Image.load(image).board == "icepi_zero"
-    assert 60.0 in clocks(board)
+    assert 75.0 in clocks(board)
     text, pins = design(board)
     assert 'LOCATE COMP "clk50_0__io" SITE "M1"' in pins
     assert sum(line.startswith('LOCATE COMP "sdram_0__dq__io') for line in pins.splitlines()) == 16

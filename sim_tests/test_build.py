@@ -15,12 +15,15 @@ from meadowlark.chip.litedram import read_core
 from meadowlark.chip.toolchain import PathStep, Report, Unroutable, path_lines
 from meadowlark.cli import main
 from meadowlark.errors import UserError
-from meadowlark_boards import get_board
+from meadowlark.sim.pins import ROUND_TRIP_NS
+from meadowlark_boards import BOARDS, SdramChip, get_board
 from meadowlark_hdl.tech.ecp5 import ECP5
 from meadowlark_hdl.tech.ecp5_pll import Pll, beside, dividers, second_clocks
-from meadowlark_hdl.chips.sdram_top import SHIFTED
+from meadowlark_hdl.memory.sdram_part import PARTS
 
 ULX3S = get_board("ulx3s_85f")
+#: Core and SDRAM have one clock.
+ONE_CLOCK = get_board("ulx3s_25f")
 #: With its SDRAM as quick as its data sheet allows, and the core's clock between two others.
 QUICK = replace(ULX3S, clock_mhz=800 / 9, chip=replace(ULX3S.chip, clock_mhz=400 / 3),
                 memory=replace(ULX3S.memory, bytes_per_s=800e6 / 3))
@@ -33,15 +36,20 @@ def test_dividers(mhz):
     assert 400 <= d.output_mhz(25) * d.clkop <= 800 and 25 / d.clki >= 3.125
 
 
-@pytest.mark.parametrize("mhz", [60, 80, 100])
-def test_the_pll_makes_the_clock(mhz):
-    """As the data sheet counts it, fed back from its output, which begins with the input's edge."""
-    text = rtlil.convert(Pll(input_mhz=25, output_mhz=mhz), name="top", emit_src=False)
+@pytest.mark.parametrize("mhz, phase", [(60, 3 / 4), (75, 3 / 4), (80, 1 / 8), (100, 0.0)])
+def test_the_pll_makes_the_clock(mhz, phase):
+    """As the data sheet counts it, fed back from its output, which begins with the input's edge;
+    and the same later."""
+    pll = Pll(input_mhz=25, output_mhz=mhz, phase=phase)
+    text = rtlil.convert(pll, name="top", emit_src=False)
     value = dict(re.findall(r'parameter \\(\w+) "?(\w+)"?$', text, re.M))
     pins = dict(re.findall(r"connect \\(\w+) (\S+)", text))
     assert 25 / int(value["CLKI_DIV"]) * int(value["CLKFB_DIV"]) == pytest.approx(mhz, rel=0.005)
     assert 400 <= mhz * int(value["CLKOP_DIV"]) <= 800
     assert int(value["CLKOP_CPHASE"]) == int(value["CLKOP_DIV"]) - 1
+    assert value["CLKOS2_DIV"] == value["CLKOP_DIV"] and pins["CLKOS2"] == r"\shifted"
+    whole = int(value["CLKOS2_CPHASE"]) - int(value["CLKOP_CPHASE"])
+    assert whole + int(value["CLKOS2_FPHASE"]) / 8 == phase * int(value["CLKOP_DIV"])
     assert value["FEEDBK_PATH"] == "CLKOP" and pins["CLKFB"] == pins["CLKOP"] == r"\o"
     assert pins["CLKI"] == r"\i" and pins["LOCK"] == r"\locked"
     assert pins["RST"] == pins["STDBY"] == pins["ENCLKOP"] == "1'0"
@@ -50,7 +58,7 @@ def test_the_pll_makes_the_clock(mhz):
 @pytest.mark.parametrize("core", [61.54, 66.67, 80, 83.33, 88.89, 95.24, 100, 106.67])
 def test_the_pll_makes_three_clocks(core):
     """133.33 MHz, the same later by three eighths, and the core's; all from one VCO."""
-    pll = Pll(input_mhz=25, output_mhz=core, memory_mhz=400 / 3, phase=SHIFTED)
+    pll = Pll(input_mhz=25, output_mhz=core, memory_mhz=400 / 3, phase=3 / 8)
     text = rtlil.convert(pll, name="top", emit_src=False)
     value = {name: int(x) for name, x in re.findall(r'parameter \\(\w+) (\d+)$', text, re.M)}
     pins = dict(re.findall(r"connect \\(\w+) (\S+)", text))
@@ -60,7 +68,7 @@ def test_the_pll_makes_three_clocks(core):
     assert vco / value["CLKOS_DIV"] == pytest.approx(core, rel=1e-4)
     assert value["CLKOS2_DIV"] == value["CLKOP_DIV"] == value["CLKOP_CPHASE"] + 1
     late = value["CLKOS2_CPHASE"] - value["CLKOP_CPHASE"] + value["CLKOS2_FPHASE"] / 8
-    assert late / value["CLKOP_DIV"] == SHIFTED
+    assert late / value["CLKOP_DIV"] == 3 / 8
     assert pins["CLKFB"] == pins["CLKOP"] == r"\memory"
     assert pins["CLKOS"] == r"\o" and pins["CLKOS2"] == r"\shifted"
 
@@ -82,16 +90,40 @@ def test_no_dividers():
         dividers(25, 500)
 
 
-def test_the_whole_chip_on_its_pins():
-    text, pins = design(QUICK)
+@pytest.mark.parametrize("board, nets", [
+    (QUICK, {"o": 88_888_88, "memory": 133_333_33, "shifted": 133_333_33}),
+    (ONE_CLOCK, {"o": 75_000_00, "shifted": 75_000_00})], ids=["two clocks", "one clock"])
+def test_the_whole_chip_on_its_pins(board, nets):
+    text, pins = design(board)
     ports = set(re.findall(r'LOCATE COMP "([^"]+)"', pins))
     assert sum(p.startswith("sdram_0__dq__io") for p in ports) == 16
     assert sum(p.startswith("sdram_0__a__io") for p in ports) == 13
     assert {"clk25_0__io", "uart_0__rx__io", "uart_0__tx__io", "sdram_0__clk__io"} <= ports
-    for net, mhz in (("o", 88_888_88), ("memory", 133_333_33), ("shifted", 133_333_33)):
-        assert re.search(rf'FREQUENCY NET "pll\.{net}" {mhz}', pins), net
+    found = re.findall(r'FREQUENCY NET "pll\.(\w+)" (\d+)', pins)
+    assert [(net, int(hz) // 10) for net, hz in found] == list(nets.items())
+    assert re.search(r"cell \\ODDRX1F \S+\n\s+connect \\SCLK \\shifted_clk", text)
+    assert ("crossing" in text) is ("memory" in nets)
     for cell in ("EHXPLLL", "ODDRX1F", "OFS1P3DX", "IFS1P3DX", "MULT18X18D", "CCU2C"):
         assert f"cell \\{cell} " in text, cell
+
+
+@pytest.mark.parametrize("board", [b for b in BOARDS.values() if isinstance(b.chip, SdramChip)],
+                         ids=lambda board: board.name)
+def test_the_times_of_an_sdram(board):
+    """The board's file says what its chip takes at its clock, and every chip that an ULX3S has gets
+    commands and words a nanosecond sooner and longer than its data sheet asks."""
+    chip, mhz = board.chip, board.chip.clock_mhz or board.clock_mhz
+    period, t = 1000 / mhz, chip.part.at(mhz)
+    said = board.memory
+    assert said.size_bytes == chip.part.size_bytes and said.page_bytes == chip.part.page_bytes
+    assert said.bytes_per_s == pytest.approx(1e6 * mhz * chip.part.data_bits / 8)
+    for ns, cycles in ((said.row_miss_ns, t.rp + t.rcd + 2), (said.turnaround_ns, 7),
+                       (said.refresh_ns, 8 * t.rfc + t.rp + t.rcd + 8)):
+        assert ns / period == pytest.approx(cycles, abs=0.01)
+    for part in PARTS.values():
+        least, most = part.round_trip(mhz, chip.phase)
+        assert least + 1 <= ROUND_TRIP_NS <= most - 1
+    assert chip.phase * period >= 1.5 + 1 and (1 - chip.phase) * period >= 0.8 + 1
 
 
 def test_the_whole_chip_with_ddr3(tmp_path):
@@ -143,8 +175,7 @@ def test_which_clock_is_the_cores():
     found = report_of({"a": 140.0, "b": 91.0}, {"a": 133.33, "b": 88.89})
     assert core_mhz(board, found) == 91.0
     assert core_mhz(board, report_of({"a": 120.0, "b": 91.0}, {"a": 133.33, "b": 88.89})) == 91.0
-    one = replace(board, chip=replace(board.chip, clock_mhz=None))
-    assert core_mhz(one, report_of({"a": 90.0, "b": 91.0}, {"a": 88.89})) == 90.0
+    assert core_mhz(ONE_CLOCK, report_of({"a": 90.0, "b": 91.0}, {"a": 88.89})) == 90.0
 
 
 def test_clocks_of_a_board():

@@ -13,7 +13,6 @@ from meadowlark.run.prepare import Source
 from meadowlark.run.targets import SimTarget, open_target
 from meadowlark.sim import PinBoard, SimTransport, SimulationError, pins
 from meadowlark_boards import get_board
-from meadowlark_hdl.chips.sdram_top import INVERTED, SHIFTED
 from meadowlark_hdl.sampler.sampler_golden import Sampling, logits_crc
 from meadowlark_hdl.memory.sdram_part import AS4C32M16SB_7
 from random_model import random_model
@@ -28,10 +27,11 @@ ONE = replace(
                                 rope_pairs=512, tile_beats=64, prog_depth=256, context=128),
     memory=replace(ULX3S.memory, size_bytes=AS4C32M16SB_7.size_bytes),
     link=replace(ULX3S.link, baud=16_666_667),
-    chip=replace(ULX3S.chip, part=AS4C32M16SB_7, clock_mhz=None))
+    chip=replace(ULX3S.chip, part=AS4C32M16SB_7, clock_mhz=None, phase=1 / 2))
 TWO = replace(
     ONE, clock_mhz=800 / 9, config=ONE.config.replace(bus_bytes=4, fifo_words=256, burst_words=64),
-    link=replace(ULX3S.link, baud=11_111_111), chip=replace(ONE.chip, clock_mhz=400 / 3))
+    link=replace(ULX3S.link, baud=11_111_111),
+    chip=replace(ONE.chip, clock_mhz=400 / 3, phase=3 / 8))
 CLOCKS = pytest.mark.parametrize("board", [ONE, TWO], ids=["one clock", "two clocks"])
 
 
@@ -96,8 +96,8 @@ def test_a_broken_rule_stops_the_simulation(monkeypatch, board):
 def test_the_round_trip_at_the_pads(seed, board):
     """The chip's own pads read rightly within the range that the data sheet gives, not beyond."""
     data = random.Random(seed).randbytes(64)
-    own = board.chip.memory_mhz
-    least, most = AS4C32M16SB_7.round_trip(own or board.clock_mhz, SHIFTED if own else INVERTED)
+    least, most = AS4C32M16SB_7.round_trip(board.chip.memory_mhz or board.clock_mhz,
+                                           board.chip.phase)
     for ns, held in ((least - 0.05, False), (least + 0.05, True), (most - 0.05, True),
                      (most + 0.05, False)):
         with closing(PinBoard(board, round_trip=ns)) as sim:

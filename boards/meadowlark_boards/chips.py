@@ -110,10 +110,14 @@ class SdramChip(Chip):
     clock_mhz : float, optional
         The SDRAM's clock; without it, the core's. With it ``Config.bus_bytes`` is a multiple of the
         chip's bus.
+    phase : float
+        How much later the SDRAM's clock is at its pin than at the controller, in periods of it, so
+        that :meth:`.SdramPart.round_trip` holds with time to spare. docs/boards.md says which.
     """
     part: SdramPart
     oscillator: str
     oscillator_mhz: float
+    phase: float
     clock_mhz: float | None = None
 
     @property
@@ -145,7 +149,7 @@ class SdramChip(Chip):
         from meadowlark_hdl.chips.sdram_top import SdramTop
         return SdramTop(board.config, self.part, name=board.name, clock_mhz=board.clock_mhz,
                         input_mhz=self.oscillator_mhz, clock_pin=self.oscillator,
-                        baud=board.link.baud, memory_mhz=self.clock_mhz)
+                        baud=board.link.baud, phase=self.phase, memory_mhz=self.clock_mhz)
 
     def bench(self, board: Board) -> Any:
         from meadowlark_hdl.chips.sdram_top import SdramBench

@@ -7,7 +7,7 @@ from .chips import SdramChip
 #: Boards come with chips of Micron, ISSI or Alliance; this one is the slowest of them. All reach
 #: 133.33 MHz.
 CHIP = SdramChip(part=MT48LC16M16A2_75, oscillator="clk25", oscillator_mhz=25.0, loader="ulx3s",
-                 clock_mhz=400 / 3)
+                 clock_mhz=400 / 3, phase=3 / 8)
 
 #: CL 3, tRCD = tRP = 3, tRFC = 9 cycles of 7.5 ns, behind the crossing to the core's clock.
 MEMORY = MemoryTiming(

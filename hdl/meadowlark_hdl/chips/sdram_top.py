@@ -17,12 +17,6 @@ from ..tech.generic import technology_of
 SDRAM_PINS = ("clk", "clk_en", "cs", "ras", "cas", "we", "ba", "a", "dqm", "dq")
 
 
-#: How much later than the controller's the SDRAM's clock is, in periods. With one clock for all it
-#: is the inverted one. A PLL that makes the memory's clock makes a later one as well:
-#: docs/boards.md says why three eighths.
-INVERTED, SHIFTED = 1 / 2, 3 / 8
-
-
 class SdramTop(Elaboratable):
     """The whole chip of a board with SDR SDRAM.
 
@@ -43,6 +37,8 @@ class SdramTop(Elaboratable):
         The core's clock, and that of the oscillator from which the PLL makes it.
     memory_mhz : float, optional
         The SDRAM's clock, if it is not the core's; ``config.bus_bytes`` is then the core's.
+    phase : float
+        How much later the SDRAM's clock is at its pin than at the controller, in periods of it.
     clock_pin : str
         Resource of the oscillator.
     baud : int
@@ -54,10 +50,11 @@ class SdramTop(Elaboratable):
     """
 
     def __init__(self, config: Config, part: SdramPart, *, name: str, clock_mhz: float,
-                 input_mhz: float, clock_pin: str, baud: int, memory_mhz: float | None = None,
+                 input_mhz: float, clock_pin: str, baud: int, phase: float,
+                 memory_mhz: float | None = None,
                  ports: dict | None = None, sleep: bool = False):
         self.config, self.part, self.name = config, part, name
-        self.memory_mhz = memory_mhz
+        self.memory_mhz, self.phase = memory_mhz, phase
         self.clock_mhz, self.input_mhz, self.clock_pin = clock_mhz, input_mhz, clock_pin
         self.baud, self.ports, self.sleep = baud, ports, sleep
 
@@ -118,10 +115,8 @@ class SdramTop(Elaboratable):
         m.d.comb += [dq.o.eq(pins.dq_o), dq.oe.eq(pins.dq_oe), pins.dq_i.eq(dq.i)]
         if "sdram_clk" in ports:
             # Through the same kind of cell as the commands, so that both are as late at the pins.
-            own = self.memory_mhz is not None
-            m.submodules.clk = clk = io.DDRBuffer("o", ports["sdram_clk"],
-                                                  o_domain="shifted" if own else "sync")
-            m.d.comb += [clk.o[0].eq(own), clk.o[1].eq(not own)]
+            m.submodules.clk = clk = io.DDRBuffer("o", ports["sdram_clk"], o_domain="shifted")
+            m.d.comb += [clk.o[0].eq(1), clk.o[1].eq(0)]
         m.submodules.rx_pin = rx = io.Buffer("i", ports["uart_rx"])
         m.submodules.tx_pin = tx = io.Buffer("o", ports["uart_tx"])
         m.d.comb += [uart.rx_pin.eq(rx.i), tx.o.eq(uart.tx_pin)]
@@ -133,7 +128,7 @@ class SdramTop(Elaboratable):
         m.submodules.oscillator = pin = io.Buffer("i", oscillator)
         m.submodules.pll = pll = technology_of(platform).pll(
             input_mhz=self.input_mhz, output_mhz=self.clock_mhz, memory_mhz=self.memory_mhz,
-            phase=SHIFTED)
+            phase=self.phase)
         m.domains.sync = ClockDomain()
         m.d.comb += [pll.i.eq(pin.i), ClockSignal().eq(pll.o)]
         platform.add_clock_constraint(pll.o, self.clock_mhz * 1e6)
@@ -141,12 +136,12 @@ class SdramTop(Elaboratable):
             m.submodules.reset = cdc.ResetSynchronizer(~pll.locked, domain="sync")
         else:
             m.domains.sdram = ClockDomain()
-            m.domains.shifted = ClockDomain(reset_less=True)
-            m.d.comb += [ClockSignal("sdram").eq(pll.memory),
-                         ClockSignal("shifted").eq(pll.shifted)]
+            m.d.comb += ClockSignal("sdram").eq(pll.memory)
             resets(m, ~pll.locked)
-            for clock in (pll.memory, pll.shifted):
-                platform.add_clock_constraint(clock, self.memory_mhz * 1e6)
+            platform.add_clock_constraint(pll.memory, self.memory_mhz * 1e6)
+        m.domains.shifted = ClockDomain(reset_less=True)
+        m.d.comb += ClockSignal("shifted").eq(pll.shifted)
+        platform.add_clock_constraint(pll.shifted, (self.memory_mhz or self.clock_mhz) * 1e6)
         sdram = platform.request("sdram", dir=dict.fromkeys(SDRAM_PINS, "-"))
         uart = platform.request("uart", dir={"rx": "-", "tx": "-"})
         return {f"sdram_{name}": getattr(sdram, name) for name in SDRAM_PINS} | {
@@ -194,8 +189,8 @@ class SdramBench(wiring.Component):
             "sdram_cs": io.SimulationPort("o", 1), "sdram_dq": dq,
             "uart_rx": io.SimulationPort("i", 1), "uart_tx": io.SimulationPort("o", 1)}
         self.top = SdramTop(config, part, name=name, clock_mhz=clock_mhz, input_mhz=clock_mhz,
-                            clock_pin="", baud=baud, memory_mhz=memory_mhz, ports=self.pads,
-                            sleep=True)
+                            clock_pin="", baud=baud, phase=0.0, memory_mhz=memory_mhz,
+                            ports=self.pads, sleep=True)
         super().__init__({pad: Out(width) for pad, width in widths.items()} | {
             "dq_o": Out(part.data_bits), "dq_oe": Out(1), "dq_i": In(part.data_bits),
             "uart_rx": In(1, init=1), "uart_tx": Out(1)} | second_clock(memory_mhz))

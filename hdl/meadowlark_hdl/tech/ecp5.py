@@ -90,7 +90,7 @@ class Ecp5(Technology):
         m.d.comb += cell.o.eq(total[:cell.width].as_signed())
 
     def pll(self, *, input_mhz: float, output_mhz: float, memory_mhz: float | None = None,
-            phase: float = 0.0) -> Pll:
+            phase: float) -> Pll:
         return Pll(input_mhz=input_mhz, output_mhz=output_mhz, memory_mhz=memory_mhz, phase=phase)
 
     def pll_clock(self, input_mhz: float, output_mhz: float,

@@ -90,47 +90,46 @@ def beside(input_mhz: float, output_mhz: float, second_mhz: float) -> Dividers:
 
 
 class Pll(wiring.Component):
-    """One clock from another, or three.
+    """Clocks of another one: the core's and the memory's, which may be the same, and a later one.
 
     Parameters
     ----------
     input_mhz, output_mhz : float
     memory_mhz : float, optional
-        Makes this clock as well, and once more, later by ``phase``.
+        Makes this clock as well.
     phase : float, 0..1
-        Of the period of ``memory``; in steps of an eighth of the VCO's.
+        Of a period; in steps of an eighth of the VCO's.
 
     Members
     -------
     i : In(1)           Clock from a pin.
     o : Out(1)          The clock made of it.
-    memory, shifted : Out(1)    Only with ``memory_mhz``.
+    memory : Out(1)     Only with ``memory_mhz``.
+    shifted : Out(1)    ``memory``, or else ``o``, later by ``phase``.
     locked : Out(1)
     """
 
     def __init__(self, *, input_mhz: float, output_mhz: float, memory_mhz: float | None = None,
-                 phase: float = 0.0):
+                 phase: float):
         self.dividers = dividers(input_mhz, output_mhz) if memory_mhz is None else \
             beside(input_mhz, memory_mhz, output_mhz)
         self.input_mhz, self.phase = input_mhz, phase
-        super().__init__({"i": In(1), "o": Out(1), "locked": Out(1)} | (
-            {} if memory_mhz is None else {"memory": Out(1), "shifted": Out(1)}))
+        super().__init__({"i": In(1), "o": Out(1), "shifted": Out(1), "locked": Out(1)} | (
+            {} if memory_mhz is None else {"memory": Out(1)}))
 
     def elaborate(self, platform):
         m = Module()
         d = self.dividers
-        first, more = self.o, {}
-        if d.clkos:
-            first = self.memory
-            whole, eighths = divmod(round(8 * d.clkop * self.phase), 8)
-            for name, divider, output, later, part in (
-                    ("CLKOS", d.clkos, self.o, 0, 0),
-                    ("CLKOS2", d.clkop, self.shifted, whole, eighths)):
-                mhz = d.output_mhz(self.input_mhz) * d.clkop / divider
-                more |= {f"p_{name}_ENABLE": "ENABLED", f"p_{name}_DIV": divider,
-                         f"p_{name}_CPHASE": divider - 1 + later, f"p_{name}_FPHASE": part,
-                         f"a_FREQUENCY_PIN_{name}": f"{mhz:g}", f"i_EN{name}": Const(0),
-                         f"o_{name}": output}
+        first, more = self.memory if d.clkos else self.o, {}
+        whole, eighths = divmod(round(8 * d.clkop * self.phase), 8)
+        outputs = [("CLKOS", d.clkos, self.o, 0, 0)] if d.clkos else []
+        outputs += [("CLKOS2", d.clkop, self.shifted, whole, eighths)]
+        for name, divider, output, later, part in outputs:
+            mhz = d.output_mhz(self.input_mhz) * d.clkop / divider
+            more |= {f"p_{name}_ENABLE": "ENABLED", f"p_{name}_DIV": divider,
+                     f"p_{name}_CPHASE": divider - 1 + later, f"p_{name}_FPHASE": part,
+                     f"a_FREQUENCY_PIN_{name}": f"{mhz:g}", f"i_EN{name}": Const(0),
+                     f"o_{name}": output}
         m.submodules.pll = Instance(
             "EHXPLLL",
             p_PLLRST_ENA="DISABLED", p_INTFB_WAKE="DISABLED", p_STDBY_ENABLE="DISABLED",

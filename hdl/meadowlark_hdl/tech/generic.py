@@ -53,21 +53,21 @@ class Technology:
         m.d.comb += cell.o.eq(Mux(cell.keep, cell.a, 0) + cell.b)
 
     def pll(self, *, input_mhz: float, output_mhz: float, memory_mhz: float | None = None,
-            phase: float = 0.0) -> Any:
-        """A component that makes one clock of another, or three.
+            phase: float) -> Any:
+        """A component that makes a core's and a memory's clock of another.
 
         Parameters
         ----------
         input_mhz, output_mhz : float
         memory_mhz : float, optional
-            Makes this clock as well, and once more, later by ``phase``.
+            Makes this clock as well.
         phase : float, 0..1
-            Of the period of ``memory_mhz``.
+            Makes the memory's, or else the output, once more, later by this part of its period.
 
         Returns
         -------
         Component
-            With the members i, o and locked; memory and shifted only with ``memory_mhz``.
+            With the members i, o, shifted and locked; memory only with ``memory_mhz``.
 
         Raises
         ------

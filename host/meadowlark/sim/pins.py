@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 
 from meadowlark_boards import Board, SdramChip
-from meadowlark_hdl.chips.sdram_top import INVERTED, SHIFTED
 from meadowlark_hdl.link.uart import divisor
 from meadowlark_hdl.memory.sdram_part import SdramPart
 
@@ -27,12 +26,14 @@ class _Chip(ctypes.Structure):
         ("clock_ns", ctypes.c_double * 4)]
 
 
-def chip_of(part: SdramPart, clock_mhz: float, memory_mhz: float | None = None, *, divisor: int = 1,
-            round_trip: float = ROUND_TRIP_NS, offset: float = 0.0) -> ctypes.Structure:
+def chip_of(part: SdramPart, clock_mhz: float, memory_mhz: float | None = None, *, phase: float,
+            divisor: int = 1, round_trip: float = ROUND_TRIP_NS,
+            offset: float = 0.0) -> ctypes.Structure:
     """A part as the C++ model takes it.
 
-    ``memory_mhz``: its clock, unless it has the core's. ``divisor``: cycles of a bit of the UART.
-    ``offset``: ns from the core's first edge to the memory's.
+    ``memory_mhz``: its clock, unless it has the core's. ``phase``: how much later than the
+    controller's it is, in periods. ``divisor``: cycles of a bit of the UART. ``offset``: ns from
+    the core's first edge to the memory's.
     """
     clocks = (ctypes.c_double * 4)(*(part.clock_ns.get(cas, 0.0) for cas in range(4)))
     return _Chip(
@@ -40,7 +41,7 @@ def chip_of(part: SdramPart, clock_mhz: float, memory_mhz: float | None = None, 
         part.mrd_cycles, part.refreshes, divisor, 1000 / clock_mhz, offset,
         1000 / (memory_mhz or clock_mhz), part.rcd_ns, part.rp_ns, part.ras_ns, part.rc_ns,
         part.rrd_ns, part.rfc_ns, part.wr_ns, part.refresh_ms, part.init_us, part.access_ns,
-        part.hold_ns, round_trip, SHIFTED if memory_mhz else INVERTED, clocks)
+        part.hold_ns, round_trip, phase, clocks)
 
 
 def check_pins(board: Board) -> SdramChip:
@@ -81,7 +82,7 @@ class PinBoard(SimBoard):
         self._lib.sim_violation.restype = ctypes.c_char_p
         self._lib.sim_violation.argtypes = [ctypes.c_void_p]
         bit = divisor(board.clock_mhz * 1e6, board.link.baud)
-        self._begin(chip_of(part, board.clock_mhz, memory_mhz, divisor=bit,
+        self._begin(chip_of(part, board.clock_mhz, memory_mhz, phase=chip.phase, divisor=bit,
                             round_trip=round_trip))
         self.quiet = 20 * bit
 

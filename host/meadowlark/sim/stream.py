@@ -33,11 +33,12 @@ class Stream:
         return self.words * self.bus_bytes / self.ns * 1e9 if self.ns else 0.0
 
 
-def stream(part: SdramPart, clock_mhz: float, words: int, *, memory_mhz: float | None = None,
-           first: int = 0, chip: SdramPart | None = None, round_trip: float = ROUND_TRIP_NS,
-           offset: float = 0.0) -> Stream:
+def stream(part: SdramPart, clock_mhz: float, words: int, *, phase: float,
+           memory_mhz: float | None = None, first: int = 0, chip: SdramPart | None = None,
+           round_trip: float = ROUND_TRIP_NS, offset: float = 0.0) -> Stream:
     """Read ``words`` words of the core from ``first`` on, in bursts as long as the core's.
 
+    ``phase``: how much later than the controller's the chip's clock is, in periods.
     ``memory_mhz``: the memory's own clock; a word of the core is then two of the memory.
     ``chip``: the one that checks; a stricter one than the controller's shows that it does.
     ``round_trip``: ns of the pads and wires, out and back. ``offset``: ns from the core's first
@@ -54,7 +55,8 @@ def stream(part: SdramPart, clock_mhz: float, words: int, *, memory_mhz: float |
     library = ctypes.CDLL(str(build(verilog, config, tap=False, harness=STREAM,
                                     memory_clock=memory_mhz is not None)))
     found = _Found()
-    model = chip_of(chip or part, clock_mhz, memory_mhz, round_trip=round_trip, offset=offset)
+    model = chip_of(chip or part, clock_mhz, memory_mhz, phase=phase, round_trip=round_trip,
+                    offset=offset)
     library.stream_run(ctypes.byref(model), ctypes.c_uint64(first), ctypes.c_uint64(words),
                        ctypes.c_uint64(config.burst_words), ctypes.byref(found))
     return Stream(found.words, config.bus_bytes, found.ns, found.wrong, found.refreshes,
