@@ -11,6 +11,7 @@ from meadowlark_hdl.control import errors
 from meadowlark_hdl.control.errors import FAULTS, Error
 from meadowlark_hdl.control.planner import Planner
 from meadowlark_hdl.control.sequencer import Sequencer
+from meadowlark_hdl.control.token_memory import TokenMemory
 from meadowlark_hdl.control.sequencer_golden import (
     Pass,
     context_limit,
@@ -76,8 +77,12 @@ class Chip:
         getattr(self.dut, name).value = 0
 
     async def read(self, position):
+        """The token of an address that stands for one cycle."""
         self.dut.token_addr.value = position
-        await ClockCycles(self.dut.clk, 2)
+        await ClockCycles(self.dut.clk, 1)
+        self.dut.token_addr.value = position + random.randrange(1, CONFIG.context) & (
+            CONFIG.context - 1)
+        await ClockCycles(self.dut.clk, TokenMemory.LATENCY - 1)
         await ReadOnly()
         token = int(self.dut.token_data.value)
         await RisingEdge(self.dut.clk)

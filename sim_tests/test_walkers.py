@@ -12,7 +12,7 @@ from meadowlark.compile.drains import Drains
 from meadowlark_hdl.compute.lane import DRAIN_LATER
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import subgroups
-from meadowlark_hdl.isa import Instruction, Op
+from meadowlark_hdl.isa import NO_WINDOW, Instruction, Op
 from meadowlark_hdl.issue import issue_golden
 from meadowlark_hdl.issue.drain import Drain
 from meadowlark_hdl.issue.gammas import Gammas
@@ -127,6 +127,27 @@ def test_as_the_golden_model(case, ops, seed):
                 if not stall:
                     assert len(trace) - 8 == cycles(config, p, i, lots)
                     assert not any(shown.get("wait_tile", 0) for shown in trace)
+    run(walker, bench)
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_lots_that_wait_for_their_places(case, seed):
+    """Twice as many lots as there are places for, all of whose keys are in one tile: each is done
+    sooner than the one whose place the next but one takes is drained."""
+    config, rng = CONFIGS[case], random.Random(seed)
+    walker, beats = KeysAndDrain(config), config.acc_slots // (2 * config.sv_cycles)
+
+    async def bench(ctx):
+        for _ in range(2):
+            p = a_pass(config.P, rng.randrange(config.P, config.tile_rows + 1), 0, 4, 2)
+            sv = Instruction(Op.SV, rows=config.tile_rows, row_beats=beats, group=4,
+                             x=rng.randrange(8), shift=rng.randrange(64), back=NO_WINDOW)
+            model = of_heads({"block_words": 9}, config, sv)
+            for i, lots in repeated(config, p, sv):
+                trace = await walk(ctx, walker, p, i, model, lots)
+                check(config, trace, list(issue_golden.beats(config, model, p, i, lots)))
+                assert len(trace) - 8 == cycles(config, p, i, lots)
+                assert any(shown.get("wait_vector") for shown in trace) is (i["op"] == Op.SV)
     run(walker, bench)
 
 
