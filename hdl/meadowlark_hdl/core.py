@@ -118,8 +118,10 @@ class Core(wiring.Component):
             return restart_of(name, sequencer.flush, reset)
         arbiter = MemoryArbiter(config)
         m.submodules.arbiter = _restarted(arbiter, restart_of("arbiter"))
-        m.submodules.reader = reader = Reader(config)
-        scratch, store = Scratch(config), StoreUnit(config)
+        # Both count what memory owes them, and after a reset it owes nothing: no flush would end.
+        reader, store = Reader(config), StoreUnit(config)
+        m.submodules.reader = _restarted(reader, restart_of("reader_counts"))
+        scratch = Scratch(config)
         m.submodules.decoder = decoder = PackedWeightDecoder(config, sleep=sleep)
         m.submodules.tiles = tiles = TileBuffer(config)
         m.submodules.fetch = fetch = Fetch(config)
@@ -156,7 +158,8 @@ class Core(wiring.Component):
 
         storing = nap(m, "store", flush | ~store.idle | ~scratch.idle | issue.store_cmd.valid
                       | vector.scratch.valid, sleep=sleep, linger=64)
-        m.submodules.scratch, m.submodules.store = map(DomainRenamer(storing), (scratch, store))
+        m.submodules.scratch, m.submodules.store = map(
+            DomainRenamer(storing), (scratch, _restarted(store, restart_of("store_counts"))))
 
         # Streams and memory
         for one, other in (
