@@ -45,3 +45,11 @@ def test_shape(target, tmp_path, seed, head_dim, group, window):
     chip = Chip(target, board, str(folder))
     for length in (1, int(rng.integers(130, 180))):
         chip.compare(words(rng, chip, length), max_new=4)
+
+
+def test_stories260k(target, tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    chip = Chip(target, target.board, str(random_model(
+        tmp_path / "m", seed=seed, hidden=64, layers=5, heads=8, kv_heads=4, head_dim=8, ffn=172,
+        vocab=512, context=512)))
+    chip.compare(words(rng, chip, 300), max_new=4)

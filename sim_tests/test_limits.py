@@ -97,6 +97,14 @@ def test_wide_ffns_are_no_reason(hidden, heads, kv_heads, head_dim, ffn):
         assert {needs.shapes.mode(m) for m in needs.plan.matrices} == {blocks}
 
 
+def test_the_smallest_model_that_people_have_fits_every_board():
+    """stories260K; test_chip.py runs its shape."""
+    shapes = Shapes.of_model(outlined(hidden=64, layers=5, heads=8, kv_heads=4, head_dim=8, ffn=172,
+                                      vocab=512))
+    for board in BOARDS.values():
+        assert not limits.fits(shapes, board, context=512)
+
+
 def test_the_outline_is_the_model_without_values(seed, tmp_path):
     rng = random.Random(seed)
     for case in range(6):
