@@ -2,6 +2,7 @@
 import itertools
 import re
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from safetensors.numpy import load_file, save_file
 
 from gguf_files import write_gguf
 from meadowlark.link.driver import BoardError
+from meadowlark.models.families import families
+from meadowlark.models.families.llama import Llama
 from meadowlark.models.registry import load_model
 from meadowlark.quant.golden import GoldenModel
 from meadowlark.quant.plan import GateStep
@@ -192,6 +195,39 @@ def test_a_large_vocabulary(target, tmp_path, seed):
         logits, draw := sampling(temperature=9, seed=n), len(prompt)) >= 1 << 18)
     assert chip.compare(prompt, draw, max_new=1)[0] >= 1 << 18
     chip.compare(prompt, sampling(temperature=9, top_k=20, top_p=0.99, seed=seed), max_new=1)
+
+
+class Learned(Llama):
+    """A Llama whose embedding has rows of positions added, the first behind two others (as OPT's),
+    and which rotates only in its first layer."""
+    name, classes = "learned", ("LearnedForCausalLM",)
+    names = {**Llama.names, "positions": "model.embed_positions"}
+
+    def from_config(self, config):
+        made = super().from_config(config)
+        return replace(made, positions=2, unrotated=range(1, made.layers))
+
+
+@pytest.mark.parametrize("name", ["virtual", "ulx3s_25f"])
+def test_learned_positions(request, monkeypatch, tmp_path, seed, name):
+    """An EMBED that adds, in several passes and in decode; without its rows it is another model."""
+    monkeypatch.setitem(families(), Learned.name, Learned())
+    rng = np.random.default_rng(seed)
+    folder = random_model(tmp_path / "m", seed=seed, hidden=54, heads=3, kv_heads=1, head_dim=24,
+                          ffn=70, vocab=258, context=160, model_type=Learned.name,
+                          architectures=list(Learned.classes))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_positions.weight"] = rng.normal(size=(162, 54)).astype(np.float32)
+    save_file(tensors, folder / "model.safetensors")
+    with closing(SimTarget(get_board(name))) as sim:
+        chip = Chip(sim, get_board(name), str(folder))
+        embeds = [i for i in chip.source.image.instructions if i["op"] == Op.EMBED]
+        assert [(i["src"], i["add"]) for i in embeds] == [(Src.TOKEN, 0), (Src.TABLE, 1)] * 2
+        for length in (1, 5, 140):
+            chip.compare(words(rng, chip, length), max_new=3)
+        same = [7] * 9                      # tokens that only their positions tell apart
+        logits = chip.golden.forward(same, want="all")
+        assert len(np.unique(logits[1:], axis=0)) == 8
 
 
 def test_cache_is_kept_between_runs(odd, seed):

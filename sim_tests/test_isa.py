@@ -87,7 +87,8 @@ def test_listing_names_what_counts():
     (Op.LINEAR, dict(sink=Sink.ACT, pair=Pair.ROPE, fn=Fn.SILU), "silu is of a GLU"),
     (Op.LINEAR, dict(sink=Sink.SCRATCH, wide=1), "only activations have 16 bits"),
     (Op.LINEAR, dict(sink=Sink.ACT, stats=1), "of the residual alone"),
-    (Op.LINEAR, dict(sink=Sink.SCRATCH, heads=1), "scratch memory has no lanes")])
+    (Op.LINEAR, dict(sink=Sink.SCRATCH, heads=1), "scratch memory has no lanes"),
+    (Op.LINEAR, dict(sink=Sink.RESIDUAL, add=1), "only an EMBED can be told to add")])
 def test_results_that_cannot_be(op, fields, words):
     """Each in one sentence; what can be has none."""
     found = fault(Instruction(op, **fields))

@@ -201,16 +201,18 @@ async def _prepared(dut, **model):
     return bench, config, rng
 
 
-async def _embed(bench, n):
-    """EMBED of n tokens, a result a cycle; returns the residual[slot, hidden]."""
+async def _embed(bench, n, old=None):
+    """EMBED of n tokens, a result a cycle; returns the residual[slot, hidden]. old: the residual
+    that it adds to."""
     config, rng, hidden = bench.config, bench.rng, bench.model["hidden"]
     P, residual, items = config.P, np.zeros((n, hidden), np.int64), []
-    await bench.instruction(Op.EMBED, _pass(n, P), sink=Sink.RESIDUAL, stats=1)
+    await bench.instruction(Op.EMBED, _pass(n, P), sink=Sink.RESIDUAL, stats=1,
+                            add=int(old is not None))
     for s in range(n):
         scale = dict(mant=int(rng.integers(2**15, 2**16)), shift=int(rng.integers(0, 9)), bias=0)
         # Tokens of all sizes: the square drops bits of the large ones.
         acc = rng.integers(-127, 128, hidden) << rng.integers(0, 10)
-        residual[s] = saturate(requant(acc, *scale.values()), 27)
+        residual[s] = add_residual(0 if old is None else old[s], requant(acc, *scale.values()))
         items += [dict(acc=int(acc[i]), lane=s % P, row=i, block=s // P, kind=0, scale=scale)
                   for i in range(hidden)]
         if s < n - 1 and rng.random() < 0.5:        # the last result ends the run
@@ -261,7 +263,7 @@ async def embed_norm_and_residual(dut):
     P, hidden = config.P, bench.model["hidden"]
     saturated = 0
     for n, gaps in ((2 * P + 3, False), (P, True), (1, False)):
-        residual = await _embed(bench, n)
+        residual = await _embed(bench, n, await _embed(bench, n))
         saturated += await _norm(bench, residual, shift=12)     # some are for certain
         p = _pass(n, P)
         for big in (12, 26):

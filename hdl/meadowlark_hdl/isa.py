@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 class Op(IntEnum):
     END = 0     #: end of the list; with ``last`` set only if more prompt passes follow
-    EMBED = 1   #: embedding rows of the pass's tokens -> residual
+    EMBED = 1   #: rows of the pass's tokens, or of their positions -> residual
     ROPE = 2    #: (cos, sin) rows of the pass's positions -> RoPE memory
     NORM = 3    #: RMSNorm of the residual -> activation memory
     LINEAR = 4  #: weight rows x activations -> pair, fn -> sink
@@ -34,7 +34,7 @@ class Sink(IntEnum):
     NONE = 0        #: there are none
     ACT = 1         #: activation memory, element y + row
     SCRATCH = 2     #: scratch memory, likewise
-    RESIDUAL = 3    #: added to the residual; EMBED: in its place
+    RESIDUAL = 3    #: added to the residual; EMBED without ``add``: in its place
     LOGIT = 4       #: sampler; last token of the pass only
 
 
@@ -110,6 +110,7 @@ FIELDS = (
     Field("ahead", 1, "QK, SV: a token sees all keys behind its own, too"),
     Field("packed", 1, "STREAM: tiles are packed behind their row headers (docs/packing.md)"),
     Field("more", 1, "SV: another SV follows, for other columns of the values"),
+    Field("add", 1, "EMBED: adds its rows to the residual, in place of writing them"),
 )
 #: ``back`` that reaches all keys before a token's own.
 NO_WINDOW = (1 << 13) - 1
@@ -167,6 +168,7 @@ def fault(i: Instruction) -> str | None:
             ((pair == Pair.GLU) != (fn == Fn.SILU), "silu is of a GLU, and a GLU has silu"),
             (i["wide"] and sink != Sink.ACT, "only activations have 16 bits"),
             (i["stats"] and sink != Sink.RESIDUAL, "sums of squares are of the residual alone"),
+            (i["add"] and op != Op.EMBED, "only an EMBED can be told to add"),
             (i["heads"] and sink == Sink.SCRATCH, "scratch memory has no lanes")):
         if wrong:
             return what

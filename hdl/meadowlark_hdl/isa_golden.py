@@ -268,11 +268,14 @@ class GoldenCore:
     # ---- Instructions: Issue, TilingEngine and VectorUnit
 
     def _embed(self, i: Instruction) -> None:
-        need(i["src"] == Src.TOKEN and i["row_beats"] * self.config.W == self.model["hidden"],
+        p = self._pass
+        need(i["src"] in (Src.TOKEN, Src.TABLE)
+             and i["row_beats"] * self.config.W == self.model["hidden"],
              "an embedding of another width")
-        for slot, row in enumerate(self.tiles.table(i, self._tokens)):
-            self._write_residual(i, slot, add_residual(0, requant(
-                row.values[0], row.mant, row.shift, row.bias)))
+        which = self._tokens if i["src"] == Src.TOKEN else range(p.pos0, p.ctx)
+        for slot, row in enumerate(self.tiles.table(i, which)):
+            y = requant(row.values[0], row.mant, row.shift, row.bias)
+            self._write_residual(i, slot, add_residual(self._residual[slot] * i["add"], y))
 
     def _angles(self, i: Instruction) -> None:
         p = self._pass

@@ -30,6 +30,7 @@ class Asked:
     Attributes
     ----------
     embed, norm : Signal(1)     Of the operator.
+    add : Signal(1)             What goes to the residual is added to it; also in NORM.
     plain, rotate, gate, resid, logit : Signal(1)
         What becomes of a requantised value: it goes to activation or scratch memory, as it is,
         rotated or gated; to the residual; to the sampler. None of them in NORM.
@@ -44,6 +45,7 @@ class Asked:
         op, sink, pair = instr.op, instr.sink, instr.pair
         to_memory = (sink == Sink.ACT) | (sink == Sink.SCRATCH)
         self.embed = kept(m, "is_embed", op == Op.EMBED)
+        self.add = kept(m, "adds", (op != Op.EMBED) | instr.add)
         self.norm = kept(m, "is_norm", op == Op.NORM)
         self.plain = kept(m, "is_plain", to_memory & (pair == Pair.NONE) & (op != Op.NORM))
         self.scratch = kept(m, "is_scratch", sink == Sink.SCRATCH)

@@ -20,10 +20,10 @@ class Residual(Piped):
     Golden: :func:`meadowlark_hdl.compute.norm_golden.add_residual`, ``square`` and
     ``sum_of_squares``, bit-exact.
     Timing: one update a cycle, never stalls. An update is complete, its sum of squares included,
-    ``latency`` cycles after it was given. With add = 1, updates of the same slot have to be at
-    least 4 cycles apart (the loop through the memory of sums); with add = 0, consecutive updates
-    belong to one token until the next ``first``. Updates of one value at less than 6 cycles'
-    distance do not occur: each is written once an instruction.
+    ``latency`` cycles after it was given. With in_order = 0, updates of the same slot have to be at
+    least 4 cycles apart (the loop through the memory of sums); with in_order = 1, consecutive
+    updates belong to one token until the next ``first``. Updates of one value at less than 6
+    cycles' distance do not occur: each is written once an instruction.
 
     Parameters
     ----------
@@ -37,6 +37,8 @@ class Residual(Piped):
     valid : In(1)
     add : In(1)
         1: value is added to the residual; 0: it replaces the residual.
+    in_order : In(1)
+        Values come token after token, see above.
     stats : In(1)
         The sum of squares of the slot takes it in; else sums stay.
     first : In(1)
@@ -66,7 +68,7 @@ class Residual(Piped):
         self.slots = Config.PASS_BLOCKS * config.P
         self.width = config.norm_width
         super().__init__({
-            "valid": In(1), "add": In(1), "stats": In(1), "first": In(1),
+            "valid": In(1), "add": In(1), "in_order": In(1), "stats": In(1), "first": In(1),
             "word": In(range(self.words)), "element": In(2), "slot": In(range(self.slots)),
             "value": In(signed(32)), "norm": In(1), "read_word": In(range(self.words)),
             "read": Out(data.ArrayLayout(signed(Config.RESID_BITS), self.width)),
@@ -77,8 +79,9 @@ class Residual(Piped):
     def stages(self, pipe: Pipe) -> None:
         bits = Config.RESID_BITS
         valid = pipe.at(0, self.valid, valid=True)
-        add, stats, first, word, element, slot, value = pipe.inputs(
-            self.add, self.stats, self.first, self.word, self.element, self.slot, self.value)
+        add, in_order, stats, first, word, element, slot, value = pipe.inputs(
+            self.add, self.in_order, self.stats, self.first, self.word, self.element, self.slot,
+            self.value)
         if self.width == 1:
             element = mux(self.norm, self.read_element, element)
 
@@ -103,7 +106,7 @@ class Residual(Piped):
 
         # Nothing that follows is reset: what was valid before is in no sum.
         updated = pipe.at(written, (valid & stats).at(written), name="updated")
-        self._sums(pipe, updated, add, first, slot, self._square(pipe, new))
+        self._sums(pipe, updated, in_order, first, slot, self._square(pipe, new))
 
     def _banks(self, pipe: Pipe, word: Timed) -> tuple[list[Timed], list[dict]]:
         """Four banks: their values, and their write ports by the lowest bit these take.
@@ -135,16 +138,16 @@ class Residual(Piped):
         return mux(drop10, cat(Const(0, 20), small), mux(drop5, cat(Const(0, 10), small), small)) \
             .reg("square", 53)                                              # (-2**26)**2 at most
 
-    def _sums(self, pipe: Pipe, updated: Timed, add: Timed, first: Timed, slot: Timed,
+    def _sums(self, pipe: Pipe, updated: Timed, in_order: Timed, first: Timed, slot: Timed,
               square: Timed) -> None:
         """The sum of squares of each slot, and ``sum``.
 
-        The loop of 4 cycles for one slot: address, block RAM, register, sum (then written). Without
-        add, what is read meanwhile does not count. 64 bits are too many for a cycle: the upper half
-        does the same a cycle later, with the lower one's carry.
+        The loop of 4 cycles for one slot: address, block RAM, register, sum (then written). In
+        order, what is read meanwhile does not count. 64 bits are too many for a cycle: the upper
+        half does the same a cycle later, with the lower one's carry.
         """
         m, half, carry = pipe.m, Config.SUMSQ_BITS // 2, Const(0, 1)
-        from_memory, from_running = add & ~first, ~add & ~first
+        from_memory, from_running = ~in_order & ~first, in_order & ~first
         for k, name in enumerate(("low", "high")):
             m.submodules[f"sums_{name}"] = sums = memory.Memory(
                 shape=half, depth=self.slots, init=[], attrs=NO_RW_CHECK)

@@ -169,9 +169,9 @@ class VectorUnit(Piped):
 
         # To the residual, and to the sampler.
         first, row = row == 0, row.until(value.cycle)
-        pipe.through(residual, valid=to.exists & valid & asked.resid, add=~asked.embed,
-                     stats=asked.stats, first=first, word=to.resid_word, element=row[:2],
-                     slot=to.slot, value=value)
+        pipe.through(residual, valid=to.exists & valid & asked.resid, add=asked.add,
+                     in_order=asked.embed, stats=asked.stats, first=first, word=to.resid_word,
+                     element=row[:2], slot=to.slot, value=value)
         m.d.comb += residual.norm.eq(near(m, asked.norm, name="reads"))
         logit = (to.last & valid & asked.logit).reg("logit")
         m.d.comb += [self.logit.valid.eq(logit.value),

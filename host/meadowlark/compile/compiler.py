@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -175,12 +175,14 @@ class _Lists:
 
     def _embed(self, step: EmbedStep) -> None:
         """RoPE rows first: the position is known before the token is."""
-        tables, q = self.tables, self.qm.numbers[step.matrix.name]
         if self.plan.table is not None:
-            self._row(Op.ROPE, 0, self.head, tables.rope_chunks, src=Src.TABLE, mode=Mode.INT16,
-                      header=Header.NONE)
-        self._row(Op.EMBED, tables.embed_at, self.hidden // self.config.W, tables.embed_chunks,
-                  src=Src.TOKEN, mode=q.mode, header=q.header, **_TO_RESIDUAL)
+            self._row(Op.ROPE, 0, self.head, self.tables.rope_chunks, src=Src.TABLE,
+                      mode=Mode.INT16, header=Header.NONE)
+        for matrix, table, src in zip(step.tables, self.tables.tables, (Src.TOKEN, Src.TABLE)):
+            q: QuantLinear = self.qm.numbers[matrix.name]
+            self._row(Op.EMBED, table.at, self.hidden // self.config.W, table.chunks, src=src,
+                      mode=q.mode, header=q.header, add=int(matrix is step.positions),
+                      **_TO_RESIDUAL)
 
     def _norm(self, step: NormStep) -> None:
         norm: QuantNorm = self.qm.numbers[step.name]
@@ -351,9 +353,12 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
     if qm.plan.table is not None:
         rope = encode_tile(np.asarray(qm.rope)[:context].reshape(context, -1), W=W,
                            mode=Mode.INT16)
-    embedding = _embedding(qm.numbers[qm.plan.embedding.matrix.name], W)
-    memory = b"".join((weights, rope.ljust(tables.embed_at, b"\0"),
-                       embedding.ljust(tables.kv_at - tables.embed_at, b"\0")))
+    memory = rope
+    for matrix, table in zip(qm.plan.embedding.tables, tables.tables):
+        first = qm.plan.embedding.op.offset if matrix is qm.plan.embedding.positions else 0
+        memory = memory.ljust(table.at, b"\0") + _table(
+            qm.numbers[matrix.name], slice(first, first + table.rows), W)
+    memory = weights + memory.ljust(tables.kv_at, b"\0")
     regs = dict(prefill_pc=0, decode_pc=len(lists.prefill), stream_addr=0,
                 block_words=act.block_words, token_words=lists.token << lists.beside,
                 blocks=blocks, hidden=lists.hidden,
@@ -392,13 +397,16 @@ def _fit(name: str, value: int, table: tuple[Field, ...]) -> int:
     return value
 
 
-def _embedding(q: QuantLinear, W: int) -> bytes:
-    """One tile a row: their parts side by side, as an encode_tile a row would take seconds."""
+def _table(q: QuantLinear, rows: slice, W: int) -> bytes:
+    """One tile for each of these rows: their parts side by side, as an encode_tile a row would take
+    seconds."""
     def chunks(part: np.ndarray) -> np.ndarray:
         """Rows of bytes, filled with zeros to whole chunks."""
         raw = np.ascontiguousarray(part).view(np.uint8).reshape(len(part), -1)
         return np.pad(raw, ((0, 0), (0, -raw.shape[1] % W)))
     info = MODES[q.mode]
+    q = replace(q, **{name: part[rows] for name in _ROWS
+                      if (part := getattr(q, name)) is not None})
     parts = [row_headers(q.header, q.mant, q.shift, q.bias)]
     if info.group:
         parts.append(scale_bytes(info, q.scale, q.minimum))
@@ -411,8 +419,9 @@ def _facts(qm: QuantModel, tensors: list[dict], all_tokens: bool) -> dict:
 
     layer_bytes, tail_bytes: codes, scales and minima of blocks, row scales, biases and gammas read
     once a pass; of what is for the last token only, see :meth:`_Lists.make`. embedding_bytes: those
-    of a token's embedding row. layer_macs, tail_macs: products a token. tail_attends: attentions in
-    the tail. parameters: weights of the float model. Of what is packed, the packed bytes.
+    of a token's rows of embedding and positions. layer_macs, tail_macs: products a token.
+    tail_attends: attentions in the tail. parameters: weights of the float model. Of what is packed,
+    the packed bytes.
     """
     packed = {t["name"]: t["bytes"] for t in tensors if t["mode"] != "raw"}
     shapes, plan = qm.plan.graph.shapes, qm.plan
@@ -426,7 +435,7 @@ def _facts(qm: QuantModel, tensors: list[dict], all_tokens: bool) -> dict:
         codes = weights if q.scale is None else weights // BLOCK * MODES[q.mode].group_bytes
         return packed.get(matrix.name, codes) + rows * HEADER_BYTES[q.header]
 
-    steps, last, table = plan.steps, plan.attends[-1], plan.embedding.matrix
+    steps, last = plan.steps, plan.attends[-1]
     tail = {step.name for step in (steps[-2:] if all_tokens else steps[steps.index(last) + 1:])}
     behind = {m.name for step in steps for m in step.matrices if step.name in tail
               or step is last and m is last.q and not all_tokens}
@@ -439,5 +448,6 @@ def _facts(qm: QuantModel, tensors: list[dict], all_tokens: bool) -> dict:
         return total(linear, where) + sum(bytes_ for bytes_, late in gammas if late is where)
     return dict(
         parameters=qm.parameters, layer_bytes=size(False), tail_bytes=size(True),
-        embedding_bytes=linear(table) // table.rows, layer_macs=total(macs, False),
-        tail_macs=total(macs, True), tail_attends=int(not all_tokens))
+        embedding_bytes=sum(linear(table) // table.rows for table in plan.embedding.tables),
+        layer_macs=total(macs, False), tail_macs=total(macs, True),
+        tail_attends=int(not all_tokens))

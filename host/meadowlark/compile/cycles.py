@@ -381,9 +381,9 @@ class _Machine:
 
     def _embed(self, i: Instruction, p: Pass, spent: Spent) -> None:
         # Token ids are not known to the model: it takes rows far from each other.
-        vocab = self.regs["vocab"]
+        stride, rows = (37, self.regs["vocab"]) if i["src"] == Src.TOKEN else (1, p.ctx)
         for s in range(p.n):
-            row = (p.pos0 + s) * 37 % vocab
+            row = (p.pos0 + s) * stride % rows
             self._rows_of_table(i, range(row, row + 1), self.regs["hidden"], spent)
         self._lose(spent, self._effect(i))
 

@@ -30,6 +30,8 @@ def line(i: Instruction) -> str:
         parts.append("if-more" if op == Op.END else "last")
     if i["wait"]:
         parts.append("wait")
+    if i["add"]:
+        parts.append("add")
     if i["heads"]:
         parts.append(f"heads {i['lanes']}")
     if op == Op.END:

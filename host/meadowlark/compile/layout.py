@@ -138,23 +138,36 @@ class Shape:
                    vocab=graph.vocab, context=context)
 
 
-class Tables:
-    """External memory behind the weight stream: RoPE table, embedding table, KV cache.
+class RowTable(NamedTuple):
+    """A table with a tile a row. at: from the end of the stream on, in bytes. chunks: of a row."""
+    at: int
+    chunks: int
+    rows: int
 
-    rope_chunks, embed_chunks: of a row. embed_at, kv_at: where they start, from the end of the
-    stream on, in bytes; the RoPE table starts there. kv_step: bytes of the keys, or of the values,
+
+class Tables:
+    """External memory behind the weight stream: RoPE table, embedding table, that of learned
+    positions, KV cache.
+
+    rope_chunks: of a row. tables: of the embedding, and of the positions of the context where there
+    are some. kv_at: where the cache starts, from the end of the stream on, in bytes; the RoPE table
+    starts there. kv_step: bytes of the keys, or of the values,
     of a KV head. size: of all, in bytes.
     """
 
     def __init__(self, shapes: Shapes, config: Config, context: int) -> None:
         W, plan = config.W, shapes.plan
-        table, head = plan.embedding.matrix, plan.head_pad // W
+        head = plan.head_pad // W
         self.context, self.kv_heads = context, plan.attends[0].op.kv_heads
         self.rope_chunks = 2 * head if plan.table is not None else 0
-        self.embed_chunks = tile_chunks(shapes.mode(table), shapes.header(table), 1,
-                                        -(-table.columns // W), W)
-        self.embed_at = round_up(context * self.rope_chunks * W, ALIGN)
-        self.kv_at = self.embed_at + round_up(table.rows * self.embed_chunks * W, ALIGN)
+        at, self.tables = round_up(context * self.rope_chunks * W, ALIGN), []
+        for matrix in plan.embedding.tables:
+            rows = matrix.rows if matrix is plan.embedding.matrix else context
+            chunks = tile_chunks(shapes.mode(matrix), shapes.header(matrix), 1,
+                                 -(-matrix.columns // W), W)
+            self.tables.append(RowTable(at, chunks, rows))
+            at += round_up(rows * chunks * W, ALIGN)
+        self.kv_at = at
         self.kv_step = round_up(context * plan.head_pad, ALIGN)
         self.size = self.kv(len(plan.attends), 0, 0)
 

@@ -92,8 +92,8 @@ class Need:
         at_once = heads_at_once(self.plan, self.config)
         lists = sum(sum(_instructions(step, self.plan.head_pad, self.config, at_once))
                     for step in self.plan.steps)
-        # Each list has an end that is passed by and a last one, and begins with RoPE's rows.
-        return lists + 2 * (2 + (self.plan.table is not None))
+        # Each list has an end that is passed by and a last one, and begins with rows of tables.
+        return lists + 2 * (1 + len(self.plan.embedding.tables) + (self.plan.table is not None))
 
     @cached_property
     def tilings(self) -> list[tuple[Matrix, Tiling]]:

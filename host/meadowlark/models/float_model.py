@@ -23,6 +23,11 @@ class _Run(Protocol):
     weights: Mapping[str, np.ndarray]
     tokens: np.ndarray
 
+    @property
+    def positions(self) -> np.ndarray:
+        """int[n or 1], of the rows."""
+        ...
+
     def turns(self, table: str) -> tuple[np.ndarray, np.ndarray]:
         """Cosines and sines of the rows' positions: float32[n or 1, 1, pairs]."""
         ...
@@ -35,7 +40,9 @@ class _Run(Protocol):
 # ---- Operators: values of the inputs [n, width] -> value of the output
 
 def _embed(run: _Run, op: Embed) -> np.ndarray:
-    return scaled(run.weights[op.weight][run.tokens], op.scale)
+    x = scaled(run.weights[op.weight][run.tokens], op.scale)
+    return x if op.positions is None else \
+        x + run.weights[op.positions][op.offset + run.positions]
 
 
 def _norm(run: _Run, op: Norm, x: np.ndarray) -> np.ndarray:
@@ -177,6 +184,7 @@ class _Sequence:
 
     def __init__(self, model: Model, tokens: np.ndarray) -> None:
         self.weights, self.tokens = model.weights, tokens
+        self.positions: np.ndarray = np.arange(len(tokens))
         self._turns = {name: turns(rates, range(len(tokens)))
                        for name, rates in model.graph.tables.items()}
 
@@ -215,6 +223,10 @@ class Stepper:
         logits = _run(self.model, self)
         self.position += 1
         return logits
+
+    @property
+    def positions(self) -> np.ndarray:
+        return np.array([self.position])
 
     def turns(self, table: str) -> tuple[np.ndarray, np.ndarray]:
         cos, sin = self._turns[table]

@@ -55,10 +55,13 @@ class Operator:
 
 @dataclass(frozen=True, kw_only=True)
 class Embed(Operator):
-    """tokens -> residual: row ``token`` of weight[vocab, hidden], times scale."""
+    """tokens -> residual: row ``token`` of weight[vocab, hidden], times scale. positions: weight
+    [offset + positions, hidden] of which row ``offset + position`` is added, or None."""
     weight: str
     scale: float = 1.0
-    arrays = ("weight",)
+    positions: str | None = None
+    offset: int = 0
+    arrays = ("weight", "positions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +256,8 @@ class Graph:
             words = [str(given.pop(name)) for name in op.edges]
             words += [f"{name}={value}" for name, value in given.items()
                       if value is not None and value is not False and
-                      not (name == "scale" and value == 1)]
+                      not (name == "scale" and value == 1) and
+                      not (name == "offset" and value == 0)]
             edge = self.edges[op.out]
             lines.append(f"{op.out:{width}}  {edge.kind.value:8} {edge.width:>6}  "
                          f"{type(op).__name__.lower()}({', '.join(words)})")
@@ -275,7 +279,13 @@ def _shape(graph: Graph, op: Operator, name: str | None, *shape: int) -> None:
 
 
 def _embed(graph: Graph, op: Embed, _: list[Edge]) -> Edge:
-    return Edge(Kind.RESIDUAL, graph.shapes[op.weight][1])
+    width = graph.shapes[op.weight][1]
+    if op.positions is not None:
+        rows = graph.shapes[op.positions][0]
+        _shape(graph, op, op.positions, rows, width)
+        if not 0 <= op.offset < rows:
+            raise GraphError(f"{op.out}: {rows} rows of positions have no row {op.offset}")
+    return Edge(Kind.RESIDUAL, width)
 
 
 def _norm(graph: Graph, op: Norm, inputs: list[Edge]) -> Edge:
@@ -370,10 +380,13 @@ class Builder:
                              f"{list(shape)}")
         return name
 
-    def embed(self, vocab: int, hidden: int, *, scale: float = 1.0) -> str:
-        """The residual of the tokens; weight "embedding"."""
+    def embed(self, vocab: int, hidden: int, *, scale: float = 1.0, positions: int = 0,
+              offset: int = 0) -> str:
+        """The residual of the tokens; weight "embedding". positions: those that have a row, behind
+        ``offset`` others, of the weight "positions"; 0: none."""
+        learned = self._array("positions", offset + positions, hidden) if positions else None
         return self._put(Embed(out="residual", weight=self._array("embedding", vocab, hidden),
-                               scale=scale), hidden)
+                               scale=scale, positions=learned, offset=offset), hidden)
 
     def norm(self, r: str, name: str, eps: float, *, beta: bool = False, centred: bool = False,
              ) -> str:

@@ -61,9 +61,10 @@ def _centred(model: Model) -> Model:
     graph, weights, blocks = model.graph, dict(model.weights), dict(model.blocks)
     for op in graph.of(Embed, Add):
         if isinstance(op, Embed):
-            weights[op.weight] = _changed(weights[op.weight],
-                                          lambda w: w - w.mean(axis=1, keepdims=True))
-            blocks.pop(op.weight, None)
+            for name in op.weights:
+                weights[name] = _changed(weights[name],
+                                         lambda w: w - w.mean(axis=1, keepdims=True))
+                blocks.pop(name, None)
             continue
         writer = graph.maker[op.y]
         if not isinstance(writer, Linear) or graph.readers[op.y] != (op,):

@@ -215,10 +215,18 @@ class GoldenModel:
             state.edges[step.name] = made
 
     def _embed(self, step: EmbedStep, state: _Pass) -> np.ndarray:
-        e, tokens = self._numbers(step.matrix), state.tokens
         # written to an empty residual: only its saturation is left of the addition
-        return add_residual(0, requant(e.weights(tokens), e.mant[tokens, None],
-                                       e.shift[tokens, None]))
+        residual = add_residual(0, self._rows(step.matrix, state.tokens))
+        if step.positions is None:
+            return residual
+        positions = step.op.offset + state.pos0 + np.arange(len(state.tokens))
+        return self._at_limit(add_residual(residual, self._rows(step.positions, positions)),
+                              "residual", Config.RESID_BITS)
+
+    def _rows(self, matrix: Matrix, which: np.ndarray) -> np.ndarray:
+        """Requantised rows of a table: int64[n, hidden]."""
+        table = self._numbers(matrix)
+        return requant(table.weights(which), table.mant[which, None], table.shift[which, None])
 
     def _norm(self, step: NormStep, state: _Pass) -> np.ndarray:
         norm, r = self.qm.numbers[step.name], state.residual

@@ -65,9 +65,16 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedStep(Step):
-    """tokens -> residual. matrix: the table, a row of which is read a token."""
+    """tokens -> residual. matrix: the table, a row of which is read a token. positions: that of
+    positions, whose rows are added, or None."""
     op: Embed
     matrix: Matrix
+    positions: Matrix | None
+
+    @property
+    def tables(self) -> tuple[Matrix, ...]:
+        """Those that there are, in the order of their use."""
+        return (self.matrix,) if self.positions is None else (self.matrix, self.positions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +158,7 @@ class Plan:
     @property
     def every_matrix(self) -> tuple[Matrix, ...]:
         """The embedding's, then those of the weight stream."""
-        return self.embedding.matrix, *self.matrices
+        return *self.embedding.tables, *self.matrices
 
     @property
     def embedding(self) -> EmbedStep:
@@ -230,9 +237,12 @@ class _Gatherer:
             case Linear() | Rope():
                 self.waiting[op.out] = op
             case Embed():
-                self._put(EmbedStep(name=op.out, op=op, matrix=Matrix(
-                    name="embedding", x="", weights=(op.weight,), biases=(),
-                    rows=self.graph.vocab, columns=self.graph.hidden)))
+                token, position = (None if weight is None else Matrix(
+                    name=name, x="", weights=(weight,), biases=(),
+                    rows=self.graph.shapes[weight][0], columns=self.graph.hidden)
+                    for name, weight in (("embedding", op.weight), ("positions", op.positions)))
+                assert token is not None
+                self._put(EmbedStep(name=op.out, op=op, matrix=token, positions=position))
                 self.residual = op.out
             case Norm():
                 self._current(op, op.x)

@@ -119,7 +119,8 @@ class QuantModel:
     """An integer model; the golden decoder and the compiler need nothing else.
 
     plan: its steps. numbers: of matrices by :attr:`Matrix.name`, of norms, attention and gates by
-    :attr:`Step.name`. "embedding": [vocab, hidden]; requantised, a row is a residual. "head": rows
+    :attr:`Step.name`. "embedding": [vocab, hidden]; requantised, a row is a residual; so are
+    those of "positions", where a model has it. "head": rows
     give logits with 12 fractional bits; its codes are the embedding's array where they are equal
     (tied). rope: int16[context, head_pad/2, 2], cos and sin with 14 fractional bits; (1, 0) in
     pairs that do not turn. eps: hidden * epsilon in squared units of the residual. residual_frac:
@@ -497,20 +498,23 @@ class _Quantiser:
 
     # ---- Steps. The unit of an output whose operator has a scale is that much smaller.
 
-    def _table(self, name: str, op: Embed | Head, x_scale: float, y_scale: float) -> None:
+    def _table(self, matrix: Matrix, x_scale: float, y_scale: float, *, head: bool = False,
+               ) -> None:
         """A matrix with a row a token; of two that are one, the integers are made once."""
-        weight, bias, what = op.weight, op.weights[1:], self._what(name)
-        own = self.rounded.get(weight) if isinstance(op, Head) else None
+        (weight,), bias, what = matrix.weights, matrix.biases, self._what(matrix.name)
+        own = self.rounded.get(weight) if head else None
         integers = self.tables.get(weight) if own is None else None
         if integers is None:
             integers = _integers(self.model.weights[weight], self.model.blocks.get(weight), what,
                                  own)
             self.tables[weight] = integers
-        self.numbers[name] = _linear(integers, self.model.weights[bias[0]] if bias else None,
+        self.numbers[matrix.name] = _linear(integers, self.model.weights[bias[0]] if bias else None,
                                      x_scale, y_scale, what)
 
     def _embed(self, step: EmbedStep) -> None:
-        self._table(step.matrix.name, step.op, 1.0, self.residual_scale / step.op.scale)
+        self._table(step.matrix, 1.0, self.residual_scale / step.op.scale)
+        if step.positions is not None:
+            self._table(step.positions, 1.0, self.residual_scale)
 
     def _norm(self, step: NormStep) -> None:
         self._int16(step.name)
@@ -560,8 +564,8 @@ class _Quantiser:
         self._matrix(step.matrix, self.scales[step.matrix.x], self.residual_scale / step.op.scale)
 
     def _head(self, step: HeadStep) -> None:
-        self._table(step.matrix.name, step.op, self.scales[step.matrix.x],
-                    2.0**-LOGIT_FRAC / step.op.scale)
+        self._table(step.matrix, self.scales[step.matrix.x],
+                    2.0**-LOGIT_FRAC / step.op.scale, head=True)
 
 
 _STEPS: dict[type[Step], Callable[..., None]] = {
@@ -581,7 +585,10 @@ def _rope_table(plan: Plan, context: int) -> np.ndarray:
 
 def longest(model: Model) -> int:
     """Most positions that the machine can hold of a model."""
-    return min(model.context, MAX_CONTEXT)
+    embed = next(model.graph.of(Embed))
+    learned = model.graph.shapes[embed.positions][0] - embed.offset if embed.positions else \
+        MAX_CONTEXT
+    return min(model.context, learned, MAX_CONTEXT)
 
 
 def quantise(model: Model, calibration: Iterable[Sequence[int]] | Ranges | None = None, *,

@@ -11,9 +11,9 @@ _NEEDS = {
     ("gemma2", "gemma2"): "a gate with GELU, norms behind each half of a layer and soft caps",
     ("gemma3_text", "gemma3"): "a gate with GELU, norms of queries and keys and behind each half "
                                "of a layer, and two RoPE tables",
-    ("gpt2", "gpt2"): "learned positions and GELU",
-    ("gpt_bigcode", "starcoder"): "learned positions and GELU",
-    ("gpt_neo", ""): "learned positions and GELU",
+    ("gpt2", "gpt2"): "GELU",
+    ("gpt_bigcode", "starcoder"): "GELU",
+    ("gpt_neo", ""): "GELU",
     ("gpt_neox", "gptneox"): "GELU, partial RoPE and both halves of a layer side by side",
     ("gptj", "gptj"): "GELU, partial RoPE, both halves of a layer side by side and a bias "
                       "of the head",
@@ -21,7 +21,7 @@ _NEEDS = {
     ("lfm2", "lfm2"): "short convolutions and norms of queries and keys",
     ("mixtral", ""): "experts",
     ("olmo2", "olmo2"): "norms of queries and keys, and norms behind each half of a layer",
-    ("opt", "opt"): "learned positions and ReLU",
+    ("opt", "opt"): "ReLU",
     ("phi", "phi2"): "GELU, partial RoPE, both halves of a layer side by side and a bias "
                      "of the head",
     ("qwen2_moe", "qwen2moe"): "experts",

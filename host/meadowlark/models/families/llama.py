@@ -26,7 +26,8 @@ class Decoder(Hyperparameters):
 
     ffn: width of the MLP. biases: parts of layers that have one, as ``layers.0.q``. unrotated:
     layers without RoPE. windows: layer -> how many positions it sees, where not all. divisor: of
-    scores, the root of head_dim if None. The scales are those of
+    scores, the root of head_dim if None. positions: row of position 0 in a table of learned ones,
+    which are added to the embedding; None: there are none. The scales are those of
     :class:`meadowlark.models.graph.Embed`, ``Add`` and ``Head``.
     """
     hidden: int
@@ -40,6 +41,7 @@ class Decoder(Hyperparameters):
     unrotated: Collection[int] = ()
     windows: dict[int, int] | None = None
     divisor: float | None = None
+    positions: int | None = None
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
@@ -50,7 +52,9 @@ class Decoder(Hyperparameters):
         def linear(x: str, name: str, rows: int) -> str:
             return b.linear(x, name, rows, bias=name in self.biases)
 
-        r = b.embed(self.vocab, self.hidden, scale=self.embedding_scale)
+        learned = {} if self.positions is None else dict(positions=self.context,
+                                                         offset=self.positions)
+        r = b.embed(self.vocab, self.hidden, scale=self.embedding_scale, **learned)
         for i in range(self.layers):
             at = f"layers.{i}"
             x = b.norm(r, f"{at}.norm1", self.eps)
