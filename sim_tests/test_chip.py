@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gguf_files import write_gguf
+from meadowlark.compile.cycles import predict
 from meadowlark.link.driver import BoardError
 from meadowlark.models.families import families
 from meadowlark.models.families.llama import Llama
@@ -225,6 +226,8 @@ def test_learned_positions(request, monkeypatch, tmp_path, seed, name):
         assert [(i["src"], i["add"]) for i in embeds] == [(Src.TOKEN, 0), (Src.TABLE, 1)] * 2
         for length in (1, 5, 140):
             chip.compare(words(rng, chip, length), max_new=3)
+        predicted = predict(chip.source.image, get_board(name), prompt=length, generate=3)
+        assert abs(predicted.cycles / sim.counters()["cycles"] - 1) < 0.01
         same = [7] * 9                      # tokens that only their positions tell apart
         logits = chip.golden.forward(same, want="all")
         assert len(np.unique(logits[1:], axis=0)) == 8
