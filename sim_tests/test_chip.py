@@ -12,7 +12,7 @@ from gguf_files import write_gguf
 from meadowlark.compile.cycles import predict
 from meadowlark.link.driver import BoardError
 from meadowlark.models.families import families
-from meadowlark.models.families.llama import Llama
+from meadowlark.models.families.llama import FUNCTION_NAMES, Llama
 from meadowlark.models.registry import load_model
 from meadowlark.quant.golden import GoldenModel
 from meadowlark.quant.plan import GateStep
@@ -23,7 +23,7 @@ from meadowlark.run.targets import SimTarget, golden_core
 from meadowlark_boards import get_board
 from meadowlark_hdl.control.errors import FAULTS, SENTENCES, Error
 from meadowlark_hdl.sampler.sampler_golden import Sampling, logits_crc, sample
-from meadowlark_hdl.isa import Header, Instruction, Op, Pair, Sink, Src
+from meadowlark_hdl.isa import Fn, Header, Instruction, Op, Pair, Sink, Src, encode
 from meadowlark_hdl.link.protocol import EVENT_RING
 from random_model import random_model
 from reference_models import reference_model
@@ -168,6 +168,41 @@ def test_rewritten_for_the_board(rewritten, seed):
     assert {(sink, pair) for sink in (Sink.ACT, Sink.SCRATCH)
             for pair in (Pair.NONE, Pair.ROPE)} < found
     rewritten.compare(words(np.random.default_rng(seed), rewritten, 21), max_new=4)
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_new", "relu", "tanh"])
+def test_functions(target, tmp_path, name, seed):
+    """Of gates."""
+    chip = Chip(target, get_board("virtual"), str(random_model(
+        tmp_path / "m", seed=seed, hidden_act=name)))
+    assert {i["fn"] for i in chip.source.image.instructions} == {Fn.NONE, FUNCTION_NAMES[name]}
+    chip.compare(words(np.random.default_rng(seed), chip, 21), max_new=4)
+
+
+def test_functions_alone(target, tmp_path, seed):
+    """Of values and of queries that do not rotate, with a head on each lane as well: no model has
+    that, so only the golden core says what comes out."""
+    board, rng, path = get_board("virtual"), np.random.default_rng(seed), tmp_path / "m.mlk"
+    image = Source(str(random_model(
+        tmp_path / "m", seed=seed, architectures=["SmolLM3ForCausalLM"], model_type="smollm3",
+        no_rope_layers=[1, 0])), board).image
+    program, done = image.instructions, set()
+    for i in program:
+        if i["op"] == Op.LINEAR and i["sink"] in (Sink.ACT, Sink.SCRATCH) and not i["pair"]:
+            i.update(fn=int(rng.choice(list(FUNCTION_NAMES.values()))), shift=int(rng.integers(9)))
+            done.add((i["sink"], i["heads"]))
+    assert len(done) == 3
+    replace(image, program=b"".join(map(encode, program))).save(path)
+    source = Source(str(path), board)
+    target.load(source)
+    tokens = rng.integers(2, 128, 21).tolist()
+    core = golden_core(source.image, board.config)
+    for event, (token, logits) in zip(
+            target.generate(tokens, Sampling(), max_new=4, stop_ids=()),
+            core.generate(tokens, max_new=4), strict=True):
+        np.testing.assert_array_equal(event.logits, logits)
+        assert event.token == token
+    assert core.counters.items() <= target.counters().items()
 
 
 @pytest.mark.parametrize("length, shape", [

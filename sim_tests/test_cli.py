@@ -98,7 +98,7 @@ def test_truncated_model(run, tmp_path, name):
 
 @pytest.mark.parametrize("config, words", [
     ({"model_type": "opt", "architectures": ["OPTForCausalLM"]}, ("opt", "not supported")),
-    ({"hidden_act": "gelu"}, ("gelu", "not supported")),
+    ({"hidden_act": "mish"}, ("mish", "not supported")),
     ({"rope_scaling": {"rope_type": "yarn"}}, ("yarn", "not supported")),
 ])
 def test_unsupported_architecture(run, tmp_path, config, words):

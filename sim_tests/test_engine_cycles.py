@@ -66,9 +66,11 @@ def instructions(config: Config, n: int):
     yield Instruction(Op.ROPE, src=Src.TABLE, rows=1, row_beats=2), [2] * n
     yield Instruction(Op.NORM, src=Src.STREAM, sink=Sink.ACT, row_beats=beats), [beats]
     yield Instruction(Op.NORM, src=Src.STREAM, sink=Sink.ACT, row_beats=beats, last=1), [beats]
-    for sink, pair in [(sink, pair) for sink in (Sink.ACT, Sink.SCRATCH) for pair in Pair] + [
-            (Sink.RESIDUAL, Pair.NONE), (Sink.LOGIT, Pair.NONE)]:
-        last, fn = int(sink == Sink.LOGIT), Fn.SILU if pair == Pair.GLU else Fn.NONE
+    for sink, pair, fn in [(sink, pair, fn) for sink in (Sink.ACT, Sink.SCRATCH) for pair, fn in (
+            (Pair.NONE, Fn.NONE), (Pair.NONE, Fn.TANH), (Pair.ROPE, Fn.NONE),
+            (Pair.GLU, Fn.SILU))] + [
+            (Sink.RESIDUAL, Pair.NONE, Fn.NONE), (Sink.LOGIT, Pair.NONE, Fn.NONE)]:
+        last = int(sink == Sink.LOGIT)
         yield Instruction(Op.LINEAR, src=Src.STREAM, mode=Mode.INT8, header=Header.SCALE, tiles=3,
                           rows=4, last_rows=2, row_beats=beats, sink=sink, pair=pair, fn=fn,
                           last=last), \

@@ -1,11 +1,13 @@
-"""Reciprocal and Sigmoid equal the golden functions at their latency, one value a cycle."""
+"""Reciprocal and Share equal the golden functions at their latency, one value a cycle."""
 import cocotb
 import numpy as np
 import pytest
+from cocotb.triggers import ClockCycles
 
 from bench import simulate, start
-from meadowlark_hdl import fixed
-from meadowlark_hdl.compute.function import Reciprocal, Sigmoid
+from meadowlark_hdl import fixed, functions
+from meadowlark_hdl.compute.function import Reciprocal, Share
+from meadowlark_hdl.functions import FUNCTIONS
 from pipelines import through
 
 
@@ -39,16 +41,19 @@ async def reciprocal(dut):
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
-async def sigmoid(dut):
+@cocotb.parametrize(fn=list(FUNCTIONS))
+async def share(dut, fn):
     rng = np.random.default_rng(cocotb.RANDOM_SEED)
-    steps = np.arange(-256, 257) * 128
-    g = np.concatenate([steps, steps - 1, steps + 1, [2**17 - 1, -2**17, 32767, -32767, 32768],
+    steps = np.arange(-256, 257) * 64
+    ends = [way * end + k for end in (2**13, 2**14, 2**15) for way in (-1, 1) for k in (-1, 0, 1)]
+    g = np.concatenate([steps, steps - 1, steps + 1, [2**17 - 1, -2**17], ends,
                         rng.integers(-2**17, 2**17, 1000), rng.integers(-2**13, 2**13, 1000)])
-    await start(dut)
-    got, = await through(dut, Sigmoid().latency, {"g": g}, {"o": False})
-    np.testing.assert_array_equal(got, fixed.sigmoid(g))
+    await start(dut, fn=fn)
+    await ClockCycles(dut.clk, 2)
+    got, = await through(dut, Share().latency, {"g": g}, {"o": False})
+    np.testing.assert_array_equal(got, functions.share(fn, g))
 
 
-@pytest.mark.parametrize("unit", [Reciprocal, Sigmoid])
+@pytest.mark.parametrize("unit", [Reciprocal, Share])
 def test_function(unit, seed):
     simulate(unit(), __name__, seed=seed, testcase=unit.__name__.lower())

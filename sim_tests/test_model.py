@@ -362,7 +362,7 @@ def test_unused_tensors(tmp_path, seed):
     (dict(model_type="gpt_neox"), "'gpt_neox' is not supported; it needs GELU, part.* use a mod"),
     (dict(model_type="new"), "architecture 'new' is not supported; use a model of type granite, "),
     (dict(model_type=None), "architecture None is not supported; use a model of type granite, "),
-    (dict(hidden_act="gelu"), "hidden_act 'gelu'"),
+    (dict(hidden_act="mish"), "hidden_act 'mish'"),
     (dict(rope_scaling={"rope_type": "llama3", "factor": 8}), "low_freq_factor is missing"),
     (dict(rope_parameters={"rope_type": "yarn"}), "RoPE scaling 'yarn'"),
     (dict(num_hidden_layers=10**9), "num_hidden_layers must be .* from 1 to 1,024, not 10000000"),

@@ -8,15 +8,16 @@ import pytest
 from cocotb.triggers import ReadOnly, RisingEdge
 
 from bench import cycles, pack, simulate, start, unpack
+from meadowlark_hdl.compute.glu_golden import alone, glu
 from meadowlark_hdl.compute.norm import Norm
 from meadowlark_hdl.compute.norm_golden import add_residual, rmsnorm, sum_of_squares
 from meadowlark_hdl.compute.requant_golden import requant
 from meadowlark_hdl.compute.rope_golden import rope
 from meadowlark_hdl.compute.softmax_golden import output_scale
-from meadowlark_hdl.compute.swiglu_golden import swiglu
 from meadowlark_hdl.compute.vector_unit import VectorUnit
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.fixed import saturate
+from meadowlark_hdl.functions import FUNCTIONS
 from meadowlark_hdl.isa import Fn, Op, Pair, Sink
 from meadowlark_hdl.signatures import (Beat, InstructionLayout, ModelLayout, PassLayout, Result)
 
@@ -324,10 +325,15 @@ async def pairs_of_rows(dut, gaps):
     cos, sin = await _angles(bench)
     blocks, total = range(2), 0
     slot = np.arange(2 * P).reshape(2, P, 1)
-    for sink, pair, shift, size, bits in (
-            (Sink.ACT, Pair.ROPE, 14, 16, 14), (Sink.SCRATCH, Pair.ROPE, 21, 8, 14),
-            (Sink.ACT, Pair.GLU, 13, 16, 15), (Sink.SCRATCH, Pair.GLU, 20, 8, 15)):
-        fn = Fn.SILU if pair == Pair.GLU else Fn.NONE
+    # Functions as gates and alone in turn; some results are saturated for certain.
+    of_functions = [(sink, pair, fn, shift + 8 * (sink == Sink.SCRATCH),
+                     8 if sink == Sink.SCRATCH else 16, 17)
+                    for k, fn in enumerate(FUNCTIONS, int(rng.integers(2)))
+                    for pair, shift in [((Pair.GLU, 13), (Pair.NONE, 1))[k % 2]]
+                    for sink in [Sink(rng.choice([Sink.ACT, Sink.SCRATCH]))]]
+    for sink, pair, fn, shift, size, bits in (
+            (Sink.ACT, Pair.ROPE, Fn.NONE, 14, 16, 14),
+            (Sink.SCRATCH, Pair.ROPE, Fn.NONE, 21, 8, 14), *of_functions):
         await bench.instruction(Op.LINEAR, _pass(2 * P - 1, P), sink=sink, pair=pair, fn=fn,
                                 wide=int(size == 16), y=6, shift=shift)
         items, rows = bench.rows(32, blocks, 8, bits=bits, gaps=gaps)
@@ -336,7 +342,9 @@ async def pairs_of_rows(dut, gaps):
         assert last == bench.last_write == bench.last_result + bench.latency(sink, pair, fn)
         even, odd = rows[..., ::2], rows[..., 1::2]
         if pair == Pair.GLU:
-            want, exact = (swiglu(even, odd, shift, limit) for limit in (size, WIDE))
+            want, exact = (glu(fn, even, odd, shift, limit) for limit in (size, WIDE))
+        elif fn:
+            want, exact = (alone(fn, rows, shift, limit) for limit in (size, WIDE))
         else:
             at = slot * half + np.arange(16) % half
             want, exact = (np.stack(rope(even, odd, cos[at], sin[at], shift, limit), -1)

@@ -30,11 +30,9 @@ RECIP_TABLE = np.round(65536 / (1 + np.arange(257) / 256)).astype(np.int64)
 #: 65536/sqrt(m): i < 128: m = 1 + i/128; i >= 128: m = 2 + (i - 128)/64; entry 256 is m = 4.
 RSQRT_TABLE = np.round(65536 / np.sqrt(np.concatenate(
     [1 + np.arange(128) / 128, 2 + np.arange(129) / 64]))).astype(np.int64)
-#: sigmoid(i/16), 15 fractional bits, i = 0..256.
-SIGMOID_TABLE = np.round(32768 / (1 + np.exp(-np.arange(257) / 16))).astype(np.int64)
 
 
-def _interpolate(table, i, rem, bits):
+def interpolate(table, i, rem, bits):
     """table[i] + (table[i+1] - table[i]) * rem / 2**bits, rounded half up."""
     return table[i] + rshift((table[i + 1] - table[i]) * rem, bits)
 
@@ -49,7 +47,7 @@ def recip(d):
     d = np.asarray(d, np.int64)
     k = floor_log2(d)
     f = (d << (32 - k)) & ((1 << 32) - 1)          # fraction, 32 bits
-    return _interpolate(RECIP_TABLE, f >> 24, (f >> 14) & 1023, 10), k
+    return interpolate(RECIP_TABLE, f >> 24, (f >> 14) & 1023, 10), k
 
 
 def rsqrt(s):
@@ -64,19 +62,10 @@ def rsqrt(s):
     m = s << (63 - k).astype(np.uint64)            # leading one at bit 63
     i = ((m >> np.uint64(56)) & np.uint64(127)).astype(np.int64) + 128 * (k & 1)
     rem = ((m >> np.uint64(46)) & np.uint64(1023)).astype(np.int64)
-    return _interpolate(RSQRT_TABLE, i, rem, 10), k >> 1
+    return interpolate(RSQRT_TABLE, i, rem, 10), k >> 1
 
 
 def exp2_neg(x):
     """2**-(x/1024) for integers 0..2**18: u1.15, 0..32768; error < 0.14 % + half an LSB."""
     x8 = (np.asarray(x, np.int64) + 2) >> 2
     return rshift(EXP2_TABLE[x8 & 255], np.minimum(x8 >> 8, 40))
-
-
-def sigmoid(g):
-    """sigmoid(g/2048) of an 18-bit integer: u1.15, 0..32768; absolute error < 2**-13."""
-    g = np.asarray(g, np.int64)
-    a = np.minimum(np.abs(g), 32767)
-    pos = _interpolate(SIGMOID_TABLE, a >> 7, a & 127, 7)
-    pos = np.where(np.abs(g) >= 32768, 32768, pos)
-    return np.where(g < 0, 32768 - pos, pos)

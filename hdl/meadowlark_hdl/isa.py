@@ -40,15 +40,19 @@ class Sink(IntEnum):
 
 class Pair(IntEnum):
     """What is made of rows 2i and 2i+1 of LINEAR."""
-    NONE = 0    #: each is for itself
+    NONE = 0    #: each is for itself: fn(row) >> shift, without fn unshifted
     ROPE = 1    #: rotated by an angle of the RoPE memory, >> shift: two rows
     GLU = 2     #: fn(row 2i) * (row 2i+1) >> shift: one row, number i
 
 
 class Fn(IntEnum):
     """Function of a row of LINEAR."""
-    NONE = 0    #: the row itself
-    SILU = 1    #: g * sigmoid(g), g with 11 fractional bits, before it and behind
+    NONE = 0        #: the row itself
+    SILU = 1        #: x * sigmoid(x)
+    RELU = 2        #: x, or 0 for what is negative
+    GELU = 3        #: x * (share of a normal distribution below x)
+    GELU_TANH = 4   #: about that, by a hyperbolic tangent
+    TANH = 5        #: hyperbolic tangent
 
 
 class Mode(IntEnum):
@@ -103,7 +107,7 @@ FIELDS = (
                    "scratch memory, within a token"),
     Field("y", 15, "output: element address in the activation memory, within a block, or in "
                    "scratch memory, within a token"),
-    Field("shift", 6, "NORM, QK, pairs: right shift; SV: shift of mant"),
+    Field("shift", 6, "NORM, QK, pair, fn: right shift; SV: shift of mant"),
     Field("mant", 16, "SV: 16-bit mantissa of v scale / output scale, in 2**15..2**16-1"),
     Field("wait", 1, "starts when all earlier STOREs have completed"),
     Field("back", 13, "QK, SV: how many keys before its own a token sees; 8191: all of them"),
@@ -165,7 +169,8 @@ def fault(i: Instruction) -> str | None:
             ((pair or fn) and op != Op.LINEAR, f"{name} pairs no rows and has no function"),
             ((pair or fn) and not to_memory,
              "rows for residual or sampler have neither pair nor function"),
-            ((pair == Pair.GLU) != (fn == Fn.SILU), "silu is of a GLU, and a GLU has silu"),
+            (pair == Pair.GLU and not fn, "a GLU has a function"),
+            (pair == Pair.ROPE and fn, "rows that are rotated have no function"),
             (i["wide"] and sink != Sink.ACT, "only activations have 16 bits"),
             (i["stats"] and sink != Sink.RESIDUAL, "sums of squares are of the residual alone"),
             (i["add"] and op != Op.EMBED, "only an EMBED can be told to add"),

@@ -12,11 +12,11 @@ from itertools import takewhile
 
 import numpy as np
 
+from .compute.glu_golden import alone, glu
 from .compute.norm_golden import add_residual, rmsnorm, sum_of_squares
 from .compute.requant_golden import requant
 from .compute.rope_golden import rope
 from .compute.softmax_golden import MASKED, output_scale, probabilities, saturated, scores
-from .compute.swiglu_golden import swiglu
 from .compute.tiling_engine_golden import FLOATS_KEPT, broadcast, dot
 from .config import Config
 from .control.fetch_golden import (GoldenTiles, ProgramError, blamed, last_sv, need,
@@ -24,7 +24,7 @@ from .control.fetch_golden import (GoldenTiles, ProgramError, blamed, last_sv, n
 from .sampler.sampler_golden import Sampling, sample
 from .control.sequencer_golden import Lots, Pass, context_limit, prompt_passes, subgroups
 from .fixed import saturate
-from .isa import Instruction, Op, Pair, Sink, Src, fault
+from .isa import Fn, Instruction, Op, Pair, Sink, Src, fault
 
 #: Bits that hold what an operator of the vector unit gives before its last saturation.
 WIDE = 34
@@ -308,8 +308,8 @@ class GoldenCore:
             return np.stack(rope(pairs[..., 0], pairs[..., 1], cos, sin, i["shift"], WIDE),
                             axis=-1).reshape(y.shape)
         if i["pair"] == Pair.GLU:
-            return swiglu(y[:, 0::2], y[:, 1::2], i["shift"], WIDE)
-        return y
+            return glu(Fn(i["fn"]), y[:, 0::2], y[:, 1::2], i["shift"], WIDE)
+        return alone(Fn(i["fn"]), y, i["shift"], WIDE) if i["fn"] else y
 
     def _to_sink(self, i: Instruction, slots: np.ndarray, y: np.ndarray) -> None:
         """Values y[slots, rows] of LINEAR, where they go."""

@@ -83,7 +83,7 @@ class Addresses(Piped):
 
         head = (row[at:] >> log2_words)[:len(lane)].reg("head")
         offset = mux(is_drain & heads, mix(lambda x: x << log2_words << at, lane), 0).reg("offset")
-        element = (mux(asked.gate, row[1:], row & row_mask).reg("row") | offset)
+        element = (mux(asked.gate & ~asked.alone, row[1:], row & row_mask).reg("row") | offset)
         element = (element + self.instr.y)[:15].reg("element")
         to_lane = mux(heads, mux(is_drain.reg("is_drain"), 0, head), lane.reg("lane")) \
             .reg("to_lane")

@@ -1,10 +1,14 @@
-"""Functions by table and interpolation: 1/x and 1/sqrt(x) in one unit, and the sigmoid."""
-from amaranth import Cat, Const, Mux, signed
+"""Functions by table and interpolation: 1/x and 1/sqrt(x) in one unit, and those of rows."""
+from collections.abc import Callable
+
+from amaranth import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import memory
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
-from ..fixed import RECIP_TABLE, RSQRT_TABLE, SIGMOID_TABLE
-from ..lib.pipe import Pipe, Piped, Timed, cat, mix, mux
+from ..fixed import RECIP_TABLE, RSQRT_TABLE
+from ..functions import FUNCTIONS, Function
+from ..lib.pipe import Pipe, Piped, Timed, cat, kept, mix, mux
 from .products import product, product_ports
 
 
@@ -107,11 +111,23 @@ class Reciprocal(Interpolated):
         pipe.give(self, t=t[10:].reg("t", 17), k=k)
 
 
-class Sigmoid(Interpolated):
-    """``sigmoid(g / 2048)`` as u1.15.
+def of_functions(fn, which: Callable[[Function], object]):
+    """Whether this holds for a function."""
+    return Cat(fn == each for each, function in FUNCTIONS.items() if which(function)).any()
 
-    Golden: :func:`meadowlark_hdl.fixed.sigmoid`, bit-exact. Error: absolute, below 2**-13.
+
+def is_one_of(m: Module, name: str, fn, which: Callable[[Function], object]) -> Signal:
+    """The same, in a register."""
+    return kept(m, name, of_functions(fn, which))
+
+
+class Share(Interpolated):
+    """The share of its argument that a function lets pass, as u1.15.
+
+    Golden: :func:`meadowlark_hdl.functions.share`, bit-exact.
     Timing: ``latency`` cycles, one value a cycle, never stalls.
+
+    All tables lie in one block RAM, the longest first: so each begins at a multiple of its length.
 
     Parameters
     ----------
@@ -120,21 +136,37 @@ class Sigmoid(Interpolated):
 
     Members
     -------
-    g : In(signed(18))
-    o : Out(16)
-        0..32768.
+    fn : In(3)          The :class:`.Fn`, not NONE; constant from two cycles before the first value.
+    g : In(signed(18))  11 fractional bits.
+    o : Out(16)         0..32768.
     """
 
     BASE_BITS, STEP_BITS = 16, 11       # up to 32768; the steepest segment climbs by 512
 
     def __init__(self, *, shared: bool = False):
-        super().__init__({"g": In(signed(18)), "o": Out(16)}, shared=shared)
+        super().__init__({"fn": In(3), "g": In(signed(18)), "o": Out(16)}, shared=shared)
 
     def stages(self, pipe: Pipe) -> None:
-        g, = pipe.inputs(self.g)
+        m, (g,) = pipe.m, pipe.inputs(self.g)
+        tables = sorted({id(f.table): f.table for f in FUNCTIONS.values() if f.segments}.values(),
+                        key=len, reverse=True)
+        begins, depth = {}, 0
+        for table in tables:
+            begins[id(table)] = depth
+            depth += len(table) - 1
+        fine = is_one_of(m, "fine", self.fn, lambda f: f.fine)
+        base = kept(m, "base", Cat(of_functions(
+            self.fn, lambda f, k=k: begins.get(id(f.table), 0) >> k & 1)
+            for k in range(exact_log2(depth))))
+        lengths = {n: is_one_of(m, f"segments_{n}", self.fn, lambda f, n=n: f.segments == n)
+                   for n in sorted({f.segments for f in FUNCTIONS.values()})}
+
         magnitude = mux(g[-1], -g, g).reg("magnitude", 18)          # up to 2**17
-        positive = self.interpolate_in(pipe, (SIGMOID_TABLE,), magnitude[7:15], magnitude[:7])
-        o = mix(lambda large, negative, positive: Mux(
-            large, Mux(negative, 0, 32768), Mux(negative, 32768 - positive, positive)),
-            magnitude[15:].any(), g[-1], positive[7:].reg("positive", 16))
+        at = mux(fine, cat(Const(0, 1), magnitude), magnitude)
+        beyond = mix(lambda at: Cat(which & at[7 + exact_log2(n):].any() if n else which
+                                    for n, which in lengths.items()).any(), at)
+        positive = self.interpolate_in(pipe, tables, at[7:7 + len(base)] | base, at[:7])
+        o = mix(lambda beyond, negative, positive: Mux(
+            beyond, Mux(negative, 0, 32768), Mux(negative, 32768 - positive, positive)),
+            beyond, g[-1], positive[7:].reg("positive", 16))
         pipe.give(self, o=o.reg("o", 16))

@@ -29,13 +29,13 @@ def _way(sink: Sink, pair: Pair, fn: Fn) -> str:
     """Name of the way that results take."""
     if sink in (Sink.RESIDUAL, Sink.LOGIT):
         return sink.name.lower()
-    return {Pair.NONE: "plain", Pair.ROPE: "rotate", Pair.GLU: "gate"}[pair]
+    return "gate" if fn else "rotate" if pair == Pair.ROPE else "plain"
 
 
 class VectorUnit(Piped):
-    """Requantise, bias, RoPE, SwiGLU, residual, RMSNorm: one result of the array a cycle.
+    """Requantise, bias, RoPE, functions, residual, RMSNorm: one result of the array a cycle.
 
-    Golden: :mod:`~meadowlark_hdl.compute.requant_golden`, ``rope_golden``, ``swiglu_golden``,
+    Golden: :mod:`~meadowlark_hdl.compute.requant_golden`, ``rope_golden``, ``glu_golden``,
     ``norm_golden`` and :func:`~meadowlark_hdl.compute.softmax_golden.output_scale`, bit-exact.
     Timing: a rigid pipeline, one result a cycle in; writes leave ``latency_of`` cycles after the
     result, NORM takes hidden / norm_width cycles a token after ``norm_latency`` cycles. Nothing
@@ -183,11 +183,12 @@ class VectorUnit(Piped):
         a, b = self._pair(pipe, asked, value, lane, valid & ~odd, odd)
         angle = self._angle(pipe, to.pair, a.cycle)
         rotated = pipe.through(rotate, a=a, b=b, cos=angle[:16], sin=angle[16:])
+        m.d.comb += gate.fn.eq(asked.fn)
         gated = pipe.through(gate, gate=a, up=b).o
         place = struct(Place(config), word=to.word, lane=to.to_lane, sub=to.sub, exists=to.exists,
                        ending=ending)
         writes = valid & to.used & mix(lambda odd: asked.plain | asked.norm
-                                       | (asked.rotate | asked.gate) & odd, odd)
+                                       | (asked.rotate | asked.gate) & (odd | asked.alone), odd)
         values = [pipe.at(value.cycle, Mux(asked.norm, norm.o[k % config.norm_width], value.value),
                           name=f"plain_{k}") for k in range(max(2, config.norm_width))]
         writer = self._write(pipe, asked, writes, place, values, [rotated.o_a, rotated.o_b], gated)
@@ -231,11 +232,11 @@ class VectorUnit(Piped):
 
     def _pair(self, pipe: Pipe, asked: Asked, value: Timed, lane: Timed, first: Timed,
               odd: Timed) -> tuple[Timed, Timed]:
-        """Values of rows 2i and 2i + 1, saturated to 16 bits, a gate to 18.
+        """Values of rows 2i and 2i + 1, saturated to 16 bits, a gate to 18; alone a gate and 1.
 
         first: the value is of row 2i; it is kept for its lane until row 2i + 1 comes.
         """
-        wide = mix(lambda odd: asked.gate & ~odd, odd)
+        wide = mix(lambda odd: asked.gate & (~odd | asked.alone), odd)
         over = mux(wide, mix(beyond, value, 18), mix(beyond, value, 16)).reg("over")
         wide, negative = wide.until(value.cycle).reg("wide"), value[-1].reg("negative")
         nearest = mux(wide, mix(limit, negative, 18), mix(limit, negative, 16))
@@ -245,7 +246,8 @@ class VectorUnit(Piped):
         port, found = hold.write_port(), hold.read_port(domain="comb")
         pipe.m.d.comb += [port.addr.eq(lane.at(single.cycle)), port.data.eq(single.value),
                           port.en.eq(first.at(single.cycle))]
-        return pipe.read(found, lane.until(single.cycle)).reg("a"), single.reg("b")
+        found = pipe.read(found, lane.until(single.cycle))
+        return mux(asked.alone, single, found).reg("a"), mux(asked.alone, 1, single).reg("b")
 
     def _angle(self, pipe: Pipe, pair: Timed, cycle: int) -> Timed:
         """cos and sin of a pair, in a cycle; they were written by an instruction of its own."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import sv_log2, tile_keys
-from meadowlark_hdl.isa import (FIELDS, MODEL_REGS, NO_WINDOW, Field, Fn, Header, Instruction,
+from meadowlark_hdl.isa import (FIELDS, MODEL_REGS, NO_WINDOW, Field, Header, Instruction,
                                 Mode, Op, Pair, Sink, Src, encode)
 from meadowlark_hdl.weights.decoder_golden import (HEADER_BYTES, code_bytes, encode_tile,
                                                    header_chunks, row_headers, scale_bytes)
@@ -195,7 +195,7 @@ class _Lists:
     def _gate(self, step: GateStep) -> None:
         gate: QuantGate = self.qm.numbers[step.name]
         self._linear(step.matrix, y=self.act.at[step.name] * self.config.W, pair=Pair.GLU,
-                     fn=Fn.SILU, shift=gate.shift, **_TO_ACT)
+                     fn=step.op.fn, shift=gate.shift, **_TO_ACT)
 
     def _head(self, step: HeadStep) -> None:
         # Nothing pairs its rows, and the sampler counts exactly ``vocab`` of them.

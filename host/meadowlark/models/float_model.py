@@ -6,6 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
+from meadowlark_hdl.functions import FUNCTIONS
+
 from .checkpoint import Model
 from .graph import Add, Attend, Embed, Gate, Head, Linear, Norm, Operator, Rates, Rope
 
@@ -65,8 +67,7 @@ def _attend(run: _Run, op: Attend, *inputs: np.ndarray) -> np.ndarray:
 
 
 def _gate(_: _Run, op: Gate, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-    # exp(-88) is the smallest that float32 holds; silu is 0 to its precision long before
-    return gate / (1 + np.exp(-np.maximum(gate, -80))) * up
+    return FUNCTIONS[op.fn].exact(gate) * up
 
 
 def _add(_: _Run, op: Add, x: np.ndarray, y: np.ndarray) -> np.ndarray:

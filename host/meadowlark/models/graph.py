@@ -19,6 +19,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from meadowlark_hdl.isa import Fn
+
 
 class Kind(Enum):
     """What an edge carries."""
@@ -121,9 +123,10 @@ class Attend(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class Gate(Operator):
-    """values, values -> values: silu(gate) * up (SwiGLU, arXiv:2002.05202)."""
+    """values, values -> values: fn(gate) * up (GLU Variants, arXiv:2002.05202)."""
     gate: str
     up: str
+    fn: Fn = Fn.SILU
     edges = ("gate", "up")
 
 
@@ -417,9 +420,9 @@ class Builder:
             divisor=float(np.sqrt(head_dim)) if divisor is None else divisor, window=window),
             self._width[q])
 
-    def gate(self, gate: str, up: str, name: str) -> str:
-        """silu(gate) * up."""
-        return self._put(Gate(out=name, gate=gate, up=up), self._width[gate])
+    def gate(self, gate: str, up: str, name: str, *, fn: Fn = Fn.SILU) -> str:
+        """fn(gate) * up."""
+        return self._put(Gate(out=name, gate=gate, up=up, fn=fn), self._width[gate])
 
     def add(self, r: str, y: str, *, scale: float = 1.0) -> str:
         """The residual r and y."""

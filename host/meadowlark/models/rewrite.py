@@ -144,7 +144,7 @@ def cut_ffn(model: Model, most: int) -> Model:
                 return Linear(out=name(op.out), x=x, weight=new, bias=f"{new}.bias")
             every, part = slice(None), slice(at, end)
             rows = [cut(op, op.x, (part, every), part) for op in (first, second)]
-            both = Gate(out=name(gate.out), gate=rows[0].out, up=rows[1].out)
+            both = replace(gate, out=name(gate.out), gate=rows[0].out, up=rows[1].out)
             # The bias of the sum is in the first.
             last = cut(down, both.out, (every, part), every if k == 0 else None)
             out = add.out if end == width else f"{last.out}.residual"

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from meadowlark_hdl.functions import FUNCTIONS
+
 from .checkpoint import Model
 from .float_model import rotate, scaled, turns, unseen
 from .graph import Add, Attend, Embed, Gate, Head, Linear, Norm, Operator, Rope
@@ -99,8 +101,8 @@ def _attend(_: Model, op: Attend, d: np.ndarray, *inputs: np.ndarray) -> Sequenc
 
 def _gate(_: Model, op: Gate, d: np.ndarray, gate: np.ndarray, up: np.ndarray,
           ) -> Sequence[np.ndarray]:
-    s = 1 / (1 + np.exp(-np.maximum(gate, -80)))
-    return d * up * s * (1 + gate * (1 - s)), d * gate * s
+    function = FUNCTIONS[op.fn]
+    return d * up * function.slope(gate), d * function.exact(gate)
 
 
 def _add(_: Model, op: Add, d: np.ndarray, x: np.ndarray, y: np.ndarray) -> Sequence[np.ndarray]:

@@ -16,7 +16,7 @@ from meadowlark_hdl.compute.requant_golden import requant
 from meadowlark_hdl.compute.rope_golden import rope
 from meadowlark_hdl.compute.softmax_golden import (MASKED, output_scale, probabilities, saturated,
                                                    scores)
-from meadowlark_hdl.compute.swiglu_golden import swiglu
+from meadowlark_hdl.compute.glu_golden import glu
 from meadowlark_hdl.compute.tiling_engine_golden import FLOATS_KEPT, dot, product
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.sampler.sampler_golden import Sampling, sample
@@ -27,7 +27,7 @@ from ..models.float_model import unseen
 from .plan import AddStep, AttendStep, EmbedStep, GateStep, HeadStep, Matrix, NormStep, Step
 from .quantise import QuantAttend, QuantLinear, QuantModel
 
-#: Format of the gate in swiglu_golden, which saturates to it by itself: here it is only counted.
+#: Format of the gate in glu_golden, which saturates to it by itself: here it is only counted.
 GATE_BITS = 18
 #: Called with (edge, int array) as a forward pass goes.
 Tracer = Callable[[str, np.ndarray], None]
@@ -241,7 +241,7 @@ class GoldenModel:
         y = self._linear(step.matrix, state)
         gate = self._saturate(y[:, 0::2], GATE_BITS, "gate")
         up = self._saturate(y[:, 1::2], 16, "up")
-        return self._at_limit(swiglu(gate, up, self.qm.numbers[step.name].shift), "h")
+        return self._at_limit(glu(step.op.fn, gate, up, self.qm.numbers[step.name].shift), "h")
 
     def _head(self, step: HeadStep, state: _Pass) -> np.ndarray:
         return self._linear(step.matrix, state)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from meadowlark_hdl.config import Config
+from meadowlark_hdl.functions import ARGUMENT_FRACTION, FUNCTIONS
 from meadowlark_hdl.isa import Header, Mode
 from meadowlark_hdl.weights.block_golden import GRID, block_weights, normalise
 from meadowlark_hdl.weights.decoder_golden import SHORT_BITS
@@ -35,7 +36,6 @@ from .sampling import LOG2_E, mantissa_shift
 
 ROPE_FRAC = 14          #: fractional bits of cos and sin
 SCORE_FRAC = 10         #: fractional bits of scores, in log2 units
-GATE_FRAC = 11          #: fractional bits of gate values
 LOGIT_FRAC = 12         #: fractional bits of logits
 K_EXTRA = 7             #: bits of a key before its rotation that its int8 code has not
 MAX_RESIDUAL_FRAC = 16  #: finer than any input of the residual; the rest is headroom
@@ -419,19 +419,19 @@ def _floor_of(most: np.ndarray, share: float = 2.0 ** -10) -> np.ndarray:
     return np.maximum(most, max(most.max() * share, 1e-6))
 
 
-def _swiglu_scales(up: float, h: float) -> tuple[int, float, float]:
+def _glu_scales(fraction: int, up: float, h: float) -> tuple[int, float, float]:
     """Largest |up| and |h| -> (shift, scale of up, scale of h).
 
-    ``h = silu * up`` with 11 fractional bits of silu: scale_up = scale_h * 2**(11 - shift). The
-    largest shift (the finest grid) with a bit of headroom for up; if even shift 0 has none, h is
-    so small beside up that its grid can be coarser.
+    ``h = fn(gate) * up`` with so many fractional bits of the function: scale_up = scale_h *
+    2**(fraction - shift). The largest shift (the finest grid) with a bit of headroom for up; if
+    even shift 0 has none, h is so small beside up that its grid can be coarser.
     """
     up_floor = max(up, 1e-6) * HEADROOM / INT16
     h_scale = max(h, 1e-6) * HEADROOM / INT16
-    shift = min(63, floor(log2(h_scale / up_floor)) + GATE_FRAC)
+    shift = min(63, floor(log2(h_scale / up_floor)) + fraction)
     if shift < 0:
-        return 0, up_floor, up_floor * 2.0 ** -GATE_FRAC
-    return shift, h_scale * 2.0 ** (GATE_FRAC - shift), h_scale
+        return 0, up_floor, up_floor * 2.0 ** -fraction
+    return shift, h_scale * 2.0 ** (fraction - shift), h_scale
 
 
 class _Quantiser:
@@ -554,10 +554,11 @@ class _Quantiser:
             k_shift=rope + k_extra)
 
     def _gate(self, step: GateStep) -> None:
-        shift, up_scale, self.scales[step.name] = _swiglu_scales(
-            float(self._most(step.op.up)), float(self._most(step.name)))
+        shift, up_scale, self.scales[step.name] = _glu_scales(
+            FUNCTIONS[step.op.fn].fraction, float(self._most(step.op.up)),
+            float(self._most(step.name)))
         self._matrix(step.matrix, self.scales[step.matrix.x],
-                     np.tile([2.0**-GATE_FRAC, up_scale], step.matrix.rows // 2))
+                     np.tile([2.0**-ARGUMENT_FRACTION, up_scale], step.matrix.rows // 2))
         self.numbers[step.name] = QuantGate(shift=shift)
 
     def _add(self, step: AddStep) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from gguf import MODEL_ARCH
+from meadowlark_hdl.isa import Fn
 
 from .. import rope
 from ..graph import Builder, Graph, Rates
@@ -20,14 +21,21 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 ATTENTION, MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
 
 
+#: What config.json calls a function.
+FUNCTION_NAMES = {"silu": Fn.SILU, "swish": Fn.SILU, "gelu": Fn.GELU, "gelu_new": Fn.GELU_TANH,
+                  "gelu_pytorch_tanh": Fn.GELU_TANH, "gelu_fast": Fn.GELU_TANH, "relu": Fn.RELU,
+                  "tanh": Fn.TANH}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Decoder(Hyperparameters):
     """Norm, attention, norm and gated MLP, as many times as there are layers.
 
-    ffn: width of the MLP. biases: parts of layers that have one, as ``layers.0.q``. unrotated:
-    layers without RoPE. windows: layer -> how many positions it sees, where not all. divisor: of
-    scores, the root of head_dim if None. positions: row of position 0 in a table of learned ones,
-    which are added to the embedding; None: there are none. The scales are those of
+    ffn: width of the MLP. fn: of its gate. biases: parts of layers that have one, as
+    ``layers.0.q``. unrotated: layers without RoPE. windows: layer -> how many positions it sees,
+    where not all. divisor: of scores, the root of head_dim if None. positions: row of position 0
+    in a table of learned ones, which are added to the embedding; None: there are none. The scales
+    are those of
     :class:`meadowlark.models.graph.Embed`, ``Add`` and ``Head``.
     """
     hidden: int
@@ -42,6 +50,7 @@ class Decoder(Hyperparameters):
     windows: dict[int, int] | None = None
     divisor: float | None = None
     positions: int | None = None
+    fn: Fn = Fn.SILU
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
@@ -69,7 +78,7 @@ class Decoder(Hyperparameters):
             r = b.add(r, linear(a, f"{at}.o", self.hidden), scale=self.residual_scale)
             x = b.norm(r, f"{at}.norm2", self.eps)
             gate, up = (linear(x, f"{at}.{part}", self.ffn) for part in ("gate", "up"))
-            h = b.gate(gate, up, f"{at}.h")
+            h = b.gate(gate, up, f"{at}.h", fn=self.fn)
             r = b.add(r, linear(h, f"{at}.down", self.hidden), scale=self.residual_scale)
         x = b.norm(r, "final_norm", self.eps)
         b.head(x, self.vocab, weight="embedding" if self.tied else "head", scale=self.logit_scale)
@@ -77,7 +86,7 @@ class Decoder(Hyperparameters):
 
 
 class Llama(Family):
-    """Grouped queries, RoPE, RMSNorm, SwiGLU with silu; with or without biases; the head tied or
+    """Grouped queries, RoPE, RMSNorm, gated MLP; with or without biases; the head tied or
     not."""
     name = "llama"
     classes = ("LlamaForCausalLM",)
@@ -104,9 +113,9 @@ class Llama(Family):
         if head_dim > MAX_HEAD_DIM:
             raise config.refuse(f"head_dim {head_dim} is beyond {MAX_HEAD_DIM}")
         act = config.word("hidden_act", "silu")
-        if act not in ("silu", "swish"):
+        if act not in FUNCTION_NAMES:
             raise config.refuse(f"activation hidden_act {act!r} is not supported",
-                                "use a checkpoint with silu")
+                                f"use a checkpoint with one of {', '.join(FUNCTION_NAMES)}")
         layers = config.whole("num_hidden_layers", most=MAX_LAYERS)
         parts = (*(ATTENTION if config.flag("attention_bias", False) else ()),
                  *(MLP if config.flag("mlp_bias", False) else ()))
@@ -115,7 +124,8 @@ class Llama(Family):
             ffn=config.whole("intermediate_size"), vocab=config.whole("vocab_size"),
             context=config.whole("max_position_embeddings", 2048),
             eps=config.number("rms_norm_eps", 1e-6),
-            rope=rope.from_config(config, head_dim // 2), biases=of_layers(layers, parts),
+            rope=rope.from_config(config, head_dim // 2), fn=FUNCTION_NAMES[act],
+            biases=of_layers(layers, parts),
             windows=self.windows(config, layers), tied=config.flag("tie_word_embeddings", False))
 
     def windows(self, config: Metadata, layers: int) -> dict[int, int]:
