@@ -119,9 +119,8 @@ class Core(wiring.Component):
         arbiter = MemoryArbiter(config)
         m.submodules.arbiter = _restarted(arbiter, restart_of("arbiter"))
         # Both count what memory owes them, and after a reset it owes nothing: no flush would end.
-        reader, store = Reader(config), StoreUnit(config)
+        reader, scratch, store = Reader(config), Scratch(config), StoreUnit(config)
         m.submodules.reader = _restarted(reader, restart_of("reader_counts"))
-        scratch = Scratch(config)
         m.submodules.decoder = decoder = PackedWeightDecoder(config, sleep=sleep)
         m.submodules.tiles = tiles = TileBuffer(config)
         m.submodules.fetch = fetch = Fetch(config)
@@ -184,9 +183,8 @@ class Core(wiring.Component):
             engine.scale.eq(tiles.read.scale),
             vector.instr.eq(issue.current), vector.norm_start.eq(issue.norm_start),
             vector.gamma.eq(issue.gamma), vector.clear.eq(sequencer.run_start),
-            engine.clear.eq(sequencer.run_start),
-            issue.norm_done.eq(vector.norm_done), issue.gamma_addr.eq(vector.gamma_addr),
-            issue.vector_busy.eq(vector.busy)]
+            engine.clear.eq(sequencer.run_start), issue.norm_done.eq(vector.norm_done),
+            issue.gamma_addr.eq(vector.gamma_addr), issue.vector_busy.eq(vector.busy)]
 
         # Control
         for block in (issue, vector, fetch, scratch):
