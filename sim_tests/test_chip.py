@@ -21,9 +21,12 @@ from meadowlark.run import bench
 from meadowlark.run.prepare import Source
 from meadowlark.run.targets import SimTarget, golden_core
 from meadowlark_boards import get_board
+from meadowlark_hdl.compute.requant_golden import requant
 from meadowlark_hdl.control.errors import FAULTS, SENTENCES, Error
 from meadowlark_hdl.sampler.sampler_golden import Sampling, logits_crc, sample
 from meadowlark_hdl.isa import Fn, Header, Instruction, Op, Pair, Sink, Src, encode
+from meadowlark_hdl.isa_golden import GoldenCore
+from meadowlark_hdl.fixed import saturate
 from meadowlark_hdl.link.protocol import EVENT_RING
 from random_model import random_model
 from reference_models import reference_model
@@ -244,6 +247,38 @@ class Learned(Llama):
         return replace(made, positions=2, unrotated=range(1, made.layers))
 
 
+def rows_to_activations(chip, sim, tokens):
+    """The head of a program reads rows of positions, saturated, in place of the last norm's output:
+    an EMBED behind that norm puts them there."""
+    image, driver = chip.source.image, sim.driver
+    regs, program = dict(image.model_regs), []
+    rows = next(i for i in image.instructions if i["add"])
+    for pc, i in enumerate(image.instructions):
+        if pc == image.model_regs["decode_pc"]:
+            regs["decode_pc"] = len(program)
+        if i["sink"] == Sink.LOGIT:
+            norm = program[-1]
+            assert norm["op"] == Op.NORM
+            program.append(Instruction(**dict(rows) | dict(
+                add=0, stats=0, sink=Sink.ACT, wide=1, y=norm["y"])))
+        program.append(i)
+    core = GoldenCore(chip.source.board.config, program=program, model=regs, memory=image.memory,
+                      memory_bytes=image.needs["memory_bytes"])
+    want = list(core.generate(tokens, max_new=3))
+    driver.load([], program=program, model=regs)
+    events = list(driver.run(tokens, Sampling(), max_new=3, stop_ids=()))
+    assert [(e.token, e.crc) for e in events] == [
+        (token, logits_crc(logits)) for token, logits in want]
+    assert core.counters.items() <= sim.counters().items() and core.counters["saturations"] > 0
+    qm, steps = chip.source.quantised, chip.source.quantised.plan
+    table, head = (qm.numbers[m.name] for m in (steps.embedding.positions, steps.head.matrix))
+    at = steps.embedding.op.offset + len(tokens) - 1
+    x = saturate(requant(table.codes[at].astype(np.int64), table.mant[at], table.shift[at], 0), 16)
+    np.testing.assert_array_equal(want[0][1], requant(
+        head.codes.astype(np.int64) @ x, head.mant, head.shift, 0))
+    driver.load([], program=image.program, model=image.model_regs)
+
+
 @pytest.mark.parametrize("name", ["virtual", "ulx3s_25f"])
 def test_learned_positions(request, monkeypatch, tmp_path, seed, name):
     """An EMBED that adds, in several passes and in decode; without its rows it is another model."""
@@ -263,6 +298,7 @@ def test_learned_positions(request, monkeypatch, tmp_path, seed, name):
             chip.compare(words(rng, chip, length), max_new=3)
         predicted = predict(chip.source.image, get_board(name), prompt=length, generate=3)
         assert abs(predicted.cycles / sim.counters()["cycles"] - 1) < 0.01
+        rows_to_activations(chip, sim, words(rng, chip, 140))
         same = [7] * 9                      # tokens that only their positions tell apart
         logits = chip.golden.forward(same, want="all")
         assert len(np.unique(logits[1:], axis=0)) == 8

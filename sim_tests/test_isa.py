@@ -75,6 +75,7 @@ def test_listing_names_what_counts():
     (Op.LINEAR, dict(sink=Sink.ACT, pair=Pair.ROPE, wide=1), None),
     (Op.LINEAR, dict(sink=Sink.SCRATCH, pair=Pair.GLU, fn=Fn.SILU), None),
     (Op.LINEAR, dict(sink=Sink.RESIDUAL), None), (Op.EMBED, dict(sink=Sink.RESIDUAL), None),
+    (Op.EMBED, dict(sink=Sink.RESIDUAL, add=1), None), (Op.EMBED, dict(sink=Sink.ACT), None),
     (Op.LINEAR, dict(sink=Sink.RESIDUAL, stats=1), None), (Op.END, {}, None),
     (Op.LINEAR, {}, "LINEAR has no results for sink 0"),
     (Op.LINEAR, dict(sink=5), "LINEAR has no results for sink 5"),
@@ -90,7 +91,8 @@ def test_listing_names_what_counts():
     (Op.LINEAR, dict(sink=Sink.SCRATCH, wide=1), "only activations have 16 bits"),
     (Op.LINEAR, dict(sink=Sink.ACT, stats=1), "of the residual alone"),
     (Op.LINEAR, dict(sink=Sink.SCRATCH, heads=1), "scratch memory has no lanes"),
-    (Op.LINEAR, dict(sink=Sink.RESIDUAL, add=1), "only an EMBED can be told to add")])
+    (Op.LINEAR, dict(sink=Sink.RESIDUAL, add=1), "only an EMBED to the residual can"),
+    (Op.EMBED, dict(sink=Sink.ACT, add=1), "only an EMBED to the residual can be told to add")])
 def test_results_that_cannot_be(op, fields, words):
     """Each in one sentence; what can be has none."""
     found = fault(Instruction(op, **fields))

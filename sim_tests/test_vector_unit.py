@@ -304,6 +304,26 @@ async def plain_rows(dut, gaps):
     assert await bench.saturations() == 0
 
 
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def rows_of_a_table_to_activations(dut):
+    """EMBED to activations: token after token, a result a cycle in one lane."""
+    bench, config, rng = await _prepared(dut)
+    P, count = config.P, 14
+    n = P + 2
+    await bench.instruction(Op.EMBED, _pass(n, P), sink=Sink.ACT, wide=1, y=9, shift=5)
+    items, y = bench.rows(count, range(2), count, bits=14, gaps=False)
+    items = [i for i in items if i["block"] * P + i["lane"] < n]
+    await bench.results(sorted(items, key=lambda i: (i["block"], i["lane"], i["row"])))
+    last = await bench.finish()
+    assert last == bench.last_write == bench.last_result + bench.latency(Sink.ACT)
+    want, there = saturate(y, 16), bench.exists(range(2))
+    for block in range(2):
+        np.testing.assert_array_equal(bench.found(Sink.ACT, block, 9, count)[there[block]],
+                                      want[block][there[block]])
+    assert bench.written == n * count
+    assert await bench.saturations() == (want != y)[there].sum() > 0
+
+
 async def _angles(bench):
     """Fill the RoPE memory; cos, sin[pair]."""
     dut, pairs = bench.dut, 2 * bench.config.P << bench.model["head_log2"] - 1

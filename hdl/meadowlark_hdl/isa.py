@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 class Op(IntEnum):
     END = 0     #: end of the list; with ``last`` set only if more prompt passes follow
-    EMBED = 1   #: rows of the pass's tokens, or of their positions -> residual
+    EMBED = 1   #: rows of the pass's tokens, or of their positions -> residual or activations
     ROPE = 2    #: (cos, sin) rows of the pass's positions -> RoPE memory
     NORM = 3    #: RMSNorm of the residual -> activation memory
     LINEAR = 4  #: weight rows x activations -> pair, fn -> sink
@@ -159,7 +159,7 @@ def fault(i: Instruction) -> str | None:
     """Why no core can do what an instruction asks of its results, in a sentence; None: it can."""
     op, sink, pair, fn = (i[name] for name in ("op", "sink", "pair", "fn"))
     name = Op(op).name if op in Op._value2member_map_ else f"operator {op}"
-    sinks = {Op.EMBED: (Sink.RESIDUAL,), Op.NORM: (Sink.ACT,), Op.SV: (Sink.ACT,),
+    sinks = {Op.EMBED: (Sink.RESIDUAL, Sink.ACT), Op.NORM: (Sink.ACT,), Op.SV: (Sink.ACT,),
              Op.LINEAR: (Sink.ACT, Sink.SCRATCH, Sink.RESIDUAL, Sink.LOGIT)}.get(op, (Sink.NONE,))
     to_memory = sink in (Sink.ACT, Sink.SCRATCH)
     for wrong, what in (
@@ -173,7 +173,8 @@ def fault(i: Instruction) -> str | None:
             (pair == Pair.ROPE and fn, "rows that are rotated have no function"),
             (i["wide"] and sink != Sink.ACT, "only activations have 16 bits"),
             (i["stats"] and sink != Sink.RESIDUAL, "sums of squares are of the residual alone"),
-            (i["add"] and op != Op.EMBED, "only an EMBED can be told to add"),
+            (i["add"] and (op, sink) != (Op.EMBED, Sink.RESIDUAL),
+             "only an EMBED to the residual can be told to add"),
             (i["heads"] and sink == Sink.SCRATCH, "scratch memory has no lanes")):
         if wrong:
             return what

@@ -269,13 +269,14 @@ class GoldenCore:
 
     def _embed(self, i: Instruction) -> None:
         p = self._pass
-        need(i["src"] in (Src.TOKEN, Src.TABLE)
-             and i["row_beats"] * self.config.W == self.model["hidden"],
+        need(i["src"] in (Src.TOKEN, Src.TABLE), "an EMBED of no table")
+        need(i["sink"] == Sink.ACT or i["row_beats"] * self.config.W == self.model["hidden"],
              "an embedding of another width")
         which = self._tokens if i["src"] == Src.TOKEN else range(p.pos0, p.ctx)
         for slot, row in enumerate(self.tiles.table(i, which)):
-            y = requant(row.values[0], row.mant, row.shift, row.bias)
-            self._write_residual(i, slot, add_residual(self._residual[slot] * i["add"], y))
+            if i["sink"] == Sink.RESIDUAL and not i["add"]:
+                self._residual[slot] = 0
+            self._to_sink(i, np.array([slot]), requant(row.values, row.mant, row.shift, row.bias))
 
     def _angles(self, i: Instruction) -> None:
         p = self._pass
@@ -312,7 +313,7 @@ class GoldenCore:
         return alone(Fn(i["fn"]), y, i["shift"], WIDE) if i["fn"] else y
 
     def _to_sink(self, i: Instruction, slots: np.ndarray, y: np.ndarray) -> None:
-        """Values y[slots, rows] of LINEAR, where they go."""
+        """Values y[slots, rows] of LINEAR or EMBED, where they go."""
         if i["sink"] == Sink.RESIDUAL:
             need(y.shape[1] <= self.model["hidden"], "rows beyond the residual")
             self._write_residual(i, slots, add_residual(self._residual[slots, :y.shape[1]], y))

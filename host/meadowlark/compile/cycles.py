@@ -384,7 +384,7 @@ class _Machine:
         stride, rows = (37, self.regs["vocab"]) if i["src"] == Src.TOKEN else (1, p.ctx)
         for s in range(p.n):
             row = (p.pos0 + s) * stride % rows
-            self._rows_of_table(i, range(row, row + 1), self.regs["hidden"], spent)
+            self._rows_of_table(i, range(row, row + 1), i["row_beats"] * self.c.W, spent)
         self._lose(spent, self._effect(i))
 
     def _rope(self, i: Instruction, p: Pass, spent: Spent) -> None:
