@@ -24,7 +24,7 @@ from meadowlark.run.targets import golden_core
 from meadowlark_boards import BOARDS, Board, get_board
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import pass_of, tile_keys
-from meadowlark_hdl.isa import Header, Instruction, Mode, Op, Src
+from meadowlark_hdl.isa import Header, Instruction, Mode, Op, Sink, Src
 from meadowlark_hdl.isa_golden import GoldenCore
 from random_model import random_model
 
@@ -162,8 +162,9 @@ class Case:
                 Instruction(Op.QK, addr=0, x=here + (0 if self.decode else first * words),
                             shift=self.score_shift, **kv(head), **how)]
             program += [
-                Instruction(Op.SV, addr=self.ctx * (head + at) // c.W,
-                            y=there * c.W + first * head + at, mant=self.mant, shift=self.shift,
+                Instruction(Op.SV, sink=Sink.ACT, wide=1,
+                            addr=self.ctx * (head + at) // c.W, y=there * c.W + first * head + at,
+                            mant=self.mant, shift=self.shift,
                             more=int(at + self.columns < head), **kv(self.columns), **how)
                 for at in range(0, head, self.columns)]
             if self.decode:                         # the lanes of other heads
