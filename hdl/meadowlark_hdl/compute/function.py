@@ -1,14 +1,14 @@
 """Functions by table and interpolation: 1/x and 1/sqrt(x) in one unit, and those of rows."""
 from collections.abc import Callable
 
-from amaranth import Cat, Const, Module, Mux, Signal, signed
+from amaranth import Cat, Const, Mux, signed
 from amaranth.lib import memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from ..fixed import RECIP_TABLE, RSQRT_TABLE
 from ..functions import FUNCTIONS, Function
-from ..lib.pipe import Pipe, Piped, Timed, cat, kept, mix, mux
+from ..lib.pipe import Pipe, Piped, Timed, cat, mix, mux
 from .products import product, product_ports
 
 
@@ -111,14 +111,10 @@ class Reciprocal(Interpolated):
         pipe.give(self, t=t[10:].reg("t", 17), k=k)
 
 
-def of_functions(fn, which: Callable[[Function], object]):
+def of_functions(fn: Timed, which: Callable[[Function], object]) -> Timed:
     """Whether this holds for a function."""
-    return Cat(fn == each for each, function in FUNCTIONS.items() if which(function)).any()
-
-
-def is_one_of(m: Module, name: str, fn, which: Callable[[Function], object]) -> Signal:
-    """The same, in a register."""
-    return kept(m, name, of_functions(fn, which))
+    return mix(lambda fn: Cat(fn == each for each, function in FUNCTIONS.items()
+                              if which(function)).any(), fn)
 
 
 class Share(Interpolated):
@@ -136,7 +132,7 @@ class Share(Interpolated):
 
     Members
     -------
-    fn : In(3)          The :class:`.Fn`, not NONE; constant from two cycles before the first value.
+    fn : In(3)          The :class:`.Fn`, not NONE.
     g : In(signed(18))  11 fractional bits.
     o : Out(16)         0..32768.
     """
@@ -147,24 +143,23 @@ class Share(Interpolated):
         super().__init__({"fn": In(3), "g": In(signed(18)), "o": Out(16)}, shared=shared)
 
     def stages(self, pipe: Pipe) -> None:
-        m, (g,) = pipe.m, pipe.inputs(self.g)
+        fn, g = pipe.inputs(self.fn, self.g)
         tables = sorted({id(f.table): f.table for f in FUNCTIONS.values() if f.segments}.values(),
                         key=len, reverse=True)
         begins, depth = {}, 0
         for table in tables:
             begins[id(table)] = depth
             depth += len(table) - 1
-        fine = is_one_of(m, "fine", self.fn, lambda f: f.fine)
-        base = kept(m, "base", Cat(of_functions(
-            self.fn, lambda f, k=k: begins.get(id(f.table), 0) >> k & 1)
-            for k in range(exact_log2(depth))))
-        lengths = {n: is_one_of(m, f"segments_{n}", self.fn, lambda f, n=n: f.segments == n)
+        fine = of_functions(fn, lambda f: f.fine).reg("fine")
+        base = cat(*(of_functions(fn, lambda f, k=k: begins.get(id(f.table), 0) >> k & 1)
+                     for k in range(exact_log2(depth)))).reg("base")
+        lengths = {n: of_functions(fn, lambda f, n=n: f.segments == n).reg(f"segments_{n}")
                    for n in sorted({f.segments for f in FUNCTIONS.values()})}
 
         magnitude = mux(g[-1], -g, g).reg("magnitude", 18)          # up to 2**17
         at = mux(fine, cat(Const(0, 1), magnitude), magnitude)
-        beyond = mix(lambda at: Cat(which & at[7 + exact_log2(n):].any() if n else which
-                                    for n, which in lengths.items()).any(), at)
+        beyond = cat(*(which & at[7 + exact_log2(n):].any() if n else which
+                       for n, which in lengths.items())).any()
         positive = self.interpolate_in(pipe, tables, at[7:7 + len(base)] | base, at[:7])
         o = mix(lambda beyond, negative, positive: Mux(
             beyond, Mux(negative, 0, 32768), Mux(negative, 32768 - positive, positive)),

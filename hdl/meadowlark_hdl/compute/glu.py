@@ -4,7 +4,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from ..lib.pipe import Pipe, Piped, mix, mux
-from .function import Share, is_one_of
+from .function import Share, of_functions
 from .products import product, product_ports
 
 
@@ -24,7 +24,7 @@ class Glu(Piped):
     Members
     -------
     fn : In(3)
-        The :class:`.Fn`, not NONE; constant from two cycles before the first value.
+        The :class:`.Fn`, not NONE.
     gate : In(signed(18))
         11 fractional bits (+-64).
     up : In(signed(16))
@@ -39,14 +39,13 @@ class Glu(Piped):
                           **product_ports(shared, "interpolate", "gated", "product")})
 
     def stages(self, pipe: Pipe) -> None:
-        gate, up = pipe.inputs(self.gate, self.up)
+        fn, gate, up = pipe.inputs(self.fn, self.gate, self.up)
         pipe.m.submodules.share = share = Share(shared=self.shared)
-        pipe.m.d.comb += share.fn.eq(self.fn)
         if self.shared:
             wiring.connect(pipe.m, wiring.flipped(self.interpolate), share.interpolate)
-        s = pipe.through(share, g=gate).o
+        s = pipe.through(share, fn=fn, g=gate).o
         # Centred is s - 1/2, times two; it differs from s in the upper bits.
-        centred = is_one_of(pipe.m, "centred", self.fn, lambda function: function.centred)
+        centred = of_functions(fn, lambda function: function.centred).reg("centred")
         less = mix(lambda s: Cat(s[:14], ~s[14], (~(s[14] | s[15])).replicate(3)), s)
         gated = product(pipe, self, "gated", mux(centred, 1 << 16, gate),
                         mux(centred, less, s).as_signed())

@@ -30,7 +30,7 @@ class Narrow(Piped):
     shift : In(shift_bits)
         Belongs to the value it comes with.
     small : In(1)
-        Saturate to ``small`` bits; constant while values are in flight.
+        Saturate to ``small`` bits; belongs to the value as well.
     o : Out(signed(bits))
     saturated : Out(1)
         ``o`` is not the exact rounded value.
@@ -51,7 +51,7 @@ class Narrow(Piped):
 
     def stages(self, pipe: Pipe) -> None:
         bits, small = self.bits, self.small_bits or self.bits
-        i, shift = pipe.inputs(self.i, self.shift)
+        i, shift, is_small = pipe.inputs(self.i, self.shift, self.small)
         # One bit below the value: after the shift it is the bit that decides the rounding.
         value, at = cat(0, i).as_signed(), self.shift_bits
         while at:                               # two bits of the shift a stage, coarse first
@@ -67,13 +67,13 @@ class Narrow(Piped):
         # The sum needs one bit more than the result to see the carry, provided the value itself
         # fits in that; if it does not, rounding cannot bring it back, nor change its sign.
         total = (whole[:bits + 1].as_signed() + half).reg("total", signed(bits + 2))
-        far = mux(self.small, mix(beyond, whole, small + 1),
+        far = mux(is_small, mix(beyond, whole, small + 1),
                   mix(beyond, whole, bits + 1)).reg("far")
         negative = whole[-1].reg("negative").reg("over_negative")
-        over = (far | mux(self.small, mix(beyond, total[:small + 2], small),
+        over = (far | mux(is_small, mix(beyond, total[:small + 2], small),
                           mix(beyond, total, bits))).reg("over")
         kept = total.reg("kept", signed(bits))
 
-        nearest = mux(self.small, mix(limit, negative, small), mix(limit, negative, bits))
+        nearest = mux(is_small, mix(limit, negative, small), mix(limit, negative, bits))
         pipe.give(self, o=mux(over, nearest, kept).reg("o", signed(bits)),
                   saturated=over.reg("saturated"))
