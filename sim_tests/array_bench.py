@@ -188,11 +188,11 @@ class Bench:
         return cycles(dut) - begun
 
     def table(self, kind: int) -> dict[tuple[int, int, int], dict]:
-        """Results of a kind by (row, block, lane); each came once."""
+        """Results of a kind by (element, block, lane); each came once."""
         out = {}
         for r in self.results:
             if r["kind"] == kind:
-                key = r["row"], r["block"], r["lane"]
+                key = r["to"]["element"], r["to"]["block"], r["lane"]
                 assert key not in out, f"result {key} came twice"
                 out[key] = r
         return out

@@ -9,7 +9,7 @@ from amaranth import Shape
 from meadowlark_hdl.compute.lane import DRAIN_LATER
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import Lots, Pass, subgroups
-from meadowlark_hdl.isa import NO_WINDOW, Instruction, Op
+from meadowlark_hdl.isa import NO_WINDOW, Fn, Instruction, Op, Pair, Sink
 from meadowlark_hdl.issue.issue_golden import ENABLES, Presented
 from meadowlark_hdl.issue.walker import presentable
 
@@ -42,13 +42,15 @@ def repeated(c: Config, p: Pass, i: Instruction, svs: int = 1,
 
 
 def of_heads(model: dict[str, int], c: Config, i: Instruction) -> dict[str, int]:
-    """A model whose heads have the rows of an instruction."""
-    return model | {"head_log2": (i["row_beats"] * c.W).bit_length() - 1}
+    """A model whose heads are as long as the keys of an instruction; for LINEAR as short as can be,
+    or twice that."""
+    beats = 1 + i["x"] % 2 if i["op"] == Op.LINEAR else i["row_beats"]
+    return model | {"head_log2": (beats * c.W).bit_length() - 1}
 
 
 def random_work(rng, c: Config, *ops: Op, several: bool = False) -> tuple[Pass, Instruction]:
-    """A pass, and an instruction of one of these operators. several: lots are of more than one head
-    at once, but not of all blocks, and a head has more than one beat."""
+    """A pass, and an instruction of one of these operators. several: three blocks; lots are of more
+    than one head at once, but not of all blocks, and a head has more than one beat."""
     heads, sliding = bool(rng.integers(2)), bool(several or rng.integers(2))
     p = a_pass(c.P, 1 if heads else int(rng.integers(1, 3 * c.P + 1)), int(rng.integers(60)),
                *(map(int, rng.integers(1, 4, 2))))
@@ -69,8 +71,20 @@ def random_work(rng, c: Config, *ops: Op, several: bool = False) -> tuple[Pass, 
         back, rows = int(rng.choice([NO_WINDOW, 0, *rng.integers(2 * c.P, size=4)])), c.tile_rows
     if op == Op.LINEAR:
         row_beats = int(rng.integers(1, c.tile_beats // rows + 1))
-    i = Instruction(op, heads=heads, lanes=int(rng.integers(1, c.P + 1)),
-                    last=int(not sliding and rng.integers(2)), tiles=int(rng.integers(1, 4)),
+    sink, wide = Sink(rng.integers(1, 5)), int(rng.integers(2))
+    if op == Op.LINEAR:
+        heads = bool(not several and rng.integers(2))
+        if heads:
+            p, sink = a_pass(c.P, 1, p.pos0), Sink.ACT
+        pair, fn = rng.choice([(Pair.NONE, Fn.NONE), (Pair.NONE, Fn.RELU), (Pair.ROPE, Fn.NONE),
+                               (Pair.GLU, Fn.TANH)][:3 if heads else 4])
+        what = {"sink": sink, "pair": int(pair), "fn": int(fn), "stats": int(rng.integers(2))}
+    else:
+        what = {"sink": Sink.ACT, "mant": int(rng.integers(1 << 15, 1 << 16))}
+    i = Instruction(op, **what, wide=wide, y=int(rng.integers(1 << 15)), heads=heads,
+                    lanes=int(rng.integers(1, c.P + 1)),
+                    last=int(not several and (op == Op.LINEAR or not sliding) and rng.integers(2)),
+                    tiles=int(rng.integers(1, 4)),
                     rows=rows, last_rows=int(rng.integers(1, rows + 1)), row_beats=row_beats,
                     x=int(rng.integers(8)), shift=int(rng.integers(64)),
                     addr=int(rng.integers(1 << 20)), back=back, ahead=int(rng.random() < 0.2),

@@ -91,6 +91,12 @@ def test_listing_names_what_counts():
     (Op.LINEAR, dict(sink=Sink.SCRATCH, wide=1), "only activations have 16 bits"),
     (Op.LINEAR, dict(sink=Sink.ACT, stats=1), "of the residual alone"),
     (Op.LINEAR, dict(sink=Sink.SCRATCH, heads=1), "scratch memory has no lanes"),
+    (Op.LINEAR, dict(sink=Sink.LOGIT, heads=1),
+     "residual and sampler have no lanes that are heads"),
+    (Op.LINEAR, dict(sink=Sink.ACT, pair=Pair.GLU, fn=Fn.SILU, heads=1),
+     "lanes that are heads have no GLU"),
+    (Op.LINEAR, dict(sink=Sink.RESIDUAL, y=4),
+     "residual and sampler take rows from the first on"),
     (Op.LINEAR, dict(sink=Sink.RESIDUAL, add=1), "only an EMBED to the residual can"),
     (Op.EMBED, dict(sink=Sink.ACT, add=1), "only an EMBED to the residual can be told to add")])
 def test_results_that_cannot_be(op, fields, words):

@@ -18,7 +18,8 @@ from meadowlark_hdl import isa_golden
 from meadowlark_hdl.compute import tiling_engine_golden
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import Lots
-from meadowlark_hdl.isa import FIELDS, MODEL_REGS, NO_WINDOW, Fn, Instruction, Op, Pair, Sink, Src
+from meadowlark_hdl.isa import (FIELDS, MODEL_REGS, NO_WINDOW, Fn, Instruction, Kind, Op, Pair,
+                                Sink, Src)
 from meadowlark_hdl.isa_golden import GoldenCore, ProgramError
 from meadowlark_hdl.issue import issue_golden
 from random_model import packable, random_model, random_texts
@@ -171,17 +172,21 @@ class Lanes:
                 if "sum_en" in e:
                     sums[:, e["sum_block"]] = sums[:, e["sum_block"]] * e["sum_keep"] + mine
             if "res_en" in e:
-                result = {0: acc, 1: sums[:, e.get("sum_block", 0)], 2: slices[
-                    :, e.get("acc_addr", 0), e.get("dr_sel", 0)]}[e["res_kind"]]
-                if e["res_kind"] == 1:              # has no row: that of the first element
+                drained = slices[:, e.get("acc_addr", 0), e.get("dr_sel", 0)]
+                result = {Kind.ROW: acc, Kind.SUM: sums[:, e.get("sum_block", 0)],
+                          Kind.DRAIN: drained}[e["res_kind"]]
+                if e["res_kind"] == Kind.SUM:       # has no row: that of the first element
+                    assert (e["element"], e["by"]) == (i["mant"], i["shift"])
                     total = result.copy()
                     continue
-                row = e.get("row", 0)
+                row = e["element"] - (i["y"] << (i["pair"] == Pair.GLU))
+                if e["res_kind"] == Kind.ROW:       # a head for each lane
+                    row += e["to_lane"] * core.head
                 key = e["res_kind"], row, e["block"]
                 assert key not in self.rows, "a result twice"
                 self.rows[key] = result.copy()
-                if e["res_kind"] == 2 and row % core.head == 0:
-                    self.rows[1, row, e["block"]] = total
+                if e["res_kind"] == Kind.DRAIN and row % core.head == 0:
+                    self.rows[Kind.SUM, row, e["block"]] = total
 
     def of(self, kind: int, slots: np.ndarray, count: int, first: int = 0) -> np.ndarray:
         """Results of a kind, int[slots, count], from row ``first`` on."""
@@ -216,7 +221,7 @@ def test_by_beats(image, monkeypatch, sv_cycles):
                 slots = core._of_pass(i)[-1 if i["sink"] == Sink.LOGIT else 0:]
                 want = np.concatenate([acc for *_, acc in seen], axis=1)
                 lanes = Lanes(core, i, act, np.concatenate([rows for rows, *_ in seen]))
-                np.testing.assert_array_equal(lanes.of(0, slots, want.shape[1]), want)
+                np.testing.assert_array_equal(lanes.of(Kind.ROW, slots, want.shape[1]), want)
             elif op == Op.QK:
                 slots, lots = of_attention
                 [(keys, _, want)] = seen
@@ -236,9 +241,9 @@ def test_by_beats(image, monkeypatch, sv_cycles):
                 lanes = Lanes(core, i, act, seen[0][1], lots, probability)
                 for h, (each, _, want) in zip(lots.heads, seen, strict=True):
                     np.testing.assert_array_equal(
-                        lanes.of(2, slots, core.head, h * core.head), want)
+                        lanes.of(Kind.DRAIN, slots, core.head, h * core.head), want)
                     np.testing.assert_array_equal(
-                        lanes.of(1, slots, 1, h * core.head)[:, 0], each.sum(axis=1))
+                        lanes.of(Kind.SUM, slots, 1, h * core.head)[:, 0], each.sum(axis=1))
             done.add((op, p.decode, lots is not None and len(lots.keys) > i["rows"]))
             return given
         return call

@@ -12,7 +12,7 @@ from bench import pack, recv, simulate, unpack
 from meadowlark_hdl.compute.lane import BEAT_CYCLE
 from meadowlark_hdl.compute.tiling_engine import EngineControl
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.isa import Instruction, Op, Src
+from meadowlark_hdl.isa import Instruction, Kind, Op, Src
 from meadowlark_hdl.issue import issue_golden
 from meadowlark_hdl.issue.issue import Issue
 from meadowlark_hdl.signatures import ModelLayout, PassLayout, ScratchCommand
@@ -56,7 +56,7 @@ async def beats(dut, stall):
         trace = []
         for t, (control, active, _, scale_addr) in enumerate(bench.trace):
             shown = unpack(layout, control)
-            shown |= shown.pop("lane") | {"array_active": active,
+            shown |= shown.pop("lane") | shown.pop("to") | {"array_active": active,
                                           "tile_row": scale_addr % c.tile_rows}
             if active:
                 shown["tile"], shown["beat"] = divmod(bench.trace[t + BEAT_CYCLE - 3][2],
@@ -81,9 +81,9 @@ async def embed(dut, stall):
     embed = Instruction(Op.EMBED, src=Src.TOKEN, rows=1, row_beats=4)
     taken = await bench.execute(embed)
     await ClockCycles(dut.clk, 4)
-    got = [(r["row"], r["block"], r["lane"], r["kind"], r["acc"], tuple(r["scale"].values()))
-           for r in bench.results]
-    want = [(v["row"], v["block"], v["lane"], 0, int(rows[v["tile"]].flat[v["value"]]),
+    got = [(r["to"]["element"], r["to"]["block"], r["lane"], r["kind"], r["acc"],
+            tuple(r["scale"].values())) for r in bench.results]
+    want = [(v["element"], v["block"], v["lane"], Kind.TOKEN, int(rows[v["tile"]].flat[v["value"]]),
              scales[v["tile"]]) for v in issue_golden.values(bench.config, a_pass(P, n), embed)]
     assert got == want
     if not stall:

@@ -14,7 +14,7 @@ from meadowlark_hdl.compute.softmax_golden import MASKED, probabilities, saturat
 from meadowlark_hdl.compute.tiling_engine_golden import broadcast, dot
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import Lots, subgroup, tile_keys
-from meadowlark_hdl.isa import NO_WINDOW, Header, Instruction, Mode, Op, Src
+from meadowlark_hdl.isa import NO_WINDOW, Header, Instruction, Kind, Mode, Op, Src
 from presented import a_pass, repeated
 
 CONFIGS = {"w8p16": Config(W=8, P=16, bus_bytes=2, act_words=64, score_depth=256, tile_beats=64,
@@ -74,7 +74,7 @@ async def linear(dut, stall, only_last):
     taken = await bench.execute(Instruction(
         Op.LINEAR, src=Src.STREAM, mode=Mode.INT8, header=Header.SCALE, tiles=3, rows=per_tile,
         last_rows=4, row_beats=row_beats, x=5, last=only_last))
-    got = bench.table(0)
+    got = bench.table(Kind.ROW)
     blocks = [nb - 1] if only_last else range(nb)
     assert len(got) == count * len(blocks) * c.P
     want = dot(weights, x)
@@ -134,8 +134,8 @@ async def attention_of_tokens(dut, stall, single, row_beats):
     assert int(dut.saturations.value) == np.count_nonzero(
         saturated(acc, shift) & ~hidden & (position < ctx)[..., None])
     want = broadcast(prob, values)
-    sums = iter([r for r in bench.results if r["kind"] == 1])
-    drained = bench.table(2)
+    sums = iter([r for r in bench.results if r["kind"] == Kind.SUM])
+    drained = bench.table(Kind.DRAIN)
     assert len(drained) == group * nb * c.P * head_dim
     # Lots end in the order of the tiles with their last keys.
     sees = [p.sees(c, work[0][0], b) for b in range(nb)]
@@ -144,7 +144,7 @@ async def attention_of_tokens(dut, stall, single, row_beats):
         key=lambda lot: (sees[lot[1]].stop - 1 - lots.keys.start) // per_tile)]
     for (h, b), k in ((lot, k) for lot in ends for k in range(c.P)):
         found = next(sums)
-        assert (found["block"], found["lane"]) == (b, k)
+        assert (found["to"]["block"], found["lane"]) == (b, k)
         if b * c.P + k < n:                                     # beyond the prompt: anything
             assert found["acc"] == total[h, b, k]
             assert [drained[h * head_dim + j, b, k]["acc"] for j in range(head_dim)] == \
@@ -196,7 +196,7 @@ async def attention_of_heads(dut, stall, ctx):
         assert qk <= len(keys) * row_beats + 8 * count + 32
         assert sv <= len(keys) * row_beats * c.sv_cycles + 8 * count + 8
         assert drained <= SUM_GAP + head_dim * c.P + c.P + 40
-    sums, drained = bench.table(1), bench.table(2)
+    sums, drained = bench.table(Kind.SUM), bench.table(Kind.DRAIN)
     for k in range(c.P):
         assert sums[0, 0, k]["acc"] == total[k]
         assert [drained[j, 0, k]["acc"] for j in range(head_dim)] == want[k].tolist()

@@ -18,8 +18,9 @@ from meadowlark_hdl.compute.vector_unit import VectorUnit
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.fixed import saturate
 from meadowlark_hdl.functions import FUNCTIONS
-from meadowlark_hdl.isa import Fn, Op, Pair, Sink
-from meadowlark_hdl.signatures import (Beat, InstructionLayout, ModelLayout, PassLayout, Result)
+from meadowlark_hdl.isa import Fn, Instruction, Kind, Op, Pair, Sink
+from meadowlark_hdl.issue.issue_golden import destination
+from meadowlark_hdl.signatures import Beat, ModelLayout, NormJob, PassLayout, Result
 
 CONFIGS = {
     "w8p16": Config(W=8, P=16, bus_bytes=2, residual_values=4096, rope_pairs=4096),
@@ -104,9 +105,10 @@ class Bench:
                 (int(v) & 0x3ffff) << 18 * k for k, v in enumerate(beat))
 
     async def instruction(self, op, pass_, **fields):
-        """Present an instruction and its pass."""
-        self.pass_ = pass_
-        self.dut.instr.value = pack(InstructionLayout, op=op, **fields)
+        """An instruction's results are next, or its NORM, and its pass."""
+        self.pass_, self.instr = pass_, Instruction(op, **fields)
+        self.dut.norm_job.value = pack(NormJob(), lent=int(op == Op.NORM), **{
+            name: self.instr[name] for name in ("last", "wide", "shift", "y")})
         self.dut.pass_.value = pack(PassLayout(), **pass_)
         self.written, self.last_write = 0, None
         for _ in range(4):
@@ -169,8 +171,8 @@ class Bench:
                     size = bits + scale["shift"] - 16 + (3 if row % 5 == 3 else 0)
                     acc = rng.integers(-2**min(size, 44), 2**min(size, 44), P)
                     y[block, :, row] = requant(acc, *scale.values())
-                    items += [dict(acc=int(acc[k]), lane=k, row=row, block=block, kind=0,
-                                   scale=scale) for k in range(P)]
+                    items += [dict(acc=int(acc[k]), lane=k, kind=Kind.ROW, add=1,
+                                   to=self.to(row, block), scale=scale) for k in range(P)]
                     if gaps and rng.random() < 0.5:
                         items.append(int(rng.integers(1, 9)))
         return items, y
@@ -183,6 +185,10 @@ class Bench:
             return self.act[:, at:at + count]
         tokens = self.scratch[:(block + 1) * config.P * model["token_words"] * config.W]
         return tokens.reshape(-1, model["token_words"] * config.W)[-config.P:, y:y + count]
+
+    def to(self, row, block):
+        """Where a row of LINEAR goes."""
+        return destination(self.model, self.instr, block, row)
 
     def exists(self, blocks):
         """bool[block, lane]: the pass has this token."""
@@ -214,8 +220,9 @@ async def _embed(bench, n, old=None):
         # Tokens of all sizes: the square drops bits of the large ones.
         acc = rng.integers(-127, 128, hidden) << rng.integers(0, 10)
         residual[s] = add_residual(0 if old is None else old[s], requant(acc, *scale.values()))
-        items += [dict(acc=int(acc[i]), lane=s % P, row=i, block=s // P, kind=0, scale=scale)
-                  for i in range(hidden)]
+        to = dict(sink=Sink.RESIDUAL, stats=1, block=s // P)
+        items += [dict(acc=int(acc[i]), lane=s % P, kind=Kind.TOKEN, add=int(old is not None),
+                       to=to | dict(element=i), scale=scale) for i in range(hidden)]
         if s < n - 1 and rng.random() < 0.5:        # the last result ends the run
             items.append(int(rng.integers(1, 30)))
     await bench.results(items)
@@ -312,8 +319,9 @@ async def rows_of_a_table_to_activations(dut):
     n = P + 2
     await bench.instruction(Op.EMBED, _pass(n, P), sink=Sink.ACT, wide=1, y=9, shift=5)
     items, y = bench.rows(count, range(2), count, bits=14, gaps=False)
-    items = [i for i in items if i["block"] * P + i["lane"] < n]
-    await bench.results(sorted(items, key=lambda i: (i["block"], i["lane"], i["row"])))
+    items = [i | {"kind": Kind.TOKEN} for i in items if i["to"]["block"] * P + i["lane"] < n]
+    await bench.results(sorted(items, key=lambda i: (i["to"]["block"], i["lane"],
+                                                     i["to"]["element"])))
     last = await bench.finish()
     assert last == bench.last_write == bench.last_result + bench.latency(Sink.ACT)
     want, there = saturate(y, 16), bench.exists(range(2))
@@ -337,14 +345,25 @@ async def _angles(bench):
     return cos, sin
 
 
+def _made(pair, fn, rows, shift, bits, angles):
+    """What becomes of rows[block, lane, 32], saturated to so many bits."""
+    even, odd = rows[..., ::2], rows[..., 1::2]
+    if pair == Pair.GLU:
+        return glu(fn, even, odd, shift, bits)
+    if pair == Pair.NONE:
+        return alone(fn, rows, shift, bits) if fn else saturate(rows, bits)
+    half = len(angles[0]) // (rows.shape[0] * rows.shape[1])
+    at = np.arange(rows[..., 0].size).reshape(*rows.shape[:2], 1) * half + np.arange(16) % half
+    return np.stack(rope(even, odd, *(each[at] for each in angles), shift, bits), -1) \
+        .reshape(rows.shape)
+
+
 @cocotb.test(timeout_time=2, timeout_unit="ms")
 @cocotb.parametrize(gaps=[False, True])
 async def pairs_of_rows(dut, gaps):
     bench, config, rng = await _prepared(dut)
-    P, half = config.P, 1 << bench.model["head_log2"] - 1
-    cos, sin = await _angles(bench)
+    P, angles = config.P, await _angles(bench)
     blocks, total = range(2), 0
-    slot = np.arange(2 * P).reshape(2, P, 1)
     # Functions as gates and alone in turn; some results are saturated for certain.
     of_functions = [(sink, pair, fn, shift + 8 * (sink == Sink.SCRATCH),
                      8 if sink == Sink.SCRATCH else 16, 17)
@@ -360,21 +379,46 @@ async def pairs_of_rows(dut, gaps):
         await bench.results(items)
         last = await bench.finish()
         assert last == bench.last_write == bench.last_result + bench.latency(sink, pair, fn)
-        even, odd = rows[..., ::2], rows[..., 1::2]
-        if pair == Pair.GLU:
-            want, exact = (glu(fn, even, odd, shift, limit) for limit in (size, WIDE))
-        elif fn:
-            want, exact = (alone(fn, rows, shift, limit) for limit in (size, WIDE))
-        else:
-            at = slot * half + np.arange(16) % half
-            want, exact = (np.stack(rope(even, odd, cos[at], sin[at], shift, limit), -1)
-                           .reshape(2, P, 32) for limit in (size, WIDE))
+        want, exact = (_made(pair, fn, rows, shift, limit, angles) for limit in (size, WIDE))
         total += (want != exact)[bench.exists(blocks)].sum()
         assert await bench.saturations() == total
         for block in blocks:
             np.testing.assert_array_equal(bench.found(sink, block, 6, want.shape[-1]), want[block])
         assert bench.written == want.size
     assert total > 0
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+@cocotb.parametrize(way=["plain", "rotate", "gate"])
+async def one_way_many_destinations(dut, way):
+    """Pairs of rows of three instructions in any order, without a gap: each goes where it says."""
+    bench, config, rng = await _prepared(dut)
+    P, angles = config.P, await _angles(bench)
+    pieces, wanted, order = [], [], []
+    for k, (sink, pair, fn, shift, bits) in enumerate({
+            "plain": ((Sink.ACT, Pair.NONE, Fn.NONE, 0, 16), (Sink.ACT, Pair.NONE, Fn.NONE, 0, 8),
+                      (Sink.SCRATCH, Pair.NONE, Fn.NONE, 0, 8)),
+            "rotate": ((Sink.ACT, Pair.ROPE, Fn.NONE, 14, 16),
+                       (Sink.ACT, Pair.ROPE, Fn.NONE, 19, 8),
+                       (Sink.SCRATCH, Pair.ROPE, Fn.NONE, 21, 8)),
+            "gate": ((Sink.ACT, Pair.GLU, Fn.SILU, 11, 16), (Sink.ACT, Pair.NONE, Fn.TANH, 9, 8),
+                     (Sink.SCRATCH, Pair.NONE, Fn.GELU, 8, 8))}[way]):
+        y = 6 + 40 * k
+        await bench.instruction(Op.LINEAR, _pass(2 * P - 1, P), sink=sink, pair=pair, fn=fn,
+                                wide=int(bits == 16), y=y, shift=shift)
+        items, rows = bench.rows(32, range(2), 8, bits=14, gaps=False)
+        pieces.append([items[at:at + 2 * P] for at in range(0, len(items), 2 * P)])
+        order += [k] * len(pieces[-1])
+        want, exact = (_made(pair, fn, rows, shift, limit, angles) for limit in (bits, WIDE))
+        wanted.append((sink, y, want, (want != exact)[bench.exists(range(2))].sum()))
+    rng.shuffle(order)
+    await bench.results([item for k in order for item in pieces[k].pop(0)])
+    assert await bench.finish() == bench.last_write
+    for sink, y, want, _ in wanted:
+        for block in range(2):
+            np.testing.assert_array_equal(bench.found(sink, block, y, want.shape[-1]), want[block])
+    assert bench.written == sum(want.size for _, _, want, _ in wanted)
+    assert await bench.saturations() == sum(count for *_, count in wanted) > 0
 
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
@@ -394,20 +438,24 @@ async def logits_of_the_last_token(dut):
 
 
 def _attention(bench, blocks, mant, shift):
-    """Rows of kind 1 and 2 -> (items, y[block, lane, element])."""
+    """Rows of SUM and DRAIN -> (items, y[block, lane, element])."""
+    instr = bench.instr
     config, rng, dim = bench.config, bench.rng, 1 << bench.model["head_log2"]
     P = config.P
     y, items = np.zeros((len(blocks), P, dim), np.int64), []
     for block in blocks:
         total = rng.integers(2**15, 2**rng.integers(16, 28), P)
-        sums = [dict(acc=int(total[k]), lane=k, row=0, block=block, kind=1) for k in range(P)]
+        sums = [dict(acc=int(total[k]), lane=k, kind=Kind.SUM,
+                     to=dict(block=block, element=mant, by=shift)) for k in range(P)]
         gap = bench.unit.sum_gap
         items += [*sums, *[gap - P] * (P < gap)]
         scale, down = output_scale(total, mant, shift)
         for row in range(dim):
             acc = rng.integers(-128, 128, P) * total + rng.integers(-2**15, 2**15, P)
             y[block, :, row] = requant(acc, scale, down)
-            items += [dict(acc=int(acc[k]), lane=k, row=row, block=block, kind=2,
+            to = dict(sink=Sink.ACT, wide=1, block=block, element=instr["y"] + row,
+                      heads=instr["heads"], to_lane=max(instr["lanes"] - 1, 0))
+            items += [dict(acc=int(acc[k]), lane=k, kind=Kind.DRAIN, add=1, to=to,
                            scale=dict(mant=1, shift=2, bias=3)) for k in range(P)]
     return items, y
 
@@ -421,7 +469,7 @@ async def attention_output(dut, head_log2):
     for shift in (0, 5, 63):
         mant = int(rng.integers(2**15, 2**16))
         await bench.instruction(Op.SV, _pass(2 * P, P), sink=Sink.ACT, wide=1, y=3, mant=mant,
-                                shift=shift)
+                                shift=shift, lanes=P)
         items, y = _attention(bench, range(2), mant, shift)
         await bench.results(items)
         last = await bench.finish()
@@ -477,5 +525,5 @@ def test_vector_unit(config, seed):
 
 def test_payload_fits_the_layout():
     layout = Result(CONFIGS["w4p5"])
-    bits = pack(layout, acc=-1, lane=4, row=3, block=2, kind=1)
+    bits = pack(layout, acc=-1, lane=4, kind=1, to=dict(element=3, block=2))
     assert unpack(layout, bits)["acc"] == -1

@@ -12,7 +12,7 @@ from meadowlark.compile.drains import Drains
 from meadowlark_hdl.compute.lane import DRAIN_LATER
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import subgroups
-from meadowlark_hdl.isa import NO_WINDOW, Instruction, Op
+from meadowlark_hdl.isa import NO_WINDOW, Instruction, Kind, Op, Sink
 from meadowlark_hdl.issue import issue_golden
 from meadowlark_hdl.issue.drain import Drain
 from meadowlark_hdl.issue.gammas import Gammas
@@ -52,7 +52,7 @@ class KeysAndDrain(wiring.Component):
         wiring.connect(m, keys.summed, drain.lots)
         m.d.comb += [
             keys.req.eq(self.req), keys.job.eq(self.job), keys.front.eq(self.front),
-            keys.taken.eq(drain.takes), drain.beats.eq(self.job.instr.row_beats),
+            keys.taken.eq(drain.takes), drain.instr.eq(self.job.instr),
             self.idle.eq(keys.idle & drain.settled)]
         for name in self.PRESENTS:
             m.d.comb += self.control[name].eq(
@@ -206,7 +206,7 @@ def cycles(config, p, i, lots) -> int:
 @pytest.mark.parametrize("case", CONFIGS)
 def test_drain(case, seed):
     """The sums, then every element once, in order, P cycles apart, with its slice in a cycle that
-    is taken; then the next lot."""
+    is taken; then the next lot. A QK that follows is none of its business."""
     config, rng = CONFIGS[case], random.Random(seed)
     drain = Drain(config, sum_gap=SUM_GAP)
 
@@ -214,7 +214,15 @@ def test_drain(case, seed):
         beats, t, rows, addr = 2, 0, [], {}
         lots = [{"slot": rng.randrange(config.acc_slots // config.sv_cycles) * config.sv_cycles,
                  "head": beats * head, "block": rng.randrange(64)} for head in (0, 3, 1)]
-        ctx.set(drain.beats, beats)
+        sv, qk = (dict(Instruction(
+            op, row_beats=length, y=rng.randrange(1 << 14), mant=rng.randrange(1 << 16),
+            shift=rng.randrange(64), wide=rng.randrange(2), heads=rng.randrange(2),
+            lanes=rng.randrange(1, config.P + 1)))
+                 for op, length in ((Op.SV, beats), (Op.QK, 8)))
+        of_all = {name: sv[name] for name in ("wide", "heads")} | {"sink": Sink.ACT, "by": 0}
+        of_sums = {"sink": 0, "wide": 0, "heads": 0, "by": sv["shift"]}
+        ctx.set(drain.instr, sv)
+        await ctx.tick()
         drains = Drains(config, SUM_GAP)
         for lot in lots:
             ctx.set(drain.lots.payload, lot)
@@ -226,19 +234,25 @@ def test_drain(case, seed):
                 shown = {name: int(ctx.get(c[name])) for name in drain.PRESENTS}
                 addr[t] = shown["acc_addr"], ctx.get(drain.takes)
                 assert not ctx.get(drain.settled) or t < 3
+                ctx.set(drain.instr, sv if t < 3 else qk)
                 if shown["res_en"]:
                     assert shown["sum_read"] + shown["dr_en"] == 1
-                    rows.append((t, shown["res_kind"], shown["row"], shown["block"]))
+                    rows.append((t, shown["res_kind"], shown["element"], shown["block"]))
+                    for name, value in (of_sums if shown["sum_read"] else of_all).items():
+                        assert shown[name] == value, name
+                    assert shown["to_lane"] == (shown["dr_en"] and sv["lanes"] - 1)
                     if shown["sum_read"]:
                         assert shown["sum_block"] == lot["slot"] // 2 and ctx.get(drain.takes)
                 else:
-                    assert not any(shown[name] for name in ("row", "block", "sum_block"))
+                    assert not any(shown[name] for name in (
+                        "element", "block", "sum_block", *of_all, "to_lane"))
                 taken = ctx.get(drain.lots.ready)
                 await ctx.tick()
                 t += 1
             first = rows[0][0] + max(SUM_GAP, config.P)
-            assert rows == [(rows[0][0], 1, 0, lot["block"])] + [
-                (first + k * config.P, 2, lot["head"] * config.W + k, lot["block"])
+            begins = sv["y"] + lot["head"] * config.W
+            assert rows == [(rows[0][0], Kind.SUM, sv["mant"], lot["block"])] + [
+                (first + k * config.P, Kind.DRAIN, begins + k, lot["block"])
                 for k in range(beats * config.W)]
             assert rows[-1][0] == drains.last == t - 1
             ctx.set(drain.lots.valid, 0)
@@ -253,7 +267,7 @@ def test_drain(case, seed):
             t += 1
         assert t == drains.last + 1 + results_settle(config)
         for at, _, k, _ in rows[1:]:
-            beat, value = divmod(k - lot["head"] * config.W, config.W)
+            beat, value = divmod(k - begins, config.W)
             slot = lot["slot"] + beat * config.sv_cycles + value % config.sv_cycles
             assert addr.pop(at + DRAIN_LATER) == (slot % config.acc_slots, 1)
         assert not any(at for t, (at, _) in addr.items() if t > rows[0][0] + DRAIN_LATER)
@@ -266,7 +280,9 @@ def test_values(case, op, seed):
     """Each value of each tile, whose beats come 2 cycles after their address."""
     config, rng = CONFIGS[case], random.Random(seed)
     W, walker, beats = config.W, TokenTiles(CONFIGS[case]), 3
-    p, i = a_pass(config.P, config.P + 2), Instruction(op, row_beats=beats)
+    what = {name: rng.randrange(2) for name in ("add", "stats", "wide")} | {
+        "sink": rng.choice([Sink.ACT, Sink.RESIDUAL]), "y": rng.randrange(1 << 14)}
+    p, i = a_pass(config.P, config.P + 2), Instruction(op, row_beats=beats, **what)
     tiles = [[[rng.randrange(-1 << 15, 1 << 15) for _ in range(W)] for _ in range(beats)]
              for _ in range(p.n)]
     seen, there = [], []
@@ -286,8 +302,11 @@ def test_values(case, op, seed):
             state["tile"] += ctx.get(walker.release)
             if ctx.get(walker.element.valid):
                 got = walker.element.payload
-                seen.append(tuple(ctx.get(got[name]) for name in ("row", "lane", "block", "acc")))
-                assert ctx.get(got.kind) == 0 and ctx.get(got.scale.mant) == 1234
+                seen.append(tuple(ctx.get(value) for value in (
+                    got.to.element, got.lane, got.to.block, got.acc)))
+                assert ctx.get(got.kind) == Kind.TOKEN and ctx.get(got.scale.mant) == 1234
+                assert ctx.get(got.add) == i["add"]
+                assert all(ctx.get(got.to[name]) == i[name] for name in ("sink", "wide", "stats"))
             if ctx.get(walker.rope.valid):
                 seen.append(tuple(ctx.get(getattr(walker.rope, name))
                                   for name in ("addr", "cos", "sin")))
@@ -298,7 +317,7 @@ def test_values(case, op, seed):
     run(walker, bench)
     wanted = issue_golden.values(config, p, i)
     if op == Op.EMBED:
-        assert seen == [(v["row"], v["lane"], v["block"], tiles[v["tile"]][v["value"] // W][
+        assert seen == [(v["element"], v["lane"], v["block"], tiles[v["tile"]][v["value"] // W][
             v["value"] % W]) for v in wanted]
     else:
         assert seen == [(v["addr"], *tiles[v["tile"]][v["value"] // W][v["value"] % W:][:2])

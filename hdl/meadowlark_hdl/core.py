@@ -181,7 +181,7 @@ class Core(wiring.Component):
             engine.control.eq(issue.control), engine.lanes.eq(issue.lanes),
             engine.attending.eq(issue.attending), engine.beat.eq(tiles.read.beat),
             engine.scale.eq(tiles.read.scale),
-            vector.instr.eq(issue.current), vector.norm_start.eq(issue.norm_start),
+            vector.norm_job.eq(issue.norm_job), vector.norm_start.eq(issue.norm_start),
             vector.gamma.eq(issue.gamma), vector.clear.eq(sequencer.run_start),
             engine.clear.eq(sequencer.run_start), issue.norm_done.eq(vector.norm_done),
             issue.gamma_addr.eq(vector.gamma_addr), issue.vector_busy.eq(vector.busy)]

@@ -55,6 +55,14 @@ class Fn(IntEnum):
     TANH = 5        #: hyperbolic tangent
 
 
+class Kind(IntEnum):
+    """What a result of the array is: of which kind is its row."""
+    ROW = 0     #: of LINEAR, requantised by ``scale``
+    SUM = 1     #: a lane's sum of probabilities, which becomes its output scale
+    DRAIN = 2   #: of SV, requantised by the output scale of its lane
+    TOKEN = 3   #: of EMBED: a row, but those of a token follow each other
+
+
 class Mode(IntEnum):
     """How the decoder turns chunks into beats."""
     INT8 = 0    #: one chunk per beat
@@ -175,7 +183,12 @@ def fault(i: Instruction) -> str | None:
             (i["stats"] and sink != Sink.RESIDUAL, "sums of squares are of the residual alone"),
             (i["add"] and (op, sink) != (Op.EMBED, Sink.RESIDUAL),
              "only an EMBED to the residual can be told to add"),
-            (i["heads"] and sink == Sink.SCRATCH, "scratch memory has no lanes")):
+            (i["heads"] and sink == Sink.SCRATCH, "scratch memory has no lanes"),
+            (i["heads"] and sink in (Sink.RESIDUAL, Sink.LOGIT),
+             "residual and sampler have no lanes that are heads"),
+            (i["heads"] and pair == Pair.GLU, "lanes that are heads have no GLU"),
+            (i["y"] and sink in (Sink.RESIDUAL, Sink.LOGIT),
+             "residual and sampler take rows from the first on")):
         if wrong:
             return what
     return None

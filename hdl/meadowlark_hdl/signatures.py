@@ -142,17 +142,37 @@ class TileRead(Signature):
         })
 
 
+def Destination(config: Config) -> data.StructLayout:
+    """Where a row of results goes, and what is made of it. Constant for its P results.
+
+    sink, pair, fn, wide, stats: see :data:`.isa.FIELDS`. by: right shift in front of the memory, 0
+    for what is not shifted. block: of tokens. element: of activations, scratch memory, the residual
+    or the sampler; of a GLU twice that, and 1 more for its second row; of another pair odd for
+    the second row. angle: pair within its head. heads: lanes are heads. to_lane: with heads where
+    lane 0's result goes, of DRAIN the last lane that has one. SUM: element and by are the
+    mantissa and the shift of the output scale.
+    """
+    return data.StructLayout({
+        "sink": 3, "pair": 2, "fn": 3, "wide": 1, "stats": 1, "by": 6, "heads": 1,
+        "to_lane": range(config.P), "block": 6, "element": Config.ROW_BITS,
+        "angle": Config.MAX_HEAD_LOG2 - 1})
+
+
 def Result(config: Config) -> data.StructLayout:
     """One result of the array, engine -> vector unit, at most one a cycle, never stalled.
 
-    A row of results is P consecutive cycles, lane 0 first. row: index of the output row in the
-    instruction (LINEAR, EMBED), or of the output element (drain of SV). block: resident block.
-    kind: 0 LINEAR or EMBED row, requantised by ``scale``; 1 a lane's sum of probabilities
-    (becomes that lane's output scale); 2 SV drain, requantised by that lane's output scale.
+    A row of results is P consecutive cycles, lane 0 first. kind: see :class:`.isa.Kind`. add: it is
+    added to the residual, not written. to: where it goes.
     """
     return data.StructLayout({
-        "acc": signed(Config.ACC_BITS), "lane": range(config.P), "row": Config.ROW_BITS, "block": 6,
-        "kind": 2, "scale": RowScale()})
+        "acc": signed(Config.ACC_BITS), "lane": range(config.P), "kind": 2, "add": 1,
+        "to": Destination(config), "scale": RowScale()})
+
+
+def NormJob() -> data.StructLayout:
+    """A NORM, issue -> vector unit: it has no results of the array. lent: there is one, and with it
+    last, wide, shift and y of the instruction."""
+    return data.StructLayout({"lent": 1, "last": 1, "wide": 1, "shift": 6, "y": 15})
 
 
 class ResultPort(Signature):

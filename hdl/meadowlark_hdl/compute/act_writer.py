@@ -4,20 +4,20 @@ from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
 from ..config import Config
-from ..lib.fanout import near
 from ..lib.narrow import Narrow
 from ..lib.pipe import Pipe, Piped
-from ..signatures import ActWrite, InstructionLayout, ScratchWrite
+from ..signatures import ActWrite, ScratchWrite
 from .addresses import to_words
-from .epilogue import Asked
 
 
 def Place(config: Config) -> data.StructLayout:
     """Of an activation: word, lane, element in the word (in scratch memory: the four values, and
     which of them, as :class:`.Addresses` has it); whether anybody will read it (else its
-    saturations do not count); whether it ends its NORM."""
+    saturations do not count); that it is scratch memory; the shift, and that there are 8
+    bits; whether it ends its NORM."""
     return data.StructLayout({"word": range(to_words(config)), "lane": range(config.P),
-                              "sub": range(config.W), "exists": 1, "ending": 1})
+                              "sub": range(config.W), "exists": 1, "scratch": 1, "shift": 6,
+                              "small": 1, "ending": 1})
 
 
 class ActWriter(Piped):
@@ -32,8 +32,7 @@ class ActWriter(Piped):
 
     Members
     -------
-    instr : In(InstructionLayout)
-        Constant from two cycles before the first values: shift and width.
+    pair, norm : In(1)              There are the values of a pair; those of NORM.
     valid, place : In(1), In(Place)
     values : In(values of signed(34))
         One; two of ROPE; ``norm_width`` of NORM. Others mean nothing.
@@ -47,46 +46,47 @@ class ActWriter(Piped):
         self.config = config
         self.width = max(2, config.norm_width)
         super().__init__({
-            "instr": In(InstructionLayout), "valid": In(1), "place": In(Place(config)),
+            "valid": In(1), "pair": In(1), "norm": In(1), "place": In(Place(config)),
             "values": In(data.ArrayLayout(signed(34), self.width)), "act": Out(ActWrite(config)),
             "scratch": Out(ScratchWrite(config)), "norm_done": Out(1), "clear": In(1),
             "saturations": Out(32)})
 
     def stages(self, pipe: Pipe) -> None:
-        m, W, asked = pipe.m, self.config.W, Asked(pipe.m, self.instr)
+        m, W = pipe.m, self.config.W
+        pair, norm = (pipe.at(0, port).reg(f"of_{port.name}") for port in (self.pair, self.norm))
         valid = pipe.at(0, self.valid, valid=True).reg("valid")
         place = pipe.at(0, self.place, name="place").reg("place")
         narrows = []
         for k in range(self.width):
             m.submodules[f"narrow{k}"] = narrow = Narrow(width=34, shift_bits=6, bits=16, small=8)
             value = pipe.at(0, self.values[k], name=f"value_{k}").reg(f"value_{k}")
-            narrows.append(pipe.through(narrow, i=value, shift=asked.shift, small=asked.small))
+            narrows.append(pipe.through(narrow, i=value, shift=place.shift, small=place.small))
         done = narrows[0].o.cycle
         pipe.cycles["act"] = done
 
-        sub = place.sub.at(done - 1)
-        low = [(sub[0] == k) | asked.rotate for k in range(2)]
+        sub, two = place.sub.at(done - 1), pair.at(done - 1)
+        low = [(sub[0] == k) | two for k in range(2)]
         mask = [(sub[1:] == k >> 1) & low[k & 1] for k in range(W)]
         four = pipe.at(done - 1, Cat((sub[1] == k >> 1) & low[k & 1] for k in range(4)),
                        name="four").reg("scratch_mask")
         if self.config.norm_width > 1:
-            fours = near(m, asked.norm, name="fours")
+            fours = norm.until(done - 2).near("fours").value
             mask = [fours & (sub[2:] == k >> 2) | ~fours & bit for k, bit in enumerate(mask)]
         mask = pipe.at(done - 1, Cat(mask), name="mask").reg("act_mask")
-        writes, exists = valid.at(done), place.exists.at(done)
+        writes, exists, scratch = valid.at(done), place.exists.at(done), place.scratch.at(done)
         m.d.comb += [
-            self.act.valid.eq(writes & ~asked.scratch), self.act.addr.eq(place.word.at(done)),
-            self.scratch.valid.eq(writes & asked.scratch), self.scratch.mask.eq(four.value),
+            self.act.valid.eq(writes & ~scratch), self.act.addr.eq(place.word.at(done)),
+            self.scratch.valid.eq(writes & scratch), self.scratch.mask.eq(four.value),
             self.scratch.addr.eq(place.word.at(done)),
             *(data.eq(narrow.o.value) for data, narrow in zip(
                 self.scratch.data, 4 // len(narrows) * narrows, strict=True)),
             self.act.lane.eq(place.lane.at(done)), self.act.mask.eq(mask.value),
             *(data.eq(narrows[k % len(narrows)].o.value) for k, data in enumerate(self.act.data)),
-            self.norm_done.eq(writes & asked.norm & place.ending.at(done))]
+            self.norm_done.eq(writes & place.ending.at(done))]
 
         # One value of a write, two of a pair, all of the norm's.
-        counts = (1, asked.rotate) if self.config.norm_width == 1 else \
-            (1, asked.rotate | asked.norm, asked.norm, asked.norm)
+        pair, norm = pair.at(done), norm.at(done)
+        counts = (1, pair) if self.config.norm_width == 1 else (1, pair | norm, norm, norm)
         counted = Signal(3)
         m.d.sync += counted.eq(sum((narrow.saturated.value & writes & exists & which
                                     for narrow, which in zip(narrows, counts, strict=True)),

@@ -1,13 +1,12 @@
 """Where a result goes: from lane, block and row to words of the memories."""
-from amaranth import Cat, Module, Mux
+from amaranth import Module, Mux
 from amaranth.lib.wiring import In, Out
 
 from ..config import Config
 from ..lib.pipe import Pipe, Piped, Timed, kept, mix, mux
 from ..lib.times import times
-from ..signatures import InstructionLayout, ModelLayout, PassLayout
+from ..signatures import ModelLayout, PassLayout
 from ..tech.cells import Multiplier
-from .epilogue import Asked
 
 
 def to_words(config: Config) -> int:
@@ -27,13 +26,20 @@ class Addresses(Piped):
 
     Members
     -------
-    instr, model, pass_ : In(InstructionLayout), In(ModelLayout), In(PassLayout)
+    model, pass_ : In(ModelLayout), In(PassLayout)
         Constant from two cycles before the first result.
-    lane, block, row, is_drain : In(range(P)), In(6), In(19), In(1)
-        Of the result.
+    norm, y : In(1), In(15)
+        There is a NORM, and of the instruction y; constant likewise.
+    lane, block, element, heads, to_lane, angle : In(range(P)), In(6), In(19), In(1), In(range(P)),
+            In(7)
+        Of a result, see :func:`.signatures.Destination`; of NORM's values their token's lane and
+        block, and the element without y.
+    is_drain, is_glu, is_scratch, is_resid : In(1)
+        It is a drain of SV; part of a GLU; goes to scratch memory; to the residual. All are 0, and
+        so is heads, in NORM.
     valid : In(1)
         There is one.
-    to_lane, word, sub : Out(range(P)), Out(most of act_words and scratch_bytes / 4), Out(range(W))
+    goes_to, word, sub : Out(range(P)), Out(most of act_words and scratch_bytes / 4), Out(range(W))
         Lane, word and element in it, of an activation. In scratch memory: fours of values before
         the one that it is among; sub's low two bits say which of the four.
     pair : Out(range(rope_pairs))
@@ -56,49 +62,42 @@ class Addresses(Piped):
         lane, word = range(config.P), range(config.residual_values // 4)
         slot = range(Config.PASS_BLOCKS * config.P)
         super().__init__({
-            "instr": In(InstructionLayout), "model": In(ModelLayout), "pass_": In(PassLayout()),
-            "lane": In(lane), "block": In(6), "row": In(Config.ROW_BITS),
-            "is_drain": In(1), "valid": In(1),
-            "to_lane": Out(lane), "word": Out(range(to_words(config))),
+            "model": In(ModelLayout), "pass_": In(PassLayout()), "norm": In(1), "y": In(15),
+            "lane": In(lane), "block": In(6), "element": In(Config.ROW_BITS), "heads": In(1),
+            "to_lane": In(lane), "angle": In(Config.MAX_HEAD_LOG2 - 1), "is_drain": In(1),
+            "is_glu": In(1), "is_scratch": In(1), "is_resid": In(1), "valid": In(1),
+            "goes_to": Out(lane), "word": Out(range(to_words(config))),
             "sub": Out(range(config.W)), "pair": Out(range(config.rope_pairs)),
             "slot": Out(slot), "resid_word": Out(word), "exists": Out(1),
             "used": Out(1), "last": Out(1), "last_lane": Out(lane), "last_block": Out(6),
             "last_slot": Out(slot), "start": Out(word)})
 
     def stages(self, pipe: Pipe) -> None:
-        m, asked = pipe.m, Asked(pipe.m, self.instr)
-        lane, block, row, is_drain, valid = pipe.inputs(
-            self.lane, self.block, self.row, self.is_drain, self.valid)
-        heads, head_log2 = asked.heads, self.model.head_log2
+        m, head_log2 = pipe.m, self.model.head_log2
+        lane, block, row, heads, to_lane, angle, is_drain, is_glu, is_scratch = pipe.inputs(
+            self.lane, self.block, self.element, self.heads, self.to_lane, self.angle,
+            self.is_drain, self.is_glu, self.is_scratch)
         at = self.config.W.bit_length() - 1
         log2_words = kept(m, "log2_words", head_log2 - at)[:3]     # of a head
         last_slot, last_lane, last_block = self._last(m)
-        # A row's number within its head; where it counts from the first head on, for pairs the
-        # even row's.
-        head_mask = kept(m, "head_mask", Cat(
-            head_log2 > k for k in range(Config.MAX_HEAD_LOG2)))
-        beyond = Config.ROW_BITS - Config.MAX_HEAD_LOG2
-        row_mask = kept(m, "row_mask", Cat(~asked.rotate, head_mask[1:] | (~heads).replicate(7),
-                                            (~heads).replicate(beyond)))
-
-        head = (row[at:] >> log2_words)[:len(lane)].reg("head")
-        offset = mux(is_drain & heads, mix(lambda x: x << log2_words << at, lane), 0).reg("offset")
-        element = (mux(asked.gate & ~asked.alone, row[1:], row & row_mask).reg("row") | offset)
-        element = (element + self.instr.y)[:15].reg("element")
-        to_lane = mux(heads, mux(is_drain.reg("is_drain"), 0, head), lane.reg("lane")) \
-            .reg("to_lane")
+        # Of heads one lies behind the other in lane 0.
+        offset = mux(self.norm, self.y, mux(is_drain & heads, mix(
+            lambda x: x << log2_words << at, lane), 0)).reg("offset", 15)
+        element = (mux(is_glu, row[1:], row).reg("whole") + offset)[:15] \
+            .reg("element")
+        goes_to = mux(heads, mux(is_drain, 0, to_lane), lane).reg("to")
         in_last = (block == last_block).reg("in_last")
         is_last = (in_last & (lane == last_lane).reg("at_last")).reg("is_last")
         after = in_last & (lane > last_lane).reg("after_last")
-        head_used = mux(is_drain, lane < self.instr.lanes, lane == 0).reg("head_used")
+        head_used = mux(is_drain, ~(lane > to_lane), lane == 0).reg("head_used")
         exists = mux(heads, head_used, ~after).reg("exists")
         used = (head_used | ~heads).reg("used")
 
-        slot, start, token_word = self._starts(pipe, asked, lane, block, valid, last_slot)
-        pair = (((slot << log2_words) << at - 1) | (row & head_mask)[1:8].reg("pair")) \
-            [:len(self.pair)].reg("rope_addr")
-        pipe.give(self, to_lane=to_lane, sub=element[:at], pair=pair, slot=slot,
-                  word=(start + mux(asked.scratch, element[2:], element[at:]))[:len(self.word)]
+        slot, start, token_word = self._starts(pipe, lane, block, heads, last_slot)
+        pair = (((slot << log2_words) << at - 1) | angle.reg("angle"))[:len(self.pair)] \
+            .reg("rope_addr")
+        pipe.give(self, goes_to=goes_to, sub=element[:at], pair=pair, slot=slot,
+                  word=(start + mux(is_scratch, element[2:], element[at:]))[:len(self.word)]
                   .reg("word"),
                   resid_word=(token_word + row[2:])[:len(self.resid_word)].reg("resid_word"),
                   exists=exists, used=used, last=is_last)
@@ -113,26 +112,27 @@ class Addresses(Piped):
         return last_start[:len(self.last_slot)], \
             kept(m, "last_lane", last_token - last_start)[:len(self.lane)], last_block
 
-    def _starts(self, pipe: Pipe, asked: Asked, lane: Timed, block: Timed, valid: Timed,
-                last_slot) -> tuple[Timed, Timed, Timed]:
+    def _starts(self, pipe: Pipe, lane: Timed, block: Timed, heads: Timed, last_slot,
+                ) -> tuple[Timed, Timed, Timed]:
         """Token slot; first word of its block of activations, or its first four values in scratch
         memory; first word of its residual."""
-        here = mux(asked.heads, 0, mix(times, block, self.config.P) + lane)
+        is_scratch, is_resid, valid = pipe.inputs(self.is_scratch, self.is_resid, self.valid)
+        here = mux(heads, 0, mix(times, block, self.config.P) + lane)
         slot, residual_words = here.reg("slot", self.slot.shape()), self.model.hidden[2:]
 
         def product(name, a, b):
             pipe.m.submodules[name] = multiplier = Multiplier()
             return pipe.through(multiplier, a=a, b=b).p
-        words = Mux(asked.scratch, times(self.model.token_words, self.config.W // 4),
+        words = mux(is_scratch, times(self.model.token_words, self.config.W // 4),
                     self.model.block_words)
         # The choices take slot's cycle.
         if not self.config.shared_products:
-            return (slot, product("start", mux(asked.scratch, here, block).reg("of"),
-                                  kept(pipe.m, "words", words)),
-                    product("token_start", mux(asked.norm, last_slot, slot), residual_words))
+            return (slot, product("start", mux(is_scratch, here, block).reg("of"),
+                                  words.reg("words")),
+                    product("token_start", mux(self.norm, last_slot, slot), residual_words))
         # Only results for the residual and, before its first value, NORM use the residual's.
-        of_residual = mix(lambda valid: asked.resid | asked.norm & ~valid, valid)
-        of_token = mix(lambda of_residual: of_residual | asked.scratch, of_residual)
-        start = product("start", mux(of_token, mux(asked.norm, last_slot, here), block).reg("of"),
+        of_residual = mix(lambda is_resid, valid: Mux(self.norm, ~valid, is_resid), is_resid, valid)
+        of_token = of_residual | is_scratch
+        start = product("start", mux(of_token, mux(self.norm, last_slot, here), block).reg("of"),
                         mux(of_residual, residual_words, words).reg("words"))
         return slot, start, start

@@ -1,10 +1,8 @@
-"""What becomes of the results of an instruction, as it says."""
+"""What becomes of a result."""
 from dataclasses import dataclass
 
-from amaranth import Module, Mux
-
-from ..isa import Op, Pair, Sink
-from ..lib.pipe import kept
+from ..isa import Pair, Sink
+from ..lib.pipe import Pipe
 from .glu import Glu
 from .rope import Rope
 
@@ -25,41 +23,31 @@ UNITS = {Pair.ROPE: Unit(Rope, ("a_cos", "b_sin", "a_sin", "b_cos")),
 
 
 class Asked:
-    """What an instruction asks for, in registers: constant for as long as it matters.
+    """What a result asks for by where it goes, a cycle later.
+
+    Parameters
+    ----------
+    pipe : Pipe
+    destination : Destination
+        Of a result in cycle 0.
 
     Attributes
     ----------
-    embed, norm : Signal(1)     Of the operator.
-    add : Signal(1)             What goes to the residual is added to it; also in NORM.
-    plain, rotate, gate, resid, logit : Signal(1)
+    plain, rotate, gate, resid, logit : Timed(1)
         What becomes of a requantised value: it goes to activation or scratch memory, as it is,
         rotated or through a function, which may be that of a gate; to the residual; to the sampler.
-        None of them in NORM.
-    alone : Signal(1)           A value is no part of a pair.
-    fn : Signal(3)              With gate, the function.
-    stats : Signal(1)           It takes in the sum of squares.
-    scratch : Signal(1)         That memory is scratch memory.
-    small : Signal(1)           Saturated to 8 bits, not 16.
-    heads : Signal(1)           Lanes are heads.
-    shift : Signal(6)           Of what goes to the activation memory.
+    alone : Timed(1)            A value is no part of a pair.
+    glu : Timed(1)              It is part of a GLU.
+    scratch : Timed(1)          Memory is scratch memory.
     """
 
-    def __init__(self, m: Module, instr):
-        op, sink, pair, fn = instr.op, instr.sink, instr.pair, instr.fn.any()
-        to_memory = (sink == Sink.ACT) | (sink == Sink.SCRATCH)
-        self.embed = kept(m, "is_embed", op == Op.EMBED)
-        self.add = kept(m, "adds", (op != Op.EMBED) | instr.add)
-        self.norm = kept(m, "is_norm", op == Op.NORM)
-        self.plain = kept(m, "is_plain", to_memory & (pair == Pair.NONE) & ~fn
-                          & (op != Op.NORM))
-        self.scratch = kept(m, "is_scratch", sink == Sink.SCRATCH)
-        self.rotate = kept(m, "is_rotate", pair == Pair.ROPE)
-        self.gate = kept(m, "is_gate", fn)
-        self.alone = kept(m, "is_alone", pair == Pair.NONE)
-        self.fn = kept(m, "fn", instr.fn)
-        self.resid = kept(m, "is_resid", sink == Sink.RESIDUAL)
-        self.stats = kept(m, "stats", instr.stats)
-        self.logit = kept(m, "is_logit", sink == Sink.LOGIT)
-        self.small = kept(m, "is_small", ~instr.wide)
-        self.heads = kept(m, "heads", instr.heads)
-        self.shift = kept(m, "shift", Mux(self.plain, 0, instr.shift))
+    def __init__(self, pipe: Pipe, destination):
+        to = pipe.at(0, destination, name="to")
+        to_memory, fn = (to.sink == Sink.ACT) | (to.sink == Sink.SCRATCH), to.fn.any()
+        self.plain = (to_memory & (to.pair == Pair.NONE) & ~fn).reg("is_plain")
+        self.scratch = (to.sink == Sink.SCRATCH).reg("is_scratch")
+        self.rotate, self.gate = (to.pair == Pair.ROPE).reg("is_rotate"), fn.reg("is_gate")
+        self.alone = (to.pair == Pair.NONE).reg("is_alone")
+        self.glu = (to.pair == Pair.GLU).reg("is_glu")
+        self.resid = (to.sink == Sink.RESIDUAL).reg("is_resid")
+        self.logit = (to.sink == Sink.LOGIT).reg("is_logit")

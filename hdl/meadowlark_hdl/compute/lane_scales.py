@@ -3,7 +3,7 @@ from amaranth.lib import memory
 from amaranth.lib.wiring import In, Out
 
 from ..config import Config
-from ..lib.pipe import Pipe, Piped, cat, mux
+from ..lib.pipe import Pipe, Piped, cat, mux, reg
 from .products import product, product_ports
 
 
@@ -23,8 +23,8 @@ class LaneScales(Piped):
 
     Members
     -------
-    mant, shift : In(16), In(6)     Of the instruction.
     sum_valid, sum_lane : In(1), In(range(P))
+    mant, shift : In(16), In(6)     Of the SV, with a sum; the same for all that are in flight.
     t, k : In(17), In(6)            1 / sum.
     lane : In(range(P))
     scale : Out(22)                 Of that lane, in the same cycle: mant, then shift.
@@ -42,11 +42,14 @@ class LaneScales(Piped):
     def stages(self, pipe: Pipe) -> None:
         valid, lane = pipe.at(0, self.sum_valid, valid=True), pipe.at(0, self.sum_lane)
         t, k = (pipe.at(self.root_latency, value) for value in (self.t, self.k))
+        mant, shift = reg(16, "of_mant"), reg(6, "of_shift")
+        with pipe.m.If(self.sum_valid):
+            pipe.m.d.sync += [mant.eq(self.mant), shift.eq(self.shift)]
         # No clamp of t * mant / 2**16: t is at most 2**16, mant below it. Beyond 63 a shift leaves
         # nothing either way.
-        down = (k + self.shift).reg("down")
+        down = (k + shift).reg("down")
         down = mux(down[6], 63, down[:6])
-        scaled = product(pipe, self, "scaled", t, self.mant)
+        scaled = product(pipe, self, "scaled", t, mant)
         scale = cat((scaled[16:32] + scaled[15])[:16].reg("mant"), down)
 
         pipe.m.submodules.scales = scales = memory.Memory(

@@ -7,7 +7,7 @@ from amaranth.utils import ceil_log2
 from ..lib.collisions import IN_BLOCKS
 from ..config import Config
 from ..lib.pipe import Pipe, Timed, reg, struct
-from ..signatures import ActWrite, Beat, ResultPort, RowScale, Weights
+from ..signatures import ActWrite, Beat, Destination, ResultPort, RowScale, Weights
 from ..sleep import nap, napping
 from .lane import BEAT_CYCLE, Lane, LaneControl, lane_schedule, result_cycle
 
@@ -16,11 +16,10 @@ def EngineControl(config: Config) -> data.StructLayout:
     """What the issue stage presents each cycle.
 
     lane: the lanes' fields. part: in SV, which of each ``sv_cycles`` values of the beat the column
-    of the first one takes. row, block: of a result (lane.res_en).
+    of the first one takes. to: of a row of results (lane.res_en).
     """
     return data.StructLayout({
-        "lane": LaneControl(config),
-        "part": range(config.sv_cycles), "row": Config.ROW_BITS, "block": 6})
+        "lane": LaneControl(config), "part": range(config.sv_cycles), "to": Destination(config)})
 
 
 def or_levels(config: Config) -> int:
@@ -94,6 +93,7 @@ class TilingEngine(wiring.Component):
         m.d.comb += self.saturations.eq(saturations)
 
         self._rows(pipe, fields)
+        m.d.comb += self.result.payload.add.eq(1)
         m.d.comb += self.result.payload.acc.eq(_gather(m, results).as_signed())
         return m
 
@@ -146,15 +146,16 @@ class TilingEngine(wiring.Component):
 
         Rows in flight wait for their results: written when their scale stands in its register,
         taken when lane 0's result leaves. Rows are P >= 4 cycles apart and take at most 15 + 5 + 3
-        cycles, so 16 entries never fill.
+        cycles, so 16 entries never fill; and where one goes stands until its scale is there.
         """
         m, control, P = pipe.m, self.control, self.config.P
         scale = pipe.at(2, self.scale, name="scale").reg("scale")
-        row = struct(data.StructLayout({"row": Config.ROW_BITS, "block": 6, "kind": 2,
+        to = reg(Destination(self.config), "to")
+        with m.If(control.lane.res_en):
+            m.d.sync += to.eq(control.to)
+        row = struct(data.StructLayout({"to": Destination(self.config), "kind": 2,
                                         "scale": RowScale()}),
-                     row=pipe.at(0, control.row, name="row"),
-                     block=pipe.at(0, control.block, name="block"), kind=fields["res_kind"],
-                     scale=scale)
+                     to=pipe.at(scale.cycle, to), kind=fields["res_kind"], scale=scale)
         m.submodules.rows = rows = memory.Memory(shape=row.value.shape(), depth=16, init=[],
                                                  attrs=IN_BLOCKS)
         wr, rd = rows.write_port(), rows.read_port()
@@ -169,9 +170,8 @@ class TilingEngine(wiring.Component):
         head = fields["res_en"].until(self.RESULT_CYCLE - 2).near("head").value
         out = self.result.payload
         with m.If(head):
-            m.d.sync += [rp.eq(rp + 1), out.row.eq(oldest.row), out.block.eq(oldest.block),
-                         out.kind.eq(oldest.kind), out.scale.eq(oldest.scale),
-                         out.lane.eq(0), self.result.valid.eq(1)]
+            m.d.sync += [rp.eq(rp + 1), out.to.eq(oldest.to), out.kind.eq(oldest.kind),
+                         out.scale.eq(oldest.scale), out.lane.eq(0), self.result.valid.eq(1)]
         with m.Elif(out.lane == P - 1):
             m.d.sync += self.result.valid.eq(0)
         with m.Else():

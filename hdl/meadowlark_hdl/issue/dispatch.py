@@ -46,8 +46,6 @@ class Dispatch(wiring.Component):
     job : Out(Job)                  Stands from the cycle of ``req`` on.
     req, idle : Out, In             A bit a walker.
     drained : In(1)                 Drain has settled.
-    current : Out(InstructionLayout)    Whose results the vector unit gets: the latest instruction
-                                    that started, but QK.
     vector_busy : In(1)             Comes from across the chip and is looked at a cycle late.
     storing : In(1)                 A STORE is under way.
     wait_vector, wait_store : Out(1)    For the counters.
@@ -63,7 +61,7 @@ class Dispatch(wiring.Component):
             "instr": In(stream.Signature(FetchedInstruction())),
             "pass_": In(PassLayout()), "model": In(ModelLayout), "job": Out(Job()),
             "req": Out(len(settle)), "idle": In(len(settle)), "vector_busy": In(1),
-            "drained": In(1), "current": Out(InstructionLayout),
+            "drained": In(1),
             "storing": In(1), "wait_vector": Out(1), "wait_store": Out(1),
             # Everything is in use until an instruction says otherwise, so also during a flush.
             "lanes": Out(range(config.P + 1), init=config.P), "attending": Out(1, init=1),
@@ -83,10 +81,8 @@ class Dispatch(wiring.Component):
         m.d.comb += [self.job.instr.eq(instr), self.job.pass_.eq(pass_), self.job.lots.eq(lots),
                      self.job.model.eq(self.model), self.job.first.eq(first)]
 
-        current = reg(InstructionLayout, "current")
         waits = reg(1, "waits")         # for the drains: it is no QK
         stores = reg(1, "stores")       # for STOREs: it says so, or is END
-        m.d.comb += self.current.eq(current)
         # What waits is copied until an instruction starts. ``idle`` is the state's name, once more.
         idle = Signal(init=1)
         with m.If(idle):
@@ -113,8 +109,6 @@ class Dispatch(wiring.Component):
                         first.words.eq(first.words + self.model.block_words),
                         first.tokens.eq(first.tokens + P)]
                 with m.Else():
-                    with m.If(waits):
-                        m.d.sync += current.eq(instr)
                     m.d.sync += [
                         self.lanes.eq(Mux(instr.heads | (pass_.n > P), P, pass_.n)),
                         self.attending.eq((instr.op == Op.QK) | (instr.op == Op.SV))]

@@ -8,8 +8,10 @@ from amaranth.utils import ceil_log2
 
 from ..compute.lane import DRAIN_LATER
 from ..config import Config
+from ..isa import Kind, Sink
 from ..lib.countdown import Countdown
-from ..lib.pipe import delay, reg
+from ..lib.pipe import delay, kept, reg
+from ..signatures import InstructionLayout
 from .walker import presentable, results_settle
 
 
@@ -44,7 +46,9 @@ class Drain(wiring.Component):
     Members
     -------
     lots : In(stream of SummedLot)  Taken with their last row.
-    beats : In(11)          Beats of a head, 1..; stands while there are lots.
+    instr : In(InstructionLayout)   The SV that gives lots, from the cycle before its first one to
+                            that after its last. What becomes of results is copied from it: a QK
+                            runs beside the last ones.
     takes : Out(1)          The cycle is its own; a register.
     settled : Out(1)        There are no lots, and the last results have been written, or keep the
                             vector unit busy.
@@ -53,8 +57,8 @@ class Drain(wiring.Component):
     """
 
     FIRST = 2
-    PRESENTS = ("sum_read", "sum_block", "acc_addr", "dr_en", "dr_sel", "res_en", "res_kind", "row",
-                "block")
+    PRESENTS = ("sum_read", "sum_block", "acc_addr", "dr_en", "dr_sel", "res_en", "res_kind",
+                "sink", "wide", "by", "heads", "to_lane", "block", "element")
 
     def __init__(self, config: Config, *, sum_gap: int):
         if sum_gap < 1:
@@ -63,7 +67,8 @@ class Drain(wiring.Component):
         self.sum_row = sum_row(config, sum_gap)
         shapes = presentable(config)
         super().__init__({
-            "lots": In(stream.Signature(SummedLot(config))), "beats": In(11), "takes": Out(1),
+            "lots": In(stream.Signature(SummedLot(config))), "instr": In(InstructionLayout),
+            "takes": Out(1),
             "settled": Out(1, init=1),
             "control": Out(data.StructLayout({name: shapes[name] for name in self.PRESENTS}))})
 
@@ -75,26 +80,33 @@ class Drain(wiring.Component):
         wait = Countdown(m, range(max(self.sum_row, settle + 1)), name="wait", last=False)
         left = Countdown(m, 10, name="elements", behind=True, reset=False)
         begin, sums, element, final = Signal(), Signal(), Signal(), reg(1, "final")
-        row, beat = reg(c.row.shape(), "row"), reg(len(lot.slot) - log2_parts, "beat")
+        part, column = reg(log2_parts, "part"), reg(log2_w - log2_parts, "column")  # of the beat
+        beat, at = reg(len(lot.slot) - log2_parts, "beat"), reg(15, "at")   # at: element
+        copy = {name: reg(self.instr[name].shape(), f"of_{name}")
+                for name in ("wide", "heads", "lanes", "y", "mant", "shift", "row_beats")}
+        with m.If(self.settled):
+            m.d.sync += [copied.eq(self.instr[name]) for name, copied in copy.items()]
+        last_lane = kept(m, "last_lane", copy["lanes"] - 1)
         # Values follow each other in the slices of a beat before they do in a slice.
         coming = delay(m, element, DRAIN_LATER - 1, name="coming", reset=True)
-        addr = delay(m, Cat(row[:log2_parts], beat), DRAIN_LATER - 1, name="addr")
+        addr = delay(m, Cat(part, beat), DRAIN_LATER - 1, name="addr")
         own_addr = reg(c.acc_addr.shape(), "own_addr")
         m.d.sync += [sums.eq(begin), element.eq(0), self.takes.eq(begin | coming),
                      own_addr.eq(Mux(coming, addr, 0))]
         m.d.comb += [
             self.lots.ready.eq(element & final), c.acc_addr.eq(own_addr), c.sum_read.eq(sums),
             c.sum_block.eq(Mux(sums, lot.slot[1:], 0)), c.dr_en.eq(element),
-            c.dr_sel.eq(row[log2_parts:log2_w]), c.res_en.eq(sums | element),
-            c.res_kind.eq(Cat(sums, element)), c.row.eq(Mux(element, row, 0)),
-            c.block.eq(Mux(sums | element, lot.block, 0))]
+            c.dr_sel.eq(column), c.res_en.eq(sums | element),
+            c.res_kind.eq(Mux(sums, Kind.SUM, Mux(element, Kind.DRAIN, 0))),
+            c.sink.eq(Mux(element, Sink.ACT, 0)), c.wide.eq(element & copy["wide"]),
+            c.by.eq(Mux(sums, copy["shift"], 0)), c.heads.eq(element & copy["heads"]),
+            c.to_lane.eq(Mux(element, last_lane, 0)), c.block.eq(Mux(sums | element, lot.block, 0)),
+            c.element.eq(Mux(sums, copy["mant"], Mux(element, at, 0)))]
 
         with m.If(wait.some):
             m.d.sync += wait.step()
         with m.If(element):
-            m.d.sync += row.eq(row + 1)
-            with m.If(row[:log2_w].all()):
-                m.d.sync += beat.eq(beat + 1)
+            m.d.sync += [Cat(part, column, beat).eq(Cat(part, column, beat) + 1), at.eq(at + 1)]
         with m.FSM():
             with m.State("SETTLE"):
                 with m.If(self.lots.valid):
@@ -115,7 +127,8 @@ class Drain(wiring.Component):
                     with m.If(left.last):
                         m.next = "NEXT"
         with m.If(begin):
-            m.d.sync += [wait.load(self.sum_row - 1), left.load((self.beats << log2_w) - 1),
-                         beat.eq(lot.slot[log2_parts:]), row.eq(Cat(Const(0, log2_w), lot.head)),
-                         self.settled.eq(0)]
+            m.d.sync += [wait.load(self.sum_row - 1), part.eq(0), column.eq(0),
+                         left.load((copy["row_beats"] << log2_w) - 1),
+                         beat.eq(lot.slot[log2_parts:]),
+                         at.eq(copy["y"] + Cat(Const(0, log2_w), lot.head)), self.settled.eq(0)]
         return m

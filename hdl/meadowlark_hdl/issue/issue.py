@@ -10,8 +10,8 @@ from amaranth.lib.wiring import In, Out
 
 from ..compute.tiling_engine import EngineControl
 from ..config import Config
-from ..signatures import (Beat, FetchedInstruction, InstructionLayout, ModelLayout, PassLayout,
-                          ResultPort, RopeWrite, ScratchCommand, TileRead)
+from ..signatures import (Beat, FetchedInstruction, ModelLayout, NormJob, PassLayout, ResultPort,
+                          RopeWrite, ScratchCommand, TileRead)
 from .dispatch import Dispatch
 from .drain import Drain
 from .gammas import Gammas
@@ -47,7 +47,7 @@ class Issue(wiring.Component):
     ----------
     config : Config
     sum_gap : int
-        Cycles from the start of a kind-1 row to that of the first kind-2 row.
+        Cycles from the start of a row of SUM to that of the first row of DRAIN.
 
     Members
     -------
@@ -58,8 +58,8 @@ class Issue(wiring.Component):
     tile : Out(TileRead)
     engine_result : In(ResultPort), result : Out(ResultPort)   Joined, one cycle later.
     rope : Out(RopeWrite)
+    norm_job : Out(NormJob)
     norm_start : Out(1), norm_done : In(1), gamma_addr : In, gamma : Out(Beat), vector_busy : In(1)
-    current : Out(InstructionLayout)        Whose results the vector unit gets.
     lanes, attending : Out                  Lanes it uses; whether it is QK or SV.
     store_cmd : Out(stream of ScratchCommand)
     store_done : In(1)                      One cycle for each of them whose data is in memory.
@@ -80,10 +80,9 @@ class Issue(wiring.Component):
             "tile": Out(TileRead(config)),
             "engine_result": In(ResultPort(config)), "result": Out(ResultPort(config)),
             "rope": Out(RopeWrite(config)),
-            "norm_start": Out(1), "norm_done": In(1),
+            "norm_job": Out(NormJob()), "norm_start": Out(1), "norm_done": In(1),
             "gamma_addr": In(range(config.tile_beats)), "gamma": Out(Beat(config)),
             "vector_busy": In(1),
-            "current": Out(InstructionLayout),
             # As those of Dispatch.
             "lanes": Out(range(config.P + 1), init=config.P), "attending": Out(1, init=1),
             "store_cmd": Out(stream.Signature(ScratchCommand())), "store_done": In(1),
@@ -109,8 +108,8 @@ class Issue(wiring.Component):
         wiring.connect(m, wiring.flipped(self.instr), dispatch.instr)
         m.d.comb += [
             dispatch.pass_.eq(self.pass_), dispatch.model.eq(self.model),
-            dispatch.vector_busy.eq(self.vector_busy), self.current.eq(dispatch.current),
-            dispatch.drained.eq(drain.settled), drain.beats.eq(dispatch.current.row_beats),
+            dispatch.vector_busy.eq(self.vector_busy),
+            dispatch.drained.eq(drain.settled), drain.instr.eq(dispatch.job.instr),
             keys.taken.eq(drain.takes), dispatch.idle.eq(Cat(walker.idle for walker in walkers))]
         for name in ("lanes", "attending", "pass_end", "retired", "pc", "bad_op"):
             m.d.comb += getattr(self, name).eq(getattr(dispatch, name))
@@ -124,10 +123,10 @@ class Issue(wiring.Component):
                      for name in presentable(config)}
         presented["wait_vector"] |= dispatch.wait_vector
         presented["wait_store"] |= dispatch.wait_store
-        engine, lane, tiles = self.control, self.control.lane, reader.control
+        engine, tiles = self.control, reader.control
         m.d.sync += [
-            *(lane[name].eq(presented[name]) for name in lane.shape().members),
-            *(engine[name].eq(presented[name]) for name in ("part", "row", "block")),
+            *(part[name].eq(presented[name]) for part in (engine.lane, engine.to)
+              for name in part.shape().members), engine.part.eq(presented["part"]),
             *(getattr(self, name).eq(presented[name]) for name in Activity().members)]
         m.d.comb += [tiles[name].eq(presented[name]) for name in tiles.shape().members]
 
@@ -140,6 +139,9 @@ class Issue(wiring.Component):
             self.gamma.eq(tile.beat), token_tiles.beat.eq(tile.beat),
             token_tiles.scale.eq(tile.scale),
             self.norm_start.eq(gammas.start), gammas.done.eq(self.norm_done),
+            self.norm_job.lent.eq(~gammas.idle),
+            *(self.norm_job[name].eq(dispatch.job.instr[name])
+              for name in ("last", "wide", "shift", "y")),
             stores.done.eq(self.store_done), dispatch.storing.eq(stores.storing)]
         wiring.connect(m, keys.summed, drain.lots)
         wiring.connect(m, stores.cmd, wiring.flipped(self.store_cmd))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from ..config import Config
 from ..control.sequencer_golden import Lots, Pass
-from ..isa import Instruction, Op
+from ..isa import Instruction, Kind, Op, Pair, Sink
 
 #: What is presented in a cycle: fields of the control by name, as :func:`.walker.presentable` has
 #: them, and ``tile``: number of the tile, for this instruction, that ``beat`` and ``tile_row`` are
@@ -34,14 +34,15 @@ def beats(config: Config, model: Mapping[str, int], p: Pass, i: Instruction,
 
 
 def values(config: Config, p: Pass, i: Instruction) -> Iterator[Presented]:
-    """Values of EMBED, one by one: ``value`` of ``tile`` as a result's row, lane and block. Of
+    """Values of EMBED, one by one: ``value`` of ``tile`` as a result's element, lane and block. Of
     ROPE pairs: ``value`` of ``tile`` and the next one go to ``addr``."""
     count, per_tile = 0, i["row_beats"] * config.W
     for token in range(p.n):
         block, lane = divmod(token, config.P)
         for value in range(0, per_tile, 2 if i["op"] == Op.ROPE else 1):
             yield ({"tile": token, "value": value, "addr": count} if i["op"] == Op.ROPE else
-                   {"tile": token, "value": value, "row": value, "lane": lane, "block": block})
+                   {"tile": token, "value": value, "element": i["y"] + value, "lane": lane,
+                    "block": block})
             count += 1
 
 
@@ -54,9 +55,18 @@ def _linear(config: Config, model: Mapping[str, int], p: Pass, i: Instruction,
                 for beat in range(i["row_beats"]):
                     presented = _dot(model, i, block, tile, row, beat)
                     if beat == i["row_beats"] - 1:
-                        presented |= {"res_en": 1, "res_kind": 0, "row": tile * i["rows"] + row,
-                                      "block": block, "tile_row": row}
+                        presented |= {"res_en": 1, "res_kind": Kind.ROW, "tile_row": row,
+                                      **destination(model, i, block, tile * i["rows"] + row)}
                     yield presented
+
+
+def destination(model: Mapping[str, int], i: Instruction, block: int, row: int) -> Presented:
+    """Where a row of LINEAR goes."""
+    head, in_head = divmod(row, 1 << model["head_log2"])
+    return {name: i[name] for name in ("sink", "pair", "fn", "wide", "stats", "heads")} | {
+        "by": i["shift"] if i["pair"] or i["fn"] else 0, "to_lane": head if i["heads"] else 0,
+        "element": (i["y"] << (i["pair"] == Pair.GLU)) + (in_head if i["heads"] else row),
+        "angle": in_head // 2, "block": block}
 
 
 def _dot(model: Mapping[str, int], i: Instruction, block: int, tile: int, row: int, beat: int,
@@ -123,10 +133,14 @@ def _drain(config: Config, i: Instruction, head_values: int, slot: int, head: in
            ) -> Iterator[Presented]:
     """A lot's sums of probabilities, then its elements; head_values: results of a head."""
     elements = i["row_beats"] * config.W
-    yield {"sum_read": 1, "sum_block": slot // 2, "res_en": 1, "res_kind": 1, "block": block}
+    yield {"sum_read": 1, "sum_block": slot // 2, "res_en": 1, "res_kind": Kind.SUM, "sink": 0,
+           "block": block, "element": i["mant"], "by": i["shift"]}
     for element in range(elements):
         beat, value = divmod(element, config.W)
         column, part = divmod(value, config.sv_cycles)
-        yield {"dr_en": 1, "dr_sel": column, "res_en": 1, "res_kind": 2,
-               "row": head * head_values + element, "block": block,
+        yield {"dr_en": 1, "dr_sel": column, "res_en": 1, "res_kind": Kind.DRAIN,
+               "sink": Sink.ACT, "pair": 0, "fn": 0, "wide": i["wide"], "by": 0,
+               "heads": i["heads"], "block": block,
+               **({"to_lane": i["lanes"] - 1} if i["heads"] else {}),
+               "element": i["y"] + head * head_values + element,
                "acc_addr": slot + beat * config.sv_cycles + part}

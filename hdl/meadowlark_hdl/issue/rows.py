@@ -4,7 +4,7 @@ from __future__ import annotations
 from amaranth import Module, Mux, Signal
 
 from ..config import Config
-from ..isa import Op
+from ..isa import Op, Pair
 from ..lib.countdown import Countdown
 from ..lib.pipe import reg
 from .walker import Walker, results_settle
@@ -22,7 +22,8 @@ class Rows(Walker):
     """
 
     TILE = 1
-    PRESENTS = ("x_addr", "dot_keep", "res_en", "row", "block", "beat", "tile_row", "release",
+    PRESENTS = ("x_addr", "dot_keep", "res_en", "sink", "pair", "fn", "wide", "stats", "by",
+                "heads", "to_lane", "block", "element", "angle", "beat", "tile_row", "release",
                 "array_active", "wait_tile", "wait_vector")
 
     def __init__(self, config: Config):
@@ -43,24 +44,39 @@ class Rows(Walker):
         final_tile = Signal()
         block, count, first = reg(6, "block"), reg(6, "count"), self.job.first
         row, row_end, one_row = reg(8, "row"), reg(8, "row_end"), Signal()      # of the tile
-        row_no = reg(Config.ROW_BITS, "row_no")                    # of the instruction
-        tile_row_no = reg(Config.ROW_BITS, "tile_row_no")          # of the tile's first row
+        # Of a row its element, doubled in a GLU, and its number in its head; of the tile's first
+        # row as well. With heads each one goes to a lane of its own, from element y on.
+        element, tile_element = (reg(Config.ROW_BITS, name) for name in ("element", "tile_element"))
+        in_head, tile_in_head = (reg(Config.MAX_HEAD_LOG2, name)
+                                 for name in ("in_head", "tile_in_head"))
+        head_mask, head_ends = reg(Config.MAX_HEAD_LOG2, "head_mask"), Signal()
+        to_lane, by = reg(c.to_lane.shape(), "to_lane"), reg(6, "by")
         beat_end, one_beat = reg(11, "beat_end"), Signal()
         tile_beat = reg(range(config.tile_beats), "tile_beat")
         x_first, x_block = reg(13, "x_first"), reg(13, "x_block")   # word x of a block
         x_addr = reg(13, "x_addr")
         m.d.sync += [beat_end.eq(instr.row_beats - 1), one_beat.eq(instr.row_beats == 1)]
         m.d.comb += [
-            c.x_addr.eq(x_addr), c.dot_keep.eq(~begins), c.row.eq(row_no),
-            c.block.eq(block), c.beat.eq(tile_beat),
-            c.tile_row.eq(row)]
+            c.x_addr.eq(x_addr), c.dot_keep.eq(~begins), c.beat.eq(tile_beat), c.tile_row.eq(row)]
+        # Rows are P >= 4 cycles apart, so what follows from the last one's end may come later.
+        m.d.sync += [head_mask.eq((1 << self.job.model.head_log2) - 1),
+                     head_ends.eq(instr.heads & (in_head == head_mask)),
+                     by.eq(Mux((instr.pair != Pair.NONE) | instr.fn.any(), instr.shift, 0))]
+        next_element = Mux(head_ends, instr.y, element + 1)
+        next_in_head = (in_head + 1) & head_mask
+        with m.If(~self.idle):
+            m.d.comb += [
+                *(c[name].eq(instr[name])
+                  for name in ("sink", "pair", "fn", "wide", "stats", "heads")),
+                c.by.eq(by), c.to_lane.eq(to_lane), c.block.eq(block), c.element.eq(element),
+                c.angle.eq(in_head[1:])]
 
         with m.If(self.idle):
             m.d.sync += [
                 tiles.load(instr.tiles), count.eq(Mux(instr.last, 1, self.job.pass_.nb)),
-                x_first.eq(instr.x + first.words), tile_row_no.eq(0), block.eq(0), row.eq(0),
-                row_no.eq(0),
-                tile_beat.eq(0), x_addr.eq(0)]
+                x_first.eq(instr.x + first.words), tile_in_head.eq(0), in_head.eq(0), row.eq(0),
+                tile_element.eq(Mux(instr.pair == Pair.GLU, instr.y << 1, instr.y)),
+                to_lane.eq(0), tile_beat.eq(0), x_addr.eq(0)]
         with m.If(wait.some):
             m.d.sync += wait.step()
         with m.FSM():
@@ -75,8 +91,8 @@ class Rows(Walker):
                     final_tile.eq(tiles.last), blocks.load_all(count),
                     rows.load_all(in_tile), row_end.eq(in_tile - 1), one_row.eq(in_tile == 1),
                     beats.load(beat_end, last=one_beat), block.eq(first.block), row.eq(0),
-                    row_no.eq(tile_row_no), tile_beat.eq(0), x_block.eq(x_first),
-                    x_addr.eq(x_first)]
+                    element.eq(tile_element), in_head.eq(tile_in_head), tile_beat.eq(0),
+                    x_block.eq(x_first), x_addr.eq(x_first)]
                 with m.If(self.front):
                     m.d.sync += tiles.step()
                     m.next = "ROWS"
@@ -91,16 +107,20 @@ class Rows(Walker):
                         m.d.sync += wait.load(config.P - 1)
                     with m.If(beats.last):
                         m.d.sync += [beats.load(beat_end, last=one_beat), rows.step(),
-                                     row.eq(row + 1), row_no.eq(row_no + 1), x_addr.eq(x_block)]
+                                     row.eq(row + 1), in_head.eq(next_in_head),
+                                     element.eq(next_element),
+                                     to_lane.eq(to_lane + head_ends), x_addr.eq(x_block)]
                         with m.If(rows.last):
                             m.d.sync += [
                                 rows.load(row_end, last=one_row), blocks.step(), row.eq(0),
-                                row_no.eq(tile_row_no), tile_beat.eq(0), block.eq(block + 1),
+                                element.eq(tile_element), in_head.eq(tile_in_head),
+                                tile_beat.eq(0), block.eq(block + 1),
                                 x_block.eq(x_block + block_words),
                                 x_addr.eq(x_block + block_words)]
                             with m.If(blocks.last):
                                 m.d.comb += c.release.eq(1)
-                                m.d.sync += tile_row_no.eq(row_no + 1)
+                                m.d.sync += [tile_in_head.eq(next_in_head),
+                                             tile_element.eq(next_element)]
                                 m.next = "TILE"
                                 with m.If(final_tile):
                                     m.d.sync += self.idle.eq(1)

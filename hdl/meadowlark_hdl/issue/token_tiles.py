@@ -5,7 +5,7 @@ from amaranth import Module, Mux, Signal
 from amaranth.lib.wiring import In, Out
 
 from ..config import Config
-from ..isa import Op
+from ..isa import Kind, Op
 from ..lib.countdown import Countdown
 from ..lib.fanout import fanout
 from ..lib.pipe import reg
@@ -15,7 +15,8 @@ from .walker import Walker
 
 
 class TokenTiles(Walker):
-    """Values of a tile, one after the other: EMBED as results of kind 0, ROPE in pairs as writes.
+    """Values of a tile, one after the other: EMBED as results of kind TOKEN, ROPE in pairs as
+    writes.
 
     Timing: hidden + ``TOKEN`` cycles a token, or head_dim/2 + ``TOKEN``; ``ANGLES`` from the last
     one of ROPE to its last effect. ``element`` is combinational, ``rope`` a register.
@@ -41,6 +42,7 @@ class TokenTiles(Walker):
     def elaborate(self, platform):
         m = Module()
         config, W, instr, rope = self.config, self.config.W, self.job.instr, self.rope
+        element = self.element.payload
         values = reg(Beat(config), "values")
         left = Countdown(m, range(W), name="values", behind=True, reset=False)  # in ``values``
         beats = Countdown(m, 11, name="beats", behind=True, reset=False)
@@ -50,9 +52,10 @@ class TokenTiles(Walker):
         in_beat = Mux(is_rope, W // 2 - 1, W - 1)           # values or pairs behind the first
         m.d.sync += [is_rope.eq(instr.op == Op.ROPE), rope.valid.eq(0)]
         m.d.comb += [
-            self.element.payload.acc.eq(values[0]), self.element.payload.lane.eq(slots.lane),
-            self.element.payload.row.eq(index), self.element.payload.block.eq(block),
-            self.element.payload.scale.eq(self.scale)]
+            element.acc.eq(values[0]), element.lane.eq(slots.lane), element.kind.eq(Kind.TOKEN),
+            element.add.eq(instr.add), element.scale.eq(self.scale),
+            *(element.to[name].eq(instr[name]) for name in ("sink", "wide", "stats")),
+            element.to.element.eq(index), element.to.block.eq(block)]
 
         with m.If(self.idle):
             m.d.sync += [slots.load(self.job.pass_.n), block.eq(0), index.eq(0)]
@@ -72,7 +75,7 @@ class TokenTiles(Walker):
                 m.d.comb += [self.control.wait_tile.eq(~self.front), self.rewind.eq(1)]
                 m.d.sync += [beats.load_all(instr.row_beats), left.load(2)]
                 with m.If(~is_rope):
-                    m.d.sync += index.eq(0)
+                    m.d.sync += index.eq(instr.y)
                 with m.If(self.front):
                     m.next = "READ"
             with m.State("READ"):                   # as long as three values

@@ -44,10 +44,11 @@ def Activity() -> data.StructLayout:
 
 def presentable(config: Config) -> dict[str, object]:
     """All that walkers may present in a cycle: name -> shape. Fields of EngineControl, those of its
-    ``lane`` among them, of TileControl and of Activity."""
+    ``lane`` and ``to`` among them, of TileControl and of Activity."""
     engine = dict(EngineControl(config).members)
-    lane = engine.pop("lane")
-    return {**lane.members, **engine, **TileControl(config).members, **Activity().members}
+    lane, to = engine.pop("lane"), engine.pop("to")
+    return {**lane.members, **to.members, **engine, **TileControl(config).members,
+            **Activity().members}
 
 
 def results_settle(config: Config) -> int:
