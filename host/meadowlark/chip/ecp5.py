@@ -21,6 +21,7 @@ from meadowlark_hdl.lib.fanout import KEEP_APART
 
 from ..errors import UserError
 from ..files import write_atomic
+from .carry_chains import trim_carry_chains
 from .floorplan import place_hard_blocks
 from .ram_registers import fold_ram_registers
 from .toolchain import PathStep, Progress, Report, Unroutable
@@ -137,6 +138,7 @@ def synthesise(rtlil: str, directory: Path, *, top: str = "top", options: Sequen
     netlist = json.loads((directory / "top.json").read_text())
     module = netlist["modules"][top]
     fold_ram_registers(module)
+    trim_carry_chains(module)
     canonical(netlist, top)
     write_atomic(directory / "top.json", json.dumps(netlist).encode())
     return dict(collections.Counter(cell["type"] for cell in module["cells"].values()))
