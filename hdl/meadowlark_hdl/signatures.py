@@ -58,6 +58,18 @@ class MemoryPort(Signature):
         })
 
 
+def ReadPort(config: Config) -> Signature:
+    """r_cmd and r_data of a :class:`MemoryPort`, for a block that only reads."""
+    members = MemoryPort(config).members
+    return Signature({name: members[name] for name in ("r_cmd", "r_data")})
+
+
+def WritePort(config: Config) -> Signature:
+    """w_cmd, w_data and w_done of a :class:`MemoryPort`, for a block that only writes."""
+    members = MemoryPort(config).members
+    return Signature({name: members[name] for name in ("w_cmd", "w_data", "w_done")})
+
+
 def TileJob(config: Config) -> data.StructLayout:
     """One tile to read: addr in chunks, chunks in all (1..4095), and how to decode it.
 

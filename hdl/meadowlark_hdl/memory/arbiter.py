@@ -4,10 +4,9 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from ..config import Config
-from ..signatures import MemoryPort, ReadCommand
+from ..signatures import MemoryPort, ReadCommand, ReadPort, WritePort
 from ..lib.countdown import Countdown
 from ..lib.queues import Queue
-from .port import ReadPort, WritePort
 
 
 class MemoryArbiter(wiring.Component):

@@ -5,10 +5,9 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from ..config import Config
-from ..signatures import TileJob, TileTag
+from ..signatures import ReadPort, TileJob, TileTag
 from ..lib.bursts import BurstCutter
 from ..lib.queues import Queue, RamQueue
-from .port import ReadPort
 
 
 class Reader(wiring.Component):

@@ -7,11 +7,10 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from ..config import Config
-from ..signatures import ReadCommand, StoreCommand
+from ..signatures import ReadCommand, StoreCommand, WritePort
 from ..lib.bursts import BurstCutter
 from ..lib.countdown import Countdown
 from ..lib.queues import Queue
-from .port import WritePort
 
 
 class StoreUnit(wiring.Component):
