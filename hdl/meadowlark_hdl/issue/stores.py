@@ -42,11 +42,8 @@ class Stores(Walker):
                 Cat(instr.row_beats[n] for n in range(7) if n >> k & 1).any() for k in range(3)))]
 
         given, under_way = Signal(), Signal(8)      # more than can wait and be on their way
-        m.d.sync += under_way.eq(under_way + given - self.done)
-        with m.If(given):
-            m.d.sync += self.storing.eq(1)
-        with m.Else():
-            m.d.sync += self.storing.eq(under_way.any())
+        m.d.sync += [under_way.eq(under_way + given - self.done),
+                     self.storing.eq(given | under_way.any())]
         with m.FSM():
             with m.State("IDLE"):
                 with m.If(self.req):
