@@ -78,6 +78,7 @@ def test_listing_names_what_counts():
     (Op.EMBED, dict(sink=Sink.RESIDUAL, add=1), None), (Op.EMBED, dict(sink=Sink.ACT), None),
     (Op.LINEAR, dict(sink=Sink.RESIDUAL, stats=1), None), (Op.END, {}, None),
     (Op.LINEAR, {}, "LINEAR has no results for sink 0"),
+    (12, dict(sink=Sink.ACT), "there is no operator 12"),
     (Op.LINEAR, dict(sink=5), "LINEAR has no results for sink 5"),
     (Op.NORM, dict(sink=Sink.SCRATCH), "NORM has no results for sink 2"),
     (Op.STORE, dict(sink=Sink.ACT), "STORE has no results for sink 1"),

@@ -164,9 +164,12 @@ def decode(raw: bytes) -> Instruction:
 
 
 def fault(i: Instruction) -> str | None:
-    """Why no core can do what an instruction asks of its results, in a sentence; None: it can."""
+    """Why no core can do what an instruction asks for, or have its results as it asks, in a
+    sentence; None: it can."""
     op, sink, pair, fn = (i[name] for name in ("op", "sink", "pair", "fn"))
-    name = Op(op).name if op in Op._value2member_map_ else f"operator {op}"
+    if op not in Op._value2member_map_:
+        return f"there is no operator {op}"
+    name = Op(op).name
     sinks = {Op.EMBED: (Sink.RESIDUAL, Sink.ACT), Op.NORM: (Sink.ACT,), Op.SV: (Sink.ACT,),
              Op.LINEAR: (Sink.ACT, Sink.SCRATCH, Sink.RESIDUAL, Sink.LOGIT)}.get(op, (Sink.NONE,))
     to_memory = sink in (Sink.ACT, Sink.SCRATCH)

@@ -30,12 +30,6 @@ from .isa import Fn, Instruction, Op, Pair, Sink, Src, fault
 WIDE = 34
 
 
-def _need_possible(i: Instruction) -> None:
-    """Raise a :class:`ProgramError` unless an instruction's results can be as it asks."""
-    why = fault(i)
-    need(why is None, why or "")
-
-
 class GoldenCore:
     """A core with an image loaded.
 
@@ -179,10 +173,8 @@ class GoldenCore:
         pc = self.model["decode_pc" if p.decode else "prefill_pc"]
         while True:
             with blamed(pc):
-                need(pc < len(self.program), "the list runs past the program's end")
-            i = self.program[pc]
-            if i["wait"]:
-                with blamed(pc):
+                i = self._fetched(pc)
+                if i["wait"]:
                     self._complete_stores()
             if i["op"] == Op.END and not (i["last"] and p.final):
                 break
@@ -191,8 +183,6 @@ class GoldenCore:
             elif i["op"] != Op.END:         # one that is passed over is none
                 with blamed(pc):
                     need(i["op"] != Op.SV, "SV without its QK")
-                    need(i["op"] in self._execute, f"there is no operator {i['op']}")
-                    _need_possible(i)
                     self._execute[Op(i["op"])](i)
                     self._counts["instructions"] += 1
             pc += 1
@@ -203,6 +193,13 @@ class GoldenCore:
         self._counts["instructions"] += 1
         self._counts["passes"] += 1
         return self._logits.astype(np.int32) if p.final else None
+
+    def _fetched(self, pc: int) -> Instruction:
+        """An instruction, if there is one whose results can be as it asks."""
+        need(pc < len(self.program), "the list runs past the program's end")
+        why = fault(self.program[pc])
+        need(why is None, why or "")
+        return self.program[pc]
 
     def read_stream(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Decode all weights now, instead of each at its first use. Counters are 0 after it.
@@ -358,18 +355,16 @@ class GoldenCore:
         qk, p = self.program[pc], self._pass
         with blamed(pc):
             self._complete_stores()
-            _need_possible(qk)
             need(p.sub_heads > 0, "more scores than their memory holds")
             as_heads = self._heads(qk) if qk["heads"] else None
         end = last_sv(self.program, pc)
         for at in range(pc + 1, end + 1):
             with blamed(at):
-                sv = self.program[at] if at < len(self.program) else None
-                need(sv is not None and sv["op"] == Op.SV and all(
+                sv = self._fetched(at)
+                need(sv["op"] == Op.SV and all(
                     sv[name] == qk[name]
                     for name in ("group", "heads", "lanes", "last", "back", "ahead")),
                     "a QK without its SV")
-                _need_possible(self.program[at])
         for lots in subgroups(self.config, p, qk):
             slots = as_heads if as_heads is not None else np.arange(
                 lots.blocks.start * self.config.P, min(lots.blocks.stop * self.config.P, p.n))
