@@ -60,6 +60,9 @@ def test_listing_names_what_counts():
         y=80, shift=7)) == (
         "LINEAR glu silu -> act16 stream [3 x 32x16, last 8 int8+scale, 528 chunks] "
         "x 5 y 80 shift 7")
+    assert line(Instruction(Op.LINEAR, sink=Sink.SCRATCH, fn=Fn.GELU, shift=9)).endswith(
+        "y 0 shift 9")
+    assert line(Instruction(Op.LINEAR, sink=Sink.SCRATCH)).endswith("y 0")
     assert line(Instruction(Op.QK, src=Src.KV, heads=1, lanes=3, addr=256, rows=128, row_beats=4,
                             chunks=512, x=9, shift=6, back=NO_WINDOW)) == (
         "QK heads 3 kv @0x100 [128x4 int8, 512 chunks] x 9 shift 6")

@@ -56,7 +56,7 @@ def line(i: Instruction) -> str:
         parts.append(f"y {i['y']}")
     if op == Op.SV:
         parts.append(f"mant {i['mant']}" + (" more" if i["more"] else ""))
-    if op in (Op.NORM, Op.QK, Op.SV) or i["pair"]:
+    if op in (Op.NORM, Op.QK, Op.SV) or i["pair"] or i["fn"]:
         parts.append(f"shift {i['shift']}")
     if op in (Op.QK, Op.SV):
         parts += [f"back {i['back']}"] if i["back"] < NO_WINDOW else []
