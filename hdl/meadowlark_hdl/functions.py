@@ -55,9 +55,14 @@ def _about_normal(x: np.ndarray) -> np.ndarray:
     return _sigmoid(_A * (x + _B * x**3))
 
 
-def _slope_of_share(share: np.ndarray) -> np.ndarray:
-    """Of a sigmoid."""
-    return share * (1 - share)
+def _slope_of_silu(x: np.ndarray) -> np.ndarray:
+    s = _sigmoid(x)
+    return s * (1 + x * (1 - s))
+
+
+def _slope_of_gelu_tanh(x: np.ndarray) -> np.ndarray:
+    s = _about_normal(x)
+    return s + x * _A * (1 + 3 * _B * x * x) * (s * (1 - s))
 
 
 def _table(share: Callable[[np.ndarray], np.ndarray], segments: int, step: float) -> np.ndarray:
@@ -99,17 +104,14 @@ class Function:
 #: Of each :class:`.Fn` but NONE. Sources: SiLU, arXiv:1702.03118; GELU, arXiv:1606.08415.
 FUNCTIONS = {
     Fn.SILU: Function(
-        lambda x: x / (1 + np.exp(-np.maximum(x, -80))),
-        lambda x: _sigmoid(x) * (1 + x * (1 - _sigmoid(x))), 2**-11, SIGMOID),
+        lambda x: x / (1 + np.exp(-np.maximum(x, -80))), _slope_of_silu, 2**-11, SIGMOID),
     Fn.RELU: Function(
         lambda x: np.maximum(x, 0), lambda x: (x > 0).astype(x.dtype), 0, STEP),
     Fn.GELU: Function(
         lambda x: x * _normal(x), lambda x: _normal(x) + x * _density(x), 2**-11, NORMAL,
         fine=True),
     Fn.GELU_TANH: Function(
-        lambda x: x * _about_normal(x), lambda x: _about_normal(x) + x * _A * (
-            1 + 3 * _B * x * x) * _slope_of_share(_about_normal(x)), 2**-11, ABOUT_NORMAL,
-        fine=True),
+        lambda x: x * _about_normal(x), _slope_of_gelu_tanh, 2**-11, ABOUT_NORMAL, fine=True),
     Fn.TANH: Function(np.tanh, lambda x: 1 - np.tanh(x)**2, 2**-12, SIGMOID, fine=True,
                       centred=True),
 }
