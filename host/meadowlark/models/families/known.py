@@ -3,27 +3,26 @@ from __future__ import annotations
 
 from . import families
 
+_UNGATED = "an MLP without a gate"
 #: model_type in config.json, architecture in GGUF ("" if none) -> what it needs.
 _NEEDS = {
     ("deepseek_v2", "deepseek2"): "latent attention (MLA) and experts",
     ("deepseek_v3", "deepseek2"): "latent attention (MLA) and experts",
-    ("gemma", "gemma"): "a gate with GELU",
-    ("gemma2", "gemma2"): "a gate with GELU, norms behind each half of a layer and soft caps",
-    ("gemma3_text", "gemma3"): "a gate with GELU, norms of queries and keys and behind each half "
-                               "of a layer, and two RoPE tables",
-    ("gpt2", "gpt2"): "GELU",
-    ("gpt_bigcode", "starcoder"): "GELU",
-    ("gpt_neo", ""): "GELU",
-    ("gpt_neox", "gptneox"): "GELU, partial RoPE and both halves of a layer side by side",
-    ("gptj", "gptj"): "GELU, partial RoPE, both halves of a layer side by side and a bias "
-                      "of the head",
+    ("gemma", "gemma"): "a family of its own",
+    ("gemma2", "gemma2"): "norms behind each half of a layer, and soft caps",
+    ("gemma3_text", "gemma3"): "norms of queries and keys, norms behind each half of a layer, and "
+                               "two RoPE tables",
+    ("gpt2", "gpt2"): _UNGATED,
+    ("gpt_bigcode", "starcoder"): _UNGATED,
+    ("gpt_neo", ""): _UNGATED,
+    ("gpt_neox", "gptneox"): _UNGATED,
+    ("gptj", "gptj"): _UNGATED,
     ("granitemoehybrid", "granitehybrid"): "layers of a state space model, and experts",
     ("lfm2", "lfm2"): "short convolutions and norms of queries and keys",
     ("mixtral", ""): "experts",
     ("olmo2", "olmo2"): "norms of queries and keys, and norms behind each half of a layer",
-    ("opt", "opt"): "ReLU",
-    ("phi", "phi2"): "GELU, partial RoPE, both halves of a layer side by side and a bias "
-                     "of the head",
+    ("opt", "opt"): _UNGATED,
+    ("phi", "phi2"): _UNGATED,
     ("qwen2_moe", "qwen2moe"): "experts",
     ("qwen3", "qwen3"): "norms of queries and keys",
     ("qwen3_moe", "qwen3moe"): "norms of queries and keys, and experts"}
