@@ -13,13 +13,15 @@ _CHAIN = "CCU2C"
 _INPUTS = "ABCD"
 #: As a netlist says it: nextpnr fails where a port is left out.
 _UNCONNECTED = ["x"]
-#: Function of a half that makes a constant carry. With its inputs at 1 its LUT4 says 0, so it does
-#: not hand on what comes in, and its LUT2, of bits 3..0, is what goes out.
-_CARRY = {"0": f"{0:016b}", "1": f"{0b1111:016b}"}
+_ONE = ["1"]
 
 
 class Half(NamedTuple):
-    """One bit of a chain: connections of its inputs and its sum, and their function."""
+    """One bit of a chain: connections of its inputs and its sum, and their function, bit 0 first.
+
+    With its inputs C and D at 1 and 0 in the upper four bits of its function, nothing of what comes
+    in goes on: the lower four bits, of A and B, are what goes out.
+    """
     inputs: list[list]
     sum: list
     init: str
@@ -29,56 +31,90 @@ def trim_carry_chains(module: dict) -> int:
     """Trim them in a module of a flat Yosys JSON netlist, in place.
 
     A carry out that nobody hears is not connected. A constant carry in becomes the first bit of its
-    chain where the last cell has a bit to spare: all bits move up by one.
+    chain where the last cell has a bit to spare: all bits move up by one. Where it has none, the
+    first bit only makes the carry that leaves it, and a LUT its sum.
 
     Returns
     -------
     int
-        Cells that nextpnr does not need.
+        LUTs that a chip has more than without.
     """
-    cells = {name: cell for name, cell in module["cells"].items() if cell["type"] == _CHAIN}
+    cells = [cell for cell in module["cells"].values() if cell["type"] == _CHAIN]
     heard: collections.Counter[object] = collections.Counter(
         bit for port in module["ports"].values() for bit in port["bits"])
     for cell in module["cells"].values():
         for port, bits in cell["connections"].items():
             if cell["port_directions"][port] != "output":
                 heard.update(bits)
-    carried = {cell["connections"]["CIN"][0]: cell for cell in cells.values()}
+    names = {id(cell): name for name, cell in module["cells"].items()}
+    carried = {cell["connections"]["CIN"][0]: cell for cell in cells}
     spared = 0
-    for first in cells.values():
-        if first["connections"]["CIN"][0] not in _CARRY:
+    for first in cells:
+        if first["connections"]["CIN"][0] not in ("0", "1"):
             continue
         chain = [first]
         while following := carried.get(chain[-1]["connections"]["COUT"][0]):
             chain.append(following)
-        if heard[chain[-1]["connections"]["COUT"][0]]:
+        if not heard[chain[-1]["connections"]["COUT"][0]]:
+            chain[-1]["connections"]["COUT"] = _UNCONNECTED
+            spared += 2
+        if any(cell["parameters"][f"INJECT1_{k}"] != "NO" for cell in chain for k in (0, 1)):
             continue
-        chain[-1]["connections"]["COUT"] = _UNCONNECTED
-        spared += 1 + _moved(chain, heard)
+        if _move_up(chain, heard):
+            spared += 2
+        elif (lut := _only_carry(first)) is not None:
+            spared += 2
+            if heard[lut["connections"]["Z"][0]]:
+                module["cells"][f"{names[id(first)]}_FIRST"] = lut
+                spared -= 1
     return spared
 
 
-def _moved(chain: list[dict], heard: Mapping) -> bool:
-    """Move the bits of a chain up by one, if nobody hears the last one, nor of the carries those
-    between two cells: they would be others."""
-    halves = [half for cell in chain for half in _halves(cell)]
-    if heard[halves[-1].sum[0]] or any(
-            heard[cell["connections"]["COUT"][0]] > 1 for cell in chain[:-1]) or any(
-            cell["parameters"][f"INJECT1_{k}"] != "NO" for cell in chain for k in (0, 1)):
+def _move_up(chain: list[dict], heard: Mapping) -> bool:
+    """Move the bits of a chain up by one, if nobody hears the last one, nor of the carries the one
+    behind it and those between two cells: they would be others."""
+    halves = [_half(cell, k) for cell in chain for k in (0, 1)]
+    if chain[-1]["connections"]["COUT"] != _UNCONNECTED or heard[halves[-1].sum[0]] or any(
+            heard[cell["connections"]["COUT"][0]] > 1 for cell in chain[:-1]):
         return False
-    carry = Half([["1"] for _ in _INPUTS], halves[-1].sum,
-                 _CARRY[chain[0]["connections"]["CIN"][0]])
+    carry = Half([_ONE] * 4, halves[-1].sum,
+                 "1111".rjust(16, "0") if chain[0]["connections"]["CIN"] == _ONE else "0" * 16)
     chain[0]["connections"]["CIN"] = _UNCONNECTED
     for number, half in enumerate([carry, *halves[:-1]]):
-        cell, k = chain[number // 2], number % 2
-        cell["connections"] |= {f"{port}{k}": bits
-                                for port, bits in zip(_INPUTS, half.inputs, strict=True)}
-        cell["connections"][f"S{k}"] = half.sum
-        cell["parameters"][f"INIT{k}"] = half.init
+        _set_half(chain[number // 2], number % 2, half)
     return True
 
 
-def _halves(cell: dict) -> list[Half]:
+def _only_carry(cell: dict) -> dict | None:
+    """Let the first bit of a chain make the carry alone, if it is one of A and B; a LUT4 for its
+    sum, whose net it no longer drives."""
+    (*ab, c, d), sum_, init = _half(cell, 0)
+    if c[0] not in ("0", "1") or d[0] not in ("0", "1"):
+        return None
+    upper = 4 * int(c[0]) + 8 * int(d[0])
+    carry_in = cell["connections"]["CIN"][0]
+    of = init[::-1]                     # the value for inputs 0 first
+    sums, carries = "", ""
+    for at in range(4):
+        half_sum = of[upper + at]
+        sums += str(int(half_sum != carry_in))
+        carries += carry_in if half_sum == "1" else of[at]
+    cell["connections"]["CIN"] = _UNCONNECTED
+    _set_half(cell, 0, Half([*ab, _ONE, _ONE], _UNCONNECTED, carries[::-1].rjust(16, "0")))
+    wires = dict(zip(_INPUTS, [*ab, _ONE, _ONE], strict=True)) | {"Z": sum_}
+    return {"type": "LUT4", "hide_name": 0, "attributes": {},
+            "parameters": {"INIT": sums[::-1] * 4}, "connections": wires,
+            "port_directions": {port: "output" if port == "Z" else "input" for port in wires}}
+
+
+def _half(cell: dict, k: int) -> Half:
     wires = cell["connections"]
-    return [Half([wires[f"{port}{k}"] for port in _INPUTS], wires[f"S{k}"],
-                 cell["parameters"][f"INIT{k}"]) for k in (0, 1)]
+    return Half([wires[f"{port}{k}"] for port in _INPUTS], wires[f"S{k}"],
+                cell["parameters"][f"INIT{k}"])
+
+
+def _set_half(cell: dict, k: int, half: Half) -> None:
+    cell["connections"] |= {f"{port}{k}": bits
+                            for port, bits in zip(_INPUTS, half.inputs, strict=True)}
+    cell["connections"][f"S{k}"] = half.sum
+    cell["parameters"][f"INIT{k}"] = half.init
