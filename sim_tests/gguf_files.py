@@ -41,6 +41,8 @@ def tensors(model: Model, theta: float) -> dict[str, np.ndarray]:
         at = f"layers.{i}"
         out[f"blk.{i}.attn_norm.weight"] = w[f"{at}.norm1"]
         out[f"blk.{i}.ffn_norm.weight"] = w[f"{at}.norm2"]
+        out |= {f"blk.{i}.attn_{part}_norm.weight": w[f"{at}.{part}_norm"] for part in "qk"
+                if f"{at}.{part}_norm" in w}
         for end, suffix in (("weight", ""), ("bias", ".bias")):
             parts = {key: w[f"{at}.{key}{suffix}"] for key in _MATRICES
                      if f"{at}.{key}{suffix}" in w}

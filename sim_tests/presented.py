@@ -70,8 +70,13 @@ def random_work(rng, c: Config, *ops: Op, several: bool = False) -> tuple[Pass, 
     if sliding:
         back, rows = int(rng.choice([NO_WINDOW, 0, *rng.integers(2 * c.P, size=4)])), c.tile_rows
     if op == Op.LINEAR:
+        if rng.integers(2):             # whole words of a diagonal
+            rows = max(c.W, rows // c.W * c.W) if c.W <= c.tile_rows else rows
         row_beats = int(rng.integers(1, c.tile_beats // rows + 1))
-    sink, wide = Sink(rng.integers(1, 5)), int(rng.integers(2))
+    sink, wide = Sink(rng.integers(1, 6)), int(rng.integers(2))
+    diagonal = int(op == Op.LINEAR and rng.random() < 0.4)
+    if diagonal:
+        row_beats = 1
     if op == Op.LINEAR:
         heads = bool(not several and rng.integers(2))
         if heads:
@@ -84,9 +89,9 @@ def random_work(rng, c: Config, *ops: Op, several: bool = False) -> tuple[Pass, 
     i = Instruction(op, **what, wide=wide, y=int(rng.integers(1 << 15)), heads=heads,
                     lanes=int(rng.integers(1, c.P + 1)),
                     last=int(not several and (op == Op.LINEAR or not sliding) and rng.integers(2)),
-                    tiles=int(rng.integers(1, 4)),
-                    rows=rows, last_rows=int(rng.integers(1, rows + 1)), row_beats=row_beats,
-                    x=int(rng.integers(8)), shift=int(rng.integers(64)),
+                    tiles=int(rng.integers(1, 4)) if not diagonal or rows % c.W == 0 else 1,
+                    diagonal=diagonal, rows=rows, last_rows=int(rng.integers(1, rows + 1)),
+                    row_beats=row_beats, x=int(rng.integers(8)), shift=int(rng.integers(64)),
                     addr=int(rng.integers(1 << 20)), back=back, ahead=int(rng.random() < 0.2),
                     group=1 if heads else int(rng.integers(1 + several, 5)))
     if p.ctx > rows:                    # lots of several tiles have slices of their own

@@ -17,7 +17,8 @@ BOS, EOS = 0, 1
 #: Family -> its class in config.json.
 CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
            "qwen2": "Qwen2ForCausalLM", "granite": "GraniteForCausalLM",
-           "smollm3": "SmolLM3ForCausalLM", "phi3": "Phi3ForCausalLM"}
+           "smollm3": "SmolLM3ForCausalLM", "phi3": "Phi3ForCausalLM",
+           "qwen3": "Qwen3ForCausalLM"}
 
 
 def _byte_alphabet() -> list[str]:
@@ -101,11 +102,23 @@ def random_tensors(*, seed: int, hidden: int, layers: int, heads: int, kv_heads:
     return out
 
 
-def of_family(family: str, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def norms(tensors: dict[str, np.ndarray], matrix: str, name: str, width: int | None = None,
+          ) -> dict[str, np.ndarray]:
+    """Gammas of a norm behind a matrix of each layer, of its outputs or of ``width`` of them."""
+    found = {n: w for n, w in tensors.items() if n.endswith(f"{matrix}.weight")}
+    return {n.replace(matrix, name): np.random.default_rng(len(name) + i).normal(
+        1, 0.3, width or len(w)).astype(np.float32) for i, (n, w) in enumerate(found.items())}
+
+
+def of_family(family: str, tensors: dict[str, np.ndarray], head_dim: int,
+              ) -> dict[str, np.ndarray]:
     """Tensors of Llama as another family has them."""
     out = dict(tensors)
     if family == "qwen2":
         out = {n: v for n, v in out.items() if not n.endswith("o_proj.bias")}
+    if family == "qwen3":
+        out |= norms(out, "self_attn.q_proj", "self_attn.q_norm", head_dim)
+        out |= norms(out, "self_attn.k_proj", "self_attn.k_norm", head_dim)
     if family == "phi3":
         for fused, parts in (("self_attn.qkv_proj", ("q_proj", "k_proj", "v_proj")),
                              ("mlp.gate_up_proj", ("gate_proj", "up_proj"))):
@@ -152,7 +165,8 @@ def random_model(folder: str | Path, *, seed: int, hidden: int = 32, layers: int
         seed=seed, hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads,
         head_dim=head_dim or hidden // heads, ffn=ffn, vocab=vocab, tied=tied,
         attention_bias=attention_bias, mlp_bias=mlp_bias)
-    save_file(of_family(family, tensors), folder / "model.safetensors")
+    save_file(of_family(family, tensors, head_dim or hidden // heads),
+              folder / "model.safetensors")
     values = {
         "architectures": [CLASSES[family]], "model_type": family, "hidden_act": "silu",
         "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
@@ -160,8 +174,8 @@ def random_model(folder: str | Path, *, seed: int, hidden: int = 32, layers: int
         "max_position_embeddings": context, "rms_norm_eps": 1e-5, "rope_theta": rope_theta,
         "tie_word_embeddings": tied, "attention_bias": attention_bias, "mlp_bias": mlp_bias,
         "bos_token_id": BOS, "eos_token_id": EOS, "torch_dtype": "float32"}
-    if head_dim is not None:
-        values["head_dim"] = head_dim
+    if head_dim is not None or family == "qwen3":       # which has another one by default
+        values["head_dim"] = head_dim or hidden // heads
     (folder / "config.json").write_text(json.dumps({**values, **config}))
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(vocab)))
     return folder

@@ -12,7 +12,7 @@ from gguf_files import write_gguf
 from meadowlark.compile.cycles import predict
 from meadowlark.link.driver import BoardError
 from meadowlark.models.families import families
-from meadowlark.models.families.llama import FUNCTION_NAMES, Llama
+from meadowlark.models.families.llama import FUNCTION_NAMES, PROJECTION, Llama
 from meadowlark.models.registry import load_model
 from meadowlark.quant.golden import GoldenModel
 from meadowlark.quant.plan import GateStep
@@ -28,7 +28,7 @@ from meadowlark_hdl.isa import Fn, Header, Instruction, Op, Pair, Sink, Src, enc
 from meadowlark_hdl.isa_golden import GoldenCore
 from meadowlark_hdl.fixed import saturate
 from meadowlark_hdl.link.protocol import EVENT_RING
-from random_model import random_model
+from random_model import norms, random_model
 from reference_models import reference_model
 
 #: Odd shapes: GQA with three heads a group, head_dim padded from 24 to 32, own head, biases.
@@ -234,6 +234,46 @@ def test_a_large_vocabulary(target, tmp_path, seed):
         logits, draw := sampling(temperature=9, seed=n), len(prompt)) >= 1 << 18)
     assert chip.compare(prompt, draw, max_new=1)[0] >= 1 << 18
     chip.compare(prompt, sampling(temperature=9, top_k=20, top_p=0.99, seed=seed), max_new=1)
+
+
+class Behind(Llama):
+    """A Llama that norms all queries, all keys (as OLMo 2), and what its blocks give (as Gemma)."""
+    name, classes = "behind", ("BehindForCausalLM",)
+    names = {**Llama.names, **{
+        f"layers.{{}}.{norm}": f"model.layers.{{}}.{norm}"
+        for norm in ("q_norm", "k_norm", "norm1_behind", "norm2_behind")}}
+
+    def from_config(self, config):
+        return replace(super().from_config(config), qk_norm=PROJECTION, behind=True)
+
+
+#: Norms of heads that are padded; of queries, keys and blocks.
+NORMED = {"heads": dict(family="qwen3", hidden=54, heads=6, kv_heads=2, head_dim=24, ffn=70),
+          "blocks": dict(hidden=70, heads=3, kv_heads=1, head_dim=24, ffn=54, attention_bias=True,
+                         model_type=Behind.name, architectures=list(Behind.classes))}
+
+
+@pytest.mark.parametrize("board", ["virtual", "ulx3s_25f"])
+@pytest.mark.parametrize("case", NORMED)
+def test_norms(monkeypatch, tmp_path, seed, case, board):
+    """In several passes and in decode; of a vector unit of each kind."""
+    monkeypatch.setitem(families(), Behind.name, Behind())
+    folder = random_model(tmp_path / "m", seed=seed, vocab=258, context=160, **NORMED[case])
+    tensors = load_file(folder / "model.safetensors")
+    if case == "blocks":
+        for matrix, name in (("self_attn.q_proj", "q_norm"), ("self_attn.k_proj", "k_norm"),
+                             ("self_attn.o_proj", "norm1_behind"),
+                             ("mlp.down_proj", "norm2_behind")):
+            tensors |= norms(tensors, matrix, name)
+        save_file(tensors, folder / "model.safetensors")
+    with closing(SimTarget(get_board(board))) as sim:
+        chip = Chip(sim, get_board(board), str(folder))
+        image, rng = chip.source.image, np.random.default_rng(seed)
+        assert sum(i["beside"] for i in image.instructions) == {"heads": 32, "blocks": 16}[case]
+        for length in (1, 5, 140):
+            chip.compare(words(rng, chip, length), max_new=3)
+        predicted = predict(image, get_board(board), prompt=length, generate=3)
+        assert abs(predicted.cycles / sim.counters()["cycles"] - 1) < 0.01
 
 
 class Learned(Llama):

@@ -66,10 +66,13 @@ def instructions(config: Config, n: int):
     yield Instruction(Op.ROPE, src=Src.TABLE, rows=1, row_beats=2), [2] * n
     yield Instruction(Op.NORM, src=Src.STREAM, sink=Sink.ACT, row_beats=beats), [beats]
     yield Instruction(Op.NORM, src=Src.STREAM, sink=Sink.ACT, row_beats=beats, last=1), [beats]
+    yield Instruction(Op.NORM, src=Src.STREAM, sink=Sink.ACT, row_beats=1, beside=1), [1]
+    yield Instruction(Op.LINEAR, src=Src.STREAM, mode=Mode.INT8, header=Header.SCALE, tiles=1,
+                      rows=4, last_rows=4, row_beats=1, sink=Sink.RESIDUAL, diagonal=1), [4]
     for sink, pair, fn in [(sink, pair, fn) for sink in (Sink.ACT, Sink.SCRATCH) for pair, fn in (
             (Pair.NONE, Fn.NONE), (Pair.NONE, Fn.TANH), (Pair.ROPE, Fn.NONE),
             (Pair.GLU, Fn.SILU))] + [
-            (Sink.RESIDUAL, Pair.NONE, Fn.NONE), (Sink.LOGIT, Pair.NONE, Fn.NONE)]:
+            (sink, Pair.NONE, Fn.NONE) for sink in (Sink.RESIDUAL, Sink.BESIDE, Sink.LOGIT)]:
         last = int(sink == Sink.LOGIT)
         yield Instruction(Op.LINEAR, src=Src.STREAM, mode=Mode.INT8, header=Header.SCALE, tiles=3,
                           rows=4, last_rows=2, row_beats=beats, sink=sink, pair=pair, fn=fn,
@@ -94,12 +97,13 @@ async def as_predicted(dut, tokens, pos0):
     """From 30 on keys are in two tiles; from 0 on in one, and lots wait for their slices. Windows
     that hide all of a tile from some lots, a part of it, nothing."""
     config = CONFIGS[os.environ["CASE"]]
-    model = {"hidden": HIDDEN, "head_log2": (2 * config.W).bit_length() - 1, "block_words": 16,
-             "vocab": 100}
+    model = {"hidden": HIDDEN, "stride": HIDDEN + 16, "block_words": 16, "vocab": 100,
+             "head_log2": (2 * config.W).bit_length() - 1}
     p = a_pass(config.P, tokens, pos0, 1 if pos0 else 3, 3)
     bench = Bench(dut, config, pass_={"pos0": p.pos0, "n": p.n, "nb": p.nb, "ctx": p.ctx,
                                       "final": 1},
-                  model={name: model[name] for name in ("hidden", "head_log2", "block_words")})
+                  model={name: model[name]
+                         for name in ("hidden", "stride", "head_log2", "block_words")})
     await bench.begin()
     dut.store_cmd__ready.value = 1      # there is room
     wrong, machine = [], machine_of(config, model)

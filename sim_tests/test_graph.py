@@ -18,6 +18,8 @@ def test_a_graph_is_checked():
     for make, message in (
             (lambda: changed("k", out="q"), "the edge q is made twice"),
             (lambda: changed(drop="norm1.x"), "q reads the edge norm1.x before it is made"),
+            (lambda: changed("k_norm.x", head_dim=5), "cannot norm 12 values in heads of 5"),
+            (lambda: changed("k_norm.x", head_dim=4), r"k_norm has shape \[6\], not \[4\]"),
             (lambda: changed("q", weight="x"), "q reads the weight x, which has no shape"),
             (lambda: changed(shapes={"norm1": (5,)}), r"norm1 has shape \[5\], not \[12\]"),
             (lambda: changed("q", x="residual"), "q reads 12 residual where it takes values"),

@@ -291,6 +291,9 @@ def _passes(core, n):
     (Op.LINEAR, -1, dict(sink=Sink.ACT), "activations beyond|head is missing"),
     (Op.LINEAR, -1, dict(sink=Sink.SCRATCH), "beyond a token's part"),
     (Op.LINEAR, 0, dict(y=4000), "beyond a token's part"),
+    (Op.LINEAR, -1, dict(sink=Sink.BESIDE), "beyond values beside"),
+    (Op.LINEAR, 0, dict(diagonal=1), "rows of a beat"),
+    (Op.NORM, 0, dict(beside=1), "gammas of another width"),
     (Op.LINEAR, 0, dict(heads=1, lanes=1), "scratch memory has no lanes"),
     (Op.STORE, 0, dict(x=4000), "STORE beyond a token's part"),
     (Op.STORE, 0, dict(row_beats=3), "STORE of 3 words"),
@@ -320,7 +323,8 @@ def test_programs_that_cannot_be(image, op, which, change, words):
 
 
 @pytest.mark.parametrize("name, value", [
-    ("head_log2", 1), ("head_log2", 9), ("group", 0), ("hidden", 0), ("blocks", 0), ("blocks", 63),
+    ("head_log2", 1), ("head_log2", 9), ("group", 0), ("hidden", 0), ("stride", 0),
+    ("blocks", 0), ("blocks", 63),
     ("eps", 0), ("block_words", 8191), ("token_words", 4095)])
 def test_registers_that_cannot_be(image, name, value):
     with pytest.raises(ProgramError, match="^model registers that cannot be: "):

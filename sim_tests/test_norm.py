@@ -65,13 +65,17 @@ async def _memory(dut, address, port, latency, words):
 
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
-@cocotb.parametrize(tokens=[1, 2, 13], last=[False, True], beats=[1, 2, 8])
-async def matches_golden(dut, tokens, last, beats):
+@cocotb.parametrize(tokens=[1, 2, 13], last=[False, True], beats=[1, 2, 8],
+                    beside=[False, True])
+async def matches_golden(dut, tokens, last, beats, beside):
+    """Of the residual, or of values beside it, behind which there may be others."""
     config = CONFIGS[os.environ["CONFIG"]]
     norm = WithRoot(config).norm
     first, read_latency = norm.cycles["o"], norm.read_latency
     rng = np.random.default_rng(cocotb.RANDOM_SEED)
     P, W, hidden = config.P, config.W, beats * config.W
+    before = W * int(rng.integers(1, 4)) if beside else 0
+    stride = before + hidden + W * int(rng.integers(2))
     width = config.norm_width
     residual = rng.integers(-2**26, 2**26, (tokens, hidden)) >> rng.integers(0, 26, (tokens, 1))
     residual[0] = 0
@@ -79,7 +83,9 @@ async def matches_golden(dut, tokens, last, beats):
     sums, eps = sum_of_squares(residual), int(rng.integers(1, 1000))
     gamma = rng.integers(-2**15, 2**15, hidden)
     begin = (tokens - 1) // P * P               # the last block
-    flat = residual.reshape(-1, 4)
+    memory = rng.integers(-2**26, 2**26, (tokens, stride))
+    memory[:, before:before + hidden] = residual
+    flat = memory.reshape(-1, 4)
     beat = Beat(config)
     cocotb.start_soon(_memory(dut, ["sum_slot"], "sum", Residual.SUM_LATENCY, lambda s: (
         int(sums[s]) if s < tokens else 0)))
@@ -95,8 +101,9 @@ async def matches_golden(dut, tokens, last, beats):
         dut, ["gamma_addr"], "gamma", Norm.GAMMA_LATENCY,
         lambda a: pack(beat) if a >= beats else sum(
             (int(v) & 0x3ffff) << 18 * k for k, v in enumerate(gamma[a * W:(a + 1) * W]))))
-    await start(dut, model=pack(ModelLayout, hidden=hidden, eps=eps), last_only=last,
-                pass_=pack(PassLayout(), n=tokens), base=begin * hidden // 4 if last else 0,
+    await start(dut, last_only=last, beside=int(beside), row_beats=beats,
+                model=pack(ModelLayout, hidden=before or hidden, stride=stride, eps=eps),
+                pass_=pack(PassLayout(), n=tokens), base=begin * stride // 4 if last else 0,
                 last_lane=(tokens - 1) % P, last_block=(tokens - 1) // P, last_slot=begin)
     for _ in range(2):
         began = cycles(dut)

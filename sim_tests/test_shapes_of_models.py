@@ -6,17 +6,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from meadowlark.errors import UserError
 from meadowlark.models.checkpoint import untied
 from meadowlark.models.float_model import FloatModel
 from meadowlark.models.graph import (Add, Attend, Builder, Embed, Gate, Head, Linear, Norm, Rates,
-                                     rates)
+                                     Rope, rates)
 from meadowlark.models.rewrite import cut_ffn
 from meadowlark.quant import integers
 from meadowlark.quant.budget import divergence, rounded_codes, shares
 from meadowlark.quant.equalise import equalise
 from meadowlark.quant.feedback import Moments
 from meadowlark.quant.golden import GoldenModel
-from meadowlark.quant.plan import Order
+from meadowlark.quant.plan import Order, plan
 from meadowlark.quant.quantise import LOGIT_FRAC, observe, quantise
 from meadowlark.quant.sensitivity import Sensitivity
 from random_model import outlined, random_texts
@@ -27,12 +28,13 @@ SCALES = {"llama": (1.0, 1.0, 1.0, None), "granite": (12.0, 0.22, 0.125, 64.0)}
 
 
 def built(rng, *, scales="llama", turning=HEAD_DIM // 2, unrotated=(), blocks="afaf", bias=False,
-          tied=False):
+          tied=False, qk=None, behind=False, eps=1e-5):
     """A model with random weights.
 
     turning: pairs of a head that rotate. unrotated: number of those attentions that do not.
     blocks: what adds to the residual in turn, an attention or an FFN, each behind a norm of its
-    own unless a "+" stands before it, as slices of one FFN.
+    own unless a "+" stands before it, as slices of one FFN. qk: whether queries and keys are
+    normed, and how, see :class:`.llama.Decoder`; behind: so is what is added. eps: of both.
     """
     embedding, residual, logits, divisor = SCALES[scales]
     gains, b = {}, Builder()
@@ -55,6 +57,9 @@ def built(rng, *, scales="llama", turning=HEAD_DIM // 2, unrotated=(), blocks="a
                        for name, heads, gain in (("q", HEADS, 1.5), ("k", KV_HEADS, 1.5),
                                                  ("v", KV_HEADS, 1.0)))
             gains[q] *= (divisor or np.sqrt(HEAD_DIM)) / np.sqrt(HEAD_DIM)
+            if qk is not None:
+                q, k = (b.norm(y, f"{y}_norm", eps, head_dim=HEAD_DIM if qk == "head" else None)
+                        for y in (q, k))
             if attends not in unrotated:
                 q, k = b.rope(q, HEAD_DIM, table), b.rope(k, HEAD_DIM, table)
             attends += 1
@@ -63,7 +68,8 @@ def built(rng, *, scales="llama", turning=HEAD_DIM // 2, unrotated=(), blocks="a
         else:
             y = b.gate(linear(x, f"{at}.gate", FFN, 1.5), linear(x, f"{at}.up", FFN, 1.0),
                        f"{at}.h")
-        r = b.add(r, linear(y, f"{at}.out", HIDDEN, add), scale=residual)
+        y = linear(y, f"{at}.out", HIDDEN, add)
+        r = b.add(r, b.norm(y, f"{at}.behind", eps) if behind else y, scale=residual)
     b.head(b.norm(r, "final_norm", 1e-5), VOCAB, weight="embedding" if tied else "head",
            scale=logits)
     gains["head"] = 2 / logits
@@ -91,6 +97,10 @@ SHAPES = {
     "slices": dict(blocks="af+f+faf"),
     "two attentions, one FFN": dict(blocks="aaf", scales="granite", unrotated=(0,)),
     "attention and FFN side by side": dict(blocks="a+fa+f"),
+    "norms of heads": dict(qk="head", eps=1e-3),
+    "norms of queries and of keys": dict(qk="projection", bias=True),
+    "norms behind": dict(behind=True, scales="granite", eps=0.1),
+    "all norms, some layers without rotation": dict(qk="head", behind=True, unrotated=(1,)),
 }
 
 
@@ -216,10 +226,43 @@ def test_columns_are_evened_out(model, seed):
         size = np.sqrt(np.square(x).mean(axis=0))
         return np.log(size).std()
     for op in model.graph.of(Norm, Gate):
+        if any(isinstance(by, (Rope, Attend, Add)) for by in model.graph.readers[op.out]):
+            continue                    # no matrix whose columns could even it out
         assert spread(after[op.out]) < spread(before[op.out]), op.out
     for op in model.graph.of(Attend):
         for edge in (op.q, op.k, op.v, op.out):
             assert (after[edge] != before[edge]).any(), edge
+
+
+@pytest.mark.parametrize("what, message", [
+    ("heads", "q_norm.x, whose parts of 4 values are no heads"),
+    ("values", "attention, whose values are normed"),
+    ("offset", "k_norm.x, a norm with a mean or an offset"),
+    ("twice", "norm2.x, which norms the residual behind a norm of values"),
+    ("epsilon", "norms with an epsilon, and others without"),
+    ("nobody", "k_norm2.x of k_norm.x, which is no matrix of its own")])
+def test_norms_that_cannot_be(what, message):
+    """Each is refused by its name."""
+    b = Builder()
+    r = b.embed(VOCAB, HIDDEN)
+    x = b.norm(r, "norm", 1e-5)
+    q, k, v = (b.linear(x, name, HEAD_DIM) for name in "qkv")
+    q = b.norm(q, "q_norm", 0.0 if what == "epsilon" else 1e-5,
+               head_dim=4 if what == "heads" else HEAD_DIM)
+    if what in ("offset", "nobody"):
+        k = b.norm(k, "k_norm", 1e-5, beta=what == "offset")
+    if what == "nobody":
+        k = b.norm(k, "k_norm2", 1e-5)
+    if what == "values":
+        v = b.norm(v, "v_norm", 1e-5)
+    a = b.attend(q, k, v, "attention", heads=1, kv_heads=1, head_dim=HEAD_DIM)
+    y = b.norm(r, "norm2", 1e-5) if what == "twice" else x
+    r = b.add(r, b.linear(a, "o", HIDDEN))
+    r = b.add(r, b.linear(b.gate(b.linear(y, "gate", FFN), b.linear(y, "up", FFN), "h"), "down",
+                          HIDDEN))
+    b.head(b.norm(r, "final_norm", 1e-5), VOCAB)
+    with pytest.raises(UserError, match=message):
+        plan(b.graph())
 
 
 def test_moments_wait_for_the_residual(seed):

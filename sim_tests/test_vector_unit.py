@@ -55,7 +55,7 @@ class Bench:
         return self.unit.latency_of(sink, pair, fn)
 
     async def begin(self, **model):
-        self.model = dict(hidden=32, head_log2=4, eps=7, block_words=40,
+        self.model = dict(hidden=32, stride=80, head_log2=4, eps=7, block_words=40,
                           token_words=41) | model
         await start(self.dut, model=pack(ModelLayout, **self.model), clear=1)
         self.dut.clear.value = 0            # counts outlive a reset
@@ -108,7 +108,8 @@ class Bench:
         """An instruction's results are next, or its NORM, and its pass."""
         self.pass_, self.instr = pass_, Instruction(op, **fields)
         self.dut.norm_job.value = pack(NormJob(), lent=int(op == Op.NORM), **{
-            name: self.instr[name] for name in ("last", "wide", "shift", "y")})
+            name: self.instr[name]
+            for name in ("last", "wide", "shift", "y", "beside", "row_beats")})
         self.dut.pass_.value = pack(PassLayout(), **pass_)
         self.written, self.last_write = 0, None
         for _ in range(4):
@@ -232,8 +233,9 @@ async def _embed(bench, n, old=None):
     return residual
 
 
-async def _norm(bench, residual, last=False, shift=None):
-    """NORM of the residual, checked against the golden model and the promised cycles.
+async def _norm(bench, residual, last=False, shift=None, beside=0):
+    """NORM of the residual, or of values beside it, checked against the golden model and the
+    promised cycles.
 
     Returns how many of its values were saturated.
     """
@@ -243,7 +245,7 @@ async def _norm(bench, residual, last=False, shift=None):
         shift = int(bench.rng.integers(12, 18))
     bench.gamma = bench.rng.integers(-2**15, 2**15, hidden)
     await bench.instruction(Op.NORM, _pass(n, P), sink=Sink.ACT, wide=1, y=y, shift=shift,
-                            last=int(last))
+                            last=int(last), beside=beside, row_beats=hidden // W)
     bench.norm_done, started, count = None, cycles(dut), await bench.saturations()
     started = cycles(dut)
     dut.norm_start.value = 1
@@ -282,6 +284,20 @@ async def embed_norm_and_residual(dut):
             assert last - bench.last_result == bench.latency(Sink.RESIDUAL)
             residual = add_residual(residual, y.reshape(-1, hidden)[:n])
             saturated += await _norm(bench, residual)
+            # Beside the residual nothing is added, and the residual stays; a head, or all.
+            for count in (config.W, 48):
+                await bench.instruction(Op.LINEAR, p, sink=Sink.BESIDE, stats=1)
+                items, y = bench.rows(count, range(p["nb"]), 8, bits=big, gaps=gaps)
+                await bench.results(items)
+                last = await bench.finish()
+                assert last - bench.last_result == bench.latency(Sink.BESIDE)
+                values = add_residual(0, y.reshape(-1, count)[:n])
+                saturated += await _norm(bench, values, beside=1, last=count == 48)
+            await bench.instruction(Op.LINEAR, p, sink=Sink.RESIDUAL, stats=1)
+            items, y = bench.rows(hidden, range(p["nb"]), 8, bits=big, gaps=gaps)
+            await bench.results(items)
+            await bench.finish()
+            residual = add_residual(residual, y.reshape(-1, hidden)[:n])
         saturated += await _norm(bench, residual, last=True)
     assert saturated > 0
 

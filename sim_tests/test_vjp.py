@@ -17,13 +17,14 @@ def every_operator() -> Graph:
     r = b.embed(VOCAB, HIDDEN, scale=1.5)
     x = b.norm(r, "norm1", 1e-5)
     q = b.rope(b.linear(x, "q", 4 * 6, bias=True), 6, Rates(rates(2, 50.0)), "partial")
-    k = b.rope(b.linear(x, "k", 2 * 6), 6, Rates(rates(2, 50.0)), "partial")
+    k = b.norm(b.linear(x, "k", 2 * 6), "k_norm", 1e-3, head_dim=6)
+    k = b.rope(k, 6, Rates(rates(2, 50.0)), "partial")
     v = b.linear(x, "v", 2 * 6, bias=True)
     a = b.attend(q, k, v, "attention", heads=4, kv_heads=2, head_dim=6, divisor=1.7, window=4)
     r = b.add(r, b.linear(a, "o", HIDDEN), scale=0.3)
     x = b.norm(r, "norm2", 1e-3, beta=True, centred=True)
-    r = b.add(r, b.linear(b.gate(b.linear(x, "gate", 10), b.linear(x, "up", 10), "h"), "down",
-                          HIDDEN))
+    y = b.linear(b.gate(b.linear(x, "gate", 10), b.linear(x, "up", 10), "h"), "down", HIDDEN)
+    r = b.add(r, b.norm(y, "behind", 1e-3))
     b.head(b.norm(r, "final_norm", 1e-5), VOCAB, scale=0.5)
     return b.graph()
 

@@ -14,7 +14,7 @@ class Op(IntEnum):
     END = 0     #: end of the list; with ``last`` set only if more prompt passes follow
     EMBED = 1   #: rows of the pass's tokens, or of their positions -> residual or activations
     ROPE = 2    #: (cos, sin) rows of the pass's positions -> RoPE memory
-    NORM = 3    #: RMSNorm of the residual -> activation memory
+    NORM = 3    #: RMSNorm of the residual, or of values beside it -> activation memory
     LINEAR = 4  #: weight rows x activations -> pair, fn -> sink
     STORE = 5   #: scratch memory -> KV cache, beside what follows
     QK = 6      #: cached keys x queries -> scores (stay in the lanes)
@@ -36,6 +36,7 @@ class Sink(IntEnum):
     SCRATCH = 2     #: scratch memory, likewise
     RESIDUAL = 3    #: added to the residual; EMBED without ``add``: in its place
     LOGIT = 4       #: sampler; last token of the pass only
+    BESIDE = 5      #: values beside the residual, in their place, for NORM
 
 
 class Pair(IntEnum):
@@ -97,7 +98,7 @@ FIELDS = (
     Field("pair", 2, "LINEAR: what is made of two rows (Pair)"),
     Field("fn", 3, "LINEAR: function of a row (Fn)"),
     Field("wide", 1, "ACT: saturated to 16 bits, else 8"),
-    Field("stats", 1, "RESIDUAL: collects each token's sum of squares, for NORM"),
+    Field("stats", 1, "RESIDUAL, BESIDE: collects each token's sum of squares, for NORM"),
     Field("last", 1, "only the block of the pass's last token. END: conditional"),
     Field("heads", 1, "lanes are query heads (decode attention), not tokens"),
     Field("lanes", 6, "heads=1: number of lanes in use"),
@@ -123,6 +124,8 @@ FIELDS = (
     Field("packed", 1, "STREAM: tiles are packed behind their row headers (docs/packing.md)"),
     Field("more", 1, "SV: another SV follows, for other columns of the values"),
     Field("add", 1, "EMBED: adds its rows to the residual, in place of writing them"),
+    Field("beside", 1, "NORM: of values beside the residual, row_beats * W of a token"),
+    Field("diagonal", 1, "LINEAR: row r is a beat, of word x + r / W alone"),
 )
 #: ``back`` that reaches all keys before a token's own.
 NO_WINDOW = (1 << 13) - 1
@@ -171,7 +174,7 @@ def fault(i: Instruction) -> str | None:
         return f"there is no operator {op}"
     name = Op(op).name
     sinks = {Op.EMBED: (Sink.RESIDUAL, Sink.ACT), Op.NORM: (Sink.ACT,), Op.SV: (Sink.ACT,),
-             Op.LINEAR: (Sink.ACT, Sink.SCRATCH, Sink.RESIDUAL, Sink.LOGIT)}.get(op, (Sink.NONE,))
+             Op.LINEAR: tuple(Sink)[1:]}.get(op, (Sink.NONE,))
     to_memory = sink in (Sink.ACT, Sink.SCRATCH)
     for wrong, what in (
             (sink not in sinks, f"{name} has no results for sink {sink}"),
@@ -183,14 +186,18 @@ def fault(i: Instruction) -> str | None:
             (pair == Pair.GLU and not fn, "a GLU has a function"),
             (pair == Pair.ROPE and fn, "rows that are rotated have no function"),
             (i["wide"] and sink != Sink.ACT, "only activations have 16 bits"),
-            (i["stats"] and sink != Sink.RESIDUAL, "sums of squares are of the residual alone"),
+            (i["stats"] and sink not in (Sink.RESIDUAL, Sink.BESIDE),
+             "sums of squares are of the residual alone, or of values beside it"),
             (i["add"] and (op, sink) != (Op.EMBED, Sink.RESIDUAL),
              "only an EMBED to the residual can be told to add"),
             (i["heads"] and sink == Sink.SCRATCH, "scratch memory has no lanes"),
-            (i["heads"] and sink in (Sink.RESIDUAL, Sink.LOGIT),
+            (i["beside"] and op != Op.NORM, "only a NORM reads beside the residual"),
+            (i["diagonal"] and (op != Op.LINEAR or i["row_beats"] != 1),
+             "only rows of a beat of LINEAR can be a diagonal"),
+            (i["heads"] and sink in (Sink.RESIDUAL, Sink.LOGIT, Sink.BESIDE),
              "residual and sampler have no lanes that are heads"),
             (i["heads"] and pair == Pair.GLU, "lanes that are heads have no GLU"),
-            (i["y"] and sink in (Sink.RESIDUAL, Sink.LOGIT),
+            (i["y"] and sink in (Sink.RESIDUAL, Sink.LOGIT, Sink.BESIDE),
              "residual and sampler take rows from the first on")):
         if wrong:
             return what
@@ -210,4 +217,5 @@ MODEL_REGS = (
     Field("group", 6, "most query heads of a QK"),
     Field("eps", 48, "hidden * epsilon in squared residual units"),
     Field("vocab", 19, "token ids: rows of embedding and head"),
+    Field("stride", 13, "values of a token, the residual's and those beside it, likewise"),
 )

@@ -17,7 +17,7 @@ from .compute.norm_golden import add_residual, rmsnorm, sum_of_squares
 from .compute.requant_golden import requant
 from .compute.rope_golden import rope
 from .compute.softmax_golden import MASKED, output_scale, probabilities, saturated, scores
-from .compute.tiling_engine_golden import FLOATS_KEPT, broadcast, dot
+from .compute.tiling_engine_golden import FLOATS_KEPT, broadcast, diagonal, dot
 from .config import Config
 from .control.fetch_golden import (GoldenTiles, ProgramError, blamed, last_sv, need,
                                    stream_chunks)
@@ -72,9 +72,10 @@ class GoldenCore:
                 ("a head", config.W, self.head),
                 ("a head", model["head_log2"], config.MAX_HEAD_LOG2),
                 ("hidden", config.W, model["hidden"]),
+                ("values of a token", model["hidden"], model["stride"]),
                 ("blocks", 1, model["blocks"]), ("group", 1, model["group"]),
                 ("eps", 1, model["eps"]),
-                ("residual", self.slots * model["hidden"], config.residual_values),
+                ("residual", self.slots * model["stride"], config.residual_values),
                 ("RoPE", self.slots * self.head // 2, config.rope_pairs),
                 ("activations", model["blocks"] * model["block_words"], config.act_words),
                 ("scratch", self.slots * model["token_words"] * config.W, config.scratch_bytes),
@@ -93,7 +94,8 @@ class GoldenCore:
                                  np.int16)
         self._scratch = rng.integers(-128, 128, (self.slots, model["token_words"] * config.W),
                                      np.int8)
-        self._residual = rng.integers(-1 << 26, 1 << 26, (self.slots, model["hidden"]))
+        values = rng.integers(-1 << 26, 1 << 26, (self.slots, model["stride"]))
+        self._residual, self._beside = np.split(values, [model["hidden"]], axis=1)
         self._sums = rng.integers(0, 1 << 63, self.slots, np.uint64)    # of its squares
         self._rope = rng.integers(-1 << 15, 1 << 15, (self.slots, self.head // 2, 2))
         self._stores: list[tuple[Instruction, Pass]] = []       # still under way
@@ -256,9 +258,12 @@ class GoldenCore:
         n, P = self._pass.n, self.config.P
         return np.arange((n - 1) // P * P if i["last"] else 0, n)
 
-    def _write_residual(self, i: Instruction, slots: np.ndarray | int, r: np.ndarray) -> None:
-        """Its first values of slots: int64[n, count], or of a slot int64[count]."""
-        self._residual[slots, :r.shape[-1]] = r
+    def _write_residual(self, i: Instruction, slots: np.ndarray, y: np.ndarray) -> None:
+        """Rows y[slots, rows] for its first values, or for the first ones beside it."""
+        beside, n = i["sink"] == Sink.BESIDE, y.shape[1]
+        to = self._beside if beside else self._residual
+        need(n <= to.shape[1], f"rows beyond {'values beside ' if beside else ''}the residual")
+        r = to[slots, :n] = add_residual(0 if beside else to[slots, :n], y)
         if i["stats"]:
             self._sums[slots] = sum_of_squares(r)
 
@@ -284,15 +289,21 @@ class GoldenCore:
 
     def _norm(self, i: Instruction) -> None:
         gamma, slots = self.tiles.stream(i).values, self._of_pass(i)
-        need(gamma.shape == (1, self.model["hidden"]), "gammas of another width")
-        self._write(i, slots, i["y"], rmsnorm(self._residual[slots], self._sums[slots],
+        values = self._beside if i["beside"] else self._residual
+        need(len(gamma) == 1 and gamma.size <= values.shape[1], "gammas of another width")
+        self._write(i, slots, i["y"], rmsnorm(values[slots, :gamma.shape[1]], self._sums[slots],
                                               self.model["eps"], gamma[0], i["shift"], WIDE))
 
     def _linear(self, i: Instruction) -> None:
         rows, slots = self.tiles.stream(i), self._of_pass(i)
         if i["sink"] == Sink.LOGIT:
             slots = slots[-1:]
-        acc = dot(rows.values, self._read(slots, i["x"], rows.values.shape[1]))
+        W, n = self.config.W, len(rows.values)
+        if i["diagonal"]:
+            need(i["tiles"] == 1 or i["rows"] % W == 0, "a diagonal's tile that ends within a word")
+            acc = diagonal(rows.values, self._read(slots, i["x"], -(-n // W) * W))
+        else:
+            acc = dot(rows.values, self._read(slots, i["x"], rows.values.shape[1]))
         self._to_sink(i, slots, self._paired(i, slots, requant(acc, rows.mant, rows.shift,
                                                                rows.bias)))
 
@@ -311,9 +322,8 @@ class GoldenCore:
 
     def _to_sink(self, i: Instruction, slots: np.ndarray, y: np.ndarray) -> None:
         """Values y[slots, rows] of LINEAR or EMBED, where they go."""
-        if i["sink"] == Sink.RESIDUAL:
-            need(y.shape[1] <= self.model["hidden"], "rows beyond the residual")
-            self._write_residual(i, slots, add_residual(self._residual[slots, :y.shape[1]], y))
+        if i["sink"] in (Sink.RESIDUAL, Sink.BESIDE):
+            self._write_residual(i, slots, y)
         elif i["sink"] == Sink.LOGIT:
             need(y.shape[1] <= len(self._logits), "rows beyond the vocabulary")
             self._logits[:y.shape[1]] = y[0]

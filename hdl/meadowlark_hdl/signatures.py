@@ -183,8 +183,9 @@ def Result(config: Config) -> data.StructLayout:
 
 def NormJob() -> data.StructLayout:
     """A NORM, issue -> vector unit: it has no results of the array. lent: there is one, and with it
-    last, wide, shift and y of the instruction."""
-    return data.StructLayout({"lent": 1, "last": 1, "wide": 1, "shift": 6, "y": 15})
+    last, wide, shift, y, beside and row_beats of the instruction."""
+    return data.StructLayout({"lent": 1, "last": 1, "wide": 1, "shift": 6, "y": 15, "beside": 1,
+                              "row_beats": 11})
 
 
 class ResultPort(Signature):

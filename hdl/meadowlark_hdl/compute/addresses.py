@@ -34,9 +34,9 @@ class Addresses(Piped):
             In(7)
         Of a result, see :func:`.signatures.Destination`; of NORM's values their token's lane and
         block, and the element without y.
-    is_drain, is_glu, is_scratch, is_resid : In(1)
-        It is a drain of SV; part of a GLU; goes to scratch memory; to the residual. All are 0, and
-        so is heads, in NORM.
+    is_drain, is_glu, is_scratch, is_resid, is_beside : In(1)
+        It is a drain of SV; part of a GLU; goes to scratch memory; to the residual or beside it;
+        beside it. All are 0, and so is heads, in NORM.
     valid : In(1)
         There is one.
     goes_to, word, sub : Out(range(P)), Out(most of act_words and scratch_bytes / 4), Out(range(W))
@@ -65,7 +65,8 @@ class Addresses(Piped):
             "model": In(ModelLayout), "pass_": In(PassLayout()), "norm": In(1), "y": In(15),
             "lane": In(lane), "block": In(6), "element": In(Config.ROW_BITS), "heads": In(1),
             "to_lane": In(lane), "angle": In(Config.MAX_HEAD_LOG2 - 1), "is_drain": In(1),
-            "is_glu": In(1), "is_scratch": In(1), "is_resid": In(1), "valid": In(1),
+            "is_glu": In(1), "is_scratch": In(1), "is_resid": In(1), "is_beside": In(1),
+            "valid": In(1),
             "goes_to": Out(lane), "word": Out(range(to_words(config))),
             "sub": Out(range(config.W)), "pair": Out(range(config.rope_pairs)),
             "slot": Out(slot), "resid_word": Out(word), "exists": Out(1),
@@ -99,10 +100,16 @@ class Addresses(Piped):
         pipe.give(self, goes_to=goes_to, sub=element[:at], pair=pair, slot=slot,
                   word=(start + mux(is_scratch, element[2:], element[at:]))[:len(self.word)]
                   .reg("word"),
-                  resid_word=(token_word + row[2:])[:len(self.resid_word)].reg("resid_word"),
+                  resid_word=(token_word + self._in_token(pipe, row))[:len(self.resid_word)].reg(
+                      "resid_word"),
                   exists=exists, used=used, last=is_last)
         m.d.comb += [self.start.eq(token_word.value), self.last_lane.eq(last_lane),
                      self.last_block.eq(last_block), self.last_slot.eq(last_slot)]
+
+    def _in_token(self, pipe: Pipe, row: Timed) -> Timed:
+        """Word of a value among those of its token: those beside the residual lie behind it."""
+        is_beside, = pipe.inputs(self.is_beside)
+        return (row[2:] + mux(is_beside, self.model.hidden[2:], 0)).reg("in_token")
 
     def _last(self, m: Module):
         """Of the pass: the first token slot of its last block, lane and block of its last token."""
@@ -118,7 +125,7 @@ class Addresses(Piped):
         memory; first word of its residual."""
         is_scratch, is_resid, valid = pipe.inputs(self.is_scratch, self.is_resid, self.valid)
         here = mux(heads, 0, mix(times, block, self.config.P) + lane)
-        slot, residual_words = here.reg("slot", self.slot.shape()), self.model.hidden[2:]
+        slot, token_words = here.reg("slot", self.slot.shape()), self.model.stride[2:]
 
         def product(name, a, b):
             pipe.m.submodules[name] = multiplier = Multiplier()
@@ -129,10 +136,10 @@ class Addresses(Piped):
         if not self.config.shared_products:
             return (slot, product("start", mux(is_scratch, here, block).reg("of"),
                                   words.reg("words")),
-                    product("token_start", mux(self.norm, last_slot, slot), residual_words))
+                    product("token_start", mux(self.norm, last_slot, slot), token_words))
         # Only results for the residual and, before its first value, NORM use the residual's.
         of_residual = mix(lambda is_resid, valid: Mux(self.norm, ~valid, is_resid), is_resid, valid)
         of_token = of_residual | is_scratch
         start = product("start", mux(of_token, mux(self.norm, last_slot, here), block).reg("of"),
-                        mux(of_residual, residual_words, words).reg("words"))
+                        mux(of_residual, token_words, words).reg("words"))
         return slot, start, start

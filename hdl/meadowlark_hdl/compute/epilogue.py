@@ -35,7 +35,9 @@ class Asked:
     ----------
     plain, rotate, gate, resid, logit : Timed(1)
         What becomes of a requantised value: it goes to activation or scratch memory, as it is,
-        rotated or through a function, which may be that of a gate; to the residual; to the sampler.
+        rotated or through a function, which may be that of a gate; to the residual, or beside it;
+        to the sampler.
+    beside : Timed(1)           It goes beside the residual.
     alone : Timed(1)            A value is no part of a pair.
     glu : Timed(1)              It is part of a GLU.
     scratch : Timed(1)          Memory is scratch memory.
@@ -49,5 +51,6 @@ class Asked:
         self.rotate, self.gate = (to.pair == Pair.ROPE).reg("is_rotate"), fn.reg("is_gate")
         self.alone = (to.pair == Pair.NONE).reg("is_alone")
         self.glu = (to.pair == Pair.GLU).reg("is_glu")
-        self.resid = (to.sink == Sink.RESIDUAL).reg("is_resid")
+        self.beside = (to.sink == Sink.BESIDE).reg("is_beside")
+        self.resid = ((to.sink == Sink.RESIDUAL) | (to.sink == Sink.BESIDE)).reg("is_resid")
         self.logit = (to.sink == Sink.LOGIT).reg("is_logit")

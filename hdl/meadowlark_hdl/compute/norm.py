@@ -2,6 +2,7 @@
 from amaranth import Array, C, Cat, Mux, Signal, signed
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from ..config import Config
 from ..lib.narrow import Narrow
@@ -11,12 +12,12 @@ from .products import product, product_ports
 
 
 class Norm(Piped):
-    """``o = (residual / sqrt(sumsq + eps)) * gamma``, not yet shifted.
+    """``o = (residual / sqrt(sumsq + eps)) * gamma``, not yet shifted; or of values beside it.
 
     Source: RMSNorm, arXiv:1910.07467.
     Golden: :func:`meadowlark_hdl.compute.norm_golden.rmsnorm`, bit-exact once each product has gone
     through a :class:`Narrow` (which the vector unit shares between its epilogues).
-    Timing: norm_width values a cycle, so hidden / norm_width cycles a token (at least one); tokens
+    Timing: norm_width values a cycle, row_beats * W of a token; tokens
     follow each other without a gap; the first values come ``cycles["o"]`` cycles after start. Two
     walks over the tokens do this: the one in front looks up sums and starts reciprocal roots, the
     other reads the residual so much later that it meets the root of the same token.
@@ -41,7 +42,9 @@ class Norm(Piped):
     last_slot : In(range(32 * P))
         Token slot of the first token of that block.
     model, pass_ : In(ModelLayout), In(PassLayout)
-        hidden and eps; n.
+        hidden, stride and eps; n.
+    row_beats, beside : In(11), In(1)
+        Values of a token, in words of W; they lie beside the residual.
     base : In(range(residual_values / 4))
         First residual word of the first token; looked at once, before the first
         read_word.
@@ -75,7 +78,7 @@ class Norm(Piped):
             "start": In(1), "last_only": In(1), "last_lane": In(range(config.P)),
             "last_block": In(6), "last_slot": In(range(self.slots)),
             "model": In(ModelLayout), "pass_": In(PassLayout()),
-            "base": In(range(config.residual_values // 4)),
+            "row_beats": In(11), "beside": In(1), "base": In(range(config.residual_values // 4)),
             "sum_slot": Out(range(self.slots)), "sum": In(Config.SUMSQ_BITS),
             "x": Out(64), "t": In(17), "k": In(6),
             "read_word": Out(range(config.residual_values // 4)),
@@ -90,8 +93,8 @@ class Norm(Piped):
     def stages(self, pipe: Pipe) -> None:
         # A word is what is done in a cycle; the residual's have 4 values.
         self.inner = 0 if self.width == 4 else 2        # log2 of words in one of the residual's
-        words = self.model.hidden[2 - self.inner:]
-        last_word = reg(len(words), "last_word")        # hidden / width - 1
+        words = self.row_beats << exact_log2(self.config.W // self.width)
+        last_word = reg(11 + self.inner, "last_word")   # the number of a token's last one
         pipe.m.d.sync += last_word.eq(words - 1)
 
         first, final = self._ahead(pipe, last_word)
@@ -147,21 +150,24 @@ class Norm(Piped):
         word = reg(len(last_word), "word")
         lane, next_lane = reg(range(config.P), "lane"), reg(range(config.P), "next_lane")
         block, next_block = reg(6, "block"), reg(6, "next_block")
-        # base is settled long before the first token gets here; afterwards the address just counts.
+        # Where the next token begins: base is settled long before the first one gets here.
         waiting = Signal()
+        origin = reg(range(config.residual_values // self.width), "origin")
+        before = reg(range(config.residual_values // 4), "before")
+        m.d.sync += before.eq(Mux(self.beside, self.model.hidden[2:], 0))
         with m.If(self.start):
             m.d.sync += waiting.eq(1)
         with m.If(waiting):
-            m.d.sync += [next_lane.eq(0), next_block.eq(Mux(self.last_only, self.last_block, 0))]
+            m.d.sync += [next_lane.eq(0), next_block.eq(Mux(self.last_only, self.last_block, 0)),
+                         origin.eq(Cat(C(0, inner), self.base + before))]
         with m.If(reading):
             m.d.sync += [read_word.eq(read_word + 1), word.eq(word + 1)]
         with m.If(begin.value):
             m.d.sync += [reading.eq(1), waiting.eq(0), word.eq(0), ending.eq(final.value),
-                         lane.eq(next_lane), block.eq(next_block), next_lane.eq(next_lane + 1)]
+                         lane.eq(next_lane), block.eq(next_block), next_lane.eq(next_lane + 1),
+                         read_word.eq(origin), origin.eq(origin + self.model.stride[2 - inner:])]
             with m.If(next_lane == config.P - 1):
                 m.d.sync += [next_lane.eq(0), next_block.eq(next_block + 1)]
-            with m.If(waiting):
-                m.d.sync += read_word.eq(Cat(C(0, inner), self.base))
         with m.Elif(word == last_word):
             m.d.sync += reading.eq(0)
         m.d.comb += self.read_word.eq(read_word[inner:])

@@ -27,6 +27,14 @@ def dot(weights: np.ndarray, x: np.ndarray) -> np.ndarray:
                            for at in range(0, len(weights), step)], axis=-1)
 
 
+def diagonal(weights: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Dot mode, rows of a beat: int[rows, W] x int[n, words * W] -> int64[n, rows]; row r is of
+    word r / W alone."""
+    W = weights.shape[1]
+    return np.concatenate([product(x[:, at:at + W], weights[at:at + W].T)
+                           for at in range(0, len(weights), W)], axis=1)
+
+
 def broadcast(p: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Broadcast mode: p[..., keys] x values[keys, dim] -> int64[..., dim]: sum over keys p * v."""
     return product(p, values)

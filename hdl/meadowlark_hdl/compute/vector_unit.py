@@ -27,8 +27,8 @@ from .residual import Residual
 
 def _way(sink: Sink, pair: Pair, fn: Fn) -> str:
     """Name of the way that results take."""
-    if sink in (Sink.RESIDUAL, Sink.LOGIT):
-        return sink.name.lower()
+    if sink in (Sink.RESIDUAL, Sink.BESIDE, Sink.LOGIT):
+        return "logit" if sink == Sink.LOGIT else "residual"
     return "gate" if fn else "rotate" if pair == Pair.ROPE else "plain"
 
 
@@ -38,8 +38,8 @@ class VectorUnit(Piped):
     Golden: :mod:`~meadowlark_hdl.compute.requant_golden`, ``rope_golden``, ``glu_golden``,
     ``norm_golden`` and :func:`~meadowlark_hdl.compute.softmax_golden.output_scale`, bit-exact.
     Timing: a rigid pipeline, one result a cycle in; writes leave ``latency_of`` cycles after the
-    result, NORM takes hidden / norm_width cycles a token after ``norm_latency`` cycles. Nothing
-    stalls.
+    result, NORM takes row_beats * W / norm_width cycles a token after ``norm_latency`` cycles.
+    Nothing stalls.
 
     With ``vector_products`` = 8 the requantiser has its three multipliers, addresses one, and four
     serve the operator at work: ROPE four, GLU three, SV two (1/sum and the scale of the lane),
@@ -159,23 +159,24 @@ class VectorUnit(Piped):
         lane, block = either("lane", lane, tag.lane), either("block", to.block, tag.block)
         element = either("element", to.element, cat(C(0, words), tag.word))
         plain = either("plain", asked.plain, 1)
-        rotated, gated, resid, logit, glu, scratch, heads, is_drain = (
+        rotated, gated, resid, beside, logit, glu, scratch, heads, is_drain = (
             either(name, bit, 0) for name, bit in (
                 ("rotated", asked.rotate), ("gated", asked.gate), ("resid", asked.resid),
-                ("logit", asked.logit), ("glu", asked.glu), ("scratch", asked.scratch),
-                ("heads", to.heads), ("is_drain", drain)))
+                ("beside", asked.beside), ("logit", asked.logit), ("glu", asked.glu),
+                ("scratch", asked.scratch), ("heads", to.heads), ("is_drain", drain)))
         m.submodules.addresses = addresses = Addresses(config)
         m.d.comb += [addresses.norm.eq(norming), addresses.y.eq(self.norm_job.y),
                      addresses.model.eq(self.model), addresses.pass_.eq(self.pass_)]
         at = pipe.through(
             addresses, lane=lane, block=block, element=element, heads=heads, to_lane=to.to_lane,
             angle=to.angle, is_drain=is_drain, is_glu=glu, is_scratch=scratch, is_resid=resid,
-            valid=valid)
+            is_beside=beside, valid=valid)
         self._norm(m, norm, residual, addresses)
 
         # To the residual, and to the sampler.
         first, element = element == 0, element.until(value.cycle)
-        pipe.through(residual, valid=at.exists & valid & resid, add=either("add", given.add, 1),
+        pipe.through(residual, valid=at.exists & valid & resid,
+                     add=either("add", given.add & ~asked.beside, 1),
                      in_order=given.kind == Kind.TOKEN, stats=to.stats, first=first,
                      word=at.resid_word, element=element[:2], slot=at.slot, value=value)
         m.d.comb += residual.norm.eq(near(m, norming, name="reads"))
@@ -256,6 +257,7 @@ class VectorUnit(Piped):
             norm.last_lane.eq(addresses.last_lane), norm.last_block.eq(addresses.last_block),
             norm.last_slot.eq(addresses.last_slot),
             norm.base.eq(Mux(self.norm_job["last"], addresses.start, 0)),
+            norm.beside.eq(self.norm_job.beside), norm.row_beats.eq(self.norm_job.row_beats),
             norm.model.eq(self.model), norm.pass_.eq(self.pass_), norm.gamma.eq(self.gamma),
             self.gamma_addr.eq(norm.gamma_addr)]
 

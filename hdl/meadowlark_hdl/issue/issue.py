@@ -141,7 +141,7 @@ class Issue(wiring.Component):
             self.norm_start.eq(gammas.start), gammas.done.eq(self.norm_done),
             self.norm_job.lent.eq(~gammas.idle),
             *(self.norm_job[name].eq(dispatch.job.instr[name])
-              for name in ("last", "wide", "shift", "y")),
+              for name in ("last", "wide", "shift", "y", "beside", "row_beats")),
             stores.done.eq(self.store_done), dispatch.storing.eq(stores.storing)]
         wiring.connect(m, keys.summed, drain.lots)
         wiring.connect(m, stores.cmd, wiring.flipped(self.store_cmd))

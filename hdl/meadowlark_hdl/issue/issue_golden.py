@@ -54,6 +54,8 @@ def _linear(config: Config, model: Mapping[str, int], p: Pass, i: Instruction,
             for row in range(rows):
                 for beat in range(i["row_beats"]):
                     presented = _dot(model, i, block, tile, row, beat)
+                    if i["diagonal"]:
+                        presented["x_addr"] += (tile * i["rows"] + row) // config.W
                     if beat == i["row_beats"] - 1:
                         presented |= {"res_en": 1, "res_kind": Kind.ROW, "tile_row": row,
                                       **destination(model, i, block, tile * i["rows"] + row)}

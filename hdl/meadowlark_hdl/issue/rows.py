@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from amaranth import Module, Mux, Signal
+from amaranth.utils import exact_log2
 
 from ..config import Config
 from ..isa import Op, Pair
@@ -11,7 +12,8 @@ from .walker import Walker, results_settle
 
 
 class Rows(Walker):
-    """Each tile, each block of tokens, each row, each beat; with ``last`` only the last block.
+    """Each tile, each block of tokens, each row, each beat; with ``last`` only the last block. Rows
+    of a diagonal are a beat, and W of them share a word of activations.
 
     Timing: ``TILE`` cycles a tile, and blocks * rows * max(row_beats, P), so that the P results of
     a row have left before those of the next one.
@@ -32,6 +34,7 @@ class Rows(Walker):
     def elaborate(self, platform):
         m = Module()
         config, c = self.config, self.control
+        log2_w = exact_log2(config.W)
         instr, block_words = self.job.instr, self.job.model.block_words
 
         def behind(width, name):
@@ -55,6 +58,7 @@ class Rows(Walker):
         tile_beat = reg(range(config.tile_beats), "tile_beat")
         x_first, x_block = reg(13, "x_first"), reg(13, "x_block")   # word x of a block
         x_addr = reg(13, "x_addr")
+        word_ends = Signal()                            # of a diagonal, with this row
         m.d.sync += [beat_end.eq(instr.row_beats - 1), one_beat.eq(instr.row_beats == 1)]
         m.d.comb += [
             c.x_addr.eq(x_addr), c.dot_keep.eq(~begins), c.beat.eq(tile_beat), c.tile_row.eq(row)]
@@ -62,6 +66,7 @@ class Rows(Walker):
         m.d.sync += [head_mask.eq((1 << self.job.model.head_log2) - 1),
                      head_ends.eq(instr.heads & (in_head == head_mask)),
                      by.eq(Mux((instr.pair != Pair.NONE) | instr.fn.any(), instr.shift, 0))]
+        m.d.sync += word_ends.eq(row[:log2_w].all())
         next_element = Mux(head_ends, instr.y, element + 1)
         next_in_head = (in_head + 1) & head_mask
         with m.If(~self.idle):
@@ -109,7 +114,8 @@ class Rows(Walker):
                         m.d.sync += [beats.load(beat_end, last=one_beat), rows.step(),
                                      row.eq(row + 1), in_head.eq(next_in_head),
                                      element.eq(next_element),
-                                     to_lane.eq(to_lane + head_ends), x_addr.eq(x_block)]
+                                     to_lane.eq(to_lane + head_ends),
+                                     x_addr.eq(Mux(instr.diagonal, x_addr + word_ends, x_block))]
                         with m.If(rows.last):
                             m.d.sync += [
                                 rows.load(row_end, last=one_row), blocks.step(), row.eq(0),
@@ -121,6 +127,8 @@ class Rows(Walker):
                                 m.d.comb += c.release.eq(1)
                                 m.d.sync += [tile_in_head.eq(next_in_head),
                                              tile_element.eq(next_element)]
+                                with m.If(instr.diagonal):
+                                    m.d.sync += x_first.eq(x_first + (instr.rows >> log2_w))
                                 m.next = "TILE"
                                 with m.If(final_tile):
                                     m.d.sync += self.idle.eq(1)

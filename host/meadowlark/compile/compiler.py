@@ -16,13 +16,14 @@ from meadowlark_hdl.weights.decoder_golden import (HEADER_BYTES, code_bytes, enc
 from meadowlark_hdl.weights.modes import BLOCK, BLOCK_MODES, MODES, Packing
 
 from ..errors import UserError
-from ..quant.plan import AddStep, AttendStep, EmbedStep, GateStep, HeadStep, Matrix, NormStep, Step
+from ..quant.plan import (AddStep, AttendStep, EmbedStep, GateStep, HeadStep, Matrix, Normed,
+                          NormStep, Order, Step)
 from ..quant.quantise import QuantAttend, QuantGate, QuantLinear, QuantModel, QuantNorm
 from ..quant.shapes import Shapes
 from . import limits
 from .image import Image
 from .layout import (ALIGN, Shape, Tables, Tiling, act_map, packed_jobs, round_up, spare_chunks,
-                     tile_linear, token_words)
+                     stride, tile_linear, token_words)
 from .packing import Packer, Segment
 
 if TYPE_CHECKING:
@@ -54,21 +55,24 @@ class _Stream:
                     last_rows=1, row_beats=chunks // 2, chunks=chunks, last_chunks=chunks)
 
     def linear(self, q: QuantLinear, name: str, *, divides: int | None = None, even: bool = True,
-               ) -> tuple[Tiling, dict, list[int]]:
+               diagonal: bool = False) -> tuple[Tiling, dict, list[int]]:
         """The tiles of a linear layer: their shape, fields, and chunks of each.
 
         divides: rows that are packed together; an instruction has whole ones. even: add a row of
-        zeros to an odd number of rows.
+        zeros to an odd number of rows. diagonal: codes[rows, 1] are what is on a diagonal.
         """
         W = self.config.W
         parts = {name: getattr(q, name) for name in _ROWS if getattr(q, name) is not None}
+        if diagonal:
+            parts["codes"] = parts["codes"] * np.eye(W, dtype=np.int8)[np.arange(len(q.codes)) % W]
         if even and len(q.codes) % 2:
             parts = {name: np.concatenate([part, np.zeros_like(part[:1])])
                      for name, part in parts.items()}
         rows, columns = parts["codes"].shape
         t = tile_linear(rows, -(-columns // W), self.config, header=q.header, mode=q.mode,
-                        divides=divides)
-        fields: dict = dict(src=Src.STREAM, mode=q.mode, header=q.header, **t._asdict())
+                        divides=divides, whole=W if diagonal else 2)
+        fields: dict = dict(src=Src.STREAM, mode=q.mode, header=q.header, diagonal=int(diagonal),
+                            **t._asdict())
         tiles = []
         for at in range(0, rows, t.rows):
             tile = {key: part[at:at + t.rows] for key, part in parts.items()}
@@ -94,7 +98,8 @@ class _Stream:
             # Its first tiles are the larger ones, so all jobs must be: chunks at the end fill them.
             packed = self.packer.pack([segments[0]._replace(spare=spare)], fits)
         self.tensors.append(dict(
-            name=name, mode=packed.mode, how=packed.how, weights=int(q.codes.size),
+            name=name, mode=packed.mode, how=packed.how,
+            weights=int((parts if diagonal else vars(q))["codes"].size),
             at=sum(map(len, self.parts)), raw_bytes=sum(map(len, plain)) * W,
             bytes=packed.bytes, entropy=round(packed.entropy, 4)))
         if packed.parts is not None:
@@ -167,9 +172,24 @@ class _Lists:
             self._relative(code, op, at, tiles=1, rows=1, last_rows=1, row_beats=row_beats,
                            chunks=chunks, last_chunks=chunks, **fields)
 
-    def _linear(self, matrix: Matrix, even: bool = True, /, **fields: int) -> None:
-        _, found, sizes = self.stream.linear(self.qm.numbers[matrix.name], matrix.name, even=even)
+    def _linear(self, matrix: Matrix, even: bool = True, rows: slice = slice(None), /,
+                **fields: int) -> None:
+        """A matrix, or some of its rows."""
+        q = _rows(self.qm.numbers[matrix.name], rows)
+        _, found, sizes = self.stream.linear(q, matrix.name, even=even,
+                                             diagonal=matrix.order is Order.DIAGONAL)
         self._both(Op.LINEAR, x=self.act.at[matrix.x], **fields, **_of(found, sizes))
+
+    def _norm_rows(self, matrix: Matrix, norm: Normed, heads: range | None = None) -> None:
+        """What a matrix makes, normed in activations; of heads that are normed one by one, these.
+        The first lies where what the norm makes does."""
+        numbers: QuantNorm = self.qm.numbers[norm.op.out]
+        parts = [slice(None)] if heads is None else [
+            slice(h * norm.width, (h + 1) * norm.width) for h in heads]
+        for k, rows in enumerate(parts):
+            self._linear(matrix, True, rows, sink=Sink.BESIDE, stats=1)
+            self._both(Op.NORM, y=(self.act.at[norm.op.out] + k * self.head) * self.config.W,
+                       beside=1, shift=numbers.shift, **_TO_ACT, **self.stream.norm(numbers.gamma))
 
     # ---- A step as instructions
 
@@ -190,7 +210,9 @@ class _Lists:
                    **self.stream.norm(norm.gamma))
 
     def _add(self, step: AddStep) -> None:
-        self._linear(step.matrix, **_TO_RESIDUAL)
+        if step.norm is not None:
+            self._norm_rows(step.matrix, step.norm)
+        self._linear(step.matrix if step.norm is None else step.norm.diagonal, **_TO_RESIDUAL)
 
     def _gate(self, step: GateStep) -> None:
         gate: QuantGate = self.qm.numbers[step.name]
@@ -209,13 +231,17 @@ class _Lists:
         all groups fit there, they are computed before the first group attends, so that the memory
         side has those weights to read while it waits for the new keys to be stored.
         """
-        config, op, pad, x = self.config, step.op, self.qm.head_pad, self.act.at[step.q.x]
+        config, op, pad = self.config, step.op, self.qm.head_pad
         numbers: QuantAttend = self.qm.numbers[step.name]
         rotated = [{} if step.table is None else dict(pair=Pair.ROPE, shift=shift)
                    for shift in (numbers.q_shift, numbers.k_shift)]
         for which, (matrix, fields) in enumerate(((step.k, rotated[1]), (step.v, {}))):
             # Values lie behind the keys or, once these are stored, in their place.
             at = which * self.token if self.beside else 0
+            norm = None if which else step.k_norm
+            if norm is not None:
+                self._norm_rows(matrix, norm, range(op.kv_heads) if norm.each else None)
+                matrix = norm.diagonal
             self._linear(matrix, y=at * config.W, wait=int(which and not self.beside),
                          sink=Sink.SCRATCH, **fields)
             for code in (self.prefill, self.decode):
@@ -229,14 +255,27 @@ class _Lists:
 
         if step is self.plan.attends[-1] and not self.all_tokens:
             self._tail()
-        tiling, fields, sizes = self.stream.linear(self.qm.numbers[step.q.name], step.q.name,
-                                                   divides=pad)
-        group = op.heads // op.kv_heads
+        group, norm = op.heads // op.kv_heads, step.q_norm
+        source = step.q if norm is None else norm.diagonal
+        # Heads that are normed one by one lie in activations until all of their KV head do.
+        alone = norm is not None and norm.each
+
+        def begin(begun: range) -> tuple[int, dict, list[int]]:
+            """The stream has reached the queries of heads: the first, fields, chunks of tiles."""
+            if norm is not None:
+                self._norm_rows(step.q, norm, begun if alone else None)
+            q = _rows(self.qm.numbers[source.name], slice(begun.start * pad, begun.stop * pad))
+            return begun.start, *self.stream.linear(q, source.name, divides=pad,
+                                                    diagonal=norm is not None)[1:]
 
         def queries(code: list[Instruction], at: int, first: int, count: int, **lanes: int) -> None:
-            a, b = (n * pad // tiling.rows for n in (first, first + count))
+            start, fields, sizes = stream
+            a, b = ((n - start) * pad // fields["rows"] for n in (first, first + count))
+            # Of a diagonal each head has words of its own.
+            skipped = 0 if norm is None else (first - start) * self.head
             self._put(code, Op.LINEAR, **_of(fields, sizes[a:b]) | dict(
-                tiles=b - a, x=x, y=at * config.W, **_TO_ACT, **rotated[0], **lanes))
+                tiles=b - a, x=self.act.at[source.x] + skipped, y=at * config.W, **_TO_ACT,
+                **rotated[0], **lanes))
 
         back = NO_WINDOW if op.window is None else min(op.window - 1, NO_WINDOW)
 
@@ -263,16 +302,22 @@ class _Lists:
                     for h in range(end - group, end, most)]
 
         one = self.act.at[step.q.name]
-        for first, n in groups_of(self.at_once):
-            queries(self.prefill, one, first, n)
-            attend(self.prefill, one, first, n)
         groups = groups_of(config.P)        # at most a lane a head
         early = self.act.block_words + len(groups) * self.head <= config.act_words
         at = [self.act.block_words + g * self.head if early else one for g in range(len(groups))]
-        for g, (first, n) in enumerate(groups):
-            queries(self.decode, at[g], first, n, heads=1, lanes=n)
-            if not early:
-                attend(self.decode, at[g], first, 1, heads=1, lanes=n)
+        stream: tuple[int, dict, list[int]] = 0, {}, []
+        for head in range(0, op.heads, group):
+            if alone or not head:
+                stream = begin(range(head, head + group) if alone else range(op.heads))
+            for first, n in groups_of(self.at_once):
+                if first in range(head, head + group):
+                    queries(self.prefill, one, first, n)
+                    attend(self.prefill, one, first, n)
+            for g, (first, n) in enumerate(groups):
+                if first in range(head, head + group):
+                    queries(self.decode, at[g], first, n, heads=1, lanes=n)
+                    if not early:
+                        attend(self.decode, at[g], first, 1, heads=1, lanes=n)
         if early:
             for g, (first, n) in enumerate(groups):
                 attend(self.decode, at[g], first, 1, heads=1, lanes=n)
@@ -361,7 +406,7 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
     memory = weights + memory.ljust(tables.kv_at, b"\0")
     regs = dict(prefill_pc=0, decode_pc=len(lists.prefill), stream_addr=0,
                 block_words=act.block_words, token_words=lists.token << lists.beside,
-                blocks=blocks, hidden=lists.hidden,
+                blocks=blocks, hidden=lists.hidden, stride=stride(qm.plan, W),
                 head_log2=qm.head_pad.bit_length() - 1, group=lists.at_once, eps=int(qm.eps),
                 vocab=qm.vocab)
     for name, value in regs.items():
@@ -370,7 +415,7 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
         name=qm.name, board=board.name, config=config.as_dict(),
         needs=dict(act_words=_act_words(program, blocks * act.block_words, lists.head),
                    scratch_bytes=blocks * P * regs["token_words"] * W,
-                   residual_values=blocks * P * lists.hidden,
+                   residual_values=blocks * P * regs["stride"],
                    rope_pairs=blocks * P * qm.head_pad // 2, score_depth=context,
                    context=context, prog_depth=len(program), memory_bytes=memory_bytes,
                    tile_rows=max(i["rows"] for i in program if i["header"] != Header.NONE)),
@@ -397,6 +442,12 @@ def _fit(name: str, value: int, table: tuple[Field, ...]) -> int:
     return value
 
 
+def _rows(q: QuantLinear, rows: slice) -> QuantLinear:
+    """Some rows of a matrix."""
+    return replace(q, **{name: part[rows] for name in _ROWS
+                         if (part := getattr(q, name)) is not None})
+
+
 def _table(q: QuantLinear, rows: slice, W: int) -> bytes:
     """One tile for each of these rows: their parts side by side, as an encode_tile a row would take
     seconds."""
@@ -405,8 +456,7 @@ def _table(q: QuantLinear, rows: slice, W: int) -> bytes:
         raw = np.ascontiguousarray(part).view(np.uint8).reshape(len(part), -1)
         return np.pad(raw, ((0, 0), (0, -raw.shape[1] % W)))
     info = MODES[q.mode]
-    q = replace(q, **{name: part[rows] for name in _ROWS
-                      if (part := getattr(q, name)) is not None})
+    q = _rows(q, rows)
     parts = [row_headers(q.header, q.mant, q.shift, q.bias)]
     if info.group:
         parts.append(scale_bytes(info, q.scale, q.minimum))
@@ -423,7 +473,9 @@ def _facts(qm: QuantModel, tensors: list[dict], all_tokens: bool) -> dict:
     tail_attends: attentions in the tail. parameters: weights of the float model. Of what is packed,
     the packed bytes.
     """
-    packed = {t["name"]: t["bytes"] for t in tensors if t["mode"] != "raw"}
+    packed: dict[str, int] = {}         # of parts that are raw what they have
+    for name in {t["name"] for t in tensors if t["mode"] != "raw"}:
+        packed[name] = sum(t["bytes"] for t in tensors if t["name"] == name)
     shapes, plan = qm.plan.graph.shapes, qm.plan
 
     def macs(matrix: Matrix) -> int:
@@ -431,6 +483,8 @@ def _facts(qm: QuantModel, tensors: list[dict], all_tokens: bool) -> dict:
 
     def linear(matrix: Matrix) -> int:
         q = qm.numbers[matrix.name]
+        if matrix.order is Order.DIAGONAL:      # the way of a board, no part of a model
+            return 0
         rows, weights = sum(shapes[name][0] for name in matrix.weights), macs(matrix)
         codes = weights if q.scale is None else weights // BLOCK * MODES[q.mode].group_bytes
         return packed.get(matrix.name, codes) + rows * HEADER_BYTES[q.header]
@@ -438,8 +492,11 @@ def _facts(qm: QuantModel, tensors: list[dict], all_tokens: bool) -> dict:
     steps, last = plan.steps, plan.attends[-1]
     tail = {step.name for step in (steps[-2:] if all_tokens else steps[steps.index(last) + 1:])}
     behind = {m.name for step in steps for m in step.matrices if step.name in tail
-              or step is last and m is last.q and not all_tokens}
+              or step is last and m in (last.q, *(
+                  (last.q_norm.diagonal,) if last.q_norm else ())) and not all_tokens}
     gammas = [(2 * shapes[step.op.gamma][0], step.name in tail) for step in plan.of(NormStep)]
+    gammas += [(2 * norm.values * (norm.diagonal.rows // norm.width), norm.diagonal.name in behind)
+               for norm in plan.norms]
 
     def total(of: Callable[[Matrix], int], where: bool) -> int:
         return sum(of(m) for m in plan.matrices if (m.name in behind) is where)

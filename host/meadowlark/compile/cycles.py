@@ -394,7 +394,7 @@ class _Machine:
     def _norm(self, i: Instruction, p: Pass, spent: Spent) -> None:
         self._stream_tile(i, spent, i["chunks"])
         tokens = (p.n - 1) % self.c.P + 1 if i["last"] else p.n
-        self._work(spent, tokens * self.regs["hidden"] // self.c.norm_width)
+        self._work(spent, tokens * i["row_beats"] * self.c.W // self.c.norm_width)
         self._lose(spent, self.vector.norm_latency + Gammas.NORM)
         self.memory.release(self.now)
 

@@ -30,8 +30,7 @@ def line(i: Instruction) -> str:
         parts.append("if-more" if op == Op.END else "last")
     if i["wait"]:
         parts.append("wait")
-    if i["add"]:
-        parts.append("add")
+    parts += [name for name in ("add", "beside", "diagonal") if i[name]]
     if i["heads"]:
         parts.append(f"heads {i['lanes']}")
     if op == Op.END:

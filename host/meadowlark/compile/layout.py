@@ -37,7 +37,7 @@ class Tiling(NamedTuple):
 
 @lru_cache(maxsize=1024)            # the layers of a model are alike
 def tile_linear(rows: int, row_beats: int, config: Config, *, header: Header,
-                mode: Mode = Mode.INT8, divides: int | None = None) -> Tiling:
+                mode: Mode = Mode.INT8, divides: int | None = None, whole: int = 2) -> Tiling:
     """Cut the rows of a linear layer into tiles.
 
     A tile is used only when all of it has arrived, and a half of the tile buffer is filled only
@@ -54,6 +54,8 @@ def tile_linear(rows: int, row_beats: int, config: Config, *, header: Header,
         How the weights lie in memory.
     divides : int, power of two, optional
         The rows of a tile divide this (query heads: a tile holds rows of one head).
+    whole : int, power of two
+        All tiles but the last hold a multiple of so many rows (a diagonal: whole words).
 
     Returns
     -------
@@ -66,7 +68,7 @@ def tile_linear(rows: int, row_beats: int, config: Config, *, header: Header,
         size = min(1 << most.bit_length() - 1, divides)
     else:
         # Equal tiles, in steps for which the row headers fill whole chunks where they can.
-        step = max(2, config.W // max(HEADER_BYTES[header], 1))
+        step = max(whole, config.W // max(HEADER_BYTES[header], 1))
         size = round_up(-(-rows // -(-rows // most)), step)
         if size > most:
             size = most // step * step or most
@@ -185,7 +187,8 @@ class ActMap:
 
     at: where each lies: what a norm, a gate or an attention makes, by edge; and for an attention
     the queries of heads that attend at once (decode: of the lane's head), by the name of their
-    matrix.
+    matrix. What norms of matrices' outputs make within a step, one after the other, is at the edge
+    of each of them: of keys all, of queries those of a KV head if heads are normed one by one.
     """
     at: Mapping[str, int]
     block_words: int
@@ -207,6 +210,9 @@ def act_map(plan: Plan, W: int, at_once: int = 1) -> ActMap:
     at: dict[str, int] = {}
     alive: list[_Region] = []       # those that may overlap what comes
     block_words = 0
+    same: dict[str, str] = {}       # edges of norms within a step -> the one they share
+    for step in plan.steps:
+        same |= {norm.op.out: step.norms[0].op.out for norm in step.norms[1:]}
     for region in _regions(plan, W, at_once):
         others = [other for other in alive if other.dead >= region.born]
         place = 0
@@ -216,7 +222,7 @@ def act_map(plan: Plan, W: int, at_once: int = 1) -> ActMap:
         at[region.name] = place
         block_words = max(block_words, place + region.words)
         alive = [*others, region]
-    return ActMap(at, block_words)
+    return ActMap(at | {name: at[other] for name, other in same.items()}, block_words)
 
 
 def _regions(plan: Plan, W: int, at_once: int) -> Iterator[_Region]:
@@ -230,6 +236,11 @@ def _regions(plan: Plan, W: int, at_once: int) -> Iterator[_Region]:
     def words(values: int) -> int:
         return -(-values // W)
     for i, step in enumerate(plan.steps):
+        if step.norms:
+            rows = [norm.diagonal.rows for norm in step.norms]
+            if isinstance(step, AttendStep) and step.q_norm is not None and step.q_norm.each:
+                rows[-1] //= step.op.kv_heads
+            yield _Region(step.norms[0].op.out, words(max(rows)), i, i)
         match step:
             case NormStep() | GateStep():
                 yield _Region(step.name, words(plan.graph.edges[step.name].width), i,
@@ -238,6 +249,16 @@ def _regions(plan: Plan, W: int, at_once: int) -> Iterator[_Region]:
                 head = words(plan.head_pad)
                 yield _Region(step.q.name, at_once * head, i, i)
                 yield _Region(step.name, op.heads * head, i, last[step.name])
+
+
+def values_beside(plan: Plan, W: int) -> int:
+    """Values of a token beside its residual, padded to words: the most that are normed at once."""
+    return max((round_up(norm.width, W) for norm in plan.norms), default=0)
+
+
+def stride(plan: Plan, W: int) -> int:
+    """Values of a token in the memory of the residual, those beside it included."""
+    return round_up(plan.graph.hidden, W) + values_beside(plan, W)
 
 
 def token_words(plan: Plan, W: int) -> int:

@@ -22,10 +22,11 @@ from meadowlark_hdl.weights.modes import Packing
 
 from ..errors import UserError
 from ..models.checkpoint import Model
-from ..quant.plan import AttendStep, Matrix, NormStep, Plan, Step
+from ..quant.plan import AttendStep, Matrix, NormStep, Order, Plan, Step
 from ..quant.quantise import int8_codes
 from ..quant.shapes import Shapes
-from .layout import ALIGN, Shape, Tables, Tiling, act_map, round_up, tile_linear, token_words
+from .layout import (ALIGN, Shape, Tables, Tiling, act_map, round_up, stride, tile_linear,
+                     token_words, values_beside)
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
@@ -97,14 +98,21 @@ class Need:
 
     @cached_property
     def tilings(self) -> list[tuple[Matrix, Tiling]]:
-        """How each matrix of the stream is cut, see
-        :func:`meadowlark.compile.layout.tile_linear`."""
-        steps, head = self.plan, self.plan.head.matrix
-        queries = {step.q.name for step in steps.attends}
-        return [(m, tile_linear(
-            m.rows + (m is not head and m.rows % 2), -(-m.columns // self.config.W), self.config,
-            header=self.shapes.header(m), mode=self.shapes.mode(m),
-            divides=steps.head_pad if m.name in queries else None)) for m in steps.matrices]
+        """How each matrix of the stream is cut, a part of its own for each head that is normed
+        alone; see :func:`meadowlark.compile.layout.tile_linear`."""
+        steps, head, pad, found = self.plan, self.plan.head.matrix, self.plan.head_pad, []
+        queries = {step.matrices[-1].name for step in steps.attends}    # in whole heads
+        alone = {matrix.name for step in steps.attends for matrix, norm in (
+            (step.k, step.k_norm), (step.q, step.q_norm)) if norm is not None and norm.each}
+        for m in steps.matrices:
+            parts = m.rows // pad if m.name in alone else 1
+            found += parts * [(m, tile_linear(
+                m.rows // parts + (m is not head and m.rows // parts % 2),
+                -(-m.columns // self.config.W), self.config,
+                header=self.shapes.header(m), mode=self.shapes.mode(m),
+                divides=pad if m.name in queries else None,
+                whole=self.config.W if m.order is Order.DIAGONAL else 2))]
+        return found
 
     @cached_property
     def stream_bytes(self) -> tuple[int, int]:
@@ -112,6 +120,8 @@ class Need:
         blocks) before they are packed."""
         W, hidden = self.config.W, round_up(self.plan.graph.hidden, self.config.W)
         rest, codes = sum(2 * hidden for _ in self.plan.of(NormStep)), 0
+        for norm in self.plan.norms:    # a tile for each that is normed
+            rest += 2 * round_up(norm.width, W) * (norm.diagonal.rows // norm.width)
         for matrix, t in self.tilings:
             full, last = (header_chunks(self.shapes.header(matrix), n, W)
                           for n in (t.rows, t.last_rows))
@@ -134,11 +144,12 @@ def _instructions(step: Step, head_pad: int, config: Config, at_once: int) -> tu
         case AttendStep(op=op):
             # K, V and their stores; then queries, QK and SVs of the heads that attend at once.
             group, svs = op.heads // op.kv_heads, -(-head_pad // config.sv_values)
-            both = 2 + (1 + svs) * op.kv_heads
+            both = 2 + (1 + svs) * op.kv_heads + sum(
+                2 * (norm.diagonal.rows // norm.width) for norm in step.norms)
             return tuple(both + (2 + svs) * op.kv_heads * -(-group // n)
                          for n in (at_once, config.P))
         case _:
-            return 1, 1
+            return (1 + 2 * len(step.norms),) * 2
 
 
 def need(shapes: Shapes, board: Board, context: int | None = None, bits: float = 8.0) -> Need:
@@ -197,6 +208,14 @@ LIMITS = (
           lambda n: n.shape.hidden,
           lambda b: min(4096, b.config.residual_values // b.config.P // b.config.W * b.config.W),
           "residual_values / P, and the sum of squares"),
+    Limit("residual", "values",
+          "of a token: hidden size, and the most that is normed beside it at once; only models "
+          "with norms of queries, of keys or behind a block have that",
+          lambda n: stride(n.plan, n.config.W) if values_beside(n.plan, n.config.W) else 0,
+          lambda b: min((1 << 13) - 1, b.config.residual_values // b.config.P),
+          "residual_values / P"),
+    Limit("words of a diagonal", "rows", "likewise: W, as many as a tile has",
+          lambda n: n.config.W * any(n.plan.norms), lambda b: b.config.tile_rows, "tile_rows"),
     Limit("widest matrix row", "weights",
           "the larger of hidden size, and of query heads times padded head dimension; an FFN that "
           "is wider is cut into slices",
@@ -345,7 +364,7 @@ def residents(steps: Plan, config: Config, at_once: int = 1) -> int:
     W, P = config.W, config.P
     return min(config.act_words // act_map(steps, W, at_once).block_words,
                config.scratch_bytes // (P * token_words(steps, W) * W),
-               config.residual_values // (P * round_up(steps.graph.hidden, W)),
+               config.residual_values // (P * stride(steps, W)),
                config.rope_pairs // (P * steps.head_pad // 2), Config.PASS_BLOCKS)
 
 

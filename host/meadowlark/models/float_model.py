@@ -48,8 +48,9 @@ def _embed(run: _Run, op: Embed) -> np.ndarray:
 
 
 def _norm(run: _Run, op: Norm, x: np.ndarray) -> np.ndarray:
-    y = norm(x, op) * run.weights[op.gamma]
-    return y if op.beta is None else y + run.weights[op.beta]
+    heads = in_heads(x, op)
+    y = norm(heads, op) * run.weights[op.gamma]
+    return (y if op.beta is None else y + run.weights[op.beta]).reshape(x.shape)
 
 
 def _linear(run: _Run, op: Linear | Head, x: np.ndarray) -> np.ndarray:
@@ -87,6 +88,11 @@ FORWARD: Mapping[type[Operator], Callable[..., np.ndarray]] = {
 def scaled(x: np.ndarray, scale: float) -> np.ndarray:
     """x * scale, of x's type."""
     return x if scale == 1 else x * x.dtype.type(scale)
+
+
+def in_heads(x: np.ndarray, op: Norm) -> np.ndarray:
+    """Rows [n, width] as what a norm takes together: the same, or [n, heads, head_dim]."""
+    return x if op.head_dim is None else x.reshape(len(x), -1, op.head_dim)
 
 
 def norm(x: np.ndarray, op: Norm) -> np.ndarray:

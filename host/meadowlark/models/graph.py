@@ -68,13 +68,16 @@ class Embed(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class Norm(Operator):
-    """residual -> values: ``x / sqrt(mean(x**2) + eps) * gamma`` (RMSNorm, arXiv:1910.07467); with
-    ``centred``, of ``x - mean(x)`` (LayerNorm, arXiv:1607.06450). beta: added, or None."""
+    """residual or values -> values: ``x / sqrt(mean(x**2) + eps) * gamma`` (RMSNorm,
+    arXiv:1910.07467); with ``centred``, of ``x - mean(x)`` (LayerNorm, arXiv:1607.06450). beta:
+    added, or None. head_dim: each head of so many values is normed alone, with one gamma
+    (arXiv:2010.04245); None: all are together."""
     x: str
     gamma: str
     eps: float
     beta: str | None = None
     centred: bool = False
+    head_dim: int | None = None
     edges = ("x",)
     arrays = ("gamma", "beta")
 
@@ -293,9 +296,10 @@ def _embed(graph: Graph, op: Embed, _: list[Edge]) -> Edge:
 
 def _norm(graph: Graph, op: Norm, inputs: list[Edge]) -> Edge:
     x, = inputs
-    _kind(op, x, Kind.RESIDUAL)
-    _shape(graph, op, op.gamma, x.width)
-    _shape(graph, op, op.beta, x.width)
+    if x.kind is Kind.LOGITS or x.width % (op.head_dim or x.width):
+        raise GraphError(f"{op.out} cannot norm {x.width} {x.kind.value} in heads of {op.head_dim}")
+    for name in op.weights:
+        _shape(graph, op, name, op.head_dim or x.width)
     return Edge(Kind.VALUES, x.width)
 
 
@@ -391,13 +395,15 @@ class Builder:
         return self._put(Embed(out="residual", weight=self._array("embedding", vocab, hidden),
                                scale=scale, positions=learned, offset=offset), hidden)
 
-    def norm(self, r: str, name: str, eps: float, *, beta: bool = False, centred: bool = False,
-             ) -> str:
-        """Norm of the residual r; weights ``name`` and, with beta, ``name.beta``."""
-        width = self._width[r]
+    def norm(self, x: str, name: str, eps: float, *, beta: bool = False, centred: bool = False,
+             head_dim: int | None = None) -> str:
+        """Norm of the residual or of values x, or of their heads; weights ``name`` and, with beta,
+        ``name.beta``."""
+        width = head_dim or self._width[x]
         return self._put(Norm(
-            out=f"{name}.x", x=r, gamma=self._array(name, width), eps=eps, centred=centred,
-            beta=self._array(f"{name}.beta", width) if beta else None), width)
+            out=f"{name}.x", x=x, gamma=self._array(name, width), eps=eps, centred=centred,
+            beta=self._array(f"{name}.beta", width) if beta else None, head_dim=head_dim),
+            self._width[x])
 
     def linear(self, x: str, name: str, rows: int, *, bias: bool = False) -> str:
         """Matrix ``name``[rows, width of x] and, with bias, ``name.bias``."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from .blocks import BlockTensor
 from .checkpoint import Model, untied
-from .graph import Add, Embed, Gate, Graph, GraphError, Head, Linear, Norm, Operator
+from .graph import Add, Embed, Gate, Graph, GraphError, Head, Kind, Linear, Norm, Operator
 
 #: Where an FFN may be cut: between blocks of GGUF files, and words of any core.
 CUT = 32
@@ -45,7 +45,7 @@ def fold_layer_norms(model: Model) -> Model:
     GraphError
         Only some norms subtract the mean, or something else than a matrix is before or behind one.
     """
-    norms = tuple(model.graph.of(Norm))
+    norms = _of_residual(model.graph)
     centred = {op.centred for op in norms}
     if centred == {False} and all(op.beta is None for op in norms):
         return model
@@ -54,6 +54,11 @@ def fold_layer_norms(model: Model) -> Model:
     if True in centred:
         model = _centred(untied(model))
     return _without_offsets(model)
+
+
+def _of_residual(graph: Graph) -> tuple[Norm, ...]:
+    """Norms of the residual; others stay as they are."""
+    return tuple(op for op in graph.of(Norm) if graph.edges[op.x].kind is Kind.RESIDUAL)
 
 
 def _centred(model: Model) -> Model:
@@ -72,7 +77,8 @@ def _centred(model: Model) -> Model:
         for name in writer.weights:
             weights[name] = _changed(weights[name], lambda w: w - w.mean(axis=0))
             blocks.pop(name, None)
-    operators = tuple(replace(op, centred=False) if isinstance(op, Norm) else op
+    norms = _of_residual(graph)
+    operators = tuple(replace(op, centred=False) if op in norms else op
                       for op in graph.operators)
     return replace(model, graph=Graph(operators, graph.shapes, graph.tables), weights=weights,
                    blocks=blocks)
@@ -82,7 +88,7 @@ def _without_offsets(model: Model) -> Model:
     """Offsets of norms are biases of the matrices behind them."""
     graph, weights, shapes = model.graph, dict(model.weights), dict(model.graph.shapes)
     new: dict[str, Operator] = {}       # operators by their edge
-    for norm in graph.of(Norm):
+    for norm in _of_residual(graph):
         if norm.beta is None:
             continue
         beta = weights.pop(norm.beta)

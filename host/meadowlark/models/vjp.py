@@ -8,7 +8,7 @@ import numpy as np
 from meadowlark_hdl.functions import FUNCTIONS
 
 from .checkpoint import Model
-from .float_model import rotate, scaled, turns, unseen
+from .float_model import in_heads, rotate, scaled, turns, unseen
 from .graph import Add, Attend, Embed, Gate, Head, Linear, Norm, Operator, Rope
 
 #: Called with a matrix's operator, its inputs [n, columns] and the gradient of its outputs
@@ -59,6 +59,7 @@ def _embed(_: Model, op: Embed, d: np.ndarray) -> Sequence[np.ndarray]:
 
 
 def _norm(model: Model, op: Norm, d: np.ndarray, x: np.ndarray) -> Sequence[np.ndarray]:
+    shape, d, x = x.shape, in_heads(d, op), in_heads(x, op)
     wide = x.astype(np.float64)
     if op.centred:
         wide = wide - wide.mean(axis=-1, keepdims=True)
@@ -68,7 +69,7 @@ def _norm(model: Model, op: Norm, d: np.ndarray, x: np.ndarray) -> Sequence[np.n
     d = d * model.weights[op.gamma]
     d = d - y * np.mean(d * y, axis=-1, keepdims=True) if not op.centred else \
         d - d.mean(axis=-1, keepdims=True) - y * np.mean(d * y, axis=-1, keepdims=True)
-    return inverse * d,
+    return (inverse * d).reshape(shape),
 
 
 def _linear(model: Model, op: Linear, d: np.ndarray, x: np.ndarray) -> Sequence[np.ndarray]:

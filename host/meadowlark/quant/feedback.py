@@ -47,8 +47,11 @@ class Moments:
                 self._add(edge, value)
 
     def _normed(self, edge: str) -> str | None:
-        """The residual that a norm reads next, where the edge's matrix adds to one."""
+        """The residual that a norm reads next, where the edge's matrix adds to one; or what the
+        matrix makes, where that is normed."""
         readers = self._graph.readers
+        if len(readers[edge]) > 1:
+            return None
         name = readers[edge][0].out
         while not any(isinstance(op, Norm) for op in readers[name]):
             add = next((op for op in readers[name] if isinstance(op, Add)), None)

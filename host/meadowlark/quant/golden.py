@@ -24,7 +24,8 @@ from meadowlark_hdl.fixed import saturate
 
 from ..errors import UserError
 from ..models.float_model import unseen
-from .plan import AddStep, AttendStep, EmbedStep, GateStep, HeadStep, Matrix, NormStep, Step
+from .plan import (AddStep, AttendStep, EmbedStep, GateStep, HeadStep, Matrix, Normed, NormStep,
+                   Step)
 from .quantise import QuantAttend, QuantLinear, QuantModel
 
 #: Format of the gate in glu_golden, which saturates to it by itself: here it is only counted.
@@ -234,8 +235,8 @@ class GoldenModel:
                               "norm")
 
     def _add(self, step: AddStep, state: _Pass) -> np.ndarray:
-        return self._at_limit(add_residual(state.residual, self._linear(step.matrix, state)),
-                              "residual", Config.RESID_BITS)
+        return self._at_limit(add_residual(state.residual, self._taken(
+            step.matrix, step.norm, state)), "residual", Config.RESID_BITS)
 
     def _gate(self, step: GateStep, state: _Pass) -> np.ndarray:
         y = self._linear(step.matrix, state)
@@ -251,7 +252,8 @@ class GoldenModel:
     def _attend(self, step: AttendStep, state: _Pass) -> np.ndarray:
         """int16 range [n, heads*head_pad]."""
         numbers: QuantAttend = self.qm.numbers[step.name]
-        q, k, v = (self._heads(matrix, state) for matrix in (step.q, step.k, step.v))
+        q, k, v = (self._heads(matrix, norm, state) for matrix, norm in (
+            (step.q, step.q_norm), (step.k, step.k_norm), (step.v, None)))
         if step.table is not None:
             q, k = (self._rotated(y, state, shift)
                     for y, shift in ((q, numbers.q_shift), (k, numbers.k_shift)))
@@ -264,9 +266,9 @@ class GoldenModel:
             cache[step.cache, :, state.pos0:stop] = new.swapaxes(0, 1)
         return self._attention(q, step, numbers, state.pos0)
 
-    def _heads(self, matrix: Matrix, state: _Pass) -> np.ndarray:
+    def _heads(self, matrix: Matrix, norm: Normed | None, state: _Pass) -> np.ndarray:
         """[n, heads, head_pad]."""
-        return self._linear(matrix, state).reshape(len(state.tokens), -1, self.qm.head_pad)
+        return self._taken(matrix, norm, state).reshape(len(state.tokens), -1, self.qm.head_pad)
 
     def _rotated(self, y: np.ndarray, state: _Pass, shift: int) -> np.ndarray:
         """[n, heads, head_pad], not yet saturated."""
@@ -312,6 +314,18 @@ class GoldenModel:
         """Requantised int64[n, rows] of what the matrix reads."""
         w, x = self._numbers(matrix), state.edges[matrix.x]
         return requant(dot(self._weights(w), x), w.mant, w.shift, 0 if w.bias is None else w.bias)
+
+    def _taken(self, matrix: Matrix, norm: Normed | None, state: _Pass) -> np.ndarray:
+        """What a matrix makes, normed or not: int64[n, rows]."""
+        y = self._linear(matrix, state)
+        if norm is None:
+            return y
+        numbers, w = self.qm.numbers[norm.op.out], self._numbers(norm.diagonal)
+        y = self._at_limit(add_residual(0, y), "residual", Config.RESID_BITS).reshape(
+            len(y), -1, norm.width)
+        y = self._at_limit(rmsnorm(y, sum_of_squares(y), self.qm.eps, numbers.gamma,
+                                   numbers.shift), "norm").reshape(len(y), -1)
+        return requant(y * w.codes[:, 0].astype(np.int64), w.mant, w.shift)
 
     def _weights(self, w: QuantLinear) -> np.ndarray:
         """[rows, K], as they are kept; integers are codes of int8, or int32 of blocks."""

@@ -38,7 +38,7 @@ def _kinds(steps: Plan) -> dict[str, type]:
     for step_type, kind in ((NormStep, QuantNorm), (AttendStep, QuantAttend),
                             (GateStep, QuantGate)):
         found |= dict.fromkeys((step.name for step in steps.of(step_type)), kind)
-    return found
+    return found | {norm.op.out: QuantNorm for norm in steps.norms}
 
 
 def _check(qm: QuantModel) -> None:
@@ -54,6 +54,7 @@ def _check(qm: QuantModel) -> None:
             *((half, blocks if half in MODES[q.mode].halves else None)
               for half in ("scale", "minimum")))]
     wanted += [(step.name, numbers[step.name].gamma, (qm.hidden,)) for step in steps.of(NormStep)]
+    wanted += [(norm.op.out, numbers[norm.op.out].gamma, (norm.width,)) for norm in steps.norms]
     wanted += [(step.name, getattr(numbers[step.name], name), (step.op.kv_heads,))
                for step in steps.attends for name in ("v_mant", "v_shift")]
     for name, value, shape in wanted:

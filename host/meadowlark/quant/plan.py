@@ -24,6 +24,7 @@ class Order(Enum):
     HEADS = "heads"             #: rows of zeros behind each head, up to head_pad
     PAIRS = "pairs"             #: likewise; rows 2i and 2i+1 of a head rotate together
     ALTERNATING = "alternating"  #: two matrices: row 0 of each, row 1 of each, ...
+    DIAGONAL = "diagonal"       #: of no checkpoint: row i is input i, in another unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,25 @@ class Matrix:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Normed:
+    """What becomes of a matrix's outputs before a step takes them: they lie beside the residual,
+    are normed, and a diagonal takes them to where the step wants them.
+
+    op: the norm. width: outputs that are normed together, padded: a head, or all of them. values:
+    of these, not padded. diagonal: its input is the norm's output.
+    """
+    op: Norm
+    width: int
+    values: int
+    diagonal: Matrix
+
+    @property
+    def each(self) -> bool:
+        """Heads are normed one by one."""
+        return self.op.head_dim is not None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """name: of its numbers, the edge that it makes. op: the operator that it ends with."""
     name: str
@@ -58,9 +78,14 @@ class Step:
         return ()
 
     @property
+    def norms(self) -> tuple[Normed, ...]:
+        """Those of its matrices' outputs, in the same order."""
+        return ()
+
+    @property
     def reads(self) -> tuple[str, ...]:
-        """Edges of the activation memory that it reads."""
-        return tuple(dict.fromkeys(m.x for m in self.matrices))
+        """Edges of the activation memory that it reads and others make."""
+        return tuple(dict.fromkeys(m.x for m in self.matrices if m.order is not Order.DIAGONAL))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +110,18 @@ class NormStep(Step):
 
 @dataclass(frozen=True, kw_only=True)
 class AddStep(Step):
-    """A matrix whose outputs are added to the residual."""
+    """A matrix whose outputs are added to the residual. norm: before that, or None."""
     op: Add
     matrix: Matrix
+    norm: Normed | None = None
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
-        return self.matrix,
+        return self.matrix, *(norm.diagonal for norm in self.norms)
+
+    @property
+    def norms(self) -> tuple[Normed, ...]:
+        return () if self.norm is None else (self.norm,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +139,8 @@ class GateStep(Step):
 class AttendStep(Step):
     """Queries, keys and values, the cache, and attention -> activations.
 
-    table: of RoPE for queries and keys, or None. cache: number of the cache, in order.
+    table: of RoPE for queries and keys, or None. cache: number of the cache, in order. k_norm,
+    q_norm: before they rotate, or None.
     """
     op: Attend
     q: Matrix
@@ -117,11 +148,18 @@ class AttendStep(Step):
     v: Matrix
     table: str | None
     cache: int
+    k_norm: Normed | None = None
+    q_norm: Normed | None = None
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
         # Keys are stored before the values are computed: their way to memory is then hidden.
-        return self.k, self.v, self.q
+        k, q = (() if norm is None else (norm.diagonal,) for norm in (self.k_norm, self.q_norm))
+        return self.k, *k, self.v, self.q, *q
+
+    @property
+    def norms(self) -> tuple[Normed, ...]:
+        return tuple(norm for norm in (self.k_norm, self.q_norm) if norm is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +194,11 @@ class Plan:
         return (matrix for step in self.steps for matrix in step.matrices)
 
     @property
+    def norms(self) -> Iterator[Normed]:
+        """Of outputs of matrices, in the order of the program."""
+        return (norm for step in self.steps for norm in step.norms)
+
+    @property
     def every_matrix(self) -> tuple[Matrix, ...]:
         """The embedding's, then those of the weight stream."""
         return *self.embedding.tables, *self.matrices
@@ -177,7 +220,7 @@ class Plan:
 
     @property
     def eps(self) -> float:
-        """Epsilon of all norms."""
+        """Epsilon of all norms of the residual."""
         return next(self.of(NormStep)).op.eps
 
     @property
@@ -227,8 +270,9 @@ class _Gatherer:
     def __init__(self, graph: Graph, head_pad: int) -> None:
         self.graph, self.head_pad = graph, head_pad
         self.steps: list[Step] = []
-        self.waiting: dict[str, Linear | Rope] = {}     # by edge
+        self.waiting: dict[str, Linear | Rope | Norm] = {}      # by edge
         self.residual = ""                              # the edge that the residual is now
+        self.summed = False                             # the latest squares are its own
         self.caches = 0
 
     def take(self, op: Operator) -> None:
@@ -243,11 +287,18 @@ class _Gatherer:
                     for name, weight in (("embedding", op.weight), ("positions", op.positions)))
                 assert token is not None
                 self._put(EmbedStep(name=op.out, op=op, matrix=token, positions=position))
-                self.residual = op.out
+                self.residual, self.summed = op.out, True
             case Norm():
-                self._current(op, op.x)
                 if op.centred or op.beta is not None:
                     raise _unable(f"{op.out}, a norm with a mean or an offset, as it is")
+                if self.graph.edges[op.x].kind is Kind.VALUES:
+                    self.waiting[op.out] = op
+                    return
+                self._current(op, op.x)
+                if op.head_dim is not None:
+                    raise _unable(f"{op.out}, which norms the residual in parts")
+                if not self.summed:
+                    raise _unable(f"{op.out}, which norms the residual behind a norm of values")
                 self._put(NormStep(name=op.out, op=op))
             case Gate():
                 gate, up = self._linear(op.gate, op), self._linear(op.up, op)
@@ -260,8 +311,11 @@ class _Gatherer:
                     rows=2 * rows, columns=columns, order=Order.ALTERNATING)))
             case Add():
                 self._current(op, op.x)
-                self._put(AddStep(name=op.out, op=op, matrix=self._into(self._linear(op.y, op))))
-                self.residual = op.out
+                norm, name, by = self._norm(op.y, op)
+                matrix = self._into(self._linear(name, by))
+                self._put(AddStep(name=op.out, op=op, matrix=matrix,
+                                  norm=norm and self._normed(norm, matrix)))
+                self.residual, self.summed = op.out, True
             case Attend():
                 self._attend(op)
             case Head():
@@ -284,8 +338,10 @@ class _Gatherer:
         norm, head = self.steps[-2:]
         if not isinstance(norm, NormStep) or head.reads != (norm.name,):
             raise _unable("a head without a norm before it")
-        if len({op.eps for op in self.graph.of(Norm)}) > 1:
-            raise _unable("norms with different epsilons")
+        if len({step.op.eps for step in self.steps if isinstance(step, NormStep)}) > 1:
+            raise _unable("norms of the residual with different epsilons")
+        if len({op.eps > 0 for op in self.graph.of(Norm)}) > 1:
+            raise _unable("norms with an epsilon, and others without")
         if len({step.table for step in self.steps
                 if isinstance(step, AttendStep) and step.table is not None}) > 1:
             raise _unable("layers with different rotations")
@@ -304,6 +360,27 @@ class _Gatherer:
             raise _unable(f"{by.out} of {name}, which is no matrix of its own")
         return op
 
+    def _norm(self, name: str, by: Operator) -> tuple[Norm | None, str, Operator]:
+        """The norm that makes an edge which nobody else reads, or None; and the edge before it, and
+        who reads that."""
+        norm = self.waiting.get(name)
+        if not isinstance(norm, Norm) or self.graph.readers[name] != (by,):
+            return None, name, by
+        del self.waiting[name]
+        return norm, norm.x, norm
+
+    def _normed(self, op: Norm, matrix: Matrix) -> Normed:
+        """A norm of a matrix's outputs."""
+        if op.head_dim not in (None, matrix.head_dim) or \
+                op.head_dim is not None and matrix.order is Order.PLAIN:
+            raise _unable(f"{op.out}, whose parts of {op.head_dim} values are no heads")
+        self.summed = False
+        return Normed(
+            op=op, width=self.head_pad if op.head_dim else matrix.rows,
+            values=op.head_dim or self.graph.edges[op.out].width,
+            diagonal=Matrix(name=f"{op.gamma}.diagonal", x=op.out, weights=(), biases=(),
+                            rows=matrix.rows, columns=1, order=Order.DIAGONAL))
+
     def _into(self, op: Linear) -> Matrix:
         """A matrix with rows as they are. Its inputs are padded heads where attention makes them.
         """
@@ -317,7 +394,7 @@ class _Gatherer:
             padded_columns=padded, head_dim=head_dim)
 
     def _attend(self, op: Attend) -> None:
-        tables, made = [], {}
+        tables, made, norms = [], {}, {}
         for part in op.edges:
             name, by, table = getattr(op, part), op, None
             rope = self.waiting.get(name)
@@ -327,13 +404,19 @@ class _Gatherer:
                 name, by, table = rope.x, rope, rope.table
             if part != "v":
                 tables.append(table)
+            norm, name, by = self._norm(name, by)
             made[part] = self._heads(self._linear(name, by), op.head_dim,
                                      Order.HEADS if table is None else Order.PAIRS)
+            if norm is not None:
+                norms[f"{part}_norm"] = self._normed(norm, made[part])
         if tables[0] != tables[1]:
             raise _unable(f"{op.out}, whose queries and keys rotate differently")
         if len({matrix.x for matrix in made.values()}) > 1:
             raise _unable(f"{op.out}, whose queries, keys and values have different inputs")
-        self._put(AttendStep(name=op.out, op=op, **made, table=tables[0], cache=self.caches))
+        if "v_norm" in norms:
+            raise _unable(f"{op.out}, whose values are normed")
+        self._put(AttendStep(name=op.out, op=op, **made, **norms, table=tables[0],
+                             cache=self.caches))
         self.caches += 1
 
     def _heads(self, op: Linear, head_dim: int, order: Order) -> Matrix:

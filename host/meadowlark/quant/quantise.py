@@ -27,11 +27,11 @@ from ..files import DATA
 from ..models.blocks import BlockTensor
 from ..models.checkpoint import Model
 from ..models.float_model import FloatModel, Observer
-from ..models.graph import Attend, Embed, Gate, Graph, Head, Kind, Linear, Rope
+from ..models.graph import Attend, Embed, Gate, Graph, Head, Kind, Linear, Norm, Rope
 from ..text.chat import ChatTemplate
 from .own_text import first, own_text
-from .plan import (AddStep, AttendStep, EmbedStep, GateStep, HeadStep, Matrix, NormStep, Order,
-                   Plan, Step, plan)
+from .plan import (AddStep, AttendStep, EmbedStep, GateStep, HeadStep, Matrix, Normed, NormStep,
+                   Order, Plan, Step, plan)
 from .sampling import LOG2_E, mantissa_shift
 
 ROPE_FRAC = 14          #: fractional bits of cos and sin
@@ -88,7 +88,8 @@ class QuantLinear:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class QuantNorm:
-    """An RMSNorm. gamma: int16[hidden], gamma * sqrt(hidden) / output scale * 2**(shift - 16)."""
+    """An RMSNorm of n values. gamma: int16[n], gamma * sqrt(n) / output scale * 2**(shift - 16);
+    of heads in the chip's order, with zeros behind those of each."""
     gamma: np.ndarray
     shift: int
 
@@ -118,13 +119,14 @@ class QuantGate:
 class QuantModel:
     """An integer model; the golden decoder and the compiler need nothing else.
 
-    plan: its steps. numbers: of matrices by :attr:`Matrix.name`, of norms, attention and gates by
-    :attr:`Step.name`. "embedding": [vocab, hidden]; requantised, a row is a residual; so are
-    those of "positions", where a model has it. "head": rows
-    give logits with 12 fractional bits; its codes are the embedding's array where they are equal
-    (tied). rope: int16[context, head_pad/2, 2], cos and sin with 14 fractional bits; (1, 0) in
-    pairs that do not turn. eps: hidden * epsilon in squared units of the residual. residual_frac:
-    fractional bits of the residual. context: most positions of the model, see :func:`longest`.
+    plan: its steps. numbers: of matrices by :attr:`Matrix.name` (of a diagonal what is on it,
+    int8[rows, 1]), of norms, attention and gates by :attr:`Step.name`, of other norms by their
+    edge. "embedding": [vocab, hidden]; requantised, a row is a residual; so are those of
+    "positions", where a model has it. "head": rows give logits with 12 fractional bits; its codes
+    are the embedding's array where they are equal (tied). rope: int16[context, head_pad/2, 2], cos
+    and sin with 14 fractional bits; (1, 0) in pairs that do not turn. eps: hidden * epsilon in
+    squared units of the residual. residual_frac: fractional bits of the residual. context: most
+    positions of the model, see :func:`longest`.
     tokenizer_json: contents of the file. chat: the model's template, or None. parameters: weights
     of the float model.
     """
@@ -178,8 +180,9 @@ class Ranges:
     layer whose other tokens stay below 10). They get the headroom :data:`FIRST` instead of
     :data:`HEADROOM`: an ample scale for them would cost all other tokens their bits.
 
-    edges: of what matrices and gates read, a value; of queries, keys and values, before and after
-    their rotation, one a head. residual: over the model. tokens: how many were seen.
+    edges: of what matrices and gates read, and of norms of values before and behind, a value; of
+    queries, keys and values, before and after their rotation, one a head. residual: over the
+    model. tokens: how many were seen.
     """
     graph: Graph
     residual: float = 0.0
@@ -197,7 +200,8 @@ class Ranges:
 
     @cached_property
     def _wanted(self) -> set[str]:
-        return {name for op in self.graph.of(Linear, Head, Gate) for name in op.inputs}
+        return {name for op in self.graph.of(Linear, Head, Gate) for name in op.inputs} | {
+            name for op in self.graph.of(Norm) for name in (op.x, op.out)}
 
     @cached_property
     def _level(self) -> set[str]:
@@ -486,7 +490,7 @@ class _Quantiser:
         if matrix.padded_columns:
             return lambda x: np.ascontiguousarray(_head_rows(x.T, d, pad).T)
         match matrix.order:
-            case Order.PLAIN:
+            case Order.PLAIN | Order.DIAGONAL:
                 return lambda x: x
             case Order.HEADS:
                 return lambda x: _head_rows(x, d, pad)
@@ -515,6 +519,25 @@ class _Quantiser:
         self._table(step.matrix, 1.0, self.residual_scale / step.op.scale)
         if step.positions is not None:
             self._table(step.positions, 1.0, self.residual_scale)
+
+    def _diagonal(self, norm: Normed | None, matrix: Matrix, y_scale: float | np.ndarray) -> bool:
+        """A norm of a matrix's outputs, if there is one, and what brings these to another unit.
+        Returns whether there is one."""
+        if norm is None:
+            return False
+        name, what = norm.op.out, self._what(norm.op.gamma)
+        most = max(float(np.max(self._most(name))), 1e-6)
+        scale = self.scales[name] = most * HEADROOM / INT16
+        found = _norm(self.model.weights[norm.op.gamma], scale, what)
+        if not matrix.padded_columns:       # where columns move, rows do not
+            found = replace(found, gamma=self._move(matrix)(found.gamma))
+        self.numbers[name] = found
+        self._matrix(matrix, self.scales[matrix.x],
+                     self.residual_scale * _unit_beside(norm, self.plan))
+        mant, shift = _scales(np.broadcast_to(scale / np.asarray(y_scale), matrix.rows), what)
+        self.numbers[norm.diagonal.name] = QuantLinear(
+            codes=np.ones((matrix.rows, 1), np.int8), mant=mant, shift=shift)
+        return True
 
     def _norm(self, step: NormStep) -> None:
         self._int16(step.name)
@@ -545,9 +568,11 @@ class _Quantiser:
         self._int16(step.name)
         v_scale = _floor_of(self._most(op.v)) / INT8
         v_mant, v_shift = _scales(v_scale / self.scales[step.name], self._what(step.v.name))
-        for matrix, row in ((step.q, 1 / (fold * 2.0**score_shift)),
-                            (step.k, k_scale * 2.0**-k_extra), (step.v, v_scale)):
-            self._matrix(matrix, x_scale, np.repeat(row, pad))
+        for matrix, norm, row in ((step.q, step.q_norm, 1 / (fold * 2.0**score_shift)),
+                                  (step.k, step.k_norm, k_scale * 2.0**-k_extra),
+                                  (step.v, None, v_scale)):
+            if not self._diagonal(norm, matrix, np.repeat(row, pad)):
+                self._matrix(matrix, x_scale, np.repeat(row, pad))
         rope = 0 if step.table is None else ROPE_FRAC
         self.numbers[step.name] = QuantAttend(
             score_shift=score_shift, v_mant=v_mant, v_shift=v_shift, q_shift=rope,
@@ -562,7 +587,9 @@ class _Quantiser:
         self.numbers[step.name] = QuantGate(shift=shift)
 
     def _add(self, step: AddStep) -> None:
-        self._matrix(step.matrix, self.scales[step.matrix.x], self.residual_scale / step.op.scale)
+        y_scale = self.residual_scale / step.op.scale
+        if not self._diagonal(step.norm, step.matrix, y_scale):
+            self._matrix(step.matrix, self.scales[step.matrix.x], y_scale)
 
     def _head(self, step: HeadStep) -> None:
         self._table(step.matrix, self.scales[step.matrix.x],
@@ -572,6 +599,13 @@ class _Quantiser:
 _STEPS: dict[type[Step], Callable[..., None]] = {
     EmbedStep: _Quantiser._embed, NormStep: _Quantiser._norm, AttendStep: _Quantiser._attend,
     GateStep: _Quantiser._gate, AddStep: _Quantiser._add, HeadStep: _Quantiser._head}
+
+
+def _unit_beside(norm: Normed, plan: Plan) -> float:
+    """Unit of values that are normed beside the residual, in units of that: with it the register
+    of the epsilon is right for both."""
+    hidden, ratio = plan.graph.hidden, norm.op.eps / plan.eps if plan.eps else 1.0
+    return sqrt(norm.values * ratio / hidden)
 
 
 def _rope_table(plan: Plan, context: int) -> np.ndarray:
@@ -638,7 +672,9 @@ def quantise(model: Model, calibration: Iterable[Sequence[int]] | Ranges | None 
     steps = plan(model.graph, head_pad=head_pad)
 
     # Residual: 27 bits with a bit of headroom over calibration, as fine as is of any use.
-    residual_most = max(float(_coarse(ranges.residual)), 1e-6)
+    residual_most = max(float(_coarse(ranges.residual)), 1e-6, *(
+        float(np.max(_coarse(ranges.edges[norm.op.x]))) / _unit_beside(norm, steps)
+        for norm in steps.norms))
     residual_frac = min(MAX_RESIDUAL_FRAC,
                         floor(Config.RESID_BITS - 1 - log2(HEADROOM * residual_most)))
     if residual_frac < MIN_RESIDUAL_FRAC:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from meadowlark_hdl.isa import Header, Mode
 
 from ..models.rewrite import fold_layer_norms, suited
-from .plan import Matrix, Plan, plan
+from .plan import Matrix, Order, Plan, plan
 from .quantise import MAX_BLOCK_COLUMNS, longest
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ class Shapes:
 def _mode(matrix: Matrix, kinds: Collection[str | None]) -> Mode:
     """Of a matrix whose weights are in blocks of these kinds; None: in none."""
     found = set(kinds)
+    if matrix.order is Order.DIAGONAL:
+        return Mode.INT8
     if found == {"Q4_0", "Q4_1"}:
         found = {"Q4_1"}        # the same weights as blocks with a minimum
     kind = found.pop()

@@ -24,7 +24,6 @@ _NEEDS = {
     ("opt", "opt"): _UNGATED,
     ("phi", "phi2"): _UNGATED,
     ("qwen2_moe", "qwen2moe"): "experts",
-    ("qwen3", "qwen3"): "norms of queries and keys",
     ("qwen3_moe", "qwen3moe"): "norms of queries and keys, and experts"}
 
 

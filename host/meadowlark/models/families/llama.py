@@ -19,6 +19,8 @@ _MATRICES = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v
 #: Kinds of attention in config.json.
 FULL, SLIDING = "full_attention", "sliding_attention"
 ATTENTION, MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
+#: What of queries and keys is normed together.
+HEAD, PROJECTION = "head", "projection"
 
 
 #: What config.json calls a function.
@@ -36,7 +38,9 @@ class Decoder(Hyperparameters):
     where not all. divisor: of scores, the root of head_dim if None. positions: row of position 0
     in a table of learned ones, which are added to the embedding; None: there are none. The scales
     are those of
-    :class:`meadowlark.models.graph.Embed`, ``Add`` and ``Head``.
+    :class:`meadowlark.models.graph.Embed`, ``Add`` and ``Head``. qk_norm: queries and keys are
+    normed before they rotate, each :data:`HEAD` alone or all of a :data:`PROJECTION`; None: they
+    are not. behind: attention and MLP are normed behind, too, before they are added.
     """
     hidden: int
     heads: int
@@ -54,12 +58,18 @@ class Decoder(Hyperparameters):
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
+    qk_norm: str | None = None
+    behind: bool = False
 
     def graph(self) -> Graph:
         b = Builder()
 
         def linear(x: str, name: str, rows: int) -> str:
             return b.linear(x, name, rows, bias=name in self.biases)
+
+        def add(r: str, y: str, norm: str) -> str:
+            return b.add(r, b.norm(y, norm, self.eps) if self.behind else y,
+                         scale=self.residual_scale)
 
         learned = {} if self.positions is None else dict(positions=self.context,
                                                          offset=self.positions)
@@ -70,16 +80,19 @@ class Decoder(Hyperparameters):
             q = linear(x, f"{at}.q", self.heads * self.head_dim)
             k = linear(x, f"{at}.k", self.kv_heads * self.head_dim)
             v = linear(x, f"{at}.v", self.kv_heads * self.head_dim)
+            if self.qk_norm is not None:
+                alone = self.head_dim if self.qk_norm == HEAD else None
+                q, k = (b.norm(y, f"{y}_norm", self.eps, head_dim=alone) for y in (q, k))
             if i not in self.unrotated:
                 q, k = (b.rope(y, self.head_dim, self.rope) for y in (q, k))
             a = b.attend(q, k, v, f"{at}.attention", heads=self.heads, kv_heads=self.kv_heads,
                          head_dim=self.head_dim, divisor=self.divisor,
                          window=(self.windows or {}).get(i))
-            r = b.add(r, linear(a, f"{at}.o", self.hidden), scale=self.residual_scale)
+            r = add(r, linear(a, f"{at}.o", self.hidden), f"{at}.norm1_behind")
             x = b.norm(r, f"{at}.norm2", self.eps)
             gate, up = (linear(x, f"{at}.{part}", self.ffn) for part in ("gate", "up"))
             h = b.gate(gate, up, f"{at}.h", fn=self.fn)
-            r = b.add(r, linear(h, f"{at}.down", self.hidden), scale=self.residual_scale)
+            r = add(r, linear(h, f"{at}.down", self.hidden), f"{at}.norm2_behind")
         x = b.norm(r, "final_norm", self.eps)
         b.head(x, self.vocab, weight="embedding" if self.tied else "head", scale=self.logit_scale)
         return b.graph()
