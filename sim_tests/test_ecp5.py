@@ -121,7 +121,7 @@ def test_the_router_is_told_what_each_clock_has_to_reach(tmp_path, monkeypatch):
 @pytest.mark.parametrize("ends", (1, 2, 3))
 def test_a_placement_is_routed_once_more_before_it_is_given_up(tmp_path, monkeypatch, ends, what,
                                                                rounds):
-    """With patience where wires stay in conflict, without holding the clocks where it is late."""
+    """Without holding the clocks, and with patience where wires stay in conflict."""
     tried = []
 
     def run(command, directory, log, steps, progress):
@@ -143,4 +143,4 @@ def test_a_placement_is_routed_once_more_before_it_is_given_up(tmp_path, monkeyp
             place_and_route(tmp_path)
     else:
         place_and_route(tmp_path)
-    assert tried == [(0.5, True), (0.1, True) if rounds == 1 else (0.5, False)][:ends]
+    assert tried == [(0.5, True), (0.1 if rounds == 1 else 0.5, False)][:ends]

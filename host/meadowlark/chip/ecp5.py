@@ -201,7 +201,7 @@ def place_and_route(directory: Path, *, device: str = "85k", package: str = "CAB
         More options of nextpnr when it routes.
     hold : bool
         The router takes nets that miss their clock up again, and again. Where that does not end,
-        it routes the placement without.
+        or wires stay in conflict, it routes the placement without.
 
     Raises
     ------
@@ -227,16 +227,15 @@ def place_and_route(directory: Path, *, device: str = "85k", package: str = "CAB
               "--report", "report.json", *held, *options], directory, "route.log", _NEXTPNR_STEP,
              converging(progress))
         return read_report(directory / "report.json")
-    held = ["--tmg-ripup"] if hold else []
     try:
-        return route(_ROUTER, held)
+        return route(_ROUTER, ["--tmg-ripup"] if hold else [])
     except Late as error:
-        again, settings, held = f"once more, as it comes: {error}", _ROUTER, []
+        again, settings = f"once more, as it comes: {error}", _ROUTER
     except Unroutable as error:
-        again, settings = f"once more, patiently: {error}", _PATIENT
+        again, settings = f"once more, patiently and as it comes: {error}", _PATIENT
     if progress:
         progress(again)
-    return route(settings, held)
+    return route(settings, [])
 
 
 def prepare_routing(directory: Path, settings: dict[str, str], pins: str,
