@@ -8,7 +8,7 @@ from dataclasses import replace
 from amaranth import Shape
 from meadowlark_hdl.compute.lane import DRAIN_LATER
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.control.sequencer_golden import Lots, Pass, subgroups
+from meadowlark_hdl.control.sequencer_golden import Lots, Pass, Place, subgroups
 from meadowlark_hdl.isa import NO_WINDOW, Fn, Instruction, Op, Pair, Sink
 from meadowlark_hdl.issue.issue_golden import ENABLES, Presented
 from meadowlark_hdl.issue.walker import presentable
@@ -16,6 +16,12 @@ from meadowlark_hdl.issue.walker import presentable
 
 def a_pass(P: int, n: int, pos0: int = 3, sub_heads: int = 1, sub_blocks: int = 1) -> Pass:
     return Pass(pos0, n, -(-n // P), pos0 + n, sub_heads, sub_blocks, True, n == 1)
+
+
+def a_batch(rng, P: int, n: int) -> Pass:
+    """So many tokens, each somewhere."""
+    places = tuple(Place(int(rng.integers(1 << 27)), int(rng.integers(60))) for _ in range(n))
+    return replace(a_pass(P, n, 0), batch=places)
 
 
 def first_block(i: Instruction, p: Pass, model: dict[str, int], P: int) -> dict[str, int]:
@@ -52,8 +58,12 @@ def random_work(rng, c: Config, *ops: Op, several: bool = False) -> tuple[Pass, 
     """A pass, and an instruction of one of these operators. several: three blocks; lots are of more
     than one head at once, but not of all blocks, and a head has more than one beat."""
     heads, sliding = bool(rng.integers(2)), bool(several or rng.integers(2))
-    p = a_pass(c.P, 1 if heads else int(rng.integers(1, 3 * c.P + 1)), int(rng.integers(60)),
+    p = a_pass(c.P, int(rng.integers(1, 3 * c.P + 1)), int(rng.integers(60)),
                *(map(int, rng.integers(1, 4, 2))))
+    lanes = int(rng.choice([1, rng.integers(1, c.P + 1)]))      # that have tokens, of heads
+    decode = (a_batch(rng, c.P, lanes) if rng.random() < 0.5 else
+              a_pass(c.P, lanes, p.pos0, p.sub_heads, p.sub_blocks))
+    p = decode if heads else p
     op = Op(rng.choice(ops))
     rows, row_beats = int(rng.integers(2, c.tile_rows + 1)), 1 << int(rng.integers(3))
     back = int(rng.choice([NO_WINDOW, rng.integers(80)]))
@@ -80,13 +90,13 @@ def random_work(rng, c: Config, *ops: Op, several: bool = False) -> tuple[Pass, 
     if op == Op.LINEAR:
         heads = bool(not several and rng.integers(2))
         if heads:
-            p, sink = a_pass(c.P, 1, p.pos0), Sink.ACT
+            p, sink = decode, Sink.ACT
         pair, fn = rng.choice([(Pair.NONE, Fn.NONE), (Pair.NONE, Fn.RELU), (Pair.ROPE, Fn.NONE),
                                (Pair.GLU, Fn.TANH)][:3 if heads else 4])
         what = {"sink": sink, "pair": int(pair), "fn": int(fn), "stats": int(rng.integers(2))}
     else:
         what = {"sink": Sink.ACT, "mant": int(rng.integers(1 << 15, 1 << 16))}
-    i = Instruction(op, **what, wide=wide, y=int(rng.integers(1 << 15)), heads=heads,
+    i = Instruction(op, **what, wide=wide, y=int(rng.integers(1 << 14)), heads=heads,
                     lanes=int(rng.integers(1, c.P + 1)),
                     last=int(not several and (op == Op.LINEAR or not sliding) and rng.integers(2)),
                     tiles=int(rng.integers(1, 4)) if not diagonal or rows % c.W == 0 else 1,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from batches import alone_and_together
 from gguf_files import write_gguf
 from meadowlark.compile.cycles import predict
 from meadowlark.link.driver import BoardError
@@ -28,6 +29,7 @@ from meadowlark_hdl.isa import Fn, Header, Instruction, Op, Pair, Sink, Src, enc
 from meadowlark_hdl.isa_golden import GoldenCore
 from meadowlark_hdl.fixed import saturate
 from meadowlark_hdl.link.protocol import EVENT_RING
+from meadowlark_hdl.run_table import RUN_REGS
 from random_model import norms, random_model
 from reference_models import reference_model
 
@@ -354,6 +356,55 @@ def test_cache_is_kept_between_runs(odd, seed):
     odd.golden.forget()
     want = [token for token, _ in odd.golden.generate(prompt, max_new=4, stop_ids=())]
     assert got == want
+
+
+def batch_on(chip, tokens, places):
+    """A batch by raw registers -> its token event, logits and counters."""
+    driver, sim = chip.target.driver, chip.target.sim
+    for slot, place in enumerate(places):
+        driver.write_registers({
+            "place": place.base | place.position << 32 | slot << 48})
+    sim.drop_logits()
+    registers = {f.name: 0 for f in RUN_REGS} | {"prompt": len(tokens), "max_new": 1, "batch": 1}
+    event, = driver._run_events(tokens, registers)
+    logits, = sim.take_logits(chip.source.image.shape["vocab"])
+    return event, logits, chip.target.counters()
+
+
+@pytest.mark.parametrize("shape", [
+    dict(ODD, sliding_window=20, family="mistral", attention_bias=False, mlp_bias=False),
+    dict(hidden=64, layers=2, heads=10, kv_heads=2, head_dim=16, ffn=96, vocab=258, context=192),
+    dict(hidden=54, layers=2, heads=2, kv_heads=1, head_dim=240, ffn=70, vocab=258, context=192),
+    dict(hidden=54, layers=2, heads=6, kv_heads=2, head_dim=24, ffn=70, vocab=258, context=192,
+         family="qwen3")],
+    ids=["odd, window", "more heads than lanes", "heads of 256", "norms of heads"])
+def test_batches(target, tmp_path, seed, shape):
+    """Logits, caches and words of memory of sequences in one pass, as of one after the other. Runs
+    of one sequence in between know nothing of it."""
+    rng = np.random.default_rng(seed)
+    chip = Chip(target, get_board("virtual"), str(random_model(tmp_path / "m", seed=seed, **shape)))
+    image, config = chip.source.image, get_board("virtual").config
+    assert image.facts["batch"] == config.P
+    for count in (config.P, 1, int(rng.integers(1, config.P + 1))):
+        alone, logits, core, tokens, places = alone_and_together(image, config, seed, count, 180)
+        chip.target.sim.memory[:len(core.memory)] = core.memory
+        core.clear()
+        np.testing.assert_array_equal(core.batch(tokens, places), logits[-1])
+        event, found, counters = batch_on(chip, tokens, places)
+        np.testing.assert_array_equal(found, logits[-1])
+        assert event.crc == logits_crc(found) and event.token == found.argmax()
+        np.testing.assert_array_equal(chip.target.sim.memory[:len(core.memory)], alone.memory)
+        assert core.counters.items() <= counters.items()
+        chip.compare(words(rng, chip, 9), max_new=2)
+
+
+@pytest.mark.parametrize("change", [
+    {"prompt": 5}, {"start_pos": 1, "prompt": 1}, {"max_new": 2}])
+def test_batches_that_cannot_be(odd, change):
+    """More tokens than lanes, anywhere but at 0, with tokens to follow."""
+    registers = {f.name: 0 for f in RUN_REGS} | {"prompt": 4, "max_new": 1, "batch": 1} | change
+    with pytest.raises(BoardError, match=re.escape(SENTENCES[Error.BAD_RUN])):
+        list(odd.target.driver._run_events([2] * registers["prompt"], registers))
 
 
 def test_conversation(odd, seed):

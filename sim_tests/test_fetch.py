@@ -9,9 +9,10 @@ from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.fetch import Fetch
 from meadowlark_hdl.control.fetch_golden import walk
-from meadowlark_hdl.control.sequencer_golden import Pass
+from meadowlark_hdl.control.sequencer_golden import Lots, Pass, Place
 from meadowlark_hdl.isa import NO_WINDOW, Header, Instruction, Mode, Op, Src, encode
-from meadowlark_hdl.signatures import FetchedInstruction, ModelLayout, PassLayout, TileJob
+from meadowlark_hdl.signatures import (FetchedInstruction, ModelLayout, PassLayout, PlaceLayout,
+                                       TileJob)
 from presented import packed_lots
 
 SIZES = {"P": 4, "bus_bytes": 2, "prog_depth": 256, "context": 64, "tile_beats": 512}
@@ -19,7 +20,10 @@ CONFIG = Config(W=8, **SIZES)
 VOCAB = 2**19 - 1       # the largest
 
 
-def jobs_of(i: Instruction, pass_: dict, tokens: list[int], pointer: int, keys=range(0)):
+NO_LOTS = Lots(range(0), range(0), range(0), False, False)
+
+
+def jobs_of(i: Instruction, p: Pass, tokens: list[int], pointer: int, lots: Lots = NO_LOTS):
     """-> (jobs of one instruction, new stream pointer); written from docs/architecture.md."""
     def job(addr, chunks, rows, beats, header=i["header"]):
         return {"addr": addr % 2**27, "chunks": chunks, "mode": i["mode"], "header": header,
@@ -36,13 +40,15 @@ def jobs_of(i: Instruction, pass_: dict, tokens: list[int], pointer: int, keys=r
             jobs.append(job(pointer, chunks, rows, rows * i["row_beats"]))
             pointer += chunks
     elif i["src"] in (Src.TABLE, Src.TOKEN):
-        for position in range(pass_["pos0"], pass_["pos0"] + pass_["n"]):
-            row = position if i["src"] == Src.TABLE else tokens[position]
+        for slot in range(p.n):
+            row = (tokens[p.pos0 + slot] if i["src"] == Src.TOKEN else
+                   p.batch[slot].position if p.batch else p.pos0 + slot)
             jobs.append(job(i["addr"] + row * i["chunks"], i["chunks"], 1, i["row_beats"]))
     elif i["src"] == Src.KV:
-        for key in keys[::i["rows"]]:
-            beats = min(i["rows"], keys.stop - key) * i["row_beats"]
-            jobs.append(job(i["addr"] + key * i["row_beats"], beats, 0, beats, Header.NONE))
+        for key in lots.keys[::i["rows"]]:
+            beats = min(i["rows"], lots.keys.stop - key) * i["row_beats"]
+            jobs.append(job(i["addr"] + lots.base + key * i["row_beats"], beats, 0, beats,
+                            Header.NONE))
     return jobs, pointer
 
 
@@ -94,17 +100,24 @@ def pair(svs: int = 0, **fields) -> list[Instruction]:
                   for k, sv in enumerate(some))]
 
 
-def random_list(count: int, *kinds: str) -> list[Instruction]:
-    """So many instructions, a pair as one."""
+def random_list(count: int, *kinds: str, **fields: int) -> list[Instruction]:
+    """So many instructions, a pair as one; fields: of QK and SV."""
     some = [random_instruction(kinds) if kinds else random_instruction() for _ in range(count)]
-    return [i for each in some for i in (pair() if each["op"] == Op.QK else [each])]
+    return [i for each in some for i in (pair(**fields) if each["op"] == Op.QK else [each])]
 
 
-def random_pass(final: int) -> dict:
+def random_pass(final: int) -> Pass:
     pos0 = random.choice([0, 0, random.randrange(40)])
     n = random.randint(1, 20)
-    return {"pos0": pos0, "n": n, "nb": -(-n // 4), "ctx": pos0 + n, "final": final,
-            "sub_heads": random.randint(1, 4), "sub_blocks": random.randint(1, 6)}
+    return Pass(pos0, n, -(-n // 4), pos0 + n, random.randint(1, 4), random.randint(1, 6),
+                bool(final), False)
+
+
+def random_batch() -> Pass:
+    """Tokens anywhere. Lots are one by one, whatever the plan says."""
+    places = tuple(Place(random.getrandbits(27), random.randrange(60))
+                   for _ in range(random.randint(1, CONFIG.P)))
+    return Pass(0, len(places), 1, len(places), random.randint(1, 4), 1, True, True, places)
 
 
 class Bench:
@@ -114,7 +127,8 @@ class Bench:
         self.dut = dut
         self.tokens = [random.choice([0, VOCAB - 1, 2**17, 2**18, random.randrange(VOCAB)])
                        for _ in range(CONFIG.context)]
-        self.stored = 0             # STORE instructions completed
+        # STORE instructions completed; how often each is.
+        self.stored, self.each = 0, 1
 
     async def setup(self):
         await start(self.dut)
@@ -138,9 +152,16 @@ class Bench:
             await RisingEdge(dut.clk)
         dut.prog_en.value = 0
 
-    async def go(self, pc: int, pass_: dict, stream_addr: int, vocab: int = VOCAB):
+    async def go(self, pc: int, p: Pass, stream_addr: int, vocab: int = VOCAB):
         dut = self.dut
-        dut.pass_.value = pack(PassLayout(), **pass_)
+        for slot, place in enumerate(p.batch):
+            dut.places__en.value, dut.places__addr.value = 1, slot
+            dut.places__data.value = pack(PlaceLayout(), **place._asdict())
+            await RisingEdge(dut.clk)
+        dut.places__en.value = 0
+        dut.pass_.value = pack(PassLayout(), **{
+            name: int(getattr(p, name)) for name in PassLayout().members if name != "batch"},
+            batch=int(bool(p.batch)))
         dut.model.value = pack(ModelLayout, stream_addr=stream_addr, vocab=vocab)
         dut.start_pc.value, dut.start.value = pc, 1
         await RisingEdge(dut.clk)
@@ -152,13 +173,12 @@ class Bench:
 
     async def stores(self):
         """Completes the STOREs that the engine has taken, some time later."""
-        dut, taken, due = self.dut, 0, deque()
+        dut, due = self.dut, deque()
         while True:
             await ReadOnly()
             if dut.out__valid.value and dut.out__ready.value:
                 if int(dut.out__payload.value) & 15 == Op.STORE:
-                    taken += 1
-                    due.append(cycles(dut) + random.randrange(60))
+                    due += [cycles(dut) + random.randrange(60) for _ in range(self.each)]
             done = due and due[0] <= cycles(dut)
             await RisingEdge(dut.clk)
             dut.store_done.value = int(bool(done))
@@ -167,17 +187,18 @@ class Bench:
                 self.stored += 1
 
 
-def expected(program, pc, pass_, tokens, stream_addr):
-    """-> (queued instructions, jobs, for each job: STOREs that must be complete before it)."""
+def expected(program, pc, p, tokens, stream_addr):
+    """-> (queued instructions, jobs, for each job: STOREs that must be complete before it, in a
+    batch those of each token)."""
     out, jobs, fences, stores, pointer = [], [], [], 0, stream_addr
-    for at, lots in walk(CONFIG, program, Pass(**pass_, decode=False), 0):
+    for at, lots in walk(CONFIG, program, p, 0):
         i = program[at]
         out.append({"instr": dict(i), "pc": pc + at} | (
             {"lots": packed_lots(lots)} if lots else {}))
-        new, pointer = jobs_of(i, pass_, tokens, pointer, lots.keys if lots else range(0))
+        new, pointer = jobs_of(i, p, tokens, pointer, lots or NO_LOTS)
         jobs += new if i["op"] != Op.END else []
         fences += [stores if i["src"] == Src.KV else 0] * len(new) if i["op"] != Op.END else []
-        stores += i["op"] == Op.STORE
+        stores += (len(p.batch) or 1) * (i["op"] == Op.STORE)
     return out, jobs, fences
 
 
@@ -195,7 +216,7 @@ async def run(bench, program, pc, pass_, stall, times=None):
     await bench.load(pc, program)
     want_out, want_jobs, fences = expected(program, pc, pass_, bench.tokens, stream_addr)
     await bench.go(pc, pass_, stream_addr)
-    bench.stored = 0
+    bench.stored, bench.each = 0, len(pass_.batch) or 1
     helper = cocotb.start_soon(bench.stores())
     out = cocotb.start_soon(recv(dut, "out", len(want_out), stall))
 
@@ -227,6 +248,16 @@ async def random_lists(dut, stall):
     await bench.setup()
     for _ in range(12):
         await run(bench, [*random_list(20), END], random.randrange(200), random_pass(1), stall)
+
+
+@cocotb.test(timeout_time=5, timeout_unit="ms")
+@cocotb.parametrize(stall=[0.0, 0.6])
+async def batches(dut, stall):
+    bench = Bench(dut)
+    await bench.setup()
+    for _ in range(12):
+        await run(bench, [*random_list(20, heads=1, group=1), END], random.randrange(200),
+                  random_batch(), stall)
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
@@ -277,7 +308,7 @@ async def jobs_come_at_set_distances(dut, kind):
     # The distance of jobs within an instruction, and from one instruction to the next.
     within, between = {"stream": (2, 10), "norm": (2, 10), "table": (2, 10), "token": (6, 11),
                        "kv": (2, 10)}[kind]
-    pass_ = {"pos0": 3, "n": 9, "nb": 3, "ctx": 12, "final": 1, "sub_heads": 1, "sub_blocks": 3}
+    pass_ = Pass(3, 9, 3, 12, 1, 3, True, False)
     fields = {"stream": {"tiles": 3}, "norm": {}, "table": {}, "token": {},
               "kv": {"rows": 3, "group": 2, "back": NO_WINDOW, "ahead": 0}}
     program = [random_instruction((kind,), **fields[kind]) for _ in range(6)]
@@ -350,7 +381,7 @@ async def stopped(bench, fault, jobs):
 async def no_token_beyond_the_vocabulary(dut):
     bench = Bench(dut)
     await bench.setup()
-    pass_ = {"pos0": 2, "n": 9, "nb": 3, "ctx": 11, "final": 1, "sub_heads": 1, "sub_blocks": 1}
+    pass_ = Pass(2, 9, 3, 11, 1, 1, True, False)
     for vocab in (1, 2, 49152, 2**17, 2**18, VOCAB):
         # The largest of the vocabulary is taken, the next one is not.
         program = [random_instruction(("table", "stream")), random_instruction(("token",)), END]

@@ -12,7 +12,7 @@ from zlib import crc32
 import pytest
 from meadowlark.cli.info import _image_facts
 from meadowlark.compile.compiler import compile_model
-from meadowlark.compile.image import Image, board_of
+from meadowlark.compile.image import VERSION, Image, board_of
 from meadowlark.errors import UserError
 from meadowlark.link.driver import Driver
 from meadowlark.link.fake_board import FakeBoard
@@ -98,7 +98,8 @@ def test_missing_foreign_old(tmp_path, raw):
         Image.load(tmp_path)
     assert "is not a Meadowlark image" in refused(b"")
     assert "is not a Meadowlark image" in refused(b"GGUF" + raw)
-    assert "image version 7" in refused(raw[:8] + struct.pack("<I", 7) + raw[12:])
+    assert f"image version {VERSION + 1}" in refused(
+        raw[:8] + struct.pack("<I", VERSION + 1) + raw[12:])
     assert "another instruction set" in refused(with_header(raw, lambda h: h.update(isa=1)))
 
 

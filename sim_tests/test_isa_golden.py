@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from batches import alone_and_together
 from gguf_files import write_gguf
 from meadowlark.compile.compiler import compile_model
 from meadowlark.models.registry import load_model
@@ -17,7 +18,7 @@ from meadowlark_boards import get_board
 from meadowlark_hdl import isa_golden
 from meadowlark_hdl.compute import tiling_engine_golden
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.control.sequencer_golden import Lots
+from meadowlark_hdl.control.sequencer_golden import Lots, Place
 from meadowlark_hdl.isa import (FIELDS, MODEL_REGS, NO_WINDOW, Fn, Instruction, Kind, Op, Pair,
                                 Sink, Src)
 from meadowlark_hdl.isa_golden import GoldenCore, ProgramError
@@ -94,6 +95,55 @@ def test_random_models(tmp_path, seed, blocks):
             np.testing.assert_array_equal(found[:, which], want[:, :, :golden.length])
         counted, most = core.counters["score_saturations"], golden.saturations["scores"]
         assert counted == most if all_tokens else counted <= most
+
+
+@pytest.mark.parametrize("shape", [{}, {"head_dim": 24, "heads": 10, "kv_heads": 2}],
+                         ids=["some", "more heads than lanes"])
+def test_a_batch_is_its_decodes(tmp_path, seed, shape):
+    """Tokens of several sequences in a pass: logits of the last one, and the caches of all, as
+    of one after the other. Each of them is the last one once."""
+    rng = np.random.default_rng(seed)
+    for k in range(3):
+        folder = random_model(tmp_path / str(k), seed=int(rng.integers(1 << 30)),
+                              **random_shape(rng) | shape)
+        model = load_model(folder)
+        image = compile_model(quantise(model, random_texts(model, seed=1, sequences=2)), BOARD)
+        count = int(rng.integers(1, image.facts["batch"] + 1))
+        alone, logits, together, tokens, places = alone_and_together(image, CONFIG, seed, count, 50)
+        for _ in range(count):
+            np.testing.assert_array_equal(together.batch(tokens, places), logits[-1])
+            np.testing.assert_array_equal(together.memory, alone.memory)
+            tokens, places, logits = (each[1:] + each[:1] for each in (tokens, places, logits))
+
+
+def test_a_batch_of_one_is_a_decode(image, seed):
+    """In counts as well."""
+    one, other = (golden_core(image, CONFIG, seed) for _ in range(2))
+    for core in (one, other):
+        core.forward([5, 6, 7])
+        core.clear()
+    np.testing.assert_array_equal(one.forward([8], 3), other.batch([8], [Place(0, 3)]))
+    assert one.counters == other.counters
+    np.testing.assert_array_equal(one.memory, other.memory)
+
+
+def test_neighbours_may_be_of_one_sequence(image, seed):
+    """All keys of a layer are stored before one of them is read."""
+    one, other = (golden_core(image, CONFIG, seed) for _ in range(2))
+    for core in (one, other):
+        core.forward([5, 6, 7])
+    want = one.forward([8, 9, 10], 3)
+    np.testing.assert_array_equal(
+        want, other.batch([8, 9, 10], [Place(0, position) for position in (3, 4, 5)]))
+    np.testing.assert_array_equal(one.memory, other.memory)
+
+
+@pytest.mark.parametrize("tokens, places, words", [
+    ([], 0, "tokens must be ids in 0..300"), ([301], 1, "tokens must be ids in 0..300"),
+    ([1] * 5, 5, "no place for each"), ([1, 2], 1, "no place for each")])
+def test_batches_that_cannot_be(image, tokens, places, words):
+    with pytest.raises(ValueError, match=words):
+        golden_core(image, CONFIG).batch(tokens, [Place(0, 1)] * places)
 
 
 def test_weights_are_converted_at_each_use_or_kept(image, monkeypatch):
@@ -188,17 +238,19 @@ class Lanes:
                 if e["res_kind"] == Kind.DRAIN and row % core.head == 0:
                     self.rows[Kind.SUM, row, e["block"]] = total
 
-    def of(self, kind: int, slots: np.ndarray, count: int, first: int = 0) -> np.ndarray:
-        """Results of a kind, int[slots, count], from row ``first`` on."""
+    def of(self, kind: int, slots: np.ndarray, count: int, first: int = 0, token: int = 0,
+           ) -> np.ndarray:
+        """Results of a kind, int[slots, count], from row ``first`` on; of lanes that are heads of a
+        token."""
         P = len(next(iter(self.rows.values())))
-        return np.array([[self.rows[kind, row, s // P][s % P]
+        return np.array([[self.rows[kind, row, s // P + token][s % P]
                           for row in range(first, first + count)] for s in slots])
 
 
 @pytest.mark.parametrize("sv_cycles", [2, 4])
 def test_by_beats(image, monkeypatch, sv_cycles):
-    """What Issue presents, beat by beat, makes what the program says: prefill and decode, one tile
-    of keys and two, windows that hide all of the first one, a part of it, nothing."""
+    """What Issue presents, beat by beat, makes what the program says: prefill, decode and batch,
+    one tile of keys and two, windows that hide all of the first one, a part of it, nothing."""
     core, done = golden_core(image, CONFIG.replace(sv_cycles=sv_cycles)), set()
     seen = []
 
@@ -228,7 +280,7 @@ def test_by_beats(image, monkeypatch, sv_cycles):
                 lanes, first = Lanes(core, i, act, keys, lots), lots.blocks.start
                 for h, k in np.ndindex(want.shape[:2]):
                     for column, key in enumerate(lots.keys):
-                        position = p.pos0 + (0 if i["heads"] else slots[k])
+                        position = p.positions[lots.heads.start if i["heads"] else slots[k]]
                         hidden = key > position and not i["ahead"] or key < position - i["back"]
                         lot = h * len(lots.blocks) + (0 if i["heads"] else slots[k] // P - first)
                         if (at := lot * p.ctx + key) in lanes.scores or not hidden:
@@ -240,10 +292,11 @@ def test_by_beats(image, monkeypatch, sv_cycles):
                 probability = np.stack([probability for probability, *_ in seen])
                 lanes = Lanes(core, i, act, seen[0][1], lots, probability)
                 for h, (each, _, want) in zip(lots.heads, seen, strict=True):
+                    first, token = (0, h) if i["heads"] else (h * core.head, 0)
                     np.testing.assert_array_equal(
-                        lanes.of(Kind.DRAIN, slots, core.head, h * core.head), want)
+                        lanes.of(Kind.DRAIN, slots, core.head, first, token), want)
                     np.testing.assert_array_equal(
-                        lanes.of(Kind.SUM, slots, 1, h * core.head)[:, 0], each.sum(axis=1))
+                        lanes.of(Kind.SUM, slots, 1, first, token)[:, 0], each.sum(axis=1))
             done.add((op, p.decode, lots is not None and len(lots.keys) > i["rows"]))
             return given
         return call
@@ -257,6 +310,7 @@ def test_by_beats(image, monkeypatch, sv_cycles):
         core.forward(list(range(2, 11)), 0)
         core.forward(list(range(2, 11)), 60)
         core.forward([5], 69)
+        core.batch([5, 6, 7, 8], [Place(0, position) for position in (68, 69, 3, 40)])
     assert {(op, decode, True) for op in (Op.QK, Op.SV) for decode in (False, True)} <= done
 
 
@@ -301,7 +355,7 @@ def _passes(core, n):
     (Op.LINEAR, -3, dict(last_rows=2, packed=0), "a tile in"),
     (Op.NORM, 1, dict(op=12), "no operator 12"), (Op.NORM, 0, dict(row_beats=3), "a tile in"),
     (Op.STORE, 0, dict(addr=0), "STORE outside of"), (Op.QK, 0, dict(src=Src.NONE), "no cache"),
-    (Op.QK, 0, dict(lanes=9, heads=1), "9 heads, 1 tokens"), (Op.QK, 0, dict(rows=0), "no cache"),
+    (Op.LINEAR, 2, dict(lanes=9), "9 heads of 1 tokens"), (Op.QK, 0, dict(rows=0), "no cache"),
     (Op.SV, 0, dict(addr=1 << 26), "beyond the memory"), (Op.SV, 0, dict(heads=0), "without its"),
     (Op.SV, 0, dict(more=1), "without its"), (Op.SV, 0, dict(row_beats=128), "SV of 1024 columns"),
     (Op.EMBED, 0, dict(row_beats=3), "another width"),

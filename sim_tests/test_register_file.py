@@ -3,13 +3,14 @@ import random
 from collections import deque
 
 import cocotb
-from bench import simulate, start
+from bench import simulate, start, unpack
 from cocotb.triggers import FallingEdge
 
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.link.counters_table import COUNTER_BITS, COUNTER_SLOTS, COUNTERS
 from meadowlark_hdl.link.protocol import BY_NAME, COUNTER_BASE, REGISTERS, RESET_MAGIC
 from meadowlark_hdl.link.registers import RegisterFile, constants
+from meadowlark_hdl.signatures import PlaceLayout
 
 CONFIG = Config(W=8, P=4, bus_bytes=2)
 FACTS = dict(board="a board", clock_hz=66_600_000, memory_bytes=1 << 25)
@@ -61,6 +62,17 @@ async def reads(dut):
     assert int(dut.resend.value) == written[BY_NAME["resend_cycles"]]
     for register, value in written.items():
         assert await whole(register.name) == value, register.name
+    # The second word of a place takes it into a table, unless there is no such lane.
+    for slot in random.sample(range(32), 32):
+        base, position, taken = random.getrandbits(27), random.getrandbits(13), []
+        words = (base | random.getrandbits(5) << 27, position | slot << 16)
+        for k in range(6):
+            inputs = {"w__addr": BY_NAME["place"].address + k, "w__data": words[k]} if k < 2 else {}
+            await cycle(w__en=k < 2, **inputs)
+            if dut.places__en.value:
+                taken.append((int(dut.places__addr.value),
+                              unpack(PlaceLayout(), int(dut.places__data.value))))
+        assert taken == [(slot, {"base": base, "position": position})] * (slot < CONFIG.P)
     # Counters in any order: the low word keeps the high one for the read behind it.
     for at in random.choices(range(len(COUNTERS)), k=40):
         low = await read(COUNTER_BASE + 2 * at)

@@ -10,7 +10,8 @@ from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.memory.scratch import Scratch
-from meadowlark_hdl.signatures import ModelLayout, PassLayout, ScratchCommand, StoreCommand
+from meadowlark_hdl.signatures import (ModelLayout, PassLayout, PlaceLayout, ScratchCommand,
+                                       StoreCommand)
 
 CONFIGS = {f"w{W}b{bus}": Config(W=W, P=P, bus_bytes=bus, scratch_bytes=size, fifo_words=64,
                                  burst_words=32)
@@ -24,6 +25,7 @@ class Bench:
     def __init__(self, dut):
         self.dut, self.config = dut, CONFIGS[os.environ["CASE"]]
         self.memory = np.zeros(self.config.scratch_bytes, np.uint8)
+        self.batch, self.places = 0, []
 
     async def begin(self):
         await start(self.dut)
@@ -52,15 +54,38 @@ class Bench:
                                  random.choice(masks))
         await ClockCycles(self.dut.clk, 3)
 
-    def set_pass(self, n, token_words):
-        self.n, self.pos0, self.token_words = n, random.randrange(1 << 13), token_words
-        self.dut.pass_.value = pack(PassLayout(), n=n, pos0=self.pos0)
+    def set_pass(self, n, token_words, pos0=None, batch=0):
+        self.n, self.token_words, self.batch = n, token_words, batch
+        self.pos0 = random.randrange(1 << 13) if pos0 is None else pos0
+        self.dut.pass_.value = pack(PassLayout(), n=n, pos0=self.pos0, batch=batch)
         self.dut.model.value = pack(ModelLayout, token_words=token_words)
 
     def random_pass(self):
         most = self.config.scratch_bytes // self.config.W
         token_words = random.choice([1, random.randint(1, min(70, most))])
         self.set_pass(random.choice([1, random.randint(1, most // token_words)]), token_words)
+
+    async def random_batch(self):
+        """Places of all lanes, in any order; some of them have tokens."""
+        P, most = self.config.P, self.config.scratch_bytes // self.config.W
+        token_words = random.choice([1, random.randint(1, min(70, most // P))])
+        self.places = [{"base": random.getrandbits(27), "position": random.getrandbits(13)}
+                       for _ in range(P)]
+        self.dut.places__en.value = 1
+        for slot in random.sample(range(P), P):
+            self.dut.places__addr.value = slot
+            self.dut.places__data.value = pack(PlaceLayout(), **self.places[slot])
+            await RisingEdge(self.dut.clk)
+        self.dut.places__en.value = 0
+        self.set_pass(random.randint(1, P), token_words, pos0=0, batch=1)
+
+    def stored(self, command):
+        """What the store unit gets for a command."""
+        by = command["log2_words"]
+        if self.batch:
+            return [{"addr": (command["addr"] + place["base"] + (place["position"] << by)) % 2**27,
+                     "chunks": 1 << by} for place in self.places[:self.n]]
+        return [{"addr": (command["addr"] + (self.pos0 << by)) % 2**27, "chunks": self.n << by}]
 
     def random_command(self):
         """Its row has up to 256 values."""
@@ -82,12 +107,11 @@ class Bench:
     async def run(self, commands, stall):
         dut, words = self.dut, [w for command in commands for w in self.wanted(command)]
         cocotb.start_soon(send(dut, "cmd", commands, stall, layout=ScratchCommand()))
-        store = cocotb.start_soon(recv(dut, "store", len(commands), stall))
+        stored = [store for command in commands for store in self.stored(command)]
+        store = cocotb.start_soon(recv(dut, "store", len(stored), stall))
         got = await recv(dut, "words", len(words), stall)
         assert got == words
-        assert [unpack(StoreCommand(), bits) for bits in await store] == [
-            {"addr": (c["addr"] + (self.pos0 << c["log2_words"])) % 2**27,
-             "chunks": self.n << c["log2_words"]} for c in commands]
+        assert [unpack(StoreCommand(), bits) for bits in await store] == stored
         await ClockCycles(dut.clk, 8)
         await ReadOnly()
         assert dut.idle.value and not dut.words__valid.value and not dut.store__valid.value
@@ -99,8 +123,11 @@ class Bench:
 async def rows_of_all_tokens(dut, stall):
     bench = Bench(dut)
     await bench.begin()
-    for _ in range(8):
-        bench.random_pass()
+    for k in range(12):
+        if k % 3 == 2:
+            await bench.random_batch()
+        else:
+            bench.random_pass()
         await ClockCycles(dut.clk, 3)
         await bench.run([bench.random_command() for _ in range(random.randint(1, 4))], stall)
 
@@ -131,6 +158,30 @@ async def cycles_of_commands(dut):
     for k in range(3):
         assert came[(k + 1) * parts - 1] - came[k * parts] == parts - 1
     assert {came[k * parts] - came[k * parts - 1] for k in (1, 2)} == {Scratch.NEXT}
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def cycles_of_a_batch(dut):
+    """NEXT between the tokens of a command, or PLACE; and between two commands."""
+    bench = Bench(dut)
+    await bench.begin()
+    c = bench.config
+    await bench.random_batch()
+    parts, n = c.W // c.store_bytes, c.P
+    bench.set_pass(n, 2, pos0=0, batch=1)
+    await ClockCycles(dut.clk, 3)
+    dut.store__ready.value = dut.words__ready.value = 1
+    cocotb.start_soon(send(dut, "cmd", [{"addr": 7, "word": 0, "log2_words": 0}] * 2,
+                           layout=ScratchCommand()))
+    came = []
+    while len(came) < 2 * n * parts:
+        await ReadOnly()
+        if dut.words__valid.value:
+            came.append(cycles(dut))
+        await RisingEdge(dut.clk)
+    firsts = came[::parts]
+    assert {b - a for a, b in zip(firsts, firsts[1:])} == {
+        max(parts - 1 + Scratch.NEXT, Scratch.PLACE)}
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")

@@ -14,6 +14,7 @@ from meadowlark_hdl.control.sequencer import Sequencer
 from meadowlark_hdl.control.token_memory import TokenMemory
 from meadowlark_hdl.control.sequencer_golden import (
     Pass,
+    pass_of,
     context_limit,
     decode_pass,
     lots,
@@ -36,6 +37,7 @@ class Chip:
     def __init__(self, dut, quick=False):
         self.dut, self.quick = dut, quick
         self.passes = []            # (Pass, the tokens it read)
+        self.batches = []           # of each pass, whether it is one
         self.starts = []            # cycles of fetch_start
         self.memory = {}            # position -> token, as the chip should hold it
         self.token_of = lambda position: random.getrandbits(19)
@@ -104,7 +106,9 @@ class Chip:
             self.starts.append(now)
             dut.idle.value = 0
             assert pc in (PREFILL, DECODE)
-            seen = Pass(**values | {"final": bool(values["final"])}, decode=pc == DECODE)
+            seen = Pass(**{name: value for name, value in values.items() if name != "batch"}
+                        | {"final": bool(values["final"])}, decode=pc == DECODE)
+            self.batches.append(values["batch"])
             assert sampled == seen.final
             if not self.quick:
                 tokens = [await self.read(p) for p in range(seen.pos0, seen.ctx)]
@@ -215,8 +219,10 @@ async def whole_run(dut, chip, stall=0.0):
                                       else random.randrange(2, 120))
     await write_tokens(dut, chip, start_pos, [random.getrandbits(19) for _ in range(prompt)])
     chip.passes.clear()
+    chip.batches.clear()
+    batch = not start_pos and prompt <= CONFIG.P and max_new < 2 and random.random() < 0.5
     await begin(dut, model, start_pos=start_pos, prompt=prompt, max_new=max_new, top_k=16,
-                stop_ids=stop_ids)
+                stop_ids=stop_ids, batch=int(batch))
     events = await collect(dut, stall)
     assert await error_of(dut) == (0, 0)
 
@@ -236,7 +242,9 @@ async def whole_run(dut, chip, stall=0.0):
         assert event["reason"] == reason
         if position < limit:
             chip.memory[position] = token
-    want = expected_passes(CONFIG, model, start_pos, prompt, count, max_new)
+    want = ([pass_of(CONFIG, model, 0, prompt, final=max_new > 0, decode=True)] if batch else
+            expected_passes(CONFIG, model, start_pos, prompt, count, max_new))
+    assert set(chip.batches) == {int(batch)}
     assert [p for p, _ in chip.passes] == want
     for p, tokens in chip.passes:
         assert tokens == [chip.memory[i] for i in range(p.pos0, p.ctx)]
@@ -320,6 +328,9 @@ async def bad_requests_are_refused(dut):
             ({}, {"start_pos": limit - 3}, 1, Error.BAD_RUN),
             ({}, {"start_pos": 8191, "prompt": 8191}, 1, Error.BAD_RUN),
             ({}, {"start_pos": 8191, "prompt": 1}, 1, Error.BAD_RUN),
+            ({}, {"batch": 1, "start_pos": 1}, 1, Error.BAD_RUN),
+            ({}, {"batch": 1, "start_pos": 0, "prompt": CONFIG.P + 1}, 1, Error.BAD_RUN),
+            ({}, {"batch": 1, "start_pos": 0, "max_new": 2}, 1, Error.BAD_RUN),
             ({"blocks": 0}, {}, 1, Error.NO_MODEL),
             ({"head_log2": 2}, {}, 1, Error.BAD_MODEL),
             ({"head_log2": 9}, {}, 1, Error.BAD_MODEL),

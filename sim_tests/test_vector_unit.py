@@ -459,7 +459,7 @@ def _attention(bench, blocks, mant, shift):
     config, rng, dim = bench.config, bench.rng, 1 << bench.model["head_log2"]
     P = config.P
     y, items = np.zeros((len(blocks), P, dim), np.int64), []
-    for block in blocks:
+    for at, block in enumerate(blocks):
         total = rng.integers(2**15, 2**rng.integers(16, 28), P)
         sums = [dict(acc=int(total[k]), lane=k, kind=Kind.SUM,
                      to=dict(block=block, element=mant, by=shift)) for k in range(P)]
@@ -468,7 +468,7 @@ def _attention(bench, blocks, mant, shift):
         scale, down = output_scale(total, mant, shift)
         for row in range(dim):
             acc = rng.integers(-128, 128, P) * total + rng.integers(-2**15, 2**15, P)
-            y[block, :, row] = requant(acc, scale, down)
+            y[at, :, row] = requant(acc, scale, down)
             to = dict(sink=Sink.ACT, wide=1, block=block, element=instr["y"] + row,
                       heads=instr["heads"], to_lane=max(instr["lanes"] - 1, 0))
             items += [dict(acc=int(acc[k]), lane=k, kind=Kind.DRAIN, add=1, to=to,
@@ -498,40 +498,47 @@ async def attention_output(dut, head_log2):
     assert await bench.saturations() == total
 
 
-@cocotb.test(timeout_time=2, timeout_unit="ms")
+@cocotb.test(timeout_time=3, timeout_unit="ms")
 @cocotb.parametrize(head_log2=[4, 8])
 async def lanes_are_heads(dut, head_log2):
     bench, config, rng = await _prepared(dut, head_log2=head_log2)
     P, half, dim = config.P, 1 << bench.model["head_log2"] - 1, 1 << bench.model["head_log2"]
     cos, sin = await _angles(bench)
     used, total = P - 1, 0
-    angle = cos[:half], sin[:half]
-    for pair, shift in ((Pair.NONE, 0), (Pair.ROPE, 14)):
-        await bench.instruction(Op.LINEAR, _pass(1, P, 77), sink=Sink.ACT, pair=pair, wide=1, y=2,
+    most = min(P, (config.act_words * config.W - 2) // dim)     # tokens whose queries there is
+    for pair, shift, n in ((Pair.NONE, 0, int(rng.integers(1, most + 1))), (Pair.ROPE, 14, most),
+                           (Pair.ROPE, 14, 1))[:3 if head_log2 == 4 else 2]:
+        await bench.instruction(Op.LINEAR, _pass(n, P, 77), sink=Sink.ACT, pair=pair, wide=1, y=2,
                                 shift=shift, heads=1, lanes=used)
         before = bench.act.copy()
-        items, y = bench.rows(used * dim, [0], dim, bits=14, gaps=False)
+        items, rows = bench.rows(used * dim, [0], dim, bits=14, gaps=False)
         await bench.results(items)
         await bench.finish()
-        y = y[0, 0].reshape(used, dim)
-        want, exact = (
-            saturate(y, limit) if pair == Pair.NONE else np.stack(
-                rope(y[:, ::2], y[:, 1::2], *angle, shift, limit), -1).reshape(used, dim)
-            for limit in (16, WIDE))
-        before[:used, 2:2 + dim] = want
+        for token in range(n):          # one behind the other in the lane of each head
+            angle = (each[token * half:(token + 1) * half] for each in (cos, sin))
+            y, (cos_s, sin_s) = rows[0, token].reshape(used, dim), angle
+            want, exact = (
+                saturate(y, limit) if pair == Pair.NONE else np.stack(
+                    rope(y[:, ::2], y[:, 1::2], cos_s, sin_s, shift, limit), -1).reshape(used, dim)
+                for limit in (16, WIDE))
+            before[:used, 2 + token * dim:2 + (token + 1) * dim] = want
+            total += (want != exact).sum()
         np.testing.assert_array_equal(bench.act, before)
-        total += (want != exact).sum()
         assert await bench.saturations() == total
-    await bench.instruction(Op.SV, _pass(1, P, 77), sink=Sink.ACT, wide=1, y=7, mant=40000, shift=2,
-                            heads=1, lanes=used)
-    before = bench.act.copy()
-    items, y = _attention(bench, [0], 40000, 2)
-    await bench.results(items)
-    await bench.finish()
-    want = saturate(y[0, :used], 16)
-    before[0, 7:7 + used * dim] = want.reshape(-1)
-    np.testing.assert_array_equal(bench.act, before)
-    assert await bench.saturations() == total + (want != y[0, :used]).sum()
+    for n in (1, P):
+        await bench.instruction(Op.SV, _pass(n, P, 77), sink=Sink.ACT, wide=1, y=7, mant=40000,
+                                shift=2, heads=1, lanes=used)
+        tokens = sorted(set(rng.integers(0, n, 3).tolist()))
+        before = bench.act.copy()
+        items, y = _attention(bench, tokens, 40000, 2)      # a token in the place of a block
+        await bench.results(items)
+        await bench.finish()
+        for found, token in zip(y, tokens):
+            want = saturate(found[:used], 16)
+            before[token, 7:7 + used * dim] = want.reshape(-1)
+            total += (want != found[:used]).sum()
+        np.testing.assert_array_equal(bench.act, before)
+        assert await bench.saturations() == total
 
 
 @pytest.mark.parametrize("config", CONFIGS)

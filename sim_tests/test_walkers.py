@@ -21,7 +21,7 @@ from meadowlark_hdl.issue.rows import Rows
 from meadowlark_hdl.issue.stores import Stores
 from meadowlark_hdl.issue.token_tiles import TokenTiles
 from meadowlark_hdl.issue.walker import Job, presentable, results_settle
-from presented import (a_pass, check, first_block, of_heads, packed_lots, random_work,
+from presented import (a_batch, a_pass, check, first_block, of_heads, packed_lots, random_work,
                        repeated, tiles_of)
 
 CONFIGS = {name: Config(W=W, P=P, bus_bytes=2, act_words=64, score_depth=64, tile_beats=32,
@@ -75,7 +75,8 @@ async def walk(ctx, walker, p, i, model, lots=None, *, each=lambda: None, front=
     """
     ctx.set(walker.job, {
         "instr": dict(i), "model": model, "lots": packed_lots(lots) if lots else {},
-        "pass_": {"pos0": p.pos0, "n": p.n, "nb": p.nb, "ctx": p.ctx, "final": 1},
+        "pass_": {"pos0": p.pos0, "n": p.n, "nb": p.nb, "ctx": p.ctx, "final": 1,
+                  "batch": int(bool(p.batch))},
         "first": first_block(i, p, model, walker.config.P)})
     await ctx.tick()
     assert ctx.get(walker.idle)
@@ -187,9 +188,9 @@ def cycles(config, p, i, lots) -> int:
         now += Keys.TILE
         end = min(base + i["rows"], lots.keys.stop)
         for lot, block in enumerate([*lots.blocks] * len(lots.heads)):
-            every = i["heads"] or i["ahead"]
-            limit = p.ctx if every else min(p.ctx, p.pos0 + (block + 1) * P)
-            keys = max(min(limit, end) - max(base, p.pos0 + block * P - i["back"]), 0)
+            sees = lots.keys if i["heads"] else p.sees(config, i, block)
+            limit = sees.stop
+            keys = max(min(limit, end) - max(base, sees.start), 0)
             now += Keys.BLOCK - 1
             if i["op"] == Op.QK:
                 now += keys * i["row_beats"]
@@ -359,9 +360,13 @@ def test_stores(case, seed):
 
     async def bench(ctx):
         for _ in range(30):
-            given = rng.randrange(1, 5)
-            for _ in range(given):
+            due = 0
+            for _ in range(rng.randrange(1, 5)):
                 p = a_pass(config.P, rng.randrange(1, 3 * config.P), rng.randrange(60))
+                if rng.random() < 0.5:
+                    p = a_batch(np.random.default_rng(rng.randrange(1 << 30)), config.P,
+                                rng.randrange(1, config.P + 1))
+                due += len(p.batch) or 1
                 log2_words = rng.randrange(7)
                 i = Instruction(Op.STORE, addr=rng.randrange(1 << 27), x=rng.randrange(1 << 12),
                                 row_beats=1 << log2_words)
@@ -379,11 +384,11 @@ def test_stores(case, seed):
                     assert ctx.get(walker.storing)
                 trace = await walk(ctx, walker, p, i, {}, each=each, then=then)
                 assert len(trace) - 8 == wait + 1
-            while given:
+            while due:
                 assert ctx.get(walker.storing)
                 done = rng.randrange(2)
                 ctx.set(walker.done, done)
-                given -= done
+                due -= done
                 await ctx.tick()
             ctx.set(walker.done, 0)
             assert ctx.get(walker.storing)

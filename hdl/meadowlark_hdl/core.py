@@ -54,6 +54,15 @@ def _causes(reader, store, issue, engine, vector, sequencer) -> dict:
         "saturations": vector.saturations, "score_saturations": engine.saturations}
 
 
+def _written(seq, fetch, scratch):
+    """What the host writes long before a run needs it: sinks and their sources."""
+    for name in ("prog_en", "prog_addr", "prog_data"):
+        yield getattr(fetch, name), getattr(seq, name)
+    for block in (fetch, scratch):
+        for name in ("en", "addr", "data"):
+            yield getattr(block.places, name), getattr(seq.places, name)
+
+
 class Core(wiring.Component):
     """Runs whole models: memory on one side, a byte stream to the host on the other.
 
@@ -156,7 +165,7 @@ class Core(wiring.Component):
             m.d.comb += block.flush.eq(flush_of(name))
 
         storing = nap(m, "store", flush | ~store.idle | ~scratch.idle | issue.store_cmd.valid
-                      | vector.scratch.valid, sleep=sleep, linger=64)
+                      | vector.scratch.valid | scratch.places.en, sleep=sleep, linger=64)
         m.submodules.scratch, m.submodules.store = map(
             DomainRenamer(storing), (scratch, _restarted(store, restart_of("store_counts"))))
 
@@ -209,9 +218,7 @@ class Core(wiring.Component):
                 (sequencer.fault_pc, issue.pc, 1),
                 (sequencer.progress, reader.beats | issue.retired, 2),
                 (sequencer.ready, self.mem.ready, 1),
-                # A program is written long before it runs.
-                *((getattr(fetch, name), getattr(link.seq, name), 2)
-                  for name in ("prog_en", "prog_addr", "prog_data")),
+                *((sink, source, 2) for sink, source in _written(link.seq, fetch, scratch)),
                 (counters.clear, sequencer.run_start, 1), (counters.busy, link.seq.busy, 1),
                 (counters.first_token, sequencer.first_token, 1),
                 (counters.hold, link.counter_hold, 1), (counters.index, link.counter_index, 1),

@@ -22,7 +22,8 @@ from .config import Config
 from .control.fetch_golden import (GoldenTiles, ProgramError, blamed, last_sv, need,
                                    stream_chunks)
 from .sampler.sampler_golden import Sampling, sample
-from .control.sequencer_golden import Lots, Pass, context_limit, prompt_passes, subgroups
+from .control.sequencer_golden import (Lots, Pass, Place, batch_pass, context_limit, prompt_passes,
+                                       subgroups, token_ids)
 from .fixed import saturate
 from .isa import Fn, Instruction, Op, Pair, Sink, Src, fault
 
@@ -130,10 +131,7 @@ class GoldenCore:
         ValueError
             No token, or one beyond the vocabulary.
         """
-        tokens = list(tokens)
-        if not tokens or not 0 <= min(tokens) <= max(tokens) < self.model["vocab"]:
-            raise ValueError(f"tokens must be ids in 0..{self.model['vocab'] - 1}, at least one, "
-                             f"not {tokens!r}")
+        tokens = token_ids(tokens, self.model["vocab"])
         try:
             passes = list(prompt_passes(self.config, self.model, start_pos, len(tokens)))
         except ValueError as error:
@@ -143,6 +141,21 @@ class GoldenCore:
             at = p.pos0 - start_pos
             logits = self.run(p, tokens[at:at + p.n])
         assert logits is not None       # the last pass is final
+        return logits
+
+    def batch(self, tokens: Sequence[int], places: Sequence[Place]) -> np.ndarray:
+        """Take 1..P tokens, each to a place of its own, in one pass -> logits of the last one,
+        int32[vocab]. Keys before each place are those of its sequence.
+
+        Raises
+        ------
+        ValueError
+            Not as many tokens as places, none or too many, or one beyond the vocabulary.
+        """
+        tokens = token_ids(tokens, self.model["vocab"])
+        need(len(tokens) == len(places) <= self.config.P, "no place for each of 1..P tokens")
+        logits = self.run(batch_pass(self.config, self.model, places), tokens)
+        assert logits is not None
         return logits
 
     def generate(self, tokens: Sequence[int], sampling: Sampling = Sampling(), *, max_new: int,
@@ -270,21 +283,19 @@ class GoldenCore:
     # ---- Instructions: Issue, TilingEngine and VectorUnit
 
     def _embed(self, i: Instruction) -> None:
-        p = self._pass
         need(i["src"] in (Src.TOKEN, Src.TABLE), "an EMBED of no table")
         need(i["sink"] == Sink.ACT or i["row_beats"] * self.config.W == self.model["hidden"],
              "an embedding of another width")
-        which = self._tokens if i["src"] == Src.TOKEN else range(p.pos0, p.ctx)
+        which = self._tokens if i["src"] == Src.TOKEN else self._pass.positions
         for slot, row in enumerate(self.tiles.table(i, which)):
             if i["sink"] == Sink.RESIDUAL and not i["add"]:
                 self._residual[slot] = 0
             self._to_sink(i, np.array([slot]), requant(row.values, row.mant, row.shift, row.bias))
 
     def _angles(self, i: Instruction) -> None:
-        p = self._pass
         need(i["src"] == Src.TABLE and i["row_beats"] * self.config.W == self.head,
              "angles of another head")
-        for slot, row in enumerate(self.tiles.table(i, range(p.pos0, p.ctx))):
+        for slot, row in enumerate(self.tiles.table(i, self._pass.positions)):
             self._rope[slot] = row.values.reshape(-1, 2)
 
     def _norm(self, i: Instruction) -> None:
@@ -329,17 +340,19 @@ class GoldenCore:
             self._logits[:y.shape[1]] = y[0]
         elif i["sink"] == Sink.SCRATCH:
             self._write_scratch(slots, i["y"], y)
-        else:
-            if i["heads"]:                  # of lane 0, a head for each lane
-                slots = self._heads(i)
-                need(y.shape == (1, len(slots) * self.head), "not a head for each lane")
-                y = y.reshape(len(slots), self.head)
+        elif not i["heads"]:
             self._write(i, slots, i["y"], y)
+        else:
+            lanes = self._heads(i)
+            need(y.shape[1] == len(lanes) * self.head, "not a head for each lane")
+            for token, row in zip(slots, y):
+                self._write(i, lanes, i["y"] + int(token) * self.head,
+                            row.reshape(len(lanes), self.head))
 
     def _heads(self, i: Instruction) -> np.ndarray:
         """Lanes that are heads, as slots: those of block 0."""
-        need(0 < i["lanes"] <= self.config.P and self._pass.n == 1,
-             f"{i['lanes']} heads, {self._pass.n} tokens")
+        need(0 < i["lanes"] <= self.config.P and self._pass.nb == 1,
+             f"{i['lanes']} heads of {self._pass.n} tokens")
         return np.arange(i["lanes"])
 
     def _store(self, i: Instruction) -> None:
@@ -349,14 +362,15 @@ class GoldenCore:
         for i, p in self._stores:
             count = i["row_beats"] * self.config.W
             need(i["row_beats"].bit_count() == 1, f"a STORE of {i['row_beats']} words of a token")
-            at, end = ((i["addr"] * self.config.W + pos * count) for pos in (p.pos0, p.ctx))
-            need(self._loaded <= at and end <= len(self.memory),
+            at = np.array([(i["addr"] + place.base) * self.config.W + place.position * count
+                           for place in p.places()])
+            need(self._loaded <= at.min() and at.max() + count <= len(self.memory),
                  "a STORE outside of the cache")
             first = i["x"] * self.config.W
-            need(first + count <= self._scratch.shape[1],
-                 "a STORE beyond a token's part of scratch memory")
-            self.memory[at:end] = self._scratch[:p.n, first:first + count].astype(np.uint8).ravel()
-            self._counts["bus_write_words"] += (end - at) // self.config.bus_bytes
+            need(first + count <= self._scratch.shape[1], "a STORE beyond a token's part")
+            self.memory[at[:, None] + np.arange(count)] = (
+                self._scratch[:p.n, first:first + count].astype(np.uint8))
+            self._counts["bus_write_words"] += p.n * count // self.config.bus_bytes
         self._stores.clear()
 
     def _attend(self, pc: int) -> int:
@@ -366,7 +380,7 @@ class GoldenCore:
         with blamed(pc):
             self._complete_stores()
             need(p.sub_heads > 0, "more scores than their memory holds")
-            as_heads = self._heads(qk) if qk["heads"] else None
+            need(bool(qk["heads"]) or not p.batch, "tokens of a batch attend on a lane each")
         end = last_sv(self.program, pc)
         for at in range(pc + 1, end + 1):
             with blamed(at):
@@ -376,9 +390,9 @@ class GoldenCore:
                     for name in ("group", "heads", "lanes", "last", "back", "ahead")),
                     "a QK without its SV")
         for lots in subgroups(self.config, p, qk):
-            slots = as_heads if as_heads is not None else np.arange(
-                lots.blocks.start * self.config.P, min(lots.blocks.stop * self.config.P, p.n))
             with blamed(pc):
+                slots = self._heads(qk) if qk["heads"] else np.arange(
+                    lots.blocks.start * self.config.P, min(lots.blocks.stop * self.config.P, p.n))
                 scores = self._qk(qk, slots, lots)
             for at in range(pc + 1, end + 1):
                 with blamed(at):
@@ -388,14 +402,13 @@ class GoldenCore:
 
     def _qk(self, i: Instruction, slots: np.ndarray, lots: Lots) -> np.ndarray:
         """Scores of query heads: int64[heads, slots, keys]."""
-        p, keys = self._pass, self.tiles.cache(i, lots.keys, self.head)
+        p, keys = self._pass, self.tiles.cache(i, lots.keys, lots.base, self.head)
         x = np.stack([self._read(slots, i["x"] + h * i["row_beats"], self.head)
                       for h in lots.heads])
         acc = dot(keys, x)
-        # How far a key lies behind a token; heads are of one token.
-        behind = np.array(lots.keys) - p.pos0 - (0 if i["heads"] else slots[:, None])
-        hidden = np.broadcast_to((behind > 0) & (not i["ahead"]) | (behind < -i["back"]),
-                                 (len(slots), len(lots.keys)))
+        # How far a key lies behind a token. Heads are of one token, and see all that is read.
+        behind = np.array(lots.keys) - p.pos0 - slots[:, None]
+        hidden = ((behind > 0) & (not i["ahead"]) | (behind < -i["back"])) & (not i["heads"])
         self._counts["score_saturations"] += int(np.count_nonzero(
             saturated(acc, i["shift"]) & ~hidden))
         return np.where(hidden, MASKED, scores(acc, i["shift"]))
@@ -403,13 +416,13 @@ class GoldenCore:
     def _sv(self, i: Instruction, slots: np.ndarray, lots: Lots, found: np.ndarray) -> None:
         width = i["row_beats"] * self.config.W
         need(0 < width <= self.config.sv_values, f"an SV of {width} columns")
-        values = self.tiles.cache(i, lots.keys, width)
+        values = self.tiles.cache(i, lots.keys, lots.base, width)
         for h, each in zip(lots.heads, found, strict=True):
             p, total = probabilities(each)
             mant, shift = output_scale(total, i["mant"], i["shift"])
             y = requant(broadcast(p, values), mant[:, None], shift[:, None])
-            if i["heads"]:                  # to lane 0, one behind the other
+            if i["heads"]:                  # to the token's lane, one behind the other
                 for lane, row in enumerate(y):
-                    self._write(i, slots[:1], i["y"] + lane * self.head, row[None])
+                    self._write(i, np.array([h]), i["y"] + lane * self.head, row[None])
             else:
                 self._write(i, slots, i["y"] + h * self.head, y)

@@ -14,6 +14,8 @@ RUN_REGS = (
     Field("top_k", 6, "largest logits to draw from; 0: all"),
     Field("top_p", 16, "nucleus in 1/65536; 0: off"),
     Field("seed", 32, "seed of the draws"),
+    Field("batch", 1, "each token of the prompt belongs where its ``place`` says; start_pos is 0, "
+                      "max_new at most 1"),
     Field("stop_count", 4, "stop ids in use"),
     *(Field(f"stop_id_{i}", Config.TOKEN_BITS, "a token that ends the run") for i in
       range(STOP_IDS)),

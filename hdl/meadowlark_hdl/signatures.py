@@ -24,12 +24,18 @@ class PassLayout(data.StructLayout):
 
     pos0: position of the first token. n: tokens, 1..blocks*P. nb: blocks of P tokens,
     ceil(n / P). ctx: pos0 + n. final: the pass ends the prompt, or is a decode pass. sub_heads,
-    sub_blocks: query heads of a KV head, and blocks, that attend at once, at most.
+    sub_blocks: query heads of a KV head, and blocks, that attend at once, at most. batch: each
+    token says where it belongs (:func:`PlaceLayout`); pos0 is 0.
     """
 
     def __init__(self) -> None:
         super().__init__({"pos0": 13, "n": 13, "nb": 6, "ctx": 13, "final": 1,
-                          "sub_heads": 5, "sub_blocks": 5})
+                          "sub_heads": 5, "sub_blocks": 5, "batch": 1})
+
+
+def PlaceLayout() -> data.StructLayout:
+    """Where a token of a batch belongs, see :class:`.sequencer_golden.Place`."""
+    return data.StructLayout({"base": 27, "position": 13})
 
 
 def ReadCommand(config: Config) -> data.StructLayout:
@@ -88,8 +94,8 @@ def TileTag(config: Config) -> data.StructLayout:
 
 def ScratchCommand() -> data.StructLayout:
     """Issue -> scratch memory: a row of each token of the pass goes to memory, 2**log2_words words
-    of W values, log2_words at most 6. addr: chunk in memory of the row of position 0; word: where
-    in a token's part of scratch memory its row begins."""
+    of W values, log2_words at most 6. addr: chunk in memory of the row of position 0, without the
+    token's base; word: where in a token's part of scratch memory its row begins."""
     return data.StructLayout({"addr": 27, "word": 12, "log2_words": 3})
 
 
@@ -161,7 +167,8 @@ def Destination(config: Config) -> data.StructLayout:
     for what is not shifted. block: of tokens. element: of activations, scratch memory, the residual
     or the sampler; of a GLU twice that, and 1 more for its second row; of another pair odd for
     the second row. angle: pair within its head. heads: lanes are heads. to_lane: with heads where
-    lane 0's result goes, of DRAIN the last lane that has one. SUM: element and by are the
+    the results go, of each lane head_dim elements behind those of the one before; of DRAIN the
+    last lane that has one, and block is the lane where they go. SUM: element and by are the
     mantissa and the shift of the output scale.
     """
     return data.StructLayout({
@@ -212,6 +219,11 @@ class WordWrite(Signature):
 
     def __init__(self, depth: int, shape: ShapeLike) -> None:
         super().__init__({"en": Out(1), "addr": Out(range(depth)), "data": Out(shape)})
+
+
+def PlaceWrite(config: Config) -> WordWrite:
+    """Where the token of a slot of a batch belongs; between runs."""
+    return WordWrite(config.P, PlaceLayout())
 
 
 class ScratchWrite(Signature):
@@ -265,14 +277,16 @@ class SequencerPort(Signature):
 
     start: one cycle, taken only while not busy. abort: one cycle, any time; busy falls when the
     core is ready for another run and an event with reason 4 has been sent. token_*: write port of
-    the token memory (address = position), while not busy. error: 0 none, else see
-    :mod:`meadowlark_hdl.control.errors`; error_pc: instruction at fault; both hold until start.
+    the token memory (address = position, in a batch the slot), while not busy; so are places.
+    error: 0 none, else see :mod:`meadowlark_hdl.control.errors`; error_pc: instruction at fault;
+    both hold until start.
     """
 
     def __init__(self, config: Config) -> None:
         super().__init__({
             "run": Out(RunLayout()), "model": Out(ModelLayout), "start": Out(1), "abort": Out(1),
             "busy": In(1), "events": In(stream.Signature(TokenEvent())),
+            "places": Out(PlaceWrite(config)),
             "token_en": Out(1), "token_addr": Out(range(config.context)),
             "token_data": Out(Config.TOKEN_BITS),
             "prog_en": Out(1), "prog_addr": Out(range(config.prog_depth)),

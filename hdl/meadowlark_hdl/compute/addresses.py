@@ -47,8 +47,8 @@ class Addresses(Piped):
     slot, resid_word : Out(range(32 * P)), Out(range(residual_values / 4))
         Token slot, and the word of its residual.
     exists, used, last : Out(1)
-        The pass has this token, or the instruction this head; a lane has a head, if lanes are
-        heads; it is the last token.
+        The pass has this token, or the instruction this head; so it is, or lanes are no heads; it
+        is the last token.
     last_lane, last_block : Out(range(P)), Out(6)
         Of the pass's last token.
     last_slot : Out(range(32 * P))
@@ -81,18 +81,18 @@ class Addresses(Piped):
         at = self.config.W.bit_length() - 1
         log2_words = kept(m, "log2_words", head_log2 - at)[:3]     # of a head
         last_slot, last_lane, last_block = self._last(m)
-        # Of heads one lies behind the other in lane 0.
-        offset = mux(self.norm, self.y, mux(is_drain & heads, mix(
+        # A lane's queries go behind those of the lane before; heads lie one behind the other.
+        offset = mux(self.norm, self.y, mux(heads, mix(
             lambda x: x << log2_words << at, lane), 0)).reg("offset", 15)
         element = (mux(is_glu, row[1:], row).reg("whole") + offset)[:15] \
             .reg("element")
-        goes_to = mux(heads, mux(is_drain, 0, to_lane), lane).reg("to")
+        goes_to = mux(heads, mux(is_drain, block[:len(self.lane)], to_lane), lane).reg("to")
         in_last = (block == last_block).reg("in_last")
         is_last = (in_last & (lane == last_lane).reg("at_last")).reg("is_last")
         after = in_last & (lane > last_lane).reg("after_last")
-        head_used = mux(is_drain, ~(lane > to_lane), lane == 0).reg("head_used")
-        exists = mux(heads, head_used, ~after).reg("exists")
-        used = (head_used | ~heads).reg("used")
+        no_head = (lane > to_lane).reg("no_head")
+        there = ~mux((heads & is_drain).reg("of_head"), no_head, after)
+        exists, used = there.reg("exists"), (there | ~heads).reg("used")
 
         slot, start, token_word = self._starts(pipe, lane, block, heads, last_slot)
         pair = (((slot << log2_words) << at - 1) | angle.reg("angle"))[:len(self.pair)] \
@@ -124,7 +124,7 @@ class Addresses(Piped):
         """Token slot; first word of its block of activations, or its first four values in scratch
         memory; first word of its residual."""
         is_scratch, is_resid, valid = pipe.inputs(self.is_scratch, self.is_resid, self.valid)
-        here = mux(heads, 0, mix(times, block, self.config.P) + lane)
+        here = mix(times, block, self.config.P) + lane
         slot, token_words = here.reg("slot", self.slot.shape()), self.model.stride[2:]
 
         def product(name, a, b):
@@ -132,14 +132,15 @@ class Addresses(Piped):
             return pipe.through(multiplier, a=a, b=b).p
         words = mux(is_scratch, times(self.model.token_words, self.config.W // 4),
                     self.model.block_words)
+        of_block = mux(heads, 0, block)         # a drain's is a lane
         # The choices take slot's cycle.
         if not self.config.shared_products:
-            return (slot, product("start", mux(is_scratch, here, block).reg("of"),
+            return (slot, product("start", mux(is_scratch, here, of_block).reg("of"),
                                   words.reg("words")),
                     product("token_start", mux(self.norm, last_slot, slot), token_words))
         # Only results for the residual and, before its first value, NORM use the residual's.
         of_residual = mix(lambda is_resid, valid: Mux(self.norm, ~valid, is_resid), is_resid, valid)
         of_token = of_residual | is_scratch
-        start = product("start", mux(of_token, mux(self.norm, last_slot, here), block).reg("of"),
+        start = product("start", mux(of_token, mux(self.norm, last_slot, here), of_block).reg("of"),
                         mux(of_residual, token_words, words).reg("words"))
         return slot, start, start

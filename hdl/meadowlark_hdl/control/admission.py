@@ -36,12 +36,14 @@ class Admission(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config, run, model = self.config, self.run, self.model
-        end = Signal(14)
-        m.d.sync += end.eq(run.start_pos + run.prompt)
+        end, no_batch = Signal(14), Signal()
+        m.d.sync += [end.eq(run.start_pos + run.prompt),
+                     no_batch.eq(run.batch & ((run.start_pos != 0) | (run.prompt > config.P)
+                                              | (run.max_new > 1)))]
         wrong = {       # the first counts
             Error.NO_MODEL: model.blocks == 0,
             Error.NOT_READY: ~self.ready,
-            Error.BAD_RUN: (run.prompt == 0) | (end > context_limit(config)),
+            Error.BAD_RUN: (run.prompt == 0) | (end > context_limit(config)) | no_batch,
             Error.BAD_MODEL: (model.head_log2 < config.W.bit_length() - 1)
             | (model.head_log2 > Config.MAX_HEAD_LOG2) | (model.group == 0),
             Error.BAD_SAMPLING: (run.top_k > config.topk) | (run.stop_count > STOP_IDS)}

@@ -30,7 +30,8 @@ FAULTS = (Error.BAD_INSTRUCTION, Error.PROGRAM_END, Error.BAD_TOKEN, Error.BAD_D
 #: What the host says for each error, and what to do about it.
 SENTENCES = {
     Error.BAD_RUN: "the board refused the run because the prompt is empty or, from its start "
-                   "position, longer than the context; shorten the prompt or start a new "
+                   "position, longer than the context, or because a batch has more tokens than "
+                   "the board has lanes, or more than a pass; shorten the prompt or start a new "
                    "conversation",
     Error.BAD_INSTRUCTION: "the board met an instruction it does not know; compile the model again "
                            "with the version of Meadowlark that the bitstream was built with",

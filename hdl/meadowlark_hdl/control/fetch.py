@@ -1,7 +1,7 @@
 """Walks a list of instructions: queues them for the engine and makes their tile jobs."""
 from __future__ import annotations
 
-from amaranth import Module, ResetInserter, Signal, unsigned
+from amaranth import Module, Mux, ResetInserter, Signal, unsigned
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -9,7 +9,9 @@ from ..config import Config
 from ..isa import INSTRUCTION_BITS, Op, Src
 from ..lib.collisions import NO_RW_CHECK
 from ..lib.queues import Queue
-from ..signatures import FetchedInstruction, InstructionLayout, ModelLayout, PassLayout, TileJob
+from ..lib.pipe import reg
+from ..signatures import (FetchedInstruction, InstructionLayout, ModelLayout, PassLayout,
+                          PlaceWrite, TileJob)
 from .subgroups import Subgroups
 from .tile_jobs import TileJobs
 
@@ -41,6 +43,8 @@ class Fetch(wiring.Component):
     pass_ : In(PassLayout)
         Constant while busy; valid from ``start`` on.
     model : In(ModelLayout)
+    places : In(PlaceWrite)
+        Where the tokens of a batch belong, while not busy.
     prog_en, prog_addr, prog_data : In
         Write port of the program memory, while not busy.
     out : Out(stream of FetchedInstruction)
@@ -50,7 +54,7 @@ class Fetch(wiring.Component):
     token_addr : Out(range(context))
         Position of a token; ``token_data`` : In(19) holds its id 2 cycles later.
     store_done : In(1)
-        One cycle for each STORE instruction whose data is in memory.
+        One cycle for each STORE instruction whose data is in memory; in a batch for each token.
     flush : In(1)
         While high, as in reset; the program stays.
     busy : Out(1)
@@ -68,7 +72,7 @@ class Fetch(wiring.Component):
         self.config = config
         super().__init__({
             "start": In(1), "start_pc": In(16), "pass_": In(PassLayout()),
-            "model": In(ModelLayout),
+            "model": In(ModelLayout), "places": In(PlaceWrite(config)),
             "prog_en": In(1), "prog_addr": In(range(config.prog_depth)),
             "prog_data": In(unsigned(INSTRUCTION_BITS)),
             "out": Out(stream.Signature(FetchedInstruction())),
@@ -86,6 +90,8 @@ class Fetch(wiring.Component):
         m.submodules.queue = queue = Queue(FetchedInstruction(), depth=self.QUEUE)
         m.submodules.tiles = tiles = TileJobs(c)
         m.submodules.subgroups = subgroups = Subgroups(c)
+        for part in (tiles, subgroups):
+            wiring.connect(m, wiring.flipped(self.places), part.places)
         wiring.connect(m, queue.o, wiring.flipped(self.out))
         wiring.connect(m, tiles.jobs, wiring.flipped(self.jobs))
         # One bit more than an address can have: behind the last place comes none.
@@ -100,7 +106,9 @@ class Fetch(wiring.Component):
             self.token_addr.eq(tiles.token_addr), self.bad_token.eq(tiles.bad_token)]
 
         word = Signal(InstructionLayout, reset_less=True)       # the next instruction
-        stores = Signal(16)                 # STORE instructions queued in this pass
+        stores = Signal(16)                 # that are queued in this pass, as they are done
+        each = reg(6, "each")
+        m.d.sync += each.eq(Mux(self.pass_.batch, self.pass_.n, 1))
         # What kind it is, in registers a cycle behind it.
         skipped, ends, has_jobs, is_store, is_qk, is_last_sv = (
             Signal(name=name, reset_less=True) for name in (
@@ -121,6 +129,7 @@ class Fetch(wiring.Component):
                      tiles.work.payload.instr.eq(word), tiles.work.payload.stores.eq(stores),
                      tiles.work.payload.first.eq(subgroups.lots.first),
                      tiles.work.payload.keys.eq(subgroups.lots.keys),
+                     tiles.work.payload.base.eq(subgroups.base),
                      subgroups.instr.eq(word), subgroups.pass_.eq(self.pass_)]
         with m.FSM(name="walk") as walk:
             with m.State("STOPPED"):
@@ -146,7 +155,7 @@ class Fetch(wiring.Component):
                     m.next = "ADDRESS"
                 with m.Elif(room & ~(has_jobs & ~rest)):
                     m.d.comb += [queue.i.valid.eq(1), tiles.work.valid.eq(has_jobs)]
-                    m.d.sync += stores.eq(stores + is_store)
+                    m.d.sync += stores.eq(stores + Mux(is_store, each, 0))
                     with m.If(ends):
                         m.next = "STOPPED"
                     with m.Else():

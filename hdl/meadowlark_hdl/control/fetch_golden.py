@@ -146,15 +146,16 @@ class GoldenTiles:
         self.chunks_read += len(which) * i["chunks"]
         return [self._tile(i, i["addr"] + row * i["chunks"], 1, i["chunks"]) for row in which]
 
-    def cache(self, i: Instruction, keys: range, width: int) -> np.ndarray:
-        """Keys, or columns of values, of positions ``keys``: int8[len(keys), width]."""
+    def cache(self, i: Instruction, keys: range, base: int, width: int) -> np.ndarray:
+        """Keys, or columns of values, of positions ``keys``: int8[len(keys), width]. base: of the
+        cache, see :class:`.sequencer_golden.Place`."""
         beats = i["row_beats"]
         need(i["src"] == Src.KV and i["rows"] > 0 and beats * self.config.W == width
              and i["mode"] == Mode.INT8, f"{_name(i)} of tiles that are no cache")
         need(i["rows"] * beats == i["chunks"] <= self.config.tile_beats,
              f"a tile of {i['rows']} keys in {i['chunks']} chunks")
         self.chunks_read += len(keys) * beats
-        raw = self._raw(i["addr"] + keys.start * beats, len(keys) * beats)
+        raw = self._raw(i["addr"] + base + keys.start * beats, len(keys) * beats)
         return np.frombuffer(raw, np.int8).reshape(len(keys), width)
 
     def _raw(self, addr: int, chunks: int) -> bytes:

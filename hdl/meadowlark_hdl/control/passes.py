@@ -59,6 +59,7 @@ class Passes(wiring.Component):
             planner.model.eq(self.model), planner.position.eq(position),
             planner.remaining.eq(remaining), self.position.eq(position),
             self.pass_.pos0.eq(pos0), self.pass_.final.eq(final), self.pass_.n.eq(planner.n),
+            self.pass_.batch.eq(self.run.batch),
             self.pass_.nb.eq(planner.nb), self.pass_.ctx.eq(planner.ctx),
             self.pass_.sub_heads.eq(planner.sub_heads),
             self.pass_.sub_blocks.eq(planner.sub_blocks)]
@@ -80,7 +81,7 @@ class Passes(wiring.Component):
                 m.d.sync += [
                     pos0.eq(position),
                     final.eq((planner.n == remaining) & (self.run.max_new != 0)),
-                    self.fetch_pc.eq(Mux(remaining == 1, self.model.decode_pc,
+                    self.fetch_pc.eq(Mux((remaining == 1) | self.run.batch, self.model.decode_pc,
                                          self.model.prefill_pc))]
                 m.next = "START"
             with m.State("START"):

@@ -1,13 +1,21 @@
 """Golden model of the sequencer: how a run is cut into passes, and the attention of a pass."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from ..config import Config
 
 #: Most keys in a tile of the KV cache: a power of two that fits the instruction field ``rows``.
 MAX_TILE_KEYS = 128
+
+
+class Place(NamedTuple):
+    """Where a token belongs. base: chunks from the cache of the image's addresses to that of its
+    sequence. position: in the sequence."""
+    base: int
+    position: int
 
 
 @dataclass(frozen=True)
@@ -16,7 +24,8 @@ class Pass:
 
     pos0: position of the first token. n: tokens. nb: blocks of P tokens. ctx: pos0 + n.
     sub_heads, sub_blocks: query heads of a KV head, and blocks, that attend at once, at most.
-    final: it ends with logits. decode: it runs the decode list.
+    final: it ends with logits. decode: it runs the decode list. batch: where each token belongs, if
+    each says so itself.
     """
     pos0: int
     n: int
@@ -26,12 +35,29 @@ class Pass:
     sub_blocks: int
     final: bool
     decode: bool
+    batch: tuple[Place, ...] = ()
+
+    def places(self) -> list[Place]:
+        """Where each token belongs."""
+        return list(self.batch) or [Place(0, self.pos0 + slot) for slot in range(self.n)]
+
+    @property
+    def positions(self) -> list[int]:
+        """Of all tokens."""
+        return [place.position for place in self.places()]
 
     def sees(self, config: Config, i: Mapping[str, int], block: int) -> range:
-        """Keys that tokens of a block see. i: of the instruction heads, back and ahead."""
+        """Keys that tokens of a block see. i: of the instruction back and ahead."""
         position = self.pos0 + block * config.P
-        end = self.ctx if i["heads"] or i["ahead"] else min(self.ctx, position + config.P)
+        end = self.ctx if i["ahead"] else min(self.ctx, position + config.P)
         return range(max(0, position - i["back"]), end)
+
+
+def token_ids(tokens: Sequence[int], vocab: int) -> list[int]:
+    """Tokens as a list. Raises ValueError unless there is one, and all are of the vocabulary."""
+    if not tokens or not 0 <= min(tokens) <= max(tokens) < vocab:
+        raise ValueError(f"tokens must be ids in 0..{vocab - 1}, at least one, not {tokens!r}")
+    return list(tokens)
 
 
 def tile_keys(config: Config, row_log2: int) -> int:
@@ -71,26 +97,30 @@ def subgroup(config: Config, model: Mapping[str, int], nb: int, ctx: int) -> tup
 class Lots:
     """The lots that one QK, and the SVs behind it, are for.
 
-    heads: query heads, numbered within the instruction's group. blocks: of tokens. keys: those that
-    some of them see. begin: the first ones of the instruction. again: the blocks begin anew, with
-    other heads.
+    heads: query heads, numbered within the instruction's group; if lanes are heads, the token.
+    blocks: of tokens. keys: those that some of them see. begin: the first ones of the instruction.
+    again: the blocks begin anew, with other heads. base: of the cache, see :class:`Place`.
     """
     heads: range
     blocks: range
     keys: range
     begin: bool
     again: bool
+    base: int = 0
 
 
 def subgroups(config: Config, p: Pass, i: Mapping[str, int]) -> Iterator[Lots]:
     """How often a QK is repeated in a pass, with the SVs behind it: heads outside, blocks inside.
+    If lanes are heads, once for each token.
 
     i: of the instruction group, heads, last, back and ahead.
     """
-    first = p.nb - 1 if i["last"] else 0
     if i["heads"]:
-        yield Lots(range(1), range(1), p.sees(config, i, first), True, True)
+        for token, (base, position) in enumerate(p.places()):
+            yield Lots(range(token, token + 1), range(1),
+                       range(max(0, position - i["back"]), position + 1), token == 0, True, base)
         return
+    first = p.nb - 1 if i["last"] else 0
     for head in range(0, i["group"], p.sub_heads):
         for block in range(first, p.nb, p.sub_blocks):
             end = min(block + p.sub_blocks, p.nb)
@@ -133,6 +163,13 @@ def prompt_passes(config: Config, model: Mapping[str, int], start_pos: int, prom
 def decode_pass(config: Config, model: Mapping[str, int], position: int) -> Pass:
     """That of a generated token; see :func:`prompt_passes`."""
     return pass_of(config, model, position, 1, final=True, decode=True)
+
+
+def batch_pass(config: Config, model: Mapping[str, int], batch: Sequence[Place], *,
+               final: bool = True) -> Pass:
+    """That of tokens of several sequences, 1..P of them: it runs the decode list."""
+    p = pass_of(config, model, 0, len(batch), final=final, decode=True)
+    return replace(p, batch=tuple(batch))
 
 
 def pass_of(config: Config, model: Mapping[str, int], pos0: int, n: int, *, final: bool,

@@ -8,13 +8,14 @@ from amaranth.lib.wiring import In, Out
 from ..config import Config
 from ..isa import Header, Src
 from ..lib.pipe import reg
-from ..signatures import InstructionLayout, ModelLayout, PassLayout, TileJob
+from ..signatures import InstructionLayout, ModelLayout, PassLayout, PlaceWrite, TileJob
 from ..tech.cells import FACTOR_BITS, Multiplier
 from .tile_walks import KeyTiles, RowTiles, TokenRows
 
-#: An instruction that needs tiles, the STORE instructions before it in the pass, and the keys that
-#: a KV reads: position of the first, and how many.
-WorkLayout = data.StructLayout({"instr": InstructionLayout, "stores": 16, "first": 13, "keys": 13})
+#: An instruction that needs tiles, the STOREs before it in the pass, and the keys that a KV reads:
+#: position of the first, how many, and the base of their cache.
+WorkLayout = data.StructLayout({"instr": InstructionLayout, "stores": 16, "first": 13, "keys": 13,
+                                "base": 27})
 
 
 class TileJobs(wiring.Component):
@@ -23,15 +24,15 @@ class TileJobs(wiring.Component):
     - STREAM: ``tiles`` tiles from the stream pointer on, which starts at ``model.stream_addr``.
       All have rows and chunks, the last one last_rows and last_chunks; rows * row_beats beats.
     - TABLE: n tiles, ``addr + (pos0 + t) * chunks``. TOKEN: ``addr + token(pos0 + t) * chunks``.
-    - KV: ``keys`` keys of row_beats chunks from ``addr + first * row_beats`` on, ``chunks`` a tile,
-      the last with the rest; no headers. Waits until as many stores are done as STORE instructions
-      came before.
+      In a batch TABLE: ``addr + position(t) * chunks``.
+    - KV: ``keys`` keys of row_beats chunks from ``addr + base + first * row_beats`` on, ``chunks``
+      a tile, the last with the rest; no headers. Waits for the stores that came before.
 
     Tiles of TABLE, TOKEN and NORM have one row of row_beats beats whatever ``rows`` says. Products
     come from one :class:`~meadowlark_hdl.tech.cells.Multiplier`.
 
     Timing: the first job 8 cycles after the instruction (TOKEN: 9), further ones every 2 cycles
-    (TOKEN: 6).
+    (TOKEN: 6). In a batch TABLE is as TOKEN.
 
     Parameters
     ----------
@@ -41,9 +42,11 @@ class TileJobs(wiring.Component):
     -------
     start : In(1)               Pulse, at rest: a pass begins; ``model`` counts in that cycle.
     model, pass_ : In(ModelLayout), In(PassLayout)
+    places : In(PlaceWrite)     Where the tokens of a batch belong.
     work : In(stream of WorkLayout)
                                 STREAM, TABLE, TOKEN or KV.
-    store_done : In(1)          One cycle for each STORE instruction whose data is in memory.
+    store_done : In(1)          One cycle for each STORE whose data is in memory; in a batch for
+                                each token of it.
     jobs : Out(stream of TileJob)
     token_addr, token_data : Out(range(context)), In(19)
                                 Read port of the token memory.
@@ -55,6 +58,7 @@ class TileJobs(wiring.Component):
         self.config = config
         super().__init__({
             "start": In(1), "model": In(ModelLayout), "pass_": In(PassLayout()),
+            "places": In(PlaceWrite(config)),
             "work": In(stream.Signature(WorkLayout)), "store_done": In(1),
             "jobs": Out(stream.Signature(TileJob(config))),
             "token_addr": Out(range(config.context)), "token_data": In(Config.TOKEN_BITS),
@@ -68,6 +72,11 @@ class TileJobs(wiring.Component):
         m.submodules.tokens = tokens = TokenRows(config)
         work, needed, working = reg(InstructionLayout, "work"), reg(16, "needed"), Signal()
         first_key, all_keys = reg(13, "first_key"), reg(13, "all_keys")
+        cache = reg(27, "cache")
+        # In a batch rows of positions come one by one, as those of tokens do.
+        scattered = reg(1, "scattered")
+        wiring.connect(m, wiring.flipped(self.places), tokens.places)
+        new = self.work.payload.instr
         put, finished = Signal(), Signal()  # one cycle: a job, all of them are made
         m.d.comb += [self.work.ready.eq(~working), self.busy.eq(working | self.jobs.valid)]
         with m.If(finished):
@@ -75,7 +84,9 @@ class TileJobs(wiring.Component):
         with m.If(self.work.valid & self.work.ready):
             m.d.sync += [work.eq(self.work.payload.instr), needed.eq(self.work.payload.stores),
                          first_key.eq(self.work.payload.first),
-                         all_keys.eq(self.work.payload.keys), working.eq(1)]
+                         all_keys.eq(self.work.payload.keys), working.eq(1),
+                         cache.eq(self.work.payload.base),
+                         scattered.eq((new.src == Src.TABLE) & pass_.batch)]
 
         # In chunks: of the next tile, and behind the last one of the stream.
         pointer, addr, streamed = reg(27, "pointer"), reg(27, "addr"), Signal()
@@ -105,7 +116,8 @@ class TileJobs(wiring.Component):
             keys.begin.eq(self.start), keys.store_done.eq(self.store_done),
             keys.stores.eq(needed), keys.beats.eq(mul.p), keys.full_beats.eq(work.chunks),
             tokens.pos0.eq(pass_.pos0), tokens.n.eq(pass_.n), tokens.vocab.eq(vocab),
-            tokens.token_data.eq(self.token_data), self.token_addr.eq(tokens.token_addr),
+            tokens.positions.eq(scattered), tokens.token_data.eq(self.token_data),
+            self.token_addr.eq(tokens.token_addr),
             self.bad_token.eq(tokens.bad_token),
             finished.eq(rows.done | keys.done | tokens.done)]
 
@@ -125,12 +137,13 @@ class TileJobs(wiring.Component):
                              addr.eq(Mux(streaming, pointer, work.addr))]
                 with m.If(working):
                     m.next = "SECOND"
-                    with m.If(work.src == Src.TOKEN):
+                    with m.If((work.src == Src.TOKEN) | scattered):
                         m.d.comb += tokens.start.eq(1)
                         m.next = "TILES"
             with m.State("SECOND"):
                 m.d.sync += [a.eq(Mux(work.src == Src.KV, all_keys, work.last_rows)),
-                             b.eq(work.row_beats), base.eq(addr)]
+                             b.eq(work.row_beats),
+                             base.eq(addr + Mux(work.src == Src.KV, cache, 0))]
                 m.next = "WAIT_1"
                 with m.If(streaming & (work.tiles == 0)):
                     m.d.comb += finished.eq(1)
@@ -153,8 +166,13 @@ class TileJobs(wiring.Component):
                 with m.If(finished):
                     m.next = "TURN"
 
-        # A job takes several cycles to make, so it need not wait for the ready of the one before.
-        job = reg(TileJob(config), "job")
+        self._offer(m, put, work, addr, place, rows, keys, tokens)
+        return m
+
+    def _offer(self, m: Module, put, work, addr, place, rows, keys, tokens) -> None:
+        """The tile of a walk as a job, with ``put``. It takes several cycles to make one, so it
+        need not wait for the ready of the one before."""
+        job = reg(TileJob(self.config), "job")
         m.d.comb += [
             self.jobs.payload.eq(job), put.eq((rows.tile | keys.tile | tokens.tile)
                                               & ~self.jobs.valid),
@@ -167,8 +185,8 @@ class TileJobs(wiring.Component):
                 addr.eq(addr + rows.chunks),
                 job.chunks.eq(Mux(keys.tile, keys.size, rows.chunks)),
                 job.beats.eq(Mux(keys.tile, keys.size, rows.beats)),
-                job.rows.eq(Mux(keys.tile, 0, rows.rows)), job.packed.eq(work.packed & streaming),
+                job.rows.eq(Mux(keys.tile, 0, rows.rows)),
+                job.packed.eq(work.packed & (work.src == Src.STREAM)),
                 job.header.eq(Mux(keys.tile, Header.NONE, work.header))]
         with m.Elif(self.jobs.ready):
             m.d.sync += self.jobs.valid.eq(0)
-        return m

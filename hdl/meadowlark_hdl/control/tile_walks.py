@@ -11,7 +11,8 @@ from ..config import Config
 from ..isa import Op, Src
 from ..lib.countdown import Countdown
 from ..lib.pipe import reg
-from ..signatures import InstructionLayout
+from ..lib.table import Table
+from ..signatures import InstructionLayout, PlaceWrite
 from .token_memory import TokenMemory
 
 
@@ -140,7 +141,8 @@ class KeyTiles(wiring.Component):
 
 
 class TokenRows(wiring.Component):
-    """Reads the tokens of a pass from the token memory; none that is beyond the vocabulary.
+    """Reads the tokens of a pass from the token memory; none that is beyond the vocabulary. Or the
+    positions of the tokens of a batch.
 
     Timing: ``start`` to the first tile ``FIRST`` cycles; ``taken`` to the next one
     ``AFTER_TOKEN + 1``.
@@ -155,6 +157,8 @@ class TokenRows(wiring.Component):
                                 to ``done``, and ``pos0`` from the cycle before.
     pos0, n : In(13), In(13)    The positions of the tokens: n of them, 1..
     vocab : In(19)
+    places : In(PlaceWrite)     Where the tokens of a batch belong.
+    positions : In(1)           Of the batch, not its tokens; constant likewise.
     token_addr, token_data : Out(range(context)), In(19)
                                 Read port of the token memory.
     token : Out(19)             The tile's row, from ``AFTER_TOKEN`` cycles before ``tile``.
@@ -167,8 +171,10 @@ class TokenRows(wiring.Component):
     FIRST = TokenMemory.LATENCY + 1 + AFTER_TOKEN
 
     def __init__(self, config: Config):
+        self.config = config
         super().__init__({
             "start": In(1), "pos0": In(13), "n": In(13), "vocab": In(Config.TOKEN_BITS),
+            "places": In(PlaceWrite(config)), "positions": In(1),
             "token_addr": Out(range(config.context)), "token_data": In(Config.TOKEN_BITS),
             "token": Out(Config.TOKEN_BITS), "tile": Out(1), "taken": In(1), "done": Out(1),
             "bad_token": Out(1)})
@@ -177,7 +183,11 @@ class TokenRows(wiring.Component):
         m = Module()
         rows = Countdown(m, 13, name="rows", behind=True, reset=False, reset_flags=False)
         token, unknown = reg(Config.TOKEN_BITS, "token"), reg(1, "unknown")
-        m.d.sync += unknown.eq(token >= self.vocab)
+        m.submodules.table = table = Table(13, self.config.P)
+        number = Mux(self.positions, table.data, self.token_data)
+        m.d.comb += [table.en.eq(self.places.en), table.at.eq(self.places.addr),
+                     table.entry.eq(self.places.data.position), table.addr.eq(self.token_addr)]
+        m.d.sync += unknown.eq((token >= self.vocab) & ~self.positions)
         m.d.comb += self.token.eq(token)
         with m.FSM():
             with m.State("IDLE"):
@@ -191,8 +201,8 @@ class TokenRows(wiring.Component):
                 m.next = "TOKEN"
             with m.State("TOKEN"):
                 # The read of the next token starts here; 6 cycles later its id is there.
-                m.d.comb += self.token.eq(self.token_data)
-                m.d.sync += [token.eq(self.token_data), self.token_addr.eq(self.token_addr + 1)]
+                m.d.comb += self.token.eq(number)
+                m.d.sync += [token.eq(number), self.token_addr.eq(self.token_addr + 1)]
                 m.next = "AFTER_1"
             for cycle in range(1, self.AFTER_TOKEN - 1):
                 with m.State(f"AFTER_{cycle}"):

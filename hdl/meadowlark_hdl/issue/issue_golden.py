@@ -87,7 +87,8 @@ def _keys(config: Config, model: Mapping[str, int], p: Pass, i: Instruction, lot
     for tile, base in enumerate(lots.keys[::i["rows"]]):
         end = min(base + i["rows"], lots.keys.stop)
         for lot, (head, block) in enumerate(every):
-            position, sees = p.pos0 + block * config.P, p.sees(config, i, block)
+            position = p.pos0 + block * config.P
+            sees = lots.keys if i["heads"] else p.sees(config, i, block)
             slot = lot * slices % config.acc_slots
             keys = range(max(base, sees.start), min(end, sees.stop))
             while keys and any(slot == other for other, _, _ in summed):
@@ -133,8 +134,11 @@ def _products(config: Config, i: Instruction, lot: int, tile: int, keep: bool, r
 
 def _drain(config: Config, i: Instruction, head_values: int, slot: int, head: int, block: int,
            ) -> Iterator[Presented]:
-    """A lot's sums of probabilities, then its elements; head_values: results of a head."""
+    """A lot's sums of probabilities, then its elements; head_values: results of a head. If lanes
+    are heads, ``head`` is the token, whose lane takes the place of the block."""
     elements = i["row_beats"] * config.W
+    if i["heads"]:
+        head, block = 0, head
     yield {"sum_read": 1, "sum_block": slot // 2, "res_en": 1, "res_kind": Kind.SUM, "sink": 0,
            "block": block, "element": i["mant"], "by": i["shift"]}
     for element in range(elements):

@@ -66,7 +66,7 @@ class Keys(Walker):
 
         is_sv = Signal()
         base, tile_keys = reg(13, "base"), reg(13, "tile_keys")     # the tile's first key, and all
-        first_tile = Signal()
+        first_tile, end = Signal(), reg(14, "end")              # end: of the keys of all tiles
         keys_left = reg(14, "keys_left")                        # from the tile's first one on
         last_keys, full = Signal(), Signal()        # all are in this tile; the slot is not drained
         lot = reg(range(Config.SUM_BLOCKS), "lot")
@@ -74,6 +74,7 @@ class Keys(Walker):
         slot = reg(range(config.acc_slots), "slot")             # its first slice
         oldest = summed.o.payload.slot
         m.d.sync += [is_sv.eq(instr.op == Op.SV), last_keys.eq(keys_left == tile_keys),
+                     end.eq(lots.first + lots.keys),
                      full.eq(is_sv & summed.o.valid & (oldest == slot))]
 
         connect(m, summed.o, flipped(self.summed))
@@ -81,7 +82,7 @@ class Keys(Walker):
             summed.i.valid.eq(beats.done & is_sv & seen.all), summed.i.payload.slot.eq(slot),
             summed.i.payload.head.eq(span.head), summed.i.payload.block.eq(span.block),
             span.job.eq(self.job), span.goes_on.eq(self.req & (instr.op == Op.QK)),
-            seen.instr.eq(instr), seen.ctx.eq(pass_.ctx), seen.position.eq(span.position),
+            seen.instr.eq(instr), seen.end.eq(end), seen.position.eq(span.position),
             seen.base.eq(base), seen.keys.eq(tile_keys), seen.first_tile.eq(first_tile),
             seen.wanted.eq(~self.idle),
             beats.job.eq(self.job), beats.position.eq(span.position), beats.first.eq(seen.first),

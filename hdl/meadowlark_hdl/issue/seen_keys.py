@@ -12,7 +12,7 @@ from ..signatures import InstructionLayout
 
 class SeenKeys(wiring.Component):
     """Keys from the first one in the window of lane 0's token up to the block's last token; with
-    ``heads`` and ``ahead`` to the last one that there is.
+    ``ahead`` to the last one that there is. With ``heads`` all of them: there is one token.
 
     Timing: outputs follow ``LATENCY`` cycles after the inputs, whatever they were before.
 
@@ -23,7 +23,7 @@ class SeenKeys(wiring.Component):
     Members
     -------
     instr : In(InstructionLayout)
-    ctx : In(13)                Keys in all.
+    end : In(14)                Behind the last key that there is.
     position : In(14)           Of lane 0's token.
     base, keys : In(13)         Position of the tile's first key; keys of the tile, 1..128.
     first_tile : In(1)          It is the instruction's first one: no block sees keys before it.
@@ -42,7 +42,7 @@ class SeenKeys(wiring.Component):
     def __init__(self, config: Config):
         self.config = config
         super().__init__({
-            "instr": In(InstructionLayout), "ctx": In(13), "position": In(14), "base": In(13),
+            "instr": In(InstructionLayout), "end": In(14), "position": In(14), "base": In(13),
             "keys": In(13), "first_tile": In(1), "wanted": In(1), "none": Out(1),
             "first": Out(13), "skip": Out(7), "anew": Out(1), "until": Out(range(config.P)),
             "behind": Out(8), "one": Out(1), "all": Out(1), "last_query": Out(range(config.P))})
@@ -55,8 +55,8 @@ class SeenKeys(wiring.Component):
         oldest = reg(signed(15), "oldest")                  # that lane 0's token sees, or none
         m.d.comb += reach.eq(self.position + P)
         m.d.sync += [
-            limit.eq(Mux(instr.heads | instr.ahead | (reach > self.ctx), self.ctx, reach)),
-            ragged.eq(reach > self.ctx), end.eq(self.base + self.keys),
+            limit.eq(Mux(instr.heads | instr.ahead | (reach > self.end), self.end, reach)),
+            ragged.eq(reach > self.end), end.eq(self.base + self.keys),
             oldest.eq(self.position - instr.back)]
 
         # Keys of the tile before the oldest one, and behind it; keys that the block sees behind the
@@ -76,7 +76,7 @@ class SeenKeys(wiring.Component):
             anew.eq(skips | self.first_tile), all_.eq(limit <= end),
             to_limit.eq(Mux(skips, limit + ~oldest, seen)),
             to_end.eq(Mux(skips, rest, self.keys - 1)), none.eq(seen[-1] | rest[-1]),
-            last.eq(Mux(instr.heads, instr.lanes, Mux(ragged, self.ctx - self.position, P)) - 1)]
+            last.eq(Mux(instr.heads, instr.lanes, Mux(ragged, self.end - self.position, P)) - 1)]
         few, many = before[:len(until)], before[len(until):]
         m.d.sync += until.eq(Mux(skips, 0, few + 1))
         with m.If(instr.heads | ~skips & (many.any() | few.all())):

@@ -29,9 +29,10 @@ class Span(wiring.Component):
                             those of the last time.
     first, next : In(1)     To the first lot; to the next.
     last : Out(1)           There is no next one.
-    block, position : Out(6), Out(14)   The lot's block, and the position of lane 0's token.
+    block, position : Out(6), Out(14)   The lot's block, and the position of lane 0's token. If
+                            lanes are heads, the token in place of the block.
     x : Out(13)             Word of its query.
-    head : Out(12)          Beats of the heads before its own.
+    head : Out(12)          Beats of the heads before its own; 0 if lanes are heads.
     """
 
     def __init__(self, config: Config):
@@ -55,10 +56,14 @@ class Span(wiring.Component):
         next_block, next_position = reg(6, "next_block"), reg(14, "next_position")
         next_x, next_head = reg(13, "next_x"), reg(12, "next_head")
         of_first_head = Signal()
-        m.d.comb += [self.block.eq(block), self.position.eq(position), self.x.eq(x),
-                     self.head.eq(head), self.last.eq(blocks.last & heads.last)]
+        # Tokens of a batch come as heads do, each with its query behind that of the one before.
+        token = reg(5, "token")
+        m.d.comb += [self.block.eq(Mux(instr.heads, token, block)), self.position.eq(position),
+                     self.x.eq(x), self.head.eq(Mux(instr.heads, 0, head)),
+                     self.last.eq(blocks.last & heads.last)]
 
         with m.If(self.goes_on):
+            m.d.sync += token.eq(Mux(lots.begin, 0, token + 1))
             m.d.sync += [block_0.eq(next_block), position_0.eq(next_position), x_0.eq(next_x)]
             with m.If(lots.again):
                 m.d.sync += [block_0.eq(first.block), head_0.eq(Mux(lots.begin, 0, next_head)),

@@ -1,12 +1,13 @@
 """STORE: has scratch memory send a row of each token to the cache."""
 from __future__ import annotations
 
-from amaranth import Cat, Module, Signal
+from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import stream
 from amaranth.lib.wiring import In, Out
 
 from ..config import Config
 from ..isa import Op
+from ..lib.pipe import reg
 from ..signatures import ScratchCommand
 from .walker import Walker
 
@@ -21,7 +22,8 @@ class Stores(Walker):
     -------
     (beside those of :class:`Walker`)
     cmd : Out(stream of ScratchCommand)
-    done : In(1)        One cycle for each command whose data is in memory.
+    done : In(1)        One cycle for each command whose data is in memory; in a batch for each
+                        token of it.
     storing : Out(1)    From the cycle after a command is taken until two after the last ``done``.
     """
 
@@ -41,8 +43,10 @@ class Stores(Walker):
             command.log2_words.eq(Cat(
                 Cat(instr.row_beats[n] for n in range(7) if n >> k & 1).any() for k in range(3)))]
 
-        given, under_way = Signal(), Signal(8)      # more than can wait and be on their way
-        m.d.sync += [under_way.eq(under_way + given - self.done),
+        # As they are done; more than can wait and be on their way.
+        given, each, under_way = Signal(), reg(6, "each"), Signal(11)
+        m.d.sync += [each.eq(Mux(self.job.pass_.batch, self.job.pass_.n, 1)),
+                     under_way.eq(under_way + Mux(given, each, 0) - self.done),
                      self.storing.eq(given | under_way.any())]
         with m.FSM():
             with m.State("IDLE"):

@@ -107,6 +107,7 @@ class Link(wiring.Component):
         connect(m, write_memory.w, window.w)
         connect(m, read.regs, regs.r)
         connect(m, write.w, regs.w)
+        connect(m, regs.places, flipped(seq.places))
         m.d.comb += [
             crc_memory.crc.eq(window.crc), self.counter_hold.eq(read.hold),
             seq.prog_en.eq(program.w.en), seq.prog_addr.eq(program.w.addr),

@@ -9,7 +9,7 @@ from ..config import Config
 from .counters_table import COUNTER_BITS, COUNTER_SLOTS
 from ..isa import MODEL_REGS
 from ..run_table import RUN_REGS, STOP_IDS
-from ..signatures import ModelLayout, RunLayout, WordWrite
+from ..signatures import ModelLayout, PlaceWrite, RunLayout, WordWrite
 from .protocol import (BY_NAME, CONTROL_BASE, COUNTER_BASE, COUNTERS_CRC, ISA_CRC, LIVE_BASE,
                        MAGIC, NAME_BYTES, REGISTER_WORDS, REGISTERS, RESET_MAGIC, VERSION)
 
@@ -69,6 +69,7 @@ class RegisterFile(wiring.Component):
     live_status .. live_frames_dropped : In     The live registers.
     model : Out(ModelLayout)
     run : Out(RunLayout)
+    places : Out(PlaceWrite)
     resend : Out(32)
     reset : Out(1)                  Pulse.
     counter_index : Out(4); counter_data : In(40)
@@ -81,6 +82,7 @@ class RegisterFile(wiring.Component):
                  memory_bytes: int = 0, resend_cycles: int = 1 << 20):
         if not 1 <= resend_cycles < 1 << 32:
             raise ValueError(f"resend_cycles must be in 1..2**32-1, not {resend_cycles!r}")
+        self.config = config
         self.values = constants(config, board=board, clock_hz=clock_hz,
                                 memory_bytes=memory_bytes)
         self.values["resend_cycles"] = resend_cycles
@@ -90,7 +92,8 @@ class RegisterFile(wiring.Component):
         super().__init__({
             "w": In(WordWrite(REGISTER_WORDS, 32)), "r": In(RegisterRead()),
             **{f"live_{r.name}": In(r.width) for r in self.live},
-            "model": Out(ModelLayout), "run": Out(RunLayout()), "resend": Out(32),
+            "model": Out(ModelLayout), "run": Out(RunLayout()), "places": Out(PlaceWrite(config)),
+            "resend": Out(32),
             "reset": Out(1), "counter_index": Out(range(COUNTER_SLOTS)),
             "counter_data": In(COUNTER_BITS)})
 
@@ -132,6 +135,14 @@ class RegisterFile(wiring.Component):
             storage(field.name, self.run[field.name])
         for field, place in zip(RUN_REGS[-STOP_IDS:], self.run.stop_ids):
             storage(field.name, place)
+        base, place = Signal(27, reset_less=True), BY_NAME["place"].address
+        low, high_word = Signal(), Signal()
+        m.d.sync += [low.eq(en & (addr == place)), high_word.eq(en & (addr == place + 1))]
+        with m.If(low):
+            m.d.sync += base.eq(late)
+        m.d.sync += [self.places.en.eq(high_word & (late[16:21] < self.config.P)),
+                     self.places.addr.eq(late[16:]), self.places.data.position.eq(late)]
+        m.d.comb += self.places.data.base.eq(base)
 
         # Reads: each source into a register of its own, then one multiplexer into r.data.
         r_ram = ram.read_port()

@@ -1,7 +1,7 @@
 """Scratch memory: new keys and values, written by the vector unit, read for the KV cache."""
 from __future__ import annotations
 
-from amaranth import Module, ResetInserter, Signal
+from amaranth import Module, Mux, ResetInserter, Signal
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
@@ -11,7 +11,9 @@ from ..lib.collisions import NO_RW_CHECK
 from ..lib.countdown import Countdown
 from ..lib.pipe import reg
 from ..lib.queues import Queue
-from ..signatures import ModelLayout, PassLayout, ScratchCommand, ScratchWrite, StoreCommand
+from ..lib.table import Table
+from ..signatures import (ModelLayout, PassLayout, PlaceLayout, PlaceWrite, ScratchCommand,
+                          ScratchWrite, StoreCommand)
 
 
 class Scratch(wiring.Component):
@@ -19,12 +21,14 @@ class Scratch(wiring.Component):
 
     A token of the pass owns ``model.token_words`` words of W values, token s the s-th of them. A
     command sends a row of each token, one token after the other: the rows are contiguous in
-    external memory, that of position p is the p-th. Nothing is stalled by that but the commands
+    external memory, that of position p is the p-th. Those of a batch lie where each token belongs,
+    so the store unit gets a command for each. Nothing is stalled by that but the commands
     themselves.
 
     Timing: ``FIRST`` cycles from a command to its first part of a word when nothing is under way,
     ``NEXT`` from the last part of a command to the first of the next; between them a part a cycle
-    while they are taken.
+    while they are taken. Of a batch ``NEXT`` between the tokens as well, or ``PLACE`` cycles
+    from the first part of one to that of the next.
 
     Parameters
     ----------
@@ -36,8 +40,9 @@ class Scratch(wiring.Component):
     write : In(ScratchWrite)    Readable three cycles later. Nothing that a command reads may be
                                 written before its last part has been taken.
     model, pass_ : In(ModelLayout), In(PassLayout)
-                                token_words, pos0 and n; constant from a command on until its
+                                token_words, pos0, n and batch; constant from a command on until its
                                 last part has been taken.
+    places : In(PlaceWrite)     Where the tokens of a batch belong.
     cmd : In(stream of ScratchCommand)      ``COMMANDS`` wait.
     store : Out(stream of StoreCommand)     Before the command's first part is read.
     words : Out(stream of 8 * store_bytes bits)
@@ -46,13 +51,14 @@ class Scratch(wiring.Component):
     """
 
     COMMANDS = 16
-    FIRST, NEXT = 6, 2
+    FIRST, NEXT, PLACE = 6, 2, 3
     CREDITS = 8     # a credit is back 5 cycles later: address, RAM, register, queue, register
 
     def __init__(self, config: Config):
         self.config = config
         super().__init__({
             "write": In(ScratchWrite(config)), "model": In(ModelLayout), "pass_": In(PassLayout()),
+            "places": In(PlaceWrite(config)),
             "cmd": In(stream.Signature(ScratchCommand())),
             "store": Out(stream.Signature(StoreCommand())),
             "words": Out(stream.Signature(8 * config.store_bytes)),
@@ -76,15 +82,26 @@ class Scratch(wiring.Component):
         stride, row = reg(r.addr.shape(), "stride"), reg(8, "row")
         tokens = Countdown(m, 13, name="tokens", behind=True, reset=False)
         parts = Countdown(m, 8, name="parts", behind=True, reset=False)         # of the token's row
+        # Of a batch, the command's next token; it and its place are new.
+        batch, slot, taken, moved = self.pass_.batch, Signal(range(config.P)), Signal(), Signal()
+        last_slot = reg(1, "last_slot")
+        m.submodules.places = places = Table(PlaceLayout(), config.P)
+        m.d.comb += [places.en.eq(self.places.en), places.at.eq(self.places.addr),
+                     places.entry.eq(self.places.data), places.addr.eq(slot),
+                     taken.eq(self.store.valid & self.store.ready)]
+        m.d.sync += [last_slot.eq(~batch | (slot == self.pass_.n - 1)), moved.eq(batch & taken)]
+        with m.If(batch & taken):
+            m.d.sync += slot.eq(Mux(last_slot, 0, slot + 1))
         # What follows from the next command, a cycle later, while the last one is walked: the parts
         # of a row, and what the store unit gets.
         command, known = commands.o.payload, Signal()
         next_row, addr, chunks = reg(8, "next_row"), reg(27, "addr"), reg(12, "chunks")
         m.d.sync += [
-            known.eq(commands.o.valid & ~commands.o.ready),
+            known.eq(commands.o.valid & ~commands.o.ready & ~moved),
             next_row.eq((1 << in_word) << command.log2_words),
-            addr.eq(command.addr + (self.pass_.pos0 << command.log2_words)),
-            chunks.eq(self.pass_.n << command.log2_words),
+            addr.eq(command.addr + Mux(batch, places.data.base, 0)
+                    + (Mux(batch, places.data.position, self.pass_.pos0) << command.log2_words)),
+            chunks.eq(Mux(batch, 1, self.pass_.n) << command.log2_words),
             stride.eq(self.model.token_words << in_word)]
         m.d.comb += [self.store.payload.addr.eq(addr), self.store.payload.chunks.eq(chunks)]
 
@@ -98,11 +115,12 @@ class Scratch(wiring.Component):
         with m.FSM() as fsm:
             with m.State("COMMAND"):
                 m.d.comb += [self.store.valid.eq(known),
-                             commands.o.ready.eq(known & self.store.ready)]
-                m.d.sync += [token.eq(command.word << in_word), at.eq(command.word << in_word),
-                             row.eq(next_row), tokens.load_all(self.pass_.n),
+                             commands.o.ready.eq(known & self.store.ready & last_slot)]
+                m.d.sync += [row.eq(next_row), tokens.load_all(Mux(batch, 1, self.pass_.n)),
                              parts.load_all(next_row)]
-                with m.If(self.store.valid & self.store.ready):
+                with m.If(slot == 0):               # else behind the token before
+                    m.d.sync += [token.eq(command.word << in_word), at.eq(command.word << in_word)]
+                with m.If(taken):
                     m.next = "READ"
             with m.State("READ"):
                 with m.If(credited):

@@ -136,6 +136,7 @@ class _Lists:
         self.stream = _Stream(config, packing, max(config.P, self.at_once))
         self.tables = Tables(shapes, config, context)
         self.all_tokens, self.last = all_tokens, 0
+        self.batch = config.P                       # tokens of a batch, at most
         self.prefill: list[Instruction] = []
         self.decode: list[Instruction] = []
         self._fixups: list[Instruction] = []        # addr counts from the end of the stream
@@ -229,7 +230,8 @@ class _Lists:
 
         Decode leaves all but the first block of the activation memory unused: if the queries of
         all groups fit there, they are computed before the first group attends, so that the memory
-        side has those weights to read while it waits for the new keys to be stored.
+        side has those weights to read while it waits for the new keys to be stored. The queries of
+        a batch lie there one behind the other, in each group.
         """
         config, op, pad = self.config, step.op, self.qm.head_pad
         numbers: QuantAttend = self.qm.numbers[step.name]
@@ -303,8 +305,12 @@ class _Lists:
 
         one = self.act.at[step.q.name]
         groups = groups_of(config.P)        # at most a lane a head
-        early = self.act.block_words + len(groups) * self.head <= config.act_words
-        at = [self.act.block_words + g * self.head if early else one for g in range(len(groups))]
+        behind, room = self.act.block_words, (config.act_words - self.act.block_words) // self.head
+        early = len(groups) <= room
+        tokens = min(config.P, room // len(groups) if early else max(room, self.at_once))
+        at = [behind + g * tokens * self.head if early else behind if tokens <= room else one
+              for g in range(len(groups))]
+        self.batch = min(self.batch, tokens)
         stream: tuple[int, dict, list[int]] = 0, {}, []
         for head in range(0, op.heads, group):
             if alone or not head:
@@ -413,7 +419,7 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
         _fit(name, value, MODEL_REGS)
     return Image(
         name=qm.name, board=board.name, config=config.as_dict(),
-        needs=dict(act_words=_act_words(program, blocks * act.block_words, lists.head),
+        needs=dict(act_words=_act_words(program, blocks * act.block_words, lists),
                    scratch_bytes=blocks * P * regs["token_words"] * W,
                    residual_values=blocks * P * regs["stride"],
                    rope_pairs=blocks * P * qm.head_pad // 2, score_depth=context,
@@ -422,13 +428,14 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
         model_regs=regs, shape=asdict(Shape.of(qm.plan, context)),
         program=b"".join(map(encode, program)), memory=memory, tokenizer=qm.tokenizer_json,
         chat=qm.chat, bos_id=qm.bos_id, stop_ids=tuple(qm.stop_ids),
-        facts=_facts(qm, lists.stream.tensors, all_tokens),
+        facts=_facts(qm, lists.stream.tensors, all_tokens) | {"batch": lists.batch},
         tensors=tuple(lists.stream.tensors))
 
 
-def _act_words(program: list[Instruction], blocks: int, head: int) -> int:
+def _act_words(program: list[Instruction], blocks: int, lists: _Lists) -> int:
     """Activation words in use: resident blocks, or decode's queries behind the first one."""
-    return max(blocks, *(i["x"] + head for i in program if i["op"] == Op.QK))
+    return max(blocks, *(i["x"] + (lists.batch if i["heads"] else 1) * lists.head
+                         for i in program if i["op"] == Op.QK))
 
 
 def _of(fields: dict, sizes: list[int]) -> dict:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from meadowlark_boards import Board
 
 MAGIC = b"MEADOWLK"
-VERSION = 6
+VERSION = 7
 #: magic, version, bytes of the JSON header, CRC-32 of everything else before the sections.
 _PREFIX = struct.Struct("<8sIII")
 _SECTIONS = ("program", "memory", "tokenizer", "chat")
@@ -44,7 +44,7 @@ NEEDS = ("act_words", "scratch_bytes", "residual_values", "rope_pairs", "score_d
 _SHAPE = ("hidden", "layers", "heads", "kv_heads", "head_dim", "head_pad", "ffn", "vocab",
           "context")
 _FACTS = ("parameters", "layer_bytes", "tail_bytes", "embedding_bytes", "layer_macs", "tail_macs",
-          "tail_attends")
+          "tail_attends", "batch")
 
 
 def is_image(path: str | Path) -> bool:
@@ -84,7 +84,8 @@ class Image:
     shape : dict of int
         Dimensions of the model (:class:`meadowlark.compile.layout.Shape`).
     facts : dict of int
-        Parameters, useful bytes and products of a pass, for statistics and utilisation.
+        Parameters, useful bytes and products of a pass, for statistics and utilisation. batch:
+        tokens of several sequences that a pass takes, at most.
     program : bytes
         Instructions of ``isa.INSTRUCTION_BYTES`` bytes; prefill list, then decode list.
     memory : bytes

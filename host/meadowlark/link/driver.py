@@ -583,7 +583,7 @@ class Driver:
             "start_pos": start_pos, "prompt": len(tokens), "max_new": min(max_new, context),
             "inv_t_mant": sampling.inv_t_mant, "inv_t_shift": sampling.inv_t_shift,
             "top_k": sampling.top_k, "top_p": sampling.top_p, "seed": sampling.seed,
-            "stop_count": len(stop_ids)}
+            "batch": 0, "stop_count": len(stop_ids)}
         for i in range(STOP_IDS):
             registers[f"stop_id_{i}"] = stop_ids[i] if i < len(stop_ids) else 0
         assert set(registers) == {f.name for f in RUN_REGS}
