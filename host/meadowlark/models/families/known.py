@@ -9,22 +9,21 @@ _NEEDS = {
     ("deepseek_v2", "deepseek2"): "latent attention (MLA) and experts",
     ("deepseek_v3", "deepseek2"): "latent attention (MLA) and experts",
     ("gemma", "gemma"): "a family of its own",
-    ("gemma2", "gemma2"): "norms behind each half of a layer, and soft caps",
-    ("gemma3_text", "gemma3"): "norms of queries and keys, norms behind each half of a layer, and "
-                               "two RoPE tables",
+    ("gemma2", "gemma2"): "soft caps, and a family of its own",
+    ("gemma3_text", "gemma3"): "two RoPE tables",
     ("gpt2", "gpt2"): _UNGATED,
     ("gpt_bigcode", "starcoder"): _UNGATED,
     ("gpt_neo", ""): _UNGATED,
     ("gpt_neox", "gptneox"): _UNGATED,
     ("gptj", "gptj"): _UNGATED,
     ("granitemoehybrid", "granitehybrid"): "layers of a state space model, and experts",
-    ("lfm2", "lfm2"): "short convolutions and norms of queries and keys",
+    ("lfm2", "lfm2"): "short convolutions",
     ("mixtral", ""): "experts",
-    ("olmo2", "olmo2"): "norms of queries and keys, and norms behind each half of a layer",
+    ("olmo2", "olmo2"): "matrices that read a residual without a norm",
     ("opt", "opt"): _UNGATED,
     ("phi", "phi2"): _UNGATED,
     ("qwen2_moe", "qwen2moe"): "experts",
-    ("qwen3_moe", "qwen3moe"): "norms of queries and keys, and experts"}
+    ("qwen3_moe", "qwen3moe"): "experts"}
 
 
 def missing() -> dict[str, str]:
