@@ -9,7 +9,6 @@ import collections
 from collections.abc import Mapping
 from typing import NamedTuple
 
-_CHAIN = "CCU2C"
 _INPUTS = "ABCD"
 #: As a netlist says it: nextpnr fails where a port is left out.
 _UNCONNECTED = ["x"]
@@ -17,10 +16,10 @@ _ONE = ["1"]
 
 
 class Half(NamedTuple):
-    """One bit of a chain: connections of its inputs and its sum, and their function, bit 0 first.
+    """One bit of a chain: connections of its inputs and its sum, and their function, bit 15 first.
 
-    With its inputs C and D at 1 and 0 in the upper four bits of its function, nothing of what comes
-    in goes on: the lower four bits, of A and B, are what goes out.
+    With its inputs C and D at 1 and 0 in the first four bits of its function, nothing of what comes
+    in goes on: the last four bits, of A and B, are what goes out.
     """
     inputs: list[list]
     sum: list
@@ -39,17 +38,16 @@ def trim_carry_chains(module: dict) -> int:
     int
         LUTs that a chip has more than without.
     """
-    cells = [cell for cell in module["cells"].values() if cell["type"] == _CHAIN]
+    cells = {name: cell for name, cell in module["cells"].items() if cell["type"] == "CCU2C"}
     heard: collections.Counter[object] = collections.Counter(
         bit for port in module["ports"].values() for bit in port["bits"])
     for cell in module["cells"].values():
         for port, bits in cell["connections"].items():
             if cell["port_directions"][port] != "output":
                 heard.update(bits)
-    names = {id(cell): name for name, cell in module["cells"].items()}
-    carried = {cell["connections"]["CIN"][0]: cell for cell in cells}
+    carried = {cell["connections"]["CIN"][0]: cell for cell in cells.values()}
     spared = 0
-    for first in cells:
+    for name, first in cells.items():
         if first["connections"]["CIN"][0] not in ("0", "1"):
             continue
         chain = [first]
@@ -65,7 +63,7 @@ def trim_carry_chains(module: dict) -> int:
         elif (lut := _only_carry(first)) is not None:
             spared += 2
             if heard[lut["connections"]["Z"][0]]:
-                module["cells"][f"{names[id(first)]}_FIRST"] = lut
+                module["cells"][f"{name}_FIRST"] = lut
                 spared -= 1
     return spared
 
@@ -77,8 +75,8 @@ def _move_up(chain: list[dict], heard: Mapping) -> bool:
     if chain[-1]["connections"]["COUT"] != _UNCONNECTED or heard[halves[-1].sum[0]] or any(
             heard[cell["connections"]["COUT"][0]] > 1 for cell in chain[:-1]):
         return False
-    carry = Half([_ONE] * 4, halves[-1].sum,
-                 "1111".rjust(16, "0") if chain[0]["connections"]["CIN"] == _ONE else "0" * 16)
+    carry_in = chain[0]["connections"]["CIN"][0]
+    carry = Half([_ONE] * 4, halves[-1].sum, (4 * carry_in).rjust(16, "0"))
     chain[0]["connections"]["CIN"] = _UNCONNECTED
     for number, half in enumerate([carry, *halves[:-1]]):
         _set_half(chain[number // 2], number % 2, half)
