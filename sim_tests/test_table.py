@@ -22,6 +22,7 @@ def test_table(depth, seed):
             asked = held[addr]
             if en:
                 held[at] = entry
+            ctx.set(table.addr, rng.randrange(depth))       # counts a cycle later
             assert ctx.get(table.data) == asked
     simulator = Simulator(table)
     simulator.add_clock(1e-6)
