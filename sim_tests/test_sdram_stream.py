@@ -24,13 +24,20 @@ def test_a_stream_leaves_0_985_of_the_peak(name, mhz):
 
 @pytest.mark.parametrize("core", [60, 66.7, 80, 88.9, 100, 120])
 def test_a_stream_to_another_clock(core, seed):
-    """The same through the crossing, from any phase; a slow core's port moves a word a cycle."""
+    """The same through the crossing, from any phase; a slow core's port moves a word a cycle.
+
+    A row that ends shortly behind, or before, the boundary of a burst leaves a piece too short for
+    the next row to be opened beside it: up to 8 cycles for each row of 512.
+    """
     rng = random.Random(seed)
-    found = stream(PARTS["MT48LC16M16A2"], core, 50_000, memory_mhz=MEMORY_MHZ, phase=PHASE,
-                   first=rng.randrange(1_000_000), offset=rng.uniform(0, 20))
-    assert (found.words, found.wrong, found.violation) == (50_000, 0, "")
-    assert found.bytes_per_s >= 0.985 * min(2e6 * MEMORY_MHZ, 4e6 * core)
-    assert found.refreshes >= 8 + found.ns / 7812.5 - 16
+    row, anywhere = 256, rng.randrange(1_000_000)           # words of the core
+    for first, least in ((anywhere // row * row, 0.985), (anywhere, 0.97),
+                         (anywhere // row * row + row - 1, 0.97)):
+        found = stream(PARTS["MT48LC16M16A2"], core, 50_000, memory_mhz=MEMORY_MHZ, phase=PHASE,
+                       first=first, offset=rng.uniform(0, 20))
+        assert (found.words, found.wrong, found.violation) == (50_000, 0, ""), first
+        assert found.bytes_per_s >= least * min(2e6 * MEMORY_MHZ, 4e6 * core), first
+        assert found.refreshes >= 8 + found.ns / 7812.5 - 16
 
 
 def test_the_chip_objects():
