@@ -221,8 +221,10 @@ def add_a_family() -> str:
         "what is left is refused |",
         "| `names` | weight of the graph -> tensor of transformers. Weights with the same tensor "
         "are its rows, one behind the other, see `families/phi3.py` |",
+        "| `stored`, `restored` | where transformers has a tensor in another shape, or its rows in "
+        "another order; see `families/gpt2.py` and `families/gpt_neox.py` |",
         "| `graph` (of the hyperparameters) | the layers, built with `Builder`; see "
-        "`families/llama.py` |\n",
+        "`families/decoder.py` |\n",
         "## Step by step\n",
         "1. Read the model's `modeling_*.py` and `configuration_*.py` in transformers, and its "
         "converter and its graph in llama.cpp. Note every entry that changes what is computed.",

@@ -13,15 +13,18 @@ from meadowlark.models.registry import load_model
 
 _MATRICES = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output", "gate": "ffn_gate",
              "up": "ffn_up", "down": "ffn_down"}
-#: Several matrices in one, of Phi-3.
-_FUSED = {"attn_qkv": "qkv", "ffn_up": ("gate", "up")}
+#: Several matrices in one, by architecture.
+_QKV = {"attn_qkv": ("q", "k", "v")}
+_FUSED = {"phi3": {**_QKV, "ffn_up": ("gate", "up")}, "gpt2": _QKV, "gptneox": _QKV}
+#: Families that llama.cpp does not convert.
+NOT_CONVERTED = ("opt",)
 #: Architectures whose converter is that of Llama: it interleaves what rotates.
 _INTERLEAVED = ("llama", "granite", "smollm3")
 
 
 def architecture(model: Model) -> str:
     """What llama.cpp's converter makes of a family."""
-    return {"mistral": "llama"}.get(model.family, model.family)
+    return {"mistral": "llama", "gpt_neox": "gptneox"}.get(model.family, model.family)
 
 
 def interleaved(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -33,16 +36,17 @@ def interleaved(rows: np.ndarray, heads: int) -> np.ndarray:
 def tensors(model: Model, theta: float) -> dict[str, np.ndarray]:
     """Name in GGUF -> float32 array, as the converter orders its rows. theta: base of RoPE."""
     w, arch = model.weights, architecture(model)
-    out = {"token_embd.weight": w["embedding"], "output_norm.weight": w["final_norm"]}
-    if not model.tied:
-        out["output.weight"] = w["head"]
+    out = {gguf: w[name] for gguf, name in (
+        ("token_embd.weight", "embedding"), ("position_embd.weight", "positions"),
+        ("output_norm.weight", "final_norm"), ("output_norm.bias", "final_norm.beta"),
+        ("output.weight", "head"), ("output.bias", "head.bias")) if name in w}
     attends = list(model.graph.of(Attend))
     for i, op in enumerate(attends):
         at = f"layers.{i}"
-        out[f"blk.{i}.attn_norm.weight"] = w[f"{at}.norm1"]
-        out[f"blk.{i}.ffn_norm.weight"] = w[f"{at}.norm2"]
-        out |= {f"blk.{i}.attn_{part}_norm.weight": w[f"{at}.{part}_norm"] for part in "qk"
-                if f"{at}.{part}_norm" in w}
+        for norm, name in (("norm1", "attn_norm"), ("norm2", "ffn_norm"),
+                           ("q_norm", "attn_q_norm"), ("k_norm", "attn_k_norm")):
+            out |= {f"blk.{i}.{name}.{end}": w[f"{at}.{norm}{of}"]
+                    for end, of in (("weight", ""), ("bias", ".beta")) if f"{at}.{norm}{of}" in w}
         for end, suffix in (("weight", ""), ("bias", ".bias")):
             parts = {key: w[f"{at}.{key}{suffix}"] for key in _MATRICES
                      if f"{at}.{key}{suffix}" in w}
@@ -50,19 +54,21 @@ def tensors(model: Model, theta: float) -> dict[str, np.ndarray]:
                 parts |= {key: interleaved(parts[key], heads) for key, heads in
                           (("q", op.heads), ("k", op.kv_heads)) if key in parts}
             made = {_MATRICES[key]: value for key, value in parts.items()}
-            if arch == "phi3" and parts:
-                made = {n: v for n, v in made.items() if n in ("attn_output", "ffn_down")}
-                made |= {n: np.concatenate([parts[key] for key in keys])
-                         for n, keys in _FUSED.items()}
+            for n, keys in _FUSED.get(arch, {}).items():
+                if parts.keys() >= set(keys):
+                    made = {m: v for m, v in made.items() if m not in [_MATRICES[k] for k in keys]}
+                    made[n] = np.concatenate([parts[key] for key in keys])
             out |= {f"blk.{i}.{n}.{end}": np.ascontiguousarray(v) for n, v in made.items()}
     factors = slower(model, theta)
-    if np.ptp(factors) > 1e-9:
+    if factors.size and np.ptp(factors) > 1e-9:
         out["rope_freqs.weight"] = factors.astype(np.float32)
     return out
 
 
 def slower(model: Model, theta: float) -> np.ndarray:
     """float64[pairs]: how much slower each pair turns than with this base alone."""
+    if not model.graph.tables:
+        return np.zeros(0)
     table, = model.graph.tables.values()
     count = len(table.values)
     return theta ** (-np.arange(count) / count) / table.values
@@ -82,9 +88,17 @@ def metadata(model: Model, theta: float, *, pre: str = "gpt-2") -> dict[str, obj
         "embedding_length": model.hidden,
         "feed_forward_length": graph.edges["layers.0.h"].width,
         "attention.head_count": one.heads, "attention.head_count_kv": one.kv_heads,
-        "rope.dimension_count": one.head_dim, "rope.freq_base": float(theta),
-        "attention.layer_norm_rms_epsilon": norm.eps, "vocab_size": model.vocab}
-    if arch != "granite":               # "no head_dim support"
+        "vocab_size": model.vocab,
+        f"attention.layer_norm_{'' if norm.centred else 'rms_'}epsilon": norm.eps}
+    if graph.tables:
+        out |= {"rope.dimension_count": one.head_dim, "rope.freq_base": float(theta)}
+    if norm.centred:
+        if graph.tables:
+            out["rope.dimension_count"] = 2 * len(factors)
+        if arch == "gptneox":
+            by = graph.maker["layers.0.norm2.x"]
+            out["use_parallel_residual"] = isinstance(by, Norm) and by.x == "residual"
+    elif arch != "granite":             # "no head_dim support"
         out |= {"attention.key_length": one.head_dim, "attention.value_length": one.head_dim}
     else:
         out |= {"attention.scale": 1 / one.divisor,
@@ -94,7 +108,7 @@ def metadata(model: Model, theta: float, *, pre: str = "gpt-2") -> dict[str, obj
     if arch == "phi3":
         out["attention.sliding_window"] = one.window or 0
         out["rope.scaling.original_context_length"] = model.context
-    if np.ptp(factors) < 1e-9 < abs(factors[0] - 1):
+    if factors.size and np.ptp(factors) < 1e-9 < abs(factors[0] - 1):
         out |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(factors[0])}
     out = {f"{arch}.{key}": value for key, value in out.items()}
     out |= {

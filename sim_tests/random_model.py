@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 from meadowlark.models.blocks import BlockTensor
 from meadowlark.models.checkpoint import Model
-from meadowlark.models.families.llama import Decoder
+from meadowlark.models.families import families
+from meadowlark.models.families.decoder import Decoder
+from meadowlark.models.families.gpt import Gpt
 from meadowlark.models.graph import Rates, rates
+from meadowlark.models.metadata import Metadata
 from meadowlark.text.tokenizer import Tokenizer
 from safetensors.numpy import save_file
 
@@ -18,7 +21,8 @@ BOS, EOS = 0, 1
 CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
            "qwen2": "Qwen2ForCausalLM", "granite": "GraniteForCausalLM",
            "smollm3": "SmolLM3ForCausalLM", "phi3": "Phi3ForCausalLM",
-           "qwen3": "Qwen3ForCausalLM"}
+           "qwen3": "Qwen3ForCausalLM", "opt": "OPTForCausalLM", "gpt2": "GPT2LMHeadModel",
+           "gpt_neox": "GPTNeoXForCausalLM"}
 
 
 def _byte_alphabet() -> list[str]:
@@ -130,6 +134,27 @@ def of_family(family: str, tensors: dict[str, np.ndarray], head_dim: int,
     return out
 
 
+def of_gpt(seed: int, family: Gpt, config: dict) -> dict[str, np.ndarray]:
+    """Tensors of a family of GPT's, as its files have them."""
+    rng = np.random.default_rng(seed)
+    graph = family.from_config(Metadata(Path("config.json"), family.defaults | config)).graph()
+    gains = {"embedding": np.sqrt(graph.hidden), "positions": 1.0, "q": 1.5, "k": 1.5, "up": 1.5,
+             "o": 0.3, "down": 0.3, "head": 2.0}
+    together: dict[str, list[str]] = {}
+    for weight in graph.shapes:
+        together.setdefault(family.tensor(weight), []).append(weight)
+    out = {}
+    for name, (first, *others) in together.items():
+        shape, part = graph.shapes[first], first.rpartition(".")[2]
+        whole = family.stored(first, (shape[0] * (1 + len(others)), *shape[1:]))
+        if len(shape) == 2:
+            drawn = rng.normal(size=whole) * gains.get(part, 1.0) / np.sqrt(shape[1])
+        else:
+            drawn = rng.normal(0 if part in ("bias", "beta") else 1, 0.3, whole)
+        out[name] = drawn.astype(np.float32)
+    return out
+
+
 def random_model(folder: str | Path, *, seed: int, hidden: int = 32, layers: int = 2,
                  heads: int = 4, kv_heads: int = 2, head_dim: int | None = None, ffn: int = 64,
                  vocab: int = 128, context: int = 128, tied: bool = True,
@@ -149,7 +174,8 @@ def random_model(folder: str | Path, *, seed: int, hidden: int = 32, layers: int
         Ids 0 and 1 are bos and eos, then come single bytes (all of them from 258 on; more ids
         have no text).
     family : str
-        Of :data:`CLASSES`; qwen2 has biases.
+        Of :data:`CLASSES`; qwen2 has biases. Those of :class:`.gpt.Gpt` have as many KV heads as
+        heads, and no head_dim of their own.
     config : more entries of config.json, or other values for those made here.
 
     Returns
@@ -160,6 +186,17 @@ def random_model(folder: str | Path, *, seed: int, hidden: int = 32, layers: int
         raise ValueError(f"vocab must be at least 64 to cover letters, not {vocab!r}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    found = families().get(family)
+    if isinstance(found, Gpt):
+        values = {
+            "architectures": [CLASSES[family]], "model_type": family, found.keys["hidden"]: hidden,
+            found.keys["layers"]: layers, found.keys["heads"]: heads, found.keys["ffn"]: ffn,
+            "vocab_size": vocab, found.keys["context"]: context, "tie_word_embeddings": tied,
+            "bos_token_id": BOS, "eos_token_id": EOS, "torch_dtype": "float32", **config}
+        save_file(of_gpt(seed, found, values), folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(values))
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(vocab)))
+        return folder
     attention_bias |= family == "qwen2"
     tensors = random_tensors(
         seed=seed, hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads,

@@ -13,7 +13,8 @@ from gguf_files import write_gguf
 from meadowlark.compile.cycles import predict
 from meadowlark.link.driver import BoardError
 from meadowlark.models.families import families
-from meadowlark.models.families.llama import FUNCTION_NAMES, PROJECTION, Llama
+from meadowlark.models.families.decoder import FUNCTION_NAMES, PROJECTION
+from meadowlark.models.families.llama import Llama
 from meadowlark.models.registry import load_model
 from meadowlark.quant.golden import GoldenModel
 from meadowlark.quant.plan import GateStep
@@ -216,7 +217,9 @@ def test_functions_alone(target, tmp_path, seed):
               sliding_window=16, context=96, layer_types=["sliding_attention", "full_attention"])),
     (70, dict(hidden=64, layers=5, heads=8, kv_heads=4, ffn=172, vocab=512, context=512)),
     (70, dict(hidden=54, heads=2, kv_heads=1, head_dim=240, ffn=70, context=96)),
-], ids=["9 heads, two passes", "12 heads, window", "stories260K", "heads of 256"])
+    (40, dict(family="opt", hidden=54, heads=3, ffn=71, context=96)),
+    (40, dict(family="gpt_neox", hidden=96, heads=3, ffn=70, context=96, hidden_act="gelu_new")),
+], ids=["9 heads, two passes", "12 heads, window", "stories260K", "heads of 256", "OPT", "NeoX"])
 def test_shapes(target, tmp_path, seed, length, shape):
     """Some of shapes_check.py, and the shape of the smallest model that people have."""
     chip = Chip(target, get_board("virtual"), str(random_model(

@@ -3,7 +3,7 @@ from math import erf
 
 import numpy as np
 import pytest
-from meadowlark.models.families.llama import FUNCTION_NAMES
+from meadowlark.models.families.decoder import FUNCTION_NAMES
 from meadowlark_hdl.functions import ARGUMENT_FRACTION, FUNCTIONS, SHARE_FRACTION, apply, share
 from meadowlark_hdl.isa import Fn
 

@@ -16,9 +16,10 @@ from random_model import outlined, random_texts
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, VOCAB = 48, 4, 2, 6, 208, 70
 
 
-def built(rng, *, centred=True, beta=True, bias=None, tied=True, blocks="", ffn=FFN):
+def built(rng, *, centred=True, beta=True, bias=None, tied=True, blocks="", ffn=FFN, gated=True):
     """A model with values in float64: its norms have a mean that matters, and its scales are not 1.
-    bias: of all matrices; None: of some, by chance. blocks: the kind of the FFN's matrices."""
+    bias: of all matrices; None: of some, by chance. blocks: the kind of the FFN's matrices. gated:
+    FFNs have a gate."""
     b = Builder()
 
     def linear(x, name, rows):
@@ -35,7 +36,8 @@ def built(rng, *, centred=True, beta=True, bias=None, tied=True, blocks="", ffn=
         r = b.add(r, linear(a, f"{at}.o", HIDDEN), scale=0.7)
         x = b.norm(r, f"{at}.norm2", 1e-5, centred=centred, beta=beta)
         both = bool(rng.random() < 0.5 if bias is None else bias)
-        gate, up = (b.linear(x, f"{at}.{name}", ffn, bias=both) for name in ("gate", "up"))
+        gate, up = (b.linear(x, f"{at}.{name}", ffn, bias=both)
+                    if gated or name == "gate" else None for name in ("gate", "up"))
         r = b.add(r, linear(b.gate(gate, up, f"{at}.h"), f"{at}.down", HIDDEN))
     b.head(b.norm(r, "final_norm", 1e-5, centred=centred, beta=beta), VOCAB,
            weight="embedding" if tied else "head", scale=0.25)
@@ -80,7 +82,7 @@ def logits(model, tokens):
                 p = np.exp(np.where(np.tri(n, dtype=bool), s, -np.inf))
                 y = np.einsum("hqk,khd->qhd", p / p.sum(axis=2, keepdims=True), v).reshape(n, -1)
             case Gate():
-                y = x[0] / (1 + np.exp(-x[0])) * x[1]
+                y = x[0] / (1 + np.exp(-x[0])) * (x[1] if op.up else 1)
             case Add():
                 y = x[0] + op.scale * x[1]
         edges[op.out] = y
@@ -142,10 +144,11 @@ def test_norms_of_both_kinds_are_refused(seed):
 @pytest.mark.parametrize("most, widths", [
     (208, [208]), (207, [128, 80]), (100, [96, 96, 16]), (64, [64, 64, 64, 16]), (63, [32] * 6
                                                                                   + [16])])
-def test_wide_ffns_are_cut(most, widths, seed):
+@pytest.mark.parametrize("gated", [True, False])
+def test_wide_ffns_are_cut(most, widths, gated, seed):
     """As few slices as fit, of equal widths, and the bias of the sum once."""
     rng = np.random.default_rng(seed)
-    model = built(rng, centred=False, beta=False)
+    model = built(rng, centred=False, beta=False, gated=gated)
     cut = cut_ffn(model, most)
     for i in range(2):
         assert [cut.graph.edges[op.out].width for op in cut.graph.of(Gate)
@@ -155,7 +158,7 @@ def test_wide_ffns_are_cut(most, widths, seed):
     assert {n: w.shape for n, w in cut.weights.items()} == cut.graph.shapes
     if len(widths) > 1:
         assert [m.name for m in plan(cut.graph).matrices][4:6] == [
-            "layers.0.slice0.gate_up", "layers.0.slice0.down"]
+            f"layers.0.slice0.gate{'_up' * gated}", "layers.0.slice0.down"]
         both = sum(w.size for n, w in cut.weights.items())
         assert both == sum(w.size for n, w in model.weights.items())
         assert cut_ffn(cut, most) is cut

@@ -20,6 +20,7 @@ from meadowlark.quant.golden import GoldenModel
 from meadowlark.quant.plan import Order, plan
 from meadowlark.quant.quantise import LOGIT_FRAC, observe, quantise
 from meadowlark.quant.sensitivity import Sensitivity
+from meadowlark_hdl.isa import Fn
 from random_model import outlined, random_texts
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, VOCAB = 48, 4, 2, 12, 96, 90
@@ -28,12 +29,13 @@ SCALES = {"llama": (1.0, 1.0, 1.0, None), "granite": (12.0, 0.22, 0.125, 64.0)}
 
 
 def built(rng, *, scales="llama", turning=HEAD_DIM // 2, unrotated=(), blocks="afaf", bias=False,
-          tied=False, qk=None, behind=False, eps=1e-5):
+          tied=False, qk=None, behind=False, eps=1e-5, fn=Fn.SILU):
     """A model with random weights.
 
     turning: pairs of a head that rotate. unrotated: number of those attentions that do not.
-    blocks: what adds to the residual in turn, an attention or an FFN, each behind a norm of its
-    own unless a "+" stands before it, as slices of one FFN. qk: whether queries and keys are
+    blocks: what adds to the residual in turn, an attention, an FFN or one without a gate ("m"),
+    each behind a norm of its own unless a "+" stands before it, as slices of one FFN. fn: of
+    FFNs. qk: whether queries and keys are
     normed, and how, see :class:`.llama.Decoder`; behind: so is what is added. eps: of both.
     """
     embedding, residual, logits, divisor = SCALES[scales]
@@ -65,9 +67,11 @@ def built(rng, *, scales="llama", turning=HEAD_DIM // 2, unrotated=(), blocks="a
             attends += 1
             y = b.attend(q, k, v, f"{at}.attention", heads=HEADS, kv_heads=KV_HEADS,
                          head_dim=HEAD_DIM, divisor=divisor)
+        elif kind == "m":
+            y = b.gate(linear(x, f"{at}.up", FFN, 1.5), None, f"{at}.h", fn=fn)
         else:
             y = b.gate(linear(x, f"{at}.gate", FFN, 1.5), linear(x, f"{at}.up", FFN, 1.0),
-                       f"{at}.h")
+                       f"{at}.h", fn=fn)
         y = linear(y, f"{at}.out", HIDDEN, add)
         r = b.add(r, b.norm(y, f"{at}.behind", eps) if behind else y, scale=residual)
     b.head(b.norm(r, "final_norm", 1e-5), VOCAB, weight="embedding" if tied else "head",
@@ -97,6 +101,9 @@ SHAPES = {
     "slices": dict(blocks="af+f+faf"),
     "two attentions, one FFN": dict(blocks="aaf", scales="granite", unrotated=(0,)),
     "attention and FFN side by side": dict(blocks="a+fa+f"),
+    "no gates, ReLU": dict(blocks="amam", fn=Fn.RELU, bias=True),
+    "no gates, GELU": dict(blocks="a+mafm", fn=Fn.GELU, scales="granite"),
+    "no gates, tanh": dict(blocks="am", fn=Fn.TANH, bias=True),
     "norms of heads": dict(qk="head", eps=1e-3),
     "norms of queries and of keys": dict(qk="projection", bias=True),
     "norms behind": dict(behind=True, scales="granite", eps=0.1),
@@ -201,6 +208,30 @@ def test_each_slice_has_a_scale(seed):
     assert slices < 5e-3 and slices < whole / 4
 
 
+@pytest.mark.parametrize("fn", [Fn.RELU, Fn.GELU])
+def test_functions_without_a_gate(fn, seed):
+    """What ReLU makes has the finest scale, whatever its size; what GELU makes is a power of two,
+    shifted where it is large."""
+    model, texts = built(np.random.default_rng(seed), blocks="am", fn=fn), None
+    for factor in (1, 1e-3, 20.0):
+        large = replace(model, weights=model.weights | {
+            "layers.1.up": model.weights["layers.1.up"] * np.float32(factor),
+            "layers.1.out": model.weights["layers.1.out"] / np.float32(factor)})
+        texts = texts or random_texts(model, seed=seed, sequences=4)
+        made = {}
+        qm = quantise(large, texts)
+        golden = GoldenModel(qm, trace=made.__setitem__)
+        near = divergence(FloatModel(large).forward(texts[0]), run(golden, texts[0])).mean()
+        most = np.abs(made["layers.1.h"]).max()
+        if fn == Fn.RELU:
+            assert qm.numbers["layers.1.h"].shift == 0 and 1 << 13 < most < 1 << 15
+        elif factor > 1:
+            assert qm.numbers["layers.1.h"].shift > 0 and 1 << 12 < most < 1 << 15
+        else:
+            assert qm.numbers["layers.1.h"].shift == 0 and most < 1 << 15
+        assert near < (1 if factor < 1 and fn == Fn.GELU else 5e-3), factor
+
+
 def test_columns_are_evened_out(model, seed):
     """The same function, on any graph, and all that it reads from a norm, an attention or a gate is
     nearer to even."""
@@ -228,6 +259,8 @@ def test_columns_are_evened_out(model, seed):
     for op in model.graph.of(Norm, Gate):
         if any(isinstance(by, (Rope, Attend, Add)) for by in model.graph.readers[op.out]):
             continue                    # no matrix whose columns could even it out
+        if isinstance(op, Gate) and op.up is None and op.fn != Fn.RELU:
+            continue                    # a function that takes no other scale
         assert spread(after[op.out]) < spread(before[op.out]), op.out
     for op in model.graph.of(Attend):
         for edge in (op.q, op.k, op.v, op.out):

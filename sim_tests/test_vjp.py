@@ -7,6 +7,7 @@ from meadowlark.models.checkpoint import Model
 from meadowlark.models.float_model import FORWARD, FloatModel
 from meadowlark.models.graph import Builder, Graph, Head, Operator, Rates, rates
 from meadowlark.models.vjp import VJP, gradients
+from meadowlark_hdl.isa import Fn
 
 HIDDEN, VOCAB, TOKENS = 12, 20, 7
 
@@ -25,6 +26,8 @@ def every_operator() -> Graph:
     x = b.norm(r, "norm2", 1e-3, beta=True, centred=True)
     y = b.linear(b.gate(b.linear(x, "gate", 10), b.linear(x, "up", 10), "h"), "down", HIDDEN)
     r = b.add(r, b.norm(y, "behind", 1e-3))
+    y = b.gate(b.linear(x, "alone", 9), None, "alone.h", fn=Fn.GELU)
+    r = b.add(r, b.linear(y, "last", HIDDEN))
     b.head(b.norm(r, "final_norm", 1e-5), VOCAB, scale=0.5)
     return b.graph()
 

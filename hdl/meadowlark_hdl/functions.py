@@ -96,6 +96,11 @@ class Function:
         return len(self.table) - 1
 
     @property
+    def homogeneous(self) -> bool:
+        """f(a * x) = a * f(x) for positive a: the share is the same for all that is positive."""
+        return not self.segments and not self.centred
+
+    @property
     def fraction(self) -> int:
         """Fractional bits of its values."""
         return SHARE_FRACTION if self.centred else ARGUMENT_FRACTION

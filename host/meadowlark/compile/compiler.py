@@ -217,8 +217,9 @@ class _Lists:
 
     def _gate(self, step: GateStep) -> None:
         gate: QuantGate = self.qm.numbers[step.name]
-        self._linear(step.matrix, y=self.act.at[step.name] * self.config.W, pair=Pair.GLU,
-                     fn=step.op.fn, shift=gate.shift, **_TO_ACT)
+        self._linear(step.matrix, y=self.act.at[step.name] * self.config.W, fn=step.op.fn,
+                     pair=Pair.NONE if step.op.up is None else Pair.GLU, shift=gate.shift,
+                     **_TO_ACT)
 
     def _head(self, step: HeadStep) -> None:
         # Nothing pairs its rows, and the sampler counts exactly ``vocab`` of them.

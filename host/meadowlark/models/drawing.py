@@ -157,6 +157,7 @@ def _what(graph: Graph, op: Operator) -> str:
             seen = "" if op.window is None else f", window {op.window}"
             return f"{op.heads} heads, {op.kv_heads} KV, of {op.head_dim}{seen}"
         case Gate():
-            return f"{op.fn.name.lower()}(gate) × up, {graph.edges[op.out].width}"
+            of = "(x)" if op.up is None else "(gate) × up"
+            return f"{op.fn.name.lower()}{of}, {graph.edges[op.out].width}"
         case _:
             return type(op).__name__.lower()

@@ -67,8 +67,9 @@ def _attend(run: _Run, op: Attend, *inputs: np.ndarray) -> np.ndarray:
     return run.attend(op, *heads).reshape(len(inputs[0]), -1)
 
 
-def _gate(_: _Run, op: Gate, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-    return FUNCTIONS[op.fn].exact(gate) * up
+def _gate(_: _Run, op: Gate, gate: np.ndarray, *up: np.ndarray) -> np.ndarray:
+    y = FUNCTIONS[op.fn].exact(gate)
+    return y * up[0] if up else y
 
 
 def _add(_: _Run, op: Add, x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -38,8 +38,8 @@ class Edge:
 
 @dataclass(frozen=True, kw_only=True)
 class Operator:
-    """Fields named in ``edges`` hold names of edges, those in ``arrays`` names of weights (or
-    None)."""
+    """Fields named in ``edges`` hold names of edges, those in ``arrays`` names of weights; both may
+    be None."""
     out: str
     edges: ClassVar[tuple[str, ...]] = ()
     arrays: ClassVar[tuple[str, ...]] = ()
@@ -47,7 +47,7 @@ class Operator:
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the edges that it reads."""
-        return tuple(getattr(self, name) for name in self.edges)
+        return tuple(edge for name in self.edges if (edge := getattr(self, name)) is not None)
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -126,9 +126,10 @@ class Attend(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class Gate(Operator):
-    """values, values -> values: fn(gate) * up (GLU Variants, arXiv:2002.05202)."""
+    """values, values -> values: fn(gate) * up (GLU Variants, arXiv:2002.05202); without up,
+    fn(gate)."""
     gate: str
-    up: str
+    up: str | None
     fn: Fn = Fn.SILU
     edges = ("gate", "up")
 
@@ -259,7 +260,7 @@ class Graph:
         lines = []
         for op in self.operators:
             given = {f.name: getattr(op, f.name) for f in fields(op) if f.name != "out"}
-            words = [str(given.pop(name)) for name in op.edges]
+            words = [str(edge) for name in op.edges if (edge := given.pop(name)) is not None]
             words += [f"{name}={value}" for name, value in given.items()
                       if value is not None and value is not False and
                       not (name == "scale" and value == 1) and
@@ -335,9 +336,10 @@ def _attend(_: Graph, op: Attend, inputs: list[Edge]) -> Edge:
 
 
 def _gate(_: Graph, op: Gate, inputs: list[Edge]) -> Edge:
-    gate, up = inputs
+    gate, *up = inputs
     _kind(op, gate, Kind.VALUES)
-    _kind(op, up, Kind.VALUES, gate.width)
+    for edge in up:
+        _kind(op, edge, Kind.VALUES, gate.width)
     return gate
 
 
@@ -426,8 +428,8 @@ class Builder:
             divisor=float(np.sqrt(head_dim)) if divisor is None else divisor, window=window),
             self._width[q])
 
-    def gate(self, gate: str, up: str, name: str, *, fn: Fn = Fn.SILU) -> str:
-        """fn(gate) * up."""
+    def gate(self, gate: str, up: str | None, name: str, *, fn: Fn = Fn.SILU) -> str:
+        """fn(gate) * up, or fn(gate) where there is no up."""
         return self._put(Gate(out=name, gate=gate, up=up, fn=fn), self._width[gate])
 
     def add(self, r: str, y: str, *, scale: float = 1.0) -> str:

@@ -43,7 +43,7 @@ HARMLESS = (
     "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "temperature", "top_k",
     "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty", "*no_repeat_ngram_size",
     "bad_words_ids", "num_return_sequences", "forced_*_token_id", "remove_invalid_values",
-    "exponential_decay_length_penalty", "*suppress_tokens")
+    "exponential_decay_length_penalty", "*suppress_tokens", "summary_*", "n_ctx")
 #: Entries that change nothing at this value.
 NEUTRAL = {
     "partial_rotary_factor": 1, "rotary_pct": 1, "embedding_multiplier": 1,
@@ -137,14 +137,22 @@ def _read_tensors(path: Path) -> dict[str, Any]:
     return out
 
 
+#: Ends of names of tables that old checkpoints hold, and that are always the same.
+_TABLES = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias",
+           ".attention.masked_bias")
+
+
 class _Tensors:
     """The tensors of a checkpoint, taken by name and shape."""
 
-    def __init__(self, folder: Path, outline: bool) -> None:
+    def __init__(self, folder: Path, outline: bool, family: Family) -> None:
         self.folder, self.outline = folder, outline
         self.found: dict[str, Any] = {}
         for path in _tensor_files(folder):
             self.found.update((_outline_tensors if outline else _read_tensors)(path))
+        embedding = family.tensor("embedding")
+        if embedding not in self.found and embedding.removeprefix(family.prefix) in self.found:
+            self.found = {family.prefix + name: value for name, value in self.found.items()}
         self.taken: dict[str, int] = {}     # name -> number of weights
 
     def has(self, name: str) -> bool:
@@ -184,9 +192,8 @@ class _Tensors:
         return np.array_equal(found[name], found[other])
 
     def unused(self) -> list[str]:
-        """Names that were not taken, but for old tables of RoPE's angles."""
-        return [n for n in self.found if n not in self.taken
-                and not n.endswith("rotary_emb.inv_freq")]
+        """Names that were not taken, but for old tables of RoPE's angles and of masks."""
+        return [n for n in self.found if n not in self.taken and not n.endswith(_TABLES)]
 
 
 class _TokenizerConfig(Metadata):
@@ -281,7 +288,7 @@ def load_folder(folder: Path, name: str | None = None, *, outline: bool = False)
         bos = None if not put_bos else named_bos if bos is None else bos
     tokenizer = tokenizer.with_control(ends)
 
-    tensors = _Tensors(folder, outline)
+    tensors = _Tensors(folder, outline, family)
 
     # Tied weights are one tensor, whichever of the two is there. Where both are and differ, the
     # flag is wrong, and both are used: transformers does so too.
@@ -297,7 +304,7 @@ def load_folder(folder: Path, name: str | None = None, *, outline: bool = False)
     tensors.need(family.tensor(family.last(made.layers)))
     graph = made.graph()
     weights, _ = read_weights(graph, lambda name: names.get(name) or family.tensor(name),
-                              tensors.take)
+                              tensors.take, family=family)
     if made.tied and tensors.has(head):
         tensors.taken.setdefault(head, 0)
     if left := tensors.unused():

@@ -16,7 +16,7 @@ from gguf.constants import TokenType
 from ..errors import UserError
 from ..text.tokenizer import Tokenizer
 from .checkpoint import Model
-from .families.llama import Decoder
+from .families.decoder import Decoder
 from .gguf_tokenizer import build_tokenizer, read_vocabulary
 from .graph import Rates, rates
 from .metadata import Metadata

@@ -126,7 +126,7 @@ def cut_ffn(model: Model, most: int) -> Model:
     for gate in wide:
         parts = _ffn(graph, gate)
         assert parts is not None
-        first, second, down, add = parts
+        matrices, down, add = parts
         width = graph.edges[gate.out].width
         step = -(-width // -(-width // (most // CUT * CUT)) // CUT) * CUT
         slices, residual = [], add.x
@@ -149,8 +149,9 @@ def cut_ffn(model: Model, most: int) -> Model:
                 shapes[f"{new}.bias"] = weights[f"{new}.bias"].shape
                 return Linear(out=name(op.out), x=x, weight=new, bias=f"{new}.bias")
             every, part = slice(None), slice(at, end)
-            rows = [cut(op, op.x, (part, every), part) for op in (first, second)]
-            both = replace(gate, out=name(gate.out), gate=rows[0].out, up=rows[1].out)
+            rows = [cut(op, op.x, (part, every), part) for op in matrices]
+            both = replace(gate, out=name(gate.out), gate=rows[0].out,
+                           up=rows[1].out if rows[1:] else None)
             # The bias of the sum is in the first.
             last = cut(down, both.out, (every, part), every if k == 0 else None)
             out = add.out if end == width else f"{last.out}.residual"
@@ -158,7 +159,7 @@ def cut_ffn(model: Model, most: int) -> Model:
             residual = out
         at = operators.index(add)
         operators[at:at + 1] = slices
-        for op in (first, second, gate, down):
+        for op in (*matrices, gate, down):
             operators.remove(op)
     read = {name for op in operators for name in op.weights}
     return replace(
@@ -168,18 +169,18 @@ def cut_ffn(model: Model, most: int) -> Model:
         blocks={n: b for n, b in blocks.items() if n in read})
 
 
-def _ffn(graph: Graph, gate: Gate) -> tuple[Linear, Linear, Linear, Add] | None:
-    """The two matrices before a gate, the one behind it and what adds that; None: it is another
+def _ffn(graph: Graph, gate: Gate) -> tuple[list[Linear], Linear, Add] | None:
+    """The matrices before a gate, the one behind it and what adds that; None: it is another
     construct."""
-    first, second = graph.maker[gate.gate], graph.maker[gate.up]
+    matrices = [op for name in gate.inputs if graph.readers[name] == (gate,)
+                and isinstance(op := graph.maker[name], Linear)]
     down = graph.readers[gate.out]
     add = graph.readers[down[0].out] if len(down) == 1 else ()
-    if len(add) != 1 or graph.readers[gate.gate] != (gate,) or graph.readers[gate.up] != (gate,):
+    if len(add) != 1 or len(matrices) < len(gate.inputs):
         return None
-    found = first, second, down[0], add[0]
-    match found:
-        case Linear(), Linear(), Linear(), Add():
-            return found
+    match down[0], add[0]:
+        case Linear() as behind, Add() as sum_:
+            return matrices, behind, sum_
     return None
 
 

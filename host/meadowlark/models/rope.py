@@ -62,10 +62,27 @@ _OTHERS = ("original_max_position_embeddings", "*_factor", "beta_*", "mscale*", 
 _NEUTRAL = {"partial_rotary_factor": 1, "rotary_pct": 1}
 
 
-def from_config(config: Metadata, pairs: int) -> Rates:
-    """Rates as config.json has them, in its older or newer form."""
-    outside = config.number("rope_theta", 10000.0)      # as the original model
-    out = rates(pairs, outside)
+def _pairs(source: Metadata, head_dim: int, part: float | None) -> int:
+    """Pairs of a head of which a part rotates, or all of it."""
+    if part is None:
+        return head_dim // 2
+    turning = int(head_dim * min(part, 2))
+    if turning % 2 or not 2 <= turning <= head_dim:
+        raise source.refuse(f"{part:g} of heads of {head_dim} dimensions are no pairs for RoPE")
+    return turning // 2
+
+
+def from_config(config: Metadata, head_dim: int, *, part: float | None = None,
+                base: float = 10000.0) -> Rates:
+    """Rates as config.json has them, in its older or newer form.
+
+    part: of a head that rotates, where no partial_rotary_factor says; None: all of it, and none may
+    say something else. base: where no rope_theta says; by default that of the original model.
+    """
+    def part_of(source: Metadata, default: float | None) -> float | None:
+        return default and source.number("partial_rotary_factor", default)
+    part, outside = part_of(config, part), config.number("rope_theta", base)
+    out = rates(_pairs(config, head_dim, part), outside)
     # Files of transformers 5 have all of it in rope_parameters. Where there is rope_scaling too,
     # that counts.
     for key in ("rope_parameters", "rope_scaling"):
@@ -74,7 +91,8 @@ def from_config(config: Metadata, pairs: int) -> Rates:
             continue
         kind = rope.word("rope_type", None) or rope.word("type", None)
         factor = rope.number("factor", None)
-        plain = rates(pairs, rope.number("rope_theta", outside))
+        plain = rates(_pairs(rope, head_dim, part_of(rope, part)),
+                      rope.number("rope_theta", outside))
         if _plain(kind, factor):
             out = plain
         elif kind == "linear":

@@ -100,10 +100,11 @@ def _attend(_: Model, op: Attend, d: np.ndarray, *inputs: np.ndarray) -> Sequenc
     return [x.reshape(n, -1) for x in (dq, dk, dv)]
 
 
-def _gate(_: Model, op: Gate, d: np.ndarray, gate: np.ndarray, up: np.ndarray,
+def _gate(_: Model, op: Gate, d: np.ndarray, gate: np.ndarray, *up: np.ndarray,
           ) -> Sequence[np.ndarray]:
     function = FUNCTIONS[op.fn]
-    return d * up * function.slope(gate), d * function.exact(gate)
+    slope = d * function.slope(gate)
+    return (slope * up[0], d * function.exact(gate)) if up else (slope,)
 
 
 def _add(_: Model, op: Add, d: np.ndarray, x: np.ndarray, y: np.ndarray) -> Sequence[np.ndarray]:

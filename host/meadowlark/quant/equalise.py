@@ -19,6 +19,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from meadowlark_hdl.functions import FUNCTIONS
+
 from ..models.checkpoint import Model, untied
 from ..models.graph import Attend, Gate, Graph, Head, Linear, Norm, Operator, Rope
 from .own_text import first
@@ -186,8 +188,11 @@ class _Evener:
             self._multiply_columns(matrices, of_heads(values))
 
     def gate(self, op: Gate) -> None:
-        """What a gate makes: the rows of up, and the columns of all that read it."""
-        up, matrices = self._maker(op.up), self._readers(op.out)
+        """What a gate makes: the rows of up (without it those of the gate, if the function takes
+        any scale), and the columns of all that read it."""
+        alone = op.gate if FUNCTIONS[op.fn].homogeneous else None
+        edge = alone if op.up is None else op.up
+        up, matrices = edge and self._maker(edge), self._readers(op.out)
         if up and matrices:
             down = np.concatenate([self.weights[m.weight] for m in matrices])
             factors = self.columns.hidden(op.out, down)

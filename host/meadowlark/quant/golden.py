@@ -16,7 +16,7 @@ from meadowlark_hdl.compute.requant_golden import requant
 from meadowlark_hdl.compute.rope_golden import rope
 from meadowlark_hdl.compute.softmax_golden import (MASKED, output_scale, probabilities, saturated,
                                                    scores)
-from meadowlark_hdl.compute.glu_golden import glu
+from meadowlark_hdl.compute.glu_golden import alone, glu
 from meadowlark_hdl.compute.tiling_engine_golden import FLOATS_KEPT, dot, product
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.sampler.sampler_golden import Sampling, sample
@@ -239,10 +239,13 @@ class GoldenModel:
             step.matrix, step.norm, state)), "residual", Config.RESID_BITS)
 
     def _gate(self, step: GateStep, state: _Pass) -> np.ndarray:
-        y = self._linear(step.matrix, state)
-        gate = self._saturate(y[:, 0::2], GATE_BITS, "gate")
-        up = self._saturate(y[:, 1::2], 16, "up")
-        return self._at_limit(glu(step.op.fn, gate, up, self.qm.numbers[step.name].shift), "h")
+        y, shift = self._linear(step.matrix, state), self.qm.numbers[step.name].shift
+        if step.op.up is None:
+            h = alone(step.op.fn, self._saturate(y, GATE_BITS, "gate"), shift)
+        else:
+            gate = self._saturate(y[:, 0::2], GATE_BITS, "gate")
+            h = glu(step.op.fn, gate, self._saturate(y[:, 1::2], 16, "up"), shift)
+        return self._at_limit(h, "h")
 
     def _head(self, step: HeadStep, state: _Pass) -> np.ndarray:
         return self._linear(step.matrix, state)

@@ -126,7 +126,7 @@ class AddStep(Step):
 
 @dataclass(frozen=True, kw_only=True)
 class GateStep(Step):
-    """gate and up, whose rows alternate -> activations."""
+    """gate and up, whose rows alternate, or gate alone -> activations."""
     op: Gate
     matrix: Matrix
 
@@ -301,14 +301,9 @@ class _Gatherer:
                     raise _unable(f"{op.out}, which norms the residual behind a norm of values")
                 self._put(NormStep(name=op.out, op=op))
             case Gate():
-                gate, up = self._linear(op.gate, op), self._linear(op.up, op)
-                if gate.x != up.x or (gate.bias is None) != (up.bias is None):
-                    raise _unable(f"{op.out}, whose two matrices differ in what they read")
-                rows, columns = self.graph.shapes[gate.weight]
-                self._put(GateStep(name=op.out, op=op, matrix=Matrix(
-                    name=_both(gate.weight, up.weight), x=gate.x,
-                    weights=(gate.weight, up.weight), biases=(*gate.weights[1:], *up.weights[1:]),
-                    rows=2 * rows, columns=columns, order=Order.ALTERNATING)))
+                gate, up = self._linear(op.gate, op), op.up and self._linear(op.up, op)
+                self._put(GateStep(name=op.out, op=op, matrix=(
+                    self._alternating(gate, up, op) if up else self._into(gate))))
             case Add():
                 self._current(op, op.x)
                 norm, name, by = self._norm(op.y, op)
@@ -380,6 +375,16 @@ class _Gatherer:
             values=op.head_dim or self.graph.edges[op.out].width,
             diagonal=Matrix(name=f"{op.gamma}.diagonal", x=op.out, weights=(), biases=(),
                             rows=matrix.rows, columns=1, order=Order.DIAGONAL))
+
+    def _alternating(self, gate: Linear, up: Linear, by: Gate) -> Matrix:
+        """Two matrices of the same shape as one."""
+        if gate.x != up.x or (gate.bias is None) != (up.bias is None):
+            raise _unable(f"{by.out}, whose two matrices differ in what they read")
+        rows, columns = self.graph.shapes[gate.weight]
+        return Matrix(
+            name=_both(gate.weight, up.weight), x=gate.x, weights=(gate.weight, up.weight),
+            biases=(*gate.weights[1:], *up.weights[1:]), rows=2 * rows, columns=columns,
+            order=Order.ALTERNATING)
 
     def _into(self, op: Linear) -> Matrix:
         """A matrix with rows as they are. Its inputs are padded heads where attention makes them.

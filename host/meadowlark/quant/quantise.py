@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import floor, log2, sqrt
+from math import ceil, floor, log2, sqrt
 from typing import Any
 
 import numpy as np
 
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.functions import ARGUMENT_FRACTION, FUNCTIONS
+from meadowlark_hdl.functions import ARGUMENT_FRACTION, FUNCTIONS, Function
 from meadowlark_hdl.isa import Header, Mode
 from meadowlark_hdl.weights.block_golden import GRID, block_weights, normalise
 from meadowlark_hdl.weights.decoder_golden import SHORT_BITS
@@ -111,7 +111,7 @@ class QuantAttend:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class QuantGate:
-    """SwiGLU. shift: what its product loses."""
+    """A function of rows, of pairs or alone. shift: what its product, or its value, loses."""
     shift: int
 
 
@@ -438,6 +438,19 @@ def _glu_scales(fraction: int, up: float, h: float) -> tuple[int, float, float]:
     return shift, h_scale * 2.0 ** (fraction - shift), h_scale
 
 
+def _alone_scales(function: Function, h: float) -> tuple[int, float, float]:
+    """Largest |h| -> (shift, scale of the argument, scale of h), where ``h = fn(argument)``.
+
+    Of a function that takes any scale, h has the finest. Another one takes its argument with
+    ARGUMENT_FRACTION fractional bits, and h is a power of two; the finest with a bit of headroom.
+    """
+    finest = max(h, 1e-6) * HEADROOM / INT16
+    if function.homogeneous:
+        return 0, finest, finest
+    shift = min(63, max(0, ceil(log2(finest)) + function.fraction))
+    return shift, 2.0**-ARGUMENT_FRACTION, 2.0 ** (shift - function.fraction)
+
+
 class _Quantiser:
     """Gives the steps of a plan their numbers, in order."""
 
@@ -579,11 +592,15 @@ class _Quantiser:
             k_shift=rope + k_extra)
 
     def _gate(self, step: GateStep) -> None:
-        shift, up_scale, self.scales[step.name] = _glu_scales(
-            FUNCTIONS[step.op.fn].fraction, float(self._most(step.op.up)),
-            float(self._most(step.name)))
-        self._matrix(step.matrix, self.scales[step.matrix.x],
-                     np.tile([2.0**-ARGUMENT_FRACTION, up_scale], step.matrix.rows // 2))
+        function, most = FUNCTIONS[step.op.fn], float(self._most(step.name))
+        if step.op.up is None:
+            shift, unit, self.scales[step.name] = _alone_scales(function, most)
+            units = np.full(step.matrix.rows, unit)
+        else:
+            shift, unit, self.scales[step.name] = _glu_scales(
+                function.fraction, float(self._most(step.op.up)), most)
+            units = np.tile([2.0**-ARGUMENT_FRACTION, unit], step.matrix.rows // 2)
+        self._matrix(step.matrix, self.scales[step.matrix.x], units)
         self.numbers[step.name] = QuantGate(shift=shift)
 
     def _add(self, step: AddStep) -> None:

@@ -56,8 +56,9 @@ class Family(ABC):
     llama.cpp has another for it. defaults: entries that config.json may lack, as transformers has
     them. neutral: entries that change nothing at this value, beside those that no family has.
     names: weight -> tensor of transformers without its end, ``{}`` for the layer; weights with the
-    same tensor are its rows, in the order of the graph. interleaved: in GGUF, rows of queries and
-    keys that rotate together are neighbours.
+    same tensor are its rows, in the order of the graph. prefix: what all tensors begin with but
+    those of the head; checkpoints made without a head leave it out. interleaved: in GGUF, rows of
+    queries and keys that rotate together are neighbours.
     """
     name: ClassVar[str]
     classes: ClassVar[tuple[str, ...]]
@@ -65,6 +66,7 @@ class Family(ABC):
     defaults: ClassVar[Mapping[str, object]] = {}
     neutral: ClassVar[Mapping[str, object]] = {}
     names: ClassVar[Mapping[str, str]]
+    prefix: ClassVar[str] = ""
     interleaved: ClassVar[bool] = False
 
     @abstractmethod
@@ -86,6 +88,14 @@ class Family(ABC):
         """The name of a weight in checkpoints of transformers."""
         stem, end, layer = _split(weight)
         return f"{self.names[stem].format(layer)}.{end}"
+
+    def stored(self, weight: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a tensor there, from that which the graph has. weight: the first in it."""
+        return shape
+
+    def restored(self, weight: str, value: np.ndarray, graph: Graph) -> np.ndarray:
+        """The values of a tensor there as the graph has them."""
+        return value
 
     def gguf_tensor(self, weight: str) -> str:
         """The name of a weight in GGUF files."""
@@ -137,7 +147,8 @@ Take = Callable[..., tuple[np.ndarray, Any]]
 
 
 def read_weights(graph: Graph, name: Callable[[str], str], take: Take,
-                 rotated: Mapping[str, int] | None = None) -> tuple[dict, dict]:
+                 rotated: Mapping[str, int] | None = None, family: Family | None = None,
+                 ) -> tuple[dict, dict]:
     """Weights of a graph, and blocks of those that have them.
 
     Parameters
@@ -149,6 +160,8 @@ def read_weights(graph: Graph, name: Callable[[str], str], take: Take,
         ``take(tensor, *shape, heads=0) -> float32 array, BlockTensor or None``.
     rotated : mapping, optional
         See :meth:`Family.rotated`.
+    family : Family, optional
+        Whose tensors are as transformers stores them, see :meth:`Family.restored`.
     """
     tensors: dict[str, list[str]] = {}
     for weight in graph.shapes:
@@ -157,7 +170,13 @@ def read_weights(graph: Graph, name: Callable[[str], str], take: Take,
     for tensor, parts in tensors.items():
         rows = [graph.shapes[part][0] for part in parts]
         heads = (rotated or {}).get(parts[0], 0)
-        value, kept = take(tensor, sum(rows), *graph.shapes[parts[0]][1:], heads=heads)
+        shape = sum(rows), *graph.shapes[parts[0]][1:]
+        value, kept = take(tensor, *(family.stored(parts[0], shape) if family else shape),
+                           heads=heads)
+        if family and any(value.strides):
+            value = family.restored(parts[0], value, graph)
+        elif family:                    # an outline stays one
+            value = np.broadcast_to(value.dtype.type(0), shape)
         at = 0
         for part, count in zip(parts, rows, strict=True):
             whole = count == len(value)

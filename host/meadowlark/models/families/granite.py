@@ -6,8 +6,9 @@ from dataclasses import replace
 from gguf import MODEL_ARCH
 
 from ..metadata import Metadata
+from .decoder import Decoder
 from .family import Tensors
-from .llama import Decoder, Llama
+from .llama import Llama
 
 
 #: Smallest multiplier; 0.001 is common.

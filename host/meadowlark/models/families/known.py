@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from . import families
 
-_UNGATED = "an MLP without a gate"
 #: model_type in config.json, architecture in GGUF ("" if none) -> what it needs.
 _NEEDS = {
     ("deepseek_v2", "deepseek2"): "latent attention (MLA) and experts",
@@ -11,17 +10,14 @@ _NEEDS = {
     ("gemma", "gemma"): "a family of its own",
     ("gemma2", "gemma2"): "soft caps, and a family of its own",
     ("gemma3_text", "gemma3"): "two RoPE tables",
-    ("gpt2", "gpt2"): _UNGATED,
-    ("gpt_bigcode", "starcoder"): _UNGATED,
-    ("gpt_neo", ""): _UNGATED,
-    ("gpt_neox", "gptneox"): _UNGATED,
-    ("gptj", "gptj"): _UNGATED,
+    ("gpt_bigcode", "starcoder"): "a family of its own",
+    ("gpt_neo", ""): "a family of its own",
+    ("gptj", "gptj"): "a family of its own",
     ("granitemoehybrid", "granitehybrid"): "layers of a state space model, and experts",
     ("lfm2", "lfm2"): "short convolutions",
     ("mixtral", ""): "experts",
     ("olmo2", "olmo2"): "matrices that read a residual without a norm",
-    ("opt", "opt"): _UNGATED,
-    ("phi", "phi2"): _UNGATED,
+    ("phi", "phi2"): "a family of its own",
     ("qwen2_moe", "qwen2moe"): "experts",
     ("qwen3_moe", "qwen3moe"): "experts"}
 

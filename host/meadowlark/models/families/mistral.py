@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 from ..metadata import Metadata
-from .llama import SLIDING, Llama, sliding
+from .decoder import SLIDING, sliding
+from .llama import Llama
 
 
 class Mistral(Llama):

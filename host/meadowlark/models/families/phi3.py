@@ -4,7 +4,8 @@ from __future__ import annotations
 from gguf import MODEL_ARCH
 
 from ..metadata import Metadata
-from .llama import SLIDING, Llama, sliding
+from .decoder import SLIDING, sliding
+from .llama import Llama
 
 
 class Phi3(Llama):

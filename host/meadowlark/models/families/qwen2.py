@@ -7,8 +7,9 @@ from dataclasses import replace
 from gguf import MODEL_ARCH
 
 from ..metadata import Metadata
+from .decoder import FULL, SLIDING, Decoder, of_layers, sliding
 from .family import Tensors
-from .llama import FULL, SLIDING, Decoder, Llama, of_layers, sliding
+from .llama import Llama
 
 
 class Qwen2(Llama):

@@ -6,8 +6,9 @@ from dataclasses import replace
 from gguf import MODEL_ARCH
 
 from ..metadata import Metadata
+from .decoder import HEAD, Decoder
 from .family import Tensors
-from .llama import HEAD, Decoder, Llama
+from .llama import Llama
 from .qwen2 import Qwen2
 
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 from gguf import MODEL_ARCH
 
 from ..metadata import Metadata
+from .decoder import FULL, SLIDING, Decoder, sliding
 from .family import Tensors
-from .llama import FULL, SLIDING, Decoder, Llama, sliding
+from .llama import Llama
 
 
 class SmolLM3(Llama):
