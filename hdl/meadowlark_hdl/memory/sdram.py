@@ -157,8 +157,8 @@ class SdramController(wiring.Component):
     A command of the port becomes segments of one row. While the words of one segment move, the
     row of the next is opened, so a sequential stream of any length loses no cycle but those of
     refreshes, which come in groups, and tRP + tRCD less the length of a segment that is shorter
-    (a burst that ends, or begins, close to the end of a row). READ and WRITE follow each other at once or a burst is
-    stopped; nothing uses auto-precharge. Addresses map to {row, bank, column}.
+    (a burst that ends, or begins, close to the end of a row). READ and WRITE follow each other at
+    once or a burst is stopped; nothing uses auto-precharge. Addresses map to {row, bank, column}.
 
     Writes go first, once all their words are there. ``w_done`` comes when the last word has gone
     to the chip: commands reach it in order, so a later read sees it. The core reserves room for
