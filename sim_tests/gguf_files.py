@@ -16,15 +16,17 @@ _MATRICES = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output", "g
 #: Several matrices in one, by architecture.
 _QKV = {"attn_qkv": ("q", "k", "v")}
 _FUSED = {"phi3": {**_QKV, "ffn_up": ("gate", "up")}, "gpt2": _QKV, "gptneox": _QKV}
+#: Family -> architecture, where it has another name.
+ARCHITECTURES = {"mistral": "llama", "gpt_neox": "gptneox", "phi": "phi2"}
 #: Families that llama.cpp does not convert.
-NOT_CONVERTED = ("opt",)
+NOT_CONVERTED = ("opt", "gptj", "gpt_neo")
 #: Architectures whose converter is that of Llama: it interleaves what rotates.
 _INTERLEAVED = ("llama", "granite", "smollm3")
 
 
 def architecture(model: Model) -> str:
     """What llama.cpp's converter makes of a family."""
-    return {"mistral": "llama", "gpt_neox": "gptneox"}.get(model.family, model.family)
+    return ARCHITECTURES.get(model.family, model.family)
 
 
 def interleaved(rows: np.ndarray, heads: int) -> np.ndarray:

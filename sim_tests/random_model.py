@@ -22,7 +22,11 @@ CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
            "qwen2": "Qwen2ForCausalLM", "granite": "GraniteForCausalLM",
            "smollm3": "SmolLM3ForCausalLM", "phi3": "Phi3ForCausalLM",
            "qwen3": "Qwen3ForCausalLM", "opt": "OPTForCausalLM", "gpt2": "GPT2LMHeadModel",
-           "gpt_neox": "GPTNeoXForCausalLM"}
+           "gpt_neox": "GPTNeoXForCausalLM", "gptj": "GPTJForCausalLM", "phi": "PhiForCausalLM",
+           "gpt_neo": "GPTNeoForCausalLM"}
+#: What a small model of a family needs in config.json.
+SMALL = {"gptj": lambda layers: {"rotary_dim": 4},
+         "gpt_neo": lambda layers: {"attention_types": [[["global"], layers]]}}
 
 
 def _byte_alphabet() -> list[str]:
@@ -192,7 +196,8 @@ def random_model(folder: str | Path, *, seed: int, hidden: int = 32, layers: int
             "architectures": [CLASSES[family]], "model_type": family, found.keys["hidden"]: hidden,
             found.keys["layers"]: layers, found.keys["heads"]: heads, found.keys["ffn"]: ffn,
             "vocab_size": vocab, found.keys["context"]: context, "tie_word_embeddings": tied,
-            "bos_token_id": BOS, "eos_token_id": EOS, "torch_dtype": "float32", **config}
+            "bos_token_id": BOS, "eos_token_id": EOS, "torch_dtype": "float32",
+            **SMALL.get(family, lambda _: {})(layers), **config}
         save_file(of_gpt(seed, found, values), folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps(values))
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(vocab)))

@@ -31,6 +31,8 @@ from meadowlark_boards import get_board
 
 #: Largest difference of logits, as a part of their spread.
 CLOSE = 1e-4
+#: Models of families whose programs differ in more than sizes from Llama's.
+INTEGERS = ("gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "phi", "qwen3")
 
 
 def close(got, want):
@@ -208,6 +210,21 @@ def test_window_in_integers(tmp_path, seed):
             np.testing.assert_array_equal(core.forward(tokens[at:at + 1], at), want[at])
 
 
+@pytest.mark.parametrize("name", INTEGERS)
+def test_integers(tmp_path, seed, name):
+    """Near what transformers computes; the program gives the same, of a prompt and of a token."""
+    model, known = load_model(reference_model(name, tmp_path)), reference(name)
+    tokens, board = known["tokens"].tolist(), get_board("virtual")
+    shapes = Shapes.of_model(model).suited(board.config.W, 1 << 16)
+    qm = quantise(shapes.model, np.random.default_rng(seed).integers(0, 256, (8, 48)).tolist(),
+                  head_pad=board.config.W)
+    want = GoldenModel(qm).forward(tokens, want="all")
+    assert np.corrcoef(want.ravel(), known["logits"].ravel())[0, 1] > 0.995
+    core = golden_core(compile_model(qm, board), board.config)
+    np.testing.assert_array_equal(core.forward(tokens[:47]), want[46])
+    np.testing.assert_array_equal(core.forward(tokens[47:], 47), want[47])
+
+
 def rotated(made):
     return [isinstance(made.maker[op.q], Rope) and isinstance(made.maker[op.k], Rope)
             for op in made.of(Attend)]
@@ -280,14 +297,18 @@ def test_defaults(tmp_path, seed):
     "opt": ("ffn_dim", "do_layer_norm_before", "word_embed_proj_dim", "enable_bias",
             "layer_norm_elementwise_affine", "_remove_final_layer_norm"),
     "gpt_neox": ("rotary_pct", "rotary_emb_base", "use_parallel_residual", "attention_bias",
-                 "partial_rotary_factor", "rope_parameters", "rope_theta")}.items())
+                 "partial_rotary_factor", "rope_parameters", "rope_theta"),
+    "gptj": ("rotary_dim", "n_inner", "rotary"),
+    "phi": ("partial_rotary_factor", "num_key_value_heads", "qk_layernorm"),
+    "gpt_neo": ("attention_types", "attention_layers", "window_size")}.items())
 def test_values_of_every_type(tmp_path, seed, family, entries):
     """Each entry in turn as each kind of value: a model that runs, or one sentence."""
     folder = random_model(tmp_path, seed=seed, family=family, layers=1)
     path = folder / "config.json"
     values = json.loads(path.read_text())
     refused = 0
-    for key in (*entries, *(() if family in ("gpt2", "opt") else ("rope_scaling",))):
+    rotates = family not in ("gpt2", "gpt_neo", "gptj", "opt")
+    for key in (*entries, *(("rope_scaling",) if rotates else ())):
         for wrong in (*WRONG, 1e-300, 1e300):
             path.write_text(json.dumps(values | {key: wrong}))
             try:
@@ -355,6 +376,34 @@ def test_gpt_neox(tmp_path, seed):
     for part in (0.1, 0.4, 1.5):
         with pytest.raises(UserError, match=f"{part:g} of heads of 8 dimensions are no pairs"):
             graph(folder, rotary_pct=part)
+
+
+def test_gpt_neo(tmp_path, seed):
+    """Layers of both kinds, by pairs or one by one, and no other."""
+    folder = random_model(tmp_path / "m", seed=seed, family="gpt_neo", layers=4, window_size=5)
+    pairs = [[["global", "local"], 1], [["local"], 2]]
+    assert windows(graph(folder)) == [None] * 4
+    assert windows(graph(folder, attention_types=pairs)) == [None, 5, 5, 5]
+    assert windows(graph(folder, attention_layers=["local", "global", "local", "global"])) == [
+        5, None, 5, None]
+    assert {op.divisor for op in graph(folder).of(Attend)} == {1.0}
+    for values, message in (
+            (dict(attention_types=pairs[:1]), "must name 4 layers global or local"),
+            (dict(attention_types=[[["full"], 4]]), "must name 4 layers global or local"),
+            (dict(attention_types=[[["global"], 10**9]]), "pairs of a list and a number"),
+            (dict(attention_types=[["global", 4]]), "pairs of a list and a number")):
+        with pytest.raises(UserError, match=message):
+            graph(folder, **values)
+
+
+def test_gptj(tmp_path, seed):
+    """How much of a head rotates is said, and is pairs."""
+    folder = random_model(tmp_path / "m", seed=seed, family="gptj")
+    np.testing.assert_allclose(load_model(folder).graph.tables["rope"].values, [1, 0.01])
+    for value, message in ((3, "3 dimensions of a head have no pairs"), (None, "is missing"),
+                           (10, "rotary_dim must be a whole number from 2 to 8")):
+        with pytest.raises(UserError, match=message):
+            graph(folder, rotary_dim=value)
 
 
 def test_rope_turns_too_fast(tmp_path, seed):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, quants
-from gguf_files import NOT_CONVERTED, interleaved, write_gguf
+from gguf_files import ARCHITECTURES, NOT_CONVERTED, interleaved, write_gguf
 from hostile import MUTATIONS, changed, refuses
 from random_model import CLASSES, random_model
 
@@ -365,7 +365,7 @@ def test_mutated_metadata(tmp_path, seed, monkeypatch, tokenizer):
     """As above, with values of every kind behind a header that is sound, of any family."""
     rng = np.random.default_rng(seed)
     family = str(rng.choice([name for name in CLASSES if name not in NOT_CONVERTED]))
-    arch = {"mistral": "llama", "gpt_neox": "gptneox"}.get(family, family)
+    arch = ARCHITECTURES.get(family, family)
     folder = random_model(tmp_path, seed=seed, layers=1, vocab=96, family=family)
     file = GgufFile(write_gguf(tmp_path / "m.gguf", folder, values={
         "tokenizer.ggml.model": tokenizer, "tokenizer.ggml.scores": [-float(i) for i in range(96)],

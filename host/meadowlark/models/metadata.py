@@ -130,6 +130,10 @@ class Metadata:
             raise self.refuse(f"{self.named(key)} has {len(value):,} characters")
         return value
 
+    def entries(self, key: str, default: Any = _REQUIRED) -> list[Any]:
+        """A list of whatever it holds."""
+        return self._take(key, default, "a list", list)
+
     def texts(self, key: str, default: Any = _REQUIRED) -> list[str]:
         """A list of texts, one at least."""
         value = self._take(key, default, "a list of texts", list)

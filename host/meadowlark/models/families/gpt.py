@@ -21,11 +21,13 @@ NEWER = {"hidden": "hidden_size", "heads": "num_attention_heads", "layers": "num
 class Gpt(Family):
     """LayerNorm with an offset, and an MLP without a gate.
 
-    keys: hyperparameter -> entry of config.json. biased: parts of a layer that have a bias.
-    positions: as :class:`Decoder` has it; None: heads rotate. parallel: likewise.
+    keys: hyperparameter -> entry of config.json. biased: parts of a layer that have a bias;
+    head_bias: so has the head. positions: as :class:`Decoder` has it; None: heads rotate.
+    parallel: likewise.
     """
     keys: ClassVar[Mapping[str, str]] = NEWER
     biased: ClassVar[Collection[str]] = (*ATTENTION, *PLAIN)
+    head_bias: ClassVar[bool] = False
     positions: ClassVar[int | None] = None
     parallel: ClassVar[str | None] = None
     prefix = "transformer."
@@ -42,7 +44,8 @@ class Gpt(Family):
             context=config.whole(keys["context"]), eps=config.number(keys["eps"], 1e-5),
             rope=self.rates(config, head_dim), positions=self.positions, parallel=self.parallel,
             fn=function(config, keys["fn"], "gelu_new"), gated=False, centred=True,
-            biases=of_layers(layers, self.biased), tied=config.flag("tie_word_embeddings", True))
+            biases=of_layers(layers, self.biased) | set(("head",) * self.head_bias),
+            tied=config.flag("tie_word_embeddings", True))
 
     def rates(self, config: Metadata, head_dim: int) -> Rates | None:
         """How fast heads rotate."""

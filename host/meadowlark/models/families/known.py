@@ -11,13 +11,10 @@ _NEEDS = {
     ("gemma2", "gemma2"): "soft caps, and a family of its own",
     ("gemma3_text", "gemma3"): "two RoPE tables",
     ("gpt_bigcode", "starcoder"): "a family of its own",
-    ("gpt_neo", ""): "a family of its own",
-    ("gptj", "gptj"): "a family of its own",
     ("granitemoehybrid", "granitehybrid"): "layers of a state space model, and experts",
     ("lfm2", "lfm2"): "short convolutions",
     ("mixtral", ""): "experts",
     ("olmo2", "olmo2"): "matrices that read a residual without a norm",
-    ("phi", "phi2"): "a family of its own",
     ("qwen2_moe", "qwen2moe"): "experts",
     ("qwen3_moe", "qwen3moe"): "experts"}
 
