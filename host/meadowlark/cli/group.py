@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import click
 
 from ..errors import UserError
-from . import bench, build, chat, compile, eval, generate, info
+from . import bench, build, chat, compile, draft, eval, generate, info
 from .status import DIFFERENT, INTERRUPTED, WRONG_USE
 from .terminal import Warnings, say
 
@@ -32,8 +32,8 @@ def cli() -> None:
     """Small FPGAs run language models, with open tools."""
 
 
-for _command in (generate.generate, chat.chat, compile.compile_, eval.eval_, bench.bench,
-                 build.build, build.flash, info.info):
+for _command in (generate.generate, chat.chat, compile.compile_, draft.draft, eval.eval_,
+                 bench.bench, build.build, build.flash, info.info):
     cli.add_command(_command)
 
 

@@ -1,6 +1,7 @@
 """The tokenizer of a model: text -> ids, and ids -> text as they come."""
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -116,6 +117,12 @@ class Tokenizer:
             return None if self.missing else self._tokenizer.token_to_id(token)
         except UnicodeEncodeError:      # half a character
             return None
+
+    def fingerprint(self, ids: int) -> str:
+        """Of the texts of the first ids, in hexadecimal: equal where each stands for the same."""
+        known = self._made
+        texts = [known.id_to_token(i) if known is not None else None for i in range(ids)]
+        return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:32]
 
     def with_control(self, ids: Iterable[int]) -> Tokenizer:
         """One in which these are control tokens: a token wherever they stand in a text, and left

@@ -1,0 +1,1 @@
+"""Drafts of tokens, which a pass of the model then verifies."""

@@ -1,0 +1,1 @@
+"""Tables of drafts: made, kept in files, and measured."""
