@@ -17,7 +17,7 @@ _MATRICES = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output", "g
 _QKV = {"attn_qkv": ("q", "k", "v")}
 _FUSED = {"phi3": {**_QKV, "ffn_up": ("gate", "up")}, "gpt2": _QKV, "gptneox": _QKV}
 #: Family -> architecture, where it has another name.
-ARCHITECTURES = {"mistral": "llama", "gpt_neox": "gptneox", "phi": "phi2"}
+ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3", "gpt_neox": "gptneox", "phi": "phi2"}
 #: Families that llama.cpp does not convert.
 NOT_CONVERTED = ("opt", "gptj", "gpt_neo")
 #: Architectures whose converter is that of Llama: it interleaves what rotates.
@@ -46,7 +46,9 @@ def tensors(model: Model, theta: float) -> dict[str, np.ndarray]:
     for i, op in enumerate(attends):
         at = f"layers.{i}"
         for norm, name in (("norm1", "attn_norm"), ("norm2", "ffn_norm"),
-                           ("q_norm", "attn_q_norm"), ("k_norm", "attn_k_norm")):
+                           ("q_norm", "attn_q_norm"), ("k_norm", "attn_k_norm"),
+                           ("norm1_behind", "post_attention_norm"),
+                           ("norm2_behind", "post_ffw_norm")):
             out |= {f"blk.{i}.{name}.{end}": w[f"{at}.{norm}{of}"]
                     for end, of in (("weight", ""), ("bias", ".beta")) if f"{at}.{norm}{of}" in w}
         for end, suffix in (("weight", ""), ("bias", ".bias")):
@@ -69,9 +71,9 @@ def tensors(model: Model, theta: float) -> dict[str, np.ndarray]:
 
 def slower(model: Model, theta: float) -> np.ndarray:
     """float64[pairs]: how much slower each pair turns than with this base alone."""
-    if not model.graph.tables:
+    table = model.graph.tables.get("rope")
+    if table is None:
         return np.zeros(0)
-    table, = model.graph.tables.values()
     count = len(table.values)
     return theta ** (-np.arange(count) / count) / table.values
 
@@ -107,6 +109,8 @@ def metadata(model: Model, theta: float, *, pre: str = "gpt-2") -> dict[str, obj
                 "embedding_scale": next(graph.of(Embed)).scale,
                 "residual_scale": next(graph.of(Add)).scale,
                 "logit_scale": 1 / next(graph.of(Head)).scale}
+    if arch == "gemma3":
+        out["attention.sliding_window"] = max(op.window or 0 for op in attends)
     if arch == "phi3":
         out["attention.sliding_window"] = one.window or 0
         out["rope.scaling.original_context_length"] = model.context
@@ -143,7 +147,8 @@ def write_gguf(path: Path, folder: str | Path, *, kind: str = "F32",
     """
     model = load_model(folder)
     config = json.loads((Path(folder) / "config.json").read_text())
-    theta = (config.get("rope_parameters") or config).get("rope_theta", 10000.0)
+    found = config.get("rope_parameters") or config
+    theta = found.get("full_attention", found).get("rope_theta", 10000.0)
     # A vector is never quantised.
     found = {n: (v, kind if v.ndim == 2 else "F32") for n, v in tensors(model, theta).items()}
     writer = GGUFWriter(path, architecture(model))

@@ -23,7 +23,7 @@ CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
            "smollm3": "SmolLM3ForCausalLM", "phi3": "Phi3ForCausalLM",
            "qwen3": "Qwen3ForCausalLM", "opt": "OPTForCausalLM", "gpt2": "GPT2LMHeadModel",
            "gpt_neox": "GPTNeoXForCausalLM", "gptj": "GPTJForCausalLM", "phi": "PhiForCausalLM",
-           "gpt_neo": "GPTNeoForCausalLM"}
+           "gpt_neo": "GPTNeoForCausalLM", "gemma3_text": "Gemma3ForCausalLM"}
 #: What a small model of a family needs in config.json.
 SMALL = {"gptj": lambda layers: {"rotary_dim": 4},
          "gpt_neo": lambda layers: {"attention_types": [[["global"], layers]]}}
@@ -127,6 +127,14 @@ def of_family(family: str, tensors: dict[str, np.ndarray], head_dim: int,
     if family == "qwen3":
         out |= norms(out, "self_attn.q_proj", "self_attn.q_norm", head_dim)
         out |= norms(out, "self_attn.k_proj", "self_attn.k_norm", head_dim)
+    if family == "gemma3_text":
+        for matrix, name, width in (
+                ("self_attn.q_proj", "self_attn.q_norm", head_dim),
+                ("self_attn.k_proj", "self_attn.k_norm", head_dim),
+                ("self_attn.o_proj", "post_attention_layernorm", None),
+                ("mlp.down_proj", "post_feedforward_layernorm", None),
+                ("mlp.down_proj", "pre_feedforward_layernorm", None)):
+            out |= norms(out, matrix, name, width)
     if family == "phi3":
         for fused, parts in (("self_attn.qkv_proj", ("q_proj", "k_proj", "v_proj")),
                              ("mlp.gate_up_proj", ("gate_proj", "up_proj"))):
@@ -216,7 +224,9 @@ def random_model(folder: str | Path, *, seed: int, hidden: int = 32, layers: int
         "max_position_embeddings": context, "rms_norm_eps": 1e-5, "rope_theta": rope_theta,
         "tie_word_embeddings": tied, "attention_bias": attention_bias, "mlp_bias": mlp_bias,
         "bos_token_id": BOS, "eos_token_id": EOS, "torch_dtype": "float32"}
-    if head_dim is not None or family == "qwen3":       # which has another one by default
+    if family == "gemma3_text":
+        del values["hidden_act"]
+    if head_dim is not None or family in ("qwen3", "gemma3_text"):  # which have another one
         values["head_dim"] = head_dim or hidden // heads
     (folder / "config.json").write_text(json.dumps({**values, **config}))
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(vocab)))

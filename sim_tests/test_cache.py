@@ -180,7 +180,7 @@ def test_integers_survive_and_nothing_else_passes(tmp_path, seed, kind):
         with pytest.raises(ValueError, match="kept in another way"):
             integers.load(raw, model, "int8")
     with pytest.raises(ValueError, match="kept in another way"):
-        integers.load(integers.dump(replace(qm, context=5, rope=qm.rope[:5])), model, "auto")
+        integers.load(integers.dump(replace(qm, context=5, rope=qm.rope[:, :5])), model, "auto")
     begin = int.from_bytes(raw[:8], "little")
     for _ in range(300):
         some = bytearray(raw)

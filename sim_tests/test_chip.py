@@ -219,7 +219,10 @@ def test_functions_alone(target, tmp_path, seed):
     (70, dict(hidden=54, heads=2, kv_heads=1, head_dim=240, ffn=70, context=96)),
     (40, dict(family="opt", hidden=54, heads=3, ffn=71, context=96)),
     (40, dict(family="gpt_neox", hidden=96, heads=3, ffn=70, context=96, hidden_act="gelu_new")),
-], ids=["9 heads, two passes", "12 heads, window", "stories260K", "heads of 256", "OPT", "NeoX"])
+    (40, dict(family="gemma3_text", hidden=38, layers=4, heads=4, kv_heads=1, head_dim=24, ffn=70,
+              context=96, _sliding_window_pattern=2, sliding_window=16)),
+], ids=["9 heads, two passes", "12 heads, window", "stories260K", "heads of 256", "OPT", "NeoX",
+        "Gemma 3"])
 def test_shapes(target, tmp_path, seed, length, shape):
     """Some of shapes_check.py, and the shape of the smallest model that people have."""
     chip = Chip(target, get_board("virtual"), str(random_model(

@@ -32,7 +32,8 @@ from meadowlark_boards import get_board
 #: Largest difference of logits, as a part of their spread.
 CLOSE = 1e-4
 #: Models of families whose programs differ in more than sizes from Llama's.
-INTEGERS = ("gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "phi", "qwen3")
+INTEGERS = ("gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "phi", "qwen3",
+            "gemma3")
 
 
 def close(got, want):
@@ -51,7 +52,7 @@ def steps(model, tokens):
 def test_random_weights(tmp_path, name):
     """A whole sequence and a token at a time."""
     model, known = load_model(reference_model(name, tmp_path)), reference(name)
-    assert not model.warnings and model.family in name
+    assert not model.warnings and model.family.removesuffix("_text") in name
     close(FloatModel(model).forward(known["tokens"]), known["logits"])
     close(steps(model, known["tokens"]), known["logits"])
 
@@ -85,6 +86,10 @@ def test_gguf(tmp_path, name):
         assert model.family == "llama" and set(windows(model.graph)) == {None}
         model = load_gguf(write_gguf(tmp_path / "m.gguf", folder,
                                      values={"llama.attention.sliding_window": 16}))
+    if name == "gemma3":                # where the last of six layers has no window
+        assert set(windows(model.graph)) == {16}
+        model = load_gguf(write_gguf(tmp_path / "m.gguf", folder,
+                                     values={"gemma3.attention.sliding_window_pattern": 2}))
     close(FloatModel(model).forward(known["tokens"]), known["logits"])
 
 
@@ -92,7 +97,8 @@ def test_gguf(tmp_path, name):
 def test_gguf_weights(tmp_path, seed, family):
     """Bit for bit those of the folder; biases, heads and scales too."""
     more = {"granite": dict(attention_multiplier=0.2, embedding_multiplier=3.0,
-                            residual_multiplier=0.5, logits_scaling=2.0)}.get(family, {})
+                            residual_multiplier=0.5, logits_scaling=2.0),
+            "gemma3_text": dict(query_pre_attn_scalar=8)}.get(family, {})
     folder = random_model(tmp_path / "m", seed=seed, family=family, layers=5, kv_heads=1,
                           tied=family != "phi3", rope_theta=100.0, **more)
     got, want = load_gguf(write_gguf(tmp_path / "m.gguf", folder)), load_model(folder)
@@ -298,6 +304,9 @@ def test_defaults(tmp_path, seed):
             "layer_norm_elementwise_affine", "_remove_final_layer_norm"),
     "gpt_neox": ("rotary_pct", "rotary_emb_base", "use_parallel_residual", "attention_bias",
                  "partial_rotary_factor", "rope_parameters", "rope_theta"),
+    "gemma3_text": ("query_pre_attn_scalar", "sliding_window", "_sliding_window_pattern",
+                    "layer_types", "rope_local_base_freq", "rope_parameters",
+                    "attn_logit_softcapping", "hidden_activation"),
     "gptj": ("rotary_dim", "n_inner", "rotary"),
     "phi": ("partial_rotary_factor", "num_key_value_heads", "qk_layernorm"),
     "gpt_neo": ("attention_types", "attention_layers", "window_size")}.items())
@@ -396,6 +405,37 @@ def test_gpt_neo(tmp_path, seed):
             graph(folder, **values)
 
 
+def test_gemma3(tmp_path, seed):
+    """Which layers have a window, and by what each kind rotates, in files of both forms."""
+    folder = random_model(tmp_path / "m", seed=seed, family="gemma3_text", layers=3, head_dim=4)
+    assert windows(graph(folder)) == [4096] * 3
+    assert windows(graph(folder, _sliding_window_pattern=2)) == [4096, None, 4096]
+    kinds = dict(layer_types=["full_attention", "sliding_attention", "full_attention"],
+                 sliding_window=7, rope_theta=None)
+    assert windows(graph(folder, **kinds)) == [None, 7, None]
+
+    def turning(**values):
+        """Rates of the second pair: of layers with full attention, and of those with a window."""
+        found = graph(folder, **kinds, **values)
+        assert [found.maker[op.q].table for op in found.of(Attend)] == ["rope", "local", "rope"]
+        return [found.tables[name].values[1] for name in ("rope", "local")]
+    np.testing.assert_allclose(turning(), [1e-3, 1e-2])
+    np.testing.assert_allclose(turning(
+        rope_local_base_freq=16.0, rope_scaling={"rope_type": "linear", "factor": 8.0}),
+        [1e-3 / 8, 0.25])
+    nested = {"full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 4.0},
+              "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}
+    np.testing.assert_allclose(turning(rope_parameters=nested), [0.25, 0.1])
+    assert {op.scale for op in graph(folder).of(Embed)} == {32 ** 0.5}
+    assert {op.divisor for op in graph(folder, query_pre_attn_scalar=9).of(Attend)} == {3.0}
+    for values, message in ((dict(final_logit_softcapping=30.0), "final_logit_softcapping = 30.0"),
+                            (dict(attn_logit_softcapping=50.0), "attn_logit_softcapping = 50.0"),
+                            (dict(use_bidirectional_attention=True), "use_bidirectional_attention"),
+                            (dict(rope_parameters={**nested, "x": 1}), "rope_parameters.x = 1")):
+        with pytest.raises(UserError, match=message):
+            graph(folder, **values)
+
+
 def test_gptj(tmp_path, seed):
     """How much of a head rotates is said, and is pairs."""
     folder = random_model(tmp_path / "m", seed=seed, family="gptj")
@@ -432,7 +472,7 @@ def test_known_and_not_run(tmp_path, seed, name):
     """Refused with what it needs."""
     folder = random_model(tmp_path, seed=seed, model_type=name, architectures=["XForCausalLM"])
     with pytest.raises(UserError, match=f"architecture '{name}' is not supported; it needs .*; "
-                                        "use a model of type gpt2, .* llama, "):
+                                        "use a model of type .* llama, "):
         load_model(folder)
 
 

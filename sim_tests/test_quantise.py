@@ -162,13 +162,14 @@ def test_scales_fold_what_they_should(models):
 
 def test_rope_table(models):
     model, _, qm = models
-    assert qm.rope.dtype == np.int16 and qm.rope.shape == (qm.context, qm.head_pad // 2, 2)
+    assert qm.rope.dtype == np.int16 and qm.rope.shape == (
+        1, qm.context, qm.head_pad // 2, 2)
     head_dim = qm.plan.attends[0].op.head_dim
-    padded = qm.rope[:, head_dim // 2:]
+    padded = qm.rope[0, :, head_dim // 2:]
     assert (padded[..., 0] == 1 << 14).all() and not padded[..., 1].any()
     for position, pair in ((0, 0), (1, 0), (5, 1), (127, head_dim // 2 - 1)):
         angle = position * 10000.0 ** (-2 * pair / head_dim)
-        np.testing.assert_allclose(qm.rope[position, pair] / 2**14,
+        np.testing.assert_allclose(qm.rope[0, position, pair] / 2**14,
                                    [np.cos(angle), np.sin(angle)], atol=2.0**-15 + 1e-12)
 
 

@@ -196,14 +196,19 @@ class _Lists:
 
     def _embed(self, step: EmbedStep) -> None:
         """RoPE rows first: the position is known before the token is."""
-        if self.plan.table is not None:
-            self._row(Op.ROPE, 0, self.head, self.tables.rope_chunks, src=Src.TABLE,
-                      mode=Mode.INT16, header=Header.NONE)
+        for name in self.plan.tables[:1]:
+            self._angles(name)
         for matrix, table, src in zip(step.tables, self.tables.tables, (Src.TOKEN, Src.TABLE)):
             q: QuantLinear = self.qm.numbers[matrix.name]
             self._row(Op.EMBED, table.at, self.hidden // self.config.W, table.chunks, src=src,
                       mode=q.mode, header=q.header, add=int(matrix is step.positions),
                       **_TO_RESIDUAL)
+
+    def _angles(self, name: str) -> None:
+        """From here on heads rotate by this table."""
+        table = self.tables.rope[name]
+        self._row(Op.ROPE, table.at, self.head, table.chunks, src=Src.TABLE, mode=Mode.INT16,
+                  header=Header.NONE)
 
     def _norm(self, step: NormStep) -> None:
         norm: QuantNorm = self.qm.numbers[step.name]
@@ -235,6 +240,8 @@ class _Lists:
         a batch lie there one behind the other, in each group.
         """
         config, op, pad = self.config, step.op, self.qm.head_pad
+        if step.name in [*self.plan.loads][1:]:
+            self._angles(self.plan.loads[step.name])
         numbers: QuantAttend = self.qm.numbers[step.name]
         rotated = [{} if step.table is None else dict(pair=Pair.ROPE, shift=shift)
                    for shift in (numbers.q_shift, numbers.k_shift)]
@@ -401,11 +408,10 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
     needs = limits.need(shapes, board, context, bits)
     assert len(program) == needs.instructions
     assert memory_bytes == needs.memory_bytes
-    rope = b""
-    if qm.plan.table is not None:
-        rope = encode_tile(np.asarray(qm.rope)[:context].reshape(context, -1), W=W,
-                           mode=Mode.INT16)
-    memory = rope
+    memory = b""
+    for table, rows in zip(tables.rope.values(), qm.rope, strict=True):
+        memory = memory.ljust(table.at, b"\0") + encode_tile(
+            rows[:context].reshape(context, -1), W=W, mode=Mode.INT16)
     for matrix, table in zip(qm.plan.embedding.tables, tables.tables):
         first = qm.plan.embedding.op.offset if matrix is qm.plan.embedding.positions else 0
         memory = memory.ljust(table.at, b"\0") + _table(

@@ -89,7 +89,7 @@ class Image:
     program : bytes
         Instructions of ``isa.INSTRUCTION_BYTES`` bytes; prefill list, then decode list.
     memory : bytes
-        External memory from chunk 0: weight stream, RoPE table, embedding table. The KV cache
+        External memory from chunk 0: weight stream, RoPE tables, embedding table. The KV cache
         follows and needs no contents.
     tokenizer : bytes
         ``tokenizer.json``; may be empty.
@@ -201,7 +201,7 @@ class Image:
         """
         s, f = self.shape, self.facts
         kv = 2 * s["kv_heads"] * s["head_dim"]
-        row = f["embedding_bytes"] + 2 * s["head_dim"]
+        row = f["embedding_bytes"] + 2 * s["head_dim"] * len(self._decodes(Op.ROPE))
         attends = self.backs[:None if final else s["layers"] - f["tail_attends"]]
         read = sum(pos0 + n - max(0, pos0 - back) for back in attends)
         return (f["layer_bytes"] + n * row + kv * read + kv * s["layers"] * n

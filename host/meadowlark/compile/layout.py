@@ -148,12 +148,12 @@ class RowTable(NamedTuple):
 
 
 class Tables:
-    """External memory behind the weight stream: RoPE table, embedding table, that of learned
+    """External memory behind the weight stream: RoPE tables, embedding table, that of learned
     positions, KV cache.
 
-    rope_chunks: of a row. tables: of the embedding, and of the positions of the context where there
-    are some. kv_at: where the cache starts, from the end of the stream on, in bytes; the RoPE table
-    starts there. kv_step: bytes of the keys, or of the values,
+    rope: table of each name. tables: of the embedding, and of the positions of the context where
+    there are some. kv_at: where the cache starts, from the end of the stream on, in bytes; the
+    first table starts there. kv_step: bytes of the keys, or of the values,
     of a KV head. size: of all, in bytes.
     """
 
@@ -161,8 +161,10 @@ class Tables:
         W, plan = config.W, shapes.plan
         head = plan.head_pad // W
         self.context, self.kv_heads = context, plan.attends[0].op.kv_heads
-        self.rope_chunks = 2 * head if plan.table is not None else 0
-        at, self.tables = round_up(context * self.rope_chunks * W, ALIGN), []
+        at, self.rope, self.tables = 0, dict[str, RowTable](), list[RowTable]()
+        for name in plan.tables:
+            self.rope[name] = RowTable(at, 2 * head, context)
+            at += round_up(context * 2 * head * W, ALIGN)
         for matrix in plan.embedding.tables:
             rows = matrix.rows if matrix is plan.embedding.matrix else context
             chunks = tile_chunks(shapes.mode(matrix), shapes.header(matrix), 1,

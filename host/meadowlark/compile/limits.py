@@ -94,7 +94,7 @@ class Need:
         lists = sum(sum(_instructions(step, self.plan.head_pad, self.config, at_once))
                     for step in self.plan.steps)
         # Each list has an end that is passed by and a last one, and begins with rows of tables.
-        return lists + 2 * (1 + len(self.plan.embedding.tables) + (self.plan.table is not None))
+        return lists + 2 * (1 + len(self.plan.embedding.tables) + len(self.plan.loads))
 
     @cached_property
     def tilings(self) -> list[tuple[Matrix, Tiling]]:
@@ -243,7 +243,7 @@ LIMITS = (
     Limit("program", "instructions", "they grow with layers, query heads and KV heads",
           lambda n: n.instructions, lambda b: b.config.prog_depth, "prog_depth"),
     Limit("memory", "bytes",
-          "weights, embedding, RoPE table and KV cache; `--ctx` and, where the board reads "
+          "weights, embedding, RoPE tables and KV cache; `--ctx` and, where the board reads "
           "entropy-coded weights, `--bits` ask for less",
           lambda n: n.memory_bytes,
           lambda b: min(b.memory.size_bytes, b.config.W << _BITS["addr"]),

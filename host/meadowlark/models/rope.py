@@ -12,6 +12,8 @@ from .metadata import TAKE_OUT, Metadata
 if TYPE_CHECKING:
     from .families.family import Tensors
 
+#: Kinds of attention in config.json.
+FULL, SLIDING = "full_attention", "sliding_attention"
 #: Fastest that a pair turns, in radians a position; 1 is common. Its angles have to be numbers.
 MAX_RATE = 1e6
 #: Scalings that are known and not run, and what each needs.
@@ -73,31 +75,39 @@ def _pairs(source: Metadata, head_dim: int, part: float | None) -> int:
 
 
 def from_config(config: Metadata, head_dim: int, *, part: float | None = None,
-                base: float = 10000.0) -> Rates:
+                base: float = 10000.0, kind: str | None = None) -> Rates:
     """Rates as config.json has them, in its older or newer form.
 
     part: of a head that rotates, where no partial_rotary_factor says; None: all of it, and none may
-    say something else. base: where no rope_theta says; by default that of the original model.
+    say something else. base: where no rope_theta says; by default that of the original model. kind:
+    of the layers that have these rates, where the newer form may tell kinds of layers apart; the
+    older form is of those with full attention.
     """
     def part_of(source: Metadata, default: float | None) -> float | None:
         return default and source.number("partial_rotary_factor", default)
-    part, outside = part_of(config, part), config.number("rope_theta", base)
+    outside = base if kind == SLIDING else config.number("rope_theta", base)
+    part = part_of(config, part)
     out = rates(_pairs(config, head_dim, part), outside)
     # Files of transformers 5 have all of it in rope_parameters. Where there is rope_scaling too,
     # that counts.
     for key in ("rope_parameters", "rope_scaling"):
         rope = config.table(key)
+        if kind is not None and (rope.has(FULL) or rope.has(SLIDING)):
+            rope.refuse_unread((FULL, SLIDING), {}, TAKE_OUT)
+            rope = rope.table(kind)
+        elif kind == SLIDING:
+            continue
         if not rope.values:
             continue
-        kind = rope.word("rope_type", None) or rope.word("type", None)
+        scaling = rope.word("rope_type", None) or rope.word("type", None)
         factor = rope.number("factor", None)
         plain = rates(_pairs(rope, head_dim, part_of(rope, part)),
                       rope.number("rope_theta", outside))
-        if _plain(kind, factor):
+        if _plain(scaling, factor):
             out = plain
-        elif kind == "linear":
+        elif scaling == "linear":
             out = plain / rope.number("factor")
-        elif kind == "llama3":
+        elif scaling == "llama3":
             low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
             if low >= high:
                 raise rope.refuse(f"{rope.named('low_freq_factor')} {low:g} is not below "
@@ -105,7 +115,7 @@ def from_config(config: Metadata, head_dim: int, *, part: float | None = None,
             out = llama3(plain, factor=rope.number("factor"), low=low, high=high,
                          original=rope.number("original_max_position_embeddings"))
         else:
-            raise _refuse(config, kind, factor, f" ({key})")
+            raise _refuse(config, scaling, factor, f" ({key})")
         rope.refuse_unread(_OTHERS, _NEUTRAL, TAKE_OUT)
     return _checked(config, out)
 

@@ -258,7 +258,8 @@ class GoldenModel:
         q, k, v = (self._heads(matrix, norm, state) for matrix, norm in (
             (step.q, step.q_norm), (step.k, step.k_norm), (step.v, None)))
         if step.table is not None:
-            q, k = (self._rotated(y, state, shift)
+            rows = self.qm.rope[self.qm.plan.tables.index(step.table)]
+            q, k = (self._rotated(y, state, rows, shift)
                     for y, shift in ((q, numbers.q_shift), (k, numbers.k_shift)))
         q, k, v = (self._saturate(y, bits, part)
                    for part, y, bits in (("q", q, 16), ("k", k, 8), ("v", v, 8)))
@@ -273,10 +274,9 @@ class GoldenModel:
         """[n, heads, head_pad]."""
         return self._taken(matrix, norm, state).reshape(len(state.tokens), -1, self.qm.head_pad)
 
-    def _rotated(self, y: np.ndarray, state: _Pass, shift: int) -> np.ndarray:
-        """[n, heads, head_pad], not yet saturated."""
-        at = slice(state.pos0, state.pos0 + len(y))
-        table = self.qm.rope[at, None].astype(np.int64)     # [n, 1, head_pad/2, 2]
+    def _rotated(self, y: np.ndarray, state: _Pass, rows: np.ndarray, shift: int) -> np.ndarray:
+        """[n, heads, head_pad], not yet saturated. rows: int16[context, head_pad/2, 2]."""
+        table = rows[state.pos0:state.pos0 + len(y), None].astype(np.int64)
         # 32 bits hold the rotated pair: saturating afterwards is the same, and can be counted
         a, b = rope(y[..., 0::2], y[..., 1::2], table[..., 0], table[..., 1], shift, 32)
         return np.stack([a, b], axis=-1).reshape(y.shape)

@@ -44,7 +44,7 @@ def _kinds(steps: Plan) -> dict[str, type]:
 def _check(qm: QuantModel) -> None:
     """ValueError unless its arrays have the shapes of its plan."""
     steps, numbers = qm.plan, qm.numbers
-    wanted = [("rope", qm.rope, (qm.context, qm.head_pad // 2, 2))]
+    wanted = [("rope", qm.rope, (len(steps.tables), qm.context, qm.head_pad // 2, 2))]
     for m in steps.every_matrix:
         q: QuantLinear = numbers[m.name]
         blocks = (m.rows, m.columns // BLOCK)
@@ -128,7 +128,7 @@ def load(raw: bytes, model: Model, weights: str) -> QuantModel:
                 known["mode"] = Mode(known["mode"])
             return cls(**known)
 
-        shapes = Shapes.of_model(model, weights, head_pad=2 * tensors["rope"].shape[1])
+        shapes = Shapes.of_model(model, weights, head_pad=2 * tensors["rope"].shape[2])
         steps = shapes.plan
         found = make(QuantModel, "", **_of_model(model), plan=steps, numbers={
             name: make(kind, f"{name}.") for name, kind in _kinds(steps).items()})

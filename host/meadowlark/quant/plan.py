@@ -11,11 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-import numpy as np
-
 from ..errors import UserError
 from ..models.graph import (Add, Attend, Embed, Gate, Graph, Head, Kind, Linear, Norm, Operator,
-                            Rates, Rope)
+                            Rope)
 
 
 class Order(Enum):
@@ -34,7 +32,7 @@ class Matrix:
     name: of its numbers and in reports. x: the edge that it reads. weights, biases: in the
     checkpoint; two where rows alternate; biases may be empty. rows, columns: padded as order and
     padded_columns say. padded_columns: the inputs are heads with zeros behind each. head_dim: of
-    heads in rows or columns, else 0.
+    heads in rows or columns, else 0. turning: pairs of a head that rotate.
     """
     name: str
     x: str
@@ -45,6 +43,7 @@ class Matrix:
     order: Order = Order.PLAIN
     padded_columns: bool = False
     head_dim: int = 0
+    turning: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,14 +223,18 @@ class Plan:
         return next(self.of(NormStep)).op.eps
 
     @property
-    def table(self) -> str | None:
-        """The RoPE table of all attention that has one."""
-        return next((s.table for s in self.attends if s.table is not None), None)
+    def tables(self) -> tuple[str, ...]:
+        """RoPE tables in the order of their use."""
+        return tuple(dict.fromkeys(self.loads.values()))
 
     @property
-    def rates(self) -> Rates:
-        """How fast the pairs of a head turn that do; none without a table."""
-        return Rates(np.zeros(0)) if self.table is None else self.graph.tables[self.table]
+    def loads(self) -> dict[str, str]:
+        """Attention whose RoPE table is another one than the latest before it -> that table."""
+        found, latest = {}, None
+        for step in self.attends:
+            if step.table not in (None, latest):
+                found[step.name] = latest = step.table
+        return found
 
 
 def plan(graph: Graph, *, head_pad: int = 1) -> Plan:
@@ -337,9 +340,6 @@ class _Gatherer:
             raise _unable("norms of the residual with different epsilons")
         if len({op.eps > 0 for op in self.graph.of(Norm)}) > 1:
             raise _unable("norms with an epsilon, and others without")
-        if len({step.table for step in self.steps
-                if isinstance(step, AttendStep) and step.table is not None}) > 1:
-            raise _unable("layers with different rotations")
 
     def _put(self, step: Step) -> None:
         self.steps.append(step)
@@ -410,8 +410,7 @@ class _Gatherer:
             if part != "v":
                 tables.append(table)
             norm, name, by = self._norm(name, by)
-            made[part] = self._heads(self._linear(name, by), op.head_dim,
-                                     Order.HEADS if table is None else Order.PAIRS)
+            made[part] = self._heads(self._linear(name, by), op.head_dim, table)
             if norm is not None:
                 norms[f"{part}_norm"] = self._normed(norm, made[part])
         if tables[0] != tables[1]:
@@ -424,11 +423,13 @@ class _Gatherer:
                              cache=self.caches))
         self.caches += 1
 
-    def _heads(self, op: Linear, head_dim: int, order: Order) -> Matrix:
+    def _heads(self, op: Linear, head_dim: int, table: str | None) -> Matrix:
+        turning = 0 if table is None else len(self.graph.tables[table].values)
         rows, columns = self.graph.shapes[op.weight]
         return Matrix(
             name=op.weight, x=op.x, weights=(op.weight,), biases=op.weights[1:],
-            rows=rows // head_dim * self.head_pad, columns=columns, order=order, head_dim=head_dim)
+            rows=rows // head_dim * self.head_pad, columns=columns, head_dim=head_dim,
+            turning=turning, order=Order.HEADS if table is None else Order.PAIRS)
 
 
 def _both(first: str, second: str) -> str:

@@ -123,8 +123,9 @@ class QuantModel:
     int8[rows, 1]), of norms, attention and gates by :attr:`Step.name`, of other norms by their
     edge. "embedding": [vocab, hidden]; requantised, a row is a residual; so are those of
     "positions", where a model has it. "head": rows give logits with 12 fractional bits; its codes
-    are the embedding's array where they are equal (tied). rope: int16[context, head_pad/2, 2], cos
-    and sin with 14 fractional bits; (1, 0) in pairs that do not turn. eps: hidden * epsilon in
+    are the embedding's array where they are equal (tied). rope: int16[tables, context, head_pad/2,
+    2], cos and sin with 14 fractional bits, in the order of the plan's tables; (1, 0) in pairs that
+    do not turn. eps: hidden * epsilon in
     squared units of the residual. residual_frac: fractional bits of the residual. context: most
     positions of the model, see :func:`longest`.
     tokenizer_json: contents of the file. chat: the model's template, or None. parameters: weights
@@ -508,8 +509,7 @@ class _Quantiser:
             case Order.HEADS:
                 return lambda x: _head_rows(x, d, pad)
             case Order.PAIRS:
-                turning = len(self.plan.rates.values)
-                return lambda x: _head_rows(x, d, pad, turning)
+                return lambda x: _head_rows(x, d, pad, matrix.turning)
             case Order.ALTERNATING:
                 return lambda *x: np.stack(x, axis=1).reshape(-1, *x[0].shape[1:])
 
@@ -625,14 +625,15 @@ def _unit_beside(norm: Normed, plan: Plan) -> float:
     return sqrt(norm.values * ratio / hidden)
 
 
-def _rope_table(plan: Plan, context: int) -> np.ndarray:
-    """int16[context, head_pad/2, 2]."""
-    table = np.zeros((context, plan.head_pad // 2, 2), np.int16)
-    table[:, :, 0] = 1 << ROPE_FRAC
-    angles = plan.rates.angles(range(context))
-    for at, f in enumerate((np.cos, np.sin)):
-        table[:, :angles.shape[1], at] = np.rint(f(angles) * 2.0**ROPE_FRAC)
-    return table
+def _rope_tables(plan: Plan, context: int) -> np.ndarray:
+    """int16[tables, context, head_pad/2, 2]."""
+    tables = np.zeros((len(plan.tables), context, plan.head_pad // 2, 2), np.int16)
+    tables[..., 0] = 1 << ROPE_FRAC
+    for table, name in zip(tables, plan.tables, strict=True):
+        angles = plan.graph.tables[name].angles(range(context))
+        for at, f in enumerate((np.cos, np.sin)):
+            table[:, :angles.shape[1], at] = np.rint(f(angles) * 2.0**ROPE_FRAC)
+    return tables
 
 
 def longest(model: Model) -> int:
@@ -709,6 +710,6 @@ def quantise(model: Model, calibration: Iterable[Sequence[int]] | Ranges | None 
         quantiser.step(step)
     return QuantModel(
         name=model.name, plan=steps, numbers=quantiser.numbers, context=context,
-        rope=_rope_table(steps, context), eps=eps, residual_frac=residual_frac,
+        rope=_rope_tables(steps, context), eps=eps, residual_frac=residual_frac,
         tokenizer_json=model.tokenizer.json, bos_id=model.bos_id, stop_ids=model.stop_ids,
         chat=model.chat, parameters=model.parameters)

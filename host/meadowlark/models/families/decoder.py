@@ -8,11 +8,12 @@ from meadowlark_hdl.isa import Fn
 
 from ..graph import Builder, Graph, Rates
 from ..metadata import Metadata
+from ..rope import FULL, SLIDING
 from .family import MAX_HEAD_DIM, Hyperparameters
 
-#: Kinds of attention in config.json.
-FULL, SLIDING = "full_attention", "sliding_attention"
 ATTENTION, GATED, PLAIN = ("q", "k", "v", "o"), ("gate", "up", "down"), ("up", "down")
+#: Smallest multiplier; 0.001 is common.
+LEAST = 1e-6
 #: What of queries and keys is normed together.
 HEAD, PROJECTION = "head", "projection"
 #: The norm of an MLP that reads the residual before attention: its own, or that of attention.
@@ -30,13 +31,14 @@ class Decoder(Hyperparameters):
     ffn: width of the MLP. fn: of its gate or, where it is not gated, of what up makes. centred:
     norms subtract the mean and have an offset. parallel: the MLP reads the residual that attention
     reads, with a norm that is its :data:`OWN` or :data:`SHARED`; None: it follows. biases: parts of
-    layers that have one, as ``layers.0.q``, and "head". rope: None: there is none. unrotated:
-    layers without it. windows: layer -> how many positions it sees, where not all. divisor: of
-    scores, the root of head_dim if None. positions: row of position 0 in a table of learned ones,
-    which are added to the embedding; None: there are none. The scales are those of
-    :class:`meadowlark.models.graph.Embed`, ``Add`` and ``Head``. qk_norm: queries and keys are
-    normed before they rotate, each :data:`HEAD` alone or all of a :data:`PROJECTION`; None: they
-    are not. behind: attention and MLP are normed behind, too, before they are added.
+    layers that have one, as ``layers.0.q``, and "head". rope: None: there is none. local: that of
+    layers with a window, where it is another. unrotated: layers without any. windows: layer -> how
+    many positions it sees, where not all. divisor: of scores, the root of head_dim if None.
+    positions: row of position 0 in a table of learned ones, which are added to the embedding; None:
+    there are none. The scales are those of :class:`meadowlark.models.graph.Embed`, ``Add`` and
+    ``Head``. qk_norm: queries and keys are normed before they rotate, each :data:`HEAD` alone or
+    all of a :data:`PROJECTION`; None: they are not. behind: attention and MLP are normed behind,
+    too, before they are added.
     """
     hidden: int
     heads: int
@@ -45,6 +47,7 @@ class Decoder(Hyperparameters):
     ffn: int
     eps: float
     rope: Rates | None
+    local: Rates | None = None
     biases: Collection[str] = ()
     unrotated: Collection[int] = ()
     windows: dict[int, int] | None = None
@@ -87,8 +90,11 @@ class Decoder(Hyperparameters):
                 alone = self.head_dim if self.qk_norm == HEAD else None
                 q, k = (b.norm(part, f"{part}_norm", self.eps, head_dim=alone)
                         for part in (q, k))
-            if self.rope is not None and i not in self.unrotated:
-                q, k = (b.rope(part, self.head_dim, self.rope) for part in (q, k))
+            table, name = self.rope, "rope"
+            if self.local is not None and i in (self.windows or {}):
+                table, name = self.local, "local"
+            if table is not None and i not in self.unrotated:
+                q, k = (b.rope(part, self.head_dim, table, name) for part in (q, k))
             a = b.attend(q, k, v, f"{at}.attention", heads=self.heads, kv_heads=self.kv_heads,
                          head_dim=self.head_dim, divisor=self.divisor,
                          window=(self.windows or {}).get(i))
@@ -151,3 +157,12 @@ def head_size(source: Metadata, hidden: str, heads: str, given: str | None = Non
     if size > MAX_HEAD_DIM:
         raise source.refuse(f"heads of {size} dimensions are beyond {MAX_HEAD_DIM}")
     return width, count, kv_heads, size
+
+
+def multiplier(source: Metadata, key: str, default: float) -> float:
+    """A multiplier that float32 has room for; 0 only where that is the default."""
+    value = source.number(key, default, zero=default == 0)
+    if value and not LEAST <= value <= 1 / LEAST:
+        raise source.refuse(f"{source.named(key)} must be from {LEAST:g} to {1 / LEAST:g}, not "
+                            f"{value:g}")
+    return value

@@ -1,9 +1,12 @@
 """Llama (arXiv:2302.13971, 2307.09288, 2407.21783)."""
 from __future__ import annotations
 
+from typing import ClassVar
+
 from gguf import MODEL_ARCH
 
 from .. import rope
+from ..graph import Rates
 from ..metadata import Metadata
 from .decoder import ATTENTION, FULL, GATED, Decoder, function, head_size, of_layers
 from .family import MAX_LAYERS, Family, Tensors
@@ -26,6 +29,8 @@ class Llama(Family):
              **{f"layers.{{}}.{part}": f"model.layers.{{}}.{name}"
                 for part, name in _MATRICES.items()}}
     interleaved = True
+    #: The entry of config.json that names the function of the MLP, and what it is without.
+    act: ClassVar[tuple[str, str]] = "hidden_act", "silu"
 
     def from_config(self, config: Metadata) -> Decoder:
         hidden, heads, kv_heads, head_dim = head_size(
@@ -38,10 +43,13 @@ class Llama(Family):
             ffn=config.whole("intermediate_size"), vocab=config.whole("vocab_size"),
             context=config.whole("max_position_embeddings", 2048),
             eps=config.number("rms_norm_eps", 1e-6),
-            rope=rope.from_config(config, head_dim),
-            fn=function(config, "hidden_act", "silu"),
+            rope=self.rates(config, head_dim), fn=function(config, *self.act),
             biases=of_layers(layers, parts),
             windows=self.windows(config, layers), tied=config.flag("tie_word_embeddings", False))
+
+    def rates(self, config: Metadata, head_dim: int) -> Rates:
+        """How fast heads rotate."""
+        return rope.from_config(config, head_dim)
 
     def windows(self, config: Metadata, layers: int) -> dict[int, int]:
         """Layer -> how many positions it sees, where not all."""
