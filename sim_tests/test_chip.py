@@ -1,5 +1,6 @@
 """The whole chip, through the driver: every token and every logit equals the golden model's."""
 import itertools
+import random
 import re
 from contextlib import closing
 from dataclasses import replace
@@ -364,17 +365,17 @@ def test_cache_is_kept_between_runs(odd, seed):
     assert got == want
 
 
-def batch_on(chip, tokens, places):
-    """A batch by raw registers -> its token event, logits and counters."""
+def batch_on(chip, tokens, places, draw):
+    """A batch by raw registers -> its token events, logits int32[n, vocab] and counters."""
     driver, sim = chip.target.driver, chip.target.sim
     for slot, place in enumerate(places):
         driver.write_registers({
             "place": place.base | place.position << 32 | slot << 48})
     sim.drop_logits()
     registers = {f.name: 0 for f in RUN_REGS} | {"prompt": len(tokens), "max_new": 1, "batch": 1}
-    event, = driver._run_events(tokens, registers)
-    logits, = sim.take_logits(chip.source.image.shape["vocab"])
-    return event, logits, chip.target.counters()
+    events = list(driver._run_events(tokens, registers | draw))
+    logits = sim.take_logits(chip.source.image.shape["vocab"])
+    return events, logits, chip.target.counters()
 
 
 @pytest.mark.parametrize("shape", [
@@ -395,13 +396,53 @@ def test_batches(target, tmp_path, seed, shape):
         alone, logits, core, tokens, places = alone_and_together(image, config, seed, count, 180)
         chip.target.sim.memory[:len(core.memory)] = core.memory
         core.clear()
-        np.testing.assert_array_equal(core.batch(tokens, places), logits[-1])
-        event, found, counters = batch_on(chip, tokens, places)
-        np.testing.assert_array_equal(found, logits[-1])
-        assert event.crc == logits_crc(found) and event.token == found.argmax()
+        np.testing.assert_array_equal(core.batch(tokens, places), logits)
+        draw = random.Random(seed + count).choice(
+            [Sampling(), sampling(temperature=1.5, seed=seed)])
+        events, found, counters = batch_on(chip, tokens, places, {
+            "inv_t_mant": draw.inv_t_mant, "inv_t_shift": draw.inv_t_shift, "seed": draw.seed})
+        np.testing.assert_array_equal(found, logits)
+        assert [(e.token, e.crc, e.reason) for e in events] == [
+            (sample(row, draw, place.position + 1), logits_crc(row), 2 * (k == count - 1))
+            for k, (row, place) in enumerate(zip(logits, places, strict=True))]
         np.testing.assert_array_equal(chip.target.sim.memory[:len(core.memory)], alone.memory)
         assert core.counters.items() <= counters.items()
         chip.compare(words(rng, chip, 9), max_new=2)
+
+
+def test_drafts(odd, seed):
+    """All drafts of a pass are right, or some, or none: tokens, logits and CRCs are those of a run
+    without; so is what comes behind, which reads the keys that drafts left."""
+    rng, config = random.Random(seed), get_board("virtual").config
+    prompt, driver, vocab = words(np.random.default_rng(seed), odd, 67), odd.target.driver, 300
+    for draw in (Sampling(), sampling(temperature=1.2, seed=seed)):
+        for right in range(config.P):
+            odd.golden.forget()
+            first, *want = odd.golden.generate(prompt, draw, max_new=8, stop_ids=())
+            drafts = [token for token, _ in want[:config.P - 1]]
+            if right < len(drafts):
+                drafts[right] = (drafts[right] + rng.randrange(1, vocab)) % vocab
+            list(driver.run(prompt, draw, max_new=1))
+            odd.target.sim.drop_logits()
+            events = list(driver.run([first[0], *drafts], draw, max_new=7, start_pos=len(prompt),
+                                     drafts=True))
+            assert [(e.token, e.crc) for e in events] == [
+                (token, logits_crc(logits)) for token, logits in want]
+            assert odd.target.counters()["passes"] == 7 - min(right, config.P - 1)
+            np.testing.assert_array_equal(odd.target.sim.take_logits(vocab)[:right + 1],
+                                          [logits for _, logits in want[:right + 1]])
+            core = odd.core
+            list(core.generate(prompt, draw, max_new=1))
+            list(core.generate([first[0], *drafts], draw, max_new=7, start_pos=len(prompt),
+                               drafts=True))
+            assert core.counters.items() <= odd.target.counters().items()
+
+
+def test_no_top_k_of_several_tokens(odd):
+    registers = {f.name: 0 for f in RUN_REGS} | {
+        "prompt": 4, "max_new": 1, "drafts": 1, "top_k": 2}
+    with pytest.raises(BoardError, match=re.escape(SENTENCES[Error.BAD_SAMPLING])):
+        list(odd.target.driver._run_events([2] * 4, registers))
 
 
 @pytest.mark.parametrize("change", [

@@ -23,6 +23,7 @@ from meadowlark_hdl.isa import (FIELDS, MODEL_REGS, NO_WINDOW, Fn, Instruction, 
                                 Sink, Src)
 from meadowlark_hdl.isa_golden import GoldenCore, ProgramError
 from meadowlark_hdl.issue import issue_golden
+from meadowlark_hdl.sampler.sampler_golden import Sampling
 from random_model import packable, random_model, random_texts
 
 CONFIG = Config(W=8, P=4, bus_bytes=2, act_words=256, residual_values=4096, score_depth=128,
@@ -100,8 +101,7 @@ def test_random_models(tmp_path, seed, blocks):
 @pytest.mark.parametrize("shape", [{}, {"head_dim": 24, "heads": 10, "kv_heads": 2}],
                          ids=["some", "more heads than lanes"])
 def test_a_batch_is_its_decodes(tmp_path, seed, shape):
-    """Tokens of several sequences in a pass: logits of the last one, and the caches of all, as
-    of one after the other. Each of them is the last one once."""
+    """Tokens of several sequences in a pass: their logits and caches as of one after the other."""
     rng = np.random.default_rng(seed)
     for k in range(3):
         folder = random_model(tmp_path / str(k), seed=int(rng.integers(1 << 30)),
@@ -110,10 +110,8 @@ def test_a_batch_is_its_decodes(tmp_path, seed, shape):
         image = compile_model(quantise(model, random_texts(model, seed=1, sequences=2)), BOARD)
         count = int(rng.integers(1, image.facts["batch"] + 1))
         alone, logits, together, tokens, places = alone_and_together(image, CONFIG, seed, count, 50)
-        for _ in range(count):
-            np.testing.assert_array_equal(together.batch(tokens, places), logits[-1])
-            np.testing.assert_array_equal(together.memory, alone.memory)
-            tokens, places, logits = (each[1:] + each[:1] for each in (tokens, places, logits))
+        np.testing.assert_array_equal(together.batch(tokens, places), logits)
+        np.testing.assert_array_equal(together.memory, alone.memory)
 
 
 def test_a_batch_of_one_is_a_decode(image, seed):
@@ -122,7 +120,7 @@ def test_a_batch_of_one_is_a_decode(image, seed):
     for core in (one, other):
         core.forward([5, 6, 7])
         core.clear()
-    np.testing.assert_array_equal(one.forward([8], 3), other.batch([8], [Place(0, 3)]))
+    np.testing.assert_array_equal([one.forward([8], 3)], other.batch([8], [Place(0, 3)]))
     assert one.counters == other.counters
     np.testing.assert_array_equal(one.memory, other.memory)
 
@@ -132,10 +130,50 @@ def test_neighbours_may_be_of_one_sequence(image, seed):
     one, other = (golden_core(image, CONFIG, seed) for _ in range(2))
     for core in (one, other):
         core.forward([5, 6, 7])
-    want = one.forward([8, 9, 10], 3)
+    want = one.check([8, 9, 10], 3)
     np.testing.assert_array_equal(
         want, other.batch([8, 9, 10], [Place(0, position) for position in (3, 4, 5)]))
     np.testing.assert_array_equal(one.memory, other.memory)
+
+
+def test_drafts_change_no_text(image, seed):
+    """However many of them are right, and wherever the run ends: tokens and logits are those of a
+    run without. Keys of drafts that were wrong are overwritten."""
+    rng = np.random.default_rng(seed)
+    draw = Sampling(int(rng.integers(1 << 12, 1 << 14)), 12, seed=int(rng.integers(1 << 32)))
+    for drawn in (Sampling(), draw):
+        for right in range(CONFIG.P):
+            core, plain = (golden_core(image, CONFIG, seed) for _ in range(2))
+            prompt = rng.integers(0, 301, int(rng.integers(1, 40))).tolist()
+            first, *text = plain.generate(prompt, drawn, max_new=12)
+            list(core.generate(prompt, drawn, max_new=1))
+            drafts = [token for token, _ in text[:CONFIG.P - 1]]
+            if right < len(drafts):
+                drafts[right] = (drafts[right] + 1) % 301
+            most, stop = int(rng.integers(1, 12)), text[int(rng.integers(11))][0]
+            stops = (stop,) if rng.random() < 0.5 else ()
+            found = list(core.generate([first[0], *drafts], drawn, max_new=most, stop_ids=stops,
+                                       start_pos=len(prompt), drafts=True))
+            end = next((k + 1 for k, (token, _) in enumerate(text) if token in stops), 11)
+            assert [token for token, _ in found] == [token for token, _ in text[:min(most, end)]]
+            for (_, logits), (_, want) in zip(found, text):
+                np.testing.assert_array_equal(logits, want)
+            assert core.counters["passes"] == 1 + max(0, len(found) - 1 - min(right, CONFIG.P - 1))
+
+
+def test_drafts_at_the_end_of_the_context(image):
+    core, plain = (golden_core(image, CONFIG) for _ in range(2))
+    prompt = list(range(2, 125))
+    first, *text = plain.generate(prompt, max_new=99)
+    core.forward(prompt)
+    drafts = [token for token, _ in text]
+    found = core.generate([first[0], *drafts[:3]], max_new=99, start_pos=123, drafts=True)
+    assert [token for token, _ in found] == drafts
+
+
+def test_more_drafts_than_lanes(image):
+    with pytest.raises(ValueError, match="more drafts than lanes"):
+        golden_core(image, CONFIG).check([1] * 5)
 
 
 @pytest.mark.parametrize("tokens, places, words", [

@@ -21,34 +21,46 @@ from meadowlark_hdl.sampler.sampler_golden import (
     sample,
     scaled,
 )
-from meadowlark_hdl.signatures import RunLayout
+from meadowlark_hdl.signatures import PlaceLayout, RunLayout
 
-CONFIG = Config(W=4, P=4, bus_bytes=2)
+CONFIG = Config(W=4, P=int(os.environ.get("LANES", 4)), bus_bytes=2, topk=int(
+    os.environ.get("TOPK", 32)), batches=os.environ.get("BATCHES", "1") == "1")
+TURNS = CONFIG.turns
 EDGES = [0, 1, -1, 2**31 - 1, -2**31, 2**30, -2**30, 4096, -4096]
 
 
-async def drive(dut, logits, s, position, gap, late):
-    """One head pass; returns (token, crc, cycles from finish to done)."""
+async def drive(dut, logits, s, position, gap, late, places=()):
+    """One head pass; returns (token, crc, cycles from finish to done), or of several rows of logits
+    a list of (token, crc). places: positions of the tokens of a batch."""
+    rows, many = np.atleast_2d(logits).T, np.ndim(logits) > 1
+    for slot, place in enumerate(places):
+        dut.places__en.value, dut.places__addr.value = 1, slot
+        dut.places__data.value = pack(PlaceLayout(), base=random.getrandbits(27), position=place)
+        await RisingEdge(dut.clk)
+        dut.places__en.value = 0
     dut.run.value = pack(RunLayout(), inv_t_mant=s.inv_t_mant, inv_t_shift=s.inv_t_shift,
-                         top_k=s.top_k, top_p=s.top_p, seed=s.seed)
+                         top_k=s.top_k, top_p=s.top_p, seed=s.seed, batch=bool(places))
     dut.position.value = position
+    if TURNS > 1:
+        dut.last.value, dut.turn.value = rows.shape[1] - 1, 0
     dut.start.value = 1
     clock = RisingEdge(dut.clk)
     await clock
     dut.start.value = 0
     await ClockCycles(dut.clk, 15)
-    for row, value in enumerate(logits):
-        dut.logit__valid.value, dut.logit__row.value = 1, row
-        dut.logit__value.value = int(value) & 0xFFFFFFFF
-        last = row == len(logits) - 1
-        dut.finish.value = int(last and not late)
-        await clock
+    for row, values in enumerate(rows):
+        for turn, value in enumerate(values):
+            dut.logit__valid.value, dut.logit__row.value = 1, row
+            dut.logit__value.value = int(value) & 0xFFFFFFFF
+            last = row == len(rows) - 1
+            dut.finish.value = int(last and not late and turn == len(values) - 1)
+            await clock
         dut.logit__valid.value = 0
         dut.finish.value = 0
         # What stands on the port between logits means nothing
         dut.logit__row.value = dut.logit__value.value = random.getrandbits(19)
         if not last:
-            await ClockCycles(dut.clk, gap() - 1)
+            await ClockCycles(dut.clk, gap() + (len(values) - 1) * 4 - len(values))
     if late:
         await ClockCycles(dut.clk, late)
         dut.finish.value = 1
@@ -57,8 +69,20 @@ async def drive(dut, logits, s, position, gap, late):
     begun = cycles(dut)
     await RisingEdge(dut.done)
     took = cycles(dut) - begun + 1
+    if TURNS > 1:                       # until the last logit has taken its turn
+        took -= {0: 3, 1: 1}.get(late, 0)
     await Timer(1, "ns")
-    return int(dut.token.value), int(dut.crc.value), took
+    first = int(dut.token.value), int(dut.crc.value)
+    if not many:
+        return *first, took
+    drawn = []
+    for turn in range(len(logits)):
+        dut.turn.value = turn
+        await clock
+        await Timer(1, "ns")
+        drawn.append((int(dut.token.value), int(dut.crc.value)))
+    assert drawn[0] == first
+    return drawn
 
 
 def some_logits(rng, kind, count):
@@ -109,9 +133,9 @@ def some_sampling(rng, mode, topk):
 def done_cycles(s, topk, count):
     """Cycles from finish to done after ``count`` logits, as the docstring of Sampler has them."""
     if not s.inv_t_mant or not s.top_k:
-        return Sampler.LATENCY
+        return Sampler.LATENCY if s.inv_t_mant else Sampler.GREEDY
     ring, drawn = topk + -(-topk // 7), min(s.top_k, count)
-    return 110 + 6 * ring + 8 * drawn if s.top_p else 83 + 4 * ring + 4 * drawn
+    return 130 + 6 * ring + 8 * drawn if s.top_p else 98 + 4 * ring + 4 * drawn
 
 
 @cocotb.test(timeout_time=200, timeout_unit="ms")
@@ -208,9 +232,32 @@ async def a_start_at_any_time_begins_anew(dut):
         assert (token, crc) == (sample(logits, s, i), logits_crc(logits))
 
 
-@pytest.mark.parametrize("topk", [1, 5, 8, 32])
-def test_sampler(seed, topk):
-    simulate(Sampler(CONFIG.replace(topk=topk)), __name__, seed=seed, topk=topk,
+@cocotb.test(timeout_time=50, timeout_unit="ms", skip=TURNS == 1)
+@cocotb.parametrize(mode=["greedy", "temperature"], batch=[False, True])
+async def tokens_take_turns(dut, mode, batch):
+    """Of consecutive positions, or of a batch with any; each has what it would have alone."""
+    rng = np.random.default_rng(cocotb.RANDOM_SEED + len(mode) + batch)
+    await start(dut)
+    for i in range(60):
+        shape = int(rng.integers(1, TURNS + 1)), int(rng.choice([1, 2, 5, rng.integers(1, 40)]))
+        logits = np.stack([some_logits(rng, KINDS[(i + k) % len(KINDS)], shape[1])
+                           for k in range(shape[0])])
+        s, position = some_sampling(rng, mode, CONFIG.topk), int(rng.integers((1 << 13) - 32))
+        if i % 4 == 0:                  # they differ in nothing but their noise
+            logits[:], s = logits[0], replace(s, inv_t_mant=min(s.inv_t_mant, 1), inv_t_shift=31)
+        places = rng.integers(0, (1 << 13) - 1, shape[0]).tolist() if batch else []
+        gap = [lambda: 4, lambda: random.choice([4, 5, 6, 7, 8, 9, 20])][i % 2]
+        drawn = await drive(dut, logits, s, position, gap, random.choice([0, 0, 1, 30]), places)
+        assert drawn == [
+            (sample(row, s, places[turn] + 1 if batch else position + turn), logits_crc(row))
+            for turn, row in enumerate(logits)], (s, position, places)
+
+
+@pytest.mark.parametrize("topk, lanes, batches", [
+    (1, 4, 1), (5, 5, 1), (8, 4, 0), (32, 8, 1)])
+def test_sampler(seed, topk, lanes, batches):
+    config = CONFIG.replace(topk=topk, P=lanes, batches=bool(batches))
+    simulate(Sampler(config), __name__, seed=seed, topk=topk, lanes=lanes, batches=batches,
              vectors=400 if topk == 32 else 150)
 
 

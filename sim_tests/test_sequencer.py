@@ -1,5 +1,6 @@
 """Sequencer against a model of the chip around it: passes, tokens, and every way a run can end."""
 import random
+from dataclasses import replace
 
 import cocotb
 import pytest
@@ -17,6 +18,7 @@ from meadowlark_hdl.control.sequencer_golden import (
     pass_of,
     context_limit,
     decode_pass,
+    draft_pass,
     lots,
     prompt_passes,
     subgroup,
@@ -37,7 +39,7 @@ class Chip:
     def __init__(self, dut, quick=False):
         self.dut, self.quick = dut, quick
         self.passes = []            # (Pass, the tokens it read)
-        self.batches = []           # of each pass, whether it is one
+        self.kinds = []             # of each pass, whether it is a batch, and of drafts
         self.starts = []            # cycles of fetch_start
         self.memory = {}            # position -> token, as the chip should hold it
         self.token_of = lambda position: random.getrandbits(19)
@@ -47,7 +49,9 @@ class Chip:
         self.busy = self.dead = False
         self.flushes = 0
         dut.idle.value = dut.ready.value = 1
+        self.drawn = []             # (token, crc) of each turn
         cocotb.start_soon(self.clean())
+        cocotb.start_soon(self.answer())
         self.work = cocotb.start_soon(self.serve())
 
     def some(self, most):
@@ -90,6 +94,15 @@ class Chip:
         await RisingEdge(self.dut.clk)
         return token
 
+    async def answer(self):
+        """Tokens by their turn, a cycle later; what is beyond means nothing."""
+        dut = self.dut
+        while True:
+            await RisingEdge(dut.clk)
+            at = int(dut.sample_turn.value)
+            dut.sample_token.value, dut.sample_crc.value = (
+                self.drawn[at] if at < len(self.drawn) else (random.getrandbits(19), 0))
+
     async def serve(self):
         dut = self.dut
         while True:
@@ -107,8 +120,9 @@ class Chip:
             dut.idle.value = 0
             assert pc in (PREFILL, DECODE)
             seen = Pass(**{name: value for name, value in values.items() if name != "batch"}
-                        | {"final": bool(values["final"])}, decode=pc == DECODE)
-            self.batches.append(values["batch"])
+                        | {name: bool(values[name]) for name in ("final", "each")},
+                        decode=pc == DECODE)
+            self.kinds.append((values["batch"], values["each"] and not values["batch"]))
             assert sampled == seen.final
             if not self.quick:
                 tokens = [await self.read(p) for p in range(seen.pos0, seen.ctx)]
@@ -134,13 +148,18 @@ class Chip:
                 continue
             while not int(dut.sample_finish.value):
                 await RisingEdge(dut.clk)
-            assert int(dut.sample_position.value) == seen.ctx
+            turns = seen.n if seen.each else 1
+            first = seen.ctx - turns + 1
+            assert int(dut.sample_position.value) == first
+            assert int(dut.sample_last.value) == turns - 1
             await ClockCycles(dut.clk, self.some(40))
-            token, crc = self.token_of(seen.ctx), random.getrandbits(32)
-            self.samples[seen.ctx] = token, crc
-            dut.sample_token.value, dut.sample_crc.value = token, crc
+            assert int(dut.sample_turn.value) == 0
+            drawn = [(self.token_of(first + turn), random.getrandbits(32))
+                     for turn in range(turns)]
+            self.samples.update(enumerate(drawn, first))
+            self.drawn = drawn
+            await RisingEdge(dut.clk)
             await self.pulse("sample_done")
-            dut.sample_token.value = dut.sample_crc.value = random.getrandbits(19)
 
 
 def some_model():
@@ -185,10 +204,17 @@ async def collect(dut, stall=0.0, until_idle=True):
     return events
 
 
-def expected_passes(config, model, start_pos, prompt, generated, max_new):
-    out = list(prompt_passes(config, model, start_pos, prompt, max_new > 0))
-    return out + [decode_pass(config, model, p)
-                  for p in range(start_pos + prompt, start_pos + prompt + generated - 1)]
+def expected_passes(config, model, start_pos, prompt, generated, max_new, kept=0, kind=None):
+    """kept: drafts that were drawn."""
+    if kind == "batch":
+        return [replace(pass_of(config, model, 0, prompt, final=max_new > 0, decode=True),
+                        each=True)]
+    out = [draft_pass(config, model, start_pos, prompt, final=max_new > 0)] \
+        if kind else list(prompt_passes(config, model, start_pos, prompt, max_new > 0))
+    first = start_pos + (1 + kept if kind else prompt)
+    # Behind drafts, where ``each`` says nothing of a single token.
+    return out + [replace(decode_pass(config, model, p), each=bool(kind))
+                  for p in range(first, first + generated - kept - 1)]
 
 
 #: Codes that the error register had in these tests.
@@ -217,38 +243,51 @@ async def whole_run(dut, chip, stall=0.0):
     rare = random.random() < 0.5
     chip.token_of = lambda position: (1 if rare and random.random() < 0.9
                                       else random.randrange(2, 120))
-    await write_tokens(dut, chip, start_pos, [random.getrandbits(19) for _ in range(prompt)])
+    kind = None
+    if prompt <= CONFIG.P:
+        kind = random.choice([None, "drafts", *["batch"] * (not start_pos and max_new < 2)])
+    given = [random.choice([1, random.randrange(2, 120)]) if kind == "drafts" else
+             random.getrandbits(19) for _ in range(prompt)]
+    await write_tokens(dut, chip, start_pos, given)
     chip.passes.clear()
-    chip.batches.clear()
-    batch = not start_pos and prompt <= CONFIG.P and max_new < 2 and random.random() < 0.5
-    await begin(dut, model, start_pos=start_pos, prompt=prompt, max_new=max_new, top_k=16,
-                stop_ids=stop_ids, batch=int(batch))
+    chip.kinds.clear()
+    chip.samples.clear()
+    await begin(dut, model, start_pos=start_pos, prompt=prompt, max_new=max_new,
+                top_k=0 if kind else 16, stop_ids=stop_ids, batch=int(kind == "batch"),
+                drafts=int(kind == "drafts"))
     events = await collect(dut, stall)
     assert await error_of(dut) == (0, 0)
 
     if max_new == 0:
         assert [e["reason"] for e in events] == [5]
-    count = len(events) if max_new else 0
+    count, kept = len(events) if max_new else 0, 0
     for i, event in enumerate(events[:count]):
-        position = start_pos + prompt + i
+        position = start_pos + (1 if kind else prompt) + i
         token, crc = chip.samples[position]
         assert (event["token"], event["crc"]) == (token, crc)
-        if token in stop_ids:
+        if kind == "batch" and i + 1 < prompt:
+            reason = 0
+        elif token in stop_ids:
             reason = 1
-        elif i + 1 == max_new:
+        elif i + 1 == max_new or kind == "batch":
             reason = 2
         else:
             reason = 3 if position == limit else 0
         assert event["reason"] == reason
+        if kind == "drafts" and kept == i < prompt - 1 and reason == 0:
+            kept += token == given[i + 1]
         if position < limit:
             chip.memory[position] = token
-    want = ([pass_of(CONFIG, model, 0, prompt, final=max_new > 0, decode=True)] if batch else
-            expected_passes(CONFIG, model, start_pos, prompt, count, max_new))
-    assert set(chip.batches) == {int(batch)}
+    if kind == "batch":
+        assert count == (prompt if max_new else 0)
+    want = expected_passes(CONFIG, model, start_pos, prompt, count, max_new, kept, kind)
+    assert set(chip.kinds) == {(int(kind == "batch"), int(kind == "drafts"))}
     assert [p for p, _ in chip.passes] == want
-    for p, tokens in chip.passes:
+    first, *rest = chip.passes
+    assert first[1] == given if kind else True
+    for p, tokens in rest if kind else chip.passes:
         assert tokens == [chip.memory[i] for i in range(p.pos0, p.ctx)]
-    return events[-1]["reason"]
+    return events[-1]["reason"], kind, kept
 
 
 @cocotb.test(timeout_time=100, timeout_unit="ms")
@@ -257,9 +296,68 @@ async def runs(dut, stall):
     await start(dut)
     chip = Chip(dut)
     seen, count = set(), 0
-    while count < 40 or not seen >= {1, 2, 3, 5}:       # an end that never comes: the time limit
-        seen.add(await whole_run(dut, chip, stall))
+    # An end, a kind of run, or kept drafts that never come: the time limit.
+    while count < 40 or not seen >= {0, 1, 2, 3, 5, "batch", "drafts"}:
+        reason, kind, kept = await whole_run(dut, chip, stall)
+        seen |= {reason, kind, min(kept, 2)}
         count += 1
+
+
+@cocotb.test(timeout_time=20, timeout_unit="ms")
+async def drafts(dut):
+    """As many as were right, then what was drawn instead; a run ends wherever it would without."""
+    await start(dut)
+    chip, P, limit = Chip(dut, quick=True), CONFIG.P, context_limit(CONFIG)
+    for right in range(P):
+        for end in ("rejected", "counted", "stopped", "full"):
+            text = [random.randrange(100) for _ in range(limit + 1)]
+            at = limit - 1 - right if end == "full" else 5
+            given = text[at:at + P]
+            if right + 1 < len(given):
+                given[right + 1] += 1
+            given = given[:limit - at]
+            await write_tokens(dut, chip, at, given)
+            chip.passes.clear()
+            text[at + right + 1] = 200      # behind those that are right; a stop id for some
+            chip.token_of = lambda position, text=text: text[position]
+            await begin(dut, {**some_model(), "head_log2": 3}, start_pos=at, prompt=len(given),
+                        drafts=1, max_new=right + (end != "counted") + (end == "rejected"),
+                        stop_ids=[200] * (end == "stopped"))
+            if end == "counted" and not right:
+                assert [e["reason"] for e in await collect(dut)] == [5]
+                continue
+            events = await collect(dut)
+            count = right + {"rejected": 2, "counted": 0}.get(end, 1)
+            assert [e["token"] for e in events] == text[at + 1:at + 1 + count]
+            last = {"stopped": 1, "full": 3}.get(end, 2)
+            assert [e["reason"] for e in events][:-1] == [0] * (count - 1)
+            assert events[-1]["reason"] in (last, 2)
+            assert [(p.pos0, p.n) for p, _ in chip.passes] == [(at, len(given))] + [
+                (at + right + 1, 1)] * (end == "rejected")
+
+
+@cocotb.test(timeout_time=20, timeout_unit="ms")
+async def aborts_between_the_tokens_of_a_pass(dut):
+    await start(dut)
+    chip = Chip(dut, quick=True)
+    chip.token_of = lambda position: 9
+    for _ in range(30):
+        await write_tokens(dut, chip, 0, [9] * CONFIG.P)
+        kind = random.choice(["batch", "drafts"])
+        await begin(dut, {**some_model(), "head_log2": 3}, prompt=CONFIG.P, max_new=1 if
+                    kind == "batch" else 20, **{kind: 1})
+        while not int(dut.link__events__valid.value):
+            await RisingEdge(dut.clk)
+        events, wait = cocotb.start_soon(collect(dut)), random.randrange(20)
+        await ClockCycles(dut.clk, wait)
+        dut.link__abort.value = 1
+        await RisingEdge(dut.clk)
+        dut.link__abort.value = 0
+        got = await events
+        assert len(got) < CONFIG.P + 2 and got[-1]["reason"] == (
+            2 if kind == "batch" and len(got) == CONFIG.P and got[-1]["reason"] == 2 else 4)
+    chip.quick = False
+    await whole_run(dut, chip)
 
 
 @cocotb.test(timeout_time=10, timeout_unit="ms")
@@ -331,6 +429,10 @@ async def bad_requests_are_refused(dut):
             ({}, {"batch": 1, "start_pos": 1}, 1, Error.BAD_RUN),
             ({}, {"batch": 1, "start_pos": 0, "prompt": CONFIG.P + 1}, 1, Error.BAD_RUN),
             ({}, {"batch": 1, "start_pos": 0, "max_new": 2}, 1, Error.BAD_RUN),
+            ({}, {"batch": 1, "start_pos": 0, "drafts": 1}, 1, Error.BAD_RUN),
+            ({}, {"drafts": 1, "prompt": CONFIG.P + 1}, 1, Error.BAD_RUN),
+            ({}, {"drafts": 1, "top_k": 1}, 1, Error.BAD_SAMPLING),
+            ({}, {"batch": 1, "start_pos": 0, "top_k": 1}, 1, Error.BAD_SAMPLING),
             ({"blocks": 0}, {}, 1, Error.NO_MODEL),
             ({"head_log2": 2}, {}, 1, Error.BAD_MODEL),
             ({"head_log2": 9}, {}, 1, Error.BAD_MODEL),
@@ -493,8 +595,8 @@ async def decode_costs_few_cycles_of_its_own(dut):
     assert len(await collect(dut)) == 20
     gaps = [b - a for a, b in zip(chip.starts, chip.starts[1:], strict=False)]
     own = 2 * Sequencer.TURN + Sequencer.EVENT + Sequencer.PLAN
-    assert gaps == [own + 5 + Planner.cycles(decode_pass(CONFIG, model, position), model["group"])
-                    for position in range(1, 20)]       # 5 of the chip's model
+    assert gaps == [own + 6 + Planner.cycles(decode_pass(CONFIG, model, position), model["group"])
+                    for position in range(1, 20)]       # 6 of the chip's model
 
 
 @cocotb.test(timeout_time=10, timeout_unit="us")

@@ -439,18 +439,22 @@ async def one_way_many_destinations(dut, way):
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
 async def logits_of_the_last_token(dut):
+    """Of a pass; or of each token of its last block."""
     bench, config, rng = await _prepared(dut)
     P = config.P
     for n in (1, P - 1, P, P + 1, 3 * P - 1):
         p = _pass(n, P)
-        await bench.instruction(Op.LINEAR, p, sink=Sink.LOGIT, last=1)
-        bench.logits.clear()
-        items, y = bench.rows(10, [p["nb"] - 1], 4, bits=34, gaps=True)
-        await bench.results(items)
-        await bench.finish()
-        assert bench.written == 0
-        assert bench.logits == [(r, y[-1, (n - 1) % P, r]) for r in range(10)]
-        assert bench.last_write - bench.last_result <= bench.latency(Sink.LOGIT)
+        for each in (0, 1):
+            await bench.instruction(Op.LINEAR, p | {"each": each}, sink=Sink.LOGIT, last=1)
+            bench.logits.clear()
+            items, y = bench.rows(10, [p["nb"] - 1], 4, bits=34, gaps=True)
+            await bench.results(items)
+            await bench.finish()
+            assert bench.written == 0
+            last = (n - 1) % P
+            assert bench.logits == [(r, y[-1, lane, r]) for r in range(10)
+                                    for lane in range(0 if each else last, last + 1)]
+            assert bench.last_write - bench.last_result <= bench.latency(Sink.LOGIT)
 
 
 def _attention(bench, blocks, mant, shift):

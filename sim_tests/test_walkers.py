@@ -1,6 +1,7 @@
 """Each walker of Issue alone against the golden model: what it presents, when, and its silence."""
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ async def walk(ctx, walker, p, i, model, lots=None, *, each=lambda: None, front=
     ctx.set(walker.job, {
         "instr": dict(i), "model": model, "lots": packed_lots(lots) if lots else {},
         "pass_": {"pos0": p.pos0, "n": p.n, "nb": p.nb, "ctx": p.ctx, "final": 1,
-                  "batch": int(bool(p.batch))},
+                  "batch": int(bool(p.batch)), "each": int(p.each)},
         "first": first_block(i, p, model, walker.config.P)})
     await ctx.tick()
     assert ctx.get(walker.idle)
@@ -132,6 +133,28 @@ def test_as_the_golden_model(case, ops, seed):
 
 
 @pytest.mark.parametrize("case", CONFIGS)
+def test_rows_of_logits(case, seed):
+    """Of the last token; of each, whose logits take turns, which longer rows hide; and rows of
+    other things, which do not wait for that."""
+    config, rng = CONFIGS[case], random.Random(seed)
+    walker, model = Rows(config), {"block_words": 9, "head_log2": 4}
+
+    async def bench(ctx):
+        for n in (1, *range(2, config.P), config.P):
+            for each, sink in ((False, Sink.LOGIT), (True, Sink.LOGIT), (True, Sink.RESIDUAL)):
+                p = replace(a_pass(config.P, n, 0), each=each)
+                rows = rng.randrange(2, config.tile_rows + 1)
+                i = Instruction(Op.LINEAR, sink=sink, last=1, tiles=2, rows=rows, last_rows=1,
+                                row_beats=rng.choice([1, config.tile_beats // rows]))
+                trace = await walk(ctx, walker, p, i, model)
+                check(config, trace, list(issue_golden.beats(config, model, p, i)))
+                assert len(trace) - 8 == cycles(config, p, i, None)
+                for _ in range(Config.LOGIT_CYCLES * config.P):     # for the last row as well
+                    await ctx.tick()
+    run(walker, bench)
+
+
+@pytest.mark.parametrize("case", CONFIGS)
 def test_lots_that_wait_for_their_places(case, seed):
     """Twice as many lots as there are places for, all of whose keys are in one tile: each is done
     sooner than the one whose place the next but one takes is drained."""
@@ -175,7 +198,8 @@ def cycles(config, p, i, lots) -> int:
     P = config.P
     if i["op"] == Op.LINEAR:
         blocks = 1 if i["last"] else p.nb
-        period, now, free = max(i["row_beats"], P), 0, 0
+        turns = p.n if p.each and i["sink"] == Sink.LOGIT else 1
+        period, now, free = max(i["row_beats"], P, Config.LOGIT_CYCLES * turns), 0, 0
         for tile in range(i["tiles"]):
             now += Rows.TILE
             for _ in range(blocks * i["last_rows" if tile == i["tiles"] - 1 else "rows"]):

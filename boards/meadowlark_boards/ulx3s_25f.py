@@ -16,7 +16,7 @@ BOARD = Board(
         W=4, P=4, bus_bytes=2, fifo_words=1024, burst_words=128,
         act_words=512, scratch_bytes=4096, residual_values=2048, score_depth=1024, rope_pairs=512,
         tile_beats=512,
-        prog_depth=512, context=1024, topk=8, vector_products=8, block_modes=False,
+        prog_depth=512, context=1024, topk=8, vector_products=8, block_modes=False, batches=False,
     ),
     # One clock for core and SDRAM: with the crossing between two, the chip does not route. Every
     # MHz is 2 MB/s of memory, and this is what timing allows with some to spare.

@@ -63,6 +63,9 @@ class Config:
     block_modes : bool
         The decoder reads blocks of GGUF files (modes Q8_0, Q4_0, Q4_1). Without, such models are
         run from int8 weights, and beats on their way along the lanes are less than half as wide.
+    batches : bool
+        Passes with tokens of several sequences, and passes that check drafts: each of their tokens
+        has logits. Without, only the last token of a pass has.
     """
     W: int
     P: int
@@ -84,6 +87,7 @@ class Config:
     sv_cycles: int = 2
     vector_products: int = 23
     block_modes: bool = True
+    batches: bool = True
 
     def __post_init__(self) -> None:
         def need(ok: bool, what: str) -> None:
@@ -118,8 +122,9 @@ class Config:
              f"power of two in 2..W/2={self.W // 2}, not {self.sv_cycles!r}")
         need(self.vector_products in (8, 23),
              f"vector_products must be 8 or 23, not {self.vector_products!r}")
-        need(self.block_modes in (0, 1),
-             f"block_modes must be True or False, not {self.block_modes!r}")
+        for name in ("block_modes", "batches"):
+            need(getattr(self, name) in (0, 1),
+                 f"{name} must be True or False, not {getattr(self, name)!r}")
 
     # Widths that follow from the numerics (docs/numerics.md); facts live here once.
     X_BITS = 16         # an activation
@@ -134,6 +139,7 @@ class Config:
     MAX_HEAD_LOG2 = 8   # of a head's values, padded
     PASS_BLOCKS = 32    # blocks of tokens of a pass, at most: what the vector unit numbers
     SUM_BLOCKS = 16     # lots of which a lane keeps the maximum and the sum
+    LOGIT_CYCLES = 4    # in which the sampler takes a logit
     ACC_TURN = 4        # cycles from a slice to the same slice, at least
 
     @property
@@ -181,6 +187,11 @@ class Config:
     def shared_products(self) -> bool:
         """Operators of the vector unit share multipliers."""
         return self.vector_products < 23
+
+    @property
+    def turns(self) -> int:
+        """Tokens of a pass that have logits, at most."""
+        return self.P if self.batches else 1
 
     @property
     def norm_width(self) -> int:

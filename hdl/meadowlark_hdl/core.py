@@ -54,11 +54,11 @@ def _causes(reader, store, issue, engine, vector, sequencer) -> dict:
         "saturations": vector.saturations, "score_saturations": engine.saturations}
 
 
-def _written(seq, fetch, scratch):
+def _written(seq, fetch, *placed):
     """What the host writes long before a run needs it: sinks and their sources."""
     for name in ("prog_en", "prog_addr", "prog_data"):
         yield getattr(fetch, name), getattr(seq, name)
-    for block in (fetch, scratch):
+    for block in (fetch, *placed):
         for name in ("en", "addr", "data"):
             yield getattr(block.places, name), getattr(seq.places, name)
 
@@ -143,7 +143,8 @@ class Core(wiring.Component):
                                          *(vector.DOMAINS if sleep else ()))
         m.submodules.sampler = napping(
             m, _restarted(sampler, flush_of("sampler")), "sampler", flush | sampler.start
-            | sampler.logit.valid | sampler.finish | sampler.busy, sleep=sleep, linger=64)
+            | sampler.logit.valid | sampler.finish | sampler.busy | sampler.done
+            | sampler.places.en, sleep=sleep, linger=64)
         known = Signal(2)                       # what the link has seen of the core's state
         m.d.sync += known.eq(Cat(link.seq.busy, self.mem.ready))
         link_restart = restart_of("link")
@@ -205,6 +206,7 @@ class Core(wiring.Component):
             sampler.run.eq(link.seq.run), sampler.position.eq(sequencer.sample_position),
             sampler.start.eq(sequencer.sample_start), sampler.finish.eq(sequencer.sample_finish),
             sequencer.sample_done.eq(sampler.done), sequencer.sample_token.eq(sampler.token),
+            sampler.last.eq(sequencer.sample_last), sampler.turn.eq(sequencer.sample_turn),
             sequencer.sample_crc.eq(sampler.crc), link.counter_data.eq(counters.data)]
 
         # What crosses the chip, (sink, source, registers on the way): blocks have none for it.
@@ -218,7 +220,8 @@ class Core(wiring.Component):
                 (sequencer.fault_pc, issue.pc, 1),
                 (sequencer.progress, reader.beats | issue.retired, 2),
                 (sequencer.ready, self.mem.ready, 1),
-                *((sink, source, 2) for sink, source in _written(link.seq, fetch, scratch)),
+                *((sink, source, 2) for sink, source in _written(
+                    link.seq, fetch, scratch, sampler)),
                 (counters.clear, sequencer.run_start, 1), (counters.busy, link.seq.busy, 1),
                 (counters.first_token, sequencer.first_token, 1),
                 (counters.hold, link.counter_hold, 1), (counters.index, link.counter_index, 1),

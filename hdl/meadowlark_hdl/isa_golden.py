@@ -22,8 +22,8 @@ from .config import Config
 from .control.fetch_golden import (GoldenTiles, ProgramError, blamed, last_sv, need,
                                    stream_chunks)
 from .sampler.sampler_golden import Sampling, sample
-from .control.sequencer_golden import (Lots, Pass, Place, batch_pass, context_limit, prompt_passes,
-                                       subgroups, token_ids)
+from .control.sequencer_golden import (Lots, Pass, Place, batch_pass, context_limit, draft_pass,
+                                       prompt_passes, subgroups, token_ids)
 from .fixed import saturate
 from .isa import Fn, Instruction, Op, Pair, Sink, Src, fault
 
@@ -141,11 +141,26 @@ class GoldenCore:
             at = p.pos0 - start_pos
             logits = self.run(p, tokens[at:at + p.n])
         assert logits is not None       # the last pass is final
+        return logits[0]
+
+    def check(self, tokens: Sequence[int], start_pos: int = 0) -> np.ndarray:
+        """Take a token and drafts of those behind it, 1..P in all, in one pass -> logits of each,
+        int32[n, vocab].
+
+        Raises
+        ------
+        ValueError
+            No token, too many, or one beyond the vocabulary.
+        """
+        tokens = token_ids(tokens, self.model["vocab"])
+        need(len(tokens) <= self.config.P, "more drafts than lanes")
+        logits = self.run(draft_pass(self.config, self.model, start_pos, len(tokens)), tokens)
+        assert logits is not None
         return logits
 
     def batch(self, tokens: Sequence[int], places: Sequence[Place]) -> np.ndarray:
-        """Take 1..P tokens, each to a place of its own, in one pass -> logits of the last one,
-        int32[vocab]. Keys before each place are those of its sequence.
+        """Take 1..P tokens, each to a place of its own, in one pass -> logits of each,
+        int32[n, vocab]. Keys before each place are those of its sequence.
 
         Raises
         ------
@@ -159,10 +174,13 @@ class GoldenCore:
         return logits
 
     def generate(self, tokens: Sequence[int], sampling: Sampling = Sampling(), *, max_new: int,
-                 stop_ids: Collection[int] = (), start_pos: int = 0,
+                 stop_ids: Collection[int] = (), start_pos: int = 0, drafts: bool = False,
                  ) -> Iterator[tuple[int, np.ndarray]]:
         """A run: take a prompt, then draw tokens. Ends after ``max_new``, a stop id, or the first
         token without a place in the core's memories.
+
+        With ``drafts`` all tokens but the first are drafts: one pass draws a token for each
+        position, and those count up to the first that is not its draft.
 
         Yields
         ------
@@ -171,19 +189,25 @@ class GoldenCore:
             What it was drawn from.
         """
         self.clear()
-        position = start_pos + len(tokens)
-        for _ in range(max_new):
-            logits = self.forward(tokens, position - len(tokens))
-            token = sample(logits, sampling, position)
-            yield token, logits
-            if token in stop_ids or position == context_limit(self.config):
-                return
-            tokens, position = [token], position + 1
+        while max_new:
+            rows = self.check(tokens, start_pos) if drafts else [self.forward(tokens, start_pos)]
+            position = start_pos + len(tokens) - len(rows)
+            for logits, draft in zip(rows, [*tokens[len(tokens) - len(rows) + 1:], None],
+                                     strict=True):
+                position, max_new = position + 1, max_new - 1
+                token = sample(logits, sampling, position)
+                yield token, logits
+                if token in stop_ids or position == context_limit(self.config) or not max_new:
+                    return
+                if token != draft:
+                    break
+            tokens, start_pos, drafts = [token], position, False
 
     def run(self, p: Pass, tokens: Sequence[int]) -> np.ndarray | None:
-        """A pass -> int32[vocab], or None if it is not final. tokens: its n ids."""
+        """A pass -> logits of its last token, or of each, int32[1 or n, vocab]; None if it is not
+        final. tokens: its n ids."""
         self._pass, self._tokens = p, tokens
-        self._logits = np.full(self.model["vocab"], 1 << 40)
+        self._logits = np.full((p.n if p.each else 1, self.model["vocab"]), 1 << 40)
         self.tiles.rewind(self.model["stream_addr"])
         pc = self.model["decode_pc" if p.decode else "prefill_pc"]
         while True:
@@ -308,7 +332,7 @@ class GoldenCore:
     def _linear(self, i: Instruction) -> None:
         rows, slots = self.tiles.stream(i), self._of_pass(i)
         if i["sink"] == Sink.LOGIT:
-            slots = slots[-1:]
+            slots = slots[-len(self._logits):]
         W, n = self.config.W, len(rows.values)
         if i["diagonal"]:
             need(i["tiles"] == 1 or i["rows"] % W == 0, "a diagonal's tile that ends within a word")
@@ -336,8 +360,8 @@ class GoldenCore:
         if i["sink"] in (Sink.RESIDUAL, Sink.BESIDE):
             self._write_residual(i, slots, y)
         elif i["sink"] == Sink.LOGIT:
-            need(y.shape[1] <= len(self._logits), "rows beyond the vocabulary")
-            self._logits[:y.shape[1]] = y[0]
+            need(y.shape[1] <= self._logits.shape[1], "rows beyond the vocabulary")
+            self._logits[:, :y.shape[1]] = y
         elif i["sink"] == Sink.SCRATCH:
             self._write_scratch(slots, i["y"], y)
         elif not i["heads"]:

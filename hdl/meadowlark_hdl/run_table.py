@@ -16,6 +16,8 @@ RUN_REGS = (
     Field("seed", 32, "seed of the draws"),
     Field("batch", 1, "each token of the prompt belongs where its ``place`` says; start_pos is 0, "
                       "max_new at most 1"),
+    Field("drafts", 1, "all tokens of the prompt but the first are drafts: one that is not drawn "
+                       "is replaced, and the run goes on behind it; as many as lanes in all"),
     Field("stop_count", 4, "stop ids in use"),
     *(Field(f"stop_id_{i}", Config.TOKEN_BITS, "a token that ends the run") for i in
       range(STOP_IDS)),

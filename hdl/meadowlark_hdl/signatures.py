@@ -25,12 +25,13 @@ class PassLayout(data.StructLayout):
     pos0: position of the first token. n: tokens, 1..blocks*P. nb: blocks of P tokens,
     ceil(n / P). ctx: pos0 + n. final: the pass ends the prompt, or is a decode pass. sub_heads,
     sub_blocks: query heads of a KV head, and blocks, that attend at once, at most. batch: each
-    token says where it belongs (:func:`PlaceLayout`); pos0 is 0.
+    token says where it belongs (:func:`PlaceLayout`); pos0 is 0. each: a pass of one block, all
+    of whose tokens have logits; without it, the last one of a final pass has.
     """
 
     def __init__(self) -> None:
         super().__init__({"pos0": 13, "n": 13, "nb": 6, "ctx": 13, "final": 1,
-                          "sub_heads": 5, "sub_blocks": 5, "batch": 1})
+                          "sub_heads": 5, "sub_blocks": 5, "batch": 1, "each": 1})
 
 
 def PlaceLayout() -> data.StructLayout:
@@ -248,11 +249,20 @@ class RopeWrite(Signature):
 
 
 class LogitPort(Signature):
-    """Vector unit -> sampler: one logit of the head, in row order, never stalled."""
+    """Vector unit -> sampler: one logit of the head, in row order, never stalled. Where several
+    tokens have logits, those of a row come one behind the other."""
 
     def __init__(self) -> None:
         super().__init__({"valid": Out(1), "row": Out(Config.ROW_BITS),
                           "value": Out(signed(Config.LOGIT_BITS))})
+
+
+class TurnPort(Signature):
+    """Inside the sampler: a logit, of which of the pass's tokens whose logits count, and whether it
+    is the first of that token. turns: as many tokens at most."""
+
+    def __init__(self, turns: int) -> None:
+        super().__init__({**LogitPort().members, "turn": Out(range(turns)), "first": Out(1)})
 
 
 def RunLayout() -> data.StructLayout:

@@ -46,9 +46,9 @@ class Addresses(Piped):
         Of the angles of the row's pair.
     slot, resid_word : Out(range(32 * P)), Out(range(residual_values / 4))
         Token slot, and the word of its residual.
-    exists, used, last : Out(1)
-        The pass has this token, or the instruction this head; so it is, or lanes are no heads; it
-        is the last token.
+    exists, used, counts : Out(1)
+        The pass has this token, or the instruction this head; so it is, or lanes are no heads; the
+        token has logits.
     last_lane, last_block : Out(range(P)), Out(6)
         Of the pass's last token.
     last_slot : Out(range(32 * P))
@@ -70,7 +70,7 @@ class Addresses(Piped):
             "goes_to": Out(lane), "word": Out(range(to_words(config))),
             "sub": Out(range(config.W)), "pair": Out(range(config.rope_pairs)),
             "slot": Out(slot), "resid_word": Out(word), "exists": Out(1),
-            "used": Out(1), "last": Out(1), "last_lane": Out(lane), "last_block": Out(6),
+            "used": Out(1), "counts": Out(1), "last_lane": Out(lane), "last_block": Out(6),
             "last_slot": Out(slot), "start": Out(word)})
 
     def stages(self, pipe: Pipe) -> None:
@@ -88,8 +88,10 @@ class Addresses(Piped):
             .reg("element")
         goes_to = mux(heads, mux(is_drain, block[:len(self.lane)], to_lane), lane).reg("to")
         in_last = (block == last_block).reg("in_last")
-        is_last = (in_last & (lane == last_lane).reg("at_last")).reg("is_last")
-        after = in_last & (lane > last_lane).reg("after_last")
+        after_last = lane > last_lane
+        after = in_last & after_last.reg("after_last")
+        counts = (in_last & mux(self.pass_.each, ~after_last, lane == last_lane).reg("of_lane")) \
+            .reg("counts")
         no_head = (lane > to_lane).reg("no_head")
         there = ~mux((heads & is_drain).reg("of_head"), no_head, after)
         exists, used = there.reg("exists"), (there | ~heads).reg("used")
@@ -102,7 +104,7 @@ class Addresses(Piped):
                   .reg("word"),
                   resid_word=(token_word + self._in_token(pipe, row))[:len(self.resid_word)].reg(
                       "resid_word"),
-                  exists=exists, used=used, last=is_last)
+                  exists=exists, used=used, counts=counts)
         m.d.comb += [self.start.eq(token_word.value), self.last_lane.eq(last_lane),
                      self.last_block.eq(last_block), self.last_slot.eq(last_slot)]
 

@@ -180,7 +180,7 @@ class VectorUnit(Piped):
                      in_order=given.kind == Kind.TOKEN, stats=to.stats, first=first,
                      word=at.resid_word, element=element[:2], slot=at.slot, value=value)
         m.d.comb += residual.norm.eq(near(m, norming, name="reads"))
-        logit = (at.last & valid & logit).reg("logit")
+        logit = (at.counts & valid & logit).reg("logit")
         m.d.comb += [self.logit.valid.eq(logit.value),
                      self.logit.row.eq(element.reg("logit_row").value),
                      self.logit.value.eq(value.reg("logit_value").value)]

@@ -36,17 +36,19 @@ class Admission(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config, run, model = self.config, self.run, self.model
-        end, no_batch = Signal(14), Signal()
+        end, no_turns = Signal(14), Signal()
+        turns, batch = run.batch | run.drafts, (run.start_pos != 0) | (run.max_new > 1) | run.drafts
         m.d.sync += [end.eq(run.start_pos + run.prompt),
-                     no_batch.eq(run.batch & ((run.start_pos != 0) | (run.prompt > config.P)
-                                              | (run.max_new > 1)))]
+                     no_turns.eq(turns & (run.prompt > config.P) | run.batch & batch
+                                 if config.batches else turns)]
         wrong = {       # the first counts
             Error.NO_MODEL: model.blocks == 0,
             Error.NOT_READY: ~self.ready,
-            Error.BAD_RUN: (run.prompt == 0) | (end > context_limit(config)) | no_batch,
+            Error.BAD_RUN: (run.prompt == 0) | (end > context_limit(config)) | no_turns,
             Error.BAD_MODEL: (model.head_log2 < config.W.bit_length() - 1)
             | (model.head_log2 > Config.MAX_HEAD_LOG2) | (model.group == 0),
-            Error.BAD_SAMPLING: (run.top_k > config.topk) | (run.stop_count > STOP_IDS)}
+            Error.BAD_SAMPLING: (run.top_k > config.topk) | (run.stop_count > STOP_IDS)
+            | turns & (run.top_k != 0)}         # one sorted list
         error = Error.NONE
         for code, condition in reversed(wrong.items()):
             found = Signal(name=code.name.lower())

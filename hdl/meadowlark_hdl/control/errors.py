@@ -10,7 +10,7 @@ class Error(IntEnum):
     within the core's memories) has no code.
     """
     NONE = 0
-    BAD_RUN = 1             #: empty prompt, or prompt beyond the context
+    BAD_RUN = 1             #: empty prompt, prompt beyond the context, or no batch
     BAD_INSTRUCTION = 2     #: an instruction that the core does not know
     PROGRAM_END = 3         #: a list ran past the end of the program memory
     BAD_TOKEN = 4           #: a token id outside the vocabulary
@@ -18,7 +18,8 @@ class Error(IntEnum):
     MEMORY = 7              #: the memory stopped being ready during a run
     NO_MODEL = 8            #: the model registers are empty
     BAD_MODEL = 9           #: heads smaller than a chunk or larger than 256, or none that attend
-    BAD_SAMPLING = 10       #: top_k longer than the sampler's list, or too many stop ids
+    BAD_SAMPLING = 10       #: top_k longer than the sampler's list or for several tokens at once,
+                            #: or too many stop ids
     NOT_READY = 11          #: started before the memory was ready
     STUCK = 13              #: the core could not be emptied after an abort or error
     BAD_DATA = 14           #: a tile that does not decode
@@ -30,9 +31,9 @@ FAULTS = (Error.BAD_INSTRUCTION, Error.PROGRAM_END, Error.BAD_TOKEN, Error.BAD_D
 #: What the host says for each error, and what to do about it.
 SENTENCES = {
     Error.BAD_RUN: "the board refused the run because the prompt is empty or, from its start "
-                   "position, longer than the context, or because a batch has more tokens than "
-                   "the board has lanes, or more than a pass; shorten the prompt or start a new "
-                   "conversation",
+                   "position, longer than the context, or because a batch or a run with drafts "
+                   "has more tokens than the board has lanes, or a batch more than a pass, or the "
+                   "board knows neither; shorten the prompt or start a new conversation",
     Error.BAD_INSTRUCTION: "the board met an instruction it does not know; compile the model again "
                            "with the version of Meadowlark that the bitstream was built with",
     Error.PROGRAM_END: "the program ran past its end; load the image again",
@@ -46,7 +47,8 @@ SENTENCES = {
     Error.BAD_MODEL: "the loaded model has heads of a size that the board does not know; compile "
                      "the model for this board",
     Error.BAD_SAMPLING: "the board refused the run because top_k is longer than its sorted list, "
-                        "or because there are more than 8 stop ids; choose fewer",
+                        "or not 0 in a batch or with drafts, or because there are more than 8 stop "
+                        "ids; choose fewer",
     Error.NOT_READY: "the board's memory is not ready; wait a moment, then try again",
     Error.STUCK: "the board could not empty its units after the run; reset the board and load the "
                  "image again",

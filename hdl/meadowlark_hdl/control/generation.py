@@ -15,7 +15,8 @@ class Generation(wiring.Component):
     """Takes sampled tokens to the token memory and to the host; the last event ends a run.
 
     A token is at home in the token memory even if the run ends with it, so that a later run can go
-    on from there. There is no place for one beyond the context.
+    on from there. There is no place for one beyond the context. Until it is written a draft of it
+    may stand there.
 
     Timing: ``sampled`` to the event ``EVENT`` cycles, ``end`` to it 1; ``done`` in the cycle in
     which it is taken.
@@ -31,10 +32,14 @@ class Generation(wiring.Component):
     sampled : In(1)             Pulse, at rest: a token, with its ...
     token, crc : In(19), In(32)
     position : In(13)           Where a token belongs; constant from ``sampled`` to ``done``.
+    draft : In(19)              What the token memory has at ``position``, from 2 cycles after
+                                ``sampled`` until it is written.
+    more : In(1)                It is a token of a batch, and others follow; constant likewise.
     end, reason : In(1), In(3)  Pulse, at rest: the run ends so, without a token.
     memory : Out(TokenWrite)
     events : Out(stream of TokenEvent)
     done, last : Out(1)         Pulse: the event has been taken; it was the run's last.
+    drafted : Out(1)            With ``done``: the token is its draft.
     """
 
     EVENT = 4
@@ -44,6 +49,7 @@ class Generation(wiring.Component):
         super().__init__({
             "run": In(RunLayout()), "begin": In(1),
             "sampled": In(1), "token": In(Config.TOKEN_BITS), "crc": In(32), "position": In(13),
+            "draft": In(Config.TOKEN_BITS), "more": In(1), "drafted": Out(1),
             "end": In(1), "reason": In(3), "memory": Out(TokenWrite(config)),
             "events": Out(stream.Signature(TokenEvent())), "done": Out(1), "last": Out(1)})
 
@@ -63,7 +69,7 @@ class Generation(wiring.Component):
             with m.State("IDLE"):
                 with m.If(self.sampled):
                     m.d.sync += [event.token.eq(self.token), event.crc.eq(self.crc),
-                                 generated.eq(generated + 1)]
+                                 generated.eq(generated + ~self.more)]
                     m.next = "COMPARE"
                 with m.If(self.end):
                     m.d.sync += [event.reason.eq(self.reason), valid.eq(1)]
@@ -71,12 +77,13 @@ class Generation(wiring.Component):
             with m.State("COMPARE"):
                 m.next = "ANY"
             with m.State("ANY"):
+                m.d.sync += self.drafted.eq(self.draft == event.token)
                 m.next = "TOKEN"
             with m.State("TOKEN"):
                 m.d.comb += self.memory.en.eq(~full)
                 m.d.sync += [valid.eq(1), event.reason.eq(
-                    Mux(stopped, Reason.STOP, Mux(counted, Reason.MAX_NEW, Mux(
-                        full, Reason.CONTEXT, Reason.RUNNING))))]
+                    Mux(self.more, Reason.RUNNING, Mux(stopped, Reason.STOP, Mux(
+                        counted, Reason.MAX_NEW, Mux(full, Reason.CONTEXT, Reason.RUNNING)))))]
                 m.next = "EVENT"
             with m.State("EVENT"):
                 with m.If(self.events.ready):

@@ -26,12 +26,14 @@ class Passes(wiring.Component):
     run, model : In(RunLayout()), In(ModelLayout)
     begin : In(1)               Pulse, at rest: the whole prompt is to be done.
     token : In(1)               Pulse, at rest: a generated token is.
+    step : In(1)                Pulse, at rest: ``position`` moves on by one.
     start : In(1)               Pulse, at rest: a pass over what is to be done, or as much as fits.
     give_up : In(1)             The pass will not end.
     done : Out(1)               Pulse: the pass has ended or is given up.
     left : Out(1)               With ``done``: something is still to be done.
     prompt : Out(1)             The pass is of the prompt.
-    position : Out(13)          Of the next token, that of the pass's end from its start on.
+    position : Out(13)          Of the next token. From a pass's start on of the one behind it; if
+                                ``each`` token has logits, behind its first.
     pass_ : Out(PassLayout)     Constant from ``fetch_start`` to the next start.
     fetch_start, fetch_pc : Out(1), Out(16)
                                 Pulse: run the list that begins there.
@@ -45,7 +47,7 @@ class Passes(wiring.Component):
         self.config = config
         super().__init__({
             "run": In(RunLayout()), "model": In(ModelLayout), "begin": In(1), "token": In(1),
-            "start": In(1), "give_up": In(1), "done": Out(1), "left": Out(1),
+            "step": In(1), "start": In(1), "give_up": In(1), "done": Out(1), "left": Out(1),
             "prompt": Out(1), "position": Out(13), "pass_": Out(PassLayout()),
             "fetch_start": Out(1), "fetch_pc": Out(16), "pass_end": In(1)})
 
@@ -53,13 +55,15 @@ class Passes(wiring.Component):
         m = Module()
         m.submodules.planner = planner = Planner(self.config)
         position, remaining = Signal(13), Signal(13)
-        pos0, final = Signal(13), Signal()
+        pos0, final, behind = Signal(13), Signal(), Signal(13)
         settling = Countdown(m, range(self.SETTLING + 1), name="settling", last=False)
         m.d.comb += [
             planner.model.eq(self.model), planner.position.eq(position),
             planner.remaining.eq(remaining), self.position.eq(position),
             self.pass_.pos0.eq(pos0), self.pass_.final.eq(final), self.pass_.n.eq(planner.n),
-            self.pass_.batch.eq(self.run.batch),
+            self.pass_.batch.eq(self.config.batches & self.run.batch),
+            self.pass_.each.eq(self.config.batches & (self.run.batch | self.run.drafts)),
+            behind.eq(position + 1),
             self.pass_.nb.eq(planner.nb), self.pass_.ctx.eq(planner.ctx),
             self.pass_.sub_heads.eq(planner.sub_heads),
             self.pass_.sub_blocks.eq(planner.sub_blocks)]
@@ -68,6 +72,8 @@ class Passes(wiring.Component):
                          self.prompt.eq(1)]
         with m.If(self.token):
             m.d.sync += [remaining.eq(1), self.prompt.eq(0)]
+        with m.If(self.step):
+            m.d.sync += position.eq(behind)
         m.d.sync += [self.fetch_start.eq(0), self.left.eq(remaining != 0)]
         with m.FSM():
             with m.State("IDLE"):
@@ -81,11 +87,12 @@ class Passes(wiring.Component):
                 m.d.sync += [
                     pos0.eq(position),
                     final.eq((planner.n == remaining) & (self.run.max_new != 0)),
-                    self.fetch_pc.eq(Mux((remaining == 1) | self.run.batch, self.model.decode_pc,
+                    self.fetch_pc.eq(Mux((remaining == 1) | self.pass_.batch, self.model.decode_pc,
                                          self.model.prefill_pc))]
                 m.next = "START"
             with m.State("START"):
-                m.d.sync += [self.fetch_start.eq(1), position.eq(planner.ctx),
+                m.d.sync += [self.fetch_start.eq(1),
+                             position.eq(Mux(self.pass_.each, behind, planner.ctx)),
                              remaining.eq(remaining - planner.n)]
                 m.next = "PASS"
             with m.State("PASS"):

@@ -1,5 +1,5 @@
 """Runs the model pass after pass and token after token, without the host."""
-from amaranth import Module
+from amaranth import Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -27,6 +27,11 @@ class Sequencer(wiring.Component):
     event of a run has a reason other than 0, and ``link.busy`` falls when it is taken. A pass
     begins only when the event before it has been taken; until then is link stall.
 
+    Where each token of a pass has logits, tokens are drawn from all of them. Of a batch all are
+    events, and the last one ends the run. With drafts, which the token memory has behind the first
+    token of the pass, a drawn token that is its draft is followed by the one drawn behind it, until
+    one is not, or there are no more. The next pass begins with that one.
+
     A pass: the Planner says how many tokens, ``pass_`` is set, ``fetch_start`` pulses with
     ``fetch_pc``, ``pass_end`` answers. If the pass is final, ``sample_start`` pulses together with
     ``fetch_start`` and ``sample_finish`` after ``pass_end``; ``sample_done`` answers, and
@@ -37,8 +42,9 @@ class Sequencer(wiring.Component):
 
     Timing: ``pass_end`` (or the event taken) to the next ``fetch_start`` ``TURN`` + ``PLAN``
     cycles, and those of the :class:`.planner.Planner`;
-    ``pass_end`` to ``sample_finish`` ``TURN``; ``sample_done`` to the event ``EVENT``; a run's
-    start to the flush in front of its first plan ``CHECK``.
+    ``pass_end`` to ``sample_finish`` ``TURN``; ``sample_done`` to the event ``EVENT``; an event
+    taken to the next one of the same pass ``NEXT`` + ``EVENT``; a run's start to the flush in front
+    of its first plan ``CHECK``.
 
     Golden: :func:`.sequencer_golden.prompt_passes`.
     Errors: see :class:`.errors.Error`. The code and, for faults, the instruction hold until the
@@ -61,9 +67,11 @@ class Sequencer(wiring.Component):
     pass_end : In(1)             Pulse: the END of the list has been executed, all is written.
     sample_start : Out(1)        Pulse: a pass with logits begins.
     sample_finish : Out(1)       Pulse: all its logits have been given.
-    sample_position : Out(13)    Position of the token to come.
+    sample_position : Out(13)    Position of the token to come, the first one of the pass.
+    sample_last : Out            Tokens that are drawn, less 1.
     sample_done : In(1)          Pulse: ``sample_token``, ``sample_crc`` are valid.
-    sample_token : In(19)
+    sample_turn : Out            Which of them; 0 until ``sample_done``.
+    sample_token : In(19)        Follow ``sample_turn`` by a cycle.
     sample_crc : In(32)
     flush : Out(1)               All units: drop everything, become idle.
     idle : In(1)                 All units are idle and no memory transfer is under way.
@@ -78,7 +86,7 @@ class Sequencer(wiring.Component):
     link_stall : Out(1)          The link does not take an event.
     """
 
-    CHECK, TURN = Admission.LATENCY, 1
+    CHECK, TURN, NEXT = Admission.LATENCY, 1, 2
     PLAN, EVENT = Passes.PLAN, Generation.EVENT
 
     def __init__(self, config: Config, *, watchdog_log2: int = 20):
@@ -92,6 +100,7 @@ class Sequencer(wiring.Component):
             "pass_": Out(PassLayout()),
             "fetch_start": Out(1), "fetch_pc": Out(16), "pass_end": In(1),
             "sample_start": Out(1), "sample_finish": Out(1), "sample_position": Out(13),
+            "sample_last": Out(range(config.turns)), "sample_turn": Out(range(config.turns)),
             "sample_done": In(1), "sample_token": In(Config.TOKEN_BITS), "sample_crc": In(32),
             "flush": Out(1), "idle": In(1), "ready": In(1),
             "faults": In(len(FAULTS)), "fault_pc": In(16), "progress": In(1),
@@ -119,13 +128,16 @@ class Sequencer(wiring.Component):
             generation.token.eq(self.sample_token), generation.crc.eq(self.sample_crc),
             tokens.busy.eq(link.busy), tokens.host.en.eq(link.token_en),
             tokens.host.addr.eq(link.token_addr), tokens.host.data.eq(link.token_data),
-            tokens.addr.eq(self.token_addr), self.token_data.eq(tokens.data),
+            self.token_data.eq(tokens.data),
             link.error.eq(guard.error), link.error_pc.eq(guard.error_pc),
             self.link_stall.eq(link.events.valid & ~link.events.ready),
-            self.pass_.eq(passes.pass_), self.sample_position.eq(passes.pass_.ctx),
+            self.pass_.eq(passes.pass_), self.sample_position.eq(passes.position),
             self.fetch_start.eq(passes.fetch_start), self.fetch_pc.eq(passes.fetch_pc),
             self.sample_start.eq(passes.fetch_start & passes.pass_.final)]
 
+        more = self._more(m, passes)
+        m.d.comb += [generation.draft.eq(tokens.data),
+                     generation.more.eq(more & passes.pass_.batch)]
         drain = Countdown(m, range(FLUSH_CYCLES + 1), name="drain", last=False)
         with m.If(~self.flush):
             m.d.sync += drain.load(FLUSH_CYCLES)
@@ -197,5 +209,29 @@ class Sequencer(wiring.Component):
                     m.next = "PLAN"
                     with m.If(generation.last):
                         m.next = "IDLE"
-        m.d.comb += link.busy.eq(~fsm.ongoing("IDLE"))
+                    with m.Elif(more & (passes.pass_.batch | generation.drafted)):
+                        m.d.comb += passes.step.eq(1)
+                        m.next = "NEXT"
+            with m.State("NEXT"):           # position and turn are new, token and draft not yet
+                m.d.comb += guard.running.eq(1)
+                m.next = "TOKEN"
+                with m.If(guard.give_up):
+                    m.next = "FLUSH"
+            with m.State("TOKEN"):
+                m.d.comb += generation.sampled.eq(1)
+                m.next = "EVENT"
+        # Drafts are looked at when Fetch is done with the tokens.
+        m.d.comb += [link.busy.eq(~fsm.ongoing("IDLE")), tokens.addr.eq(
+            Mux(fsm.ongoing("PASS"), self.token_addr, passes.position))]
         return m
+
+    def _more(self, m: Module, passes: Passes) -> Signal:
+        """Counts the tokens that are drawn from a pass: whether others follow."""
+        more, turn = Signal(), self.sample_turn
+        m.d.sync += [more.eq(turn != self.sample_last),
+                     self.sample_last.eq(Mux(passes.pass_.each, passes.pass_.n - 1, 0))]
+        with m.If(self.sample_start):
+            m.d.sync += turn.eq(0)
+        with m.If(passes.step):
+            m.d.sync += turn.eq(turn + 1)
+        return more

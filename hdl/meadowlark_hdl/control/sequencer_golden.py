@@ -25,7 +25,7 @@ class Pass:
     pos0: position of the first token. n: tokens. nb: blocks of P tokens. ctx: pos0 + n.
     sub_heads, sub_blocks: query heads of a KV head, and blocks, that attend at once, at most.
     final: it ends with logits. decode: it runs the decode list. batch: where each token belongs, if
-    each says so itself.
+    each says so itself. each: all its tokens have logits, if it is final, not only the last one.
     """
     pos0: int
     n: int
@@ -36,6 +36,7 @@ class Pass:
     final: bool
     decode: bool
     batch: tuple[Place, ...] = ()
+    each: bool = False
 
     def places(self) -> list[Place]:
         """Where each token belongs."""
@@ -169,7 +170,13 @@ def batch_pass(config: Config, model: Mapping[str, int], batch: Sequence[Place],
                final: bool = True) -> Pass:
     """That of tokens of several sequences, 1..P of them: it runs the decode list."""
     p = pass_of(config, model, 0, len(batch), final=final, decode=True)
-    return replace(p, batch=tuple(batch))
+    return replace(p, batch=tuple(batch), each=True)
+
+
+def draft_pass(config: Config, model: Mapping[str, int], pos0: int, n: int, *,
+               final: bool = True) -> Pass:
+    """That of a token and n - 1 drafts of those behind it, P in all at most."""
+    return replace(pass_of(config, model, pos0, n, final=final, decode=n == 1), each=True)
 
 
 def pass_of(config: Config, model: Mapping[str, int], pos0: int, n: int, *, final: bool,

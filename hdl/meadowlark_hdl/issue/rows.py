@@ -5,7 +5,7 @@ from amaranth import Module, Mux, Signal
 from amaranth.utils import exact_log2
 
 from ..config import Config
-from ..isa import Op, Pair
+from ..isa import Op, Pair, Sink
 from ..lib.countdown import Countdown
 from ..lib.pipe import reg
 from .walker import Walker, results_settle
@@ -16,7 +16,8 @@ class Rows(Walker):
     of a diagonal are a beat, and W of them share a word of activations.
 
     Timing: ``TILE`` cycles a tile, and blocks * rows * max(row_beats, P), so that the P results of
-    a row have left before those of the next one.
+    a row have left before those of the next one. In a pass of which ``each`` token has logits, rows
+    of logits are at least 4 cycles for each token apart, because the sampler takes one in 4.
 
     Members
     -------
@@ -42,7 +43,9 @@ class Rows(Walker):
 
         tiles = Countdown(m, instr.tiles.shape(), name="tiles", reset=False)
         blocks, rows, beats = behind(6, "blocks"), behind(8, "rows"), behind(11, "beats")
-        wait = Countdown(m, range(config.P), name="wait", last=False)   # until a row may start
+        # Until a row may start.
+        apart = reg(range(Config.LOGIT_CYCLES * config.P), "apart")
+        wait = Countdown(m, apart.shape(), name="wait", last=False)
         begins = Signal(init=1)                         # a row
         final_tile = Signal()
         block, count, first = reg(6, "block"), reg(6, "count"), self.job.first
@@ -67,6 +70,12 @@ class Rows(Walker):
                      head_ends.eq(instr.heads & (in_head == head_mask)),
                      by.eq(Mux((instr.pair != Pair.NONE) | instr.fn.any(), instr.shift, 0))]
         m.d.sync += word_ends.eq(row[:log2_w].all())
+        m.d.sync += apart.eq(config.P - 1)
+        if config.batches:
+            tokens = self.job.pass_.n
+            with m.If((instr.sink == Sink.LOGIT) & self.job.pass_.each & (
+                    tokens >= -(-config.P // Config.LOGIT_CYCLES))):
+                m.d.sync += apart.eq(tokens * Config.LOGIT_CYCLES - 1)
         next_element = Mux(head_ends, instr.y, element + 1)
         next_in_head = (in_head + 1) & head_mask
         with m.If(~self.idle):
@@ -109,7 +118,7 @@ class Rows(Walker):
                     m.d.sync += [beats.step(), begins.eq(beats.last),
                                  tile_beat.eq(tile_beat + 1), x_addr.eq(x_addr + 1)]
                     with m.If(begins):
-                        m.d.sync += wait.load(config.P - 1)
+                        m.d.sync += wait.load(apart)
                     with m.If(beats.last):
                         m.d.sync += [beats.load(beat_end, last=one_beat), rows.step(),
                                      row.eq(row + 1), in_head.eq(next_in_head),

@@ -154,6 +154,7 @@ CONFIG_REGS = (
     Field("sv_cycles", 4, "cycles that a lane takes for a beat in SV"),
     Field("vector_products", 5, "multipliers of the vector unit"),
     Field("block_modes", 1, "1: reads blocks of GGUF files"),
+    Field("batches", 1, "1: passes with logits of each token: batches, drafts"),
 )
 NAME_BYTES = 16
 

@@ -1,41 +1,81 @@
-"""CRC-32 of the logits: what the host compares."""
-from amaranth import Module, Signal
-from amaranth.lib import wiring
-from amaranth.lib.crc.catalog import CRC32_ISO_HDLC
+"""CRC-32 of the logits of each turn: what the host compares."""
+from zlib import crc32
+
+from amaranth import Cat, Module, Mux, Signal, signed
+from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
+from ..config import Config
 from ..lib.countdown import Countdown
-from ..signatures import LogitPort
+
+
+def _taken(crc: int, data: int, width: int) -> int:
+    """A state of the CRC, without its last inversion, that has taken ``width`` more bits."""
+    return ~crc32(data.to_bytes(width // 8, "little"), ~crc & 0xFFFFFFFF) & 0xFFFFFFFF
+
+
+def _next(crc: Signal, data: Signal) -> Cat:
+    """The same of signals: each bit is an exclusive or of some that were there."""
+    width = len(data)
+    nothing = _taken(0, 0, width)
+    # What each bit of the two changes: a CRC is linear.
+    effects = [_taken(1 << k, 0, width) ^ nothing for k in range(32)] + [
+        _taken(0, 1 << k, width) ^ nothing for k in range(width)]
+    bits = Cat(crc, data)
+    return Cat(Cat(bits[k] for k, effect in enumerate(effects) if effect >> bit & 1).xor()
+               for bit in range(32))
 
 
 class LogitCrc(wiring.Component):
-    """CRC-32 (ISO-HDLC, as zlib) of logits as little-endian int32, a byte a cycle.
+    """CRC-32 (ISO-HDLC, as zlib) of each turn's logits as little-endian int32. With one turn it is
+    a register that takes a byte a cycle; else an entry of a LUT RAM, and two bytes a cycle, because
+    a cycle is for its way out and one for its way in.
 
     Golden: :func:`.sampler_golden.logits_crc`.
-    Timing: logits at least 4 cycles apart; ``crc`` 6 cycles after the last one.
+    Timing: a logit every 4 cycles; its CRC counts ``LATENCY`` cycles after ``valid``. ``crc``
+    follows ``turn`` by a cycle; with one turn it is always there.
+
+    Parameters
+    ----------
+    turns : int, 1..
 
     Members
     -------
-    start : In(1)       Pulse, at any time: begins anew.
-    logit : In(LogitPort())
-    crc : Out(32)
+    valid : In(1)               Pulse: a logit; its turn is constant for 4 cycles.
+    value : In(signed(32))      In that cycle.
+    turn : In                   Whose logit it is, and whose ``crc`` is asked for.
+    first : In(1)               With ``valid``: the first of its turn.
+    crc : Out(32)               With one turn that of no logit from the cycle behind ``first`` on.
     """
 
-    def __init__(self):
-        super().__init__({"start": In(1), "logit": In(LogitPort()), "crc": Out(32)})
+    LATENCY = 5
+
+    def __init__(self, turns: int = 1):
+        self.turns = turns
+        super().__init__({"valid": In(1), "value": In(signed(Config.LOGIT_BITS)),
+                          "turn": In(range(turns)), "first": In(1), "crc": Out(32)})
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.crc = crc = CRC32_ISO_HDLC().create()
-        rest = Signal(32, reset_less=True)
-        bytes_ = Countdown(m, range(5), name="bytes", last=False)
-        m.d.sync += rest.eq(rest >> 8)
-        with m.If(bytes_.some):
-            m.d.sync += bytes_.step()
-        with m.If(self.logit.valid):
-            m.d.sync += [rest.eq(self.logit.value), bytes_.load(4)]
-        with m.If(self.start):
-            m.d.sync += bytes_.load(0)
-        m.d.comb += [crc.start.eq(self.start), crc.valid.eq(bytes_.some & ~self.start),
-                     crc.data.eq(rest[:8]), self.crc.eq(crc.crc)]
+        width = 8 if self.turns == 1 else 16
+        rest, state = Signal(32, reset_less=True), Signal(32, reset_less=True)
+        left = Countdown(m, range(32 // width + 1), name="left", last=False)
+        m.d.sync += rest.eq(rest >> width)
+        with m.If(left.some):
+            m.d.sync += [left.step(), state.eq(_next(state, rest[:width]))]
+        with m.If(self.valid):
+            m.d.sync += [rest.eq(self.value), left.load(32 // width)]
+        if self.turns == 1:
+            with m.If(self.valid & self.first):
+                m.d.sync += state.eq(0xFFFFFFFF)
+            m.d.comb += self.crc.eq(~state)
+            return m
+        m.submodules.ram = ram = memory.Memory(shape=32, depth=self.turns, init=[])
+        write, read = ram.write_port(), ram.read_port(domain="comb")
+        going = Signal()
+        m.d.comb += [read.addr.eq(self.turn), write.addr.eq(self.turn), write.data.eq(state),
+                     write.en.eq(going & ~left.some)]
+        m.d.sync += [going.eq(left.some), self.crc.eq(~read.data)]
+        with m.If(self.valid):
+            m.d.sync += state.eq(Mux(self.first, 0xFFFFFFFF, read.data))
         return m

@@ -11,28 +11,30 @@ from .tables import Lookup, Table, Tables
 class Noise(wiring.Component):
     """Noise in log2 units, 12 fractional bits, of tokens under a key made of seed and position.
 
-    What is hashed goes through one pipeline twice: one sum a stage, the exclusive ors before it.
-    The key is hashed there as well, in the ``KEYED`` cycles after ``start``; what is on its way
-    then is lost.
+    What is hashed goes through one pipeline three times: one sum a stage, the exclusive ors before
+    it. First comes the key, of the position and the seed's hash; then the token, twice. So each
+    token may have a position of its own. The seed is hashed there as well, in the ``SEEDED`` cycles
+    after ``start``; what is on its way then is lost.
 
     Source: Gumbel-max trick, Maddison et al., arXiv:1411.0030.
     Golden: :func:`.sampler_golden.gumbel`, of :func:`.sampler_golden.noise_key`; bit-exact.
-    Timing: ``LATENCY`` cycles, a token every 4 cycles, but not ``HASH`` cycles after another; never
-    stalls. The tables are asked ``ASKS`` cycles after ``valid``.
+    Timing: ``LATENCY`` cycles, a token every 4 cycles, but not ``HASH`` cycles after another, nor
+    twice as many; never stalls. The tables are asked ``ASKS`` cycles after ``valid``.
 
     Members
     -------
-    seed, position : In(32), In(13)     Constant from ``start`` on, for ``KEYED`` cycles.
-    start : In(1)               Pulse: makes the key.
-    valid, token : In(1), In(19)
-                                Pulse: a token, which need not stay.
+    seed : In(32)               Constant from ``start`` on, for 2 cycles.
+    start : In(1)               Pulse: hashes the seed.
+    valid, position : In(1), In(13)
+                                Pulse: a token comes, for this position, which need not stay.
+    token : In(19)              The token, ``HASH`` cycles later, for one cycle.
     tables : Out(Lookup())
     noise : Out(signed(19))     At most 2**17, at least -2**14; for one cycle.
     """
 
-    HASH = 5            # the first hash is there, to be hashed again; the second at twice that
-    KEYED = 2 * HASH + 2
-    MANTISSA = 2 * HASH + 6         # of the second hash, normalised
+    HASH = 5            # a hash is there, to be hashed again
+    SEEDED = HASH + 2
+    MANTISSA = 3 * HASH + 6         # of the last hash, normalised
     ASKS = (MANTISSA, MANTISSA + 1)
     LATENCY = ASKS[1] + Tables.LATENCY + 1
 
@@ -45,26 +47,26 @@ class Noise(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         # Bit s is high for one cycle when the registers of stage s begin to hold a token's values.
-        flow, keying = Signal(self.ASKS[1] + 1), Signal(2 * self.HASH + 1)
+        flow, seeding = Signal(self.ASKS[1] + 1), Signal(self.HASH + 1)
         later = Signal(self.ASKS[1])
         m.d.comb += flow.eq(Cat(self.valid, later))
-        m.d.sync += [later.eq(flow), keying.eq(Cat(self.start, keying[:-1]))]
+        m.d.sync += [later.eq(flow), seeding.eq(Cat(self.start, seeding[:-1]))]
 
-        key, v = reg(32, "key"), reg(32, "v")
+        hashed_seed, v = reg(32, "hashed_seed"), reg(32, "v")
         x, a, b, c, d, e = (reg(32, name) for name in "xabcde")
         # ~x + (x << 15) is ~a: a difference takes no inverters before its carry chain
         y, z, mixed = ~a ^ (~a >> 12), b ^ (b >> 4), e ^ (e >> 16)
-        m.d.sync += [x.eq(self.token ^ key), a.eq(x - (x << 15)[:32]), b.eq(y + (y << 2)),
-                     c.eq(z + (z << 3)), d.eq(z << 11), e.eq(c + d)]
+        m.d.sync += [x.eq(hashed_seed ^ self.position), a.eq(x - (x << 15)[:32]),
+                     b.eq(y + (y << 2)), c.eq(z + (z << 3)), d.eq(z << 11), e.eq(c + d)]
         with m.If(flow[self.HASH]):
-            m.d.sync += x.eq(mixed)
-        with m.If(keying[self.HASH]):
-            m.d.sync += x.eq(mixed ^ self.position)
-        with m.If(keying[0]):
-            m.d.sync += x.eq(self.seed)
-        with m.If(keying[2 * self.HASH]):
-            m.d.sync += key.eq(mixed)
+            m.d.sync += x.eq(mixed ^ self.token)
         with m.If(flow[2 * self.HASH]):
+            m.d.sync += x.eq(mixed)
+        with m.If(seeding[0]):
+            m.d.sync += x.eq(self.seed)
+        with m.If(seeding[self.HASH]):
+            m.d.sync += hashed_seed.eq(mixed)
+        with m.If(flow[3 * self.HASH]):
             m.d.sync += v.eq(mixed)
 
         # Normalise: after each step only the bits that can still become one of the leading 9 are

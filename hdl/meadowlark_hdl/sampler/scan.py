@@ -1,5 +1,5 @@
 """When the parts of the sampler do what: logits come, then their list is gone through."""
-from amaranth import Module, Signal
+from amaranth import Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -19,13 +19,16 @@ class Scan(wiring.Component):
     ----------
     slots : int             Of the list.
     collected : int         Cycles from the last logit until list and pipeline are at rest.
+    compared : int          Those until the largest logit is known, if nothing else is asked for.
     pipeline : int          Cycles from ``feed`` until an entry has left the pipeline.
     apart : int             Cycles between two entries in it, at least 6.
     product : int           Cycles from ``limiting`` until the limit can be taken.
 
     Members
     -------
-    ranked, nucleus : In(1)     With top-k; and top-p. Constant from ``finish`` on, as ``top_k`` is.
+    greedy, ranked, nucleus : In(1)
+                                The largest logit; with top-k; and top-p. Constant from ``finish``
+                                on, as ``top_k`` is.
     top_k : In(6)               1..slots
     finish : In(1)              Pulse: with the last logit or later.
     count : In                  Entries of the list.
@@ -37,17 +40,19 @@ class Scan(wiring.Component):
     limiting : Out(1)           The total of the weights is to be multiplied by ``top_p``.
     drawing : Out(1)            What leaves the pipeline is a draw.
     busy : Out(1)               Between ``finish`` and ``done``.
+    given : Out(1)              From the cycle before ``done`` on.
     done : Out(1)               Pulse: the token is there.
     """
 
-    def __init__(self, slots: int, *, collected: int, pipeline: int, apart: int, product: int):
-        self.collected, self.pipeline, self.apart = collected, pipeline, apart
-        self.product = product
+    def __init__(self, slots: int, *, collected: int, compared: int, pipeline: int, apart: int,
+                 product: int):
+        self.collected, self.compared = collected, compared
+        self.pipeline, self.apart, self.product = pipeline, apart, product
         super().__init__({
-            "ranked": In(1), "nucleus": In(1), "top_k": In(6), "finish": In(1),
+            "greedy": In(1), "ranked": In(1), "nucleus": In(1), "top_k": In(6), "finish": In(1),
             "count": In(range(slots + 1)), "held": In(1), "ring": Out(1), "turn": Out(1),
             "feed": Out(1), "lead": Out(1), "sum": Out(1), "limit": Out(1), "limiting": Out(1),
-            "drawing": Out(1), "busy": Out(1), "done": Out(1)})
+            "drawing": Out(1), "busy": Out(1), "given": Out(1), "done": Out(1)})
 
     def elaborate(self, platform):
         m = Module()
@@ -66,7 +71,7 @@ class Scan(wiring.Component):
             with m.State("COLLECT"):
                 m.d.comb += [self.ring.eq(0), self.busy.eq(0)]
                 with m.If(self.finish):
-                    m.d.sync += wait.load(self.collected)
+                    m.d.sync += wait.load(Mux(self.greedy, self.compared, self.collected))
                     m.next = "DRAIN"
             with m.State("DRAIN"):
                 m.d.comb += self.ring.eq(0)
@@ -114,8 +119,9 @@ class Scan(wiring.Component):
                 with m.If(~wait.some):
                     m.next = "DONE"
             with m.State("DONE"):
+                m.d.comb += self.given.eq(1)
                 m.d.sync += self.done.eq(1)
                 m.next = "IDLE"
             with m.State("IDLE"):
-                m.d.comb += self.busy.eq(0)
+                m.d.comb += [self.busy.eq(0), self.given.eq(1)]
         return m

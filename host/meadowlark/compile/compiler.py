@@ -136,7 +136,7 @@ class _Lists:
         self.stream = _Stream(config, packing, max(config.P, self.at_once))
         self.tables = Tables(shapes, config, context)
         self.all_tokens, self.last = all_tokens, 0
-        self.batch = config.P                       # tokens of a batch, at most
+        self.batch = config.turns                       # tokens of a batch, at most
         self.prefill: list[Instruction] = []
         self.decode: list[Instruction] = []
         self._fixups: list[Instruction] = []        # addr counts from the end of the stream

@@ -322,7 +322,7 @@ class _Machine:
             self._execute(spent, i, p, lots)
         self.now += Sequencer.TURN
         if p.final:                     # the event is taken at once
-            self.now += Sampler.LATENCY + Sequencer.EVENT + Sequencer.TURN
+            self.now += Sampler.GREEDY + Sequencer.EVENT + Sequencer.TURN
         return self.now - began
 
     def _execute(self, spent: Spent, i: Instruction, p: Pass, lots: Lots | None) -> None:
@@ -402,6 +402,8 @@ class _Machine:
         nb = 1 if i["last"] else p.nb
         self._lose(spent, Rows.TILE)
         row = max(i["row_beats"], self.c.P)
+        if i["sink"] == Sink.LOGIT and p.each:
+            row = max(row, p.n * self.c.LOGIT_CYCLES)
         wait = row - i["row_beats"]         # for the results of the row before
         unpacking = self._unpacking(i) if i["packed"] else iter(())
         for k in range(i["tiles"]):

@@ -298,10 +298,10 @@ class Driver:
                 raise BoardError(f"the board has {has} than this program; build the bitstream "
                                  "again with this version")
         self._until = None
-        numbers = {f.name: facts[f.name] for f in CONFIG_REGS
-                   if f.name != "block_modes"}
+        values = {f.name: bool(facts[f.name]) if f.bits == 1 else facts[f.name]
+                  for f in CONFIG_REGS}
         try:
-            config = Config(**numbers, block_modes=bool(facts["block_modes"]))
+            config = Config(**values)
         except ValueError as error:
             raise BoardError(f"the board describes a core that cannot be ({error}); build the "
                              "bitstream again with this version") from error
@@ -531,7 +531,7 @@ class Driver:
     # --- runs -------------------------------------------------------------------------------------
 
     def run(self, tokens: Sequence[int], sampling: Sampling | None = None, *, max_new: int,
-            stop_ids: Sequence[int] = (), start_pos: int = 0,
+            stop_ids: Sequence[int] = (), start_pos: int = 0, drafts: bool = False,
             ) -> Generator[TokenEvent, None, None]:
         """Run a prompt; tokens as they come.
 
@@ -552,6 +552,10 @@ class Driver:
             Tokens that end the run (and are still yielded).
         start_pos : int
             The KV cache below is kept: a conversation goes on.
+        drafts : bool
+            All tokens but the first are drafts, which one pass checks: those that are drawn are
+            events, then the one that is drawn instead of the first that is not, and so on. Without
+            top-k, and at most as many tokens as the board has lanes.
 
         Raises
         ------
@@ -583,7 +587,7 @@ class Driver:
             "start_pos": start_pos, "prompt": len(tokens), "max_new": min(max_new, context),
             "inv_t_mant": sampling.inv_t_mant, "inv_t_shift": sampling.inv_t_shift,
             "top_k": sampling.top_k, "top_p": sampling.top_p, "seed": sampling.seed,
-            "batch": 0, "stop_count": len(stop_ids)}
+            "batch": 0, "drafts": int(drafts), "stop_count": len(stop_ids)}
         for i in range(STOP_IDS):
             registers[f"stop_id_{i}"] = stop_ids[i] if i < len(stop_ids) else 0
         assert set(registers) == {f.name for f in RUN_REGS}

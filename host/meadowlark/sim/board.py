@@ -107,7 +107,7 @@ class SimBoard:
         self._sim = self._lib.sim_new(ctypes.byref(facts))
         at = ctypes.cast(self._lib.sim_memory(self._sim), ctypes.POINTER(ctypes.c_uint8))
         self.memory = np.ctypeslib.as_array(at, (facts.size_bytes,))
-        self._tapped = np.zeros(0, np.int32)
+        self._forget()
         self._recorded: list[np.ndarray] | None = None      # parts of a recording
 
     def close(self) -> None:
@@ -126,7 +126,7 @@ class SimBoard:
     def reset(self) -> None:
         """Reset the core, empty the queues and clear the counters; memory keeps its contents."""
         self._lib.sim_reset(self._sim)
-        self._tapped = np.zeros(0, np.int32)
+        self._forget()
 
     def push(self, raw: bytes) -> None:
         """Queue bytes towards the core; they move while :meth:`run` runs."""
@@ -200,7 +200,8 @@ class SimBoard:
         return {x: int(getattr(c, x)) for x in COUNTERS}
 
     def take_logits(self, rows: int) -> list[np.ndarray]:
-        """Logits of the head passes completed since the last call: int32[rows] each.
+        """Logits of the head passes completed since the last call: int32[rows] for each token that
+        has some, in order.
 
         A pass that is not complete yet waits for the next call; one that was cut short by an abort
         is dropped.
@@ -208,16 +209,28 @@ class SimBoard:
         values = np.empty(self._lib.sim_logits(self._sim), np.int32)
         starts = np.empty(self._lib.sim_starts(self._sim), np.uint64)
         self._lib.sim_take_logits(self._sim, values.ctypes.data, starts.ctypes.data)
-        cuts = starts.astype(np.int64) + len(self._tapped)
-        parts = np.split(np.concatenate([self._tapped, values]), cuts)
-        unfinished = len(parts[-1]) != rows
-        self._tapped = parts.pop() if unfinished else np.zeros(0, np.int32)
-        return [p for p in parts if len(p) == rows]
+        starts = np.concatenate([self._begun, starts.astype(np.int64) + len(self._tapped)])
+        values = np.concatenate([self._tapped, values])
+        # The tokens' logits of a row stand one behind the other, and each of row 0 is a start.
+        passes = np.flatnonzero(np.diff(starts, prepend=-2) > 1)
+        out: list[np.ndarray] = []
+        self._forget()
+        for first, behind in zip(passes, [*passes[1:], len(starts)]):
+            end = len(values) if behind == len(starts) else starts[behind]
+            part, turns = values[starts[first]:end], behind - first
+            if len(part) == turns * rows:
+                out += list(part.reshape(rows, turns).T)
+            elif end == len(values):
+                self._tapped, self._begun = part, starts[first:] - starts[first]
+        return out
+
+    def _forget(self) -> None:
+        self._tapped, self._begun = np.zeros(0, np.int32), np.zeros(0, np.int64)
 
     def drop_logits(self) -> None:
         """Forget what the tap has seen."""
         self.take_logits(0)
-        self._tapped = np.zeros(0, np.int32)
+        self._forget()
 
     def record(self, passes: int) -> None:
         """Record what the units do in runs from now on, in so many passes at most.
