@@ -54,6 +54,14 @@ def _causes(reader, store, issue, engine, vector, sequencer) -> dict:
         "saturations": vector.saturations, "score_saturations": engine.saturations}
 
 
+def _sampled(sequencer, sampler):
+    """Between the two, as they name it."""
+    for name in ("position", "last", "start", "finish", "turn"):
+        yield getattr(sampler, name).eq(getattr(sequencer, f"sample_{name}"))
+    for name in ("done", "token", "crc"):
+        yield getattr(sequencer, f"sample_{name}").eq(getattr(sampler, name))
+
+
 def _written(seq, fetch, *placed):
     """What the host writes long before a run needs it: sinks and their sources."""
     for name in ("prog_en", "prog_addr", "prog_data"):
@@ -203,11 +211,8 @@ class Core(wiring.Component):
             fetch.start.eq(sequencer.fetch_start), fetch.start_pc.eq(sequencer.fetch_pc),
             sequencer.token_addr.eq(fetch.token_addr), fetch.token_data.eq(sequencer.token_data),
             sequencer.pass_end.eq(issue.pass_end),
-            sampler.run.eq(link.seq.run), sampler.position.eq(sequencer.sample_position),
-            sampler.start.eq(sequencer.sample_start), sampler.finish.eq(sequencer.sample_finish),
-            sequencer.sample_done.eq(sampler.done), sequencer.sample_token.eq(sampler.token),
-            sampler.last.eq(sequencer.sample_last), sampler.turn.eq(sequencer.sample_turn),
-            sequencer.sample_crc.eq(sampler.crc), link.counter_data.eq(counters.data)]
+            sampler.run.eq(link.seq.run), link.counter_data.eq(counters.data),
+            *_sampled(sequencer, sampler)]
 
         # What crosses the chip, (sink, source, registers on the way): blocks have none for it.
         faults = {Error.BAD_INSTRUCTION: issue.bad_op, Error.PROGRAM_END: fetch.program_end,

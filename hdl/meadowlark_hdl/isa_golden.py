@@ -19,7 +19,7 @@ from .compute.rope_golden import rope
 from .compute.softmax_golden import MASKED, output_scale, probabilities, saturated, scores
 from .compute.tiling_engine_golden import FLOATS_KEPT, broadcast, diagonal, dot
 from .config import Config
-from .control.fetch_golden import (GoldenTiles, ProgramError, blamed, last_sv, need,
+from .control.fetch_golden import (GoldenTiles, ProgramError, blamed, check_model, last_sv, need,
                                    stream_chunks)
 from .sampler.sampler_golden import Sampling, sample
 from .control.sequencer_golden import (Lots, Pass, Place, batch_pass, context_limit, draft_pass,
@@ -69,20 +69,8 @@ class GoldenCore:
         self.config, self.program, self.model = config, program, model
         self.head = 1 << model["head_log2"]
         self.slots = model["blocks"] * config.P         # tokens of a pass, at most
-        for what, has, limit in (
-                ("a head", config.W, self.head),
-                ("a head", model["head_log2"], config.MAX_HEAD_LOG2),
-                ("hidden", config.W, model["hidden"]),
-                ("values of a token", model["hidden"], model["stride"]),
-                ("blocks", 1, model["blocks"]), ("group", 1, model["group"]),
-                ("eps", 1, model["eps"]),
-                ("residual", self.slots * model["stride"], config.residual_values),
-                ("RoPE", self.slots * self.head // 2, config.rope_pairs),
-                ("activations", model["blocks"] * model["block_words"], config.act_words),
-                ("scratch", self.slots * model["token_words"] * config.W, config.scratch_bytes),
-                ("memory", len(memory), memory_bytes)):
-            if has > limit:
-                raise ProgramError(f"model registers that cannot be: {what}, {has} > {limit}")
+        need(len(memory) <= memory_bytes, "model registers that cannot be: memory")
+        check_model(config, model)
         rng = np.random.default_rng(seed)
         self.memory = np.concatenate([
             np.frombuffer(memory, np.uint8),
@@ -152,11 +140,8 @@ class GoldenCore:
         ValueError
             No token, too many, or one beyond the vocabulary.
         """
-        tokens = token_ids(tokens, self.model["vocab"])
         need(len(tokens) <= self.config.P, "more drafts than lanes")
-        logits = self.run(draft_pass(self.config, self.model, start_pos, len(tokens)), tokens)
-        assert logits is not None
-        return logits
+        return self._each(tokens, draft_pass(self.config, self.model, start_pos, len(tokens)))
 
     def batch(self, tokens: Sequence[int], places: Sequence[Place]) -> np.ndarray:
         """Take 1..P tokens, each to a place of its own, in one pass -> logits of each,
@@ -167,9 +152,11 @@ class GoldenCore:
         ValueError
             Not as many tokens as places, none or too many, or one beyond the vocabulary.
         """
-        tokens = token_ids(tokens, self.model["vocab"])
         need(len(tokens) == len(places) <= self.config.P, "no place for each of 1..P tokens")
-        logits = self.run(batch_pass(self.config, self.model, places), tokens)
+        return self._each(tokens, batch_pass(self.config, self.model, places))
+
+    def _each(self, tokens: Sequence[int], p: Pass) -> np.ndarray:
+        logits = self.run(p, token_ids(tokens, self.model["vocab"]))
         assert logits is not None
         return logits
 

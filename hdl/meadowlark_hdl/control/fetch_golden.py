@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -63,6 +63,21 @@ def walk(config: Config, program: Sequence[Instruction], p: Pass, pc: int,
             yield pc, None
             return
         pc += 1
+
+
+def check_model(config: Config, model: Mapping[str, int]) -> None:
+    """Raises ProgramError unless a core can run what the model registers say."""
+    head, slots = 1 << model["head_log2"], model["blocks"] * config.P
+    for what, has, limit in (
+            ("a head", config.W, head), ("a head", model["head_log2"], config.MAX_HEAD_LOG2),
+            ("hidden", config.W, model["hidden"]),
+            ("values of a token", model["hidden"], model["stride"]),
+            ("blocks", 1, model["blocks"]), ("group", 1, model["group"]), ("eps", 1, model["eps"]),
+            ("residual", slots * model["stride"], config.residual_values),
+            ("RoPE", slots * head // 2, config.rope_pairs),
+            ("activations", model["blocks"] * model["block_words"], config.act_words),
+            ("scratch", slots * model["token_words"] * config.W, config.scratch_bytes)):
+        need(has <= limit, f"model registers that cannot be: {what}, {has} > {limit}")
 
 
 def last_sv(program: Sequence[Instruction], pc: int) -> int:

@@ -115,26 +115,7 @@ class Sequencer(wiring.Component):
         m.submodules.generation = generation = Generation(config)
         m.submodules.guard = guard = Guard(watchdog_log2=self.watchdog_log2)
         m.submodules.tokens = tokens = TokenMemory(config)
-        wiring.connect(m, generation.memory, tokens.own)
-        wiring.connect(m, generation.events, wiring.flipped(link.events))
-        m.d.comb += [part.run.eq(link.run) for part in (admission, passes, generation)]
-        m.d.comb += [part.model.eq(link.model) for part in (admission, passes)]
-        m.d.comb += [getattr(guard, name).eq(getattr(self, name))
-                     for name in ("faults", "fault_pc", "progress", "ready")]
-        m.d.comb += [
-            admission.ready.eq(self.ready), guard.abort.eq(link.abort),
-            passes.give_up.eq(guard.give_up), passes.pass_end.eq(self.pass_end),
-            passes.token.eq(generation.done), generation.position.eq(passes.position),
-            generation.token.eq(self.sample_token), generation.crc.eq(self.sample_crc),
-            tokens.busy.eq(link.busy), tokens.host.en.eq(link.token_en),
-            tokens.host.addr.eq(link.token_addr), tokens.host.data.eq(link.token_data),
-            self.token_data.eq(tokens.data),
-            link.error.eq(guard.error), link.error_pc.eq(guard.error_pc),
-            self.link_stall.eq(link.events.valid & ~link.events.ready),
-            self.pass_.eq(passes.pass_), self.sample_position.eq(passes.position),
-            self.fetch_start.eq(passes.fetch_start), self.fetch_pc.eq(passes.fetch_pc),
-            self.sample_start.eq(passes.fetch_start & passes.pass_.final)]
-
+        self._wire(m, admission, passes, generation, guard, tokens)
         more = self._more(m, passes)
         m.d.comb += [generation.draft.eq(tokens.data),
                      generation.more.eq(more & passes.pass_.batch)]
@@ -224,6 +205,30 @@ class Sequencer(wiring.Component):
         m.d.comb += [link.busy.eq(~fsm.ongoing("IDLE")), tokens.addr.eq(
             Mux(fsm.ongoing("PASS"), self.token_addr, passes.position))]
         return m
+
+    def _wire(self, m: Module, admission: Admission, passes: Passes, generation: Generation,
+              guard: Guard, tokens: TokenMemory) -> None:
+        """The parts, and the ports."""
+        link = self.link
+        wiring.connect(m, generation.memory, tokens.own)
+        wiring.connect(m, generation.events, wiring.flipped(link.events))
+        m.d.comb += [part.run.eq(link.run) for part in (admission, passes, generation)]
+        m.d.comb += [part.model.eq(link.model) for part in (admission, passes)]
+        m.d.comb += [getattr(guard, name).eq(getattr(self, name))
+                     for name in ("faults", "fault_pc", "progress", "ready")]
+        m.d.comb += [
+            admission.ready.eq(self.ready), guard.abort.eq(link.abort),
+            passes.give_up.eq(guard.give_up), passes.pass_end.eq(self.pass_end),
+            passes.token.eq(generation.done), generation.position.eq(passes.position),
+            generation.token.eq(self.sample_token), generation.crc.eq(self.sample_crc),
+            tokens.busy.eq(link.busy), tokens.host.en.eq(link.token_en),
+            tokens.host.addr.eq(link.token_addr), tokens.host.data.eq(link.token_data),
+            self.token_data.eq(tokens.data),
+            link.error.eq(guard.error), link.error_pc.eq(guard.error_pc),
+            self.link_stall.eq(link.events.valid & ~link.events.ready),
+            self.pass_.eq(passes.pass_), self.sample_position.eq(passes.position),
+            self.fetch_start.eq(passes.fetch_start), self.fetch_pc.eq(passes.fetch_pc),
+            self.sample_start.eq(passes.fetch_start & passes.pass_.final)]
 
     def _more(self, m: Module, passes: Passes) -> Signal:
         """Counts the tokens that are drawn from a pass: whether others follow."""

@@ -44,7 +44,7 @@ class Rows(Walker):
         tiles = Countdown(m, instr.tiles.shape(), name="tiles", reset=False)
         blocks, rows, beats = behind(6, "blocks"), behind(8, "rows"), behind(11, "beats")
         # Until a row may start.
-        apart = reg(range(Config.LOGIT_CYCLES * config.P), "apart")
+        apart = self._apart(m)
         wait = Countdown(m, apart.shape(), name="wait", last=False)
         begins = Signal(init=1)                         # a row
         final_tile = Signal()
@@ -70,12 +70,6 @@ class Rows(Walker):
                      head_ends.eq(instr.heads & (in_head == head_mask)),
                      by.eq(Mux((instr.pair != Pair.NONE) | instr.fn.any(), instr.shift, 0))]
         m.d.sync += word_ends.eq(row[:log2_w].all())
-        m.d.sync += apart.eq(config.P - 1)
-        if config.batches:
-            tokens = self.job.pass_.n
-            with m.If((instr.sink == Sink.LOGIT) & self.job.pass_.each & (
-                    tokens >= -(-config.P // Config.LOGIT_CYCLES))):
-                m.d.sync += apart.eq(tokens * Config.LOGIT_CYCLES - 1)
         next_element = Mux(head_ends, instr.y, element + 1)
         next_in_head = (in_head + 1) & head_mask
         with m.If(~self.idle):
@@ -143,3 +137,14 @@ class Rows(Walker):
                                     m.d.sync += self.idle.eq(1)
                                     m.next = "IDLE"
         return m
+
+    def _apart(self, m: Module):
+        """Cycles between the beginnings of two rows, at least, less 1."""
+        P, pass_, apart = self.config.P, self.job.pass_, reg(
+            range(Config.LOGIT_CYCLES * self.config.P), "apart")
+        m.d.sync += apart.eq(P - 1)
+        if self.config.batches:
+            with m.If((self.job.instr.sink == Sink.LOGIT) & pass_.each
+                      & (pass_.n >= -(-P // Config.LOGIT_CYCLES))):
+                m.d.sync += apart.eq(pass_.n * Config.LOGIT_CYCLES - 1)
+        return apart
