@@ -308,7 +308,7 @@ def test_by_beats(image, monkeypatch, sv_cycles):
             p, P, lots = core._pass, core.config.P, None
             slots = np.arange(p.n)
             if op == Op.LINEAR:
-                slots = core._of_pass(i)[-1 if i["sink"] == Sink.LOGIT else 0:]
+                slots = core._of_pass(i)[-len(core._logits) if i["sink"] == Sink.LOGIT else 0:]
                 want = np.concatenate([acc for *_, acc in seen], axis=1)
                 lanes = Lanes(core, i, act, np.concatenate([rows for rows, *_ in seen]))
                 np.testing.assert_array_equal(lanes.of(Kind.ROW, slots, want.shape[1]), want)

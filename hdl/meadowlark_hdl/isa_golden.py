@@ -140,6 +140,7 @@ class GoldenCore:
         ValueError
             No token, too many, or one beyond the vocabulary.
         """
+        tokens = token_ids(tokens, self.model["vocab"])
         need(len(tokens) <= self.config.P, "more drafts than lanes")
         return self._each(tokens, draft_pass(self.config, self.model, start_pos, len(tokens)))
 
@@ -152,11 +153,12 @@ class GoldenCore:
         ValueError
             Not as many tokens as places, none or too many, or one beyond the vocabulary.
         """
+        tokens = token_ids(tokens, self.model["vocab"])
         need(len(tokens) == len(places) <= self.config.P, "no place for each of 1..P tokens")
         return self._each(tokens, batch_pass(self.config, self.model, places))
 
     def _each(self, tokens: Sequence[int], p: Pass) -> np.ndarray:
-        logits = self.run(p, token_ids(tokens, self.model["vocab"]))
+        logits = self.run(p, tokens)
         assert logits is not None
         return logits
 
