@@ -23,7 +23,8 @@ CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
            "smollm3": "SmolLM3ForCausalLM", "phi3": "Phi3ForCausalLM",
            "qwen3": "Qwen3ForCausalLM", "opt": "OPTForCausalLM", "gpt2": "GPT2LMHeadModel",
            "gpt_neox": "GPTNeoXForCausalLM", "gptj": "GPTJForCausalLM", "phi": "PhiForCausalLM",
-           "gpt_neo": "GPTNeoForCausalLM", "gemma3_text": "Gemma3ForCausalLM"}
+           "gpt_neo": "GPTNeoForCausalLM", "gemma3_text": "Gemma3ForCausalLM",
+           "gemma": "GemmaForCausalLM"}
 #: What a small model of a family needs in config.json.
 SMALL = {"gptj": lambda layers: {"rotary_dim": 4},
          "gpt_neo": lambda layers: {"attention_types": [[["global"], layers]]}}
@@ -224,9 +225,9 @@ def random_model(folder: str | Path, *, seed: int, hidden: int = 32, layers: int
         "max_position_embeddings": context, "rms_norm_eps": 1e-5, "rope_theta": rope_theta,
         "tie_word_embeddings": tied, "attention_bias": attention_bias, "mlp_bias": mlp_bias,
         "bos_token_id": BOS, "eos_token_id": EOS, "torch_dtype": "float32"}
-    if family == "gemma3_text":
+    if family in ("gemma", "gemma3_text"):
         del values["hidden_act"]
-    if head_dim is not None or family in ("qwen3", "gemma3_text"):  # which have another one
+    if head_dim is not None or family in ("qwen3", "gemma", "gemma3_text"):  # with another one
         values["head_dim"] = head_dim or hidden // heads
     (folder / "config.json").write_text(json.dumps({**values, **config}))
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(vocab)))

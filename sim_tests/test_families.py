@@ -20,7 +20,7 @@ from meadowlark.models.families.known import missing
 from meadowlark.models.float_model import FloatModel
 from meadowlark.models.gguf_file import GgufFile
 from meadowlark.models.gguf_model import load_gguf
-from meadowlark.models.graph import Add, Attend, Embed, Head, Linear, Norm, Rope
+from meadowlark.models.graph import Add, Attend, Embed, Gate, Head, Linear, Norm, Rope
 from meadowlark.models.registry import load_model
 from meadowlark.quant.golden import GoldenModel
 from meadowlark.quant.own_text import own_text
@@ -28,6 +28,7 @@ from meadowlark.quant.quantise import quantise
 from meadowlark.quant.shapes import Shapes
 from meadowlark.run.targets import golden_core
 from meadowlark_boards import get_board
+from meadowlark_hdl.isa import Fn
 
 #: Largest difference of logits, as a part of their spread.
 CLOSE = 1e-4
@@ -307,6 +308,7 @@ def test_defaults(tmp_path, seed):
     "gemma3_text": ("query_pre_attn_scalar", "sliding_window", "_sliding_window_pattern",
                     "layer_types", "rope_local_base_freq", "rope_parameters",
                     "attn_logit_softcapping", "hidden_activation"),
+    "gemma": ("hidden_act", "hidden_activation", "head_dim", "num_key_value_heads"),
     "gptj": ("rotary_dim", "n_inner", "rotary"),
     "phi": ("partial_rotary_factor", "num_key_value_heads", "qk_layernorm"),
     "gpt_neo": ("attention_types", "attention_layers", "window_size")}.items())
@@ -403,6 +405,23 @@ def test_gpt_neo(tmp_path, seed):
             (dict(attention_types=[["global", 4]]), "pairs of a list and a number")):
         with pytest.raises(UserError, match=message):
             graph(folder, **values)
+
+
+def test_gemma(tmp_path, seed):
+    """Against a Llama whose weights have all of it multiplied in."""
+    folder = random_model(tmp_path / "m", seed=seed, family="gemma", hidden_act="gelu")
+    model, file = load_model(folder), load_file(folder / "model.safetensors")
+    tensors = {name: value + np.float32(1) if "norm" in name else value
+               for name, value in file.items()}
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    tensors["model.embed_tokens.weight"] = tensors["lm_head.weight"] * np.float32(32 ** 0.5)
+    other = random_model(tmp_path / "o", seed=seed, hidden_act="gelu_pytorch_tanh", tied=False)
+    save_file(tensors, other / "model.safetensors")
+    tokens = np.random.default_rng(seed).integers(0, model.vocab, 20)
+    close(FloatModel(model).forward(tokens), FloatModel(load_model(other)).forward(tokens))
+    assert {op.fn for op in graph(folder, hidden_activation="relu").of(Gate)} == {Fn.RELU}
+    with pytest.raises(UserError, match="hidden_act 'relu' is not supported; name the one"):
+        graph(folder, hidden_act="relu")
 
 
 def test_gemma3(tmp_path, seed):

@@ -102,6 +102,8 @@ class Family(ABC):
         stem, end, layer = _split(weight)
         assert self.arch is not None
         name = _gguf_names(self.arch).get_name(self.names[stem].format(0))
+        if name is None and stem == "head":     # of an architecture whose head is the embedding
+            name = "output"
         assert name is not None, f"the gguf package has no name for {weight}"
         return f"{name.replace('.0.', f'.{layer}.')}.{end}"
 

@@ -3,39 +3,37 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import sqrt
+from typing import Any
 
-import numpy as np
 from gguf import MODEL_ARCH
-from meadowlark_hdl.isa import Fn
 
 from .. import rope
-from ..graph import Graph, Rates, rates
+from ..graph import Rates, rates
 from ..metadata import Metadata
 from .decoder import FULL, HEAD, SLIDING, Decoder, multiplier, sliding
 from .family import Tensors
-from .llama import Llama
+from .gemma import Gemma
 
 #: Norms of a layer.
 _NORMS = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm",
           "norm1_behind": "post_attention_layernorm", "norm2": "pre_feedforward_layernorm",
           "norm2_behind": "post_feedforward_layernorm"}
+_NORMED: Any = dict(qk_norm=HEAD, behind=True)
 
 
-class Gemma3(Llama):
-    """As Qwen3, with norms behind attention and MLP, too; layers with a window rotate by a table of
-    their own; a scaled embedding."""
+class Gemma3(Gemma):
+    """As Gemma, with norms of heads, and behind attention and MLP; layers with a window rotate by a
+    table of their own."""
     name = "gemma3_text"
     classes = ("Gemma3ForCausalLM",)
     arch = MODEL_ARCH.GEMMA3
-    act = "hidden_activation", "gelu_pytorch_tanh"
     defaults = {"head_dim": 256, "num_key_value_heads": 4, "max_position_embeddings": 131072,
                 "sliding_window": 4096, "query_pre_attn_scalar": 256, "tie_word_embeddings": True}
-    names = {**Llama.names, **{f"layers.{{}}.{norm}": f"model.layers.{{}}.{name}"
+    names = {**Gemma.names, **{f"layers.{{}}.{norm}": f"model.layers.{{}}.{name}"
                                for norm, name in _NORMS.items()}}
-    interleaved = False
 
     def from_config(self, config: Metadata) -> Decoder:
-        return replace(_scaled(super().from_config(config)), local=_local(config),
+        return replace(super().from_config(config), local=_local(config), **_NORMED,
                        divisor=sqrt(multiplier(config, "query_pre_attn_scalar", 256.0)))
 
     def rates(self, config: Metadata, head_dim: int) -> Rates:
@@ -47,25 +45,17 @@ class Gemma3(Llama):
         return sliding(config, _kinds(layers, every), config.whole("sliding_window", None))
 
     def from_gguf(self, meta: Metadata, tensors: Tensors, vocab: int) -> Decoder:
-        made, arch = _scaled(super().from_gguf(meta, tensors, vocab)), self.gguf_name
+        made, arch = super().from_gguf(meta, tensors, vocab), self.gguf_name
         every = meta.whole(f"{arch}.attention.sliding_window_pattern", 6)
         local = rates(made.head_dim // 2, meta.number(f"{arch}.rope.freq_base_swa", 10000.0))
         kinds = _kinds(made.layers, every)
-        return replace(made, fn=Fn.GELU_TANH, local=Rates(local), windows={
+        return replace(made, **_NORMED, local=Rates(local), windows={
             i: window for i, window in (made.windows or {}).items() if kinds[i] == SLIDING})
-
-    def restored(self, weight: str, value: np.ndarray, graph: Graph) -> np.ndarray:
-        return value + np.float32(1) if "norm" in weight.rpartition(".")[2] else value
 
 
 def _kinds(layers: int, every: int) -> list[str]:
     """Of layers: one of so many sees all."""
     return [SLIDING if (i + 1) % every else FULL for i in range(layers)]
-
-
-def _scaled(made: Decoder) -> Decoder:
-    """With all that Gemma adds to Llama."""
-    return replace(made, embedding_scale=sqrt(made.hidden), qk_norm=HEAD, behind=True)
 
 
 def _local(config: Metadata) -> Rates:

@@ -7,8 +7,8 @@ from . import families
 _NEEDS = {
     ("deepseek_v2", "deepseek2"): "latent attention (MLA) and experts",
     ("deepseek_v3", "deepseek2"): "latent attention (MLA) and experts",
-    ("gemma", "gemma"): "a family of its own",
     ("gemma2", "gemma2"): "soft caps of scores and logits",
+    ("gemma3", ""): "an encoder of images; its text alone is gemma3_text",
     ("gpt_bigcode", "starcoder"): "a family of its own",
     ("granitemoehybrid", "granitehybrid"): "layers of a state space model, and experts",
     ("lfm2", "lfm2"): "short convolutions",
