@@ -95,7 +95,7 @@ def test_the_table_against_the_context(seed):
 
 @pytest.mark.parametrize("size", [0, 15, LARGEST + 1])
 def test_sizes_that_no_table_has(size):
-    with pytest.raises(UserError, match=f"16 to 4,194,304 bytes, not {size:,}$"):
+    with pytest.raises(UserError, match=f"16 to 2,097,136 bytes, not {size:,}$"):
         make(answers((1, 2)), size)
 
 
@@ -350,7 +350,7 @@ def test_command_writes_its_own(run, tmp_path, monkeypatch):
     (("--measure", "text.txt", "--own", "3"), ("--own is to make a table from",)),
     (("-o", "x.mld", "--text", "text.txt", "--table", "y"), ("leave one of them out",)),
     (("-o", "x.mld", "--text", "text.txt", "--size", "big"), ("300k or 1M", "'big'")),
-    (("-o", "x.mld", "--text", "text.txt", "--size", "9M"), ("not 9,000,000",)),
+    (("-o", "x.mld", "--text", "text.txt", "--size", "2.1M"), ("not 2,100,000",)),
     (("-o", "x.mld", "--text", "empty.txt"), ("empty.txt has no tokens",)),
     (("-o", "x.mld", "--chats", "text.txt"), ("text.txt holds no conversations",)),
     (("-o", "x.mld", "--own", "2", "--prompts", "empty.txt"), ("no prompts in empty.txt",)),

@@ -15,11 +15,15 @@ BUCKET_BYTES = 4 * SLOTS
 TOKEN_BITS, TAG_BITS = 19, 13
 #: No entry: a token that no model has.
 EMPTY = 0xFFFFFFFF
-#: A bucket's number comes from so many bits of the hash; so many buckets a table has at most.
-BUCKET_BITS = 18
+#: A bucket's number comes from so many bits of the hash: a multiplier of 18 signed bits takes them.
+BUCKET_BITS = 17
+#: Buckets of a table at most.
+MOST_BUCKETS = (1 << BUCKET_BITS) - 1
 
-_START = 0x9E3779B9
-_WORD = 0xFFFFFFFF
+#: The hash of no token, and its bits.
+START, STATE_BITS = 0x9E3779B9, 32
+
+_WORD = (1 << STATE_BITS) - 1
 
 #: A number, or an array of them (int64).
 Numbers = TypeVar("Numbers", int, np.ndarray)
@@ -40,12 +44,12 @@ def mix(state: Numbers, token: Numbers) -> Numbers:
 
 def start(like: Numbers) -> Numbers:
     """The hash of no token; of an array's shape."""
-    return like * 0 + _START
+    return like * 0 + START
 
 
 def bucket(state: Numbers, buckets: int) -> Numbers:
-    """The bucket of a hash: its upper 18 bits, times 1..2**18 buckets, without the lower 18."""
-    return (state >> 32 - BUCKET_BITS) * buckets >> BUCKET_BITS
+    """The bucket of a hash: its upper 17 bits, times 1..2**17 - 1 buckets, without the lower 17."""
+    return (state >> STATE_BITS - BUCKET_BITS) * buckets >> BUCKET_BITS
 
 
 def tag(state: Numbers) -> Numbers:
@@ -66,7 +70,7 @@ def lookup(table: np.ndarray, tokens: Sequence[int]) -> tuple[int, int] | None:
     -------
     (token, length of the entry's context), or None
     """
-    state, found = _START, None
+    state, found = START, None
     for n in range(1, min(len(tokens), LENGTHS[-1]) + 1):
         state = mix(state, int(tokens[-n]))
         if n not in LENGTHS:

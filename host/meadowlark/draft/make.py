@@ -17,15 +17,15 @@ import numpy as np
 
 from meadowlark_hdl.draft.context_match_golden import LONGEST, SHORTEST
 from meadowlark_hdl.draft.drafter_golden import NEVER
-from meadowlark_hdl.draft.table_lookup_golden import (BUCKET_BITS, BUCKET_BYTES, EMPTY, LENGTHS,
-                                                      SLOTS, TOKEN_BITS, bucket, tag)
+from meadowlark_hdl.draft.table_lookup_golden import (BUCKET_BYTES, EMPTY, LENGTHS,
+                                                      MOST_BUCKETS, SLOTS, TOKEN_BITS, bucket, tag)
 
 from ..errors import UserError
 from .conversations import Conversations
 from .replay import contexts, hashes, lookups, matches, replay, right
 
 #: Bytes of a table at most.
-LARGEST = BUCKET_BYTES << BUCKET_BITS
+LARGEST = BUCKET_BYTES * MOST_BUCKETS
 #: One conversation of so many is held out to see from which length on matches of the context stand
 #: before the table, with so many drafts.
 HELD_OUT, DRAFTS = 8, 7
@@ -129,7 +129,7 @@ def make(said: Conversations, size: int, progress: Progress = lambda text: None,
     ----------
     said : Conversations
     size : int
-        Bytes at most, 16 to 4,194,304; a smaller one where the entries that bring anything are so
+        Bytes at most, 16 to 2,097,136; a smaller one where the entries that bring anything are so
         few.
     progress : callable, optional
 

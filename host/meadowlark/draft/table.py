@@ -11,8 +11,8 @@ import numpy as np
 
 from meadowlark_hdl.draft.context_match_golden import SHORTEST
 from meadowlark_hdl.draft.drafter_golden import NEVER
-from meadowlark_hdl.draft.table_lookup_golden import (BUCKET_BITS, BUCKET_BYTES, EMPTY, LENGTHS,
-                                                      SLOTS, TOKEN_BITS)
+from meadowlark_hdl.draft.table_lookup_golden import (BUCKET_BYTES, EMPTY, LENGTHS,
+                                                      MOST_BUCKETS, SLOTS, TOKEN_BITS)
 
 from ..errors import UserError, brief
 from ..files import DATA, foreign, write_atomic
@@ -92,7 +92,7 @@ class DraftTable:
         """
         try:
             with open(path, "rb") as file:
-                content = file.read(_PREFIX.size + MAX_HEADER + (BUCKET_BYTES << BUCKET_BITS) + 1)
+                content = file.read(_PREFIX.size + MAX_HEADER + BUCKET_BYTES * MOST_BUCKETS + 1)
         except OSError as error:
             raise UserError(f"cannot read the table of drafts {path}: {error.strerror or error}"
                             ) from error
@@ -120,7 +120,7 @@ class DraftTable:
                 or not all(isinstance(value, str) for value in texts.values()):
             raise TypeError("a value of another kind in its header")
         buckets = numbers.pop("buckets")
-        if not 1 <= buckets <= 1 << BUCKET_BITS or len(memory) != BUCKET_BYTES * buckets:
+        if not 1 <= buckets <= MOST_BUCKETS or len(memory) != BUCKET_BYTES * buckets:
             raise ValueError(f"{buckets} buckets in {len(memory)} bytes")
         if header["lengths"] != list(LENGTHS) or not SHORTEST <= numbers["least"] <= NEVER:
             raise ValueError("of another rule")
