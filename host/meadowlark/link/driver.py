@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 from zlib import crc32
 
 from meadowlark_hdl.config import Config
@@ -298,10 +299,10 @@ class Driver:
                 raise BoardError(f"the board has {has} than this program; build the bitstream "
                                  "again with this version")
         self._until = None
-        values = {f.name: bool(facts[f.name]) if f.bits == 1 else facts[f.name]
-                  for f in CONFIG_REGS}
+        sizes: dict[str, Any] = {f.name: bool(facts[f.name]) if f.bits == 1 else facts[f.name]
+                                 for f in CONFIG_REGS}
         try:
-            config = Config(**values)
+            config = Config(**sizes)
         except ValueError as error:
             raise BoardError(f"the board describes a core that cannot be ({error}); build the "
                              "bitstream again with this version") from error
