@@ -151,7 +151,7 @@ class Core(wiring.Component):
                                          *(vector.DOMAINS if sleep else ()))
         m.submodules.sampler = napping(
             m, _restarted(sampler, flush_of("sampler")), "sampler", flush | sampler.start
-            | sampler.logit.valid | sampler.finish | sampler.busy | sampler.done
+            | sampler.logit.valid | sampler.finish | sampler.busy | (sampler.turn != 0)
             | sampler.places.en, sleep=sleep, linger=64)
         known = Signal(2)                       # what the link has seen of the core's state
         m.d.sync += known.eq(Cat(link.seq.busy, self.mem.ready))
