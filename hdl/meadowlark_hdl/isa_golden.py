@@ -189,8 +189,8 @@ class GoldenCore:
                 if token in stop_ids or position == context_limit(self.config) or not max_new:
                     return
                 if token != draft:
+                    tokens, start_pos, drafts = [token], position, False
                     break
-            tokens, start_pos, drafts = [token], position, False
 
     def run(self, p: Pass, tokens: Sequence[int]) -> np.ndarray | None:
         """A pass -> logits of its last token, or of each, int32[1 or n, vocab]; None if it is not
