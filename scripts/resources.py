@@ -43,7 +43,8 @@ def measure(name: str) -> dict[str, int]:
     """Cells of a board's chip by kind."""
     board, directory = get_board(name), ROOT / "build" / "resources" / name
     text, _ = design(board, directory)
-    found = synthesise(text, directory, verilog=modules(board, directory))
+    found = synthesise(text, directory, verilog=modules(board, directory),
+                       dense=board.chip.dense)
     return {cell: found.get(cell, 0) for cell in CELLS}
 
 

@@ -237,6 +237,7 @@ def test_the_next_placement_when_one_does_not_route(tmp_path, monkeypatch):
             pass
 
         def synthesise(self, rtlil, directory, **rest):
+            assert rest["dense"] is board.chip.dense is True
             (directory / "top.json").write_text("{}")
             return {}
 

@@ -142,12 +142,13 @@ for command in (
 """
 
 
-def test_synthesis(tmp_path):
+@pytest.mark.parametrize("dense", [False, True])
+def test_synthesis(tmp_path, dense):
     """The netlist is proved to be the design, whatever the carries are that are not connected."""
     pytest.importorskip("pyosys", reason="make setup-synth")
     text = rtlil.convert(Sums(), name="top", emit_src=False)
     (tmp_path / "gold.il").write_text(text)
-    synthesise(text, tmp_path)
+    synthesise(text, tmp_path, dense=dense)
     netlist = json.loads((tmp_path / "top.json").read_text())
     chains = [cell["connections"] for cell in netlist["modules"]["top"]["cells"].values()
               if cell["type"] == "CCU2C"]

@@ -30,10 +30,13 @@ class Chip:
     pins : (int, int), optional
         Where on the FPGA the memory's pins are, (x, y) in tiles: its controller will be beside
         them.
+    dense : bool
+        The core fills the FPGA so far that few LUTs and wires come before speed.
     """
     platform: str = ""
     loader: str = ""
     pins: tuple[int, int] | None = None
+    dense: bool = False
 
     @property
     def follows_core(self) -> bool:

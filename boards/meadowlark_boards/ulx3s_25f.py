@@ -33,5 +33,5 @@ BOARD = Board(
     link=LINK,
     family=ECP5,
     chip=replace(CHIP, platform="amaranth_boards.ulx3s:ULX3S_25F_Platform", pins=(72, 27),
-                 clock_mhz=None, phase=3 / 4),
+                 clock_mhz=None, phase=3 / 4, dense=True),
 )

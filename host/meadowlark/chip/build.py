@@ -215,7 +215,7 @@ def build(board: Board, directory: Path, *, seeds: int = 3,
     rtlil, pins = design(board, directory)
     (directory / tools.pins).write_text(pins)
     cells = tools.synthesise(rtlil, directory, verilog=modules(board, directory),
-                             progress=progress)
+                             dense=board.chip.dense, progress=progress)
     tried: dict[int, float | None] = {}
     best: tuple[int, Report] | None = None
     for seed in range(1, seeds + 1):

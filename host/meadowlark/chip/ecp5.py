@@ -47,6 +47,10 @@ FEW_CONTROL_SETS = " ".join([
     "dfflegalize -minsrst 64 -mince 4", "-cell $_DFF_?_ 01 -cell $_DFF_?P?_ r -cell $_SDFF_?P?_ r",
     "-cell $_DFFE_??_ 01 -cell $_DFFE_?P??_ r -cell $_SDFFE_?P??_ r"])
 
+#: For a chip that is nearly full: fewer LUTs and wires, and more levels of them. A mux of a slice
+#: binds two LUTs into it, each with wires of its own to what both hear.
+_DENSE, _DENSE_MAPPING = ["-nowidelut"], "scratchpad -copy abc9.script.flow3 abc9.script"
+
 #: State registers of Amaranth's FSMs, whose first state is 0. Yosys gives those a bit a state that
 #: have no initial value: fewer levels of logic. A first state is then 1. Those of other Verilog are
 #: not marked, and stay as they are.
@@ -102,7 +106,8 @@ def _nextpnr() -> str | None:
 
 
 def synthesise(rtlil: str, directory: Path, *, top: str = "top", options: Sequence[str] = (),
-               verilog: Sequence[Path] = (), progress: Progress | None = None) -> dict[str, int]:
+               verilog: Sequence[Path] = (), dense: bool = False,
+               progress: Progress | None = None) -> dict[str, int]:
     """Synthesise for ECP5.
 
     Parameters
@@ -118,6 +123,8 @@ def synthesise(rtlil: str, directory: Path, *, top: str = "top", options: Sequen
         More options of ``synth_ecp5``.
     verilog : sequence of Path
         Modules that the design only names.
+    dense : bool
+        Few LUTs and wires come before speed.
 
     Returns
     -------
@@ -127,13 +134,14 @@ def synthesise(rtlil: str, directory: Path, *, top: str = "top", options: Sequen
     check_tools()
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "top.il").write_text(relax(rtlil))
-    command = " ".join(["synth_ecp5", "-top", top, *options])
+    command = " ".join(["synth_ecp5", "-top", top, *(_DENSE if dense else []), *options])
     others = [f"read_verilog {path.resolve()}" for path in verilog]
     # Split nets: with some vectors abc9 of Yosys 0.70 stops at an assertion about widths.
     _run([sys.executable, "-c", _YOSYS, "read_rtlil top.il", KEEP_APART, _STATES_OPEN, *others,
           f"tee -o {_COARSE_LOG} {command} -run :map_ram", _FIRST_STATES,
           f"{command} -run map_ram:map_ffs", FEW_CONTROL_SETS, f"{command} -run map_ffs:map_luts",
-          "splitnets", f"{command} -run map_luts: -json top.json"],
+          "splitnets", *([_DENSE_MAPPING] if dense else []),
+          f"{command} -run map_luts: -json top.json"],
          directory, "yosys.log", _YOSYS_STEP, progress)
     netlist = json.loads((directory / "top.json").read_text())
     module = netlist["modules"][top]
@@ -388,8 +396,8 @@ class Ecp5Tools:
         check_tools()
 
     def synthesise(self, rtlil: str, directory: Path, *, verilog: Sequence[Path] = (),
-                   progress: Progress | None = None) -> dict[str, int]:
-        return synthesise(rtlil, directory, verilog=verilog, progress=progress)
+                   dense: bool = False, progress: Progress | None = None) -> dict[str, int]:
+        return synthesise(rtlil, directory, verilog=verilog, dense=dense, progress=progress)
 
     def place_and_route(self, platform: Any, directory: Path, *, seed: int, freq_mhz: float,
                         pins: Path, memory_pins: tuple[int, int] | None = None,

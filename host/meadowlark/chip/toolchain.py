@@ -69,9 +69,9 @@ class Toolchain(Protocol):
         """Raise a ``UserError`` that says what to install unless the tools are."""
 
     def synthesise(self, rtlil: str, directory: Path, *, verilog: Sequence[Path] = (),
-                   progress: Progress | None = None) -> dict[str, int]:
+                   dense: bool = False, progress: Progress | None = None) -> dict[str, int]:
         """Synthesise a chip, module ``top``, to ``top.json``; the count of each kind of cell.
-        ``verilog``: modules that it only names."""
+        ``verilog``: modules that it only names. ``dense``: see :attr:`.Chip.dense`."""
         ...
 
     def place_and_route(self, platform: Any, directory: Path, *, seed: int, freq_mhz: float,
