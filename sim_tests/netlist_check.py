@@ -20,7 +20,7 @@ from conftest import ICARUS, NO_ICARUS
 from meadowlark.chip.ecp5 import synthesise
 from meadowlark_hdl.tech.ecp5 import ECP5
 
-CASE = "w4p5"
+CASE = "w4p3"
 FLATTEN = """
 from pyosys import libyosys
 design = libyosys.Design()

@@ -92,7 +92,7 @@ class Case:
         W = int(rng.choice([4, 8, 16, 32]))
         sv_cycles = int(rng.choice([c for c in (2, 4, 8, 16) if c <= W // 2]))
         self.config = Config(
-            W=W, P=int(rng.integers(5, 13)), bus_bytes=int(rng.choice([2, 4])),
+            W=W, P=int(rng.integers(5 if W == 32 else 3, 13)), bus_bytes=int(rng.choice([2, 4])),
             act_words=4096, residual_values=1 << 16, rope_pairs=1 << 16,
             score_depth=1 << int(rng.integers(6, 11)), tile_beats=1 << int(rng.integers(4, 10)),
             sv_cycles=sv_cycles)

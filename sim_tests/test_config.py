@@ -10,7 +10,7 @@ GOOD = Config(W=16, P=8, bus_bytes=4)
 @pytest.mark.parametrize(("changes", "message"), [
     ({"W": 12}, "W must be 4, 8, 16 or 32, not 12"),
     ({"W": 64}, "W must be 4, 8, 16 or 32, not 64"),
-    ({"P": 3}, r"P must be in 4\.\.32, not 3"),
+    ({"P": 2}, r"P must be in 3\.\.32, not 2"),
     ({"W": 32, "P": 4}, "P must be at least 5 with W=32, not 4"),
     ({"bus_bytes": 32}, "bus_bytes must be a power of two of at most W=16, not 32"),
     ({"bus_bytes": 3}, "bus_bytes must be a power of two of at most W=16, not 3"),

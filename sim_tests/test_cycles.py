@@ -64,7 +64,7 @@ def test_lower_bounds(case):
                     rows = (i["tiles"] - 1) * i["rows"] + i["last_rows"]
                     blocks = 1 if i["last"] else p.nb
                     if not i["last"] or p.final:
-                        array += rows * blocks * max(i["row_beats"], c.P)
+                        array += rows * blocks * max(i["row_beats"], c.row_cycles)
                 if i["op"] == Op.END and not (i["last"] and p.final):
                     break
         spent = sum(s.work for name, s in r.by_kind().items() if name.startswith("LINEAR"))

@@ -21,7 +21,7 @@ from meadowlark_hdl.isa import NO_WINDOW, Fn, Header, Instruction, Mode, Op, Pai
 
 CONFIGS = {"w16p8": Config(W=16, P=8, bus_bytes=2, act_words=128, score_depth=1024, tile_beats=64,
                            tile_rows=16, residual_values=4096),
-           "w8p5": Config(W=8, P=5, bus_bytes=2, act_words=128, score_depth=512, tile_beats=64,
+           "w8p3": Config(W=8, P=3, bus_bytes=2, act_words=128, score_depth=512, tile_beats=64,
                           tile_rows=16, residual_values=4096, vector_products=8)}
 HIDDEN = 64
 

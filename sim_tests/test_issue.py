@@ -19,7 +19,7 @@ from meadowlark_hdl.signatures import ModelLayout, PassLayout, ScratchCommand
 from presented import a_pass, check, of_heads, random_work, repeated, tiles_of
 
 CONFIGS = {f"w{w}p{p}": Config(W=w, P=p, bus_bytes=2, act_words=64, score_depth=64, tile_beats=32,
-                               tile_rows=8, rope_pairs=256) for w, p in ((4, 4), (8, 6), (16, 4))}
+                               tile_rows=8, rope_pairs=256) for w, p in ((4, 3), (8, 6), (16, 4))}
 
 
 def bench_of(dut, n):
@@ -185,4 +185,4 @@ def test_issue(case, sim, seed):
 
 def test_sum_gap_rejected():
     with pytest.raises(ValueError, match=r"^sum_gap must be at least 1, not 0$"):
-        Issue(CONFIGS["w4p4"], sum_gap=0)
+        Issue(CONFIGS["w4p3"], sum_gap=0)

@@ -53,7 +53,7 @@ def test_shapes_are_those_of_quantiser_and_compiler(seed, case, tmp_path):
     path = drawn_model(rng, tmp_path)
     model, weights = load_model(path), rng.choice(("auto", "auto", "int8"))
     shapes = Shapes.of_model(load_model(path, outline=True), weights)
-    config = Config(W=rng.choice((4, 8, 16)), P=rng.choice((4, 5)), bus_bytes=4, context=4096,
+    config = Config(W=rng.choice((4, 8, 16)), P=rng.choice((3, 4, 5)), bus_bytes=4, context=4096,
                     score_depth=4096)
     widest = max(m.columns for m in shapes.suited(config.W, 32).plan.matrices)
     if rng.random() < 0.5:

@@ -19,7 +19,7 @@ from meadowlark_hdl.config import Config
 from meadowlark_hdl.fixed import rshift, saturate
 from meadowlark_hdl.signatures import Beat, ModelLayout, PassLayout
 
-CONFIGS = {"w4p5": Config(W=4, P=5, bus_bytes=1), "w8p4": Config(W=8, P=4, bus_bytes=1),
+CONFIGS = {"w4p3": Config(W=4, P=3, bus_bytes=1), "w8p4": Config(W=8, P=4, bus_bytes=1),
            "w16p16": Config(W=16, P=16, bus_bytes=4)}
 CONFIGS |= {f"{name}-shared": config.replace(vector_products=8)
             for name, config in CONFIGS.items()}

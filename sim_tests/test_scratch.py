@@ -15,7 +15,7 @@ from meadowlark_hdl.signatures import (ModelLayout, PassLayout, PlaceLayout, Scr
 
 CONFIGS = {f"w{W}b{bus}": Config(W=W, P=P, bus_bytes=bus, scratch_bytes=size, fifo_words=64,
                                  burst_words=32)
-           for W, P, bus, size in ((4, 5, 1, 1024), (8, 4, 8, 2048), (16, 4, 4, 4096),
+           for W, P, bus, size in ((4, 3, 1, 1024), (8, 4, 8, 2048), (16, 4, 4, 4096),
                                    (16, 4, 16, 1024), (32, 6, 8, 2048))}
 
 

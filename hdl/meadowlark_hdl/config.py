@@ -19,7 +19,7 @@ class Config:
     ----------
     W : int, power of two, 4..32
         Weights per beat and multipliers per lane. A *chunk* of memory is W bytes.
-    P : int, 4..32
+    P : int, 3..32
         Token lanes.
     bus_bytes : int, power of two, at most W
         Width of the memory bus.
@@ -94,7 +94,7 @@ class Config:
             if not ok:
                 raise ValueError(what)
         need(_pow2(self.W) and 4 <= self.W <= 32, f"W must be 4, 8, 16 or 32, not {self.W!r}")
-        need(4 <= self.P <= 32, f"P must be in 4..32, not {self.P!r}")
+        need(3 <= self.P <= 32, f"P must be in 3..32, not {self.P!r}")
         need(_pow2(self.bus_bytes) and self.bus_bytes <= self.W,
              f"bus_bytes must be a power of two of at most W={self.W}, not {self.bus_bytes!r}")
         for name in ("score_depth", "tile_beats", "fifo_words", "prog_depth", "context",
@@ -141,6 +141,12 @@ class Config:
     SUM_BLOCKS = 16     # lots of which a lane keeps the maximum and the sum
     LOGIT_CYCLES = 4    # in which the sampler takes a logit
     ACC_TURN = 4        # cycles from a slice to the same slice, at least
+
+    @property
+    def row_cycles(self) -> int:
+        """Cycles from one row's results to the next row's, at least: P leave one a cycle, and what
+        is read for them, and written back, wants 4."""
+        return max(4, self.P)
 
     @property
     def bus_per_chunk(self) -> int:

@@ -145,8 +145,9 @@ class TilingEngine(wiring.Component):
         """What belongs to the results of a row, and when they leave.
 
         Rows in flight wait for their results: written when their scale stands in its register,
-        taken when lane 0's result leaves. Rows are P >= 4 cycles apart and take at most 15 + 5 + 3
-        cycles, so 16 entries never fill; and where one goes stands until its scale is there.
+        taken when lane 0's result leaves. Rows are ``row_cycles`` apart, 4 or
+        more, and take at most 15 + 5 + 3 cycles, so 16 entries never fill; and where one goes
+        stands until its scale is there.
         """
         m, control, P = pipe.m, self.control, self.config.P
         scale = pipe.at(2, self.scale, name="scale").reg("scale")

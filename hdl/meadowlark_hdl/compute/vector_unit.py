@@ -49,8 +49,8 @@ class VectorUnit(Piped):
     A result brings along what becomes of it, and NORM has a port of its own: no instruction is
     known here. What comes back to a value later travels beside it.
 
-    Results of a row come P >= 4 cycles apart from the next row's for the same lane (RESIDUAL,
-    pairs); rows 2i and 2i+1 of a block follow each other. Rows of DRAIN start at least
+    Results of a row come ``row_cycles`` or more before the next row's for the same lane
+    (RESIDUAL, pairs); rows 2i and 2i+1 of a block follow each other. Rows of DRAIN start at least
     ``sum_gap`` cycles after the row of SUM. Results for residual and sampler of tokens
     that the pass does not have (lanes beyond n) are dropped; with ``heads`` so are those of unused
     lanes. y is even for ROPE, and a multiple of W for NORM.

@@ -23,7 +23,7 @@ def SummedLot(config: Config) -> data.StructLayout:
 
 def sum_row(config: Config, sum_gap: int) -> int:
     """Cycles from a row of sums to the first element's: its results leave one a cycle as well."""
-    return max(sum_gap, config.P)
+    return max(sum_gap, config.row_cycles)
 
 
 class Drain(wiring.Component):
@@ -32,10 +32,10 @@ class Drain(wiring.Component):
     It waits for nobody. The lanes have one way to read their accumulators, and one to their sums:
     when it needs them it takes the cycle, and :class:`.KeyBeats` pauses. That is once a row.
 
-    Timing: the sums ``FIRST`` cycles after the beat that was the lot's last one, or ``P`` cycles
-    after the row before; max(sum_gap, P) cycles later the first element, then one every P cycles,
-    so that the P results of a row have left before those of the next one. A row of sums takes its
-    own cycle, a row of elements that ``DRAIN_LATER`` cycles later.
+    Timing: the sums ``FIRST`` cycles after the beat that was the lot's last one, or ``row_cycles``
+    after the row before; max(sum_gap, ``row_cycles``) later the first element, then one every
+    ``row_cycles``, so that the P results of a row have left before those of the next one. A row of
+    sums takes its own cycle, a row of elements that ``DRAIN_LATER`` cycles later.
 
     Parameters
     ----------
@@ -75,8 +75,9 @@ class Drain(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config, c, lot = self.config, self.control, self.lots.payload
-        P, log2_w, log2_parts = config.P, ceil_log2(config.W), ceil_log2(config.sv_cycles)
-        settle = results_settle(config) - P         # after the time of the last row
+        log2_w, log2_parts = ceil_log2(config.W), ceil_log2(config.sv_cycles)
+        apart = config.row_cycles
+        settle = results_settle(config) - apart     # after the time of the last row
         wait = Countdown(m, range(max(self.sum_row, settle + 1)), name="wait", last=False)
         left = Countdown(m, 10, name="elements", behind=True, reset=False)
         begin, sums, element, final = Signal(), Signal(), Signal(), reg(1, "final")
@@ -123,7 +124,8 @@ class Drain(wiring.Component):
                         m.next = "ELEMENTS"
             with m.State("ELEMENTS"):
                 with m.If(~wait.some):
-                    m.d.sync += [element.eq(1), final.eq(left.last), wait.load(P - 1), left.step()]
+                    m.d.sync += [element.eq(1), final.eq(left.last), wait.load(apart - 1),
+                                 left.step()]
                     with m.If(left.last):
                         m.next = "NEXT"
         with m.If(begin):

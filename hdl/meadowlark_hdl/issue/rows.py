@@ -15,9 +15,10 @@ class Rows(Walker):
     """Each tile, each block of tokens, each row, each beat; with ``last`` only the last block. Rows
     of a diagonal are a beat, and W of them share a word of activations.
 
-    Timing: ``TILE`` cycles a tile, and blocks * rows * max(row_beats, P), so that the P results of
-    a row have left before those of the next one. In a pass of which ``each`` token has logits, rows
-    of logits are at least 4 cycles for each token apart, because the sampler takes one in 4.
+    Timing: ``TILE`` cycles a tile, and blocks * rows * max(row_beats, ``row_cycles``), so that the
+    P results of a row have left before those of the next one. In a pass of which ``each`` token has
+    logits, rows of logits are at least 4 cycles for each token apart, because the sampler takes one
+    in 4.
 
     Members
     -------
@@ -65,7 +66,7 @@ class Rows(Walker):
         m.d.sync += [beat_end.eq(instr.row_beats - 1), one_beat.eq(instr.row_beats == 1)]
         m.d.comb += [
             c.x_addr.eq(x_addr), c.dot_keep.eq(~begins), c.beat.eq(tile_beat), c.tile_row.eq(row)]
-        # Rows are P >= 4 cycles apart, so what follows from the last one's end may come later.
+        # Rows are 4 cycles apart or more, so what follows from the last one's end may come later.
         m.d.sync += [head_mask.eq((1 << self.job.model.head_log2) - 1),
                      head_ends.eq(instr.heads & (in_head == head_mask)),
                      by.eq(Mux((instr.pair != Pair.NONE) | instr.fn.any(), instr.shift, 0))]
@@ -140,11 +141,11 @@ class Rows(Walker):
 
     def _apart(self, m: Module):
         """Cycles between the beginnings of two rows, at least, less 1."""
-        P, pass_, apart = self.config.P, self.job.pass_, reg(
-            range(Config.LOGIT_CYCLES * self.config.P), "apart")
-        m.d.sync += apart.eq(P - 1)
-        if self.config.batches:
+        config, pass_ = self.config, self.job.pass_
+        apart = reg(range(Config.LOGIT_CYCLES * config.P), "apart")
+        m.d.sync += apart.eq(config.row_cycles - 1)
+        if config.batches:
             with m.If((self.job.instr.sink == Sink.LOGIT) & pass_.each
-                      & (pass_.n >= -(-P // Config.LOGIT_CYCLES))):
+                      & (pass_.n >= -(-config.row_cycles // Config.LOGIT_CYCLES))):
                 m.d.sync += apart.eq(pass_.n * Config.LOGIT_CYCLES - 1)
         return apart

@@ -401,7 +401,7 @@ class _Machine:
     def _linear(self, i: Instruction, p: Pass, spent: Spent) -> None:
         nb = 1 if i["last"] else p.nb
         self._lose(spent, Rows.TILE)
-        row = max(i["row_beats"], self.c.P)
+        row = max(i["row_beats"], self.c.row_cycles)
         if i["sink"] == Sink.LOGIT and p.each:
             row = max(row, p.n * self.c.LOGIT_CYCLES)
         wait = row - i["row_beats"]         # for the results of the row before

@@ -25,7 +25,7 @@ class Drains:
     """
 
     def __init__(self, config: Config, sum_gap: int) -> None:
-        self.period, self.gap = config.P, sum_row(config, sum_gap)
+        self.period, self.gap = config.row_cycles, sum_row(config, sum_gap)
         self.last = -(1 << 30)          # long ago
         #: Rows that take cycles still: of sums, of the first element and of the last one.
         self._rows: deque[tuple[int, int, int]] = deque()
