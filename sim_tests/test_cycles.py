@@ -137,7 +137,7 @@ def test_slower_memory_takes_longer(case):
 def test_latencies_count(case, monkeypatch):
     image, board = case
     base = predict(image, board, prompt=1, generate=4)
-    monkeypatch.setattr(Sampler, "LATENCY", Sampler.LATENCY + 1000)
+    monkeypatch.setattr(Sampler, "GREEDY", Sampler.GREEDY + 1000)
     monkeypatch.setattr(Sequencer, "PLAN", Sequencer.PLAN + 100)
     more = predict(image, board, prompt=1, generate=4)
     # a refresh falls elsewhere than before
