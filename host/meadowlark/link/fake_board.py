@@ -293,4 +293,4 @@ class FakeBoard:
         return self.words[address] if address < REGISTER_WORDS else 0
 
 
-assert len(RUN_REGS) == 10 + STOP_IDS
+assert len(RUN_REGS) == 11 + STOP_IDS
