@@ -97,7 +97,8 @@ def test_truncated_model(run, tmp_path, name):
 
 
 @pytest.mark.parametrize("config, words", [
-    ({"model_type": "opt", "architectures": ["OPTForCausalLM"]}, ("opt", "not supported")),
+    ({"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]},
+     ("mixtral", "not supported")),
     ({"hidden_act": "mish"}, ("mish", "not supported")),
     ({"rope_scaling": {"rope_type": "yarn"}}, ("yarn", "not supported")),
 ])
