@@ -1,28 +1,18 @@
 """CRC-32 of the logits of each turn: what the host compares."""
-from zlib import crc32
-
 from amaranth import Cat, Module, Mux, Signal, signed
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..config import Config
+from ..crc32 import crc32_shares
 from ..lib.countdown import Countdown
 
 
-def _taken(crc: int, data: int, width: int) -> int:
-    """A state of the CRC, without its last inversion, that has taken ``width`` more bits."""
-    return ~crc32(data.to_bytes(width // 8, "little"), ~crc & 0xFFFFFFFF) & 0xFFFFFFFF
-
-
-def _next(crc: Signal, data: Signal) -> Cat:
-    """The same of signals: each bit is an exclusive or of some that were there."""
-    width = len(data)
-    nothing = _taken(0, 0, width)
-    # What each bit of the two changes: a CRC is linear.
-    effects = [_taken(1 << k, 0, width) ^ nothing for k in range(32)] + [
-        _taken(0, 1 << k, width) ^ nothing for k in range(width)]
-    bits = Cat(crc, data)
-    return Cat(Cat(bits[k] for k, effect in enumerate(effects) if effect >> bit & 1).xor()
+def _next(state: Signal, word: Signal) -> Cat:
+    """The state after a word: each bit is an exclusive or of some that were there."""
+    by_state, by_word = crc32_shares(len(word))
+    bits = Cat(state, word)
+    return Cat(Cat(bits[k] for k, share in enumerate(by_state + by_word) if share >> bit & 1).xor()
                for bit in range(32))
 
 

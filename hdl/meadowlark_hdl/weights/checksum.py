@@ -4,9 +4,10 @@ from operator import xor
 
 from amaranth import Cat, Const, Module, Signal
 from amaranth.lib import wiring
-from amaranth.lib.crc import Algorithm
 from amaranth.lib.crc.catalog import CRC32_ISO_HDLC
 from amaranth.lib.wiring import In, Out
+
+from ..crc32 import crc32_shares
 
 
 class Checksum(wiring.Component):
@@ -45,17 +46,7 @@ class Checksum(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        whole = CRC32_ISO_HDLC(self.width)
-        algorithm = whole.algorithm
-
-        def response(state: int, word: int) -> int:
-            """The state after ``word``; states as ``crc`` has them, lowest bit first."""
-            return Algorithm(
-                crc_width=32, polynomial=algorithm.polynomial,
-                initial_crc=int(f"{state:032b}"[::-1], 2), reflect_input=True, reflect_output=True,
-                xor_output=0)(self.width).compute([word])
-        by_state = [response(1 << k, 0) for k in range(32)]
-        by_word = [response(0, 1 << k) for k in range(self.width)]
+        by_state, by_word = crc32_shares(self.width)
 
         def added(bits, responses):
             return Cat(reduce(xor, [bits[k] for k, r in enumerate(responses) if r >> i & 1],
@@ -64,7 +55,7 @@ class Checksum(wiring.Component):
         state, there, shared, anew = Signal(32, init=~0), Signal(), Signal(), Signal()
         m.d.sync += [anew.eq(self.start), word.eq(self.data), there.eq(self.valid),
                      share.eq(added(word, by_word)), shared.eq(there),
-                     self.sound.eq(state == whole.residue())]
+                     self.sound.eq(state == CRC32_ISO_HDLC(self.width).residue())]
         with m.If(shared):
             m.d.sync += state.eq(added(state, by_state) ^ share)
         with m.If(anew):
