@@ -18,6 +18,7 @@ from meadowlark import cli
 from meadowlark.cli.group import cli as group
 from meadowlark.compile.cycles import predict
 from meadowlark.compile.image import Image
+from meadowlark.draft.table import DraftTable, packaged
 from meadowlark.errors import UserError
 from meadowlark.link.driver import Driver
 from meadowlark.link.fake_board import FakeBoard
@@ -242,7 +243,8 @@ OPTIONS = {
                              "--format", "--against-raw", "--all-tokens"} | TRACE,
     "eval": GRID | {"-m", "--model", "--board", "--json", "--text", "-n", "--tokens", "-c", "--ctx",
                     "--ctx-size"},
-    "compile": MODEL | {"model", "-o", "--output", "--board", "--json", "--all-tokens"},
+    "compile": MODEL | {"model", "-o", "--output", "--draft", "--board", "--json",
+                        "--all-tokens"},
     "draft": {"model", "-o", "--output", "--text", "--chats", "--own", "--prompts", "-n",
               "--tokens", "--temp", "-s", "--seed", "--keep", "--size", "--measure", "--table",
               "-k", "--drafts", "--json"},
@@ -479,7 +481,11 @@ def test_boards_that_a_model_fits(run, tmp_path, monkeypatch):
     # What it says is what compile does.
     context = found["tight"]["options"].split()[1]
     path = tmp_path / "x"
-    assert run("compile", "stories", "-o", path, "--board", "tight", "-c", context)[0] == 0
+    status, _, err = run("compile", "stories", "-o", path, "--board", "tight", "-c", context)
+    assert status == 0 and "no room for 200,000 bytes of drafts" in err
+    assert Image.load(path).draft is None
+    refused(run("compile", "stories", "-o", path, "--board", "tight", "-c", context, "--draft",
+                packaged("stories")), "no room for 200,000 bytes of drafts", "smaller table")
     refused(run("compile", "stories", "-o", path, "--board", "tight"), f"--ctx {context}")
 
 
@@ -493,6 +499,30 @@ def test_a_text_from_nothing(run, tmp_path):
     (path / "tokenizer_config.json").unlink(missing_ok=True)
     refused(run("generate", "", "--model", path, "--target", "golden"), "is empty", "no bos")
     refused(run("generate", " ", "--chat", "--target", "golden"), "question is empty")
+
+
+def test_table_of_drafts(run, tmp_path, image):
+    """The model's own is in its image; another one, or none, is by --draft."""
+    table = DraftTable.load(packaged("stories"))
+    facts = json.loads(run("info", image, "--json", "-")[1])["draft"]
+    assert facts == dict(model="stories", made_of=table.made_of, at=facts["at"], least=table.least,
+                         buckets=len(table.entries), entries=table.used, bytes=table.size)
+    assert "buckets  12,500" in run("info", image)[1]
+    path, other = tmp_path / "x.mlk", tmp_path / "t.mld"
+    dataclasses.replace(table, made_of="this test", entries=table.entries[:7]).save(other)
+    for given, size in ((other, 7 * 16), ("none", 0)):
+        told = run("compile", "stories", "-o", path, "--draft", given, "--json", "-")[1]
+        assert json.loads(told)["draft_bytes"] == size == Image.load(path).draft_bytes
+    assert json.loads(run("info", path, "--json", "-")[1])["draft"] is None
+    refused(run("compile", "stories", "-o", path, "--draft", tmp_path / "no"), "cannot read")
+    refused(run("compile", "stories", "-o", path, "--draft", image), "is no table of drafts")
+    refused(run("compile", image, "-o", path, "--draft", other), "leave --draft out")
+    refused(run("compile", "stories", "-o", path, "--board", "ulx3s_25f", "--draft", other),
+            "ulx3s_25f drafts nothing")
+    assert run("compile", "stories", "-o", path, "--board", "ulx3s_25f")[0] == 0
+    assert Image.load(path).draft is None
+    dataclasses.replace(table, vocabulary="0" * 32).save(other)
+    refused(run("compile", "stories", "-o", path, "--draft", other), "for the tokens of stories")
 
 
 # ---- Targets

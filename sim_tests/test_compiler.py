@@ -6,6 +6,7 @@ import pytest
 from gguf_files import write_gguf
 from meadowlark.compile.compiler import compile_model
 from meadowlark.compile.layout import act_map, tile_linear
+from meadowlark.draft.table import DraftTable
 from meadowlark.errors import UserError
 from meadowlark.models.graph import Graph, Rope
 from meadowlark.models.registry import load_model
@@ -16,6 +17,7 @@ from meadowlark.quant.shapes import Shapes
 from meadowlark.run.targets import golden_core
 from meadowlark_boards import get_board
 from meadowlark_hdl.config import Config
+from meadowlark_hdl.draft.table_lookup_golden import EMPTY
 from meadowlark_hdl.isa import NO_WINDOW, Header, Mode, Op, Sink, Src
 from random_model import outlined, random_model, random_texts
 
@@ -248,6 +250,52 @@ def test_memory_limit(models):
     compile_model(models("plain"), board(NARROW, fits))
     with pytest.raises(UserError, match=f"memory {need:,} bytes, at most .*--ctx"):
         compile_model(models("plain"), board(NARROW, fits - 4096))
+
+
+def table(buckets, seed=0, vocab=128):
+    """Of random entries, half of them empty."""
+    rng = np.random.default_rng(seed)
+    entries = rng.integers(0, 1 << 13, (buckets, 4)) << 19 | rng.integers(0, vocab, (buckets, 4))
+    entries = np.where(rng.random(entries.shape) < 0.5, EMPTY, entries)
+    return DraftTable(model="m", vocab=vocab, vocabulary="v", least=3, made_of="nothing",
+                      entries=entries.astype(np.uint32))
+
+
+def test_table_of_drafts(models, seed):
+    """It is in the memory, nothing else moves into it, and the model computes as without."""
+    plain = compile_model(models("plain"), board(NARROW))
+    assert plain.draft is plain.draft_entries is None and plain.draft_bytes == 0
+    tokens = np.random.default_rng(seed).integers(0, 128, 7).tolist()
+    want = golden_core(plain, NARROW).forward(tokens)
+    for buckets in (1, 5, 64):
+        made = table(buckets, seed)
+        image = compile_model(models("plain"), board(NARROW), draft=made)
+        facts = image.draft
+        assert facts == dict(model="m", made_of="nothing", at=facts["at"], buckets=buckets,
+                             least=3, entries=made.used)
+        assert facts["at"] % 64 == 0 and image.draft_bytes == 16 * buckets
+        np.testing.assert_array_equal(image.draft_entries, made.entries)
+        core = golden_core(image, NARROW)
+        np.testing.assert_array_equal(core.forward(tokens), want)
+        lies = slice(facts["at"], facts["at"] + 16 * buckets)
+        assert core.memory[lies].tobytes() == made.memory
+        assert image.bits_per_weight == pytest.approx(plain.bits_per_weight, rel=0.02)
+        extra = -(-16 * buckets // 64) * 64
+        for of in (lambda i: i.needs["memory_bytes"], lambda i: len(i.memory)):
+            assert of(image) == of(plain) + extra
+
+
+def test_no_room_for_a_table(models):
+    """It is left out where the memory is full, and on a core without drafts."""
+    need = compile_model(models("plain"), board(NARROW)).needs["memory_bytes"]
+    size = -(-(need + 64) // 4096) * 4096       # whole pages
+    most = (size - need) // 64 * 4              # buckets of whole sections
+    for buckets, there in ((most, True), (most + 1, False)):
+        image = compile_model(models("plain"), board(NARROW, size), draft=table(buckets))
+        assert (image.draft is not None) is there
+        assert image.needs["memory_bytes"] == need + 16 * buckets * there
+    core = NARROW.replace(batches=False)
+    assert compile_model(models("plain"), board(core), draft=table(1)).draft is None
 
 
 def test_statistics(models):

@@ -9,10 +9,12 @@ from dataclasses import replace
 from resource import RUSAGE_SELF, getrusage
 from zlib import crc32
 
+import numpy as np
 import pytest
 from meadowlark.cli.info import _image_facts
 from meadowlark.compile.compiler import compile_model
 from meadowlark.compile.image import VERSION, Image, board_of
+from meadowlark.draft.table import DraftTable
 from meadowlark.errors import UserError
 from meadowlark.link.driver import Driver
 from meadowlark.link.fake_board import FakeBoard
@@ -35,10 +37,16 @@ def board(config=CONFIG):
     return replace(get_board("virtual"), config=config)
 
 
+def table(model):
+    """Of drafts: each token may follow."""
+    entries = np.arange(model.vocab // 4 * 4, dtype=np.uint32).reshape(-1, 4)
+    return DraftTable.of(model, entries, 2, "nothing")
+
+
 @pytest.fixture(scope="module")
 def image(tmp_path_factory):
     model = load_model(random_model(tmp_path_factory.mktemp("m"), seed=1, layers=1))
-    return compile_model(quantise(model, random_texts(model, seed=2)), board())
+    return compile_model(quantise(model, random_texts(model, seed=2)), board(), draft=table(model))
 
 
 @pytest.fixture
@@ -238,7 +246,8 @@ def talking(tmp_path_factory):
     (folder / "tokenizer_config.json").write_text(json.dumps({
         "chat_template": template, "bos_token": "<|bos|>"}))
     model = load_model(folder)
-    return compile_model(quantise(model, random_texts(model, seed=2)), get_board("virtual"))
+    return compile_model(quantise(model, random_texts(model, seed=2)), get_board("virtual"),
+                         draft=table(model))
 
 
 def test_mutated_files(talking, tmp_path, seed):
@@ -285,6 +294,26 @@ def test_header_numbers_are_whole(raw, value):
 def test_layers_without_attention(raw):
     assert "QKs in 1000 layers" in refused(with_header(
         raw, lambda h: h["shape"].__setitem__("layers", 1000)))
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(at=32), "drafts at 32"),
+    (dict(at=1 << 20), "drafts at 1048576"),
+    (dict(buckets=1 << 13), "drafts at"),
+    (dict(buckets=0), "drafts {"),
+    (dict(least=6), "drafts {"),
+    (dict(least=1), "drafts {"),
+    (dict(at=0), "token"),              # weights are no table
+    (dict(made_of="x" * 300), "made_of is no short text"),
+])
+def test_tables_of_drafts_that_cannot_be(raw, change, words):
+    assert words in refused(with_header(raw, lambda h: h["draft"].update(change)))
+
+
+def test_without_a_table(raw, image):
+    assert Image.parse(with_header(raw, lambda h: h.update(draft=None))) == \
+        replace(image, draft=None)
+    assert "draft" in refused(with_header(raw, lambda h: h.pop("draft") and None))
 
 
 def test_results_that_cannot_be(image):

@@ -14,19 +14,22 @@ from .terminal import Progress, say, write_json
 @click.option("-o", "--output", required=True, metavar="IMAGE",
               help="Image file to write; replaced only when it is complete.")
 @model_options(argument=True, measures=True)
+@click.option("--draft", default="auto", metavar="FILE",
+              help="Table of drafts to put into the image, as `meadowlark draft` makes it; none "
+                   "leaves it out. By default the one that comes with the model, if any.")
 @board_option("virtual", "Board to compile for.")
 @json_option
-def compile_(output: str, asked: Asked, board: str, json_to: str | None) -> int:
+def compile_(output: str, asked: Asked, draft: str, board: str, json_to: str | None) -> int:
     """Quantise a model, lay it out for a board and write an image.
 
     MODEL is a GGUF file, a Hugging Face folder, a checkpoint of llama2.c, or a name that
     `meadowlark info` lists.
     """
     started = time.monotonic()
-    check_outputs(output, json_to, inputs=[asked.name])
+    check_outputs(output, json_to, inputs=[asked.name, draft])
     which = board_named(board)
     with Progress() as progress:
-        source = asked.open(which, progress)
+        source = asked.open(which, progress, draft=draft)
         parameters = source.outline.parameters      # an image cannot be compiled
         image = source.image
         progress("writing the image")
@@ -39,9 +42,11 @@ def compile_(output: str, asked: Asked, board: str, json_to: str | None) -> int:
         "bits_per_weight": image.bits_per_weight, "context": image.context,
         "memory_bytes": image.needs["memory_bytes"],
         "instructions": image.needs["prog_depth"], "blocks": image.model_regs["blocks"],
+        "draft_bytes": image.draft_bytes,
         "seconds": time.monotonic() - started}
     write_json(result, json_to)
     say(f"{output}: {image.name} for {which.name}, {result['parameters']:,} parameters, "
          f"{result['bytes']:,} bytes, {result['bits_per_weight']:.2f} bits per weight, "
-         f"{result['bytes_per_token']:,} bytes per token, context {image.context}")
+         f"{result['bytes_per_token']:,} bytes per token, context {image.context}, "
+         f"{image.draft_bytes:,} bytes of drafts")
     return 0

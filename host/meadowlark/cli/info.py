@@ -151,5 +151,7 @@ def _image_facts(image: Image) -> dict:
             "bytes_per_token_full_context": image.bytes_per_token(image.context),
             "context": image.context, "instructions": len(image.instructions),
             "shape": image.shape, "needs": image.needs, "model_regs": image.model_regs,
+            "draft": None if image.draft is None else
+            image.draft | {"bytes": image.draft_bytes},
             "bos_id": image.bos_id, "stop_ids": list(image.stop_ids),
             "chat_template": image.chat is not None}

@@ -91,11 +91,11 @@ class Asked:
     bits: float | None
     target_ppl: float | None
 
-    def open(self, board: Board, progress: Progress) -> Source:
+    def open(self, board: Board, progress: Progress, *, draft: str = "auto") -> Source:
         from ..run.prepare import Source
         return Source(self.name, board, context=self.context, weights=self.weights,
                       packing=self.packing, all_tokens=self.all_tokens, bits=self.bits,
-                      target_ppl=self.target_ppl, progress=progress, warn=warn)
+                      target_ppl=self.target_ppl, draft=draft, progress=progress, warn=warn)
 
 
 def model_options(*, argument: bool = False, image: bool = True, measures: bool = False,

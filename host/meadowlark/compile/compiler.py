@@ -15,6 +15,7 @@ from meadowlark_hdl.weights.decoder_golden import (HEADER_BYTES, code_bytes, enc
                                                    header_chunks, row_headers, scale_bytes)
 from meadowlark_hdl.weights.modes import BLOCK, BLOCK_MODES, MODES, Packing
 
+from ..draft.table import DraftTable
 from ..errors import UserError
 from ..quant.plan import (AddStep, AttendStep, EmbedStep, GateStep, HeadStep, Matrix, Normed,
                           NormStep, Order, Step)
@@ -118,8 +119,9 @@ class _Stream:
 class _Lists:
     """Both instruction lists under construction, with the stream they share.
 
-    External memory holds the stream, then the :class:`.layout.Tables`. The length of the stream is
-    known last, so addresses of the rest are counted from its end and completed by ``finish``.
+    External memory holds the stream, the table of drafts, then the :class:`.layout.Tables`. The
+    length of the first two is known last, so addresses of the rest are counted from their end and
+    completed by ``finish``.
     """
 
     def __init__(self, qm: QuantModel, shapes: Shapes, config: Config, context: int, packing: str,
@@ -139,7 +141,7 @@ class _Lists:
         self.batch = config.turns                       # tokens of a batch, at most
         self.prefill: list[Instruction] = []
         self.decode: list[Instruction] = []
-        self._fixups: list[Instruction] = []        # addr counts from the end of the stream
+        self._fixups: list[Instruction] = []        # addr counts from the end of the table
 
     def make(self) -> None:
         """All of both lists. A token's keys and values are all that others see of it, so behind
@@ -336,14 +338,19 @@ class _Lists:
             for g, (first, n) in enumerate(groups):
                 attend(self.decode, at[g], first, 1, heads=1, lanes=n)
 
-    def finish(self) -> tuple[bytes, int]:
-        """Complete the addresses; returns the stream, padded, and all of the memory's size."""
+    def finish(self, draft: DraftTable | None) -> tuple[bytes, int, int]:
+        """Complete the addresses; returns the stream and the table of drafts, padded, where that
+        begins, and all of the memory's size."""
         weights = b"".join(self.stream.parts)
         weights += bytes(-len(weights) % ALIGN)
+        at = len(weights)
+        if draft is not None:
+            weights += draft.memory
+            weights += bytes(-len(weights) % ALIGN)
         for instruction in self._fixups:
             addr = instruction["addr"] + len(weights) // self.config.W
             instruction["addr"] = _fit("addr", addr, FIELDS)
-        return weights, len(weights) + self.tables.size
+        return weights, at, len(weights) + self.tables.size
 
 
 #: What makes instructions of a step; a new one is a row here.
@@ -353,7 +360,8 @@ _LOWER: dict[type[Step], Callable[..., None]] = {
 
 
 def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
-                  packing: str = "auto", all_tokens: bool = False) -> Image:
+                  packing: str = "auto", all_tokens: bool = False,
+                  draft: DraftTable | None = None) -> Image:
     """Lay a model out for a board.
 
     Both lists consume the weight stream in the same order: a step of the plan after the other, per
@@ -372,6 +380,9 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
     all_tokens : bool
         Take all tokens of a prompt through all of the last layer, though nobody reads what most of
         them give: to measure what leaving that out brings.
+    draft : DraftTable, optional
+        Goes into the memory. It is left out where the board's memory has no room for it, or its
+        core no drafts (:attr:`.Image.draft` is then None).
 
     Returns
     -------
@@ -403,11 +414,14 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
     plain, packed = (sum(t[key] for t in lists.stream.tensors) for key in ("raw_bytes", "bytes"))
     bits = 8 * packed / plain
     limits.check(shapes, board, context=context, bits=bits)
-    weights, memory_bytes = lists.finish()
-    program = lists.prefill + lists.decode
     needs = limits.need(shapes, board, context, bits)
+    extra = 0 if draft is None else round_up(draft.size, ALIGN)
+    if not config.batches or needs.memory_bytes + extra > limits.memory_bytes(board):
+        draft, extra = None, 0
+    weights, draft_at, memory_bytes = lists.finish(draft)
+    program = lists.prefill + lists.decode
     assert len(program) == needs.instructions
-    assert memory_bytes == needs.memory_bytes
+    assert memory_bytes == needs.memory_bytes + extra
     memory = b""
     for table, rows in zip(tables.rope.values(), qm.rope, strict=True):
         memory = memory.ljust(table.at, b"\0") + encode_tile(
@@ -436,7 +450,10 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
         program=b"".join(map(encode, program)), memory=memory, tokenizer=qm.tokenizer_json,
         chat=qm.chat, bos_id=qm.bos_id, stop_ids=tuple(qm.stop_ids),
         facts=_facts(qm, lists.stream.tensors, all_tokens) | {"batch": lists.batch},
-        tensors=tuple(lists.stream.tensors))
+        tensors=tuple(lists.stream.tensors),
+        draft=None if draft is None else dict(
+            model=draft.model, made_of=draft.made_of, entries=draft.used, at=draft_at,
+            buckets=len(draft.entries), least=draft.least))
 
 
 def _act_words(program: list[Instruction], blocks: int, lists: _Lists) -> int:

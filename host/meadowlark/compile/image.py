@@ -13,23 +13,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from zlib import crc32
 
+import numpy as np
+
 from meadowlark_hdl.config import Config
+from meadowlark_hdl.draft.context_match_golden import SHORTEST
+from meadowlark_hdl.draft.drafter_golden import NEVER
+from meadowlark_hdl.draft.table_lookup_golden import BUCKET_BYTES, MOST_BUCKETS
 from meadowlark_hdl.isa import (INSTRUCTION_BYTES, MODEL_REGS, Header, Instruction, Mode, Op,
                                 Src, decode, fault)
 
 from meadowlark_hdl.link.protocol import ISA_CRC
 from meadowlark_hdl.weights.modes import BLOCK_MODES, Packing
 
+from ..draft.table import entries_of
 from ..errors import UserError, brief
 from ..files import write_atomic
 from ..models.metadata import MAX_WORD
 from ..text.chat import ChatTemplate
+from .layout import ALIGN
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
 
 MAGIC = b"MEADOWLK"
-VERSION = 7
+VERSION = 8
 #: magic, version, bytes of the JSON header, CRC-32 of everything else before the sections.
 _PREFIX = struct.Struct("<8sIII")
 _SECTIONS = ("program", "memory", "tokenizer", "chat")
@@ -89,8 +96,8 @@ class Image:
     program : bytes
         Instructions of ``isa.INSTRUCTION_BYTES`` bytes; prefill list, then decode list.
     memory : bytes
-        External memory from chunk 0: weight stream, RoPE tables, embedding table. The KV cache
-        follows and needs no contents.
+        External memory from chunk 0: weight stream, table of drafts, RoPE tables, embedding table.
+        The KV cache follows and needs no contents.
     tokenizer : bytes
         ``tokenizer.json``; may be empty.
     chat : ChatTemplate or None
@@ -103,6 +110,9 @@ class Image:
         For each matrix of the stream, in order: its name, how it is packed (mode: raw, meadow,
         entropy; how: for people), weights, where in memory it starts, bytes of its codes plain and
         as they are, entropy of these in bits a byte.
+    draft : dict, optional
+        The table of drafts in the memory: at, its first byte; buckets; entries that are there;
+        least, model and made_of as :class:`meadowlark.draft.table.DraftTable` has them.
     """
     name: str
     board: str
@@ -118,6 +128,7 @@ class Image:
     bos_id: int | None = None
     stop_ids: tuple[int, ...] = ()
     tensors: tuple[dict, ...] = ()
+    draft: dict | None = None
 
     @property
     def context(self) -> int:
@@ -183,8 +194,22 @@ class Image:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of external memory (codes, scales, tables, padding; no KV cache) a parameter."""
-        return 8 * len(self.memory) / self.parameters
+        """Bits of external memory (codes, scales, tables, padding; no KV cache, no drafts) a
+        parameter."""
+        return 8 * (len(self.memory) - self.draft_bytes) / self.parameters
+
+    @property
+    def draft_bytes(self) -> int:
+        """Of the table of drafts, 0 without one."""
+        return 0 if self.draft is None else BUCKET_BYTES * self.draft["buckets"]
+
+    @property
+    def draft_entries(self) -> np.ndarray | None:
+        """The table of drafts, uint32[buckets, 4]."""
+        if self.draft is None:
+            return None
+        at = self.draft["at"]
+        return entries_of(self.memory[at:at + self.draft_bytes], self.shape["vocab"])
 
     def bytes_per_token(self, context: int) -> int:
         """Useful bytes of a decode pass that sees ``context`` tokens (1..): see
@@ -260,7 +285,8 @@ class Image:
             "isa": ISA_CRC, "name": self.name, "board": self.board, "bos_id": self.bos_id,
             "stop_ids": self.stop_ids, "config": self.config,
             "needs": self.needs, "model_regs": self.model_regs, "shape": self.shape,
-            "facts": self.facts, "tensors": self.tensors, "sections": sections},
+            "facts": self.facts, "tensors": self.tensors, "draft": self.draft,
+            "sections": sections},
             indent=1).encode() + b"\n"
         lead = _PREFIX.pack(MAGIC, VERSION, len(header), 0)
         check = crc32(header, crc32(lead[:-4]))
@@ -329,7 +355,8 @@ class Image:
             bos_id=None if header["bos_id"] is None else _whole(header, "bos_id"),
             stop_ids=tuple(_whole(ids, i) for ids in [header["stop_ids"]] for i in range(len(ids))),
             chat=ChatTemplate.from_json(chat, name) if chat else None,
-            tensors=tuple(map(_tensor, header["tensors"])), **data)
+            tensors=tuple(map(_tensor, header["tensors"])),
+            draft=None if header["draft"] is None else _draft(header["draft"]), **data)
         image._check_program()
         image._check_sizes()
         return image
@@ -373,6 +400,11 @@ class Image:
         for token in (*self.stop_ids, self.bos_id or 0):
             if token >= shape["vocab"]:
                 raise ValueError(f"token {token} of {shape['vocab']}")
+        if self.draft is not None:
+            at, end = self.draft["at"], self.draft["at"] + self.draft_bytes
+            if at % ALIGN or end > len(self.memory):
+                raise ValueError(f"drafts at {at}, to {end}")
+            entries_of(self.memory[at:end], shape["vocab"])
         # What one read of a decode pass takes at least: no dimension is beyond the memory.
         if max(shape["hidden"], shape["ffn"], shape["vocab"]) > len(self.memory):
             raise ValueError(f"a memory of {len(self.memory)} bytes")
@@ -435,6 +467,14 @@ def _tensor(table: dict) -> dict:
                                                                  and found["bytes"]):
         raise ValueError(f"a tensor {found!r}")
     return found | {"entropy": float(table["entropy"])}
+
+
+def _draft(table: dict) -> dict:
+    found: dict = {key: _text(table, key) for key in ("model", "made_of")}
+    found |= {key: _whole(table, key) for key in ("at", "buckets", "entries", "least")}
+    if not 1 <= found["buckets"] <= MOST_BUCKETS or not SHORTEST <= found["least"] <= NEVER:
+        raise ValueError(f"drafts {found!r}")
+    return found
 
 
 def _text(table: dict, key: str) -> str:

@@ -54,6 +54,11 @@ def _act_words(board: Board) -> int:
     return min(config.act_words, 1 << _BITS["x"], (1 << _BITS["y"]) // config.W)
 
 
+def memory_bytes(board: Board) -> int:
+    """Most bytes of external memory: what there is of it, as far as addresses reach."""
+    return min(board.memory.size_bytes, board.config.W << _BITS["addr"])
+
+
 def most_ffn(hidden: int, board: Board) -> int:
     """Widest FFN, or slice of one: its values lie beside its input in the activation memory, and a
     row of its second matrix fits the tile buffer."""
@@ -245,9 +250,7 @@ LIMITS = (
     Limit("memory", "bytes",
           "weights, embedding, RoPE tables and KV cache; `--ctx` and, where the board reads "
           "entropy-coded weights, `--bits` ask for less",
-          lambda n: n.memory_bytes,
-          lambda b: min(b.memory.size_bytes, b.config.W << _BITS["addr"]),
-          "the board's memory"),
+          lambda n: n.memory_bytes, lambda b: memory_bytes(b), "the board's memory"),
 )
 
 

@@ -17,6 +17,7 @@ from meadowlark_hdl.draft.table_lookup_golden import (BUCKET_BYTES, EMPTY, LENGT
 from ..errors import UserError, brief
 from ..files import DATA, foreign, write_atomic
 from ..models.checkpoint import Model
+from ..models.metadata import MAX_WORD
 
 MAGIC = b"MEADOWDT"
 VERSION = 1
@@ -54,6 +55,11 @@ class DraftTable:
         return BUCKET_BYTES * len(self.entries)
 
     @property
+    def memory(self) -> bytes:
+        """The buckets as they lie in memory."""
+        return self.entries.astype("<u4").tobytes()
+
+    @property
     def used(self) -> int:
         """Entries that are there."""
         return int((self.entries != EMPTY).sum())
@@ -72,7 +78,7 @@ class DraftTable:
             "model": self.model, "vocab": self.vocab, "vocabulary": self.vocabulary,
             "least": self.least, "made_of": self.made_of, "lengths": LENGTHS,
             "buckets": len(self.entries)}).encode() + b"\n"
-        memory = self.entries.astype("<u4").tobytes()
+        memory = self.memory
         lead = _PREFIX.pack(MAGIC, VERSION, len(header), 0)[:-4]
         check = crc32(memory, crc32(header, crc32(lead)))
         return [lead + struct.pack("<I", check), header, memory]
@@ -117,18 +123,25 @@ class DraftTable:
         numbers = {name: header[name] for name in ("vocab", "least", "buckets")}
         texts = {name: header[name] for name in ("model", "vocabulary", "made_of")}
         if not all(type(value) is int for value in numbers.values()) \
-                or not all(isinstance(value, str) for value in texts.values()):
+                or not all(isinstance(value, str) and len(value) <= MAX_WORD
+                           for value in texts.values()):
             raise TypeError("a value of another kind in its header")
         buckets = numbers.pop("buckets")
         if not 1 <= buckets <= MOST_BUCKETS or len(memory) != BUCKET_BYTES * buckets:
             raise ValueError(f"{buckets} buckets in {len(memory)} bytes")
         if header["lengths"] != list(LENGTHS) or not SHORTEST <= numbers["least"] <= NEVER:
             raise ValueError("of another rule")
-        entries = np.frombuffer(memory, "<u4").reshape(buckets, SLOTS).astype(np.uint32)
-        tokens = entries[entries != EMPTY] & (1 << TOKEN_BITS) - 1
-        if tokens.max(initial=0) >= numbers["vocab"]:
-            raise ValueError(f"token {tokens.max()} of {numbers['vocab']}")
-        return cls(**numbers, **texts, entries=entries)
+        return cls(**numbers, **texts, entries=entries_of(memory, numbers["vocab"]))
+
+
+def entries_of(memory: bytes, vocab: int) -> np.ndarray:
+    """Buckets of a table -> uint32[buckets, 4]; ValueError unless all are of tokens that a model of
+    ``vocab`` has."""
+    entries = np.frombuffer(memory, "<u4").reshape(-1, SLOTS).astype(np.uint32)
+    tokens = entries[entries != EMPTY] & (1 << TOKEN_BITS) - 1
+    if tokens.max(initial=0) >= vocab:
+        raise ValueError(f"token {tokens.max()} of {vocab}")
+    return entries
 
 
 def packaged(name: str) -> Path | None:

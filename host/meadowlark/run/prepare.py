@@ -20,6 +20,7 @@ from ..errors import UserError
 if TYPE_CHECKING:
     from meadowlark_boards import Board
 
+    from ..draft.table import DraftTable
     from ..models.checkpoint import Model
     from ..quant.quantise import QuantModel
     from ..text.chat import Conversation
@@ -64,9 +65,12 @@ class Source:
     bits, target_ppl : float, optional
         Bits a weight, or per cent of perplexity, that int8 weights may cost (then all are int8);
         see :mod:`meadowlark.quant.budget`.
+    draft : str
+        Table of drafts for the image: a file, "none", or "auto", the one that comes with the model.
     progress : callable, optional
     warn : callable, optional
-        Gets each sentence of :attr:`meadowlark.models.checkpoint.Model.warnings`.
+        Gets each sentence of :attr:`meadowlark.models.checkpoint.Model.warnings`, and one where
+        the board's memory has no room for the table that comes with the model.
     """
     name: str
     board: Board
@@ -76,6 +80,7 @@ class Source:
     all_tokens: bool = False
     bits: float | None = None
     target_ppl: float | None = None
+    draft: str = "auto"
     progress: Progress | None = None
     warn: Callable[[str], None] | None = None
 
@@ -172,6 +177,28 @@ class Source:
         return made
 
     @cached_property
+    def table(self) -> DraftTable | None:
+        """The table of drafts that is to go into the image.
+
+        Raises
+        ------
+        UserError
+            A file that is none, or for another vocabulary; or the board drafts nothing.
+        """
+        from ..draft.table import DraftTable, packaged
+        path = packaged(self.name) if self.draft == "auto" else self.draft
+        if path is None or self.draft == "none":
+            return None
+        if not self.board.config.batches:
+            if self.draft == "auto":
+                return None
+            raise UserError(f"the board {self.board.name} drafts nothing, so it has no use for "
+                            f"the table {path}; leave --draft out, or take another --board")
+        table = DraftTable.load(path)
+        table.check_for(self.outline, str(path))
+        return table
+
+    @cached_property
     def image(self) -> Image:
         """The image for the board."""
         if self.is_image:
@@ -180,7 +207,8 @@ class Source:
                                        ("packing", "--packing", self.packing == "auto"),
                                        ("last layer", "--all-tokens", not self.all_tokens),
                                        ("grid", "--bits and --target-ppl",
-                                        self.bits is self.target_ppl is None)):
+                                        self.bits is self.target_ppl is None),
+                                       ("table of drafts", "--draft", self.draft == "auto")):
                 if not free:
                     raise UserError(f"the {what} of {self.name} was fixed when it was compiled; "
                                     f"leave {option} out or compile again with {option}")
@@ -189,10 +217,20 @@ class Source:
             return image
         from ..compile.compiler import compile_model
         self.check_fits()
-        qm = self.quantised
+        table, qm = self.table, self.quantised
         self._tell("compiling")
-        return compile_model(qm, self.board, context=self.context, packing=self.packing,
-                             all_tokens=self.all_tokens)
+        image = compile_model(qm, self.board, context=self.context, packing=self.packing,
+                              all_tokens=self.all_tokens, draft=table)
+        if table is not None and image.draft is None:
+            sentence = (f"the memory of the board {self.board.name} has no room for {table.size:,} "
+                        "bytes of drafts beside the model")
+            if self.draft != "auto":
+                raise UserError(f"{sentence}; give a smaller table, a shorter --ctx, or leave "
+                                "--draft out")
+            if self.warn is not None:
+                self.warn(f"{sentence}, so it drafts from its context alone; a shorter --ctx "
+                          "makes room")
+        return image
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
