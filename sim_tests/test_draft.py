@@ -5,8 +5,10 @@ import pytest
 from meadowlark.draft.conversations import Conversations
 from meadowlark.draft.make import make
 from meadowlark.draft.replay import Replay, contexts, lookups, matches, measure, replay, right
+from meadowlark_hdl.draft.choice_golden import GIVEN, MOST, MOST_PRICE, START, Choice
 from meadowlark_hdl.draft.context_match_golden import WINDOW, match
 from meadowlark_hdl.draft.drafter_golden import NEVER, draft
+from meadowlark_hdl.draft.run_golden import turns
 from meadowlark_hdl.draft.table_lookup_golden import (EMPTY, LENGTHS, SLOTS, bucket, lookup, mix,
                                                       start, tag)
 
@@ -179,3 +181,73 @@ def test_nothing_to_draft():
     assert not said.drafted.any()
     found = measure(said, 3, None, 2)
     assert list(found) == ["context"] and found["context"].tokens_per_pass == 1.0
+
+
+def runs(rng, count=200):
+    """Runs with drafts: -> their parameters, what they say, and the passes it takes."""
+    for _ in range(count):
+        limit = int(rng.integers(8, 60))
+        text = rng.integers(0, 3, int(rng.integers(1, limit + 1))).tolist()
+        said = [*text, *rng.integers(0, 3, limit + 2 - len(text)).tolist()]
+        ways = {"most": int(rng.integers(0, 8)), "max_new": int(rng.integers(0, 60)),
+                "price": int(rng.choice([0, 5, 100, 400, MOST_PRICE])), "limit": limit,
+                "stop_ids": (int(rng.integers(0, 3)),) if rng.random() < 0.2 else ()}
+        right = rng.random()
+
+        def draw(position, drafts):
+            for j in range(1 + len(drafts)):
+                yield said[position + 1 + j]
+
+        def guess(seen, k):
+            assert seen == said[:len(seen)]
+            return [said[len(seen) + j] if rng.random() < right else 3
+                    for j in range(rng.integers(0, k + 1))]
+        yield text, said, ways, list(turns(text, draw, guess, **ways))
+
+
+def test_runs_with_drafts_have_the_same_text(seed):
+    rng, ends = np.random.default_rng(seed), set()
+    for text, said, ways, found in runs(rng):
+        at, new = len(text), [token for turn in found for token in turn.tokens]
+        assert new == said[at:at + len(new)]
+        reasons = {"stop": bool(new) and new[-1] in ways["stop_ids"],
+                   "new": len(new) == ways["max_new"],
+                   "context": at + len(new) == ways["limit"] + 1}
+        assert any(reasons.values()) and not set(new[:-1]) & set(ways["stop_ids"])
+        ends |= {name for name, is_so in reasons.items() if is_so}
+        for turn in found:
+            assert turn.position == at - 1 and turn.n == 1 + len(turn.drafts) <= 1 + ways["most"]
+            assert at + len(turn.drafts) <= ways["limit"]       # keys: those of a run without
+            assert len(turn.drafts) < max(1, len(text) + ways["max_new"] - at)
+            right = next((j for j, token in enumerate(turn.drafts) if token != said[at + j]),
+                         len(turn.drafts))
+            assert turn.accepted == right or turn is found[-1] and turn.accepted < right
+            at += len(turn.tokens)
+    assert ends == {"stop", "new", "context"}
+
+
+@pytest.mark.parametrize("price", [0, 1, 5, 6, 7, 100, 384, MOST_PRICE])
+def test_drafts_that_bring_nothing_cost_little(price):
+    choice, cost = Choice(price), 0
+    had = []
+    for passes in range(1, 2000):
+        had.append(choice.drafts())
+        cost += price * had[-1]
+        assert cost <= START + GIVEN * passes
+    assert sum(had[-1000:]) in (1000 * GIVEN // max(price, GIVEN) + k for k in (0, 1))
+
+
+def test_drafts_that_pay_stay(seed):
+    """After a time without, too: as soon as the account has their price."""
+    rng, choice = np.random.default_rng(seed), Choice(100)
+    for _ in range(1000):
+        choice.drafts()
+    had = []
+    for _ in range(1000):
+        had.append(choice.drafts())
+        for _ in range(rng.integers(0, 3) * had[-1]):
+            choice.accepted()
+        assert 0 <= choice.account <= MOST
+    assert all(had[300:])
+    with pytest.raises(ValueError, match="price must be in 0..1023"):
+        Choice(-1)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from batches import alone_and_together
+from draft_tables import table_of, with_draft_table
 from gguf_files import write_gguf
 from meadowlark.compile.compiler import compile_model
 from meadowlark.models.registry import load_model
@@ -21,7 +22,8 @@ from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import Lots, Place
 from meadowlark_hdl.isa import (FIELDS, MODEL_REGS, NO_WINDOW, Fn, Instruction, Kind, Op, Pair,
                                 Sink, Src)
-from meadowlark_hdl.isa_golden import GoldenCore, ProgramError
+from meadowlark_hdl.control.fetch_golden import ProgramError
+from meadowlark_hdl.isa_golden import GoldenCore
 from meadowlark_hdl.issue import issue_golden
 from meadowlark_hdl.sampler.sampler_golden import Sampling
 from random_model import packable, random_model, random_texts
@@ -159,6 +161,41 @@ def test_drafts_change_no_text(image, seed):
             for (_, logits), (_, want) in zip(found, text):
                 np.testing.assert_array_equal(logits, want)
             assert core.counters["passes"] == 1 + max(0, len(found) - 1 - min(right, CONFIG.P - 1))
+
+
+def test_runs_with_a_drafter_change_no_text(image, seed):
+    """Greedy and drawn, with and without a table, whatever it says: tokens and logits are those of
+    a run without drafts, and each accepted draft saves a pass."""
+    rng = np.random.default_rng(seed)
+    plain, saved = golden_core(image, CONFIG, seed), 0
+    for most in range(1, CONFIG.P):
+        drawn = Sampling(int(rng.integers(1 << 12, 1 << 14)), 12, seed=int(rng.integers(1 << 32)))
+        prompt = rng.integers(0, 301, int(rng.integers(5, 40))).tolist()
+        text = list(plain.generate(prompt, drawn, max_new=20))
+        right = float(rng.choice([0, 0.8, 1]))
+        table = table_of([[*prompt, *(token for token, _ in text)]], int(rng.integers(8, 40)),
+                         rng=rng, vocab=301, right=right)
+        with_table, at, raw = with_draft_table(image, table, 5)
+        core = golden_core(with_table, CONFIG, seed)
+        core.memory[at:at + len(raw)] = np.frombuffer(raw, np.uint8)
+        found = list(core.generate(prompt, drawn, max_new=20, draft_most=most,
+                                   draft_price=int(rng.choice([0, 50, 500]))))
+        assert [token for token, _ in found] == [token for token, _ in text]
+        for (_, logits), (_, want) in zip(found, text, strict=True):
+            np.testing.assert_array_equal(logits, want)
+        counted = core.counters
+        prompt_passes = -(-len(prompt) // (CONFIG.P * image.model_regs["blocks"]))
+        assert counted["passes"] == prompt_passes + 19 - counted["accepted"]
+        assert counted["accepted"] <= counted["drafted"] <= most * 19
+        saved += counted["accepted"]
+    assert saved
+
+
+def test_a_table_beyond_the_memory(image):
+    broken, _, _ = with_draft_table(image, np.zeros((9, 4), np.uint32), 5)
+    broken.model_regs["draft_buckets"] = 10
+    with pytest.raises(ProgramError, match="^model registers that cannot be: a table of drafts"):
+        golden_core(broken, CONFIG)
 
 
 def test_drafts_at_the_end_of_the_context(image):

@@ -44,6 +44,7 @@ def _causes(reader, store, issue, engine, vector, sequencer) -> dict:
     written = store.mem.w_data
     waits = issue.wait_tile | issue.wait_store | issue.wait_vector
     return {
+        "accepted": sequencer.accepted, "drafted": 0,
         "bus_read_words": reader.beats, "bus_write_words": written.valid & written.ready,
         "passes": sequencer.pass_done, "instructions": issue.retired,
         "array_active": issue.array_active,

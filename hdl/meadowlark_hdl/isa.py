@@ -218,4 +218,7 @@ MODEL_REGS = (
     Field("eps", 48, "hidden * epsilon in squared residual units"),
     Field("vocab", 19, "token ids: rows of embedding and head"),
     Field("stride", 13, "values of a token, the residual's and those beside it, likewise"),
+    Field("draft_addr", 27, "first chunk of the table of drafts"),
+    Field("draft_buckets", 17, "its buckets of 16 bytes; 0: there is none"),
+    Field("draft_least", 3, "tokens of the context's match that stand before the table: 2..5"),
 )

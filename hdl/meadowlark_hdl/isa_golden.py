@@ -7,7 +7,7 @@ gateware, that the gateware is.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 
 import numpy as np
@@ -19,19 +19,18 @@ from .compute.rope_golden import rope
 from .compute.softmax_golden import MASKED, output_scale, probabilities, saturated, scores
 from .compute.tiling_engine_golden import FLOATS_KEPT, broadcast, diagonal, dot
 from .config import Config
-from .control.fetch_golden import (GoldenTiles, ProgramError, blamed, check_model, last_sv, need,
+from .control.fetch_golden import (GoldenTiles, blamed, check_model, last_sv, need,
                                    stream_chunks)
-from .sampler.sampler_golden import Sampling, sample
-from .control.sequencer_golden import (Lots, Pass, Place, batch_pass, context_limit, draft_pass,
-                                       prompt_passes, subgroups, token_ids)
+from .control.sequencer_golden import Lots, Pass, subgroups
 from .fixed import saturate
+from .runs_golden import GoldenRuns
 from .isa import Fn, Instruction, Op, Pair, Sink, Src, fault
 
 #: Bits that hold what an operator of the vector unit gives before its last saturation.
 WIDE = 34
 
 
-class GoldenCore:
+class GoldenCore(GoldenRuns):
     """A core with an image loaded.
 
     Its memories start full of noise, so that what is read before it is written shows. STOREs take
@@ -66,7 +65,8 @@ class GoldenCore:
     def __init__(self, config: Config, *, program: Sequence[Instruction],
                  model: Mapping[str, int], memory: bytes, memory_bytes: int,
                  seed: int = 0) -> None:
-        self.config, self.program, self.model = config, program, model
+        super().__init__(config, model, memory_bytes)
+        self.program = program
         self.head = 1 << model["head_log2"]
         self.slots = model["blocks"] * config.P         # tokens of a pass, at most
         need(len(memory) <= memory_bytes, "model registers that cannot be: memory")
@@ -94,9 +94,7 @@ class GoldenCore:
         self.clear()
 
     def clear(self) -> None:
-        """Set the counters to 0."""
-        self._counts = dict.fromkeys(("bus_write_words", "passes", "instructions", "saturations",
-                                      "score_saturations"), 0)
+        super().clear()
         self.tiles.chunks_read = 0
 
     @property
@@ -106,95 +104,7 @@ class GoldenCore:
         return self._counts | {
             "bus_read_words": self.tiles.chunks_read * self.config.bus_per_chunk}
 
-    # ---- Runs: the Sequencer
-
-    def forward(self, tokens: Sequence[int], start_pos: int = 0) -> np.ndarray:
-        """Take tokens at positions start_pos.. -> logits of the last one, int32[vocab].
-
-        The KV cache below start_pos is kept. Cut into passes as the Sequencer does: one token is
-        a decode pass.
-
-        Raises
-        ------
-        ValueError
-            No token, or one beyond the vocabulary.
-        """
-        tokens = token_ids(tokens, self.model["vocab"])
-        try:
-            passes = list(prompt_passes(self.config, self.model, start_pos, len(tokens)))
-        except ValueError as error:
-            raise ProgramError(str(error)) from error
-        logits = None
-        for p in passes:
-            at = p.pos0 - start_pos
-            logits = self.run(p, tokens[at:at + p.n])
-        assert logits is not None       # the last pass is final
-        return logits[0]
-
-    def check(self, tokens: Sequence[int], start_pos: int = 0) -> np.ndarray:
-        """Take a token and drafts of those behind it, 1..P in all, in one pass -> logits of each,
-        int32[n, vocab].
-
-        Raises
-        ------
-        ValueError
-            No token, too many, or one beyond the vocabulary.
-        """
-        tokens = token_ids(tokens, self.model["vocab"])
-        need(len(tokens) <= self.config.P, "more drafts than lanes")
-        return self._each(tokens, draft_pass(self.config, self.model, start_pos, len(tokens)))
-
-    def batch(self, tokens: Sequence[int], places: Sequence[Place]) -> np.ndarray:
-        """Take 1..P tokens, each to a place of its own, in one pass -> logits of each,
-        int32[n, vocab]. Keys before each place are those of its sequence.
-
-        Raises
-        ------
-        ValueError
-            Not as many tokens as places, none or too many, or one beyond the vocabulary.
-        """
-        tokens = token_ids(tokens, self.model["vocab"])
-        need(len(tokens) == len(places) <= self.config.P, "no place for each of 1..P tokens")
-        return self._each(tokens, batch_pass(self.config, self.model, places))
-
-    def _each(self, tokens: Sequence[int], p: Pass) -> np.ndarray:
-        logits = self.run(p, tokens)
-        assert logits is not None
-        return logits
-
-    def generate(self, tokens: Sequence[int], sampling: Sampling = Sampling(), *, max_new: int,
-                 stop_ids: Collection[int] = (), start_pos: int = 0, drafts: bool = False,
-                 ) -> Iterator[tuple[int, np.ndarray]]:
-        """A run: take a prompt, then draw tokens. Ends after ``max_new``, a stop id, or the first
-        token without a place in the core's memories.
-
-        With ``drafts`` all tokens but the first are drafts: one pass draws a token for each
-        position, and those count up to the first that is not its draft.
-
-        Yields
-        ------
-        token : int
-        logits : int32[vocab]
-            What it was drawn from.
-        """
-        self.clear()
-        while max_new:
-            rows = self.check(tokens, start_pos) if drafts else [self.forward(tokens, start_pos)]
-            position = start_pos + len(tokens) - len(rows)
-            for logits, draft in zip(rows, [*tokens[len(tokens) - len(rows) + 1:], None],
-                                     strict=True):
-                position, max_new = position + 1, max_new - 1
-                token = sample(logits, sampling, position)
-                yield token, logits
-                if token in stop_ids or position == context_limit(self.config) or not max_new:
-                    return
-                if token != draft:
-                    tokens, start_pos, drafts = [token], position, False
-                    break
-
     def run(self, p: Pass, tokens: Sequence[int]) -> np.ndarray | None:
-        """A pass -> logits of its last token, or of each, int32[1 or n, vocab]; None if it is not
-        final. tokens: its n ids."""
         self._pass, self._tokens = p, tokens
         self._logits = np.full((p.n if p.each else 1, self.model["vocab"]), 1 << 40)
         self.tiles.rewind(self.model["stream_addr"])

@@ -18,6 +18,10 @@ RUN_REGS = (
                       "max_new at most 1"),
     Field("drafts", 1, "all tokens of the prompt but the first are drafts: one that is not drawn "
                        "is replaced, and the run goes on behind it; as many as lanes in all"),
+    Field("draft_most", 5, "drafts of a pass of a generated token, at most: less than lanes; "
+                           "0: none"),
+    Field("draft_price", 10, "what such a pass and its drafting cost more than a pass without, in "
+                             "1/256 of that: there are drafts as long as they pay; 0: always"),
     Field("stop_count", 4, "stop ids in use"),
     *(Field(f"stop_id_{i}", Config.TOKEN_BITS, "a token that ends the run") for i in
       range(STOP_IDS)),

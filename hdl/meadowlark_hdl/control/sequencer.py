@@ -84,6 +84,7 @@ class Sequencer(wiring.Component):
     first_token : Out(1)         Pulse: the first final pass (or the last one of max_new = 0)
                                  has ended.
     link_stall : Out(1)          The link does not take an event.
+    accepted : Out(1)            Pulse: a token of a pass follows its draft.
     """
 
     CHECK, TURN, NEXT = Admission.LATENCY, 1, 2
@@ -105,7 +106,7 @@ class Sequencer(wiring.Component):
             "flush": Out(1), "idle": In(1), "ready": In(1),
             "faults": In(len(FAULTS)), "fault_pc": In(16), "progress": In(1),
             "run_start": Out(1), "pass_done": Out(1), "first_token": Out(1),
-            "link_stall": Out(1)})
+            "link_stall": Out(1), "accepted": Out(1)})
 
     def elaborate(self, platform):
         m = Module()
@@ -127,6 +128,7 @@ class Sequencer(wiring.Component):
 
         def refuse(error):
             return [guard.refuse.eq(1), guard.refusal.eq(error)]
+        m.d.sync += self.accepted.eq(passes.step & ~passes.pass_.batch)
         m.d.sync += [pulse.eq(0) for pulse in (
             self.sample_finish, self.run_start, self.pass_done, self.first_token)]
         with m.FSM() as fsm:

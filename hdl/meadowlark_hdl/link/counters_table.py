@@ -31,5 +31,7 @@ COUNTERS = (
     Counter("stall_link", "cycles between passes: the link has not taken a token"),
     Counter("saturations", "saturated outputs of the vector unit", "value"),
     Counter("score_saturations", "visible attention scores that were saturated", "value"),
+    Counter("drafted", "drafts that passes began with"),
+    Counter("accepted", "tokens that passes with drafts gave beyond their first"),
 )
 assert len(COUNTERS) <= COUNTER_SLOTS

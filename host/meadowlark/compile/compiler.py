@@ -435,7 +435,7 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
                 block_words=act.block_words, token_words=lists.token << lists.beside,
                 blocks=blocks, hidden=lists.hidden, stride=stride(qm.plan, W),
                 head_log2=qm.head_pad.bit_length() - 1, group=lists.at_once, eps=int(qm.eps),
-                vocab=qm.vocab)
+                vocab=qm.vocab, draft_addr=0, draft_buckets=0, draft_least=0)
     for name, value in regs.items():
         _fit(name, value, MODEL_REGS)
     return Image(

@@ -11,6 +11,7 @@ from typing import Any
 from zlib import crc32
 
 from meadowlark_hdl.config import Config
+from meadowlark_hdl.draft.choice_golden import MOST_PRICE
 from meadowlark_hdl.link.counters_table import COUNTERS
 from meadowlark_hdl.control.errors import sentence
 from meadowlark_hdl.sampler.sampler_golden import Sampling
@@ -533,7 +534,7 @@ class Driver:
 
     def run(self, tokens: Sequence[int], sampling: Sampling | None = None, *, max_new: int,
             stop_ids: Sequence[int] = (), start_pos: int = 0, drafts: bool = False,
-            ) -> Generator[TokenEvent, None, None]:
+            draft_most: int = 0, draft_price: int = 0) -> Generator[TokenEvent, None, None]:
         """Run a prompt; tokens as they come.
 
         Nothing is sent before the first ``next``. From then on the host sends only credits.
@@ -557,6 +558,12 @@ class Driver:
             All tokens but the first are drafts, which one pass checks: those that are drawn are
             events, then the one that is drawn instead of the first that is not, and so on. Without
             top-k, and at most as many tokens as the board has lanes.
+        draft_most : int
+            Drafts that the board makes for a pass, at most: less than it has lanes; 0: none. The
+            text is the same. Without top-k.
+        draft_price : int
+            What such a pass costs more than one without, in 1/256 of that; 0: always drafts. See
+            :class:`meadowlark_hdl.draft.choice_golden.Choice`. Both are cut to their registers.
 
         Raises
         ------
@@ -588,7 +595,8 @@ class Driver:
             "start_pos": start_pos, "prompt": len(tokens), "max_new": min(max_new, context),
             "inv_t_mant": sampling.inv_t_mant, "inv_t_shift": sampling.inv_t_shift,
             "top_k": sampling.top_k, "top_p": sampling.top_p, "seed": sampling.seed,
-            "batch": 0, "drafts": int(drafts), "stop_count": len(stop_ids)}
+            "batch": 0, "drafts": int(drafts), "draft_most": draft_most,
+            "draft_price": min(draft_price, MOST_PRICE), "stop_count": len(stop_ids)}
         for i in range(STOP_IDS):
             registers[f"stop_id_{i}"] = stop_ids[i] if i < len(stop_ids) else 0
         assert set(registers) == {f.name for f in RUN_REGS}

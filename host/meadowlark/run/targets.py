@@ -190,7 +190,7 @@ class GoldenTarget(Target):
     @contextmanager
     def _sound(self) -> Iterator[None]:
         """A program that cannot run is the image's fault."""
-        from meadowlark_hdl.isa_golden import ProgramError
+        from meadowlark_hdl.control.fetch_golden import ProgramError
         try:
             yield
         except ProgramError as error:

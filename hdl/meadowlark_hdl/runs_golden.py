@@ -1,0 +1,140 @@
+"""Golden model of runs: the passes that the Sequencer makes of a prompt, and then of each token."""
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from .config import Config
+from .control.fetch_golden import ProgramError, need
+from .control.sequencer_golden import (Pass, Place, batch_pass, context_limit, draft_pass,
+                                       prompt_passes, token_ids)
+from .draft.drafter_golden import draft
+from .draft.run_golden import turns
+from .draft.table_lookup_golden import BUCKET_BYTES, SLOTS
+from .sampler.sampler_golden import Sampling, sample
+
+
+class GoldenRuns(ABC):
+    """What a core does with tokens, from what it makes of a pass (:meth:`run`).
+
+    config, model, memory: as of :class:`.isa_golden.GoldenCore`.
+    """
+    memory: np.ndarray
+
+    def __init__(self, config: Config, model: Mapping[str, int], memory_bytes: int) -> None:
+        self.config, self.model = config, model
+        table = model["draft_addr"] * config.W + BUCKET_BYTES * model["draft_buckets"]
+        need(table <= memory_bytes, "model registers that cannot be: a table of drafts")
+        self._text = np.zeros(config.context, np.int64)     # the token memory
+
+    def clear(self) -> None:
+        """Set the counters to 0."""
+        self._counts = dict.fromkeys(("bus_write_words", "passes", "instructions", "saturations",
+                                      "score_saturations", "drafted", "accepted"), 0)
+
+    @abstractmethod
+    def run(self, p: Pass, tokens: Sequence[int]) -> np.ndarray | None:
+        """A pass -> logits of its last token, or of each, int32[1 or n, vocab]; None if it is not
+        final. tokens: its n ids."""
+
+    def forward(self, tokens: Sequence[int], start_pos: int = 0) -> np.ndarray:
+        """Take tokens at positions start_pos.. -> logits of the last one, int32[vocab].
+
+        The KV cache below start_pos is kept. Cut into passes as the Sequencer does: one token is
+        a decode pass.
+
+        Raises
+        ------
+        ValueError
+            No token, or one beyond the vocabulary.
+        """
+        tokens = token_ids(tokens, self.model["vocab"])
+        try:
+            passes = list(prompt_passes(self.config, self.model, start_pos, len(tokens)))
+        except ValueError as error:
+            raise ProgramError(str(error)) from error
+        logits = None
+        for p in passes:
+            at = p.pos0 - start_pos
+            logits = self.run(p, tokens[at:at + p.n])
+        assert logits is not None       # the last pass is final
+        return logits[0]
+
+    def check(self, tokens: Sequence[int], start_pos: int = 0) -> np.ndarray:
+        """Take a token and drafts of those behind it, 1..P in all, in one pass -> logits of each,
+        int32[n, vocab].
+
+        Raises
+        ------
+        ValueError
+            No token, too many, or one beyond the vocabulary.
+        """
+        tokens = token_ids(tokens, self.model["vocab"])
+        need(len(tokens) <= self.config.P, "more drafts than lanes")
+        return self._each(tokens, draft_pass(self.config, self.model, start_pos, len(tokens)))
+
+    def batch(self, tokens: Sequence[int], places: Sequence[Place]) -> np.ndarray:
+        """Take 1..P tokens, each to a place of its own, in one pass -> logits of each,
+        int32[n, vocab]. Keys before each place are those of its sequence.
+
+        Raises
+        ------
+        ValueError
+            Not as many tokens as places, none or too many, or one beyond the vocabulary.
+        """
+        tokens = token_ids(tokens, self.model["vocab"])
+        need(len(tokens) == len(places) <= self.config.P, "no place for each of 1..P tokens")
+        return self._each(tokens, batch_pass(self.config, self.model, places))
+
+    def _each(self, tokens: Sequence[int], p: Pass) -> np.ndarray:
+        logits = self.run(p, tokens)
+        assert logits is not None
+        return logits
+
+    def generate(self, tokens: Sequence[int], sampling: Sampling = Sampling(), *, max_new: int,
+                 stop_ids: Collection[int] = (), start_pos: int = 0, drafts: bool = False,
+                 draft_most: int = 0, draft_price: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+        """A run: take a prompt, then draw tokens. Ends after ``max_new``, a stop id, or the first
+        token without a place in the core's memories.
+
+        Up to ``draft_most`` drafts begin the pass of a generated token, see
+        :func:`.draft.run_golden.turns`; with ``drafts`` all tokens but the first are drafts.
+        The drafter takes text below ``start_pos`` from earlier runs.
+
+        Yields
+        ------
+        token : int
+        logits : int32[vocab]
+            What it was drawn from.
+        """
+        self.clear()
+        limit, taken, rows = context_limit(self.config), start_pos, list[np.ndarray]()
+        self._text[start_pos:start_pos + len(tokens)] = tokens
+
+        def draw(position: int, guessed: list[int]) -> Iterator[int]:
+            nonlocal taken
+            new = self._text[taken:position + 1].tolist()
+            found = self.check([*new, *guessed], taken) if guessed else [self.forward(new, taken)]
+            for logits in found:
+                rows.append(logits)
+                taken = position + len(rows)
+                token = sample(logits, sampling, taken)
+                self._text[taken:taken + 1] = token
+                yield token
+        given = list(tokens[1:]) if drafts else []
+        for turn in turns(self._text[:start_pos + len(tokens) - len(given)].tolist(), draw,
+                          self._drafter, most=draft_most, price=draft_price, max_new=max_new,
+                          stop_ids=stop_ids, limit=limit, drafts=given):
+            if not drafts:
+                self._counts["drafted"] += len(turn.drafts)
+            self._counts["accepted"] += turn.accepted
+            yield from zip(turn.tokens, rows, strict=True)
+            rows.clear()
+
+    def _drafter(self, text: list[int], k: int) -> list[int]:
+        """What the table says, if there is one, and the context."""
+        at, buckets = self.model["draft_addr"] * self.config.W, self.model["draft_buckets"]
+        table = self.memory[at:at + BUCKET_BYTES * buckets].view("<u4").reshape(-1, SLOTS)
+        return draft(text, k, table if buckets else None, least=self.model["draft_least"])
