@@ -28,10 +28,13 @@ def config(bus):
 
 
 class Clocked(wiring.Component):
-    """The crossing with both clocks, and a reset that keeps to none, as ports."""
+    """The crossing with both clocks, and a reset that keeps to none, as ports.
+
+    Words: five bursts more than three, for one is shorter than the way there and back.
+    """
 
     def __init__(self, bus, far):
-        self.inner = MemoryCrossing(config(bus), bus_bytes=far, size_bytes=SIZE, words=64)
+        self.inner = MemoryCrossing(config(bus), bus_bytes=far, size_bytes=SIZE, words=128)
         super().__init__({"clk_core": In(1), "clk_memory": In(1), "reset": In(1),
                           "core": In(MemoryPort(self.inner.config)),
                           "memory": Out(MemoryPort(self.inner.far))})

@@ -192,7 +192,8 @@ class MemoryCrossing(wiring.Component):
     size_bytes : int, power of two
         Of the memory; addresses wrap.
     words : int, power of two, at least 4 * burst_words
-        Words that may be on their way to the core; by default what a block RAM holds.
+        Words that may be on their way to the core; by default what a block RAM holds. A stream has
+        no gap if what they are beyond three bursts takes longer than the way there and back.
 
     Members
     -------
