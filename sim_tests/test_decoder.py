@@ -16,11 +16,13 @@ from meadowlark_hdl.weights.decoder import PackedWeightDecoder
 from meadowlark_hdl.weights.decoder_golden import (decode_tile, encode_tile, header_chunks,
                                                     row_headers)
 from meadowlark_hdl.weights.modes import BLOCK
+from test_modes import WANT
 
-RANGE = {Mode.INT8: (-2**7, 2**7 - 1), Mode.INT16: (-2**15, 2**15 - 1),
-         Mode.Q8_0: (-2**7, 2**7 - 1), Mode.Q4_0: (-8, 7), Mode.Q4_1: (0, 15)}
+#: Of the codes of each mode: the least and the most.
+RANGE = {mode: (-1 << bits - 1, (1 << bits - 1) - 1) if offset is None
+         else (-offset, (1 << bits) - 1 - offset) for mode, (bits, offset, _) in WANT.items()}
 #: Bytes of scale, or scale and minimum, a block.
-SCALE_BYTES = {Mode.Q8_0: 2, Mode.Q4_0: 2, Mode.Q4_1: 4}
+SCALE_BYTES = {mode: 2 * halves for mode, (*_, halves) in WANT.items() if halves}
 CONFIG = {"P": 8, "bus_bytes": 1, "tile_beats": 64, "tile_rows": 32}
 
 
@@ -40,7 +42,7 @@ def random_tile(W, rows, row_beats, mode, header):
             half = rng.normal(size=(2, *shape)) * 10.0 ** rng.integers(-6, 3, (2, *shape))
             half = half.astype(np.float16)
         scales = {"scale": half[0]}
-        if mode == Mode.Q4_1:
+        if WANT[mode][2] == 2:
             scales["minimum"] = half[1]
         if kind >= 0.6:
             found = normalise(codes, **scales)
@@ -221,7 +223,7 @@ async def illegal_tags_give_beats(dut, stall):
     W = int(os.environ["W"])
     await start(dut)
     tiles = random_tiles(W, 3)
-    for bad in ({"mode": 5, "header": 1}, {"mode": 7, "header": 2}, {"mode": 6, "header": 3},
+    for bad in (*({"mode": mode, "header": 1 + mode % 3} for mode in range(len(Mode), 8)),
                 *({"mode": mode, "header": 2} for mode in Mode if mode not in modes_read())):
         beats = random.choice([1, 2, 5])
         tiles.append(({**bad, "rows": 3, "beats": beats}, [],
