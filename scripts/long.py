@@ -42,6 +42,7 @@ PARTS = [
       for path in sorted((ROOT / "sim_tests" / "mutants").iterdir())),
     Part("fuzz", f"{PYTEST} -k mutated sim_tests", (("FUZZ", "10000"),)),
     Part("attention", f"{PYTEST} sim_tests/test_attention.py", (("SHAPES", "1000"),)),
+    Part("same-text", f"{PYTEST} sim_tests/test_same_text.py", (("TOKENS", "2000"),)),
     Part("shapes", f"{PYTEST} sim_tests/shapes_check.py"),
     Part("link-faults", "scripts/link_faults.py"),
     Part("prove", "scripts/prove.py"),

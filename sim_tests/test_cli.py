@@ -230,7 +230,7 @@ COMMANDS = group.commands
 MODEL = {"-c", "--ctx", "--ctx-size", "--weights", "--bits", "--target-ppl", "--packing"}
 GRID = {"--weights", "--bits", "--target-ppl"}
 DRAWN = {"-n", "--predict", "--tokens", "--temp", "--temperature", "--top-k", "--top-p", "-s",
-         "--seed"}
+         "--seed", "--draft"}
 RUNS = {"-m", "--model", "--board", "--target", "--json"}
 SYSTEM = {"-sys", "--system", "--system-prompt"}
 TRACE = {"--trace", "--trace-passes"}
@@ -505,9 +505,9 @@ def test_table_of_drafts(run, tmp_path, image):
     """The model's own is in its image; another one, or none, is by --draft."""
     table = DraftTable.load(packaged("stories"))
     facts = json.loads(run("info", image, "--json", "-")[1])["draft"]
-    assert facts == dict(model="stories", made_of=table.made_of, at=facts["at"], least=table.least,
-                         buckets=len(table.entries), entries=table.used, bytes=table.size)
-    assert "buckets  12,500" in run("info", image)[1]
+    assert facts == dict(model="stories", made_of=table.made_of, entries=table.used,
+                         bytes=table.size)
+    assert re.search(r"^  entries  49,335$", run("info", image)[1], re.M)
     path, other = tmp_path / "x.mlk", tmp_path / "t.mld"
     dataclasses.replace(table, made_of="this test", entries=table.entries[:7]).save(other)
     for given, size in ((other, 7 * 16), ("none", 0)):
@@ -523,6 +523,33 @@ def test_table_of_drafts(run, tmp_path, image):
     assert Image.load(path).draft is None
     dataclasses.replace(table, vocabulary="0" * 32).save(other)
     refused(run("compile", "stories", "-o", path, "--draft", other), "for the tokens of stories")
+
+
+def test_drafts(run, image):
+    """The same text in fewer passes, of a model and of its image."""
+    found = [json.loads(run("generate", STORY, "-m", model, "--target", "golden", "-n", "40",
+                            "--draft", how, "--json", "-")[1])
+             for model in ("stories", image) for how in ("off", "3", "auto")]
+    assert all(result["tokens"] == found[0]["tokens"] for result in found)
+    for off, three, auto in (found[:3], found[3:]):
+        assert (off["tokens_per_pass"], off["drafted"], off["accepted"]) == (1, 0, 0)
+        for result in (three, auto):
+            passes = 39 - result["accepted"]
+            assert result["tokens_per_pass"] == 39 / passes > 1.5
+            assert result["drafted"] <= 3 * passes
+            assert result["accepted"] == result["counters"]["accepted"]
+    for name in ("tokens_per_pass", "drafted", "accepted"):
+        assert [result[name] for result in found[:3]] == [result[name] for result in found[3:]]
+    err = run("generate", STORY, "--target", "golden", "-n", "40", "--draft", "3")[2]
+    assert f"; {found[1]['tokens_per_pass']:.2f} tokens per pass" in err
+    for how in ("--top-k", "3"), ("--top-p", "0.5"):
+        ways = ("generate", STORY, "--target", "golden", "-n", "8", "--temp", "1", *how)
+        assert json.loads(run(*ways, "--json", "-")[1])["drafted"] == 0
+        refused(run(*ways, "--draft", "2"), "with --top-k and --top-p", "leave --draft out")
+    refused(run("generate", STORY, "--target", "golden", "--draft", "4"), "at most 3 drafts")
+    refused(run("generate", STORY, "--target", "golden", "--draft", "4", "--board", "ulx3s_25f"),
+            "ulx3s_25f makes no drafts")
+    refused(run("generate", STORY, "--draft", "on"), "'on' is none of off, auto")
 
 
 # ---- Targets
@@ -547,7 +574,8 @@ def test_an_image_runs_without_its_model(run, image):
         assert status == 0, err
         for key in ("text", "tokens", "end", "prompt_tokens"):
             assert got[key] == want[key], key
-        assert got["counters"]["passes"] == len(got["tokens"])
+        assert got["counters"]["passes"] == len(got["tokens"]) - got["accepted"]
+        assert got["accepted"] == want["accepted"] and got["drafted"] == want["drafted"]
         assert got["counters"]["bus_read_words"] and got["cycles_per_token"] is None
     status, out, err = run("generate", STORY, "--target", "golden", "-m", image, "-n", "40",
                            "--stop", " time", "--json", "-")

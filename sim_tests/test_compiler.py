@@ -270,15 +270,14 @@ def test_table_of_drafts(models, seed):
     for buckets in (1, 5, 64):
         made = table(buckets, seed)
         image = compile_model(models("plain"), board(NARROW), draft=made)
-        facts = image.draft
-        assert facts == dict(model="m", made_of="nothing", at=facts["at"], buckets=buckets,
-                             least=3, entries=made.used)
-        assert facts["at"] % 64 == 0 and image.draft_bytes == 16 * buckets
+        regs, at = image.model_regs, image.model_regs["draft_addr"] * NARROW.W
+        assert image.draft == dict(model="m", made_of="nothing", entries=made.used)
+        assert (regs["draft_buckets"], regs["draft_least"]) == (buckets, 3)
+        assert at % 64 == 0 and image.draft_bytes == 16 * buckets
         np.testing.assert_array_equal(image.draft_entries, made.entries)
         core = golden_core(image, NARROW)
         np.testing.assert_array_equal(core.forward(tokens), want)
-        lies = slice(facts["at"], facts["at"] + 16 * buckets)
-        assert core.memory[lies].tobytes() == made.memory
+        assert core.memory[at:at + 16 * buckets].tobytes() == made.memory
         assert image.bits_per_weight == pytest.approx(plain.bits_per_weight, rel=0.02)
         extra = -(-16 * buckets // 64) * 64
         for of in (lambda i: i.needs["memory_bytes"], lambda i: len(i.memory)):

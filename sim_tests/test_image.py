@@ -297,22 +297,28 @@ def test_layers_without_attention(raw):
 
 
 @pytest.mark.parametrize("change, words", [
-    (dict(at=32), "drafts at 32"),
-    (dict(at=1 << 20), "drafts at 1048576"),
-    (dict(buckets=1 << 13), "drafts at"),
-    (dict(buckets=0), "drafts {"),
-    (dict(least=6), "drafts {"),
-    (dict(least=1), "drafts {"),
-    (dict(at=0), "token"),              # weights are no table
-    (dict(made_of="x" * 300), "made_of is no short text"),
+    (dict(draft_addr=4), "drafts at 32"),           # chunks of 8 bytes
+    (dict(draft_addr=1 << 20), "drafts at 8388608"),
+    (dict(draft_addr=0), "token"),                  # weights are no table
+    (dict(draft_buckets=1 << 13), "131072 bytes of drafts at"),
+    (dict(draft_buckets=0), "(0 bytes of drafts"),
+    (dict(draft_least=6), "draft_least 6"),
+    (dict(draft_least=1), "draft_least 1"),
 ])
 def test_tables_of_drafts_that_cannot_be(raw, change, words):
-    assert words in refused(with_header(raw, lambda h: h["draft"].update(change)))
+    assert words in refused(with_header(raw, lambda h: h["model_regs"].update(change)))
+
+
+def test_facts_of_a_table_that_cannot_be(raw):
+    assert "made_of is no short text" in refused(
+        with_header(raw, lambda h: h["draft"].update(made_of="x" * 300)))
+    assert "entries is -1" in refused(with_header(raw, lambda h: h["draft"].update(entries=-1)))
+    assert "bytes of drafts" in refused(with_header(raw, lambda h: h.update(draft=None)))
 
 
 def test_without_a_table(raw, image):
-    assert Image.parse(with_header(raw, lambda h: h.update(draft=None))) == \
-        replace(image, draft=None)
+    none = replace(image, draft=None, model_regs=image.model_regs | {"draft_buckets": 0})
+    assert Image.parse(b"".join(none._parts())) == none and none.draft_entries is None
     assert "draft" in refused(with_header(raw, lambda h: h.pop("draft") and None))
 
 

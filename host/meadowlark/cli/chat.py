@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..files import check_outputs
 from ..run.prepare import check_text
 from . import interrupts
-from .generate import why_ended
+from .generate import drafted, why_ended
 from .options import (Asked, Drawing, board_option, drawing_options, json_option, model_options,
                       open_runner, stop_option, system_option, target_option)
 from .scores import tell_saturated
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from meadowlark_hdl.sampler.sampler_golden import Sampling
 
     from ..run.prepare import Source
-    from ..run.targets import Target
+    from ..run.targets import Drafting, Target
     from ..text.chat import Conversation
 
 COMMANDS = """\
@@ -68,8 +68,10 @@ def chat(prompt: str | None, system: str, keep: str, stop: Sequence[str], drawin
         result: dict[str, Any] = {
             "model": image.name, "board": which.name, "target": target, "seed": drawing.seed,
             "turns": [], "refused": [], "end": ""}
+        progress("weighing drafts")
+        drafts = drawing.drafting(draw, image, runner)
         runner.load(source)
-        session = _Session(source, runner, talk, draw, drawing.max_new, stop, keep, result,
+        session = _Session(source, runner, talk, draw, drafts, drawing.max_new, stop, keep, result,
                            progress, quiet=json_to == "-")
         try:
             result["end"] = session.run(prompt)
@@ -89,10 +91,11 @@ class _Session:
     """A conversation on the terminal; ``result`` gets its turns as they come."""
 
     def __init__(self, source: Source, runner: Target, talk: Conversation, draw: Sampling,
-                 max_new: int | None, stop: Sequence[str], keep: str, result: dict[str, Any],
-                 progress: Progress, *, quiet: bool) -> None:
+                 drafts: Drafting, max_new: int | None, stop: Sequence[str], keep: str,
+                 result: dict[str, Any], progress: Progress, *, quiet: bool) -> None:
         self._source, self._runner, self._talk = source, runner, talk
         self._draw, self._max_new, self._stop, self._keep = draw, max_new, stop, keep
+        self._drafts = drafts
         self._result, self._progress, self._quiet = result, progress, quiet
 
     def run(self, prompt: str | None) -> str:
@@ -167,7 +170,8 @@ class _Session:
         self._progress("thinking")
         try:
             with interrupts.patience(terminal), closing(runner.generate(
-                    ids, self._draw, max_new=most, stop_ids=image.stop_ids, reuse=True)) as run:
+                    ids, self._draw, max_new=most, stop_ids=image.stop_ids, reuse=True,
+                    drafts=self._drafts)) as run:
                 for event in run:
                     ended = time.monotonic()
                     tokens.append(event.token)
@@ -185,15 +189,17 @@ class _Session:
                      "text": self._talk.answered(tokens, out.text if out.stopped else None),
                      "tokens_per_s": len(tokens) / max(ended - started, 1e-9)}
         turn["counters"] = runner.counters()
+        turn |= drafted(turn["counters"], len(tokens))
         say(_turn(turn))
         tell_saturated(turn["counters"])
 
 
 def _turn(turn: dict) -> str:
     """One line about a turn."""
+    drafts = f"; {turn['tokens_per_pass']:.2f} tokens per pass" if turn["drafted"] else ""
     return (f"{turn['prompt_tokens']} ({turn['cached_tokens']} from the cache) + "
             f"{len(turn['tokens'])} tokens, ended by {turn['end']}; "
-            f"{turn['tokens_per_s']:.1f} tokens/s here")
+            f"{turn['tokens_per_s']:.1f} tokens/s here{drafts}")
 
 
 def _lines() -> Iterator[bytes]:

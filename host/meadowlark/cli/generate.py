@@ -94,6 +94,8 @@ def generate(prompt: str | None, text: str | None, file: str | None, ids: str | 
         stops = () if ignore_eos else image.stop_ids
         # The last token needs no place of its own.
         most = min(max_new or image.context, image.context - len(tokens) + 1)
+        progress("weighing drafts")
+        drafts = drawing.drafting(draw, image, runner)
         runner.load(source)
         progress("taking the prompt")
         out = Text("" if chat else prompt,
@@ -102,8 +104,8 @@ def generate(prompt: str | None, text: str | None, file: str | None, ids: str | 
         events, started, ended = [], time.monotonic(), 0.0
         recording = trace.timeline.recording(runner, image, "generate") if trace \
             else nullcontext()
-        with recording, closing(runner.generate(tokens, draw, max_new=most,
-                                                stop_ids=stops)) as run:
+        with recording, closing(runner.generate(tokens, draw, max_new=most, stop_ids=stops,
+                                                drafts=drafts)) as run:
             for event in run:
                 ended = time.monotonic()
                 events.append(event)
@@ -121,6 +123,7 @@ def generate(prompt: str | None, text: str | None, file: str | None, ids: str | 
             "text": out.text if numbers is None else None,
             "end": why_ended([e.token for e in events], stops, out, len(events) == max_new),
             "tokens_per_s": len(events) / seconds,
+            **drafted(counters, len(events)),
             "cycles_per_token": _cycles_per_token(counters, len(events)),
             "bytes_per_token": _bytes_per_token(image, len(tokens), passes),
             "host_messages": messages, "clock_mhz": which.clock_mhz, "counters": counters}
@@ -130,8 +133,10 @@ def generate(prompt: str | None, text: str | None, file: str | None, ids: str | 
         if check:
             golden = GoldenTarget(which, progress=progress)
             golden.load(source)
-            verdict = compare(events, golden.generate(tokens, draw, max_new=most, stop_ids=stops),
-                              whole=not out.stopped, progress=progress)
+            verdict = compare(events, golden.generate(tokens, draw, max_new=most, stop_ids=stops,
+                                                      drafts=drafts),
+                              whole=not out.stopped, counters=(counters, golden.counters),
+                              progress=progress)
             result["bit_exact"] = verdict.bit_exact
             result["first_difference"] = verdict.first_difference
     write_json(result, json_to)
@@ -195,6 +200,15 @@ def why_ended(tokens: Sequence[int], stops: Sequence[int], out: Text, full: bool
     return "number of tokens" if full else "context"
 
 
+def drafted(counters: dict[str, int], tokens: int) -> dict[str, Any]:
+    """What drafts brought a run that gave so many tokens. tokens_per_pass: of the passes behind the
+    prompt's last one, which gives the first token; 1 where there were none."""
+    accepted = counters.get("accepted", 0)
+    passes = max(tokens - 1 - accepted, 1)
+    return {"tokens_per_pass": 1 + accepted / passes, "drafted": counters.get("drafted", 0),
+            "accepted": accepted}
+
+
 def _cycles_per_token(counters: dict[str, int], tokens: int) -> float | None:
     """Of the decode passes; of the whole run if there was none; None without counters."""
     if "cycles" not in counters:
@@ -215,6 +229,8 @@ def _summary(result: dict) -> str:
     """One line about a run."""
     parts = [f"{result['prompt_tokens']} + {len(result['tokens'])} tokens, ended by "
              f"{result['end']}", f"{result['tokens_per_s']:.1f} tokens/s here"]
+    if result["drafted"]:
+        parts.append(f"{result['tokens_per_pass']:.2f} tokens per pass")
     if cycles := result["cycles_per_token"]:
         mhz = result["clock_mhz"]
         parts.append(f"{cycles:,.0f} cycles per token ({mhz * 1e6 / cycles:,.1f} tokens/s at "

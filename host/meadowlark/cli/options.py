@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from meadowlark_boards import Board
     from meadowlark_hdl.sampler.sampler_golden import Sampling
 
+    from ..compile.image import Image
     from ..run.prepare import Source
-    from ..run.targets import Target
+    from ..run.targets import Drafting, Target
     from ..run.timeline import Timeline
 
 
@@ -226,17 +227,24 @@ def open_runner(target: str, board: str, asked: Asked, progress: Progress, *,
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """How many tokens are drawn (None: until the text ends), and how."""
+    """How many tokens are drawn (None: until the text ends), and how. draft: see
+    :func:`..run.drafting.parse`."""
     max_new: int | None
     temperature: float
     top_k: int
     top_p: float
     seed: int
+    draft: int | None
 
     def sampling(self, board: Board) -> Sampling:
         from ..quant.sampling import sampling
         return sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p,
                         seed=self.seed, max_top_k=board.config.topk)
+
+    def drafting(self, draw: Sampling, image: Image, runner: Target) -> Drafting:
+        """draw: of :meth:`sampling`."""
+        from ..run.drafting import drafting
+        return drafting(self.draft, draw, image, runner)
 
 
 def drawing_options(command: Callable) -> Callable:
@@ -254,14 +262,21 @@ def drawing_options(command: Callable) -> Callable:
                          help="Draw from the fewest likeliest tokens that hold this share; 1 is "
                               "all."),
             click.option("-s", "--seed", default=0, show_default=True, type=int,
-                         help="Seed of the draws. The same seed gives the same text."))):
+                         help="Seed of the draws. The same seed gives the same text."),
+            click.option("--draft", default="auto", show_default=True, metavar="K",
+                         help="Guess the next K tokens and check them in one pass: the same text "
+                              "in fewer passes. auto does so as long as it pays, off never. With "
+                              "--top-k and --top-p there are no drafts: the core draws one token "
+                              "a pass then."))):
         command = option(command)
 
     @functools.wraps(command)
     def collected(*args, max_new: int | None, temperature: float, top_k: int, top_p: float,
-                  seed: int, **kw):
+                  seed: int, draft: str, **kw):
+        from ..run.drafting import parse
         if max_new is not None and max_new < 1:
             raise UserError(f"the number of tokens must be at least 1, not {max_new}")
         return command(*args, **kw, drawing=Drawing(
-            max_new=max_new, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed))
+            max_new=max_new, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+            draft=parse(draft)))
     return collected

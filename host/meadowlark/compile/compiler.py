@@ -9,6 +9,7 @@ import numpy as np
 
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import sv_log2, tile_keys
+from meadowlark_hdl.draft.context_match_golden import SHORTEST
 from meadowlark_hdl.isa import (FIELDS, MODEL_REGS, NO_WINDOW, Field, Header, Instruction,
                                 Mode, Op, Pair, Sink, Src, encode)
 from meadowlark_hdl.weights.decoder_golden import (HEADER_BYTES, code_bytes, encode_tile,
@@ -435,7 +436,9 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
                 block_words=act.block_words, token_words=lists.token << lists.beside,
                 blocks=blocks, hidden=lists.hidden, stride=stride(qm.plan, W),
                 head_log2=qm.head_pad.bit_length() - 1, group=lists.at_once, eps=int(qm.eps),
-                vocab=qm.vocab, draft_addr=0, draft_buckets=0, draft_least=0)
+                vocab=qm.vocab, draft_addr=draft_at // W,
+                draft_buckets=0 if draft is None else len(draft.entries),
+                draft_least=SHORTEST if draft is None else draft.least)
     for name, value in regs.items():
         _fit(name, value, MODEL_REGS)
     return Image(
@@ -452,8 +455,7 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
         facts=_facts(qm, lists.stream.tensors, all_tokens) | {"batch": lists.batch},
         tensors=tuple(lists.stream.tensors),
         draft=None if draft is None else dict(
-            model=draft.model, made_of=draft.made_of, entries=draft.used, at=draft_at,
-            buckets=len(draft.entries), least=draft.least))
+            model=draft.model, made_of=draft.made_of, entries=draft.used))
 
 
 def _act_words(program: list[Instruction], blocks: int, lists: _Lists) -> int:

@@ -9,7 +9,7 @@ has it as an attribute of its class, or reads it from its pipeline: none is type
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from math import ceil
@@ -23,8 +23,13 @@ from meadowlark_hdl.control.fetch import Fetch
 from meadowlark_hdl.control.fetch_golden import walk
 from meadowlark_hdl.control.planner import Planner
 from meadowlark_hdl.control.sequencer import Sequencer
-from meadowlark_hdl.control.sequencer_golden import Lots, Pass, decode_pass, prompt_passes
+from meadowlark_hdl.control.sequencer_golden import (Lots, Pass, decode_pass, draft_pass,
+                                                     prompt_passes)
 from meadowlark_hdl.core import Core
+from meadowlark_hdl.draft.context_match_golden import WINDOW
+from meadowlark_hdl.draft.run_golden import Turn
+from meadowlark_hdl.draft.table_lookup import TableLookup
+from meadowlark_hdl.draft.table_lookup_golden import BUCKET_BYTES, LENGTHS
 from meadowlark_hdl.isa import Fn, Instruction, Mode, Op, Pair, Sink, Src
 from meadowlark_hdl.issue.dispatch import Dispatch
 from meadowlark_hdl.issue.gammas import Gammas
@@ -303,8 +308,16 @@ class _Machine:
         spent.overhead += cycles
         self.now += cycles
 
-    def run(self, p: Pass) -> int:
-        """One pass; returns its cycles."""
+    def draft(self, position: int, k: int) -> int:
+        """Cycles of the drafter, at most: a sweep of the text up to a position, then k steps that
+        all ask the table."""
+        memory, words = self.memory, BUCKET_BYTES // self.c.bus_bytes
+        reads = len(LENGTHS) * (memory.row_miss + words * memory.word)
+        step = TableLookup.READ + memory.BUS + memory.latency + reads + TableLookup.LATENCY
+        return min(position, WINDOW) + ceil(k * step)
+
+    def run(self, p: Pass, accepted: int = 0) -> int:
+        """One pass; returns its cycles. accepted: drafts that were right, an event each."""
         began = self.now
         self.now += Sequencer.PLAN + Planner.cycles(p, self.regs["group"])
         self.stream = self.regs["stream_addr"]
@@ -323,6 +336,7 @@ class _Machine:
         self.now += Sequencer.TURN
         if p.final:                     # the event is taken at once
             self.now += Sampler.GREEDY + Sequencer.EVENT + Sequencer.TURN
+            self.now += accepted * (Sequencer.NEXT + Sequencer.EVENT)
         return self.now - began
 
     def _execute(self, spent: Spent, i: Instruction, p: Pass, lots: Lots | None) -> None:
@@ -468,12 +482,22 @@ class _Machine:
             self._lose(spent, 1)
 
 
+def draft_prices(image: Image, board: Board, most: int) -> list[float]:
+    """What a pass that checks 1..most drafts takes longer than one without, in the middle of the
+    context and with the drafter's own time, as a share of that pass."""
+    machine, position = _Machine(image, board), image.context // 2
+    machine.run(decode_pass(board.config, image.model_regs, position))
+    one = machine.run(decode_pass(board.config, image.model_regs, position))
+    return [(machine.run(draft_pass(board.config, image.model_regs, position, 1 + k))
+             + machine.draft(position, k)) / one - 1 for k in range(1, most + 1)]
+
+
 def predict(image: Image, board: Board, *, prompt: int, generate: int,
-            start_pos: int = 0) -> Prediction:
+            start_pos: int = 0, turns: Sequence[Turn] | None = None) -> Prediction:
     """Predict a test: a prompt of ``prompt`` tokens at ``start_pos``, then ``generate`` tokens.
 
     The last prompt pass gives the first token, so ``generate`` tokens take ``generate - 1`` passes
-    more; 0 and 1 take none.
+    more; 0 and 1 take none. With drafts they take fewer.
 
     Parameters
     ----------
@@ -481,6 +505,8 @@ def predict(image: Image, board: Board, *, prompt: int, generate: int,
     generate : int, 0..
     start_pos : int, 0..
         Tokens whose keys and values are in the cache already.
+    turns : sequence of Turn, optional
+        Of a run with drafts: its passes from the prompt's last one on, by the golden model.
 
     Raises
     ------
@@ -497,11 +523,17 @@ def predict(image: Image, board: Board, *, prompt: int, generate: int,
     machine = _Machine(image, board)
     regs = image.model_regs
     plan = list(prompt_passes(board.config, regs, start_pos, prompt, generate > 0))
-    first_decode = len(plan)
     end = start_pos + prompt
-    plan += [decode_pass(board.config, regs, end + k) for k in range(generate - 1)]
     passes = [(p, machine.run(p)) for p in plan]
-    prefill = Core.START + sum(cycles for _, cycles in passes[:first_decode])
+    prefill = machine.now
+    for turn in ([Turn(end + k, [], [0]) for k in range(generate - 1)] if turns is None
+                 else turns[1:]):
+        p = decode_pass(board.config, regs, turn.position)
+        if turn.drafts:
+            machine.now += machine.draft(turn.position, len(turn.drafts))
+            p = draft_pass(board.config, regs, turn.position, turn.n)
+        passes.append((p, machine.run(p, turn.accepted)))
+    plan = [p for p, _ in passes]
     return Prediction(
         cycles=machine.now, prefill_cycles=prefill, decode_cycles=machine.now - prefill,
         passes=passes, by_pc=dict(sorted(machine.by_pc.items())), program=machine.program,

@@ -18,7 +18,7 @@ import numpy as np
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.draft.context_match_golden import SHORTEST
 from meadowlark_hdl.draft.drafter_golden import NEVER
-from meadowlark_hdl.draft.table_lookup_golden import BUCKET_BYTES, MOST_BUCKETS
+from meadowlark_hdl.draft.table_lookup_golden import BUCKET_BYTES
 from meadowlark_hdl.isa import (INSTRUCTION_BYTES, MODEL_REGS, Header, Instruction, Mode, Op,
                                 Src, decode, fault)
 
@@ -111,8 +111,8 @@ class Image:
         entropy; how: for people), weights, where in memory it starts, bytes of its codes plain and
         as they are, entropy of these in bits a byte.
     draft : dict, optional
-        The table of drafts in the memory: at, its first byte; buckets; entries that are there;
-        least, model and made_of as :class:`meadowlark.draft.table.DraftTable` has them.
+        Of the table of drafts in the memory, for people: entries that are there, model and made_of
+        as :class:`meadowlark.draft.table.DraftTable` has them.
     """
     name: str
     board: str
@@ -201,14 +201,19 @@ class Image:
     @property
     def draft_bytes(self) -> int:
         """Of the table of drafts, 0 without one."""
-        return 0 if self.draft is None else BUCKET_BYTES * self.draft["buckets"]
+        return BUCKET_BYTES * self.model_regs["draft_buckets"]
+
+    @property
+    def draft_least(self) -> int:
+        """Tokens of the context's match that stand before the table."""
+        return self.model_regs["draft_least"]
 
     @property
     def draft_entries(self) -> np.ndarray | None:
         """The table of drafts, uint32[buckets, 4]."""
-        if self.draft is None:
+        if not self.draft_bytes:
             return None
-        at = self.draft["at"]
+        at = self.config["W"] * self.model_regs["draft_addr"]
         return entries_of(self.memory[at:at + self.draft_bytes], self.shape["vocab"])
 
     def bytes_per_token(self, context: int) -> int:
@@ -400,11 +405,15 @@ class Image:
         for token in (*self.stop_ids, self.bos_id or 0):
             if token >= shape["vocab"]:
                 raise ValueError(f"token {token} of {shape['vocab']}")
+        if (self.draft is None) is not (self.draft_bytes == 0):
+            raise ValueError(f"{self.draft_bytes} bytes of drafts")
         if self.draft is not None:
-            at, end = self.draft["at"], self.draft["at"] + self.draft_bytes
-            if at % ALIGN or end > len(self.memory):
-                raise ValueError(f"drafts at {at}, to {end}")
-            entries_of(self.memory[at:end], shape["vocab"])
+            at = self.config["W"] * regs["draft_addr"]
+            if at % ALIGN or at + self.draft_bytes > len(self.memory):
+                raise ValueError(f"{self.draft_bytes} bytes of drafts at {at}")
+            if not SHORTEST <= self.draft_least <= NEVER:
+                raise ValueError(f"draft_least {self.draft_least}")
+            entries_of(self.memory[at:at + self.draft_bytes], shape["vocab"])
         # What one read of a decode pass takes at least: no dimension is beyond the memory.
         if max(shape["hidden"], shape["ffn"], shape["vocab"]) > len(self.memory):
             raise ValueError(f"a memory of {len(self.memory)} bytes")
@@ -471,10 +480,7 @@ def _tensor(table: dict) -> dict:
 
 def _draft(table: dict) -> dict:
     found: dict = {key: _text(table, key) for key in ("model", "made_of")}
-    found |= {key: _whole(table, key) for key in ("at", "buckets", "entries", "least")}
-    if not 1 <= found["buckets"] <= MOST_BUCKETS or not SHORTEST <= found["least"] <= NEVER:
-        raise ValueError(f"drafts {found!r}")
-    return found
+    return found | {"entries": _whole(table, "entries")}
 
 
 def _text(table: dict, key: str) -> str:

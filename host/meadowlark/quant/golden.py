@@ -19,6 +19,8 @@ from meadowlark_hdl.compute.softmax_golden import (MASKED, output_scale, probabi
 from meadowlark_hdl.compute.glu_golden import alone, glu
 from meadowlark_hdl.compute.tiling_engine_golden import FLOATS_KEPT, dot, product
 from meadowlark_hdl.config import Config
+from meadowlark_hdl.draft.drafter_golden import draft
+from meadowlark_hdl.draft.run_golden import Turn, turns
 from meadowlark_hdl.sampler.sampler_golden import Sampling, sample
 from meadowlark_hdl.fixed import saturate
 
@@ -32,6 +34,8 @@ from .quantise import QuantAttend, QuantLinear, QuantModel
 GATE_BITS = 18
 #: Called with (edge, int array) as a forward pass goes.
 Tracer = Callable[[str, np.ndarray], None]
+#: (text, k) -> 0..k drafts of what comes behind it.
+Drafter = Callable[[list[int], int], list[int]]
 
 
 @dataclass
@@ -60,8 +64,12 @@ class GoldenModel:
     ----------
     keys, values : int8[caches, kv_heads, context, head_pad]
         The caches of attention as the chip holds them in memory.
+    text : int64[context]
+        Ids of the positions that the cache holds, and of the next one.
     length : int
         Positions that the cache holds.
+    turns : list of Turn
+        The passes of the latest :meth:`generate`, from the one that gave the first token on.
     saturations, counted : dict[str, int]
         Values that met the limit of their format, and all values, by what they are: "norm", "q",
         "k", "v", "scores", "attention", "gate", "up", "h", "residual".
@@ -83,7 +91,8 @@ class GoldenModel:
         attends = qm.plan.attends
         shape = (len(attends), attends[0].op.kv_heads, self.context, qm.head_pad)
         self.keys, self.values = np.zeros(shape, np.int8), np.zeros(shape, np.int8)
-        self.length = 0
+        self.text, self.length = np.zeros(self.context + 1, np.int64), 0
+        self.turns: list[Turn] = []
         self.saturations: dict[str, int] = {}
         self.counted: dict[str, int] = {}
         self._trace = trace or (lambda *_: None)
@@ -135,6 +144,7 @@ class GoldenModel:
         if start_pos + len(tokens) > self.context:
             raise UserError(f"{start_pos + len(tokens)} tokens do not fit the context of "
                             f"{self.context}; shorten the prompt.")
+        self.text[start_pos:start_pos + len(tokens)] = tokens
         out = []
         for at in range(0, len(tokens), self.PASS):
             part = tokens[at:at + self.PASS]
@@ -148,8 +158,9 @@ class GoldenModel:
 
     def generate(self, tokens: Sequence[int], sampling: Sampling = Sampling(), *,
                  max_new: int | None = None, stop_ids: Collection[int] | None = None,
-                 start_pos: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-        """Take a prompt, then draw tokens one by one.
+                 start_pos: int = 0, draft_most: int = 0, draft_price: int = 0,
+                 drafter: Drafter = draft) -> Iterator[tuple[int, np.ndarray]]:
+        """Take a prompt, then draw tokens.
 
         Each token is drawn with its own position (the index of the token to come). Ends after a
         stop id (which is given as well), after max_new tokens, or when the token just drawn has
@@ -167,6 +178,11 @@ class GoldenModel:
             The model's own by default.
         start_pos : int
             As in :meth:`forward`.
+        draft_most, draft_price : int
+            Drafts of a pass, see :func:`meadowlark_hdl.draft.run_golden.turns`. They change no
+            token and no logit, only :attr:`turns`.
+        drafter : callable
+            By default from the text alone, without a table.
 
         Yields
         ------
@@ -180,15 +196,23 @@ class GoldenModel:
             raise UserError("the prompt has no tokens; give at least one word.")
         stops = self.qm.stop_ids if stop_ids is None else stop_ids
         logits = self.forward(tokens, start_pos)
-        position, drawn = start_pos + len(tokens), 0
-        while max_new is None or drawn < max_new:
-            token = sample(logits, sampling, position)
-            drawn += 1
-            yield token, logits
-            if token in stops or position == self.context or drawn == max_new:
-                return
-            logits = self.forward([token], position)
-            position += 1
+        end, rows = start_pos + len(tokens), list[np.ndarray]()
+        self.turns = []
+
+        def draw(position: int, drafts: list[int]) -> Iterator[int]:
+            found = [logits] if position < end else self.forward(
+                [self.text[position], *drafts], position, "all")
+            for at, row in enumerate(found, position + 1):
+                rows.append(row)
+                token = sample(row, sampling, at)
+                self.text[at] = token
+                yield token
+        most = self.context if max_new is None else max_new
+        for turn in turns(self.text[:end].tolist(), draw, drafter, most=draft_most,
+                          price=draft_price, max_new=most, stop_ids=stops, limit=self.context):
+            self.turns.append(turn)
+            yield from zip(turn.tokens, rows, strict=True)
+            rows.clear()
 
     # ---- One pass, step by step
 

@@ -3,15 +3,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from meadowlark_hdl.draft.drafter_golden import draft
 from meadowlark_hdl.sampler.sampler_golden import Sampling, logits_crc
 
 from ..errors import UserError
@@ -45,6 +46,19 @@ class Event:
     logits: np.ndarray | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Drafting:
+    """most: drafts of a pass at most; 0: none. price: what a pass with drafts costs more than one
+    without, in 1/256 of that, see :class:`meadowlark_hdl.draft.choice_golden.Choice`; 0: each pass
+    has drafts."""
+    most: int = 0
+    price: int = 0
+
+
+#: No drafts.
+OFF = Drafting()
+
+
 class Target(ABC):
     """Something that runs one model.
 
@@ -59,9 +73,12 @@ class Target(ABC):
         Tokens at the front of the latest prompt that the KV cache held already.
     board : Board
         What a model has to be compiled for.
+    drafts : bool
+        It makes drafts.
     """
     name: str
     cached: int = 0
+    drafts: bool = True
 
     def __init__(self) -> None:
         self._held: list[int] = []      # tokens whose keys and values the cache surely holds
@@ -81,7 +98,8 @@ class Target(ABC):
         self._load(source)
 
     def generate(self, tokens: Sequence[int], sampling: Sampling, *, max_new: int,
-                 stop_ids: Sequence[int], reuse: bool = False) -> Generator[Event, None, None]:
+                 stop_ids: Sequence[int], reuse: bool = False,
+                 drafts: Drafting = OFF) -> Generator[Event, None, None]:
         """Run a prompt from position 0; tokens as they come.
 
         Ends after a stop id (which is given), ``max_new`` tokens, or the first token without a
@@ -90,13 +108,15 @@ class Target(ABC):
         reuse : bool
             Take only the tokens behind those that the KV cache holds from earlier runs, the last
             one at least. The run gives the same tokens.
+        drafts : Drafting
+            Of the passes; they change no token.
         """
         tokens = list(tokens)
         start = _alike(self._held, tokens[:-1]) if reuse else 0
         self.cached, self._held = start, tokens[:start]     # what follows may be overwritten
         ahead = tokens[start:]
         with closing(self._run(ahead, sampling, start_pos=start, max_new=max_new,
-                               stop_ids=stop_ids)) as events:
+                               stop_ids=stop_ids, drafts=drafts)) as events:
             for event in events:
                 # Drawn from the keys and values of all before it; its own are still to come.
                 self._held += ahead
@@ -109,7 +129,7 @@ class Target(ABC):
 
     @abstractmethod
     def _run(self, tokens: Sequence[int], sampling: Sampling, *, start_pos: int, max_new: int,
-             stop_ids: Sequence[int]) -> Generator[Event, None, None]:
+             stop_ids: Sequence[int], drafts: Drafting) -> Generator[Event, None, None]:
         """As :meth:`generate`, from start_pos; the cache below it is kept."""
 
     def fill(self, tokens: Sequence[int]) -> None:
@@ -201,16 +221,19 @@ class GoldenTarget(Target):
                             "model again") from error
 
     def _run(self, tokens: Sequence[int], sampling: Sampling, *, start_pos: int, max_new: int,
-             stop_ids: Sequence[int]) -> Generator[Event, None, None]:
+             stop_ids: Sequence[int], drafts: Drafting) -> Generator[Event, None, None]:
         runs = self._core or self._golden
         assert runs is not None and self._image is not None, "load() comes first"
         if self._golden is not None:
             self._golden.saturations.clear()
         room = self._image.context - start_pos - len(tokens) + 1
+        ways: dict = dict(max_new=min(max_new, room), stop_ids=tuple(stop_ids),
+                          start_pos=start_pos, draft_most=drafts.most, draft_price=drafts.price)
+        if self._golden is not None:
+            ways["drafter"] = partial(draft, table=self._image.draft_entries,
+                                      least=self._image.draft_least)
         with self._sound():
-            for token, logits in runs.generate(
-                    tokens, sampling, max_new=min(max_new, room), stop_ids=tuple(stop_ids),
-                    start_pos=start_pos):
+            for token, logits in runs.generate(tokens, sampling, **ways):
                 yield Event(token=token, crc=logits_crc(logits), logits=logits)
 
     def cache(self, tokens: Sequence[int]) -> list[np.ndarray]:
@@ -242,15 +265,19 @@ class GoldenTarget(Target):
         """Of an image all that do not depend on time; of a model, its scores that saturated."""
         if self._core is not None:
             return dict(self._core.counters)
-        counted = self._golden.saturations if self._golden else {}
-        return {"score_saturations": counted.get("scores", 0)}
+        if self._golden is None:
+            return {}
+        turns = self._golden.turns
+        return {"score_saturations": self._golden.saturations.get("scores", 0),
+                "drafted": sum(len(turn.drafts) for turn in turns),
+                "accepted": sum(turn.accepted for turn in turns)}
 
     def close(self) -> None:
         self._golden = self._core = self._image = None
 
 
 class BoardTarget(Target):
-    """A board behind the host link.
+    """A board behind the host link. No core has a drafter yet.
 
     Parameters
     ----------
@@ -260,6 +287,8 @@ class BoardTarget(Target):
     progress : callable, optional
         Told while the image is being loaded.
     """
+
+    drafts = False
 
     def __init__(self, name: str, driver: Driver | None, *,
                  progress: Progress | None = None) -> None:
@@ -296,12 +325,13 @@ class BoardTarget(Target):
                          progress=advance)
 
     def _run(self, tokens: Sequence[int], sampling: Sampling, *, start_pos: int, max_new: int,
-             stop_ids: Sequence[int]) -> Generator[Event, None, None]:
+             stop_ids: Sequence[int], drafts: Drafting) -> Generator[Event, None, None]:
         assert self._image is not None, "load() comes first"
         # The board knows the size of its own memories, not of this image's KV cache.
         room = self._image.context - start_pos - len(tokens) + 1
-        with closing(self.driver.run(tokens, sampling, max_new=min(max_new, room),
-                                     stop_ids=tuple(stop_ids), start_pos=start_pos)) as events:
+        with closing(self.driver.run(
+                tokens, sampling, max_new=min(max_new, room), stop_ids=tuple(stop_ids),
+                start_pos=start_pos, draft_most=drafts.most, draft_price=drafts.price)) as events:
             for event in events:
                 yield Event(token=event.token, crc=event.crc)
 
@@ -389,17 +419,16 @@ class SimTarget(BoardTarget):
         self.sim.memory[:len(image.memory)] = np.frombuffer(image.memory, np.uint8)
 
     def _run(self, tokens: Sequence[int], sampling: Sampling, *, start_pos: int, max_new: int,
-             stop_ids: Sequence[int]) -> Generator[Event, None, None]:
+             stop_ids: Sequence[int], drafts: Drafting) -> Generator[Event, None, None]:
         assert self._image is not None, "load() comes first"
         vocab = self._image.shape["vocab"]
         self.sim.drop_logits()
         passes: deque[np.ndarray] = deque()
         with closing(super()._run(tokens, sampling, start_pos=start_pos, max_new=max_new,
-                                  stop_ids=stop_ids)) as events:
+                                  stop_ids=stop_ids, drafts=drafts)) as events:
             for event in events:
                 passes += self.sim.take_logits(vocab)
-                yield Event(token=event.token, crc=event.crc,
-                            logits=passes.popleft() if passes else None)
+                yield Event(token=event.token, crc=event.crc, logits=_logits_of(event.crc, passes))
 
     def close(self) -> None:
         if self._driver is not None:
@@ -412,6 +441,16 @@ def unfillable(name: str) -> UserError:
     """Of a target whose memory can only be reached through the link."""
     return UserError("--position fills the cache of a simulated board, and the memory of "
                      f"{name} is out of its reach; use --target sim, or leave it out")
+
+
+def _logits_of(crc: int, rows: deque[np.ndarray]) -> np.ndarray | None:
+    """Those that a token was drawn from, taken out of what a simulation has seen; None: nothing.
+    Rows before them are what followed a wrong draft. If none has the CRC, the first is the one to
+    look at."""
+    wrong = next((at for at, row in enumerate(rows) if logits_crc(row) == crc), 0)
+    for _ in range(wrong):
+        rows.popleft()
+    return rows.popleft() if rows else None
 
 
 def _alike(a: Sequence[int], b: Sequence[int]) -> int:
@@ -505,6 +544,7 @@ class Check:
 
 
 def check(events: Sequence[Event], golden: Iterator[Event], *, whole: bool = True,
+          counters: tuple[Mapping[str, int], Callable[[], Mapping[str, int]]] | None = None,
           progress: Progress | None = None) -> Check:
     """Compare a run with the golden model's, token by token.
 
@@ -516,6 +556,9 @@ def check(events: Sequence[Event], golden: Iterator[Event], *, whole: bool = Tru
         The same run of a :class:`GoldenTarget`; taken as far as needed.
     whole : bool
         The board's run ended by itself, so the golden model's must end there as well.
+    counters : (mapping, callable), optional
+        The board's, and what gives the golden model's once its run has ended: if whole, both have
+        as many drafts, and as many accepted.
     """
     for at, event in enumerate(events):
         if progress:
@@ -540,4 +583,11 @@ def check(events: Sequence[Event], golden: Iterator[Event], *, whole: bool = Tru
     if whole and next(golden, None) is not None:
         return Check(bit_exact=False, tokens=len(events), first_difference=(
             f"the board ended after {len(events)} tokens, the golden model goes on"))
+    if whole and counters is not None:
+        found, golden_found = counters[0], counters[1]()
+        for name in ("drafted", "accepted"):
+            if found.get(name) != golden_found.get(name):
+                return Check(bit_exact=False, tokens=len(events), first_difference=(
+                    f"the board counts {found.get(name)} drafts {name}, the golden model "
+                    f"{golden_found.get(name)}"))
     return Check(bit_exact=True, tokens=len(events))
