@@ -10,6 +10,8 @@ from meadowlark.models.blocks import BlockTensor
 from meadowlark.models.checkpoint import Model
 from meadowlark.models.families import families
 from meadowlark.models.families.decoder import Decoder
+from meadowlark.models.families.deepseek_v2 import DeepseekV2
+from meadowlark.models.families.family import Family
 from meadowlark.models.families.gpt import Gpt
 from meadowlark.models.graph import Rates, rates
 from meadowlark.models.metadata import Metadata
@@ -24,10 +26,16 @@ CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
            "qwen3": "Qwen3ForCausalLM", "opt": "OPTForCausalLM", "gpt2": "GPT2LMHeadModel",
            "gpt_neox": "GPTNeoXForCausalLM", "gptj": "GPTJForCausalLM", "phi": "PhiForCausalLM",
            "gpt_neo": "GPTNeoForCausalLM", "gemma3_text": "Gemma3ForCausalLM",
-           "gemma": "GemmaForCausalLM"}
+           "gemma": "GemmaForCausalLM", "deepseek_v2": "DeepseekV2ForCausalLM",
+           "deepseek_v3": "DeepseekV3ForCausalLM"}
 #: What a small model of a family needs in config.json.
 SMALL = {"gptj": lambda layers: {"rotary_dim": 4},
-         "gpt_neo": lambda layers: {"attention_types": [[["global"], layers]]}}
+         "gpt_neo": lambda layers: {"attention_types": [[["global"], layers]]},
+         "deepseek_v2": lambda layers: _LATENT | {
+             "first_k_dense_replace": layers, "q_lora_rank": None},
+         "deepseek_v3": lambda layers: _LATENT | {
+             "first_k_dense_replace": layers, "q_lora_rank": 24}}
+_LATENT = {"kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 10}
 
 
 def _byte_alphabet() -> list[str]:
@@ -147,18 +155,20 @@ def of_family(family: str, tensors: dict[str, np.ndarray], head_dim: int,
     return out
 
 
-def of_gpt(seed: int, family: Gpt, config: dict) -> dict[str, np.ndarray]:
-    """Tensors of a family of GPT's, as its files have them."""
+def of_graph(seed: int, family: Family, config: dict) -> dict[str, np.ndarray]:
+    """Tensors of a family, as its files have them."""
     rng = np.random.default_rng(seed)
-    graph = family.from_config(Metadata(Path("config.json"), family.defaults | config)).graph()
+    made = family.from_config(Metadata(Path("config.json"), {**family.defaults, **config}))
+    graph = made.graph()
+    shapes = made.stored(graph)
     gains = {"embedding": np.sqrt(graph.hidden), "positions": 1.0, "q": 1.5, "k": 1.5, "up": 1.5,
-             "o": 0.3, "down": 0.3, "head": 2.0}
+             "o": 0.3, "o_full": 0.3, "down": 0.3, "head": 2.0}
     together: dict[str, list[str]] = {}
-    for weight in graph.shapes:
+    for weight in shapes:
         together.setdefault(family.tensor(weight), []).append(weight)
     out = {}
     for name, (first, *others) in together.items():
-        shape, part = graph.shapes[first], first.rpartition(".")[2]
+        shape, part = shapes[first], first.rpartition(".")[2]
         whole = family.stored(first, (shape[0] * (1 + len(others)), *shape[1:]))
         if len(shape) == 2:
             drawn = rng.normal(size=whole) * gains.get(part, 1.0) / np.sqrt(shape[1])
@@ -207,17 +217,11 @@ def random_model(folder: str | Path, *, seed: int, hidden: int = 32, layers: int
             "vocab_size": vocab, found.keys["context"]: context, "tie_word_embeddings": tied,
             "bos_token_id": BOS, "eos_token_id": EOS, "torch_dtype": "float32",
             **SMALL.get(family, lambda _: {})(layers), **config}
-        save_file(of_gpt(seed, found, values), folder / "model.safetensors")
+        save_file(of_graph(seed, found, values), folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps(values))
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(vocab)))
         return folder
     attention_bias |= family == "qwen2"
-    tensors = random_tensors(
-        seed=seed, hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads,
-        head_dim=head_dim or hidden // heads, ffn=ffn, vocab=vocab, tied=tied,
-        attention_bias=attention_bias, mlp_bias=mlp_bias)
-    save_file(of_family(family, tensors, head_dim or hidden // heads),
-              folder / "model.safetensors")
     values = {
         "architectures": [CLASSES[family]], "model_type": family, "hidden_act": "silu",
         "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
@@ -225,6 +229,18 @@ def random_model(folder: str | Path, *, seed: int, hidden: int = 32, layers: int
         "max_position_embeddings": context, "rms_norm_eps": 1e-5, "rope_theta": rope_theta,
         "tie_word_embeddings": tied, "attention_bias": attention_bias, "mlp_bias": mlp_bias,
         "bos_token_id": BOS, "eos_token_id": EOS, "torch_dtype": "float32"}
+    if isinstance(found, DeepseekV2):
+        values |= {**SMALL[family](layers), **config}
+        save_file(of_graph(seed, found, values), folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(values))
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(vocab)))
+        return folder
+    tensors = random_tensors(
+        seed=seed, hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads,
+        head_dim=head_dim or hidden // heads, ffn=ffn, vocab=vocab, tied=tied,
+        attention_bias=attention_bias, mlp_bias=mlp_bias)
+    save_file(of_family(family, tensors, head_dim or hidden // heads),
+              folder / "model.safetensors")
     if family in ("gemma", "gemma3_text"):
         del values["hidden_act"]
     if head_dim is not None or family in ("qwen3", "gemma", "gemma3_text"):  # with another one

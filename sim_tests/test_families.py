@@ -33,8 +33,8 @@ from meadowlark_hdl.isa import Fn
 #: Largest difference of logits, as a part of their spread.
 CLOSE = 1e-4
 #: Models of families whose programs differ in more than sizes from Llama's.
-INTEGERS = ("gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "phi", "qwen3",
-            "gemma3")
+INTEGERS = ("deepseek_v2", "deepseek_v3", "gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "phi",
+            "qwen3", "gemma3")
 
 
 def close(got, want):
@@ -311,7 +311,10 @@ def test_defaults(tmp_path, seed):
     "gemma": ("hidden_act", "hidden_activation", "head_dim", "num_key_value_heads"),
     "gptj": ("rotary_dim", "n_inner", "rotary"),
     "phi": ("partial_rotary_factor", "num_key_value_heads", "qk_layernorm"),
-    "gpt_neo": ("attention_types", "attention_layers", "window_size")}.items())
+    "gpt_neo": ("attention_types", "attention_layers", "window_size"),
+    "deepseek_v3": ("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim",
+                    "v_head_dim", "first_k_dense_replace", "rope_interleave", "attention_bias",
+                    "rope_parameters")}.items())
 def test_values_of_every_type(tmp_path, seed, family, entries):
     """Each entry in turn as each kind of value: a model that runs, or one sentence."""
     folder = random_model(tmp_path, seed=seed, family=family, layers=1)
@@ -463,6 +466,42 @@ def test_gptj(tmp_path, seed):
                            (10, "rotary_dim must be a whole number from 2 to 8")):
         with pytest.raises(UserError, match=message):
             graph(folder, rotary_dim=value)
+
+
+def test_deepseek(tmp_path, seed):
+    """Where the part that rotates comes from, and what is refused."""
+    folder = random_model(tmp_path, seed=seed, family="deepseek_v3", hidden=48)
+    path, tensors = folder / "config.json", load_file(folder / "model.safetensors")
+    config, tokens = json.loads(path.read_text()), list(range(2, 30))
+    want = FloatModel(load_model(folder)).forward(tokens)
+    model = load_model(folder, outline=True)
+    assert {name: w.shape for name, w in model.weights.items()} == model.graph.shapes
+    assert not any(any(w.strides) for w in model.weights.values())
+    op, = {replace(op, out="", q="", k="", v="") for op in model.graph.of(Attend)}
+    assert (op.heads, op.kv_heads, op.head_dim, op.latent) == (4, 1, 24, 16)
+    assert op.divisor == np.sqrt(12 + 8)
+
+    # The same pairs as halves.
+    def halves(rows):
+        return np.concatenate([rows[..., 0::2, :], rows[..., 1::2, :]], axis=-2)
+    for name, w in list(tensors.items()):
+        if "q_b_proj" in name:
+            heads = w.reshape(4, 20, -1).copy()
+            heads[:, 12:] = halves(heads[:, 12:])
+            tensors[name] = heads.reshape(w.shape)
+        if "kv_a_proj" in name:
+            tensors[name] = np.concatenate([w[:16], halves(w[16:])])
+    save_file(tensors, folder / "model.safetensors")
+    path.write_text(json.dumps(config | {"rope_interleave": False}))
+    close(FloatModel(load_model(folder)).forward(tokens), want)
+    for changes, message in (
+            ({"first_k_dense_replace": 1}, "layers from 1 on have experts"),
+            ({"attention_bias": True}, "attention_bias is not supported with latents"),
+            ({"qk_rope_head_dim": 7}, "qk_rope_head_dim 7 is no number of pairs"),
+            ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "RoPE scaling 'yarn'")):
+        path.write_text(json.dumps(config | changes))
+        with pytest.raises(UserError, match=message):
+            load_model(folder)
 
 
 def test_rope_turns_too_fast(tmp_path, seed):

@@ -219,7 +219,7 @@ def test_window(tmp_path, seed):
 
 @pytest.mark.parametrize("values, message", [
     ({"general.architecture": "olmo2"}, "'olmo2' is not supported; it needs matrices that read "),
-    ({"general.architecture": "new"}, "architecture 'new' is not supported; use a model of type g"),
+    ({"general.architecture": "new"}, "architecture 'new' is not supported; use a model of type d"),
     ({"general.architecture": "qwen2"}, "qwen2.embedding_length is missing"),
     ({"general.architecture": "x" * 300}, "general.architecture has 300 characters"),
     ({"split.count": 3}, "is one of 3 parts"),

@@ -28,6 +28,8 @@ def test_a_graph_is_checked():
             (lambda: changed("attention", heads=3), "3 heads, 2 KV heads"),
             (lambda: changed("attention", window=0), "a window of 0"),
             (lambda: changed("attention", head_dim=5), "attention reads 24 values where it takes"),
+            (lambda: changed("latent", latent=8), "do not go together"),
+            (lambda: changed("latent", latent=4), "latent reads 6 values where it takes 8 values"),
             (lambda: changed("h", up="o"), "h reads 12 values where it takes 10 values"),
             (lambda: changed("o.residual", y="h.x"), "reads the edge h.x before"),
             (lambda: changed(drop="logits"), "the last operator of a graph is a Head")):

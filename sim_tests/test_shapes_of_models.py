@@ -274,6 +274,8 @@ def test_columns_are_evened_out(model, seed):
 @pytest.mark.parametrize("what, message", [
     ("heads", "q_norm.x, whose parts of 4 values are no heads"),
     ("values", "attention, whose values are normed"),
+    ("latent", "attention, whose latents are of several heads, or not alone in being normed"),
+    ("parts", "p.x, which norms the input of a matrix in parts"),
     ("offset", "k_norm.x, a norm with a mean or an offset"),
     ("twice", "norm2.x, which norms the residual behind a norm of values"),
     ("epsilon", "norms with an epsilon, and others without"),
@@ -290,9 +292,17 @@ def test_norms_that_cannot_be(what, message):
         k = b.norm(k, "k_norm", 1e-5, beta=what == "offset")
     if what == "nobody":
         k = b.norm(k, "k_norm2", 1e-5)
-    if what == "values":
+    if what in ("values", "latent"):
         v = b.norm(v, "v_norm", 1e-5)
-    a = b.attend(q, k, v, "attention", heads=1, kv_heads=1, head_dim=HEAD_DIM)
+    if what == "parts":
+        x = b.norm(b.linear(x, "p_in", 2 * HEAD_DIM), "p", 1e-5, head_dim=HEAD_DIM)
+        k = b.linear(x, "k2", HEAD_DIM)
+    if what == "latent":
+        q = b.norm(b.linear(x, "q2", 2 * HEAD_DIM), "q2_norm", 1e-5)
+        a = b.attend(q, k, v, "attention", heads=1, kv_heads=1, head_dim=2 * HEAD_DIM,
+                     latent=HEAD_DIM)
+    else:
+        a = b.attend(q, k, v, "attention", heads=1, kv_heads=1, head_dim=HEAD_DIM)
     y = b.norm(r, "norm2", 1e-5) if what == "twice" else x
     r = b.add(r, b.linear(a, "o", HIDDEN))
     r = b.add(r, b.linear(b.gate(b.linear(y, "gate", FFN), b.linear(y, "up", FFN), "h"), "down",

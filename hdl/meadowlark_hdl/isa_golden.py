@@ -245,9 +245,9 @@ class GoldenCore(GoldenRuns):
         """Requantised rows y[slots, rows] with what ``pair`` and ``fn`` make of them."""
         need(i["pair"] == Pair.NONE or y.shape[1] % 2 == 0, "a pair with one row")
         if i["pair"] == Pair.ROPE:
-            need(y.shape[1] % self.head == 0, "a part of a head is rotated")
-            pairs = y.reshape(len(y), -1, self.head // 2, 2)
-            cos, sin = np.moveaxis(self._rope[slots, None], -1, 0)
+            pairs = y.reshape(len(y), -1, 2)
+            angles = np.arange(pairs.shape[1]) % (self.head // 2)
+            cos, sin = np.moveaxis(self._rope[slots][:, angles], -1, 0)
             return np.stack(rope(pairs[..., 0], pairs[..., 1], cos, sin, i["shift"], WIDE),
                             axis=-1).reshape(y.shape)
         if i["pair"] == Pair.GLU:

@@ -130,8 +130,8 @@ class _Lists:
         self.qm, self.plan, self.config, W = qm, qm.plan, config, config.W
         self.at_once = limits.heads_at_once(qm.plan, config)
         self.act = act_map(qm.plan, W, self.at_once)
-        self.head = qm.head_pad // W                # words of a head
-        self.columns = 1 << sv_log2(config, qm.head_pad.bit_length() - 1)   # of an SV
+        self.head = qm.plan.key_pad // W               # words of a head
+        self.columns = 1 << sv_log2(config, qm.plan.value_pad.bit_length() - 1)     # of an SV
         self.blocks = limits.residents(qm.plan, config, self.at_once)
         self.token = token_words(qm.plan, W)        # of a token's keys, and of its values
         self.beside = limits.values_beside_keys(qm.plan, config, self.blocks)
@@ -210,10 +210,13 @@ class _Lists:
     def _angles(self, name: str) -> None:
         """From here on heads rotate by this table."""
         table = self.tables.rope[name]
-        self._row(Op.ROPE, table.at, self.head, table.chunks, src=Src.TABLE, mode=Mode.INT16,
-                  header=Header.NONE)
+        self._row(Op.ROPE, table.at, self.qm.head_pad // self.config.W, table.chunks,
+                  src=Src.TABLE, mode=Mode.INT16, header=Header.NONE)
 
     def _norm(self, step: NormStep) -> None:
+        if step.inner is not None and step.matrix is not None:
+            self._norm_rows(step.matrix, step.inner)
+            return
         norm: QuantNorm = self.qm.numbers[step.name]
         self._both(Op.NORM, y=self.act.at[step.name] * self.config.W, shift=norm.shift, **_TO_ACT,
                    **self.stream.norm(norm.gamma))
@@ -221,7 +224,7 @@ class _Lists:
     def _add(self, step: AddStep) -> None:
         if step.norm is not None:
             self._norm_rows(step.matrix, step.norm)
-        self._linear(step.matrix if step.norm is None else step.norm.diagonal, **_TO_RESIDUAL)
+        self._linear(_last(step.matrix, step.norm), **_TO_RESIDUAL)
 
     def _gate(self, step: GateStep) -> None:
         gate: QuantGate = self.qm.numbers[step.name]
@@ -242,34 +245,31 @@ class _Lists:
         side has those weights to read while it waits for the new keys to be stored. The queries of
         a batch lie there one behind the other, in each group.
         """
-        config, op, pad = self.config, step.op, self.qm.head_pad
+        config, op, pad = self.config, step.op, self.plan.key_pad
         if step.name in [*self.plan.loads][1:]:
             self._angles(self.plan.loads[step.name])
         numbers: QuantAttend = self.qm.numbers[step.name]
         rotated = [{} if step.table is None else dict(pair=Pair.ROPE, shift=shift)
                    for shift in (numbers.q_shift, numbers.k_shift)]
-        for which, (matrix, fields) in enumerate(((step.k, rotated[1]), (step.v, {}))):
-            # Values lie behind the keys or, once these are stored, in their place.
-            at = which * self.token if self.beside else 0
-            norm = None if which else step.k_norm
+        for which, (matrix, norm, fields) in enumerate((
+                (step.k, step.k_norm, rotated[1]), (step.v, step.v_norm, {}))):
+            # Values lie behind the keys or, once these are stored, in their place. Latents are a
+            # part of them.
+            at = which * (step.k.rows // config.W if op.latent else self.token * self.beside)
             if norm is not None:
                 self._norm_rows(matrix, norm, range(op.kv_heads) if norm.each else None)
-                matrix = norm.diagonal
-            self._linear(matrix, y=at * config.W, wait=int(which and not self.beside),
-                         sink=Sink.SCRATCH, **fields)
-            for code in (self.prefill, self.decode):
-                for h in range(op.kv_heads):
-                    width = self.columns if which else pad
-                    for first in range(0, pad, width):
-                        self._relative(code, Op.STORE,
-                                       self.tables.kv(step.cache, which, h, first),
-                                       x=at + h * self.head + first // config.W,
-                                       row_beats=width // config.W)
+            self._linear(_last(matrix, norm), y=at * config.W, sink=Sink.SCRATCH,
+                         wait=int(which and not self.beside and not op.latent), **fields)
+            if not op.latent:
+                self._stores(step, which, at)
+            elif which:
+                self._stores(step, 0, 0)
+                self._stores(step, 1, at)
 
         if step is self.plan.attends[-1] and not self.all_tokens:
             self._tail()
         group, norm = op.heads // op.kv_heads, step.q_norm
-        source = step.q if norm is None else norm.diagonal
+        source = _last(step.q, norm)
         # Heads that are normed one by one lie in activations until all of their KV head do.
         alone = norm is not None and norm.each
 
@@ -301,12 +301,12 @@ class _Lists:
                             row_beats=beats, chunks=keys * beats, back=back, **lanes)
             self._relative(code, Op.QK, self.tables.kv(step.cache, 0, kv_head), x=at,
                            shift=numbers.score_shift, **kv(pad))
-            for column in range(0, pad, self.columns):
+            for column in range(0, self.plan.value_pad, self.columns):
                 self._relative(code, Op.SV, self.tables.kv(step.cache, 1, kv_head, column),
                                y=self.act.at[step.name] * config.W + first * pad + column,
                                mant=int(numbers.v_mant[kv_head]),
                                shift=int(numbers.v_shift[kv_head]),
-                               more=int(column + self.columns < pad), **_TO_ACT,
+                               more=int(column + self.columns < self.plan.value_pad), **_TO_ACT,
                                **kv(self.columns))
 
         def groups_of(most: int) -> list[tuple[int, int]]:
@@ -338,6 +338,16 @@ class _Lists:
         if early:
             for g, (first, n) in enumerate(groups):
                 attend(self.decode, at[g], first, 1, heads=1, lanes=n)
+
+    def _stores(self, step: AttendStep, which: int, at: int) -> None:
+        """Keys (which: 0) or values (1) of all KV heads, from a word of scratch memory on, to the
+        cache."""
+        W, width = self.config.W, self.columns if which else self.plan.key_pad
+        for code in (self.prefill, self.decode):
+            for h in range(step.op.kv_heads):
+                for first in range(0, self.plan.value_pad if which else width, width):
+                    self._relative(code, Op.STORE, self.tables.kv(step.cache, which, h, first),
+                                   x=at + h * self.head + first // W, row_beats=width // W)
 
     def finish(self, draft: DraftTable | None) -> tuple[bytes, int, int]:
         """Complete the addresses; returns the stream and the table of drafts, padded, where that
@@ -458,6 +468,11 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
             model=draft.model, made_of=draft.made_of, entries=draft.used))
 
 
+def _last(matrix: Matrix, norm: Normed | None) -> Matrix:
+    """The one that makes what a step takes."""
+    return matrix if norm is None or norm.diagonal is None else norm.diagonal
+
+
 def _act_words(program: list[Instruction], blocks: int, lists: _Lists) -> int:
     """Activation words in use: resident blocks, or decode's queries behind the first one."""
     return max(blocks, *(i["x"] + (lists.batch if i["heads"] else 1) * lists.head
@@ -527,9 +542,10 @@ def _facts(qm: QuantModel, tensors: list[dict], all_tokens: bool) -> dict:
     behind = {m.name for step in steps for m in step.matrices if step.name in tail
               or step is last and m in (last.q, *(
                   (last.q_norm.diagonal,) if last.q_norm else ())) and not all_tokens}
-    gammas = [(2 * shapes[step.op.gamma][0], step.name in tail) for step in plan.of(NormStep)]
-    gammas += [(2 * norm.values * (norm.diagonal.rows // norm.width), norm.diagonal.name in behind)
-               for norm in plan.norms]
+    gammas = [(2 * shapes[step.op.gamma][0], step.name in tail) for step in plan.of(NormStep)
+              if not step.norms]
+    gammas += [(2 * norm.values * norm.count,
+                norm.diagonal is not None and norm.diagonal.name in behind) for norm in plan.norms]
 
     def total(of: Callable[[Matrix], int], where: bool) -> int:
         return sum(of(m) for m in plan.matrices if (m.name in behind) is where)

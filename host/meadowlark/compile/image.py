@@ -48,8 +48,8 @@ EXACT = ("W", "P", "tile_beats")
 #: What a core must have at least, by Config field; ``memory_bytes`` is of the board.
 NEEDS = ("act_words", "scratch_bytes", "residual_values", "rope_pairs", "score_depth", "context",
          "prog_depth", "tile_rows", "memory_bytes")
-_SHAPE = ("hidden", "layers", "heads", "kv_heads", "head_dim", "head_pad", "ffn", "vocab",
-          "context")
+_SHAPE = ("hidden", "layers", "heads", "kv_heads", "head_dim", "value_dim", "head_pad", "ffn",
+          "vocab", "context")
 _FACTS = ("parameters", "layer_bytes", "tail_bytes", "embedding_bytes", "layer_macs", "tail_macs",
           "tail_attends", "batch")
 
@@ -230,7 +230,7 @@ class Image:
             The pass computes logits, so it has a tail: what is for its last token only.
         """
         s, f = self.shape, self.facts
-        kv = 2 * s["kv_heads"] * s["head_dim"]
+        kv = s["kv_heads"] * (s["head_dim"] + s["value_dim"])
         row = f["embedding_bytes"] + 2 * s["head_dim"] * len(self._decodes(Op.ROPE))
         attends = self.backs[:None if final else s["layers"] - f["tail_attends"]]
         read = sum(pos0 + n - max(0, pos0 - back) for back in attends)
@@ -247,7 +247,7 @@ class Image:
         if final:
             seen += sum(min(pos0 + n - 1, back) + 1 for back in self.backs[every:])
         return (f["layer_macs"] * n + (f["tail_macs"] if final else 0)
-                + 2 * s["heads"] * s["head_dim"] * seen)
+                + s["heads"] * (s["head_dim"] + s["value_dim"]) * seen)
 
     def check_board(self, board: Board) -> None:
         """Raise UserError unless the board's core can run this image as it is laid out."""

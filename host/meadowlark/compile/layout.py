@@ -119,12 +119,13 @@ def spare_chunks(sizes: list[int]) -> int:
 @dataclass(frozen=True)
 class Shape:
     """Dimensions of a model for statistics and people, unpadded unless named ``_pad``. layers:
-    those with a cache. ffn: the widest gate."""
+    those with a cache. head_dim: of a query and a key. ffn: the widest gate."""
     hidden: int
     layers: int
     heads: int
     kv_heads: int
     head_dim: int
+    value_dim: int
     head_pad: int
     ffn: int
     vocab: int
@@ -135,7 +136,8 @@ class Shape:
         """Of a plan; context: tokens the KV cache holds."""
         graph, op = plan.graph, plan.attends[0].op
         return cls(hidden=graph.hidden, layers=len(plan.attends), heads=op.heads,
-                   kv_heads=op.kv_heads, head_dim=op.head_dim, head_pad=plan.head_pad,
+                   kv_heads=op.kv_heads, head_dim=op.head_dim, value_dim=op.value_dim,
+                   head_pad=plan.head_pad,
                    ffn=max(graph.edges[step.name].width for step in plan.of(GateStep)),
                    vocab=graph.vocab, context=context)
 
@@ -153,8 +155,8 @@ class Tables:
 
     rope: table of each name. tables: of the embedding, and of the positions of the context where
     there are some. kv_at: where the cache starts, from the end of the stream on, in bytes; the
-    first table starts there. kv_step: bytes of the keys, or of the values,
-    of a KV head. size: of all, in bytes.
+    first table starts there. kv_steps: bytes of the keys, and of the values, of a KV head. size:
+    of all, in bytes.
     """
 
     def __init__(self, shapes: Shapes, config: Config, context: int) -> None:
@@ -172,15 +174,18 @@ class Tables:
             self.tables.append(RowTable(at, chunks, rows))
             at += round_up(rows * chunks * W, ALIGN)
         self.kv_at = at
-        self.kv_step = round_up(context * plan.head_pad, ALIGN)
+        self.kv_steps = tuple(round_up(context * width, ALIGN)
+                              for width in (plan.key_pad, plan.value_pad))
         self.size = self.kv(len(plan.attends), 0, 0)
 
     def kv(self, cache: int, which: int, kv_head: int, column: int = 0) -> int:
         """Where the keys (which: 0) or values (1) of a KV head start; cache: see
         :class:`meadowlark.quant.plan.AttendStep`. column: the first of those that an SV takes;
         they lie one behind the other, as heads do."""
-        head = self.kv_at + self.kv_step * ((2 * cache + which) * self.kv_heads + kv_head)
-        return head + self.context * column
+        keys, values = self.kv_steps
+        layer = self.kv_at + (keys + values) * self.kv_heads * cache
+        return layer + (keys * self.kv_heads + values * kv_head if which else keys * kv_head) + \
+            self.context * column
 
 
 @dataclass(frozen=True)
@@ -238,8 +243,8 @@ def _regions(plan: Plan, W: int, at_once: int) -> Iterator[_Region]:
     def words(values: int) -> int:
         return -(-values // W)
     for i, step in enumerate(plan.steps):
-        if step.norms:
-            rows = [norm.diagonal.rows for norm in step.norms]
+        rows = [norm.diagonal.rows for norm in step.norms if norm.diagonal is not None]
+        if rows:
             if isinstance(step, AttendStep) and step.q_norm is not None and step.q_norm.each:
                 rows[-1] //= step.op.kv_heads
             yield _Region(step.norms[0].op.out, words(max(rows)), i, i)
@@ -248,7 +253,7 @@ def _regions(plan: Plan, W: int, at_once: int) -> Iterator[_Region]:
                 yield _Region(step.name, words(plan.graph.edges[step.name].width), i,
                               last[step.name])
             case AttendStep(op=op):
-                head = words(plan.head_pad)
+                head = words(plan.key_pad)
                 yield _Region(step.q.name, at_once * head, i, i)
                 yield _Region(step.name, op.heads * head, i, last[step.name])
 
@@ -265,4 +270,4 @@ def stride(plan: Plan, W: int) -> int:
 
 def token_words(plan: Plan, W: int) -> int:
     """Words of W values that the keys, or the values, of a token take: all KV heads of a layer."""
-    return max(step.op.kv_heads for step in plan.attends) * -(-plan.head_pad // W)
+    return max(step.op.kv_heads for step in plan.attends) * -(-plan.key_pad // W)

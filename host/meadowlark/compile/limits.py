@@ -22,7 +22,7 @@ from meadowlark_hdl.weights.modes import Packing
 
 from ..errors import UserError
 from ..models.checkpoint import Model
-from ..quant.plan import AttendStep, Matrix, NormStep, Order, Plan, Step
+from ..quant.plan import WORD, AttendStep, Matrix, NormStep, Order, Plan, Step
 from ..quant.quantise import int8_codes
 from ..quant.shapes import Shapes
 from .layout import (ALIGN, Shape, Tables, Tiling, act_map, round_up, stride, tile_linear,
@@ -96,7 +96,7 @@ class Need:
     def instructions(self) -> int:
         """Length of the program, both lists."""
         at_once = heads_at_once(self.plan, self.config)
-        lists = sum(sum(_instructions(step, self.plan.head_pad, self.config, at_once))
+        lists = sum(sum(_instructions(step, self.plan.value_pad, self.config, at_once))
                     for step in self.plan.steps)
         # Each list has an end that is passed by and a last one, and begins with rows of tables.
         return lists + 2 * (1 + len(self.plan.embedding.tables) + len(self.plan.loads))
@@ -105,7 +105,7 @@ class Need:
     def tilings(self) -> list[tuple[Matrix, Tiling]]:
         """How each matrix of the stream is cut, a part of its own for each head that is normed
         alone; see :func:`meadowlark.compile.layout.tile_linear`."""
-        steps, head, pad, found = self.plan, self.plan.head.matrix, self.plan.head_pad, []
+        steps, head, pad, found = self.plan, self.plan.head.matrix, self.plan.key_pad, []
         queries = {step.matrices[-1].name for step in steps.attends}    # in whole heads
         alone = {matrix.name for step in steps.attends for matrix, norm in (
             (step.k, step.k_norm), (step.q, step.q_norm)) if norm is not None and norm.each}
@@ -124,9 +124,9 @@ class Need:
         """The weight stream: bytes of gammas and row headers, and of codes (with the scales of
         blocks) before they are packed."""
         W, hidden = self.config.W, round_up(self.plan.graph.hidden, self.config.W)
-        rest, codes = sum(2 * hidden for _ in self.plan.of(NormStep)), 0
+        rest, codes = sum(2 * hidden for step in self.plan.of(NormStep) if not step.norms), 0
         for norm in self.plan.norms:    # a tile for each that is normed
-            rest += 2 * round_up(norm.width, W) * (norm.diagonal.rows // norm.width)
+            rest += 2 * round_up(norm.width, W) * norm.count
         for matrix, t in self.tilings:
             full, last = (header_chunks(self.shapes.header(matrix), n, W)
                           for n in (t.rows, t.last_rows))
@@ -143,16 +143,17 @@ class Need:
                 + Tables(self.shapes, self.config, self.context).size)
 
 
-def _instructions(step: Step, head_pad: int, config: Config, at_once: int) -> tuple[int, ...]:
+def _instructions(step: Step, value_pad: int, config: Config, at_once: int) -> tuple[int, ...]:
     """How many a step has in the prefill list, and in the decode list."""
     match step:
         case AttendStep(op=op):
             # K, V and their stores; then queries, QK and SVs of the heads that attend at once.
-            group, svs = op.heads // op.kv_heads, -(-head_pad // config.sv_values)
-            both = 2 + (1 + svs) * op.kv_heads + sum(
-                2 * (norm.diagonal.rows // norm.width) for norm in step.norms)
+            group, svs = op.heads // op.kv_heads, -(-value_pad // config.sv_values)
+            both = 2 + (1 + svs) * op.kv_heads + sum(2 * norm.count for norm in step.norms)
             return tuple(both + (2 + svs) * op.kv_heads * -(-group // n)
                          for n in (at_once, config.P))
+        case NormStep():
+            return (1 + len(step.norms),) * 2
         case _:
             return (1 + 2 * len(step.norms),) * 2
 
@@ -220,7 +221,10 @@ LIMITS = (
           lambda b: min((1 << 13) - 1, b.config.residual_values // b.config.P),
           "residual_values / P"),
     Limit("words of a diagonal", "rows", "likewise: W, as many as a tile has",
-          lambda n: n.config.W * any(n.plan.norms), lambda b: b.config.tile_rows, "tile_rows"),
+          lambda n: n.config.W * any(norm.diagonal is not None for norm in n.plan.norms),
+          lambda b: b.config.tile_rows, "tile_rows"),
+    Limit("word", "values", "of a core that takes keys with latents, whose parts are whole words",
+          lambda n: n.config.W if n.plan.latent else 0, lambda b: WORD, "W"),
     Limit("widest matrix row", "weights",
           "the larger of hidden size, and of query heads times padded head dimension; an FFN that "
           "is wider is cut into slices",
@@ -373,8 +377,9 @@ def residents(steps: Plan, config: Config, at_once: int = 1) -> int:
 
 def values_beside_keys(steps: Plan, config: Config, blocks: int) -> bool:
     """Scratch memory has room for a pass's values beside its keys, so that they need not wait until
-    the keys are stored. blocks: resident ones."""
-    return 2 * token_words(steps, config.W) * config.W * config.P * blocks <= config.scratch_bytes
+    the keys are stored. Latents lie in them. blocks: resident ones."""
+    return not steps.latent and 2 * token_words(
+        steps, config.W) * config.W * config.P * blocks <= config.scratch_bytes
 
 
 def heads_at_once(steps: Plan, config: Config) -> int:

@@ -155,7 +155,8 @@ def _what(graph: Graph, op: Operator) -> str:
             return f"RoPE{part}"
         case Attend():
             seen = "" if op.window is None else f", window {op.window}"
-            return f"{op.heads} heads, {op.kv_heads} KV, of {op.head_dim}{seen}"
+            latent = f", {op.latent} latent" if op.latent else ""
+            return f"{op.heads} heads, {op.kv_heads} KV, of {op.head_dim}{latent}{seen}"
         case Gate():
             of = "(x)" if op.up is None else "(gate) × up"
             return f"{op.fn.name.lower()}{of}, {graph.edges[op.out].width}"

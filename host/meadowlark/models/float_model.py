@@ -35,7 +35,8 @@ class _Run(Protocol):
         ...
 
     def attend(self, op: Attend, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """[n, heads, head_dim] from q of that shape, and k and v[n, kv_heads, head_dim]."""
+        """[n, heads, value_dim] from q[n, heads, head_dim], keys k[n, kv_heads, head_dim] and
+        v[n, kv_heads, value_dim]."""
         ...
 
 
@@ -63,8 +64,7 @@ def _rope(run: _Run, op: Rope, x: np.ndarray) -> np.ndarray:
 
 
 def _attend(run: _Run, op: Attend, *inputs: np.ndarray) -> np.ndarray:
-    heads = (x.reshape(len(x), -1, op.head_dim) for x in inputs)
-    return run.attend(op, *heads).reshape(len(inputs[0]), -1)
+    return run.attend(op, *split(op, *inputs)).reshape(len(inputs[0]), -1)
 
 
 def _gate(_: _Run, op: Gate, gate: np.ndarray, *up: np.ndarray) -> np.ndarray:
@@ -94,6 +94,13 @@ def scaled(x: np.ndarray, scale: float) -> np.ndarray:
 def in_heads(x: np.ndarray, op: Norm) -> np.ndarray:
     """Rows [n, width] as what a norm takes together: the same, or [n, heads, head_dim]."""
     return x if op.head_dim is None else x.reshape(len(x), -1, op.head_dim)
+
+
+def split(op: Attend, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Queries, keys and values, heads each for itself: [n, heads or kv_heads, dimensions]."""
+    q, k, v = (x.reshape(len(x), heads, -1) for x, heads in (
+        (q, op.heads), (k, op.kv_heads), (v, op.kv_heads)))
+    return q, np.concatenate([k, v], axis=-1) if op.latent else k, v
 
 
 def norm(x: np.ndarray, op: Norm) -> np.ndarray:
@@ -201,7 +208,7 @@ class _Sequence:
 
     def attend(self, op: Attend, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
         group = op.heads // op.kv_heads
-        out = np.empty_like(q)
+        out = np.empty((*q.shape[:2], op.value_dim), q.dtype)
         for start in range(0, len(q), QUERIES):
             stop = min(len(q), start + QUERIES)
             hidden = unseen(op, np.arange(start, stop), stop)
@@ -221,8 +228,8 @@ class Stepper:
         self.position = 0
         self._turns = {name: turns(rates, range(length))
                        for name, rates in model.graph.tables.items()}
-        self._caches = {op.out: [np.zeros((sequences, op.kv_heads, length, op.head_dim),
-                                          np.float32) for _ in "kv"]
+        self._caches = {op.out: [np.zeros((sequences, op.kv_heads, length, width), np.float32)
+                                 for width in (op.head_dim, op.value_dim)]
                         for op in model.graph.of(Attend)}
 
     def step(self, tokens: np.ndarray) -> np.ndarray:

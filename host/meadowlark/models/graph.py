@@ -107,11 +107,13 @@ class Rope(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class Attend(Operator):
-    """q[heads*head_dim], k and v[kv_heads*head_dim] -> values[heads*head_dim].
+    """q[heads*head_dim], k[kv_heads*key_dim] and v[kv_heads*value_dim] -> values[heads*value_dim].
 
     Causal attention (arXiv:1706.03762) with grouped queries (arXiv:2305.13245): query head h sees
     the keys of head ``h * kv_heads // heads``; scores are ``q.k / divisor``. k and v are what the
     cache holds. window: a query at position p sees keys p - window < position <= p; None: all.
+    latent: 0, or so many dimensions of a value, which is a part of its key as well: behind what k
+    has of it (latent attention with its projections absorbed, arXiv:2405.04434, section 2.1).
     """
     q: str
     k: str
@@ -121,7 +123,18 @@ class Attend(Operator):
     head_dim: int
     divisor: float
     window: int | None = None
+    latent: int = 0
     edges = ("q", "k", "v")
+
+    @property
+    def value_dim(self) -> int:
+        """Dimensions of a value."""
+        return self.latent or self.head_dim
+
+    @property
+    def key_dim(self) -> int:
+        """Dimensions of a key that no value has."""
+        return self.head_dim - self.latent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,13 +339,14 @@ def _rope(graph: Graph, op: Rope, inputs: list[Edge]) -> Edge:
 
 def _attend(_: Graph, op: Attend, inputs: list[Edge]) -> Edge:
     q, k, v = inputs
-    if op.heads % op.kv_heads or op.window is not None and op.window < 1 or not op.divisor > 0:
+    if op.heads % op.kv_heads or op.window is not None and op.window < 1 or not op.divisor > 0 \
+            or not 0 <= op.latent < op.head_dim:
         raise GraphError(f"{op.out}: {op.heads} heads, {op.kv_heads} KV heads, a window of "
                          f"{op.window} and a divisor of {op.divisor} do not go together")
     _kind(op, q, Kind.VALUES, op.heads * op.head_dim)
-    for edge in (k, v):
-        _kind(op, edge, Kind.VALUES, op.kv_heads * op.head_dim)
-    return Edge(Kind.VALUES, q.width)
+    for edge, width in ((k, op.key_dim), (v, op.value_dim)):
+        _kind(op, edge, Kind.VALUES, op.kv_heads * width)
+    return Edge(Kind.VALUES, op.heads * op.value_dim)
 
 
 def _gate(_: Graph, op: Gate, inputs: list[Edge]) -> Edge:
@@ -421,12 +435,14 @@ class Builder:
                          self._width[x])
 
     def attend(self, q: str, k: str, v: str, name: str, *, heads: int, kv_heads: int,
-               head_dim: int, divisor: float | None = None, window: int | None = None) -> str:
-        """Causal attention; divisor: the root of head_dim unless it is given."""
+               head_dim: int, divisor: float | None = None, window: int | None = None,
+               latent: int = 0) -> str:
+        """Causal attention; divisor: the root of head_dim unless it is given. latent: see
+        :class:`Attend`."""
         return self._put(Attend(
             out=name, q=q, k=k, v=v, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
-            divisor=float(np.sqrt(head_dim)) if divisor is None else divisor, window=window),
-            self._width[q])
+            divisor=float(np.sqrt(head_dim)) if divisor is None else divisor, window=window,
+            latent=latent), heads * (latent or head_dim))
 
     def gate(self, gate: str, up: str | None, name: str, *, fn: Fn = Fn.SILU) -> str:
         """fn(gate) * up, or fn(gate) where there is no up."""

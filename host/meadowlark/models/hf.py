@@ -256,7 +256,7 @@ def load_folder(folder: Path, name: str | None = None, *, outline: bool = False)
     vocab = made.vocab
     other = Metadata.from_json(folder / "generation_config.json", optional=True)
     named = [*other.ids("eos_token_id", vocab), *config.ids("eos_token_id", vocab)]
-    config.refuse_unread(HARMLESS, {**NEUTRAL, **family.neutral}, TAKE_OUT)
+    config.refuse_unread((*HARMLESS, *family.unused), {**NEUTRAL, **family.neutral}, TAKE_OUT)
 
     source = folder / "tokenizer.json"
     try:
@@ -304,7 +304,9 @@ def load_folder(folder: Path, name: str | None = None, *, outline: bool = False)
     tensors.need(family.tensor(family.last(made.layers)))
     graph = made.graph()
     weights, _ = read_weights(graph, lambda name: names.get(name) or family.tensor(name),
-                              tensors.take, family=family)
+                              tensors.take, family=family, shapes=made.stored(graph))
+    weights = {name: np.broadcast_to(np.float32(0), shape) for name, shape in graph.shapes.items()
+               } if outline else made.made(weights)
     if made.tied and tensors.has(head):
         tensors.taken.setdefault(head, 0)
     if left := tensors.unused():

@@ -8,7 +8,7 @@ import numpy as np
 from meadowlark_hdl.functions import FUNCTIONS
 
 from .checkpoint import Model
-from .float_model import in_heads, rotate, scaled, turns, unseen
+from .float_model import in_heads, rotate, scaled, split, turns, unseen
 from .graph import Add, Attend, Embed, Gate, Head, Linear, Norm, Operator, Rope
 
 #: Called with a matrix's operator, its inputs [n, columns] and the gradient of its outputs
@@ -83,7 +83,7 @@ def _rope(model: Model, op: Rope, d: np.ndarray, x: np.ndarray) -> Sequence[np.n
 
 def _attend(_: Model, op: Attend, d: np.ndarray, *inputs: np.ndarray) -> Sequence[np.ndarray]:
     n, group = len(d), op.heads // op.kv_heads
-    d, q, k, v = (x.reshape(n, -1, op.head_dim) for x in (d, *inputs))
+    d, (q, k, v) = d.reshape(n, op.heads, -1), split(op, *inputs)
     divisor, hidden = q.dtype.type(op.divisor), unseen(op, np.arange(n), n)
     dq, dk, dv = np.empty_like(q), np.zeros_like(k), np.zeros_like(v)
     for h in range(op.heads):
@@ -97,7 +97,9 @@ def _attend(_: Model, op: Attend, d: np.ndarray, *inputs: np.ndarray) -> Sequenc
         ds = p * (dp - (dp * p).sum(axis=1, keepdims=True)) / divisor
         dq[:, h] = ds @ k[:, g]
         dk[:, g] += ds.T @ q[:, h]
-    return [x.reshape(n, -1) for x in (dq, dk, dv)]
+    if op.latent:           # what a key has of the value
+        dv += dk[..., op.key_dim:]
+    return [x.reshape(n, -1) for x in (dq, dk[..., :op.key_dim] if op.latent else dk, dv)]
 
 
 def _gate(_: Model, op: Gate, d: np.ndarray, gate: np.ndarray, *up: np.ndarray,

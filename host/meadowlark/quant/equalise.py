@@ -169,7 +169,10 @@ class _Evener:
             self._multiply_columns(matrices, factors)
 
     def attend(self, op: Attend) -> None:
-        """Keys, against queries; values, against what reads the attention of their heads."""
+        """Keys, against queries; values, against what reads the attention of their heads. Latents
+        are both, and stay."""
+        if op.latent:
+            return
         group = op.heads // op.kv_heads
 
         def of_heads(factors: np.ndarray) -> np.ndarray:

@@ -58,11 +58,11 @@ class GoldenModel:
         Positions of the cache, at most qm.context (the default).
     trace : callable, optional
         Gets the edges that steps make, in order, and before attention those of its queries, keys
-        and values (as stored: int16, int8, int8, [n, heads, head_pad]).
+        and values (as stored: int16, int8, int8, [n, heads, values of a head]).
 
     Attributes
     ----------
-    keys, values : int8[caches, kv_heads, context, head_pad]
+    keys, values : int8[caches, kv_heads, context, plan.key_pad or plan.value_pad]
         The caches of attention as the chip holds them in memory.
     text : int64[context]
         Ids of the positions that the cache holds, and of the next one.
@@ -89,8 +89,9 @@ class GoldenModel:
         # The norm of the head and the head are only run for tokens whose logits are wanted.
         self._body, self._end = qm.plan.steps[:-2], qm.plan.steps[-2:]
         attends = qm.plan.attends
-        shape = (len(attends), attends[0].op.kv_heads, self.context, qm.head_pad)
-        self.keys, self.values = np.zeros(shape, np.int8), np.zeros(shape, np.int8)
+        shape = len(attends), attends[0].op.kv_heads, self.context
+        self.keys, self.values = (np.zeros((*shape, width), np.int8)
+                                  for width in (qm.plan.key_pad, qm.plan.value_pad))
         self.text, self.length = np.zeros(self.context + 1, np.int64), 0
         self.turns: list[Turn] = []
         self.saturations: dict[str, int] = {}
@@ -254,6 +255,8 @@ class GoldenModel:
         return requant(table.weights(which), table.mant[which, None], table.shift[which, None])
 
     def _norm(self, step: NormStep, state: _Pass) -> np.ndarray:
+        if step.inner is not None and step.matrix is not None:
+            return self._inner(step.inner, self._linear(step.matrix, state))
         norm, r = self.qm.numbers[step.name], state.residual
         return self._at_limit(rmsnorm(r, sum_of_squares(r), self.qm.eps, norm.gamma, norm.shift),
                               "norm")
@@ -277,10 +280,10 @@ class GoldenModel:
     # ---- Attention
 
     def _attend(self, step: AttendStep, state: _Pass) -> np.ndarray:
-        """int16 range [n, heads*head_pad]."""
+        """int16 range [n, heads*plan.key_pad]."""
         numbers: QuantAttend = self.qm.numbers[step.name]
         q, k, v = (self._heads(matrix, norm, state) for matrix, norm in (
-            (step.q, step.q_norm), (step.k, step.k_norm), (step.v, None)))
+            (step.q, step.q_norm), (step.k, step.k_norm), (step.v, step.v_norm)))
         if step.table is not None:
             rows = self.qm.rope[self.qm.plan.tables.index(step.table)]
             q, k = (self._rotated(y, state, rows, shift)
@@ -289,25 +292,28 @@ class GoldenModel:
                    for part, y, bits in (("q", q, 16), ("k", k, 8), ("v", v, 8)))
         for edge, y in zip(step.op.inputs, (q, k, v), strict=True):
             self._trace(edge, y)
+        if step.op.latent:
+            k, v = np.concatenate([k, v], axis=-1), v[..., :self.values.shape[-1]]
         stop = state.pos0 + len(q)
         for cache, new in ((self.keys, k), (self.values, v)):
             cache[step.cache, :, state.pos0:stop] = new.swapaxes(0, 1)
         return self._attention(q, step, numbers, state.pos0)
 
     def _heads(self, matrix: Matrix, norm: Normed | None, state: _Pass) -> np.ndarray:
-        """[n, heads, head_pad]."""
-        return self._taken(matrix, norm, state).reshape(len(state.tokens), -1, self.qm.head_pad)
+        """[n, heads, values of one]."""
+        heads = matrix.rows // sum(padded for _, padded in matrix.parts)
+        return self._taken(matrix, norm, state).reshape(len(state.tokens), heads, -1)
 
     def _rotated(self, y: np.ndarray, state: _Pass, rows: np.ndarray, shift: int) -> np.ndarray:
-        """[n, heads, head_pad], not yet saturated. rows: int16[context, head_pad/2, 2]."""
-        table = rows[state.pos0:state.pos0 + len(y), None].astype(np.int64)
+        """[n, heads, values], not yet saturated. rows: int16[context, head_pad/2, 2]."""
+        table = rows[state.pos0:state.pos0 + len(y), None, :y.shape[-1] // 2].astype(np.int64)
         # 32 bits hold the rotated pair: saturating afterwards is the same, and can be counted
         a, b = rope(y[..., 0::2], y[..., 1::2], table[..., 0], table[..., 1], shift, 32)
         return np.stack([a, b], axis=-1).reshape(y.shape)
 
     def _attention(self, q: np.ndarray, step: AttendStep, numbers: QuantAttend, pos0: int,
                    ) -> np.ndarray:
-        """q[n, heads, head_pad] -> int16 range [n, heads*head_pad]; keys and values are cached.
+        """q[n, heads, head] -> int16 range [n, heads*head]; keys and values are cached.
 
         A query sees the keys up to its own position, those in its window, and the maximum is over
         just those.
@@ -316,7 +322,8 @@ class GoldenModel:
         ctx, groups = pos0 + n, step.op.kv_heads
         hidden = unseen(step.op, np.arange(pos0, ctx), ctx)
         q = q.reshape(n, groups, -1, pad).transpose(1, 2, 0, 3)     # [KV head, its heads, n, pad]
-        out = np.empty(q.shape, np.int64)
+        out = np.zeros(q.shape, np.int64)
+        columns = slice(self.values.shape[-1])
         most = max(1, self.SCORES * groups // (heads * n * ctx))
         for at in range(0, groups, most):
             some = slice(at, at + most)
@@ -329,7 +336,7 @@ class GoldenModel:
             p, total = probabilities(np.where(hidden, MASKED, s))
             mant, shift = output_scale(total, *(x[some, None, None].astype(np.int64) for x in (
                 numbers.v_mant, numbers.v_shift)))
-            out[some] = requant(product(p, v), mant[..., None], shift[..., None])
+            out[some, ..., columns] = requant(product(p, v), mant[..., None], shift[..., None])
         return self._saturate(out, 16, "attention").transpose(2, 0, 1, 3).reshape(n, -1)
 
     # ---- Matrices
@@ -347,12 +354,20 @@ class GoldenModel:
         y = self._linear(matrix, state)
         if norm is None:
             return y
-        numbers, w = self.qm.numbers[norm.op.out], self._numbers(norm.diagonal)
+        y = self._inner(norm, y)
+        if norm.diagonal is None:
+            return y
+        w = self._numbers(norm.diagonal)
+        y = np.pad(y, ((0, 0), (0, len(w.codes) - y.shape[1])))
+        return requant(y * w.codes[:, 0].astype(np.int64), w.mant, w.shift)
+
+    def _inner(self, norm: Normed, y: np.ndarray) -> np.ndarray:
+        """Outputs of a matrix, normed: int64[n, rows]."""
+        numbers = self.qm.numbers[norm.op.out]
         y = self._at_limit(add_residual(0, y), "residual", Config.RESID_BITS).reshape(
             len(y), -1, norm.width)
-        y = self._at_limit(rmsnorm(y, sum_of_squares(y), self.qm.eps, numbers.gamma,
-                                   numbers.shift), "norm").reshape(len(y), -1)
-        return requant(y * w.codes[:, 0].astype(np.int64), w.mant, w.shift)
+        return self._at_limit(rmsnorm(y, sum_of_squares(y), self.qm.eps, numbers.gamma,
+                                      numbers.shift), "norm").reshape(len(y), -1)
 
     def _weights(self, w: QuantLinear) -> np.ndarray:
         """[rows, K], as they are kept; integers are codes of int8, or int32 of blocks."""

@@ -53,7 +53,8 @@ def _check(qm: QuantModel) -> None:
             ("bias", (m.rows,) if m.biases else None),
             *((half, blocks if half in MODES[q.mode].halves else None)
               for half in ("scale", "minimum")))]
-    wanted += [(step.name, numbers[step.name].gamma, (qm.hidden,)) for step in steps.of(NormStep)]
+    wanted += [(step.name, numbers[step.name].gamma, (qm.hidden,)) for step in steps.of(NormStep)
+               if step.matrix is None]
     wanted += [(norm.op.out, numbers[norm.op.out].gamma, (norm.width,)) for norm in steps.norms]
     wanted += [(step.name, getattr(numbers[step.name], name), (step.op.kv_heads,))
                for step in steps.attends for name in ("v_mant", "v_shift")]

@@ -10,10 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 
 from ..errors import UserError
 from ..models.graph import (Add, Attend, Embed, Gate, Graph, Head, Kind, Linear, Norm, Operator,
                             Rope)
+
+
+#: Values of a word of any core: parts of a key that has a latent are padded to so many.
+WORD = 16
 
 
 class Order(Enum):
@@ -31,8 +36,9 @@ class Matrix:
 
     name: of its numbers and in reports. x: the edge that it reads. weights, biases: in the
     checkpoint; two where rows alternate; biases may be empty. rows, columns: padded as order and
-    padded_columns say. padded_columns: the inputs are heads with zeros behind each. head_dim: of
-    heads in rows or columns, else 0. turning: pairs of a head that rotate.
+    padded_columns say. padded_columns: the inputs are heads with zeros behind each. parts: of each
+    head in rows or columns, its parts: (values, these and the zeros behind them). turning: pairs of
+    a head that rotate.
     """
     name: str
     x: str
@@ -42,8 +48,13 @@ class Matrix:
     columns: int
     order: Order = Order.PLAIN
     padded_columns: bool = False
-    head_dim: int = 0
+    parts: tuple[tuple[int, int], ...] = ()
     turning: int = 0
+
+    @property
+    def head_dim(self) -> int:
+        """Of heads in rows or columns, else 0."""
+        return sum(values for values, _ in self.parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +63,17 @@ class Normed:
     are normed, and a diagonal takes them to where the step wants them.
 
     op: the norm. width: outputs that are normed together, padded: a head, or all of them. values:
-    of these, not padded. diagonal: its input is the norm's output.
+    of these, not padded. diagonal: its input is the norm's output; None: that is what is wanted.
     """
     op: Norm
     width: int
     values: int
-    diagonal: Matrix
+    diagonal: Matrix | None
+
+    @property
+    def count(self) -> int:
+        """Norms of a token."""
+        return self.diagonal.rows // self.width if self.diagonal is not None and self.each else 1
 
     @property
     def each(self) -> bool:
@@ -103,8 +119,18 @@ class EmbedStep(Step):
 
 @dataclass(frozen=True, kw_only=True)
 class NormStep(Step):
-    """residual -> activations."""
+    """residual, or the outputs of a matrix -> activations. inner: of these, or None."""
     op: Norm
+    matrix: Matrix | None = None
+    inner: Normed | None = None
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        return () if self.matrix is None else (self.matrix,)
+
+    @property
+    def norms(self) -> tuple[Normed, ...]:
+        return () if self.inner is None else (self.inner,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +142,7 @@ class AddStep(Step):
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
-        return self.matrix, *(norm.diagonal for norm in self.norms)
+        return self.matrix, *_diagonals(self.norm)
 
     @property
     def norms(self) -> tuple[Normed, ...]:
@@ -139,7 +165,7 @@ class AttendStep(Step):
     """Queries, keys and values, the cache, and attention -> activations.
 
     table: of RoPE for queries and keys, or None. cache: number of the cache, in order. k_norm,
-    q_norm: before they rotate, or None.
+    q_norm: before they rotate, or None. v_norm: of a latent, which is a part of the key as well.
     """
     op: Attend
     q: Matrix
@@ -149,16 +175,17 @@ class AttendStep(Step):
     cache: int
     k_norm: Normed | None = None
     q_norm: Normed | None = None
+    v_norm: Normed | None = None
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
         # Keys are stored before the values are computed: their way to memory is then hidden.
-        k, q = (() if norm is None else (norm.diagonal,) for norm in (self.k_norm, self.q_norm))
-        return self.k, *k, self.v, self.q, *q
+        return (self.k, *_diagonals(self.k_norm), self.v, *_diagonals(self.v_norm),
+                self.q, *_diagonals(self.q_norm))
 
     @property
     def norms(self) -> tuple[Normed, ...]:
-        return tuple(norm for norm in (self.k_norm, self.q_norm) if norm is not None)
+        return tuple(norm for norm in (self.k_norm, self.v_norm, self.q_norm) if norm is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +209,22 @@ class Plan:
     graph: Graph
     steps: tuple[Step, ...]
     head_pad: int
+
+    @cached_property
+    def latent(self) -> bool:
+        """Values are parts of their keys."""
+        return bool(self.attends[0].op.latent)
+
+    @property
+    def key_pad(self) -> int:
+        """Values of a head in activations, and of a key."""
+        return self.head_pad
+
+    @property
+    def value_pad(self) -> int:
+        """Columns of the values of a head: a power of two."""
+        op = self.attends[0].op
+        return _latent_pad(op) if op.latent else self.head_pad
 
     def of(self, *types: type[Step]) -> Iterator:
         """Steps of these types, in order."""
@@ -220,7 +263,7 @@ class Plan:
     @property
     def eps(self) -> float:
         """Epsilon of all norms of the residual."""
-        return next(self.of(NormStep)).op.eps
+        return next(step for step in self.of(NormStep) if step.matrix is None).op.eps
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -251,16 +294,32 @@ def plan(graph: Graph, *, head_pad: int = 1) -> Plan:
     UserError
         The machine has nothing for an operator, or not where it stands; names it.
     """
-    heads = {(op.heads, op.kv_heads, op.head_dim) for op in graph.of(Attend)}
+    heads = {(op.heads, op.kv_heads, op.head_dim, op.latent): op for op in graph.of(Attend)}
     if len(heads) != 1:
         raise _unable("layers whose heads differ" if heads else "a model without attention")
-    (_, _, head_dim), = heads
-    pad = max(head_pad, 1 << (head_dim - 1).bit_length())
+    op, = heads.values()
+    size = _before_latent(op) + _latent_pad(op) if op.latent else op.head_dim
+    pad = max(head_pad, 1 << (size - 1).bit_length())
     gatherer = _Gatherer(graph, pad)
     for op in graph.operators:
         gatherer.take(op)
     gatherer.check()
     return Plan(graph, tuple(gatherer.steps), pad)
+
+
+def _before_latent(op: Attend) -> int:
+    """What a key has before the latent, padded to whole words."""
+    return -(-op.key_dim // WORD) * WORD
+
+
+def _latent_pad(op: Attend) -> int:
+    """Columns of latents: a power of two."""
+    return max(WORD, 1 << (op.latent - 1).bit_length())
+
+
+def _diagonals(norm: Normed | None) -> tuple[Matrix, ...]:
+    """The matrix behind a norm, if there is one."""
+    return () if norm is None or norm.diagonal is None else (norm.diagonal,)
 
 
 def _unable(what: str) -> UserError:
@@ -271,7 +330,7 @@ class _Gatherer:
     """Walks a graph. An operator that is no step of its own waits for the one that takes it in."""
 
     def __init__(self, graph: Graph, head_pad: int) -> None:
-        self.graph, self.head_pad = graph, head_pad
+        self.graph, self.head_pad, self.key_pad = graph, head_pad, head_pad
         self.steps: list[Step] = []
         self.waiting: dict[str, Linear | Rope | Norm] = {}      # by edge
         self.residual = ""                              # the edge that the residual is now
@@ -295,7 +354,7 @@ class _Gatherer:
                 if op.centred or op.beta is not None:
                     raise _unable(f"{op.out}, a norm with a mean or an offset, as it is")
                 if self.graph.edges[op.x].kind is Kind.VALUES:
-                    self.waiting[op.out] = op
+                    self._inner(op)
                     return
                 self._current(op, op.x)
                 if op.head_dim is not None:
@@ -336,7 +395,8 @@ class _Gatherer:
         norm, head = self.steps[-2:]
         if not isinstance(norm, NormStep) or head.reads != (norm.name,):
             raise _unable("a head without a norm before it")
-        if len({step.op.eps for step in self.steps if isinstance(step, NormStep)}) > 1:
+        if len({step.op.eps for step in self.steps
+                if isinstance(step, NormStep) and step.matrix is None}) > 1:
             raise _unable("norms of the residual with different epsilons")
         if len({op.eps > 0 for op in self.graph.of(Norm)}) > 1:
             raise _unable("norms with an epsilon, and others without")
@@ -364,8 +424,20 @@ class _Gatherer:
         del self.waiting[name]
         return norm, norm.x, norm
 
-    def _normed(self, op: Norm, matrix: Matrix) -> Normed:
-        """A norm of a matrix's outputs."""
+    def _inner(self, op: Norm) -> None:
+        """A norm of a matrix's outputs: a step of its own if matrices read it."""
+        if {type(by) for by in self.graph.readers[op.out]} != {Linear}:
+            self.waiting[op.out] = op
+            return
+        if op.head_dim is not None:
+            raise _unable(f"{op.out}, which norms the input of a matrix in parts")
+        matrix = self._into(self._linear(op.x, op))
+        self.summed = False
+        self._put(NormStep(name=op.out, op=op, matrix=matrix, inner=Normed(
+            op=op, width=matrix.rows, values=matrix.rows, diagonal=None)))
+
+    def _normed(self, op: Norm, matrix: Matrix, rows: int | None = None) -> Normed:
+        """A norm of a matrix's outputs; rows: of the diagonal, where zeros follow."""
         if op.head_dim not in (None, matrix.head_dim) or \
                 op.head_dim is not None and matrix.order is Order.PLAIN:
             raise _unable(f"{op.out}, whose parts of {op.head_dim} values are no heads")
@@ -374,7 +446,7 @@ class _Gatherer:
             op=op, width=self.head_pad if op.head_dim else matrix.rows,
             values=op.head_dim or self.graph.edges[op.out].width,
             diagonal=Matrix(name=f"{op.gamma}.diagonal", x=op.out, weights=(), biases=(),
-                            rows=matrix.rows, columns=1, order=Order.DIAGONAL))
+                            rows=rows or matrix.rows, columns=1, order=Order.DIAGONAL))
 
     def _alternating(self, gate: Linear, up: Linear, by: Gate) -> Matrix:
         """Two matrices of the same shape as one."""
@@ -391,44 +463,59 @@ class _Gatherer:
         """
         rows, columns = self.graph.shapes[op.weight]
         source = self.graph.maker[op.x]
-        head_dim = source.head_dim if isinstance(source, Attend) else 0
-        padded = head_dim not in (0, self.head_pad)
+        value = source.value_dim if isinstance(source, Attend) else 0
+        padded = value not in (0, self.key_pad)
         return Matrix(
             name=op.weight, x=op.x, weights=(op.weight,), biases=op.weights[1:], rows=rows,
-            columns=columns // head_dim * self.head_pad if padded else columns,
-            padded_columns=padded, head_dim=head_dim)
+            columns=columns // value * self.key_pad if padded else columns,
+            padded_columns=padded, parts=((value, self.key_pad),) if value else ())
 
     def _attend(self, op: Attend) -> None:
         tables, made, norms = [], {}, {}
         for part in op.edges:
             name, by, table = getattr(op, part), op, None
             rope = self.waiting.get(name)
-            if isinstance(rope, Rope) and part != "v" and rope.head_dim == op.head_dim and \
+            parts = self._parts(op, part)
+            if isinstance(rope, Rope) and part != "v" and \
+                    rope.head_dim == sum(values for values, _ in parts) and \
                     self.graph.readers[name] == (op,):
                 del self.waiting[name]
                 name, by, table = rope.x, rope, rope.table
             if part != "v":
                 tables.append(table)
             norm, name, by = self._norm(name, by)
-            made[part] = self._heads(self._linear(name, by), op.head_dim, table)
+            made[part] = self._heads(self._linear(name, by), parts, table)
             if norm is not None:
-                norms[f"{part}_norm"] = self._normed(norm, made[part])
+                norms[f"{part}_norm"] = self._normed(norm, made[part], (
+                    self.key_pad - _before_latent(op) if op.latent else None))
         if tables[0] != tables[1]:
             raise _unable(f"{op.out}, whose queries and keys rotate differently")
-        if len({matrix.x for matrix in made.values()}) > 1:
+        if len({matrix.x for matrix in made.values()}) > 1 and not op.latent:
             raise _unable(f"{op.out}, whose queries, keys and values have different inputs")
-        if "v_norm" in norms:
+        if "v_norm" in norms and not op.latent:
             raise _unable(f"{op.out}, whose values are normed")
+        if op.latent and (norms.keys() != {"v_norm"} or op.kv_heads > 1):
+            raise _unable(f"{op.out}, whose latents are of several heads, or not alone in being "
+                          "normed")
         self._put(AttendStep(name=op.out, op=op, **made, **norms, table=tables[0],
                              cache=self.caches))
         self.caches += 1
 
-    def _heads(self, op: Linear, head_dim: int, table: str | None) -> Matrix:
+    def _parts(self, op: Attend, part: str) -> tuple[tuple[int, int], ...]:
+        """Those of a head of queries, keys or values; a latent is all of a value."""
+        if not op.latent:
+            return (op.head_dim, self.key_pad),
+        before = _before_latent(op)
+        key, latent = (op.key_dim, before), (op.latent, self.key_pad - before)
+        return {"q": (key, latent), "k": (key,), "v": ((op.latent, op.latent),)}[part]
+
+    def _heads(self, op: Linear, parts: tuple[tuple[int, int], ...], table: str | None) -> Matrix:
         turning = 0 if table is None else len(self.graph.tables[table].values)
         rows, columns = self.graph.shapes[op.weight]
+        values, padded = map(sum, zip(*parts))
         return Matrix(
             name=op.weight, x=op.x, weights=(op.weight,), biases=op.weights[1:],
-            rows=rows // head_dim * self.head_pad, columns=columns, head_dim=head_dim,
+            rows=rows // values * padded, columns=columns, parts=parts,
             turning=turning, order=Order.HEADS if table is None else Order.PAIRS)
 
 

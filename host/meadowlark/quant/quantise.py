@@ -379,16 +379,21 @@ def _norm(gamma: np.ndarray, x_scale: float, what: str) -> QuantNorm:
     return QuantNorm(gamma=whole.astype(np.int16), shift=shift)
 
 
-def _head_rows(values: np.ndarray, head_dim: int, head_pad: int, turning: int = 0) -> np.ndarray:
-    """[heads*head_dim, ...] -> [heads*head_pad, ...]: zero rows after each head. turning: pairs of
+def _head_rows(values: np.ndarray, parts: tuple[tuple[int, int], ...], turning: int = 0,
+               ) -> np.ndarray:
+    """Heads with zero rows after each of their parts, see :attr:`Matrix.parts`. turning: pairs of
     a head that rotate; row 2i is then row i and row 2i+1 row i + turning."""
+    head_dim, head_pad = map(sum, zip(*parts))
     heads = values.reshape(-1, head_dim, *values.shape[1:])
     if turning:
         order = np.arange(head_dim)
         order[:2 * turning] = order[:2 * turning].reshape(2, -1).T.ravel()
         heads = heads[:, order]
     out = np.zeros((heads.shape[0], head_pad, *values.shape[1:]), values.dtype)
-    out[:, :head_dim] = heads
+    at = to = 0
+    for count, padded in parts:
+        out[:, to:to + count] = heads[:, at:at + count]
+        at, to = at + count, to + padded
     return out.reshape(-1, *values.shape[1:])
 
 
@@ -500,16 +505,16 @@ class _Quantiser:
 
     def _move(self, matrix: Matrix) -> Callable[..., np.ndarray]:
         """What brings rows of the checkpoint's matrices to their place."""
-        d, pad = matrix.head_dim, self.plan.head_pad
+        parts = matrix.parts
         if matrix.padded_columns:
-            return lambda x: np.ascontiguousarray(_head_rows(x.T, d, pad).T)
+            return lambda x: np.ascontiguousarray(_head_rows(x.T, parts).T)
         match matrix.order:
             case Order.PLAIN | Order.DIAGONAL:
                 return lambda x: x
             case Order.HEADS:
-                return lambda x: _head_rows(x, d, pad)
+                return lambda x: _head_rows(x, parts)
             case Order.PAIRS:
-                return lambda x: _head_rows(x, d, pad, matrix.turning)
+                return lambda x: _head_rows(x, parts, matrix.turning)
             case Order.ALTERNATING:
                 return lambda *x: np.stack(x, axis=1).reshape(-1, *x[0].shape[1:])
 
@@ -538,6 +543,18 @@ class _Quantiser:
         Returns whether there is one."""
         if norm is None:
             return False
+        scale = self._inner(norm, matrix)
+        if norm.diagonal is not None:
+            rows = norm.diagonal.rows
+            mant, shift = _scales(np.broadcast_to(scale / np.asarray(y_scale), rows),
+                                  self._what(norm.op.gamma))
+            ones = (np.arange(rows) < matrix.rows).astype(np.int8)
+            self.numbers[norm.diagonal.name] = QuantLinear(
+                codes=ones[:, None], mant=mant, shift=shift)
+        return True
+
+    def _inner(self, norm: Normed, matrix: Matrix) -> float:
+        """A matrix, and a norm of its outputs; returns the scale of what it makes."""
         name, what = norm.op.out, self._what(norm.op.gamma)
         most = max(float(np.max(self._most(name))), 1e-6)
         scale = self.scales[name] = most * HEADROOM / INT16
@@ -547,19 +564,18 @@ class _Quantiser:
         self.numbers[name] = found
         self._matrix(matrix, self.scales[matrix.x],
                      self.residual_scale * _unit_beside(norm, self.plan))
-        mant, shift = _scales(np.broadcast_to(scale / np.asarray(y_scale), matrix.rows), what)
-        self.numbers[norm.diagonal.name] = QuantLinear(
-            codes=np.ones((matrix.rows, 1), np.int8), mant=mant, shift=shift)
-        return True
+        return scale
 
     def _norm(self, step: NormStep) -> None:
+        if step.inner is not None and step.matrix is not None:
+            self._inner(step.inner, step.matrix)
+            return
         self._int16(step.name)
         self.numbers[step.name] = _norm(
             self.model.weights[step.op.gamma], self.scales[step.name], self._what(step.op.gamma))
 
     def _attend(self, step: AttendStep) -> None:
         op, graph = step.op, self.plan.graph
-        x_scale, pad = self.scales[step.q.x], self.plan.head_pad
         # Keys: int8 in the cache; before their rotation int16 with up to 7 bits more (fewer if
         # rotation shrinks the largest key, which it can by sqrt(2)).
         k_scale = _floor_of(self._most(op.k)) / INT8
@@ -570,22 +586,28 @@ class _Quantiser:
             k_extra = max(0, min(K_EXTRA, floor(log2(spare))))
         # Queries: score = q.k * log2(e)/divisor, 10 fractional bits after a shift; the largest
         # shift that leaves the queries of every head a bit of headroom.
-        fold = k_scale * LOG2_E / op.divisor * 2.0**SCORE_FRAC              # [kv_heads]
-        fold = np.repeat(fold, op.heads // op.kv_heads)
+        v_scale = _floor_of(self._most(op.v)) / INT8
+        fold = np.repeat(k_scale, self.plan.key_pad).reshape(op.kv_heads, -1)
+        if op.latent:           # which is in the key as in the value
+            fold[:, step.k.rows:] = v_scale[:, None]
+        fold = fold * LOG2_E / op.divisor * 2.0**SCORE_FRAC                # [kv_heads, head]
+        fold = np.repeat(fold, op.heads // op.kv_heads, axis=0)
         most = np.maximum(self._most(op.q), self._most(before_rotation(graph, op.q)))
-        q_most = float(np.max(_floor_of(most) * fold))
+        q_most = float(np.max(_floor_of(most) * fold.max(axis=1)))
         score_shift = floor(log2(INT16 / HEADROOM / q_most))
         if not 0 <= score_shift <= 63:
             raise UserError(f"{self._what(step.q.name)}: scores up to {q_most:.6g} do not fit "
                             "their format; use another checkpoint.")
         self._int16(step.name)
-        v_scale = _floor_of(self._most(op.v)) / INT8
         v_mant, v_shift = _scales(v_scale / self.scales[step.name], self._what(step.v.name))
-        for matrix, norm, row in ((step.q, step.q_norm, 1 / (fold * 2.0**score_shift)),
-                                  (step.k, step.k_norm, k_scale * 2.0**-k_extra),
-                                  (step.v, None, v_scale)):
-            if not self._diagonal(norm, matrix, np.repeat(row, pad)):
-                self._matrix(matrix, x_scale, np.repeat(row, pad))
+        for matrix, norm, rows in (
+                (step.q, step.q_norm, 1 / (fold * 2.0**score_shift)),
+                (step.k, step.k_norm, (k_scale * 2.0**-k_extra)[:, None]),
+                (step.v, step.v_norm, v_scale[:, None])):
+            end = matrix if norm is None or norm.diagonal is None else norm.diagonal
+            rows = np.repeat(rows, end.rows // rows.size, axis=1).ravel()
+            if not self._diagonal(norm, matrix, rows):
+                self._matrix(matrix, self.scales[matrix.x], rows)
         rope = 0 if step.table is None else ROPE_FRAC
         self.numbers[step.name] = QuantAttend(
             score_shift=score_shift, v_mant=v_mant, v_shift=v_shift, q_shift=rope,

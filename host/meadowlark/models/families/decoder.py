@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 
 from meadowlark_hdl.isa import Fn
 
@@ -65,9 +66,7 @@ class Decoder(Hyperparameters):
 
     def graph(self) -> Graph:
         b = Builder()
-
-        def linear(x: str, name: str, rows: int) -> str:
-            return b.linear(x, name, rows, bias=name in self.biases)
+        linear = partial(self.linear, b)
 
         def norm(x: str, name: str) -> str:
             return b.norm(x, name, self.eps, beta=self.centred, centred=self.centred)
@@ -83,22 +82,8 @@ class Decoder(Hyperparameters):
             at = f"layers.{i}"
             x = norm(r, f"{at}.norm1")
             y = norm(r, f"{at}.norm2") if self.parallel == OWN else x
-            q = linear(x, f"{at}.q", self.heads * self.head_dim)
-            k = linear(x, f"{at}.k", self.kv_heads * self.head_dim)
-            v = linear(x, f"{at}.v", self.kv_heads * self.head_dim)
-            if self.qk_norm is not None:
-                alone = self.head_dim if self.qk_norm == HEAD else None
-                q, k = (b.norm(part, f"{part}_norm", self.eps, head_dim=alone)
-                        for part in (q, k))
-            table, name = self.rope, "rope"
-            if self.local is not None and i in (self.windows or {}):
-                table, name = self.local, "local"
-            if table is not None and i not in self.unrotated:
-                q, k = (b.rope(part, self.head_dim, table, name) for part in (q, k))
-            a = b.attend(q, k, v, f"{at}.attention", heads=self.heads, kv_heads=self.kv_heads,
-                         head_dim=self.head_dim, divisor=self.divisor,
-                         window=(self.windows or {}).get(i))
-            r = add(r, linear(a, f"{at}.o", self.hidden), f"{at}.norm1_behind")
+            r = add(r, linear(self.attend(b, x, i), f"{at}.o", self.hidden),
+                    f"{at}.norm1_behind")
             if self.parallel is None:
                 y = norm(r, f"{at}.norm2")
             parts = [linear(y, f"{at}.{part}", self.ffn)
@@ -108,6 +93,28 @@ class Decoder(Hyperparameters):
         b.head(norm(r, "final_norm"), self.vocab, weight="embedding" if self.tied else "head",
                scale=self.logit_scale, bias="head" in self.biases)
         return b.graph()
+
+    def linear(self, b: Builder, x: str, name: str, rows: int) -> str:
+        """A matrix, with a bias if it has one."""
+        return b.linear(x, name, rows, bias=name in self.biases)
+
+    def attend(self, b: Builder, x: str, i: int) -> str:
+        """The attention of layer i, up to what its last matrix reads."""
+        at, linear = f"layers.{i}", partial(self.linear, b)
+        q = linear(x, f"{at}.q", self.heads * self.head_dim)
+        k = linear(x, f"{at}.k", self.kv_heads * self.head_dim)
+        v = linear(x, f"{at}.v", self.kv_heads * self.head_dim)
+        if self.qk_norm is not None:
+            alone = self.head_dim if self.qk_norm == HEAD else None
+            q, k = (b.norm(part, f"{part}_norm", self.eps, head_dim=alone) for part in (q, k))
+        table, name = self.rope, "rope"
+        if self.local is not None and i in (self.windows or {}):
+            table, name = self.local, "local"
+        if table is not None and i not in self.unrotated:
+            q, k = (b.rope(part, self.head_dim, table, name) for part in (q, k))
+        return b.attend(q, k, v, f"{at}.attention", heads=self.heads, kv_heads=self.kv_heads,
+                        head_dim=self.head_dim, divisor=self.divisor,
+                        window=(self.windows or {}).get(i))
 
 
 def of_layers(layers: int, parts: Collection[str]) -> frozenset[str]:

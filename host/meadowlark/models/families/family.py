@@ -36,6 +36,15 @@ class Hyperparameters(ABC):
     def graph(self) -> Graph:
         """The model without its values. Weights are named "embedding", "head", "layers.3.q"."""
 
+    def stored(self, graph: Graph) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the weights that files have, by name: the graph's, unless :meth:`made` makes
+        some of those from others."""
+        return graph.shapes
+
+    def made(self, weights: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """The graph's weights from those that files have, which are no outline."""
+        return weights
+
 
 class Tensors(Protocol):
     """The tensors of a GGUF file, for a family that has to look which there are."""
@@ -55,6 +64,7 @@ class Family(ABC):
     name: model_type in config.json. classes: its architectures there. arch: in GGUF, None if
     llama.cpp has another for it. defaults: entries that config.json may lack, as transformers has
     them. neutral: entries that change nothing at this value, beside those that no family has.
+    unused: entries that change nothing of the models that this family takes.
     names: weight -> tensor of transformers without its end, ``{}`` for the layer; weights with the
     same tensor are its rows, in the order of the graph. prefix: what all tensors begin with but
     those of the head; checkpoints made without a head leave it out. interleaved: in GGUF, rows of
@@ -65,6 +75,7 @@ class Family(ABC):
     arch: ClassVar[MODEL_ARCH | None] = None
     defaults: ClassVar[Mapping[str, object]] = {}
     neutral: ClassVar[Mapping[str, object]] = {}
+    unused: ClassVar[tuple[str, ...]] = ()
     names: ClassVar[Mapping[str, str]]
     prefix: ClassVar[str] = ""
     interleaved: ClassVar[bool] = False
@@ -150,7 +161,7 @@ Take = Callable[..., tuple[np.ndarray, Any]]
 
 def read_weights(graph: Graph, name: Callable[[str], str], take: Take,
                  rotated: Mapping[str, int] | None = None, family: Family | None = None,
-                 ) -> tuple[dict, dict]:
+                 shapes: Mapping[str, tuple[int, ...]] | None = None) -> tuple[dict, dict]:
     """Weights of a graph, and blocks of those that have them.
 
     Parameters
@@ -164,15 +175,18 @@ def read_weights(graph: Graph, name: Callable[[str], str], take: Take,
         See :meth:`Family.rotated`.
     family : Family, optional
         Whose tensors are as transformers stores them, see :meth:`Family.restored`.
+    shapes : mapping, optional
+        Of the weights, where they are not the graph's; see :meth:`Hyperparameters.stored`.
     """
     tensors: dict[str, list[str]] = {}
-    for weight in graph.shapes:
+    shapes = graph.shapes if shapes is None else shapes
+    for weight in shapes:
         tensors.setdefault(name(weight), []).append(weight)
     weights, blocks = {}, {}
     for tensor, parts in tensors.items():
-        rows = [graph.shapes[part][0] for part in parts]
+        rows = [shapes[part][0] for part in parts]
         heads = (rotated or {}).get(parts[0], 0)
-        shape = sum(rows), *graph.shapes[parts[0]][1:]
+        shape = sum(rows), *shapes[parts[0]][1:]
         value, kept = take(tensor, *(family.stored(parts[0], shape) if family else shape),
                            heads=heads)
         if family and any(value.strides):
@@ -186,4 +200,4 @@ def read_weights(graph: Graph, name: Callable[[str], str], take: Take,
             if kept is not None:
                 blocks[part] = kept if whole else kept.slice(at, at + count)
             at += count
-    return {w: weights[w] for w in graph.shapes}, blocks
+    return {w: weights[w] for w in shapes}, blocks

@@ -5,8 +5,7 @@ from . import families
 
 #: model_type in config.json, architecture in GGUF ("" if none) -> what it needs.
 _NEEDS = {
-    ("deepseek_v2", "deepseek2"): "latent attention (MLA) and experts",
-    ("deepseek_v3", "deepseek2"): "latent attention (MLA) and experts",
+    ("deepseek_v2", "deepseek2"): "a Hugging Face folder, as its latents are not read from GGUF",
     ("gemma2", "gemma2"): "soft caps of scores and logits",
     ("gemma3", ""): "an encoder of images; its text alone is gemma3_text",
     ("gpt_bigcode", "starcoder"): "a family of its own",

@@ -1,0 +1,60 @@
+"""DeepSeek V2 (arXiv:2405.04434) without experts."""
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from .. import rope
+from ..graph import Rates
+from ..metadata import Metadata
+from .family import MAX_HEAD_DIM
+from .latent import LatentDecoder
+from .llama import Llama
+
+#: Those of attention.
+_MATRICES = {"q_a": "q_a_proj", "q_norm": "q_a_layernorm", "q_full": "q_proj", "q_b": "q_b_proj",
+             "kv_a": "kv_a_proj_with_mqa", "kv_norm": "kv_a_layernorm", "kv_b": "kv_b_proj",
+             "o_full": "o_proj"}
+
+
+class DeepseekV2(Llama):
+    """As Llama, with a latent for keys and values of all heads; queries of a low rank or not."""
+    name = "deepseek_v2"
+    classes = ("DeepseekV2ForCausalLM",)
+    arch = None
+    interleaved = False
+    defaults = {"first_k_dense_replace": 0, "q_lora_rank": 1536, "rms_norm_eps": 1e-6}
+    unused = ("*_experts", "num_experts_per_tok", "moe_*", "n_group", "topk_*", "norm_topk_prob",
+              "routed_scaling_factor", "scoring_func", "seq_aux", "aux_loss_alpha", "ep_size",
+              "num_nextn_predict_layers", "qk_head_dim")
+    names = {**{name: tensor for name, tensor in Llama.names.items() if name[-2:] not in (
+        ".q", ".k", ".v", ".o")}, **{f"layers.{{}}.{part}": f"model.layers.{{}}.self_attn.{name}"
+                                     for part, name in _MATRICES.items()}}
+
+    def from_config(self, config: Metadata) -> LatentDecoder:
+        if config.flag("attention_bias", False):
+            raise config.refuse("attention_bias is not supported with latents",
+                                "use a checkpoint without")
+        made, dense = super().from_config(config), config.whole("first_k_dense_replace", least=0)
+        if dense < made.layers:
+            raise config.refuse(f"layers from {dense} on have experts (first_k_dense_replace), "
+                                "which are not supported", "use a dense checkpoint")
+        latent, nope, value = (config.whole(key, size, most=MAX_HEAD_DIM) for key, size in (
+            ("kv_lora_rank", 512), ("qk_nope_head_dim", 128), ("v_head_dim", 128)))
+        shared: Any = {f.name: getattr(made, f.name) for f in fields(made)} | dict(
+            kv_heads=1, head_dim=latent + _turning(config))
+        return LatentDecoder(
+            **shared, latent=latent, nope=nope, value=value,
+            rank=config.whole("q_lora_rank", None),
+            neighbours=config.flag("rope_interleave", True))
+
+    def rates(self, config: Metadata, head_dim: int) -> Rates:
+        return rope.from_config(config, _turning(config))
+
+
+def _turning(config: Metadata) -> int:
+    """Dimensions of a head that rotate."""
+    size = config.whole("qk_rope_head_dim", 64, most=MAX_HEAD_DIM)
+    if size % 2:
+        raise config.refuse(f"qk_rope_head_dim {size} is no number of pairs")
+    return size
