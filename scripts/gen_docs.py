@@ -153,6 +153,9 @@ def models() -> str:
         "vocabulary, named `tokenizer.bin` or, for 512 tokens, `tok512.bin` |\n",
         "The first bytes of a file tell its format, not its name. `meadowlark info MODEL` reads "
         "one and tells its facts. [Limits](limits.md) says which boards run it.\n",
+        "`hf:owner/name` is a folder of the Hugging Face Hub, and `hf:owner/name/file.gguf` a "
+        "file there. It is fetched once, into the cache of `huggingface_hub` (`HF_HOME`); "
+        "`HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` are heeded.\n",
         "## Families\n",
         table(("model_type", "class", "GGUF", "what it is"),
               ((f"`{name}`", ", ".join(f"`{c}`" for c in family.classes),

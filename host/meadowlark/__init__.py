@@ -1,7 +1,22 @@
 """What runs on the computer: model readers, compiler, driver, targets, commands."""
 import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 # NumPy's OpenBLAS waits for its threads by spinning. The matrices here are small: on a machine
 # that is also running a simulator, two threads were 25 times slower than one. Takes effect if NumPy
 # has not been imported yet; a value that is set already is kept.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+if TYPE_CHECKING:
+    from .api import Chip, Completion, Forecast, LoadedModel, Step, load
+    from .errors import UserError
+
+__all__ = ["Chip", "Completion", "Forecast", "LoadedModel", "Step", "UserError", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """What :mod:`.api` has, once it is asked for: the commands begin sooner without."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(".errors" if name == "UserError" else ".api", __name__), name)

@@ -109,8 +109,8 @@ def model_options(*, argument: bool = False, image: bool = True, measures: bool 
     """
     model = click.argument("model", metavar="MODEL") if argument else click.option(
         "-m", "--model", default="stories", show_default=True, metavar="MODEL",
-        help=f"GGUF file, Hugging Face folder, {'image file, ' if image else ''}checkpoint of "
-             "llama2.c, or a name that `meadowlark info` lists.")
+        help=f"GGUF file, Hugging Face folder, hf:owner/name, {'image file, ' if image else ''}"
+             "checkpoint of llama2.c, or a name that `meadowlark info` lists.")
     context = click.option(
         "-c", "--ctx", "--ctx-size", "context", type=int, metavar="N",
         help="Tokens the KV cache holds. By default as many as model and board allow.")

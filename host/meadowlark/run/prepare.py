@@ -102,7 +102,7 @@ class Source:
                             "give the model itself")
         from ..models.registry import load_model
         self._tell("reading the model")
-        return load_model(self.name)
+        return load_model(self.name, progress=self._tell)
 
     @cached_property
     def outline(self) -> Model:
@@ -110,7 +110,7 @@ class Source:
         if self.is_image:
             return self.model       # says why not
         from ..models.registry import load_model
-        model = load_model(self.name, outline=True)
+        model = load_model(self.name, outline=True, progress=self._tell)
         if self.warn is not None:
             for sentence in model.warnings:
                 self.warn(sentence)

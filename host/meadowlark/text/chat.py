@@ -236,6 +236,34 @@ class Conversation:
         self._text = ""                 # and the text it stands for
         self._asked = (self.messages, self._ids, self._text)
 
+    def continued(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The prompt that asks the last of these messages, behind all others, whoever took part.
+        Where this conversation has said the same, its tokens stay as they are.
+
+        messages: of the system at most one, in front, then questions and answers in turn.
+
+        Raises
+        ------
+        UserError
+            They are others; or as :meth:`ask`.
+        """
+        for number, m in enumerate(messages, 1):
+            if set(m) != {"role", "content"} or not all(isinstance(v, str) for v in m.values()):
+                raise UserError(f"message {number} must have a role and a content, which are texts")
+        at = 1 if messages and messages[0]["role"] == "system" else 0
+        *said, last = messages[at:] or [{"role": ""}]
+        if last["role"] != "user" or len(said) % 2 or any(
+                m["role"] != ("user", "assistant")[k % 2] for k, m in enumerate(said)):
+            raise UserError("a conversation is a message of the system at most, then messages of "
+                            "user and assistant in turn, the user's first and last")
+        if not last["content"].strip():
+            raise UserError("the question is empty; give at least one word")
+        if [dict(m) for m in messages[:-1]] != self.messages:
+            self._system = [dict(m) for m in messages[:at]]
+            self.reset()
+            self.messages += [dict(m) for m in said]
+        return self.ask(last["content"])
+
     def forget(self) -> bool:
         """Forget the oldest question and its answer; False if nothing was asked yet."""
         at = len(self._system)

@@ -1,0 +1,229 @@
+"""A model on what runs it: text in, text out."""
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from meadowlark_boards import Board
+
+    from ..compile.image import Image
+    from ..run.prepare import Source
+    from ..run.targets import Event, Target
+    from ..text.chat import Conversation
+
+#: A message of a conversation: "role" (system, user or assistant) and "content".
+Message = Mapping[str, str]
+#: A text to go on with, the same as token ids, or a conversation to answer.
+Prompt = str | Sequence[int] | Sequence[Message]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """What a run gave.
+
+    text: up to a stop text. tokens: ids, a stop id among them. ended: "stop id", "stop text",
+    "number of tokens", "context", or "left" where the caller took no more. prompt_tokens: ids of
+    the prompt. cached_tokens: those at its front that the KV cache held from earlier runs.
+    counters: of the core, see docs/registers.md; the golden model has few.
+    """
+    text: str
+    tokens: tuple[int, ...]
+    ended: str
+    prompt_tokens: int
+    cached_tokens: int
+    counters: Mapping[str, int]
+
+    @property
+    def cycles_per_token(self) -> float | None:
+        """Of the tokens behind the first one, or None: there are none, or nobody counts cycles."""
+        if "cycles" not in self.counters or len(self.tokens) < 2:
+            return None
+        spent = self.counters["cycles"] - self.counters["cycles_first_token"]
+        return spent / (len(self.tokens) - 1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Step:
+    """A token of a run, and the text that is sure with it.
+
+    text: often "", where a token has part of a character or what may begin a stop text. token: None
+    with the rest of the text at the end. logits: int32[vocab] it was drawn from, in units of
+    ``2**-LOGIT_FRAC`` (:mod:`meadowlark.quant.quantise`), or None where the target shows none.
+    """
+    text: str
+    token: int | None = None
+    logits: np.ndarray | None = None
+
+
+class Chip:
+    """A model on what runs it; a context manager that frees it. Made by :meth:`LoadedModel.on`.
+
+    Runs come one after the other. Each takes only the part of its prompt that the KV cache does not
+    hold from those before, so that a conversation goes on where it was.
+
+    Attributes
+    ----------
+    board : Board
+    image : Image
+    last : Completion or None
+        Of the latest run.
+    """
+
+    def __init__(self, target: Target, source: Source) -> None:
+        self._target, self._source = target, source
+        self._talk: Conversation | None = None
+        self.last: Completion | None = None
+
+    def __enter__(self) -> Chip:
+        return self
+
+    def __exit__(self, *what: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the target: the simulation ends, the port is closed."""
+        self._target.close()
+
+    @property
+    def board(self) -> Board:
+        """The board it is."""
+        return self._target.board
+
+    @cached_property
+    def image(self) -> Image:
+        """The image that is loaded."""
+        return self._source.image
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Counters of the core for the latest run, see docs/registers.md."""
+        return self._target.counters()
+
+    def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
+        """Pieces of text as they come; options as :meth:`steps`."""
+        return (step.text for step in self.steps(prompt, **options) if step.text)
+
+    def steps(self, prompt: Prompt, *, max_tokens: int | None = None, temperature: float = 0.0,
+              top_k: int = 0, top_p: float = 1.0, seed: int = 0, stop: str | Sequence[str] = (),
+              ignore_eos: bool = False, draft: str | int = "auto") -> Iterator[Step]:
+        """Tokens as they come, and their text; :attr:`last` has the whole when they end.
+
+        Closing the iterator, or leaving the loop over it, ends the run.
+
+        Parameters
+        ----------
+        prompt : str, sequence of int, or sequence of Message
+            A text to go on with, the same as token ids, or a conversation that ends with a
+            question.
+        max_tokens : int, optional
+            Most tokens to generate; by default until the model ends the text or the context is
+            full.
+        temperature, top_k, top_p, seed
+            See :func:`meadowlark.quant.sampling.sampling`; 0, the default, takes the likeliest
+            token.
+        stop : str or sequence of str
+            Texts before which the answer ends.
+        ignore_eos : bool
+            Go on after the model ends its text.
+        draft : "off", "auto" or int
+            Guesses of the next tokens that a pass checks; they change no token.
+
+        Raises
+        ------
+        UserError
+            The prompt is empty or does not fit, the model has no chat template, or an option is out
+            of its range: at the call, before anything runs.
+        """
+        from ..quant.sampling import sampling
+        from ..run.drafting import drafting, parse
+        if max_tokens is not None and max_tokens < 1:
+            raise UserError(f"max_tokens must be at least 1, not {max_tokens}")
+        stops = [stop] if isinstance(stop, str) else list(stop)
+        if not all(stops):
+            raise UserError("a stop text must not be empty")
+        image = self.image
+        draw = sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+                        max_top_k=self.board.config.topk)
+        drafts = drafting(parse(str(draft)), draw, image, self._target)
+        ids, talk = self._ids(prompt)
+        most = min(max_tokens or image.context, image.context - len(ids) + 1)
+        stop_ids = () if ignore_eos else image.stop_ids
+        run = self._target.generate(ids, draw, max_new=most, stop_ids=stop_ids, reuse=True,
+                                    drafts=drafts)
+        return self._steps(run, ids, talk, stops, stop_ids, max_tokens)
+
+    def generate(self, prompt: Prompt, **options: Any) -> Completion:
+        """How a text goes on, or the answer to a conversation; options as :meth:`steps`.
+
+        >>> import meadowlark as ml
+        >>> with ml.load("stories").on("golden") as chip:
+        ...     chip.generate("Once upon a time", max_tokens=4).text
+        ', there was a'
+        """
+        for _ in self.stream(prompt, **options):
+            pass
+        assert self.last is not None
+        return self.last
+
+    def chat(self, messages: Sequence[Message], **options: Any) -> Completion:
+        """The answer to a conversation, whose last message is the user's; options as
+        :meth:`steps`.
+
+        Messages have a "role", system (the first one only), user or assistant, and a "content".
+        """
+        if isinstance(messages, str):
+            raise UserError("a conversation is a list of messages such as "
+                            "{'role': 'user', 'content': 'Hello'}; for a text use generate()")
+        return self.generate(messages, **options)
+
+    def _ids(self, prompt: Prompt) -> tuple[list[int], Conversation | None]:
+        """The prompt's ids, and the conversation that its answer belongs to."""
+        source = self._source
+        if isinstance(prompt, str):
+            return source.prompt(prompt), None
+        if prompt and all(isinstance(part, int) for part in prompt):
+            return source.given([int(part) for part in prompt]), None   # type: ignore[arg-type]
+        messages = [part for part in prompt if isinstance(part, Mapping)]
+        if not messages or len(messages) != len(prompt) or messages[-1].get("role") != "user":
+            raise UserError("a conversation ends with a message of the user, which is to be "
+                            "answered; add one")
+        if self._talk is None:
+            self._talk = source.conversation()
+        return source.fitting(self._talk.continued(messages), "the conversation",
+                              "leave out the oldest messages"), self._talk
+
+    def _steps(self, run: Generator[Event, None, None], ids: list[int], talk: Conversation | None,
+               stop: Sequence[str], stop_ids: Sequence[int],
+               max_tokens: int | None) -> Iterator[Step]:
+        from ..text.stopped import StoppedText
+        text = StoppedText(self._source.tokenizer.stream(ids), stop)
+        tokens: list[int] = []
+        ended = "left"
+        try:
+            with closing(run) as events:
+                for event in events:
+                    tokens.append(event.token)
+                    over = event.token in stop_ids
+                    yield Step(text="" if over else text.push(event.token), token=event.token,
+                               logits=event.logits)
+                    if text.stopped:
+                        break
+            if rest := text.flush():
+                yield Step(text=rest)
+            ended = "stop text" if text.stopped else \
+                "stop id" if tokens and tokens[-1] in stop_ids else \
+                "number of tokens" if len(tokens) == max_tokens else "context"
+        finally:
+            if talk is not None:
+                talk.answered(tokens, text.text if text.stopped else None)
+            self.last = Completion(
+                text=text.text, tokens=tuple(tokens), ended=ended, prompt_tokens=len(ids),
+                cached_tokens=self._target.cached, counters=self._target.counters())
