@@ -27,7 +27,7 @@ CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
            "gpt_neox": "GPTNeoXForCausalLM", "gptj": "GPTJForCausalLM", "phi": "PhiForCausalLM",
            "gpt_neo": "GPTNeoForCausalLM", "gemma3_text": "Gemma3ForCausalLM",
            "gemma": "GemmaForCausalLM", "deepseek_v2": "DeepseekV2ForCausalLM",
-           "deepseek_v3": "DeepseekV3ForCausalLM"}
+           "deepseek_v3": "DeepseekV3ForCausalLM", "olmo2": "Olmo2ForCausalLM"}
 #: What a small model of a family needs in config.json.
 SMALL = {"gptj": lambda layers: {"rotary_dim": 4},
          "gpt_neo": lambda layers: {"attention_types": [[["global"], layers]]},
@@ -144,6 +144,12 @@ def of_family(family: str, tensors: dict[str, np.ndarray], head_dim: int,
                 ("mlp.down_proj", "post_feedforward_layernorm", None),
                 ("mlp.down_proj", "pre_feedforward_layernorm", None)):
             out |= norms(out, matrix, name, width)
+    if family == "olmo2":
+        out = {n: v for n, v in out.items() if "input_layernorm" not in n}
+        for matrix, name in (("self_attn.q_proj", "self_attn.q_norm"),
+                             ("self_attn.k_proj", "self_attn.k_norm"),
+                             ("mlp.down_proj", "post_feedforward_layernorm")):
+            out |= norms(out, matrix, name)
     if family == "phi3":
         for fused, parts in (("self_attn.qkv_proj", ("q_proj", "k_proj", "v_proj")),
                              ("mlp.gate_up_proj", ("gate_proj", "up_proj"))):

@@ -224,8 +224,9 @@ def test_functions_alone(target, tmp_path, seed):
               context=96, _sliding_window_pattern=2, sliding_window=16)),
     (70, dict(family="deepseek_v2", hidden=54, heads=6, ffn=70, context=96, kv_lora_rank=56)),
     (40, dict(family="deepseek_v3", hidden=38, heads=3, ffn=70, context=96)),
+    (70, dict(family="olmo2", hidden=54, heads=3, kv_heads=1, head_dim=24, ffn=70, context=96)),
 ], ids=["9 heads, two passes", "12 heads, window", "stories260K", "heads of 256", "OPT", "NeoX",
-        "Gemma 3", "latents", "latents, low rank"])
+        "Gemma 3", "latents", "latents, low rank", "OLMo 2"])
 def test_shapes(target, tmp_path, seed, length, shape):
     """Some of shapes_check.py, and the shape of the smallest model that people have."""
     chip = Chip(target, get_board("virtual"), str(random_model(

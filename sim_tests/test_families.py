@@ -33,8 +33,8 @@ from meadowlark_hdl.isa import Fn
 #: Largest difference of logits, as a part of their spread.
 CLOSE = 1e-4
 #: Models of families whose programs differ in more than sizes from Llama's.
-INTEGERS = ("deepseek_v2", "deepseek_v3", "gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "phi",
-            "qwen3", "gemma3")
+INTEGERS = ("deepseek_v2", "deepseek_v3", "gpt2", "gpt_neo", "gpt_neox", "gptj", "olmo2", "opt",
+            "phi", "qwen3", "gemma3")
 
 
 def close(got, want):

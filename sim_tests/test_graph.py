@@ -28,6 +28,7 @@ def test_a_graph_is_checked():
             (lambda: changed("attention", heads=3), "3 heads, 2 KV heads"),
             (lambda: changed("attention", window=0), "a window of 0"),
             (lambda: changed("attention", head_dim=5), "attention reads 24 values where it takes"),
+            (lambda: changed("read.x", x="h"), "read.x reads 10 values where it takes residual"),
             (lambda: changed("latent", latent=8), "do not go together"),
             (lambda: changed("latent", latent=4), "latent reads 6 values where it takes 8 values"),
             (lambda: changed("h", up="o"), "h reads 12 values where it takes 10 values"),

@@ -28,7 +28,7 @@ def every_operator() -> Graph:
     r = b.add(r, b.norm(y, "behind", 1e-3))
     y = b.gate(b.linear(x, "alone", 9), None, "alone.h", fn=Fn.GELU)
     r = b.add(r, b.linear(y, "last", HIDDEN))
-    x = b.norm(r, "norm3", 1e-3)
+    x = b.read(r, "read")
     c = b.norm(b.linear(x, "c", 2 * 5), "c_norm", 1e-3)
     a = b.attend(b.linear(x, "q2", 4 * 8), b.linear(x, "k2", 2 * 3), c, "latent", heads=4,
                  kv_heads=2, head_dim=8, latent=5)

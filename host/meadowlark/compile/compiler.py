@@ -19,7 +19,7 @@ from meadowlark_hdl.weights.modes import BLOCK, BLOCK_MODES, MODES, Packing
 from ..draft.table import DraftTable
 from ..errors import UserError
 from ..quant.plan import (AddStep, AttendStep, EmbedStep, GateStep, HeadStep, Matrix, Normed,
-                          NormStep, Order, Step)
+                          NormStep, Order, ReadStep, Step)
 from ..quant.quantise import QuantAttend, QuantGate, QuantLinear, QuantModel, QuantNorm
 from ..quant.shapes import Shapes
 from . import limits
@@ -221,6 +221,13 @@ class _Lists:
         self._both(Op.NORM, y=self.act.at[step.name] * self.config.W, shift=norm.shift, **_TO_ACT,
                    **self.stream.norm(norm.gamma))
 
+    def _read(self, step: ReadStep) -> None:
+        """NORM divides by the root of the latest sum of squares, whose it may be."""
+        norm: QuantNorm = self.qm.numbers[step.name]
+        self._linear(step.matrix, sink=Sink.BESIDE, stats=1)
+        self._both(Op.NORM, y=self.act.at[step.name] * self.config.W, shift=norm.shift, **_TO_ACT,
+                   **self.stream.norm(norm.gamma))
+
     def _add(self, step: AddStep) -> None:
         if step.norm is not None:
             self._norm_rows(step.matrix, step.norm)
@@ -366,8 +373,9 @@ class _Lists:
 
 #: What makes instructions of a step; a new one is a row here.
 _LOWER: dict[type[Step], Callable[..., None]] = {
-    EmbedStep: _Lists._embed, NormStep: _Lists._norm, AttendStep: _Lists._attend,
-    GateStep: _Lists._gate, AddStep: _Lists._add, HeadStep: _Lists._head}
+    EmbedStep: _Lists._embed, NormStep: _Lists._norm, ReadStep: _Lists._read,
+    AttendStep: _Lists._attend, GateStep: _Lists._gate, AddStep: _Lists._add,
+    HeadStep: _Lists._head}
 
 
 def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
@@ -531,7 +539,7 @@ def _facts(qm: QuantModel, tensors: list[dict], all_tokens: bool) -> dict:
 
     def linear(matrix: Matrix) -> int:
         q = qm.numbers[matrix.name]
-        if matrix.order is Order.DIAGONAL:      # the way of a board, no part of a model
+        if not matrix.weights:                  # the way of a board, no part of a model
             return 0
         rows, weights = sum(shapes[name][0] for name in matrix.weights), macs(matrix)
         codes = weights if q.scale is None else weights // BLOCK * MODES[q.mode].group_bytes

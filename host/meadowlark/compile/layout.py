@@ -10,7 +10,7 @@ from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import FIELDS, Header, Mode
 from meadowlark_hdl.weights.decoder_golden import HEADER_BYTES, tile_chunks
 
-from ..quant.plan import AttendStep, GateStep, NormStep, Plan
+from ..quant.plan import AttendStep, GateStep, NormStep, Plan, ReadStep
 from ..quant.shapes import Shapes
 
 #: Start of a section of external memory, in bytes: at least a chunk, and a DRAM burst.
@@ -249,7 +249,7 @@ def _regions(plan: Plan, W: int, at_once: int) -> Iterator[_Region]:
                 rows[-1] //= step.op.kv_heads
             yield _Region(step.norms[0].op.out, words(max(rows)), i, i)
         match step:
-            case NormStep() | GateStep():
+            case NormStep() | ReadStep() | GateStep():
                 yield _Region(step.name, words(plan.graph.edges[step.name].width), i,
                               last[step.name])
             case AttendStep(op=op):
@@ -259,8 +259,10 @@ def _regions(plan: Plan, W: int, at_once: int) -> Iterator[_Region]:
 
 
 def values_beside(plan: Plan, W: int) -> int:
-    """Values of a token beside its residual, padded to words: the most that are normed at once."""
-    return max((round_up(norm.width, W) for norm in plan.norms), default=0)
+    """Values of a token beside its residual, padded to words: the most that are normed at once, or
+    the constant of a :class:`meadowlark.quant.plan.ReadStep`."""
+    widths = [norm.width for norm in plan.norms] + [step.matrix.rows for step in plan.of(ReadStep)]
+    return round_up(max(widths, default=0), W)
 
 
 def stride(plan: Plan, W: int) -> int:

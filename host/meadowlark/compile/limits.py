@@ -22,7 +22,7 @@ from meadowlark_hdl.weights.modes import Packing
 
 from ..errors import UserError
 from ..models.checkpoint import Model
-from ..quant.plan import WORD, AttendStep, Matrix, NormStep, Order, Plan, Step
+from ..quant.plan import WORD, AttendStep, Matrix, NormStep, Order, Plan, ReadStep, Step
 from ..quant.quantise import int8_codes
 from ..quant.shapes import Shapes
 from .layout import (ALIGN, Shape, Tables, Tiling, act_map, round_up, stride, tile_linear,
@@ -124,7 +124,8 @@ class Need:
         """The weight stream: bytes of gammas and row headers, and of codes (with the scales of
         blocks) before they are packed."""
         W, hidden = self.config.W, round_up(self.plan.graph.hidden, self.config.W)
-        rest, codes = sum(2 * hidden for step in self.plan.of(NormStep) if not step.norms), 0
+        rest = sum(2 * hidden for step in self.plan.of(NormStep, ReadStep) if not step.norms)
+        codes = 0
         for norm in self.plan.norms:    # a tile for each that is normed
             rest += 2 * round_up(norm.width, W) * norm.count
         for matrix, t in self.tilings:
@@ -152,8 +153,8 @@ def _instructions(step: Step, value_pad: int, config: Config, at_once: int) -> t
             both = 2 + (1 + svs) * op.kv_heads + sum(2 * norm.count for norm in step.norms)
             return tuple(both + (2 + svs) * op.kv_heads * -(-group // n)
                          for n in (at_once, config.P))
-        case NormStep():
-            return (1 + len(step.norms),) * 2
+        case NormStep() | ReadStep():
+            return (1 + len(step.matrices),) * 2
         case _:
             return (1 + 2 * len(step.norms),) * 2
 

@@ -5,7 +5,7 @@ import re
 from dataclasses import replace
 from html import escape
 
-from .graph import Add, Attend, Gate, Graph, Kind, Linear, Norm, Operator, Rope
+from .graph import Add, Attend, Gate, Graph, Kind, Linear, Norm, Operator, Read, Rope
 
 #: Of a box, and between neighbours of a row and rows, in pixels.
 _WIDTH, _HEIGHT, _APART, _ROW = 138, 36, 16, 64
@@ -149,6 +149,8 @@ def _what(graph: Graph, op: Operator) -> str:
         case Linear():
             rows, columns = graph.shapes[op.weight]
             return f"matrix, {columns} → {rows}" + ("" if op.bias is None else ", bias")
+        case Read():
+            return "as it is"
         case Rope():
             turned = 2 * len(graph.tables[op.table].values)
             part = "" if turned == op.head_dim else f", {turned} of {op.head_dim}"

@@ -9,7 +9,7 @@ import numpy as np
 from meadowlark_hdl.functions import FUNCTIONS
 
 from .checkpoint import Model
-from .graph import Add, Attend, Embed, Gate, Head, Linear, Norm, Operator, Rates, Rope
+from .graph import Add, Attend, Embed, Gate, Head, Linear, Norm, Operator, Rates, Read, Rope
 
 #: Called with (edge, float32[n, width]) as a run goes.
 Observer = Callable[[str, np.ndarray], None]
@@ -54,6 +54,10 @@ def _norm(run: _Run, op: Norm, x: np.ndarray) -> np.ndarray:
     return (y if op.beta is None else y + run.weights[op.beta]).reshape(x.shape)
 
 
+def _read(_: _Run, op: Read, x: np.ndarray) -> np.ndarray:
+    return x
+
+
 def _linear(run: _Run, op: Linear | Head, x: np.ndarray) -> np.ndarray:
     y = x @ run.weights[op.weight].T
     return y if op.bias is None else y + run.weights[op.bias]
@@ -82,8 +86,8 @@ def _head(run: _Run, op: Head, x: np.ndarray) -> np.ndarray:
 
 #: How an operator is run; a row each.
 FORWARD: Mapping[type[Operator], Callable[..., np.ndarray]] = {
-    Embed: _embed, Norm: _norm, Linear: _linear, Rope: _rope, Attend: _attend, Gate: _gate,
-    Add: _add, Head: _head}
+    Embed: _embed, Norm: _norm, Read: _read, Linear: _linear, Rope: _rope, Attend: _attend,
+    Gate: _gate, Add: _add, Head: _head}
 
 
 def scaled(x: np.ndarray, scale: float) -> np.ndarray:

@@ -83,6 +83,13 @@ class Norm(Operator):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Read(Operator):
+    """residual -> values: the same, for matrices that read a residual without a norm."""
+    x: str
+    edges = ("x",)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Linear(Operator):
     """values -> values: weight[rows, columns] @ x + bias[rows]."""
     x: str
@@ -317,6 +324,12 @@ def _norm(graph: Graph, op: Norm, inputs: list[Edge]) -> Edge:
     return Edge(Kind.VALUES, x.width)
 
 
+def _read(_: Graph, op: Read, inputs: list[Edge]) -> Edge:
+    x, = inputs
+    _kind(op, x, Kind.RESIDUAL)
+    return Edge(Kind.VALUES, x.width)
+
+
 def _linear(graph: Graph, op: Linear, inputs: list[Edge]) -> Edge:
     x, = inputs
     _kind(op, x, Kind.VALUES)
@@ -373,8 +386,8 @@ def _head(graph: Graph, op: Head, inputs: list[Edge]) -> Edge:
     return Edge(Kind.LOGITS, vocab)
 
 
-_EDGE = {Embed: _embed, Norm: _norm, Linear: _linear, Rope: _rope, Attend: _attend, Gate: _gate,
-         Add: _add, Head: _head}
+_EDGE = {Embed: _embed, Norm: _norm, Read: _read, Linear: _linear, Rope: _rope, Attend: _attend,
+         Gate: _gate, Add: _add, Head: _head}
 
 
 # ---- Building
@@ -420,6 +433,10 @@ class Builder:
             out=f"{name}.x", x=x, gamma=self._array(name, width), eps=eps, centred=centred,
             beta=self._array(f"{name}.beta", width) if beta else None, head_dim=head_dim),
             self._width[x])
+
+    def read(self, x: str, name: str) -> str:
+        """The residual x as it is."""
+        return self._put(Read(out=f"{name}.x", x=x), self._width[x])
 
     def linear(self, x: str, name: str, rows: int, *, bias: bool = False) -> str:
         """Matrix ``name``[rows, width of x] and, with bias, ``name.bias``."""

@@ -9,7 +9,7 @@ from meadowlark_hdl.functions import FUNCTIONS
 
 from .checkpoint import Model
 from .float_model import in_heads, rotate, scaled, split, turns, unseen
-from .graph import Add, Attend, Embed, Gate, Head, Linear, Norm, Operator, Rope
+from .graph import Add, Attend, Embed, Gate, Head, Linear, Norm, Operator, Read, Rope
 
 #: Called with a matrix's operator, its inputs [n, columns] and the gradient of its outputs
 #: [n, rows].
@@ -72,6 +72,10 @@ def _norm(model: Model, op: Norm, d: np.ndarray, x: np.ndarray) -> Sequence[np.n
     return (inverse * d).reshape(shape),
 
 
+def _read(_: Model, op: Read, d: np.ndarray, x: np.ndarray) -> Sequence[np.ndarray]:
+    return d,
+
+
 def _linear(model: Model, op: Linear, d: np.ndarray, x: np.ndarray) -> Sequence[np.ndarray]:
     return d @ model.weights[op.weight],
 
@@ -119,5 +123,5 @@ def _head(model: Model, op: Head, d: np.ndarray, x: np.ndarray) -> Sequence[np.n
 
 #: How the gradient of an operator is found; a row each.
 VJP: Mapping[type[Operator], Callable[..., Sequence[np.ndarray]]] = {
-    Embed: _embed, Norm: _norm, Linear: _linear, Rope: _rope, Attend: _attend, Gate: _gate,
-    Add: _add, Head: _head}
+    Embed: _embed, Norm: _norm, Read: _read, Linear: _linear, Rope: _rope, Attend: _attend,
+    Gate: _gate, Add: _add, Head: _head}

@@ -27,7 +27,7 @@ from meadowlark_hdl.fixed import saturate
 from ..errors import UserError
 from ..models.float_model import unseen
 from .plan import (AddStep, AttendStep, EmbedStep, GateStep, HeadStep, Matrix, Normed, NormStep,
-                   Step)
+                   ReadStep, Step)
 from .quantise import QuantAttend, QuantLinear, QuantModel
 
 #: Format of the gate in glu_golden, which saturates to it by itself: here it is only counted.
@@ -261,6 +261,12 @@ class GoldenModel:
         return self._at_limit(rmsnorm(r, sum_of_squares(r), self.qm.eps, norm.gamma, norm.shift),
                               "norm")
 
+    def _read(self, step: ReadStep, state: _Pass) -> np.ndarray:
+        norm, constant = self.qm.numbers[step.name], self._numbers(step.matrix)
+        squares = np.full(len(state.residual), sum_of_squares(constant.bias))
+        return self._at_limit(rmsnorm(state.residual, squares, self.qm.eps, norm.gamma, norm.shift),
+                              "norm")
+
     def _add(self, step: AddStep, state: _Pass) -> np.ndarray:
         return self._at_limit(add_residual(state.residual, self._taken(
             step.matrix, step.norm, state)), "residual", Config.RESID_BITS)
@@ -398,5 +404,6 @@ class GoldenModel:
 
 #: What runs a step; a new one is a row here.
 _RUN: dict[type[Step], Callable[..., np.ndarray]] = {
-    EmbedStep: GoldenModel._embed, NormStep: GoldenModel._norm, AttendStep: GoldenModel._attend,
-    GateStep: GoldenModel._gate, AddStep: GoldenModel._add, HeadStep: GoldenModel._head}
+    EmbedStep: GoldenModel._embed, NormStep: GoldenModel._norm, ReadStep: GoldenModel._read,
+    AttendStep: GoldenModel._attend, GateStep: GoldenModel._gate, AddStep: GoldenModel._add,
+    HeadStep: GoldenModel._head}

@@ -17,7 +17,7 @@ from meadowlark_hdl.isa import Mode
 from meadowlark_hdl.weights.modes import BLOCK, MODES
 
 from ..models.checkpoint import Model
-from .plan import AttendStep, GateStep, NormStep, Plan
+from .plan import AttendStep, GateStep, NormStep, Plan, ReadStep
 from .quantise import QuantAttend, QuantGate, QuantLinear, QuantModel, QuantNorm
 from .shapes import Shapes
 
@@ -35,7 +35,7 @@ def _of_model(model: Model) -> dict[str, Any]:
 def _kinds(steps: Plan) -> dict[str, type]:
     """Name -> what the numbers of that name are."""
     found: dict[str, type] = {m.name: QuantLinear for m in steps.every_matrix}
-    for step_type, kind in ((NormStep, QuantNorm), (AttendStep, QuantAttend),
+    for step_type, kind in ((NormStep, QuantNorm), (ReadStep, QuantNorm), (AttendStep, QuantAttend),
                             (GateStep, QuantGate)):
         found |= dict.fromkeys((step.name for step in steps.of(step_type)), kind)
     return found | {norm.op.out: QuantNorm for norm in steps.norms}
@@ -53,8 +53,9 @@ def _check(qm: QuantModel) -> None:
             ("bias", (m.rows,) if m.biases else None),
             *((half, blocks if half in MODES[q.mode].halves else None)
               for half in ("scale", "minimum")))]
-    wanted += [(step.name, numbers[step.name].gamma, (qm.hidden,)) for step in steps.of(NormStep)
-               if step.matrix is None]
+    wanted += [(step.name, numbers[step.name].gamma, (qm.hidden,))
+               for step in steps.of(NormStep, ReadStep)
+               if isinstance(step, ReadStep) or step.matrix is None]
     wanted += [(norm.op.out, numbers[norm.op.out].gamma, (norm.width,)) for norm in steps.norms]
     wanted += [(step.name, getattr(numbers[step.name], name), (step.op.kv_heads,))
                for step in steps.attends for name in ("v_mant", "v_shift")]

@@ -14,7 +14,7 @@ from functools import cached_property
 
 from ..errors import UserError
 from ..models.graph import (Add, Attend, Embed, Gate, Graph, Head, Kind, Linear, Norm, Operator,
-                            Rope)
+                            Read, Rope)
 
 
 #: Values of a word of any core: parts of a key that has a latent are padded to so many.
@@ -28,6 +28,7 @@ class Order(Enum):
     PAIRS = "pairs"             #: likewise; rows 2i and 2i+1 of a head rotate together
     ALTERNATING = "alternating"  #: two matrices: row 0 of each, row 1 of each, ...
     DIAGONAL = "diagonal"       #: of no checkpoint: row i is input i, in another unit
+    CONSTANT = "constant"       #: of no checkpoint: its bias alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,7 @@ class Step:
     @property
     def reads(self) -> tuple[str, ...]:
         """Edges of the activation memory that it reads and others make."""
-        return tuple(dict.fromkeys(m.x for m in self.matrices if m.order is not Order.DIAGONAL))
+        return tuple(dict.fromkeys(m.x for m in self.matrices if m.weights))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +132,18 @@ class NormStep(Step):
     @property
     def norms(self) -> tuple[Normed, ...]:
         return () if self.inner is None else (self.inner,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadStep(Step):
+    """residual -> activations, over a root that is the same for all tokens: that of what a matrix
+    of a constant makes beside the residual."""
+    op: Read
+    matrix: Matrix
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        return self.matrix,
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,6 +375,12 @@ class _Gatherer:
                 if not self.summed:
                     raise _unable(f"{op.out}, which norms the residual behind a norm of values")
                 self._put(NormStep(name=op.out, op=op))
+            case Read():
+                self._current(op, op.x)
+                self.summed = False
+                self._put(ReadStep(name=op.out, op=op, matrix=Matrix(
+                    name=f"{op.out}.constant", x=op.out, weights=(), biases=(op.out,), rows=2,
+                    columns=1, order=Order.CONSTANT)))
             case Gate():
                 gate, up = self._linear(op.gate, op), op.up and self._linear(op.up, op)
                 self._put(GateStep(name=op.out, op=op, matrix=(

@@ -31,7 +31,7 @@ from ..models.graph import Attend, Embed, Gate, Graph, Head, Kind, Linear, Norm,
 from ..text.chat import ChatTemplate
 from .own_text import first, own_text
 from .plan import (AddStep, AttendStep, EmbedStep, GateStep, HeadStep, Matrix, Normed, NormStep,
-                   Order, Plan, Step, plan)
+                   Order, Plan, ReadStep, Step, plan)
 from .sampling import LOG2_E, mantissa_shift
 
 ROPE_FRAC = 14          #: fractional bits of cos and sin
@@ -509,7 +509,7 @@ class _Quantiser:
         if matrix.padded_columns:
             return lambda x: np.ascontiguousarray(_head_rows(x.T, parts).T)
         match matrix.order:
-            case Order.PLAIN | Order.DIAGONAL:
+            case Order.PLAIN | Order.DIAGONAL | Order.CONSTANT:
                 return lambda x: x
             case Order.HEADS:
                 return lambda x: _head_rows(x, parts)
@@ -574,6 +574,20 @@ class _Quantiser:
         self.numbers[step.name] = _norm(
             self.model.weights[step.op.gamma], self.scales[step.name], self._what(step.op.gamma))
 
+    def _read(self, step: ReadStep) -> None:
+        """The root is of the square of what the residual reaches, with headroom."""
+        self._int16(step.name)
+        scale, rows = self.scales[step.name], step.matrix.rows
+        top = min((1 << Config.RESID_BITS - 1) - 1, round(scale * INT16 / self.residual_scale))
+        bias = np.zeros(rows, np.int32)
+        bias[0] = top
+        self.numbers[step.matrix.name] = QuantLinear(
+            codes=np.zeros((rows, 1), np.int8), mant=np.full(rows, 1 << 15, np.uint16),
+            shift=np.full(rows, 15, np.uint8), bias=bias)
+        hidden = self.plan.graph.hidden
+        gamma = np.full(hidden, top * self.residual_scale / sqrt(hidden))
+        self.numbers[step.name] = _norm(gamma, scale, self._what(step.name))
+
     def _attend(self, step: AttendStep) -> None:
         op, graph = step.op, self.plan.graph
         # Keys: int8 in the cache; before their rotation int16 with up to 7 bits more (fewer if
@@ -636,8 +650,9 @@ class _Quantiser:
 
 
 _STEPS: dict[type[Step], Callable[..., None]] = {
-    EmbedStep: _Quantiser._embed, NormStep: _Quantiser._norm, AttendStep: _Quantiser._attend,
-    GateStep: _Quantiser._gate, AddStep: _Quantiser._add, HeadStep: _Quantiser._head}
+    EmbedStep: _Quantiser._embed, NormStep: _Quantiser._norm, ReadStep: _Quantiser._read,
+    AttendStep: _Quantiser._attend, GateStep: _Quantiser._gate, AddStep: _Quantiser._add,
+    HeadStep: _Quantiser._head}
 
 
 def _unit_beside(norm: Normed, plan: Plan) -> float:

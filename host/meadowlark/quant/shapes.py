@@ -78,7 +78,7 @@ class Shapes:
 def _mode(matrix: Matrix, kinds: Collection[str | None]) -> Mode:
     """Of a matrix whose weights are in blocks of these kinds; None: in none."""
     found = set(kinds)
-    if matrix.order is Order.DIAGONAL:
+    if matrix.order in (Order.DIAGONAL, Order.CONSTANT):
         return Mode.INT8
     if found == {"Q4_0", "Q4_1"}:
         found = {"Q4_1"}        # the same weights as blocks with a minimum

@@ -39,7 +39,7 @@ class Decoder(Hyperparameters):
     there are none. The scales are those of :class:`meadowlark.models.graph.Embed`, ``Add`` and
     ``Head``. qk_norm: queries and keys are normed before they rotate, each :data:`HEAD` alone or
     all of a :data:`PROJECTION`; None: they are not. behind: attention and MLP are normed behind,
-    too, before they are added.
+    too, before they are added. before: they read the residual through a norm, else as it is.
     """
     hidden: int
     heads: int
@@ -63,6 +63,7 @@ class Decoder(Hyperparameters):
     logit_scale: float = 1.0
     qk_norm: str | None = None
     behind: bool = False
+    before: bool = True
 
     def graph(self) -> Graph:
         b = Builder()
@@ -70,6 +71,9 @@ class Decoder(Hyperparameters):
 
         def norm(x: str, name: str) -> str:
             return b.norm(x, name, self.eps, beta=self.centred, centred=self.centred)
+
+        def read(x: str, name: str) -> str:
+            return norm(x, name) if self.before else b.read(x, name)
 
         def add(r: str, y: str, norm: str) -> str:
             return b.add(r, b.norm(y, norm, self.eps) if self.behind else y,
@@ -80,12 +84,12 @@ class Decoder(Hyperparameters):
         r = b.embed(self.vocab, self.hidden, scale=self.embedding_scale, **learned)
         for i in range(self.layers):
             at = f"layers.{i}"
-            x = norm(r, f"{at}.norm1")
-            y = norm(r, f"{at}.norm2") if self.parallel == OWN else x
+            x = read(r, f"{at}.norm1")
+            y = read(r, f"{at}.norm2") if self.parallel == OWN else x
             r = add(r, linear(self.attend(b, x, i), f"{at}.o", self.hidden),
                     f"{at}.norm1_behind")
             if self.parallel is None:
-                y = norm(r, f"{at}.norm2")
+                y = read(r, f"{at}.norm2")
             parts = [linear(y, f"{at}.{part}", self.ffn)
                      for part in (("gate", "up") if self.gated else ("up",))]
             h = b.gate(parts[0], parts[1] if self.gated else None, f"{at}.h", fn=self.fn)

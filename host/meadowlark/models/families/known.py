@@ -12,7 +12,6 @@ _NEEDS = {
     ("granitemoehybrid", "granitehybrid"): "layers of a state space model, and experts",
     ("lfm2", "lfm2"): "short convolutions",
     ("mixtral", ""): "experts",
-    ("olmo2", "olmo2"): "matrices that read a residual without a norm",
     ("qwen2_moe", "qwen2moe"): "experts",
     ("qwen3_moe", "qwen3moe"): "experts"}
 
