@@ -497,7 +497,7 @@ def test_deepseek(tmp_path, seed):
     for changes, message in (
             ({"first_k_dense_replace": 1}, "layers from 1 on have experts"),
             ({"attention_bias": True}, "attention_bias is not supported with latents"),
-            ({"qk_rope_head_dim": 7}, "qk_rope_head_dim 7 is no number of pairs"),
+            ({"qk_rope_head_dim": 7}, "heads of 7 dimensions have no pairs"),
             ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "RoPE scaling 'yarn'")):
         path.write_text(json.dumps(config | changes))
         with pytest.raises(UserError, match=message):

@@ -4,8 +4,6 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from .. import rope
-from ..graph import Rates
 from ..metadata import Metadata
 from .family import MAX_HEAD_DIM
 from .latent import LatentDecoder
@@ -35,6 +33,9 @@ class DeepseekV2(Llama):
         if config.flag("attention_bias", False):
             raise config.refuse("attention_bias is not supported with latents",
                                 "use a checkpoint without")
+        # What rotates is of this size, whatever hidden_size is; all heads share its key.
+        turning = config.whole("qk_rope_head_dim", 64)
+        config.values = {**config.values, "head_dim": turning, "num_key_value_heads": None}
         made, dense = super().from_config(config), config.whole("first_k_dense_replace", least=0)
         if dense < made.layers:
             raise config.refuse(f"layers from {dense} on have experts (first_k_dense_replace), "
@@ -42,19 +43,8 @@ class DeepseekV2(Llama):
         latent, nope, value = (config.whole(key, size, most=MAX_HEAD_DIM) for key, size in (
             ("kv_lora_rank", 512), ("qk_nope_head_dim", 128), ("v_head_dim", 128)))
         shared: Any = {f.name: getattr(made, f.name) for f in fields(made)} | dict(
-            kv_heads=1, head_dim=latent + _turning(config))
+            kv_heads=1, head_dim=latent + turning)
         return LatentDecoder(
             **shared, latent=latent, nope=nope, value=value,
             rank=config.whole("q_lora_rank", None),
             neighbours=config.flag("rope_interleave", True))
-
-    def rates(self, config: Metadata, head_dim: int) -> Rates:
-        return rope.from_config(config, _turning(config))
-
-
-def _turning(config: Metadata) -> int:
-    """Dimensions of a head that rotate."""
-    size = config.whole("qk_rope_head_dim", 64, most=MAX_HEAD_DIM)
-    if size % 2:
-        raise config.refuse(f"qk_rope_head_dim {size} is no number of pairs")
-    return size
