@@ -156,6 +156,7 @@ def models() -> str:
         "`hf:owner/name` is a folder of the Hugging Face Hub, and `hf:owner/name/file.gguf` a "
         "file there. It is fetched once, into the cache of `huggingface_hub` (`HF_HOME`); "
         "`HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` are heeded.\n",
+        "The folder [models](../models/README.md) has an example with latent attention.\n",
         "## Families\n",
         table(("model_type", "class", "GGUF", "what it is"),
               ((f"`{name}`", ", ".join(f"`{c}`" for c in family.classes),

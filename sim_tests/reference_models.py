@@ -8,18 +8,22 @@ import numpy as np
 from meadowlark.models.registry import PACKAGED
 
 REFERENCE = Path(__file__).parent / "reference"
+EXAMPLES = Path(__file__).parents[1] / "models"
 #: With random weights and no tokenizer.
 RANDOM = tuple(sorted(path.name for path in REFERENCE.iterdir()
                       if path.is_dir() and not path.name.startswith("stories-")))
 #: Trained, with the tokenizer of the packaged model.
-TRAINED = ("stories-mistral", "stories-qwen2")
+TRAINED = ("stories-mistral", "stories-mla", "stories-qwen2")
 
 
 def reference_model(name: str, folder: Path) -> Path:
-    """The folder of a model; a trained one is put into the given one, with its tokenizer."""
+    """The folder of a model; a trained one that is no example is put into the given one, with its
+    tokenizer."""
     found = REFERENCE / name
     if name in RANDOM:
         return found
+    if (EXAMPLES / name).is_dir():
+        return EXAMPLES / name
     folder.mkdir(parents=True, exist_ok=True)
     for file in (found / "config.json", found / "model.safetensors",
                  PACKAGED["stories"] / "tokenizer.json"):
