@@ -1,6 +1,7 @@
 """VectorUnit against the golden models: every epilogue, in order, as a pass would use it."""
 import os
 import random
+from itertools import product
 
 import cocotb
 import numpy as np
@@ -452,10 +453,11 @@ async def logits_of_the_last_token(dut):
     P = config.P
     for n in (1, P - 1, P, P + 1, 3 * P - 1):
         p = _pass(n, P)
-        for each in (0, 1):
-            await bench.instruction(Op.LINEAR, p | {"each": each}, sink=Sink.LOGIT, last=1)
+        for each, alone in product((0, 1), (0, 1)):     # with rows of the blocks before, too
+            await bench.instruction(Op.LINEAR, p | {"each": each}, sink=Sink.LOGIT, last=alone)
             bench.logits.clear()
-            items, y = bench.rows(10, [p["nb"] - 1], 4, bits=34, gaps=True)
+            blocks = range(p["nb"] - 1 if alone else 0, p["nb"])
+            items, y = bench.rows(10, list(blocks), 4, bits=34, gaps=True)
             await bench.results(items)
             await bench.finish()
             assert bench.written == 0
