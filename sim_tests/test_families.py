@@ -504,6 +504,29 @@ def test_deepseek(tmp_path, seed):
             load_model(folder)
 
 
+@pytest.mark.parametrize("factor", [1 / 16, 16])
+def test_latents_have_a_scale_of_their_own(tmp_path, factor):
+    """In the scores, beside the part that rotates: larger or smaller latents that queries and the
+    last matrix make up for are the same model."""
+    model, known = load_model(reference_model("deepseek_v2", tmp_path)), reference("deepseek_v2")
+    weights, tokens = dict(model.weights), known["tokens"].tolist()
+    op = next(model.graph.of(Attend))
+    for name, w in model.weights.items():
+        if name.endswith(".kv_norm"):
+            weights[name] = w * np.float32(factor)
+        if name.endswith(".q"):
+            heads = w.reshape(op.heads, op.head_dim, -1).copy()
+            heads[:, op.key_dim:] /= factor
+            weights[name] = heads.reshape(w.shape)
+        if name.endswith(".o"):
+            weights[name] = w / np.float32(factor)
+    scaled = replace(model, weights=weights)
+    close(FloatModel(scaled).forward(tokens), known["logits"])
+    plain, other = (GoldenModel(quantise(m, [tokens])).forward(tokens, want="all") / 4096
+                    - known["logits"] for m in (model, scaled))
+    assert np.sqrt(np.square(other).mean()) < 1.5 * np.sqrt(np.square(plain).mean())
+
+
 def test_rope_turns_too_fast(tmp_path, seed):
     folder = random_model(tmp_path, seed=seed, rope_scaling={"type": "linear", "factor": 1e-300})
     with pytest.raises(UserError, match=r"RoPE turns by 1e\+300 radians a position"):
