@@ -93,6 +93,27 @@ async def all_clients_at_once(dut, stall, command_first):
     assert not dut.store__w_done.value and not dut.host__w_done.value
 
 
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+@cocotb.parametrize(stall=[0.0, 0.5])
+async def reader_and_drafter_in_turn(dut, stall):
+    """Beside a host that always reads."""
+    c, memory = await setup(dut, stall=stall, latency=10)
+    host = cocotb.start_soon(read(dut, c, memory, "host", random_bursts(c, 150), stall))
+    for who in ("reader", "drafter", "reader", "drafter", "drafter", "reader"):
+        words = cocotb.start_soon(none_comes(dut, "drafter" if who == "reader" else "reader"))
+        await read(dut, c, memory, who, random_bursts(c, 4), stall)
+        words.cancel()
+    assert not host.done()
+    await host
+
+
+async def none_comes(dut, client):
+    while True:
+        await ReadOnly()
+        assert not int(getattr(dut, f"{client}__r_data__valid").value)
+        await RisingEdge(dut.clk)
+
+
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 async def the_reader_alone_gets_a_word_a_cycle(dut):
     c, memory = await setup(dut, latency=10)

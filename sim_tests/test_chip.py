@@ -4,6 +4,7 @@ import random
 import re
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,10 +23,12 @@ from meadowlark.quant.plan import GateStep
 from meadowlark.quant.sampling import sampling
 from meadowlark.run import bench
 from meadowlark.run.prepare import Source
-from meadowlark.run.targets import SimTarget, golden_core
+from meadowlark.run.targets import Drafting, SimTarget, golden_core
 from meadowlark_boards import get_board
 from meadowlark_hdl.compute.requant_golden import requant
 from meadowlark_hdl.control.errors import FAULTS, SENTENCES, Error
+from meadowlark_hdl.draft.drafter_golden import draft
+from meadowlark_hdl.draft.run_golden import turns
 from meadowlark_hdl.sampler.sampler_golden import Sampling, logits_crc, sample
 from meadowlark_hdl.isa import Fn, Header, Instruction, Op, Pair, Sink, Src, encode
 from meadowlark_hdl.isa_golden import GoldenCore
@@ -413,37 +416,52 @@ def test_batches(target, tmp_path, seed, shape):
         chip.compare(words(rng, chip, 9), max_new=2)
 
 
-def test_drafts(odd, seed):
-    """All drafts of a pass are right, or some, or none: tokens, logits and CRCs are those of a run
-    without; so is what comes behind, which reads the keys that drafts left."""
-    rng, config = random.Random(seed), get_board("virtual").config
-    prompt, driver, vocab = words(np.random.default_rng(seed), odd, 67), odd.target.driver, 300
-    for draw in (Sampling(), sampling(temperature=1.2, seed=seed)):
-        for right in range(config.P):
-            odd.golden.forget()
-            first, *want = odd.golden.generate(prompt, draw, max_new=8, stop_ids=())
-            drafts = [token for token, _ in want[:config.P - 1]]
-            if right < len(drafts):
-                drafts[right] = (drafts[right] + rng.randrange(1, vocab)) % vocab
-            list(driver.run(prompt, draw, max_new=1))
-            odd.target.sim.drop_logits()
-            events = list(driver.run([first[0], *drafts], draw, max_new=7, start_pos=len(prompt),
-                                     drafts=True))
-            assert [(e.token, e.crc) for e in events] == [
-                (token, logits_crc(logits)) for token, logits in want]
-            assert odd.target.counters()["passes"] == 7 - min(right, config.P - 1)
-            np.testing.assert_array_equal(odd.target.sim.take_logits(vocab)[:right + 1],
-                                          [logits for _, logits in want[:right + 1]])
-            core = odd.core
-            list(core.generate(prompt, draw, max_new=1))
-            list(core.generate([first[0], *drafts], draw, max_new=7, start_pos=len(prompt),
-                               drafts=True))
-            assert core.counters.items() <= odd.target.counters().items()
+def test_drafts(stories):
+    """Greedy and drawn, always and as long as they pay: tokens, logits and CRCs are those of a run
+    without drafts, drafts and passes those of the golden model, cycles those of the cycle model."""
+    target, core, image = stories.target, stories.core, stories.source.image
+    prompt = stories.source.tokenizer.encode("Once upon a time")
+    for draw, price in ((Sampling(), 0), (sampling(temperature=0.8, seed=3), 50)):
+        plain = list(target.generate(prompt, draw, max_new=20, stop_ids=()))
+        most = target.board.config.turns - 1
+        events = list(target.generate(prompt, draw, max_new=20, stop_ids=(),
+                                      drafts=Drafting(most=most, price=price)))
+        assert [(e.token, e.crc) for e in events] == [(e.token, e.crc) for e in plain]
+        for event, want in zip(events, plain, strict=True):
+            np.testing.assert_array_equal(event.logits, want.logits)
+        assert [token for token, _ in core.generate(
+            prompt, draw, max_new=20, draft_most=most, draft_price=price)] == [
+                e.token for e in plain]
+        found = target.counters()
+        assert core.counters.items() <= found.items() and found["accepted"] > 5
+        text = [*prompt, *(e.token for e in plain)]
+        passes = list(turns(
+            prompt, lambda position, drafts, text=text: text[position + 1:],
+            partial(draft, table=image.draft_entries, least=image.draft_least),
+            most=most, price=price, max_new=20, limit=image.context))
+        predicted = predict(image, target.board, prompt=len(prompt), generate=20, turns=passes)
+        print(predicted.cycles, found["cycles"])
+        assert abs(found["cycles"] / predicted.cycles - 1) < 0.01
+    stories.compare(prompt, max_new=3)
+
+
+def test_drafts_that_are_aborted(stories, seed):
+    """Anywhere in a token, the drafter's work included; the board is ready for another run."""
+    rng = np.random.default_rng(seed)
+    prompt = stories.source.tokenizer.encode("Once upon a time")
+    for _ in range(4):
+        run = stories.target.generate(prompt, Sampling(), max_new=50, stop_ids=(),
+                                      drafts=Drafting(most=3))
+        for _ in range(int(rng.integers(1, 4))):
+            next(run)
+        stories.target.sim.run(int(rng.choice([rng.integers(1, 300), rng.integers(1, 60_000)])))
+        run.close()
+    stories.compare(prompt, max_new=3)
 
 
 def test_no_top_k_of_several_tokens(odd):
     registers = {f.name: 0 for f in RUN_REGS} | {
-        "prompt": 4, "max_new": 1, "drafts": 1, "top_k": 2}
+        "prompt": 4, "max_new": 1, "draft_most": 1, "top_k": 2}
     with pytest.raises(BoardError, match=re.escape(SENTENCES[Error.BAD_SAMPLING])):
         list(odd.target.driver._run_events([2] * 4, registers))
 

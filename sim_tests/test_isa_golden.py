@@ -138,31 +138,6 @@ def test_neighbours_may_be_of_one_sequence(image, seed):
     np.testing.assert_array_equal(one.memory, other.memory)
 
 
-def test_drafts_change_no_text(image, seed):
-    """However many of them are right, and wherever the run ends: tokens and logits are those of a
-    run without. Keys of drafts that were wrong are overwritten."""
-    rng = np.random.default_rng(seed)
-    draw = Sampling(int(rng.integers(1 << 12, 1 << 14)), 12, seed=int(rng.integers(1 << 32)))
-    for drawn in (Sampling(), draw):
-        for right in range(CONFIG.P):
-            core, plain = (golden_core(image, CONFIG, seed) for _ in range(2))
-            prompt = rng.integers(0, 301, int(rng.integers(1, 40))).tolist()
-            first, *text = plain.generate(prompt, drawn, max_new=12)
-            list(core.generate(prompt, drawn, max_new=1))
-            drafts = [token for token, _ in text[:CONFIG.P - 1]]
-            if right < len(drafts):
-                drafts[right] = (drafts[right] + 1) % 301
-            most, stop = int(rng.integers(1, 12)), text[int(rng.integers(11))][0]
-            stops = (stop,) if rng.random() < 0.5 else ()
-            found = list(core.generate([first[0], *drafts], drawn, max_new=most, stop_ids=stops,
-                                       start_pos=len(prompt), drafts=True))
-            end = next((k + 1 for k, (token, _) in enumerate(text) if token in stops), 11)
-            assert [token for token, _ in found] == [token for token, _ in text[:min(most, end)]]
-            for (_, logits), (_, want) in zip(found, text):
-                np.testing.assert_array_equal(logits, want)
-            assert core.counters["passes"] == 1 + max(0, len(found) - 1 - min(right, CONFIG.P - 1))
-
-
 def test_runs_with_a_drafter_change_no_text(image, seed):
     """Greedy and drawn, with and without a table, whatever it says: tokens and logits are those of
     a run without drafts, and each accepted draft saves a pass."""
@@ -170,7 +145,8 @@ def test_runs_with_a_drafter_change_no_text(image, seed):
     plain, saved = golden_core(image, CONFIG, seed), 0
     for most in range(1, CONFIG.P):
         drawn = Sampling(int(rng.integers(1 << 12, 1 << 14)), 12, seed=int(rng.integers(1 << 32)))
-        prompt = rng.integers(0, 301, int(rng.integers(5, 40))).tolist()
+        length = int(rng.integers(5, 40) if most > 1 else rng.integers(110, 120))
+        prompt = rng.integers(0, 301, length).tolist()      # one at the end of the context
         text = list(plain.generate(prompt, drawn, max_new=20))
         right = float(rng.choice([0, 0.8, 1]))
         table = table_of([[*prompt, *(token for token, _ in text)]], int(rng.integers(8, 40)),
@@ -185,7 +161,7 @@ def test_runs_with_a_drafter_change_no_text(image, seed):
             np.testing.assert_array_equal(logits, want)
         counted = core.counters
         prompt_passes = -(-len(prompt) // (CONFIG.P * image.model_regs["blocks"]))
-        assert counted["passes"] == prompt_passes + 19 - counted["accepted"]
+        assert counted["passes"] == prompt_passes + len(text) - 1 - counted["accepted"]
         assert counted["accepted"] <= counted["drafted"] <= most * 19
         saved += counted["accepted"]
     assert saved
@@ -196,16 +172,6 @@ def test_a_table_beyond_the_memory(image):
     broken.model_regs["draft_buckets"] = 10
     with pytest.raises(ProgramError, match="^model registers that cannot be: a table of drafts"):
         golden_core(broken, CONFIG)
-
-
-def test_drafts_at_the_end_of_the_context(image):
-    core, plain = (golden_core(image, CONFIG) for _ in range(2))
-    prompt = list(range(2, 125))
-    first, *text = plain.generate(prompt, max_new=99)
-    core.forward(prompt)
-    drafts = [token for token, _ in text]
-    found = core.generate([first[0], *drafts[:3]], max_new=99, start_pos=123, drafts=True)
-    assert [token for token, _ in found] == drafts
 
 
 def test_more_drafts_than_lanes(image):

@@ -335,9 +335,8 @@ async def driver_loads_and_runs(dut, loss, stall):
     assert bench.models == [model] and len(bench.runs) == 1
     assert bench.runs[0] == {
         "start_pos": 0, "prompt": 150, "max_new": 60, "inv_t_mant": 65_535, "inv_t_shift": 31,
-        "top_k": 32, "top_p": 65_535, "seed": 1 << 31, "batch": 0, "drafts": 0, "draft_most": 0,
-        "draft_price": 0, "stop_count": 7,
-        "stop_ids": [*stops, 0]}
+        "top_k": 32, "top_p": 65_535, "seed": 1 << 31, "batch": 0, "draft_most": 0,
+        "draft_price": 0, "stop_count": 7, "stop_ids": [*stops, 0]}
 
 
 @cocotb.test(**LIMIT)

@@ -24,6 +24,7 @@ from meadowlark_hdl.control.sequencer_golden import (
     subgroup,
     tile_keys,
 )
+from meadowlark_hdl.draft.run_golden import turns
 from meadowlark_hdl.signatures import ModelLayout, PassLayout, RunLayout, TokenEvent
 
 # Small, so that the scores, the accumulators and the context all come into play.
@@ -39,7 +40,7 @@ class Chip:
     def __init__(self, dut, quick=False):
         self.dut, self.quick = dut, quick
         self.passes = []            # (Pass, the tokens it read)
-        self.kinds = []             # of each pass, whether it is a batch, and of drafts
+        self.kinds = []             # of each pass, whether it is a batch
         self.starts = []            # cycles of fetch_start
         self.memory = {}            # position -> token, as the chip should hold it
         self.token_of = lambda position: random.getrandbits(19)
@@ -50,9 +51,13 @@ class Chip:
         self.flushes = 0
         dut.idle.value = dut.ready.value = 1
         self.drawn = []             # (token, crc) of each turn
+        self.guesses = {}           # position of a text's last token -> drafts
+        self.guess = lambda position: [9]
+        self.guessed = []           # positions, in order
         cocotb.start_soon(self.clean())
         cocotb.start_soon(self.answer())
         self.work = cocotb.start_soon(self.serve())
+        self.drafting = cocotb.start_soon(self.draft())
 
     def some(self, most):
         return 1 if self.quick else random.randrange(1, most)
@@ -66,6 +71,8 @@ class Chip:
                 continue
             self.flushes += 1
             self.work.cancel()
+            self.drafting.cancel()
+            dut.draft_done.value = dut.draft_write__en.value = 0
             for name in ("pass_end", "sample_done", "progress", "faults"):
                 getattr(dut, name).value = 0
             dut.idle.value = 0
@@ -76,6 +83,7 @@ class Chip:
             while int(dut.flush.value):
                 await RisingEdge(dut.clk)
             self.work = cocotb.start_soon(self.serve())
+            self.drafting = cocotb.start_soon(self.draft())
 
     async def pulse(self, name):
         getattr(self.dut, name).value = 1
@@ -93,6 +101,31 @@ class Chip:
         token = int(self.dut.token_data.value)
         await RisingEdge(self.dut.clk)
         return token
+
+    async def draft(self):
+        """The drafter: reads the text's last token, and writes drafts behind it."""
+        dut = self.dut
+        while True:
+            await ReadOnly()
+            begins, position = int(dut.draft_start.value), int(dut.sample_position.value)
+            await RisingEdge(dut.clk)
+            if not begins:
+                continue
+            self.guessed.append(position)
+            await ClockCycles(dut.clk, self.some(60))
+            dut.draft_addr.value = position
+            await ClockCycles(dut.clk, TokenMemory.LATENCY)
+            await ReadOnly()
+            assert int(dut.token_data.value) == self.token_of(position)
+            await RisingEdge(dut.clk)
+            drafts = self.guess(position)
+            for j, token in enumerate(drafts, 1):
+                dut.draft_write__addr.value, dut.draft_write__data.value = position + j, token
+                await self.pulse("draft_write__en")
+            dut.draft_addr.value = random.randrange(CONFIG.context)
+            dut.drafts.value = len(drafts)
+            await self.pulse("draft_done")
+            dut.drafts.value = random.randrange(CONFIG.P)
 
     async def answer(self):
         """Tokens by their turn, a cycle later; what is beyond means nothing."""
@@ -122,7 +155,7 @@ class Chip:
             seen = Pass(**{name: value for name, value in values.items() if name != "batch"}
                         | {name: bool(values[name]) for name in ("final", "each")},
                         decode=pc == DECODE)
-            self.kinds.append((values["batch"], values["each"] and not values["batch"]))
+            self.kinds.append(values["batch"])
             assert sampled == seen.final
             if not self.quick:
                 tokens = [await self.read(p) for p in range(seen.pos0, seen.ctx)]
@@ -204,17 +237,14 @@ async def collect(dut, stall=0.0, until_idle=True):
     return events
 
 
-def expected_passes(config, model, start_pos, prompt, generated, max_new, kept=0, kind=None):
-    """kept: drafts that were drawn."""
-    if kind == "batch":
+def expected_passes(config, model, start_pos, prompt, max_new, batch, later):
+    """later: the turns behind the first."""
+    if batch:
         return [replace(pass_of(config, model, 0, prompt, final=max_new > 0, decode=True),
                         each=True)]
-    out = [draft_pass(config, model, start_pos, prompt, final=max_new > 0)] \
-        if kind else list(prompt_passes(config, model, start_pos, prompt, max_new > 0))
-    first = start_pos + (1 + kept if kind else prompt)
-    # Behind drafts, where ``each`` says nothing of a single token.
-    return out + [replace(decode_pass(config, model, p), each=bool(kind))
-                  for p in range(first, first + generated - kept - 1)]
+    return [*prompt_passes(config, model, start_pos, prompt, max_new > 0),
+            *(draft_pass(config, model, turn.position, turn.n) if turn.drafts else
+              decode_pass(config, model, turn.position) for turn in later)]
 
 
 #: Codes that the error register had in these tests.
@@ -239,55 +269,75 @@ async def whole_run(dut, chip, stall=0.0):
             break
     max_new = random.choice([0, 1, 2, random.randrange(20), 500])
     stop_ids = random.sample(range(2, 100), random.randrange(9))
+    batch = prompt <= CONFIG.P and not start_pos and max_new < 2 and random.random() < 0.5
+    most = 0 if batch else random.randrange(CONFIG.P)
+    price = random.choice([0, 100, 256, 257, 1023])
     # Several small ids, so that stop ids do come up; 1 stands in unused places
     rare = random.random() < 0.5
-    chip.token_of = lambda position: (1 if rare and random.random() < 0.9
-                                      else random.randrange(2, 120))
-    kind = None
-    if prompt <= CONFIG.P:
-        kind = random.choice([None, "drafts", *["batch"] * (not start_pos and max_new < 2)])
-    given = [random.choice([1, random.randrange(2, 120)]) if kind == "drafts" else
-             random.getrandbits(19) for _ in range(prompt)]
-    await write_tokens(dut, chip, start_pos, given)
-    chip.passes.clear()
-    chip.kinds.clear()
-    chip.samples.clear()
+    text = [1 if rare and random.random() < 0.9 else random.randrange(2, 120)
+            for _ in range(limit + CONFIG.P + 2)]
+    chip.token_of = text.__getitem__
+    await write_tokens(dut, chip, start_pos, text[start_pos:start_pos + prompt])
+    for kept in (chip.passes, chip.kinds, chip.samples, chip.guesses, chip.guessed):
+        kept.clear()
+    right = random.random()
+    chip.guess = lambda position: chip.guesses.get(position, [])    # what does not pay: none
+
+    def guess(seen, k):
+        drafts = [text[len(seen) + j] if random.random() < right else 5
+                  for j in range(random.randrange(k + 1))]
+        return chip.guesses.setdefault(len(seen) - 1, drafts)
+    end = start_pos + prompt
+    found = list(turns(text[:end], lambda position, drafts: text[position + 1:], guess, most=most,
+                       price=price, max_new=max_new, stop_ids=stop_ids, limit=limit))
     await begin(dut, model, start_pos=start_pos, prompt=prompt, max_new=max_new,
-                top_k=0 if kind else 16, stop_ids=stop_ids, batch=int(kind == "batch"),
-                drafts=int(kind == "drafts"))
+                top_k=0 if batch or most else 16, stop_ids=stop_ids, batch=int(batch),
+                draft_most=most, draft_price=price)
+    accepted = cocotb.start_soon(count_accepted(dut))
     events = await collect(dut, stall)
     assert await error_of(dut) == (0, 0)
 
     if max_new == 0:
         assert [e["reason"] for e in events] == [5]
-    count, kept = len(events) if max_new else 0, 0
-    for i, event in enumerate(events[:count]):
-        position = start_pos + (1 if kind else prompt) + i
+    elif batch:
+        assert [e["token"] for e in events] == text[1:prompt + 1]
+    else:
+        assert [e["token"] for e in events] == [t for turn in found for t in turn.tokens]
+    for i, event in enumerate(events if max_new else ()):
+        position = (1 if batch else end) + i
         token, crc = chip.samples[position]
         assert (event["token"], event["crc"]) == (token, crc)
-        if kind == "batch" and i + 1 < prompt:
+        if batch and i + 1 < prompt:
             reason = 0
         elif token in stop_ids:
             reason = 1
-        elif i + 1 == max_new or kind == "batch":
+        elif i + 1 == max_new or batch:
             reason = 2
         else:
             reason = 3 if position == limit else 0
         assert event["reason"] == reason
-        if kind == "drafts" and kept == i < prompt - 1 and reason == 0:
-            kept += token == given[i + 1]
-        if position < limit:
-            chip.memory[position] = token
-    if kind == "batch":
-        assert count == (prompt if max_new else 0)
-    want = expected_passes(CONFIG, model, start_pos, prompt, count, max_new, kept, kind)
-    assert set(chip.kinds) == {(int(kind == "batch"), int(kind == "drafts"))}
-    assert [p for p, _ in chip.passes] == want
-    first, *rest = chip.passes
-    assert first[1] == given if kind else True
-    for p, tokens in rest if kind else chip.passes:
-        assert tokens == [chip.memory[i] for i in range(p.pos0, p.ctx)]
-    return events[-1]["reason"], kind, kept
+    assert set(chip.kinds) >= {int(batch)} and accepted.result() == sum(
+        turn.accepted for turn in found if not batch)
+    assert chip.guessed == ([turn.position for turn in found[1:]] if most else [])
+    assert [p for p, _ in chip.passes] == expected_passes(
+        CONFIG, model, start_pos, prompt, max_new, batch, found[1:])
+    drafts = {} if batch else {turn.position: turn.drafts for turn in found[1:]}
+    for p, tokens in chip.passes:
+        wrong = drafts.get(p.pos0)
+        assert tokens == ([text[p.pos0], *wrong] if wrong else text[p.pos0:p.ctx])
+    return events[-1]["reason"], batch, max((t.accepted for t in found if not batch), default=0)
+
+
+async def count_accepted(dut):
+    """Until the run has ended, and a cycle."""
+    count = 0
+    while True:
+        await ReadOnly()
+        busy = int(dut.link__busy.value)
+        count += int(dut.accepted.value)
+        await RisingEdge(dut.clk)
+        if not busy:
+            return count
 
 
 @cocotb.test(timeout_time=100, timeout_unit="ms")
@@ -297,53 +347,20 @@ async def runs(dut, stall):
     chip = Chip(dut)
     seen, count = set(), 0
     # An end, a kind of run, or kept drafts that never come: the time limit.
-    while count < 40 or not seen >= {0, 1, 2, 3, 5, "batch", "drafts"}:
-        reason, kind, kept = await whole_run(dut, chip, stall)
-        seen |= {reason, kind, min(kept, 2)}
+    while count < 40 or not seen >= {1, 2, 3, 5, "batch", "kept 0", "kept 3"}:
+        reason, batch, kept = await whole_run(dut, chip, stall)
+        seen |= {reason, f"kept {kept}"} | ({"batch"} if batch else set())
         count += 1
-
-
-@cocotb.test(timeout_time=20, timeout_unit="ms")
-async def drafts(dut):
-    """As many as were right, then what was drawn instead; a run ends wherever it would without."""
-    await start(dut)
-    chip, P, limit = Chip(dut, quick=True), CONFIG.P, context_limit(CONFIG)
-    for right in range(P):
-        for end in ("rejected", "counted", "stopped", "full"):
-            text = [random.randrange(100) for _ in range(limit + 1)]
-            at = limit - 1 - right if end == "full" else 5
-            given = text[at:at + P]
-            if right + 1 < len(given):
-                given[right + 1] += 1
-            given = given[:limit - at]
-            await write_tokens(dut, chip, at, given)
-            chip.passes.clear()
-            text[at + right + 1] = 200      # behind those that are right; a stop id for some
-            chip.token_of = lambda position, text=text: text[position]
-            await begin(dut, {**some_model(), "head_log2": 3}, start_pos=at, prompt=len(given),
-                        drafts=1, max_new=right + (end != "counted") + (end == "rejected"),
-                        stop_ids=[200] * (end == "stopped"))
-            if end == "counted" and not right:
-                assert [e["reason"] for e in await collect(dut)] == [5]
-                continue
-            events = await collect(dut)
-            count = right + {"rejected": 2, "counted": 0}.get(end, 1)
-            assert [e["token"] for e in events] == text[at + 1:at + 1 + count]
-            last = {"stopped": 1, "full": 3}.get(end, 2)
-            assert [e["reason"] for e in events][:-1] == [0] * (count - 1)
-            assert events[-1]["reason"] in (last, 2)
-            assert [(p.pos0, p.n) for p, _ in chip.passes] == [(at, len(given))] + [
-                (at + right + 1, 1)] * (end == "rejected")
 
 
 @cocotb.test(timeout_time=20, timeout_unit="ms")
 async def aborts_between_the_tokens_of_a_pass(dut):
     await start(dut)
     chip = Chip(dut, quick=True)
-    chip.token_of = lambda position: 9
+    chip.token_of, chip.guess = lambda position: 9, lambda position: [9]
     for _ in range(30):
         await write_tokens(dut, chip, 0, [9] * CONFIG.P)
-        kind = random.choice(["batch", "drafts"])
+        kind = random.choice(["batch", "draft_most"])
         await begin(dut, {**some_model(), "head_log2": 3}, prompt=CONFIG.P, max_new=1 if
                     kind == "batch" else 20, **{kind: 1})
         while not int(dut.link__events__valid.value):
@@ -429,9 +446,8 @@ async def bad_requests_are_refused(dut):
             ({}, {"batch": 1, "start_pos": 1}, 1, Error.BAD_RUN),
             ({}, {"batch": 1, "start_pos": 0, "prompt": CONFIG.P + 1}, 1, Error.BAD_RUN),
             ({}, {"batch": 1, "start_pos": 0, "max_new": 2}, 1, Error.BAD_RUN),
-            ({}, {"batch": 1, "start_pos": 0, "drafts": 1}, 1, Error.BAD_RUN),
-            ({}, {"drafts": 1, "prompt": CONFIG.P + 1}, 1, Error.BAD_RUN),
-            ({}, {"drafts": 1, "top_k": 1}, 1, Error.BAD_SAMPLING),
+            ({}, {"draft_most": CONFIG.P}, 1, Error.BAD_RUN),
+            ({}, {"draft_most": 1, "top_k": 1}, 1, Error.BAD_SAMPLING),
             ({}, {"batch": 1, "start_pos": 0, "top_k": 1}, 1, Error.BAD_SAMPLING),
             ({"blocks": 0}, {}, 1, Error.NO_MODEL),
             ({"head_log2": 2}, {}, 1, Error.BAD_MODEL),

@@ -200,6 +200,12 @@ class Config:
         return self.P if self.batches else 1
 
     @property
+    def drafts(self) -> bool:
+        """There is a drafter: where passes check drafts, and a bucket of its table is a bus word or
+        several."""
+        return self.batches and self.bus_bytes <= 16
+
+    @property
     def norm_width(self) -> int:
         """Residual values a cycle in NORM."""
         return 1 if self.shared_products else 4

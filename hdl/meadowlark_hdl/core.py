@@ -1,5 +1,5 @@
 """The core: every block, wired. Nothing is computed here."""
-from amaranth import (Cat, ClockDomain, ClockSignal, DomainRenamer, Module, ResetInserter,
+from amaranth import (C, Cat, ClockDomain, ClockSignal, DomainRenamer, Module, ResetInserter,
                       ResetSignal, Signal)
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -10,6 +10,7 @@ from .config import Config
 from .control.counters import Counters
 from .control.errors import FAULTS, Error
 from .control.fetch import Fetch
+from .draft.drafter import Drafter
 from .sampler.sampler import Sampler
 from .control.sequencer import Sequencer
 from .issue.issue import Issue
@@ -39,12 +40,12 @@ def _restarted(block, when, *domains):
     return ResetInserter(dict.fromkeys(("sync", *domains), when))(block)
 
 
-def _causes(reader, store, issue, engine, vector, sequencer) -> dict:
+def _causes(reader, store, issue, engine, vector, sequencer, drafted) -> dict:
     """What Counters count, by name, see :mod:`.link.counters_table`."""
     written = store.mem.w_data
     waits = issue.wait_tile | issue.wait_store | issue.wait_vector
     return {
-        "accepted": sequencer.accepted, "drafted": 0,
+        "accepted": sequencer.accepted, "drafted": drafted,
         "bus_read_words": reader.beats, "bus_write_words": written.valid & written.ready,
         "passes": sequencer.pass_done, "instructions": issue.retired,
         "array_active": issue.array_active,
@@ -164,6 +165,8 @@ class Core(wiring.Component):
         m.submodules.sequencer = _restarted(sequencer, restart_of("sequencer", reset))
         m.submodules.counters = _restarted(counters, restart_of("counters"))
 
+        drafts_rest, drafted = self._drafter(m, restart_of, sequencer, arbiter)
+
         # Flush: what is in flight in a rigid pipeline leaves it while the flush lasts.
         flushing = Countdown(m, range(self.FLUSH + 1), name="flushing", last=False)
         with m.If(~flush):
@@ -218,14 +221,14 @@ class Core(wiring.Component):
         # What crosses the chip, (sink, source, registers on the way): blocks have none for it.
         faults = {Error.BAD_INSTRUCTION: issue.bad_op, Error.PROGRAM_END: fetch.program_end,
                   Error.BAD_TOKEN: fetch.bad_token, Error.BAD_DATA: decoder.error}
-        causes = _causes(reader, store, issue, engine, vector, sequencer)
+        causes = _causes(reader, store, issue, engine, vector, sequencer, drafted)
         for sink, source, cycles in (
-                (reset, link.reset, 1),
-                (sequencer.idle, reader.idle & scratch.idle & store.idle & ~flushing.some, 1),
+                (reset, link.reset, 1), (sequencer.ready, self.mem.ready, 1),
+                (sequencer.idle, reader.idle & scratch.idle & store.idle & drafts_rest
+                 & ~flushing.some, 1),
                 (sequencer.faults, Cat(faults[error] for error in FAULTS), 2),
                 (sequencer.fault_pc, issue.pc, 1),
                 (sequencer.progress, reader.beats | issue.retired, 2),
-                (sequencer.ready, self.mem.ready, 1),
                 *((sink, source, 2) for sink, source in _written(
                     link.seq, fetch, scratch, sampler)),
                 (counters.clear, sequencer.run_start, 1), (counters.busy, link.seq.busy, 1),
@@ -237,3 +240,20 @@ class Core(wiring.Component):
             m.d.comb += shown(self.probe, sequencer, fetch, reader, decoder, tiles, issue, vector,
                               store, sampler)
         return m
+
+    def _drafter(self, m, restart_of, sequencer, arbiter):
+        """The drafter, if there is one; -> whether it rests, and pulses of its drafts."""
+        if not self.config.drafts:
+            return 1, C(0)
+        # What memory owes it arrives: it ends by itself, whatever becomes of the run.
+        drafter, seq = Drafter(self.config), self._link.seq
+        m.submodules.drafter = _restarted(drafter, restart_of("drafter"))
+        wiring.connect(m, drafter.mem, arbiter.drafter)
+        wiring.connect(m, drafter.write, sequencer.draft_write)
+        m.d.comb += [
+            drafter.model.eq(seq.model), drafter.run.eq(seq.run),
+            drafter.begin.eq(sequencer.run_start), drafter.accepted.eq(sequencer.accepted),
+            drafter.start.eq(sequencer.draft_start), drafter.position.eq(sequencer.sample_position),
+            drafter.data.eq(sequencer.token_data), sequencer.draft_addr.eq(drafter.addr),
+            sequencer.draft_done.eq(drafter.done), sequencer.drafts.eq(drafter.count)]
+        return drafter.idle, drafter.drafted

@@ -16,8 +16,6 @@ RUN_REGS = (
     Field("seed", 32, "seed of the draws"),
     Field("batch", 1, "each token of the prompt belongs where its ``place`` says; start_pos is 0, "
                       "max_new at most 1"),
-    Field("drafts", 1, "all tokens of the prompt but the first are drafts: one that is not drawn "
-                       "is replaced, and the run goes on behind it; as many as lanes in all"),
     Field("draft_most", 5, "drafts of a pass of a generated token, at most: less than lanes; "
                            "0: none"),
     Field("draft_price", 10, "what such a pass and its drafting cost more than a pass without, in "

@@ -94,14 +94,14 @@ class GoldenRuns(ABC):
         return logits
 
     def generate(self, tokens: Sequence[int], sampling: Sampling = Sampling(), *, max_new: int,
-                 stop_ids: Collection[int] = (), start_pos: int = 0, drafts: bool = False,
+                 stop_ids: Collection[int] = (), start_pos: int = 0,
                  draft_most: int = 0, draft_price: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         """A run: take a prompt, then draw tokens. Ends after ``max_new``, a stop id, or the first
         token without a place in the core's memories.
 
         Up to ``draft_most`` drafts begin the pass of a generated token, see
-        :func:`.draft.run_golden.turns`; with ``drafts`` all tokens but the first are drafts.
-        The drafter takes text below ``start_pos`` from earlier runs.
+        :func:`.draft.run_golden.turns`, if the core has a drafter, which takes text below
+        ``start_pos`` from earlier runs.
 
         Yields
         ------
@@ -123,12 +123,10 @@ class GoldenRuns(ABC):
                 token = sample(logits, sampling, taken)
                 self._text[taken:taken + 1] = token
                 yield token
-        given = list(tokens[1:]) if drafts else []
-        for turn in turns(self._text[:start_pos + len(tokens) - len(given)].tolist(), draw,
-                          self._drafter, most=draft_most, price=draft_price, max_new=max_new,
-                          stop_ids=stop_ids, limit=limit, drafts=given):
-            if not drafts:
-                self._counts["drafted"] += len(turn.drafts)
+        for turn in turns(self._text[:start_pos + len(tokens)].tolist(), draw, self._drafter,
+                          most=draft_most * self.config.drafts, price=draft_price,
+                          max_new=max_new, stop_ids=stop_ids, limit=limit):
+            self._counts["drafted"] += len(turn.drafts)
             self._counts["accepted"] += turn.accepted
             yield from zip(turn.tokens, rows, strict=True)
             rows.clear()

@@ -37,10 +37,11 @@ class Admission(wiring.Component):
         m = Module()
         config, run, model = self.config, self.run, self.model
         end, no_turns = Signal(14), Signal()
-        turns, batch = run.batch | run.drafts, (run.start_pos != 0) | (run.max_new > 1) | run.drafts
-        m.d.sync += [end.eq(run.start_pos + run.prompt),
-                     no_turns.eq(turns & (run.prompt > config.P) | run.batch & batch
-                                 if config.batches else turns)]
+        drafts = run.draft_most != 0 if config.drafts else 0        # else they are none
+        no_batch = (run.prompt > config.P) | (run.start_pos != 0) | (run.max_new > 1)
+        m.d.sync += [end.eq(run.start_pos + run.prompt), no_turns.eq(
+            (run.batch & no_batch if config.batches else run.batch)
+            | (run.draft_most >= config.P if config.drafts else 0))]
         wrong = {       # the first counts
             Error.NO_MODEL: model.blocks == 0,
             Error.NOT_READY: ~self.ready,
@@ -48,7 +49,7 @@ class Admission(wiring.Component):
             Error.BAD_MODEL: (model.head_log2 < config.W.bit_length() - 1)
             | (model.head_log2 > Config.MAX_HEAD_LOG2) | (model.group == 0),
             Error.BAD_SAMPLING: (run.top_k > config.topk) | (run.stop_count > STOP_IDS)
-            | turns & (run.top_k != 0)}         # one sorted list
+            | (run.batch | drafts) & (run.top_k != 0)}         # one sorted list
         error = Error.NONE
         for code, condition in reversed(wrong.items()):
             found = Signal(name=code.name.lower())

@@ -26,6 +26,8 @@ class Passes(wiring.Component):
     run, model : In(RunLayout()), In(ModelLayout)
     begin : In(1)               Pulse, at rest: the whole prompt is to be done.
     token : In(1)               Pulse, at rest: a generated token is.
+    drafted, drafts : In(1), In
+                                Pulse, at rest, after ``token``: with so many drafts behind it.
     step : In(1)                Pulse, at rest: ``position`` moves on by one.
     start : In(1)               Pulse, at rest: a pass over what is to be done, or as much as fits.
     give_up : In(1)             The pass will not end.
@@ -47,6 +49,7 @@ class Passes(wiring.Component):
         self.config = config
         super().__init__({
             "run": In(RunLayout()), "model": In(ModelLayout), "begin": In(1), "token": In(1),
+            "drafted": In(1), "drafts": In(range(config.turns)),
             "step": In(1), "start": In(1), "give_up": In(1), "done": Out(1), "left": Out(1),
             "prompt": Out(1), "position": Out(13), "pass_": Out(PassLayout()),
             "fetch_start": Out(1), "fetch_pc": Out(16), "pass_end": In(1)})
@@ -56,22 +59,25 @@ class Passes(wiring.Component):
         m.submodules.planner = planner = Planner(self.config)
         position, remaining = Signal(13), Signal(13)
         pos0, final, behind = Signal(13), Signal(), Signal(13)
+        check, each = Signal(), Signal()        # the next pass is one of drafts
         settling = Countdown(m, range(self.SETTLING + 1), name="settling", last=False)
         m.d.comb += [
             planner.model.eq(self.model), planner.position.eq(position),
             planner.remaining.eq(remaining), self.position.eq(position),
             self.pass_.pos0.eq(pos0), self.pass_.final.eq(final), self.pass_.n.eq(planner.n),
             self.pass_.batch.eq(self.config.batches & self.run.batch),
-            self.pass_.each.eq(self.config.batches & (self.run.batch | self.run.drafts)),
+            self.pass_.each.eq(each),
             behind.eq(position + 1),
             self.pass_.nb.eq(planner.nb), self.pass_.ctx.eq(planner.ctx),
             self.pass_.sub_heads.eq(planner.sub_heads),
             self.pass_.sub_blocks.eq(planner.sub_blocks)]
         with m.If(self.begin):
             m.d.sync += [position.eq(self.run.start_pos), remaining.eq(self.run.prompt),
-                         self.prompt.eq(1)]
+                         self.prompt.eq(1), check.eq(0)]
         with m.If(self.token):
-            m.d.sync += [remaining.eq(1), self.prompt.eq(0)]
+            m.d.sync += [remaining.eq(1), self.prompt.eq(0), check.eq(0)]
+        with m.If(self.drafted):
+            m.d.sync += [remaining.eq(1 + self.drafts), check.eq(self.drafts != 0)]
         with m.If(self.step):
             m.d.sync += position.eq(behind)
         m.d.sync += [self.fetch_start.eq(0), self.left.eq(remaining != 0)]
@@ -85,7 +91,7 @@ class Passes(wiring.Component):
                     m.next = "SET"
             with m.State("SET"):
                 m.d.sync += [
-                    pos0.eq(position),
+                    pos0.eq(position), each.eq(self.pass_.batch | check),
                     final.eq((planner.n == remaining) & (self.run.max_new != 0)),
                     self.fetch_pc.eq(Mux((remaining == 1) | self.pass_.batch, self.model.decode_pc,
                                          self.model.prefill_pc))]

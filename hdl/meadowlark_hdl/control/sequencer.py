@@ -1,5 +1,6 @@
 """Runs the model pass after pass and token after token, without the host."""
-from amaranth import Module, Mux, Signal
+from amaranth import C, Module, Mux, Signal
+from amaranth.hdl import ValueLike
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -12,7 +13,7 @@ from .errors import FAULTS, Error
 from .generation import Generation
 from .guard import Guard
 from .passes import Passes
-from .token_memory import TokenMemory
+from .token_memory import TokenMemory, TokenWrite
 
 #: Cycles ``flush`` is high at least, so that ``idle`` may come through registers.
 FLUSH_CYCLES = 16
@@ -32,6 +33,9 @@ class Sequencer(wiring.Component):
     token of the pass, a drawn token that is its draft is followed by the one drawn behind it, until
     one is not, or there are no more. The next pass begins with that one.
 
+    Before a pass of a generated token, if the run asks for drafts, the Drafter writes them:
+    ``draft_start`` pulses, and ``draft_done`` answers.
+
     A pass: the Planner says how many tokens, ``pass_`` is set, ``fetch_start`` pulses with
     ``fetch_pc``, ``pass_end`` answers. If the pass is final, ``sample_start`` pulses together with
     ``fetch_start`` and ``sample_finish`` after ``pass_end``; ``sample_done`` answers, and
@@ -41,7 +45,8 @@ class Sequencer(wiring.Component):
     16 cycles at least and until ``idle``, then the event with reason 4 follows.
 
     Timing: ``pass_end`` (or the event taken) to the next ``fetch_start`` ``TURN`` + ``PLAN``
-    cycles, and those of the :class:`.planner.Planner`;
+    cycles, and those of the :class:`.planner.Planner`; with drafts ``DRAFT`` and those of the
+    :class:`..draft.drafter.Drafter` more;
     ``pass_end`` to ``sample_finish`` ``TURN``; ``sample_done`` to the event ``EVENT``; an event
     taken to the next one of the same pass ``NEXT`` + ``EVENT``; a run's start to the flush in front
     of its first plan ``CHECK``.
@@ -73,6 +78,10 @@ class Sequencer(wiring.Component):
     sample_turn : Out            Which of them; 0 until ``sample_done``.
     sample_token : In(19)        Follow ``sample_turn`` by a cycle.
     sample_crc : In(32)
+    draft_start : Out(1)         Pulse: a text ends at ``sample_position``.
+    draft_done, drafts : In      Pulse: so many drafts have been written behind it.
+    draft_addr : In              Its read of the token memory, until then ...
+    draft_write : In(TokenWrite) ... and writes.
     flush : Out(1)               All units: drop everything, become idle.
     idle : In(1)                 All units are idle and no memory transfer is under way.
     ready : In(1)                The memory is ready.
@@ -87,7 +96,7 @@ class Sequencer(wiring.Component):
     accepted : Out(1)            Pulse: a token of a pass follows its draft.
     """
 
-    CHECK, TURN, NEXT = Admission.LATENCY, 1, 2
+    CHECK, TURN, NEXT, DRAFT = Admission.LATENCY, 1, 2, 2
     PLAN, EVENT = Passes.PLAN, Generation.EVENT
 
     def __init__(self, config: Config, *, watchdog_log2: int = 20):
@@ -103,6 +112,8 @@ class Sequencer(wiring.Component):
             "sample_start": Out(1), "sample_finish": Out(1), "sample_position": Out(13),
             "sample_last": Out(range(config.turns)), "sample_turn": Out(range(config.turns)),
             "sample_done": In(1), "sample_token": In(Config.TOKEN_BITS), "sample_crc": In(32),
+            "draft_start": Out(1), "draft_done": In(1), "drafts": In(range(config.turns)),
+            "draft_addr": In(range(config.context)), "draft_write": In(TokenWrite(config)),
             "flush": Out(1), "idle": In(1), "ready": In(1),
             "faults": In(len(FAULTS)), "fault_pc": In(16), "progress": In(1),
             "run_start": Out(1), "pass_done": Out(1), "first_token": Out(1),
@@ -117,20 +128,14 @@ class Sequencer(wiring.Component):
         m.submodules.guard = guard = Guard(watchdog_log2=self.watchdog_log2)
         m.submodules.tokens = tokens = TokenMemory(config)
         self._wire(m, admission, passes, generation, guard, tokens)
-        more = self._more(m, passes)
-        m.d.comb += [generation.draft.eq(tokens.data),
-                     generation.more.eq(more & passes.pass_.batch)]
-        drain = Countdown(m, range(FLUSH_CYCLES + 1), name="drain", last=False)
-        with m.If(~self.flush):
-            m.d.sync += drain.load(FLUSH_CYCLES)
-        with m.Elif(drain.some):
-            m.d.sync += drain.step()
+        more, drain = self._more(m, passes), self._drain(m)
+        m.d.comb += generation.more.eq(more & passes.pass_.batch)
 
         def refuse(error):
             return [guard.refuse.eq(1), guard.refusal.eq(error)]
         m.d.sync += self.accepted.eq(passes.step & ~passes.pass_.batch)
         m.d.sync += [pulse.eq(0) for pulse in (
-            self.sample_finish, self.run_start, self.pass_done, self.first_token)]
+            self.draft_start, self.sample_finish, self.run_start, self.pass_done, self.first_token)]
         with m.FSM() as fsm:
             with m.State("IDLE"):
                 m.d.comb += [part.eq(link.start) for part in (
@@ -195,6 +200,12 @@ class Sequencer(wiring.Component):
                     with m.Elif(more & (passes.pass_.batch | generation.drafted)):
                         m.d.comb += passes.step.eq(1)
                         m.next = "NEXT"
+                    if config.drafts:
+                        with m.Elif(link.run.draft_most != 0):
+                            m.d.sync += self.draft_start.eq(1)
+                            m.next = "DRAFT"
+            if config.drafts:
+                self._draft(m, passes, guard)
             with m.State("NEXT"):           # position and turn are new, token and draft not yet
                 m.d.comb += guard.running.eq(1)
                 m.next = "TOKEN"
@@ -204,15 +215,35 @@ class Sequencer(wiring.Component):
                 m.d.comb += generation.sampled.eq(1)
                 m.next = "EVENT"
         # Drafts are looked at when Fetch is done with the tokens.
+        drafting = fsm.ongoing("DRAFT") if config.drafts else C(0)
         m.d.comb += [link.busy.eq(~fsm.ongoing("IDLE")), tokens.addr.eq(
-            Mux(fsm.ongoing("PASS"), self.token_addr, passes.position))]
+            Mux(fsm.ongoing("PASS"), self.token_addr,
+                Mux(drafting, self.draft_addr, passes.position)))]
+        self._written(m, tokens, generation, drafting)
         return m
+
+    def _written(self, m: Module, tokens: TokenMemory, generation: Generation,
+                 drafting: ValueLike) -> None:
+        """Who writes the token memory in a run."""
+        m.d.comb += tokens.own.en.eq(generation.memory.en | self.draft_write.en & drafting)
+        m.d.comb += [getattr(tokens.own, name).eq(
+            Mux(drafting, getattr(self.draft_write, name), getattr(generation.memory, name)))
+            for name in ("addr", "data")]
+
+    def _draft(self, m: Module, passes: Passes, guard: Guard) -> None:
+        """A state: the drafter is at work."""
+        with m.State("DRAFT"):
+            m.d.comb += [guard.running.eq(1), guard.watched.eq(1)]
+            with m.If(guard.give_up):
+                m.next = "FLUSH"
+            with m.Elif(self.draft_done):
+                m.d.comb += passes.drafted.eq(1)
+                m.next = "PLAN"
 
     def _wire(self, m: Module, admission: Admission, passes: Passes, generation: Generation,
               guard: Guard, tokens: TokenMemory) -> None:
         """The parts, and the ports."""
         link = self.link
-        wiring.connect(m, generation.memory, tokens.own)
         wiring.connect(m, generation.events, wiring.flipped(link.events))
         m.d.comb += [part.run.eq(link.run) for part in (admission, passes, generation)]
         m.d.comb += [part.model.eq(link.model) for part in (admission, passes)]
@@ -222,6 +253,8 @@ class Sequencer(wiring.Component):
             admission.ready.eq(self.ready), guard.abort.eq(link.abort),
             passes.give_up.eq(guard.give_up), passes.pass_end.eq(self.pass_end),
             passes.token.eq(generation.done), generation.position.eq(passes.position),
+            passes.drafts.eq(self.drafts),
+            generation.draft.eq(tokens.data),
             generation.token.eq(self.sample_token), generation.crc.eq(self.sample_crc),
             tokens.busy.eq(link.busy), tokens.host.en.eq(link.token_en),
             tokens.host.addr.eq(link.token_addr), tokens.host.data.eq(link.token_data),
@@ -231,6 +264,15 @@ class Sequencer(wiring.Component):
             self.pass_.eq(passes.pass_), self.sample_position.eq(passes.position),
             self.fetch_start.eq(passes.fetch_start), self.fetch_pc.eq(passes.fetch_pc),
             self.sample_start.eq(passes.fetch_start & passes.pass_.final)]
+
+    def _drain(self, m: Module) -> Countdown:
+        """The cycles that a flush lasts at least."""
+        drain = Countdown(m, range(FLUSH_CYCLES + 1), name="drain", last=False)
+        with m.If(~self.flush):
+            m.d.sync += drain.load(FLUSH_CYCLES)
+        with m.Elif(drain.some):
+            m.d.sync += drain.step()
+        return drain
 
     def _more(self, m: Module, passes: Passes) -> Signal:
         """Counts the tokens that are drawn from a pass: whether others follow."""

@@ -27,8 +27,7 @@ class Turn(NamedTuple):
 
 def turns(text: Sequence[int], draw: Callable[[int, list[int]], Iterable[int]],
           drafter: Callable[[list[int], int], list[int]], *, most: int, price: int = 0,
-          max_new: int, stop_ids: Collection[int] = (), limit: int,
-          drafts: Sequence[int] = ()) -> Iterator[Turn]:
+          max_new: int, stop_ids: Collection[int] = (), limit: int) -> Iterator[Turn]:
     """A run, from its prompt's last pass on: the tokens that a run without drafts has, and the
     passes that they take.
 
@@ -50,10 +49,8 @@ def turns(text: Sequence[int], draw: Callable[[int, list[int]], Iterable[int]],
     limit : int
         Positions of a run, :func:`..control.sequencer_golden.context_limit`. No draft stands beyond
         it, and none where ``max_new`` wants no token behind it.
-    drafts : sequence of int
-        What the first pass begins with behind the text.
     """
-    text, choice, drafts = list(text), Choice(price), list(drafts)
+    text, choice, drafts = list(text), Choice(price), list[int]()
     while max_new:
         turn, over = Turn(len(text) - 1, drafts, []), False
         for token, draft in zip(draw(turn.position, drafts), [*drafts, None], strict=False):

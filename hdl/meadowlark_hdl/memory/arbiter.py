@@ -1,4 +1,4 @@
-"""One memory port shared by the Reader, the StoreUnit and the host's memory window."""
+"""One memory port shared by the Reader, the drafter, the StoreUnit and the host's window."""
 from amaranth import Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
@@ -10,7 +10,10 @@ from ..lib.queues import Queue
 
 
 class MemoryArbiter(wiring.Component):
-    """Joins reads of the Reader and the host, and writes of the StoreUnit and the host.
+    """Joins reads of the Reader, the drafter and the host, and writes of StoreUnit and host.
+
+    Reader and drafter are one client: the one asks for nothing from the other's first command to
+    its last word.
 
     Reads change hands only when nothing is outstanding, so data needs no tags; a client that
     waits stops the other from asking for more, so none starves. A granted write command is
@@ -28,7 +31,7 @@ class MemoryArbiter(wiring.Component):
 
     Members
     -------
-    reader : In(ReadPort)
+    reader, drafter : In(ReadPort)
     store : In(WritePort)
     host : In(MemoryPort)
         At most ``3 * fifo_words`` words are outstanding; more commands wait.
@@ -40,8 +43,9 @@ class MemoryArbiter(wiring.Component):
 
     def __init__(self, config: Config):
         self.config = config
-        super().__init__({"reader": In(ReadPort(config)), "store": In(WritePort(config)),
-                          "host": In(MemoryPort(config)), "mem": Out(MemoryPort(config))})
+        super().__init__({"reader": In(ReadPort(config)), "drafter": In(ReadPort(config)),
+                          "store": In(WritePort(config)), "host": In(MemoryPort(config)),
+                          "mem": Out(MemoryPort(config))})
 
     def elaborate(self, platform):
         m = Module()
@@ -52,9 +56,10 @@ class MemoryArbiter(wiring.Component):
 
     def _reads(self, m):
         c, mem = self.config, self.mem
-        reader, host = self.reader.r_cmd, self.host.r_cmd
+        reader, drafter, host = self.reader.r_cmd, self.drafter.r_cmd, self.host.r_cmd
         command, offered = Signal(ReadCommand(c), reset_less=True), Signal()
         owner, served = Signal(), Signal()          # owner: 1 is the host
+        wants, of_drafter = Signal(), Signal()      # of the other client; its words go to ...
         # Words asked for and received, modulo 4 * fifo_words.
         asked, got = Signal(range(4 * c.fifo_words)), Signal(range(4 * c.fifo_words))
         outstanding = Signal.like(asked)            # one cycle old: one more burst at most
@@ -64,19 +69,26 @@ class MemoryArbiter(wiring.Component):
         # The one that is not the owner waits. A cycle old: right after a change of owner, when that
         # matters nothing yet, it is the owner's own.
         other = Signal()
-        m.d.sync += other.eq(Mux(owner, reader.valid, host.valid))
+        m.d.sync += other.eq(Mux(owner, wants, host.valid))
         m.d.comb += [
-            valid.eq(Mux(owner, host.valid, reader.valid)),
-            payload.eq(Mux(owner, host.payload, reader.payload)),
+            wants.eq(reader.valid | drafter.valid), valid.eq(Mux(owner, host.valid, wants)),
+            payload.eq(Mux(owner, host.payload,
+                           Mux(drafter.valid, drafter.payload, reader.payload))),
             free.eq(~offered & ~outstanding[-1] & ~(other & served)), take.eq(valid & free),
-            reader.ready.eq(free & ~owner), host.ready.eq(free & owner),
+            reader.ready.eq(free & ~owner), drafter.ready.eq(free & ~owner),
+            host.ready.eq(free & owner),
             mem.r_cmd.valid.eq(offered), mem.r_cmd.payload.eq(command),
             self.reader.r_data.payload.eq(mem.r_data.payload),
             self.host.r_data.payload.eq(mem.r_data.payload),
-            self.reader.r_data.valid.eq(mem.r_data.valid & ~owner),
+            self.drafter.r_data.payload.eq(mem.r_data.payload),
+            self.reader.r_data.valid.eq(mem.r_data.valid & ~owner & ~of_drafter),
+            self.drafter.r_data.valid.eq(mem.r_data.valid & ~owner & of_drafter),
             self.host.r_data.valid.eq(mem.r_data.valid & owner),
-            mem.r_data.ready.eq(Mux(owner, self.host.r_data.ready, self.reader.r_data.ready))]
+            mem.r_data.ready.eq(Mux(owner, self.host.r_data.ready, Mux(
+                of_drafter, self.drafter.r_data.ready, self.reader.r_data.ready)))]
         with m.If(take):
+            with m.If(~owner):
+                m.d.sync += of_drafter.eq(drafter.valid)
             m.d.sync += [command.eq(payload), offered.eq(1), served.eq(1),
                          asked.eq(asked + payload.len + 1)]
         with m.Elif(mem.r_cmd.ready):

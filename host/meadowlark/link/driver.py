@@ -533,7 +533,7 @@ class Driver:
     # --- runs -------------------------------------------------------------------------------------
 
     def run(self, tokens: Sequence[int], sampling: Sampling | None = None, *, max_new: int,
-            stop_ids: Sequence[int] = (), start_pos: int = 0, drafts: bool = False,
+            stop_ids: Sequence[int] = (), start_pos: int = 0,
             draft_most: int = 0, draft_price: int = 0) -> Generator[TokenEvent, None, None]:
         """Run a prompt; tokens as they come.
 
@@ -554,10 +554,6 @@ class Driver:
             Tokens that end the run (and are still yielded).
         start_pos : int
             The KV cache below is kept: a conversation goes on.
-        drafts : bool
-            All tokens but the first are drafts, which one pass checks: those that are drawn are
-            events, then the one that is drawn instead of the first that is not, and so on. Without
-            top-k, and at most as many tokens as the board has lanes.
         draft_most : int
             Drafts that the board makes for a pass, at most: less than it has lanes; 0: none. The
             text is the same. Without top-k.
@@ -595,7 +591,7 @@ class Driver:
             "start_pos": start_pos, "prompt": len(tokens), "max_new": min(max_new, context),
             "inv_t_mant": sampling.inv_t_mant, "inv_t_shift": sampling.inv_t_shift,
             "top_k": sampling.top_k, "top_p": sampling.top_p, "seed": sampling.seed,
-            "batch": 0, "drafts": int(drafts), "draft_most": draft_most,
+            "batch": 0, "draft_most": draft_most,
             "draft_price": min(draft_price, MOST_PRICE), "stop_count": len(stop_ids)}
         for i in range(STOP_IDS):
             registers[f"stop_id_{i}"] = stop_ids[i] if i < len(stop_ids) else 0

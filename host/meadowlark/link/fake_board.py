@@ -293,4 +293,4 @@ class FakeBoard:
         return self.words[address] if address < REGISTER_WORDS else 0
 
 
-assert len(RUN_REGS) == 13 + STOP_IDS
+assert len(RUN_REGS) == 12 + STOP_IDS
