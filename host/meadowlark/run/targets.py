@@ -277,7 +277,7 @@ class GoldenTarget(Target):
 
 
 class BoardTarget(Target):
-    """A board behind the host link. No core has a drafter yet.
+    """A board behind the host link. Commands do not ask it for drafts yet.
 
     Parameters
     ----------
