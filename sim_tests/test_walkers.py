@@ -176,6 +176,24 @@ def test_lots_that_wait_for_their_places(case, seed):
     run(walker, bench)
 
 
+@pytest.mark.parametrize("case", CONFIGS)
+def test_windows_of_heads(case, seed):
+    """Lanes that are query heads of one token all see the first key of its window."""
+    config, rng = CONFIGS[case], random.Random(seed)
+    walker, rows = KeysAndDrain(config), config.tile_rows
+
+    async def bench(ctx):
+        for back in (0, 1, rows - 1, rng.randrange(3 * rows)):
+            p = a_pass(config.P, 1, rng.randrange(back + 1, back + 3 * rows))
+            i = Instruction(Op.QK, heads=1, lanes=config.P, group=1, rows=rows, row_beats=1,
+                            chunks=rows, back=back)
+            model = of_heads({"block_words": 9}, config, i)
+            for lots in subgroups(config, p, i):
+                check(config, await walk(ctx, walker, p, i, model, lots),
+                      list(issue_golden.beats(config, model, p, i, lots)))
+    run(walker, bench)
+
+
 @pytest.mark.parametrize("W", (4, 16))
 def test_windows_of_the_widest_heads(W, seed):
     """Blocks whose first keys lie in one tile, of heads of 256."""
