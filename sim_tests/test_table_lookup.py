@@ -8,9 +8,14 @@ from bench import recv, send, simulate, start
 from memory_model import SimMemory
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.draft.table_lookup import Entry, LastTokens, TableLookup
-from meadowlark_hdl.draft.table_lookup_golden import (BUCKET_BYTES, EMPTY, LENGTHS, SLOTS,
+from meadowlark_hdl.draft.table_lookup_golden import (BUCKET_BYTES, EMPTY, LENGTHS, SLOTS, TAG_BITS,
                                                       TOKEN_BITS, bucket, lookup, mix, tag)
 from meadowlark_hdl.draft.table_lookup_golden import start as no_token
+
+
+#: Tokens that look for the tag of ones, which empty places have too.
+ALL_TOKENS = np.arange(1 << TOKEN_BITS)
+ONES = ALL_TOKENS[tag(mix(no_token(ALL_TOKENS), ALL_TOKENS)) == (1 << TAG_BITS) - 1]
 
 
 def table(rng, texts, buckets):
@@ -41,7 +46,7 @@ async def equals_the_golden_model(dut, stall):
     seen = set()
     for buckets in (1, 2, 3000, *rng.integers(1, 3000, 4).tolist()):
         texts = [rng.integers(0, int(rng.choice([3, 1 << 19])), int(rng.integers(6))).tolist()
-                 for _ in range(50)]
+                 for _ in range(50)] + [[int(token)] for token in rng.choice(ONES, 10)]
         entries = table(rng, texts, buckets)
         base = int(rng.integers(0, (1 << 16) // BUCKET_BYTES - buckets + 1)) * BUCKET_BYTES
         memory.data[:] = rng.integers(0, 256, 1 << 16, dtype=np.uint8)
