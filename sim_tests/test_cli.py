@@ -197,6 +197,9 @@ def test_an_image_is_not_a_checkpoint(run, image, tmp_path):
     (["bench", "--format", "xml"], ("'xml'", "'md', 'csv', 'json'")),
     (["bench", "--format", "csv", "--json", "-"], ("--format out",)),
     (["bench", "--against-raw", "--packing", "raw"], ("leave one of them out",)),
+    (["bench", "--text", "/no/such/file"], ("/no/such/file",)),
+    (["bench", "--text", "/dev/null", "-n", "0"], ("--text", "give that a number above 0")),
+    (["bench", "--text", "/dev/null"], ("no texts to go on with",)),
     (["eval", "--tokens", "0"], ("at least 1, not 0",)),
     (["eval", "--text", "/no/such/text"], ("/no/such/text", "No such file")),
     (["compile", "stories"], ("-o",)),
@@ -240,7 +243,7 @@ OPTIONS = {
                                         } | SYSTEM | TRACE,
     "chat": MODEL | DRAWN | RUNS | SYSTEM | {"-p", "--prompt", "--stop", "--keep"},
     "bench": MODEL | RUNS | {"-p", "--n-prompt", "-n", "--n-gen", "-d", "--position",
-                             "--format", "--against-raw", "--all-tokens"} | TRACE,
+                             "--text", "--format", "--against-raw", "--all-tokens"} | TRACE,
     "eval": GRID | {"-m", "--model", "--board", "--json", "--text", "-n", "--tokens", "-c", "--ctx",
                     "--ctx-size"},
     "compile": MODEL | {"model", "-o", "--output", "--draft", "--board", "--json",
@@ -605,7 +608,8 @@ def test_check_of_an_image(run, image, source, monkeypatch, spoil, status):
     assert run("compile", "stories", "--ctx", "64", "-o", short)[0] == 0
     monkeypatch.setattr(targets, "open_target", lambda *a, **k: fake_target(source, spoil))
     monkeypatch.setattr(Source, "model", property(lambda _: pytest.fail("the model is read")))
-    got, out, err = run("generate", STORY, "-m", short, "-n", "8", "--check", "--json", "-")
+    got, out, err = run("generate", STORY, "-m", short, "-n", "8", "--draft", "off", "--check",
+                        "--json", "-")
     result = json.loads(out)
     assert got == status and result["bit_exact"] is (status == 0), err
     assert ("token 4: the CRC of the logits" in result["first_difference"]) == (status == 1)
@@ -632,7 +636,8 @@ def fake_target(source: Source, spoil: int | None = None) -> BoardTarget:
 @pytest.mark.parametrize("spoil, status", [(None, 0), (4, 1)])
 def test_check_by_crc_over_the_link(run, source, monkeypatch, spoil, status):
     monkeypatch.setattr(targets, "open_target", lambda *a, **k: fake_target(source, spoil))
-    got, out, err = run("generate", STORY, "--ctx", "64", "-n", "8", "--check", "--json", "-")
+    got, out, err = run("generate", STORY, "--ctx", "64", "-n", "8", "--draft", "off", "--check",
+                        "--json", "-")
     result = json.loads(out)
     assert got == status and result["bit_exact"] is (status == 0)
     assert ("token 4: the CRC of the logits" in result["first_difference"]) == (status == 1)

@@ -11,9 +11,11 @@ from meadowlark.models.registry import load_model
 from meadowlark.quant.golden import GoldenModel
 from meadowlark.quant.quantise import quantise
 from meadowlark.quant.sampling import sampling
+from meadowlark.run.bench_drafts import replay
 from meadowlark.run.drafting import drafting, parse
 from meadowlark.run.prepare import Source
-from meadowlark.run.targets import OFF, BoardTarget, Drafting, Event, GoldenTarget, check
+from meadowlark.run.targets import (OFF, BoardTarget, Drafting, Event, GoldenTarget, SimTarget,
+                                    check)
 from meadowlark_boards import get_board
 from meadowlark_hdl.draft.drafter_golden import draft
 from meadowlark_hdl.sampler.sampler_golden import Sampling
@@ -204,3 +206,33 @@ def test_compiled_registers(tmp_path, seed):
     image = compile_model(quantise(model, random_texts(model, seed=2)), get_board("virtual"))
     assert image.model_regs["draft_buckets"] == 0 and image.draft_least == 2
     assert image.draft is image.draft_entries is None
+
+
+def test_simulated_board(tmp_path, seed):
+    """Runs with drafts on by default: tokens, logits and counts of the golden model; the cycles
+    that its passes stand for."""
+    _, source, prompt, draw = sources(tmp_path, seed)
+    golden, target = GoldenTarget(source.board), SimTarget(source.board)
+    for one in (golden, target):
+        one.load(source)
+    try:
+        spent = []
+        for drafts in (Drafting(most=3), Drafting(most=3, price=200), OFF):
+            ways = dict(max_new=40, stop_ids=(), drafts=drafts)
+            events = list(target.generate(prompt, draw, **ways))
+            found = check(events, golden.generate(prompt, draw, **ways),
+                          counters=(target.counters(), golden.counters))
+            assert found.bit_exact and found.tokens == 40, found.first_difference
+            counted = target.counters()
+            assert all(event.logits is not None for event in events) and target.messages == 0
+            turns = replay(source.image, prompt, [e.token for e in events], drafts, 40,
+                           ())
+            predicted = predict(source.image, source.board, prompt=len(prompt), generate=40,
+                                turns=turns)
+            assert counted["cycles"] == pytest.approx(predicted.cycles, rel=0.01)
+            assert counted["passes"] == len(predicted.passes)
+            assert (counted["accepted"] > 0) is (drafts != OFF)
+            spent.append(counted["cycles"])
+        assert spent[0] < spent[2]
+    finally:
+        target.close()

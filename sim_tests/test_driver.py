@@ -394,6 +394,12 @@ def test_what_does_not_fit_is_refused_before_anything_is_sent():
         driver.write_program(bytes(INSTRUCTION_BYTES * 2049))
     with pytest.raises(BoardError, match=r"^the board compares with at most 8 stop ids, not 9; "):
         driver.run([1], max_new=1, stop_ids=range(9))
+    P = board.config.P
+    with pytest.raises(BoardError, match=f"^the board makes at most {P - 1} drafts for a pass, "
+                                         f"not {P}; "):
+        driver.run([1], max_new=1, draft_most=P)
+    with pytest.raises(BoardError, match=r"^with top-k a pass draws one token"):
+        driver.run([1], Sampling(1 << 15, 15, top_k=4), max_new=1, draft_most=1)
     with pytest.raises(ValueError, match=r"^tokens must not be empty$"):
         driver.run([], max_new=1)
     with pytest.raises(ValueError, match=r"^tokens must be in 0\.\.524287, not 524288$"):

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
               help="Position at which the tests begin, likewise; llama-bench calls it depth. "
                    "Behind position 0 the golden model computes the keys and values before it, and "
                    "they are put into the simulated memory directly.")
+@click.option("--text", "text_file", metavar="FILE",
+              help="Go on with texts too, one a line, with drafts and without: test sg, with the "
+                   "numbers of -n. A model with a chat template answers lines as questions, "
+                   "another one takes the first 16 tokens of each.")
 @click.option("--format", "form", type=click.Choice(("md", "csv", "json")), default="md",
               show_default=True, help="Form of the table on stdout.")
 @click.option("--against-raw", is_flag=True,
@@ -47,10 +51,13 @@ if TYPE_CHECKING:
 @target_option("sim", "pins")
 @trace_option
 @json_option
-def bench(prompts: str, generates: str, positions: str, form: str, against_raw: bool,
-          asked: Asked, board: str, target: str, trace: Trace | None, json_to: str | None) -> int:
+def bench(prompts: str, generates: str, positions: str, text_file: str | None, form: str,
+          against_raw: bool, asked: Asked, board: str, target: str, trace: Trace | None,
+          json_to: str | None) -> int:
     """Measure prefill and decode by the core's own counters."""
     from ..run import bench as benching
+    from ..run import bench_drafts
+    from ..run.evaluate import read_text
     from ..run.targets import SIMULATED, unfillable
     if json_to == "-" and given("form"):
         raise UserError("--json - leaves no room on stdout for a table; leave --format out, or "
@@ -61,7 +68,8 @@ def bench(prompts: str, generates: str, positions: str, form: str, against_raw: 
     if target == "golden":
         raise UserError("the golden model has no clock to measure; use --target sim or the port "
                         "of a board")
-    check_outputs(json_to, trace and trace.file, inputs=[asked.name])
+    check_outputs(json_to, trace and trace.file, inputs=[asked.name, text_file])
+    lines = None if text_file is None else read_text(text_file)
     numbers = benching.counts(prompts, "-p"), benching.counts(generates, "-n")
     begins = benching.positions_of(positions)
     if any(begins) and target not in SIMULATED:
@@ -79,8 +87,15 @@ def bench(prompts: str, generates: str, positions: str, form: str, against_raw: 
             found = benching.run(runner, image, which, tests, record=record, progress=progress)
             return {name + suffix: measured for name, measured in found.items()}
         tests = benching.plan(image, prompts=numbers[0], generates=numbers[1], positions=begins)
+        begun = [] if lines is None else [
+            (bench_drafts.prompts(source, lines, n), n) for n in numbers[1]]
+        if lines is not None and not begun:
+            raise UserError("--text is gone on with for the tokens of -n; give that a number above "
+                            "0")
         runner.load(source)
         results = measure(image)
+        for texts, n in begun:
+            results |= bench_drafts.run(runner, image, which, texts, n, progress=progress)
         if against_raw:
             raw = replace(source, packing="raw", bits=None, target_ppl=None, warn=None)
             runner.load(raw)

@@ -435,7 +435,7 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
     limits.check(shapes, board, context=context, bits=bits)
     needs = limits.need(shapes, board, context, bits)
     extra = 0 if draft is None else round_up(draft.size, ALIGN)
-    if not config.batches or needs.memory_bytes + extra > limits.memory_bytes(board):
+    if not config.drafts or needs.memory_bytes + extra > limits.memory_bytes(board):
         draft, extra = None, 0
     weights, draft_at, memory_bytes = lists.finish(draft)
     program = lists.prefill + lists.decode

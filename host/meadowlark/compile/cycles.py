@@ -27,6 +27,7 @@ from meadowlark_hdl.control.sequencer_golden import (Lots, Pass, decode_pass, dr
                                                      prompt_passes)
 from meadowlark_hdl.core import Core
 from meadowlark_hdl.draft.context_match_golden import WINDOW
+from meadowlark_hdl.draft.drafter import Drafter
 from meadowlark_hdl.draft.run_golden import Turn
 from meadowlark_hdl.draft.table_lookup import TableLookup
 from meadowlark_hdl.draft.table_lookup_golden import BUCKET_BYTES, LENGTHS
@@ -313,8 +314,9 @@ class _Machine:
         all ask the table."""
         memory, words = self.memory, BUCKET_BYTES // self.c.bus_bytes
         reads = len(LENGTHS) * (memory.row_miss + words * memory.word)
-        step = TableLookup.READ + memory.BUS + memory.latency + reads + TableLookup.LATENCY
-        return min(position, WINDOW) + ceil(k * step)
+        step = ceil(TableLookup.READ + memory.BUS + memory.latency + reads) + TableLookup.LATENCY
+        return Sequencer.DRAFT + Drafter.cycles(position, min(position, WINDOW), 0, k * [step],
+                                                False)
 
     def run(self, p: Pass, accepted: int = 0) -> int:
         """One pass; returns its cycles. accepted: drafts that were right, an event each."""

@@ -564,8 +564,8 @@ class Driver:
         Raises
         ------
         BoardError
-            The run does not fit the board, a token is none of the loaded model's, or the run
-            failed; the last in the generator.
+            The run does not fit the board, which may make fewer drafts, or none; a token is none
+            of the loaded model's; or the run failed, which is raised in the generator.
         """
         context = self.info.config.context
         if not tokens:
@@ -587,6 +587,7 @@ class Driver:
         if max_new < 0:
             raise ValueError(f"max_new must not be negative, not {max_new!r}")
         sampling = sampling or Sampling()
+        self._check_drafts(draft_most, sampling)
         registers = {
             "start_pos": start_pos, "prompt": len(tokens), "max_new": min(max_new, context),
             "inv_t_mant": sampling.inv_t_mant, "inv_t_shift": sampling.inv_t_shift,
@@ -597,6 +598,16 @@ class Driver:
             registers[f"stop_id_{i}"] = stop_ids[i] if i < len(stop_ids) else 0
         assert set(registers) == {f.name for f in RUN_REGS}
         return self._run_events(list(tokens), registers)
+
+    def _check_drafts(self, most: int, sampling: Sampling) -> None:
+        config = self.info.config
+        limit = config.P - 1 if config.drafts else 0
+        if most > limit:
+            raise BoardError(f"the board makes at most {limit} drafts for a pass, not {most}; ask "
+                             "for fewer")
+        if most and sampling.top_k:
+            raise BoardError("with top-k a pass draws one token, so it has no drafts; leave one of "
+                             "them out")
 
     def _run_events(self, tokens: list[int], registers: dict[str, int],
                     ) -> Generator[TokenEvent, None, None]:

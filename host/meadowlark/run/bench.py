@@ -44,6 +44,19 @@ class Test:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Drafted:
+    """What drafts brought. most, price: see :class:`.drafting.Drafting`. drafted, accepted: drafts.
+    passes: those behind the prompts, by drafts accepted, 0..most. tokens_per_pass: of these.
+    """
+    most: int
+    price: int
+    drafted: int
+    accepted: int
+    tokens_per_pass: float
+    passes: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measured:
     """Result of a test.
 
@@ -53,7 +66,8 @@ class Measured:
     memory_utilisation: bytes / (time x peak of the memory). mac_utilisation: unmasked products /
     (cycles x W x P). stalls: cycles in which the array got no beat, by cause. tokens_per_s: at the
     board's clock. predicted_cycles: by :mod:`meadowlark.compile.cycles`, before the run;
-    None for a board of which no times are known.
+    None for a board of which no times are known. drafts: of a test of :mod:`.bench_drafts`, whose
+    cycles and tokens are those behind the prompts' own.
     """
     position: int
     cycles: int
@@ -65,6 +79,7 @@ class Measured:
     tokens_per_s: float
     predicted_cycles: int | None
     counters: dict[str, int]
+    drafts: Drafted | None = None
 
 
 def _numbers(text: str, option: str, what: str) -> list[int]:
@@ -182,9 +197,10 @@ def run(target: Target, image: Image, board: Board, tests: Sequence[Test], *,
 
 
 def as_json(results: dict[str, Measured], image: Image, board: Board) -> dict:
-    """What ``--json`` gives. speedup: of the tests that have a raw twin, by cycles."""
-    speedup = {name: results[f"{name} raw"].cycles / m.cycles for name, m in results.items()
-               if f"{name} raw" in results}
+    """What ``--json`` gives. speedup: of the tests that have a twin, raw or without drafts, by
+    cycles."""
+    speedup = {name: results[twin].cycles / m.cycles for name, m in results.items()
+               for twin in (f"{name} raw", f"{name} off") if twin in results}
     return {"model": image.name, "board": board.name, "clock_mhz": board.clock_mhz,
             "tests": {name: asdict(m) for name, m in results.items()},
             **({"speedup": speedup} if speedup else {})}
@@ -222,7 +238,23 @@ def as_table(results: dict[str, Measured], image: Image, board: Board, *, form: 
         return text.getvalue().rstrip("\n")
     if form != "md":
         raise ValueError(f"form must be md, csv or json, not {form!r}")
-    return markdown([_COLUMNS, *_rows(results, image, board)], left={0, 3, 5})
+    return "\n\n".join([markdown([_COLUMNS, *_rows(results, image, board)], left={0, 3, 5}),
+                        *drafts_tables(results)])
+
+
+def drafts_tables(results: dict[str, Measured]) -> list[str]:
+    """Of each test with drafts, how many of them were right."""
+    tables = []
+    for name, m in results.items():
+        if m.drafts is not None and m.drafts.most:
+            off, total = results[f"{name} off"], max(sum(m.drafts.passes), 1)
+            tables.append(
+                f"{name}: {m.drafts.tokens_per_pass:.2f} tokens per pass, "
+                f"{off.cycles / max(m.cycles, 1):.2f} times as many tokens/s as without drafts\n\n"
+                + markdown([("accepted", "passes", "share"), *(
+                    (str(n), f"{passes:,}", f"{passes / total:.1%}")
+                    for n, passes in enumerate(m.drafts.passes))], left=()))
+    return tables
 
 
 def markdown(rows: Sequence[tuple[str, ...]], *, left: Collection[int]) -> str:

@@ -47,7 +47,7 @@ def drafting(asked: int | None, sampling: Sampling, image: Image, target: Target
         A number of drafts that this board cannot check, or not with this sampling.
     """
     board = target.board
-    most = board.config.turns - 1 if target.drafts else 0
+    most = board.config.P - 1 if board.config.drafts else 0
     if asked is None:
         return OFF if sampling.top_k or not most else _cheapest(image, board, most)
     if asked and not most:

@@ -189,7 +189,7 @@ class Source:
         path = packaged(self.name) if self.draft == "auto" else self.draft
         if path is None or self.draft == "none":
             return None
-        if not self.board.config.batches:
+        if not self.board.config.drafts:
             if self.draft == "auto":
                 return None
             raise UserError(f"the board {self.board.name} drafts nothing, so it has no use for "

@@ -73,12 +73,9 @@ class Target(ABC):
         Tokens at the front of the latest prompt that the KV cache held already.
     board : Board
         What a model has to be compiled for.
-    drafts : bool
-        It makes drafts.
     """
     name: str
     cached: int = 0
-    drafts: bool = True
 
     def __init__(self) -> None:
         self._held: list[int] = []      # tokens whose keys and values the cache surely holds
@@ -277,7 +274,7 @@ class GoldenTarget(Target):
 
 
 class BoardTarget(Target):
-    """A board behind the host link. Commands do not ask it for drafts yet.
+    """A board behind the host link.
 
     Parameters
     ----------
@@ -287,8 +284,6 @@ class BoardTarget(Target):
     progress : callable, optional
         Told while the image is being loaded.
     """
-
-    drafts = False
 
     def __init__(self, name: str, driver: Driver | None, *,
                  progress: Progress | None = None) -> None:
