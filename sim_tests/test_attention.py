@@ -173,7 +173,8 @@ class Case:
         size = self.heads * words * 2
         model = dict(prefill_pc=0, decode_pc=0, stream_addr=0, block_words=size, blocks=blocks,
                      token_words=0, hidden=c.W, stride=c.W, head_log2=head.bit_length() - 1,
-                     group=1 if self.decode else at_once, eps=1, vocab=64)
+                     group=1 if self.decode else at_once, eps=1, vocab=64, draft_addr=0,
+                     draft_buckets=0, draft_least=0)
         core = GoldenCore(c, program=program, model=model, memory=memory.tobytes(),
                           memory_bytes=memory.size, seed=self.seed)
         for t, h in np.ndindex(n, self.heads):
