@@ -26,9 +26,9 @@ class Scratch(wiring.Component):
     themselves.
 
     Timing: ``FIRST`` cycles from a command to its first part of a word when nothing is under way,
-    ``NEXT`` from the last part of a command to the first of the next; between them a part a cycle
-    while they are taken. Of a batch ``NEXT`` between the tokens as well, or ``PLACE`` cycles
-    from the first part of one to that of the next.
+    ``NEXT`` from the last part of a command to the first of the next, and ``ROW`` from first to
+    first at least; between them a part a cycle while they are taken. Of a batch ``NEXT`` between
+    the tokens as well, or ``PLACE`` cycles from the first part of one to that of the next.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class Scratch(wiring.Component):
     """
 
     COMMANDS = 16
-    FIRST, NEXT, PLACE = 6, 2, 3
+    FIRST, NEXT, ROW, PLACE = 7, 2, 3, 4
     CREDITS = 8     # a credit is back 5 cycles later: address, RAM, register, queue, register
 
     def __init__(self, config: Config):
@@ -92,15 +92,18 @@ class Scratch(wiring.Component):
         m.d.sync += [last_slot.eq(~batch | (slot == self.pass_.n - 1)), moved.eq(batch & taken)]
         with m.If(batch & taken):
             m.d.sync += slot.eq(Mux(last_slot, 0, slot + 1))
-        # What follows from the next command, a cycle later, while the last one is walked: the parts
-        # of a row, and what the store unit gets.
-        command, known = commands.o.payload, Signal()
+        # What follows from the next command, two cycles later, while the last one is walked: the
+        # parts of a row, and what the store unit gets.
+        command, coming, known = commands.o.payload, Signal(), Signal()
         next_row, addr, chunks = reg(8, "next_row"), reg(27, "addr"), reg(12, "chunks")
+        base, behind = reg(27, "base"), reg(20, "behind")       # of the cache; in it, in chunks
+        still = ~commands.o.ready & ~moved
         m.d.sync += [
-            known.eq(commands.o.valid & ~commands.o.ready & ~moved),
+            coming.eq(commands.o.valid & still), known.eq(coming & still),
             next_row.eq((1 << in_word) << command.log2_words),
-            addr.eq(command.addr + Mux(batch, places.data.base, 0)
-                    + (Mux(batch, places.data.position, self.pass_.pos0) << command.log2_words)),
+            base.eq(command.addr + Mux(batch, places.data.base, 0)),
+            behind.eq(Mux(batch, places.data.position, self.pass_.pos0) << command.log2_words),
+            addr.eq(base + behind),
             chunks.eq(Mux(batch, 1, self.pass_.n) << command.log2_words),
             stride.eq(self.model.token_words << in_word)]
         m.d.comb += [self.store.payload.addr.eq(addr), self.store.payload.chunks.eq(chunks)]
