@@ -218,7 +218,7 @@ def test_window(tmp_path, seed):
 # ---- What is refused, by name
 
 @pytest.mark.parametrize("values, message", [
-    ({"general.architecture": "olmo2"}, "'olmo2' is not supported; it needs matrices that read "),
+    ({"general.architecture": "lfm2"}, "'lfm2' is not supported; it needs short convolutions"),
     ({"general.architecture": "new"}, "architecture 'new' is not supported; use a model of type d"),
     ({"general.architecture": "qwen2"}, "qwen2.embedding_length is missing"),
     ({"general.architecture": "x" * 300}, "general.architecture has 300 characters"),

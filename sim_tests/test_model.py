@@ -359,9 +359,9 @@ def test_unused_tensors(tmp_path, seed):
 @pytest.mark.parametrize("values, message", [
     (dict(architectures=["OPTForCausalLM"]), "architecture .*OPTForCausalLM.* 'llama' is not supp"),
     (dict(model_type="mistral"), "LlamaForCausalLM.* of model_type 'mistral' is not .* Mistral"),
-    (dict(model_type="olmo2"), "'olmo2' is not supported; it needs matrices that read .* use a"),
-    (dict(model_type="new"), "architecture 'new' is not supported; use a model of type gemma"),
-    (dict(model_type=None), "architecture None is not supported; use a model of type gemma"),
+    (dict(model_type="lfm2"), "'lfm2' is not supported; it needs short convolutions; use a"),
+    (dict(model_type="new"), "architecture 'new' is not supported; use a model of type deep"),
+    (dict(model_type=None), "architecture None is not supported; use a model of type deep"),
     (dict(hidden_act="mish"), "hidden_act 'mish'"),
     (dict(rope_scaling={"rope_type": "llama3", "factor": 8}), "low_freq_factor is missing"),
     (dict(rope_parameters={"rope_type": "yarn"}), "RoPE scaling 'yarn'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +257,9 @@ def load_folder(folder: Path, name: str | None = None, *, outline: bool = False)
     vocab = made.vocab
     other = Metadata.from_json(folder / "generation_config.json", optional=True)
     named = [*other.ids("eos_token_id", vocab), *config.ids("eos_token_id", vocab)]
-    config.refuse_unread((*HARMLESS, *family.unused), {**NEUTRAL, **family.neutral}, TAKE_OUT)
+    neutral = {key: value for key, value in (NEUTRAL | dict(family.neutral)).items()
+               if not any(fnmatchcase(key, pattern) for pattern in family.unused)}
+    config.refuse_unread((*HARMLESS, *family.unused), neutral, TAKE_OUT)
 
     source = folder / "tokenizer.json"
     try:

@@ -201,7 +201,7 @@ class Metadata:
                 continue
             known = any(fnmatchcase(key, pattern) for pattern in harmless)
             if key in neutral:
-                known |= isinstance(value, (int, float, str)) and value == neutral[key]
+                known = isinstance(value, (int, float, str)) and value == neutral[key]
             if not known:
                 raise self.refuse(f"{self.named(key)} = {_shown(value)} is not supported",
                                   remedy.replace("{key}", brief(key)))
