@@ -1,7 +1,8 @@
-"""Tables of drafts for tests: of given texts, some entries wrong."""
+"""What drafters are tested with: tables of given texts, some entries wrong; texts themselves."""
 from dataclasses import replace
 
 import numpy as np
+from cocotb.triggers import ClockCycles, RisingEdge
 from meadowlark_hdl.draft.table_lookup_golden import (EMPTY, LENGTHS, SLOTS,
                                                       TOKEN_BITS, bucket, mix, start, tag)
 
@@ -32,3 +33,12 @@ def with_draft_table(image, entries, least):
         model_regs=image.model_regs | {"draft_addr": at // image.config["W"],
                                        "draft_buckets": len(entries),
                                        "draft_least": least}), at, raw
+
+
+async def write_tokens(dut, tokens):
+    """Through the port ``host`` of a bench's token memory, from position 0 on."""
+    for position, token in enumerate(tokens):
+        dut.host__en.value, dut.host__addr.value, dut.host__data.value = 1, position, token
+        await RisingEdge(dut.clk)
+    dut.host__en.value = 0
+    await ClockCycles(dut.clk, 3)

@@ -8,7 +8,7 @@ from amaranth import Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from bench import recv, send, simulate, start
-from cocotb.triggers import RisingEdge
+from draft_tables import write_tokens
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.token_memory import TokenMemory, TokenWrite
 from meadowlark_hdl.draft.context_match import ContextMatch, Match
@@ -38,15 +38,6 @@ class WithTokens(wiring.Component):
         return m
 
 
-async def write(dut, tokens):
-    for position, token in enumerate(tokens):
-        dut.host__en.value, dut.host__addr.value, dut.host__data.value = 1, position, token
-        await RisingEdge(dut.clk)
-    dut.host__en.value = 0
-    for _ in range(3):
-        await RisingEdge(dut.clk)
-
-
 def swept(tokens, window, found):
     """Tokens that the golden model looks at."""
     most = min(len(tokens) - 1, window)
@@ -68,7 +59,7 @@ async def equals_the_golden_model(dut, stall):
         if k % 3 == 0:                      # a copy far away: a match near the window's end
             copy = text[max(0, size - 1 - window):][:int(rng.integers(2, 6))]
             text[-len(copy):] = copy
-        await write(dut, text)
+        await write_tokens(dut, text)
         lengths = [size, *rng.integers(1, size + 1, 4).tolist(), *range(1, min(7, size + 1))]
         taken, given = [], []
         sender = cocotb.start_soon(send(dut, "i", lengths, stall, times=taken))

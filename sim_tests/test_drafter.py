@@ -9,7 +9,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from bench import cycles, pack, simulate, start
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
-from draft_tables import table_of
+from draft_tables import table_of, write_tokens
 from memory_model import SimMemory
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.token_memory import TokenMemory, TokenWrite
@@ -52,14 +52,6 @@ class WithTokens(wiring.Component):
         for name in ("done", "count", "idle", "drafted"):
             m.d.comb += getattr(self, name).eq(getattr(drafter, name))
         return m
-
-
-async def write(dut, tokens):
-    for position, token in enumerate(tokens):
-        dut.host__en.value, dut.host__addr.value, dut.host__data.value = 1, position, token
-        await RisingEdge(dut.clk)
-    dut.host__en.value = 0
-    await ClockCycles(dut.clk, 3)
 
 
 async def pulse(dut, name):
@@ -147,7 +139,7 @@ async def equals_the_golden_model(dut, stall):
         if table is not None:
             memory.data[at:at + table.nbytes] = table.astype("<u4").reshape(-1).view(np.uint8)
         least, most = int(rng.integers(2, 6)), int(rng.integers(0, config.P))
-        await write(dut, text)
+        await write_tokens(dut, text)
         price = int(rng.choice([0, 100, 257]))
         choice = Choice(price)
         await pulse(dut, "begin")
@@ -182,7 +174,7 @@ async def equals_the_golden_model(dut, stall):
                     lookups.append(memory.read_times[reads * 4 - 1] + TableLookup.LATENCY - taken)
                 assert end - begin == Drafter.cycles(n, steps.swept, steps.asked.count(0), lookups,
                                                      steps.silent)
-            await write(dut, text)
+            await write_tokens(dut, text)
             seen |= {len(found), ("asked", bool(asked)), ("silent", steps.silent),
                      ("full", k == most)}
 
@@ -198,7 +190,7 @@ async def the_worst_pass_is_in_the_budget(dut):
     more = rng.integers(0, 1 << 19, 7).tolist()
     table = table_of([text + more], 3000, rng=rng, vocab=1)
     memory.data[:table.nbytes] = table.astype("<u4").reshape(-1).view(np.uint8)
-    await write(dut, text)
+    await write_tokens(dut, text)
     dut.model.value = pack(ModelLayout, draft_addr=0, draft_buckets=3000, draft_least=5)
     dut.run.value = pack(RunLayout(), prompt=1000, max_new=24, draft_most=7, stop_ids=[0] * 8)
     found, begin, end = await drafts(dut, 999)

@@ -453,10 +453,10 @@ async def logits_of_the_last_token(dut):
     P = config.P
     for n in (1, P - 1, P, P + 1, 3 * P - 1):
         p = _pass(n, P)
-        for each, behind in product((0, 1), (0, 1)):     # with rows of the blocks before, too
-            await bench.instruction(Op.LINEAR, p | {"each": each}, sink=Sink.LOGIT, last=behind)
+        for each, only in product((0, 1), (0, 1)):      # with rows of the blocks before, too
+            await bench.instruction(Op.LINEAR, p | {"each": each}, sink=Sink.LOGIT, last=only)
             bench.logits.clear()
-            blocks = range(p["nb"] - 1 if behind else 0, p["nb"])
+            blocks = range(p["nb"] - 1 if only else 0, p["nb"])
             items, y = bench.rows(10, list(blocks), 4, bits=34, gaps=True)
             await bench.results(items)
             await bench.finish()

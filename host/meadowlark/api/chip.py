@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ..compile.image import Image
     from ..run.prepare import Source
-    from ..run.targets import Event, Target
+    from ..run.targets import Drafting, Event, Target
     from ..text.chat import Conversation
 
 #: A message of a conversation: "role" (system, user or assistant) and "content".
@@ -152,7 +152,9 @@ class Chip:
         image = self.image
         draw = sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
                         max_top_k=self.board.config.topk)
-        drafts = drafting(parse(str(draft)), draw, image, self._target)
+        asked = parse(str(draft))
+        drafts = self._cheapest if asked is None and not draw.top_k else drafting(
+            asked, draw, image, self._target)
         ids, talk = self._ids(prompt)
         most = min(max_tokens or image.context, image.context - len(ids) + 1)
         stop_ids = () if ignore_eos else image.stop_ids
@@ -184,13 +186,22 @@ class Chip:
                             "{'role': 'user', 'content': 'Hello'}; for a text use generate()")
         return self.generate(messages, **options)
 
+    @cached_property
+    def _cheapest(self) -> Drafting:
+        """What "auto" stands for; weighed once, as that may take seconds."""
+        from meadowlark_hdl.sampler.sampler_golden import Sampling
+
+        from ..run.drafting import drafting
+        return drafting(None, Sampling(), self.image, self._target)
+
     def _ids(self, prompt: Prompt) -> tuple[list[int], Conversation | None]:
         """The prompt's ids, and the conversation that its answer belongs to."""
         source = self._source
         if isinstance(prompt, str):
             return source.prompt(prompt), None
-        if prompt and all(isinstance(part, int) for part in prompt):
-            return source.given([int(part) for part in prompt]), None   # type: ignore[arg-type]
+        given = [part for part in prompt if isinstance(part, int)]
+        if given and len(given) == len(prompt):
+            return source.given(given), None
         messages = [part for part in prompt if isinstance(part, Mapping)]
         if not messages or len(messages) != len(prompt) or messages[-1].get("role") != "user":
             raise UserError("a conversation ends with a message of the user, which is to be "
@@ -203,7 +214,7 @@ class Chip:
     def _steps(self, run: Generator[Event, None, None], ids: list[int], talk: Conversation | None,
                stop: Sequence[str], stop_ids: Sequence[int],
                max_tokens: int | None) -> Iterator[Step]:
-        from ..text.stopped import StoppedText
+        from ..text.stopped import StoppedText, why_ended
         text = StoppedText(self._source.tokenizer.stream(ids), stop)
         tokens: list[int] = []
         ended = "left"
@@ -218,9 +229,7 @@ class Chip:
                         break
             if rest := text.flush():
                 yield Step(text=rest)
-            ended = "stop text" if text.stopped else \
-                "stop id" if tokens and tokens[-1] in stop_ids else \
-                "number of tokens" if len(tokens) == max_tokens else "context"
+            ended = why_ended(tokens, stop_ids, text.stopped, len(tokens) == max_tokens)
         finally:
             if talk is not None:
                 talk.answered(tokens, text.text if text.stopped else None)

@@ -13,8 +13,9 @@ import click
 from ..errors import UserError
 from ..files import check_outputs
 from ..run.prepare import check_text
+from ..text.stopped import why_ended
 from . import interrupts
-from .generate import drafted, why_ended
+from .generate import drafted
 from .options import (Asked, Drawing, board_option, drawing_options, json_option, model_options,
                       open_runner, stop_option, system_option, target_option)
 from .scores import tell_saturated
@@ -177,7 +178,8 @@ class _Session:
                     tokens.append(event.token)
                     if event.token not in image.stop_ids and not out.push(event.token):
                         break
-            turn["end"] = why_ended(tokens, image.stop_ids, out, len(tokens) == self._max_new)
+            turn["end"] = why_ended(tokens, image.stop_ids, out.stopped,
+                                    len(tokens) == self._max_new)
         except KeyboardInterrupt:
             turn["end"] = "Ctrl-C"
             if not terminal:

@@ -12,6 +12,7 @@ import click
 
 from ..errors import UserError
 from ..files import check_outputs
+from ..text.stopped import why_ended
 from .options import (
     Asked,
     Drawing,
@@ -121,7 +122,8 @@ def generate(prompt: str | None, text: str | None, file: str | None, ids: str | 
             "seed": drawing.seed,
             "prompt_tokens": len(tokens), "tokens": [e.token for e in events],
             "text": out.text if numbers is None else None,
-            "end": why_ended([e.token for e in events], stops, out, len(events) == max_new),
+            "end": why_ended([e.token for e in events], stops, out.stopped,
+                             len(events) == max_new),
             "tokens_per_s": len(events) / seconds,
             **drafted(counters, len(events)),
             "cycles_per_token": _cycles_per_token(counters, len(events)),
@@ -189,15 +191,6 @@ def _prompt(prompt: str | None, text: str | None, file: str | None, ids: str | N
         raise UserError(f"cannot read the prompt from {name}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"the prompt in {name} is not UTF-8 (byte {error.start})") from error
-
-
-def why_ended(tokens: Sequence[int], stops: Sequence[int], out: Text, full: bool) -> str:
-    """Why a text ended."""
-    if out.stopped:
-        return "stop text"
-    if tokens and tokens[-1] in stops:
-        return "stop id"
-    return "number of tokens" if full else "context"
 
 
 def drafted(counters: dict[str, int], tokens: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Texts that end an answer: what comes is held back where one could begin."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 
@@ -58,3 +58,13 @@ class StoppedText:
         new = self.text[self._given:sure]
         self._given = max(self._given, sure)
         return new
+
+
+def why_ended(tokens: Sequence[int], stop_ids: Collection[int], stopped: bool, full: bool) -> str:
+    """Why a text ended. stopped: a stop text is complete. full: there are as many tokens as were
+    asked for."""
+    if stopped:
+        return "stop text"
+    if tokens and tokens[-1] in stop_ids:
+        return "stop id"
+    return "number of tokens" if full else "context"
