@@ -275,9 +275,9 @@ async def keys_wait_for_stores(dut):
                table, *pair(), END]
     pass_ = random_pass(1)
     await bench.load(0, program)
-    _, jobs, fences = expected(program, 0, pass_, bench.tokens, 0)
+    out, jobs, fences = expected(program, 0, pass_, bench.tokens, 0)
     await bench.go(0, pass_, 0)
-    cocotb.start_soon(recv(dut, "out", 99))
+    cocotb.start_soon(recv(dut, "out", len(out)))
     got = []
 
     async def collect():
