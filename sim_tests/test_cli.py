@@ -230,8 +230,8 @@ def test_json_that_cannot_be_written(run, tmp_path):
 
 COMMANDS = group.commands
 #: All that is understood, by command; nothing that is not used.
-MODEL = {"-c", "--ctx", "--ctx-size", "--weights", "--bits", "--target-ppl", "--packing"}
-GRID = {"--weights", "--bits", "--target-ppl"}
+GRID = {"--weights", "--bits", "--target-ppl", "--fuse-ffn", "--drop-attention"}
+MODEL = GRID | {"-c", "--ctx", "--ctx-size", "--packing"}
 DRAWN = {"-n", "--predict", "--tokens", "--temp", "--temperature", "--top-k", "--top-p", "-s",
          "--seed", "--draft"}
 RUNS = {"-m", "--model", "--board", "--target", "--json"}

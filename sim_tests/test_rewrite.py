@@ -16,7 +16,8 @@ from random_model import outlined, random_texts
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, VOCAB = 48, 4, 2, 6, 208, 70
 
 
-def built(rng, *, centred=True, beta=True, bias=None, tied=True, blocks="", ffn=FFN, gated=True):
+def built(rng, *, centred=True, beta=True, bias=None, tied=True, blocks="", ffn=FFN, gated=True,
+          layers=2):
     """A model with values in float64: its norms have a mean that matters, and its scales are not 1.
     bias: of all matrices; None: of some, by chance. blocks: the kind of the FFN's matrices. gated:
     FFNs have a gate."""
@@ -25,7 +26,7 @@ def built(rng, *, centred=True, beta=True, bias=None, tied=True, blocks="", ffn=
     def linear(x, name, rows):
         return b.linear(x, name, rows, bias=bool(rng.random() < 0.5 if bias is None else bias))
     r, table = b.embed(VOCAB, HIDDEN, scale=1.5), Rates(rates(HEAD_DIM // 2, 100.0))
-    for i in range(2):
+    for i in range(layers):
         at = f"layers.{i}"
         x = b.norm(r, f"{at}.norm1", 1e-5, centred=centred, beta=beta)
         q, k, v = (linear(x, f"{at}.{name}", heads * HEAD_DIM)

@@ -91,12 +91,15 @@ class Asked:
     all_tokens: bool
     bits: float | None
     target_ppl: float | None
+    fuse_ffn: str
+    drop_attention: str
 
     def open(self, board: Board, progress: Progress, *, draft: str = "auto") -> Source:
         from ..run.prepare import Source
         return Source(self.name, board, context=self.context, weights=self.weights,
                       packing=self.packing, all_tokens=self.all_tokens, bits=self.bits,
-                      target_ppl=self.target_ppl, draft=draft, progress=progress, warn=warn)
+                      target_ppl=self.target_ppl, draft=draft, fuse_ffn=self.fuse_ffn,
+                      drop_attention=self.drop_attention, progress=progress, warn=warn)
 
 
 def model_options(*, argument: bool = False, image: bool = True, measures: bool = False,
@@ -135,6 +138,12 @@ def model_options(*, argument: bool = False, image: bool = True, measures: bool 
         click.option("--target-ppl", type=float, metavar="PERCENT",
                      help="Round int8 weights to the coarsest grid that costs PERCENT of "
                           "perplexity on the calibration text."),
+        click.option("--fuse-ffn", default="none", show_default=True, metavar="N",
+                     help="Run N FFNs that follow each other side by side, as one: fewer steps, "
+                          "another model. auto fuses those that depend little on each other."),
+        click.option("--drop-attention", default="", metavar="LAYERS",
+                     help="Leave the attention of some layers out, such as 3-6, counted from 0: "
+                          "another model. FFNs without attention between them can be fused."),
         *([packing] if image else []), *([all_tokens] if measures else [])]
 
     def decorate(command: Callable) -> Callable:
@@ -143,17 +152,22 @@ def model_options(*, argument: bool = False, image: bool = True, measures: bool 
 
         @functools.wraps(command)
         def collected(*args, model: str, weights: str, bits: float | None,
-                      target_ppl: float | None, context: int | None = None, packing: str = "auto",
+                      target_ppl: float | None, fuse_ffn: str, drop_attention: str,
+                      context: int | None = None, packing: str = "auto",
                       all_tokens: bool = False, **kw):
             from ..compile.packing import PACKINGS
+            from ..models.fusion import check_fusion, layers_of
             from ..quant.budget import check_budget
+            check_fusion(fuse_ffn)
+            layers_of(drop_attention)
             if packing not in PACKINGS:
                 raise UserError(f"there is no packing {packing!r}; give one of "
                                 f"{', '.join(PACKINGS)}")
             check_budget(bits, target_ppl)
             return command(*args, **kw, asked=Asked(
                 name=model, context=context, weights=weights, packing=packing,
-                all_tokens=all_tokens, bits=bits, target_ppl=target_ppl))
+                all_tokens=all_tokens, bits=bits, target_ppl=target_ppl,
+                fuse_ffn=fuse_ffn, drop_attention=drop_attention))
         return collected
     return decorate
 

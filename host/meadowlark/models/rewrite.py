@@ -118,13 +118,13 @@ def cut_ffn(model: Model, most: int) -> Model:
     ``layers.0.slice0.gate`` and so on; blocks stay blocks."""
     graph = model.graph
     wide = [op for op in graph.of(Gate)
-            if graph.edges[op.out].width > most >= CUT and _ffn(graph, op) is not None]
+            if graph.edges[op.out].width > most >= CUT and ffn_of(graph, op) is not None]
     if not wide:
         return model
     operators = list(graph.operators)
     shapes, weights, blocks = dict(graph.shapes), dict(model.weights), dict(model.blocks)
     for gate in wide:
-        parts = _ffn(graph, gate)
+        parts = ffn_of(graph, gate)
         assert parts is not None
         matrices, down, add = parts
         width = graph.edges[gate.out].width
@@ -169,7 +169,7 @@ def cut_ffn(model: Model, most: int) -> Model:
         blocks={n: b for n, b in blocks.items() if n in read})
 
 
-def _ffn(graph: Graph, gate: Gate) -> tuple[list[Linear], Linear, Add] | None:
+def ffn_of(graph: Graph, gate: Gate) -> tuple[list[Linear], Linear, Add] | None:
     """The matrices before a gate, the one behind it and what adds that; None: it is another
     construct."""
     matrices = [op for name in gate.inputs if graph.readers[name] == (gate,)

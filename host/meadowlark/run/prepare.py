@@ -67,6 +67,9 @@ class Source:
         see :mod:`meadowlark.quant.budget`.
     draft : str
         Table of drafts for the image: a file, "none", or "auto", the one that comes with the model.
+    fuse_ffn, drop_attention : str
+        FFNs to fuse and layers to take the attention from, before all else: see
+        :func:`meadowlark.models.fusion.groups` and :func:`meadowlark.models.fusion.layers_of`.
     progress : callable, optional
     warn : callable, optional
         Gets each sentence of :attr:`meadowlark.models.checkpoint.Model.warnings`, and one where
@@ -81,6 +84,8 @@ class Source:
     bits: float | None = None
     target_ppl: float | None = None
     draft: str = "auto"
+    fuse_ffn: str = "none"
+    drop_attention: str = ""
     progress: Progress | None = None
     warn: Callable[[str], None] | None = None
 
@@ -94,8 +99,8 @@ class Source:
             self.progress(text, done, total)
 
     @cached_property
-    def model(self) -> Model:
-        """The checkpoint in float32."""
+    def _stored(self) -> Model:
+        """The checkpoint as its files have it."""
         if self.is_image:
             image = self.image      # says so if it is no image at all
             raise UserError(f"{self.name} is an image of {image.name} and holds no checkpoint; "
@@ -103,6 +108,19 @@ class Source:
         from ..models.registry import load_model
         self._tell("reading the model")
         return load_model(self.name, progress=self._tell)
+
+    @cached_property
+    def model(self) -> Model:
+        """The checkpoint in float32, fused as asked."""
+        return self._altered(self._stored)
+
+    def _altered(self, model: Model) -> Model:
+        """A model as options change it, see :mod:`meadowlark.models.fusion`."""
+        from ..models.fusion import altered
+        from ..quant.own_text import own_text
+        return altered(model, fuse_ffn=self.fuse_ffn, drop_attention=self.drop_attention,
+                       whole=lambda: self._stored, texts=lambda on: own_text(
+                           on, progress=lambda n: self._tell("writing a text, tokens:", n)))
 
     @cached_property
     def outline(self) -> Model:
@@ -114,7 +132,7 @@ class Source:
         if self.warn is not None:
             for sentence in model.warnings:
                 self.warn(sentence)
-        return model
+        return self._altered(model)
 
     def check_fits(self) -> None:
         """Raise a :class:`UserError` unless the model fits the board: from its shapes, and only
@@ -208,7 +226,10 @@ class Source:
                                        ("last layer", "--all-tokens", not self.all_tokens),
                                        ("grid", "--bits and --target-ppl",
                                         self.bits is self.target_ppl is None),
-                                       ("table of drafts", "--draft", self.draft == "auto")):
+                                       ("table of drafts", "--draft", self.draft == "auto"),
+                                       ("FFN fusion", "--fuse-ffn", self.fuse_ffn == "none"),
+                                       ("attention", "--drop-attention",
+                                        not self.drop_attention)):
                 if not free:
                     raise UserError(f"the {what} of {self.name} was fixed when it was compiled; "
                                     f"leave {option} out or compile again with {option}")
