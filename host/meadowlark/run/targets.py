@@ -359,15 +359,16 @@ class SimTarget(BoardTarget):
     Raises
     ------
     UserError
-        The board has no such pins.
+        What simulates is not installed, or the board has no such pins.
     """
 
     def __init__(self, board: Board, *, progress: Progress | None = None,
                  through_link: bool = False, sleep: bool = True, pins: bool = False,
                  trace: bool = False) -> None:
         super().__init__("pins" if pins else "sim", None, progress=progress)
+        from ..sim import check_pins, check_simulation
+        check_simulation()
         if pins:
-            from ..sim import check_pins
             check_pins(board)
         self._board, self._pins, self._sleep, self._trace = board, pins, sleep, trace
         self._through_link = through_link

