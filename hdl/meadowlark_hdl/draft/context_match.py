@@ -42,7 +42,7 @@ class ContextMatch(wiring.Component):
         Read port of a :class:`.token_memory.TokenMemory`.
     """
 
-    LATENCY = TokenMemory.LATENCY + 3       # address; the memory; comparison, the best so far
+    LATENCY = TokenMemory.LATENCY + 4       # address; the memory; a token; comparison, the best
 
     def __init__(self, config: Config, *, window: int = WINDOW):
         if window < 1:
@@ -60,22 +60,24 @@ class ContextMatch(wiring.Component):
         left = Countdown(m, range(self.window + 2), name="left")
         sweep, found = Signal(), Signal()
         # Of the tokens that are on their way, and of the last of them, by cycles since the address.
-        coming = Signal(TokenMemory.LATENCY + 1)
+        coming = Signal(TokenMemory.LATENCY + 2)
         ending = Signal.like(coming)
         m.d.sync += [coming.eq(Cat(sweep, coming)), ending.eq(Cat(sweep & left.last, ending))]
         m.d.comb += self.addr.eq(address)
 
         # The last tokens, as they arrive; each is compared from the next one on.
         arrived, judged = coming[-2], coming[-1]
+        token = reg(Config.TOKEN_BITS, "token")                 # the memory may be far away
         last = [reg(Config.TOKEN_BITS, f"last{j}") for j in range(LONGEST)]
         which = reg(LONGEST, "which")                           # the next of them, one bit
         equal = reg(LONGEST, "equal")
-        m.d.sync += equal.eq(Cat(self.data == token for token in last) & ~which[0].replicate(4))
+        m.d.sync += [token.eq(self.data),
+                     equal.eq(Cat(token == of for of in last) & ~which[0].replicate(4))]
         with m.If(arrived):
             m.d.sync += which.eq(which << 1)
-            for j, token in enumerate(last):
+            for j, of in enumerate(last):
                 with m.If(which[j]):
-                    m.d.sync += token.eq(self.data)
+                    m.d.sync += of.eq(token)
 
         # going[j]: the j + 1 tokens from the one before this on are the last of the text.
         going = Signal(LONGEST - 1)
