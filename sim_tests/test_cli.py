@@ -244,6 +244,8 @@ OPTIONS = {
     "chat": MODEL | DRAWN | RUNS | SYSTEM | {"-p", "--prompt", "--stop", "--keep"},
     "bench": MODEL | RUNS | {"-p", "--n-prompt", "-n", "--n-gen", "-d", "--position",
                              "--text", "--format", "--against-raw", "--all-tokens"} | TRACE,
+    "predict": MODEL | {"-m", "--model", "--board", "--json", "-p", "--n-prompt", "-n", "--n-gen",
+                        "-d", "--position", "--layers", "--exact", "--counted"},
     "eval": GRID | {"-m", "--model", "--board", "--json", "--text", "-n", "--tokens", "-c", "--ctx",
                     "--ctx-size"},
     "compile": MODEL | {"model", "-o", "--output", "--draft", "--board", "--json",

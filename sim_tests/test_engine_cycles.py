@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from array_bench import ArrayUnderTest, Bench, Tile
 from bench import cycles, simulate
-from meadowlark.compile.cycles import Spent, _Machine, kind_of
+from meadowlark.compile.cycles import Spent, Machine, kind_of
 from meadowlark_boards import get_board
 from meadowlark_hdl.compute.vector_unit import VectorUnit
 from meadowlark_hdl.config import Config
@@ -49,9 +49,9 @@ class Executor(ArrayUnderTest):
         return m
 
 
-def machine_of(config: Config, model: dict) -> _Machine:
+def machine_of(config: Config, model: dict) -> Machine:
     """One whose memory is never waited for."""
-    machine = _Machine(SimpleNamespace(instructions=[], model_regs=model, memory=b""),
+    machine = Machine(SimpleNamespace(listed=[], model_regs=model, memory=b""),
                        replace(get_board("virtual"), config=config))
     machine._wait = lambda *tile: None
     return machine

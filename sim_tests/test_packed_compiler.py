@@ -3,9 +3,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from meadowlark.compile.compiler import _Stream, compile_model
+from meadowlark.compile.compiler import compile_model
 from meadowlark.compile.image import Image
 from meadowlark.compile.layout import LEAD, packed_jobs, spare_chunks
+from meadowlark.compile.stream import Stream
 from meadowlark.errors import UserError
 from meadowlark.models.registry import load_model
 from meadowlark.quant.golden import GoldenModel
@@ -111,7 +112,7 @@ def test_a_tensor_whose_first_rows_need_more_is_packed(seed):
     spread = np.linspace(30, 2, rows)[:, None]
     codes = np.clip(np.rint(rng.normal(size=(rows, columns)) * spread), -127, 127).astype(np.int8)
     q = QuantLinear(codes=codes, mant=np.full(rows, 1 << 15), shift=np.full(rows, 20))
-    stream = _Stream(CONFIG, "auto", CONFIG.P)
+    stream = Stream(CONFIG, "auto", CONFIG.P)
     t, fields, sizes = stream.linear(q, "head")
     assert fields["packed"] == 1 and packed_jobs(sizes)
     found = stream.tensors[0]

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     import numpy as np
 
     from meadowlark_boards import Board
+    from meadowlark_hdl.sampler.sampler_golden import Sampling
 
     from ..compile.image import Image
     from ..run.prepare import Source
     from ..run.targets import Drafting, Event, Target
     from ..text.chat import Conversation
+    from ..text.tokenizer import Tokenizer
 
 #: A message of a conversation: "role" (system, user or assistant) and "content".
 Message = Mapping[str, str]
@@ -142,16 +144,10 @@ class Chip:
             The prompt is empty or does not fit, the model has no chat template, or an option is out
             of its range: at the call, before anything runs.
         """
-        from ..quant.sampling import sampling
         from ..run.drafting import drafting, parse
-        if max_tokens is not None and max_tokens < 1:
-            raise UserError(f"max_tokens must be at least 1, not {max_tokens}")
-        stops = [stop] if isinstance(stop, str) else list(stop)
-        if not all(stops):
-            raise UserError("a stop text must not be empty")
+        draw, stops = self.check(max_tokens=max_tokens, temperature=temperature, top_k=top_k,
+                                 top_p=top_p, seed=seed, stop=stop)
         image = self.image
-        draw = sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
-                        max_top_k=self.board.config.topk)
         asked = parse(str(draft))
         drafts = self._cheapest if asked is None and not draw.top_k else drafting(
             asked, draw, image, self._target)
@@ -185,6 +181,50 @@ class Chip:
             raise UserError("a conversation is a list of messages such as "
                             "{'role': 'user', 'content': 'Hello'}; for a text use generate()")
         return self.generate(messages, **options)
+
+    def check(self, *, max_tokens: int | None = None, temperature: float = 0.0, top_k: int = 0,
+              top_p: float = 1.0, seed: int = 0, stop: str | Sequence[str] = (),
+              ) -> tuple[Sampling, list[str]]:
+        """What options of :meth:`steps` ask of the sampler, and the stop texts; any thread may ask.
+
+        Raises
+        ------
+        UserError
+            One is out of its range.
+        """
+        from ..quant.sampling import sampling
+        if max_tokens is not None and max_tokens < 1:
+            raise UserError(f"max_tokens must be at least 1, not {max_tokens}")
+        stops = [stop] if isinstance(stop, str) else list(stop)
+        if not all(stops):
+            raise UserError("a stop text must not be empty")
+        return sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+                        max_top_k=self.board.config.topk), stops
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The ids of a prompt, whatever was said before; a text's begin with the model's bos. A run
+        of them goes on where it can from what the KV cache holds.
+
+        Raises
+        ------
+        UserError
+            As :meth:`steps`.
+        """
+        before, self._talk = self._talk, None
+        try:
+            return self._ids(prompt)[0]
+        finally:
+            self._talk = before
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Of the model: texts of its tokens."""
+        return self._source.tokenizer
+
+    @property
+    def has_template(self) -> bool:
+        """The model came with a chat template, so that it answers conversations."""
+        return self._source.has_template
 
     @cached_property
     def _cheapest(self) -> Drafting:

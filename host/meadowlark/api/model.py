@@ -1,7 +1,7 @@
 """A model by name, compiled for boards and run on them."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from ..compile.cycles import Prediction
     from ..compile.image import Image
+    from ..compile.parts import Part
     from ..run.evaluate import Perplexity
     from ..run.prepare import Source
 
@@ -25,13 +26,36 @@ Progress = Callable[[str, int, int], None]
 class Forecast:
     """What the cycle model says of a prompt and what is generated behind it, without running it.
 
-    prompt, generate: tokens. clock_mhz: of the board's core. prediction: cycles, bytes and products
-    of all of it, and by instruction.
+    model: its name. prompt, generate: tokens. position: of the first one. board, clock_mhz: its
+    name, and its core's clock. prediction: cycles, bytes and products of all of it, and by
+    instruction. subjects: what each instruction works on.
     """
+    model: str
     prompt: int
     generate: int
+    position: int
+    board: str
     clock_mhz: float
     prediction: Prediction
+    subjects: Sequence[str] = field(repr=False)
+
+    @property
+    def whole(self) -> Part:
+        """All of it, and what bounds it: see :class:`meadowlark.compile.parts.Part`."""
+        from ..compile.parts import whole
+        return whole(self.prediction)
+
+    @property
+    def operators(self) -> list[Part]:
+        """By operator, most cycles first."""
+        from ..compile.parts import operators
+        return operators(self.prediction)
+
+    @property
+    def layers(self) -> list[Part]:
+        """By layer, in the order of the program."""
+        from ..compile.parts import layers
+        return layers(self.prediction, self.subjects)
 
     @property
     def first_token_s(self) -> float:
@@ -52,7 +76,8 @@ class Forecast:
 
 def load(name: str | Path = "stories", *, context: int | None = None, weights: str = "auto",
          packing: str = "auto", bits: float | None = None, target_ppl: float | None = None,
-         draft: str = "auto", progress: Progress | None = None,
+         draft: str = "auto", fuse_ffn: str = "none", drop_attention: str = "",
+         progress: Progress | None = None,
          warn: Callable[[str], None] | None = None) -> LoadedModel:
     """A model by name.
 
@@ -63,7 +88,7 @@ def load(name: str | Path = "stories", *, context: int | None = None, weights: s
         file, a checkpoint of llama2.c, or an image file.
     context : int, optional
         Tokens the KV cache holds; by default as many as model and board allow.
-    weights, packing, bits, target_ppl, draft
+    weights, packing, bits, target_ppl, draft, fuse_ffn, drop_attention
         As the options of ``meadowlark compile``.
     progress : callable, optional
         Told what takes long.
@@ -78,16 +103,20 @@ def load(name: str | Path = "stories", *, context: int | None = None, weights: s
     from ..compile.image import is_image
     from ..compile.packing import PACKINGS
     from ..models.registry import find_model
+    from ..models.fusion import check_fusion, layers_of
     from ..quant.budget import check_budget
     if packing not in PACKINGS:
         raise UserError(f"there is no packing {packing!r}; give one of {', '.join(PACKINGS)}")
     if weights not in ("auto", "int8"):
         raise UserError(f"there are no weights {weights!r}; give auto or int8")
     check_budget(bits, target_ppl)
+    check_fusion(fuse_ffn)
+    layers_of(drop_attention)
     if not is_image(str(name)):
         find_model(name, progress)
     return LoadedModel(str(name), dict(context=context, weights=weights, packing=packing,
                                        bits=bits, target_ppl=target_ppl, draft=draft,
+                                       fuse_ffn=fuse_ffn, drop_attention=drop_attention,
                                        progress=progress, warn=warn))
 
 
@@ -162,7 +191,7 @@ class LoadedModel:
         return image
 
     def predict(self, *, board: str | Board | None = None, prompt: int = 128, generate: int = 32,
-                position: int = 0) -> Forecast:
+                position: int = 0, exact: bool = False) -> Forecast:
         """How long a board takes, from the cycle model: seconds on the computer, nothing is run.
 
         Parameters
@@ -175,22 +204,32 @@ class LoadedModel:
             Tokens behind it.
         position : int, 0..
             Tokens before the prompt whose keys and values are there already.
+        exact : bool
+            Quantise and compile the model, and go through each layer of each pass. By default
+            shapes are enough: layers, tiles and passes that repeat are gone through a few times
+            (:data:`meadowlark.compile.forecast.ERROR`), and weights that the board reads packed
+            take the bits that were asked for, or their entropy.
 
         Raises
         ------
         UserError
-            They do not fit the context, or the model does not fit the board.
+            The tokens do not fit the context, or the model does not fit the board.
 
         >>> import meadowlark as ml
-        >>> ml.load("stories").predict(board="ulx3s_85f", generate=2).tokens_per_s > 100
-        True
+        >>> found = ml.load("stories").predict(board="ulx3s_85f", generate=2)
+        >>> found.tokens_per_s > 100, found.whole.bound, found.layers[1].name
+        (True, 'multipliers', 'layer 0')
         """
         from ..compile.cycles import predict
+        from ..compile.disassemble import subjects
+        from ..compile.forecast import forecast
         which = self._board(board)
-        found = predict(self._source(which).image, which, prompt=prompt, generate=generate,
-                        start_pos=position)
-        return Forecast(prompt=prompt, generate=generate, clock_mhz=which.clock_mhz,
-                        prediction=found)
+        source = self._source(which)
+        image, by = (source.image, predict) if exact else (source.sketch, forecast)
+        found = by(image, which, prompt=prompt, generate=generate, start_pos=position)
+        return Forecast(model=image.name, prompt=prompt, generate=generate, position=position,
+                        board=which.name, clock_mhz=which.clock_mhz, prediction=found,
+                        subjects=subjects(image))
 
     def perplexity(self, text: str | None = None, *, board: str | Board | None = None,
                    max_tokens: int | None = None, context: int | None = None) -> Perplexity:

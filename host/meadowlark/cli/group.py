@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import click
 
 from ..errors import UserError
-from . import bench, build, chat, compile, doctor, draft, eval, generate, info
+from . import bench, build, chat, compile, doctor, draft, eval, generate, info, predict
 from .status import DIFFERENT, INTERRUPTED, WRONG_USE
 from .terminal import Warnings, say
 
@@ -33,7 +33,7 @@ def cli() -> None:
 
 
 for _command in (generate.generate, chat.chat, compile.compile_, draft.draft, eval.eval_,
-                 bench.bench, build.build, build.flash, info.info, doctor.doctor):
+                 bench.bench, predict.predict, build.build, build.flash, info.info, doctor.doctor):
     cli.add_command(_command)
 
 

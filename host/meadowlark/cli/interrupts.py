@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
@@ -29,7 +29,7 @@ GRACE = 0.35
 
 _signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
             if hasattr(signal, name)]
-_patient = False        # the first Ctrl-C ends a part only
+_patient: tuple[int, ...] = ()      # of these signals the first one ends a part only
 _raised = False         # a KeyboardInterrupt is on its way through the main thread
 _heard = _answered = 0  # signals that came, and those whose KeyboardInterrupt was dealt with
 _started: set[int] = set()      # processes that ran for us when a signal came
@@ -74,13 +74,13 @@ def pending() -> bool:
 
 
 @contextmanager
-def patience(on: bool = True) -> Iterator[None]:
+def patience(on: bool = True, *, signals: Sequence[int] = (signal.SIGINT,)) -> Iterator[None]:
     """Ctrl-C ends what is done here and not the command: it may take its time. Who catches the
     KeyboardInterrupt says so with :func:`dealt_with`; before that, a second one ends all.
 
-    on: False changes nothing."""
+    on: False changes nothing. signals: of which that is so."""
     global _patient
-    before, _patient = _patient, on
+    before, _patient = _patient, tuple(signals) if on else ()
     try:
         yield
     finally:
@@ -126,7 +126,7 @@ def _watch(ours: socket.socket, theirs: socket.socket) -> None:
                     _heard += 1
                     if _heard - _answered > 1:
                         leave()
-                    if _heard > _answered and not (_patient and number == signal.SIGINT):
+                    if _heard > _answered and number not in _patient:
                         last = time.monotonic() + GRACE
                         # Those of a tool that ends first are nobody's children any more.
                         _started.update(_descendants())

@@ -13,7 +13,7 @@ from meadowlark_hdl.draft.context_match_golden import SHORTEST
 from meadowlark_hdl.isa import (FIELDS, MODEL_REGS, NO_WINDOW, Field, Header, Instruction,
                                 Mode, Op, Pair, Sink, Src, encode)
 from meadowlark_hdl.weights.decoder_golden import (HEADER_BYTES, code_bytes, encode_tile,
-                                                   header_chunks, row_headers, scale_bytes)
+                                                   row_headers, scale_bytes)
 from meadowlark_hdl.weights.modes import BLOCK, BLOCK_MODES, MODES, Packing
 
 from ..draft.table import DraftTable
@@ -24,9 +24,8 @@ from ..quant.quantise import QuantAttend, QuantGate, QuantLinear, QuantModel, Qu
 from ..quant.shapes import Shapes
 from . import limits
 from .image import Image
-from .layout import (ALIGN, Shape, Tables, Tiling, act_map, packed_jobs, round_up, spare_chunks,
-                     stride, tile_linear, token_words)
-from .packing import Packer, Segment
+from .layout import (ALIGN, Shape, Tables, act_map, packed_jobs, round_up, stride, token_words)
+from .stream import ROWS, Stream
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
@@ -34,87 +33,6 @@ if TYPE_CHECKING:
 
 #: Results of 16 bits for activation memory; results for the residual, which NORM reads.
 _TO_ACT, _TO_RESIDUAL = dict(sink=Sink.ACT, wide=1), dict(sink=Sink.RESIDUAL, stats=1)
-#: Fields of a QuantLinear with an entry a row.
-_ROWS = ("codes", "mant", "shift", "bias", "scale", "minimum")
-
-
-class _Stream:
-    """The weight stream under construction: appends tiles, returns instruction fields."""
-
-    def __init__(self, config: Config, packing: str, most: int) -> None:
-        """most: segments of a matrix in an instruction."""
-        self.config, self.most = config, most
-        self.parts: list[bytes] = []
-        self.tensors: list[dict] = []       # see Image.tensors
-        self.packer = Packer(packing, config.packing, config.unpack_lanes)
-
-    def norm(self, gamma: np.ndarray) -> dict:
-        """A tile of gammas, zeros where hidden is padded."""
-        raw = encode_tile(np.asarray(gamma).reshape(1, -1), W=self.config.W, mode=Mode.INT16)
-        self.parts.append(raw)
-        chunks = len(raw) // self.config.W
-        return dict(src=Src.STREAM, mode=Mode.INT16, header=Header.NONE, tiles=1, rows=1,
-                    last_rows=1, row_beats=chunks // 2, chunks=chunks, last_chunks=chunks)
-
-    def linear(self, q: QuantLinear, name: str, *, divides: int | None = None, even: bool = True,
-               diagonal: bool = False) -> tuple[Tiling, dict, list[int]]:
-        """The tiles of a linear layer: their shape, fields, and chunks of each.
-
-        divides: rows that are packed together; an instruction has whole ones. even: add a row of
-        zeros to an odd number of rows. diagonal: codes[rows, 1] are what is on a diagonal.
-        """
-        W = self.config.W
-        parts = {name: getattr(q, name) for name in _ROWS if getattr(q, name) is not None}
-        if diagonal:
-            parts["codes"] = parts["codes"] * np.eye(W, dtype=np.int8)[np.arange(len(q.codes)) % W]
-        if even and len(q.codes) % 2:
-            parts = {name: np.concatenate([part, np.zeros_like(part[:1])])
-                     for name, part in parts.items()}
-        rows, columns = parts["codes"].shape
-        t = tile_linear(rows, -(-columns // W), self.config, header=q.header, mode=q.mode,
-                        divides=divides, whole=W if diagonal else 2)
-        fields: dict = dict(src=Src.STREAM, mode=q.mode, header=q.header, diagonal=int(diagonal),
-                            **t._asdict())
-        tiles = []
-        for at in range(0, rows, t.rows):
-            tile = {key: part[at:at + t.rows] for key, part in parts.items()}
-            tiles.append(encode_tile(**tile, W=W, mode=q.mode, header=q.header))
-        heads = [header_chunks(q.header, n, W) * W
-                 for n in (*[t.rows] * (len(tiles) - 1), t.last_rows)]
-        each = divides // t.rows if divides else len(tiles)
-        plain = [np.frombuffer(tile, np.uint8, offset=head).reshape(-1, W)
-                 for tile, head in zip(tiles, heads)]
-        segments = [Segment(np.concatenate(plain[k:k + each]), [len(p) for p in plain[k:k + each]])
-                    for k in range(0, len(tiles), each)]
-        spare = 0
-
-        def fits(parts: list[list[bytes]]) -> bool:
-            nonlocal spare
-            sizes = [[(head + len(part)) // W for head, part in zip(heads, some)]
-                     for some in parts]
-            if len(parts) == 1:
-                spare = spare_chunks(sizes[0])
-            return self._fits(sizes)
-        packed = self.packer.pack(segments, fits)
-        if packed.parts is None and spare:
-            # Its first tiles are the larger ones, so all jobs must be: chunks at the end fill them.
-            packed = self.packer.pack([segments[0]._replace(spare=spare)], fits)
-        self.tensors.append(dict(
-            name=name, mode=packed.mode, how=packed.how,
-            weights=int((parts if diagonal else vars(q))["codes"].size),
-            at=sum(map(len, self.parts)), raw_bytes=sum(map(len, plain)) * W,
-            bytes=packed.bytes, entropy=round(packed.entropy, 4)))
-        if packed.parts is not None:
-            coded = [part for parts in packed.parts for part in parts]
-            tiles = [tile[:head] + part for tile, head, part in zip(tiles, heads, coded)]
-            fields["packed"] = 1
-        self.parts += tiles
-        return t, fields, [len(tile) // W for tile in tiles]
-
-    def _fits(self, segments: list[list[int]]) -> bool:
-        """Whatever segments an instruction has, there are jobs for their tiles."""
-        return all(packed_jobs(sum(segments[a:b], [])) for b in range(1, len(segments) + 1)
-                   for a in range(max(0, b - self.most), b))
 
 
 class _Lists:
@@ -125,7 +43,7 @@ class _Lists:
     completed by ``finish``.
     """
 
-    def __init__(self, qm: QuantModel, shapes: Shapes, config: Config, context: int, packing: str,
+    def __init__(self, qm: QuantModel, shapes: Shapes, config: Config, context: int, stream: Stream,
                  all_tokens: bool) -> None:
         self.qm, self.plan, self.config, W = qm, qm.plan, config, config.W
         self.at_once = limits.heads_at_once(qm.plan, config)
@@ -136,7 +54,7 @@ class _Lists:
         self.token = token_words(qm.plan, W)        # of a token's keys, and of its values
         self.beside = limits.values_beside_keys(qm.plan, config, self.blocks)
         self.hidden = round_up(qm.hidden, W)
-        self.stream = _Stream(config, packing, max(config.P, self.at_once))
+        self.stream = stream
         self.tables = Tables(shapes, config, context)
         self.all_tokens, self.last = all_tokens, 0
         self.batch = config.turns                       # tokens of a batch, at most
@@ -380,7 +298,8 @@ _LOWER: dict[type[Step], Callable[..., None]] = {
 
 def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
                   packing: str = "auto", all_tokens: bool = False,
-                  draft: DraftTable | None = None) -> Image:
+                  draft: DraftTable | None = None,
+                  stream: Callable[[Config, str, int], Stream] = Stream) -> Image:
     """Lay a model out for a board.
 
     Both lists consume the weight stream in the same order: a step of the plan after the other, per
@@ -402,6 +321,8 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
     draft : DraftTable, optional
         Goes into the memory. It is left out where the board's memory has no room for it, or its
         core no drafts (:attr:`.Image.draft` is then None).
+    stream : callable
+        Makes what packs the weights, of the same parameters as :class:`.stream.Stream`.
 
     Returns
     -------
@@ -425,7 +346,8 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
         raise ValueError(f"heads padded to {qm.head_pad}, but the core takes {W} values at a time")
     limits.check(shapes, board, context=context, least=limits.least_bits(board, packing))
     context = limits.need(shapes, board, context).context
-    lists = _Lists(qm, shapes, config, context, packing, all_tokens)
+    lists = _Lists(qm, shapes, config, context, stream(
+        config, packing, max(P, limits.heads_at_once(qm.plan, config))), all_tokens)
     act, tables, blocks = lists.act, lists.tables, lists.blocks
     lists.make()
 
@@ -500,7 +422,7 @@ def _fit(name: str, value: int, table: tuple[Field, ...]) -> int:
 
 def _rows(q: QuantLinear, rows: slice) -> QuantLinear:
     """Some rows of a matrix."""
-    return replace(q, **{name: part[rows] for name in _ROWS
+    return replace(q, **{name: part[rows] for name in ROWS
                          if (part := getattr(q, name)) is not None})
 
 

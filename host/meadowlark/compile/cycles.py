@@ -66,23 +66,25 @@ if TYPE_CHECKING:
 class Spent:
     """Cycles of one instruction, summed over passes.
 
-    work: rows, tokens or drains by the array's own rate. memory: waiting for a tile. overhead: the
-    rest (starts, drains of pipelines, gaps).
+    work: rows, tokens or drains by the array's own rate. drain: rows of few beats, until results
+    of the rows before have left the array. memory: waiting for a tile. overhead: the rest (starts,
+    drains of pipelines, gaps). words: that it moved over memory's bus.
     """
     count: int = 0
     work: int = 0
+    drain: int = 0
     memory: int = 0
     overhead: int = 0
+    words: int = 0
 
     @property
     def cycles(self) -> int:
-        return self.work + self.memory + self.overhead
+        return self.work + self.drain + self.memory + self.overhead
 
-    def add(self, other: Spent) -> None:
-        self.count += other.count
-        self.work += other.work
-        self.memory += other.memory
-        self.overhead += other.overhead
+    def add(self, other: Spent, times: int = 1) -> None:
+        """As if that were spent too, so many times."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + times * value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,12 +130,12 @@ class Prediction:
 
     def budget(self) -> str:
         """Table by kind of instruction, in Markdown."""
-        lines = ["| instruction | count | cycles | share | work | waits for memory | overhead |",
-                 "|---|---|---|---|---|---|---|"]
+        lines = ["| instruction | count | cycles | share | work | drain | waits for memory | "
+                 "overhead |", "|---|---|---|---|---|---|---|---|"]
         for name, s in self.by_kind().items():
             lines.append(f"| {name} | {s.count:,} | {s.cycles:,} | {s.cycles / self.cycles:.1%} | "
-                         f"{s.work:,} | {s.memory:,} | {s.overhead:,} |")
-        lines.append(f"| all | | {self.cycles:,} | | | | |")
+                         f"{s.work:,} | {s.drain:,} | {s.memory:,} | {s.overhead:,} |")
+        lines.append(f"| all | | {self.cycles:,} | | | | | |")
         return "\n".join(lines)
 
 
@@ -254,6 +256,17 @@ class _Memory:
         """The engine has given a half back."""
         self.halves.append(when + 1)
 
+    def shift(self, cycles: int, words: int, ahead: int = 0) -> None:
+        """So many cycles later, with so many words moved, all is as it is now; the next read is so
+        many words ahead."""
+        for name in ("command", "free", "came", "refresh", "began", "taken", "fence"):
+            setattr(self, name, getattr(self, name) + cycles)
+        self.waiting = deque((when + cycles, n) for when, n in self.waiting)
+        self.writes = deque((ready + cycles, at, n) for ready, at, n in self.writes)
+        self.halves = deque(when + cycles for when in self.halves)
+        self.words += words
+        self.next += ahead
+
 
 @cache
 def _vector_unit(config: Config) -> VectorUnit:
@@ -261,12 +274,12 @@ def _vector_unit(config: Config) -> VectorUnit:
     return VectorUnit(config)
 
 
-class _Machine:
+class Machine:
     """Both timelines; runs passes."""
 
     def __init__(self, image: Image, board: Board) -> None:
         self.c, self.vector = board.config, _vector_unit(board.config)
-        self.program = image.instructions
+        self.program = image.listed
         self.regs = image.model_regs
         self.data = image.memory
         self.memory = _Memory(board)
@@ -276,6 +289,7 @@ class _Machine:
         self.fetch = 0                  # time Fetch has reached the instruction
         self.storing = 0                # time the StoreUnit has taken all chunks so far
         self.stores: deque[int] = deque()   # times at which the last STOREs began
+        self.started: deque[int] = deque()  # those of the instructions that fill the queue
         # From the last beat of an instruction to the last result of lane 0.
         self.array = first_result(self.c) - 1
         self.drains = Drains(self.c, self.vector.sum_gap)
@@ -291,6 +305,7 @@ class _Machine:
             beats = i["rows"] * i["row_beats"]
             more = (beats - info.code_chunks(beats)) * chunks // i["chunks"]
         available = self.memory.tile(addr, chunks, earliest, idle, more)
+        spent.words += chunks * self.c.bus_per_chunk
         if available > self.now:
             spent.memory += available - self.now
             self.now = available
@@ -324,22 +339,38 @@ class _Machine:
         self.now += Sequencer.PLAN + Planner.cycles(p, self.regs["group"])
         self.stream = self.regs["stream_addr"]
         self.fetch = self.now
-        started: deque[int] = deque()   # of the instructions that fill the queue
-        begin = self.regs["decode_pc" if p.decode else "prefill_pc"]
-        for pc, lots in walk(self.c, self.program, p, begin):
+        self.started.clear()
+        for pc, lots in self._walk(p, self.regs["decode_pc" if p.decode else "prefill_pc"]):
             i = self.program[pc]
             spent = self.by_pc.setdefault(pc, Spent())
             spent.count += 1
-            if len(started) > Fetch.QUEUE:
-                self.fetch = max(self.fetch, started.popleft())
+            if len(self.started) > Fetch.QUEUE:
+                self.fetch = max(self.fetch, self.started.popleft())
             self.fetch += Fetch.FIRST
-            started.append(self.now)
+            self.started.append(self.now)
             self._execute(spent, i, p, lots)
         self.now += Sequencer.TURN
         if p.final:                     # the event is taken at once
             self.now += Sampler.GREEDY + Sequencer.EVENT + Sequencer.TURN
             self.now += accepted * (Sequencer.NEXT + Sequencer.EVENT)
         return self.now - began
+
+    def _walk(self, p: Pass, begin: int) -> Iterator[tuple[int, Lots | None]]:
+        """Instructions of a pass that are executed one by one, in order."""
+        return walk(self.c, self.program, p, begin)
+
+    def _tiles(self, i: Instruction, spent: Spent) -> Iterator[int]:
+        """Tiles of a LINEAR that are read one by one, in order."""
+        return iter(range(i["tiles"]))
+
+    def shift(self, cycles: int, words: int, ahead: int = 0) -> None:
+        """See :meth:`_Memory.shift`."""
+        self.memory.shift(cycles, words, ahead)
+        self.drains.shift(cycles)
+        for name in ("now", "fetch", "storing"):
+            setattr(self, name, getattr(self, name) + cycles)
+        self.stores = deque(when + cycles for when in self.stores)
+        self.started = deque(when + cycles for when in self.started)
 
     def _execute(self, spent: Spent, i: Instruction, p: Pass, lots: Lots | None) -> None:
         """From an instruction's turn to the next one's; of END to its walker's, if it had one."""
@@ -421,19 +452,22 @@ class _Machine:
         if i["sink"] == Sink.LOGIT and p.each:
             row = max(row, p.n * self.c.LOGIT_CYCLES)
         wait = row - i["row_beats"]         # for the results of the row before
-        unpacking = self._unpacking(i) if i["packed"] else iter(())
-        for k in range(i["tiles"]):
+        unpacking = list(self._unpacking(i)) if i["packed"] else i["tiles"] * [0]
+        for k in self._tiles(i, spent):
             end = k == i["tiles"] - 1
             rows = i["last_rows" if end else "rows"]
-            self._stream_tile(i, spent, i["last_chunks" if end else "chunks"], next(unpacking, 0))
+            self._stream_tile(i, spent, i["last_chunks" if end else "chunks"], unpacking[k])
             self._lose(spent, max(Rows.TILE - (wait if k else 0), 0))
-            self._work(spent, row * nb * rows)
+            self._work(spent, i["row_beats"] * nb * rows)
+            spent.drain += wait * nb * rows
+            self.now += wait * nb * rows
             self.memory.release(self.now)
         self._lose(spent, self.array + self.c.P + self._effect(i) - wait)
 
     def _store(self, i: Instruction, p: Pass, spent: Spent) -> None:
         c = self.c
         words = p.n * i["row_beats"] * c.bus_per_chunk
+        spent.words += words
         at = (i["addr"] + p.pos0 * i["row_beats"]) * c.bus_per_chunk
         if len(self.stores) == Scratch.COMMANDS:        # they wait for this one's turn
             self._work(spent, max(0, self.stores.popleft() - self.now))
@@ -487,11 +521,22 @@ class _Machine:
 def draft_prices(image: Image, board: Board, most: int) -> list[float]:
     """What a pass that checks 1..most drafts takes longer than one without, in the middle of the
     context and with the drafter's own time, as a share of that pass."""
-    machine, position = _Machine(image, board), image.context // 2
+    machine, position = Machine(image, board), image.context // 2
     machine.run(decode_pass(board.config, image.model_regs, position))
     one = machine.run(decode_pass(board.config, image.model_regs, position))
     return [(machine.run(draft_pass(board.config, image.model_regs, position, 1 + k))
              + machine.draft(position, k)) / one - 1 for k in range(1, most + 1)]
+
+
+def check_test(image: Image, board: Board, prompt: int, generate: int, start_pos: int) -> None:
+    """Raise :class:`UserError` unless :func:`predict` can predict such a test."""
+    if prompt < 1 or generate < 0 or start_pos < 0:
+        raise UserError(f"a test needs a prompt of at least 1 token, not {prompt}, and generates "
+                        f"at least 0, not {generate}, from position 0 or later, not {start_pos}")
+    total = start_pos + prompt + max(generate - 1, 0)
+    if total > image.context:
+        raise UserError(f"{total} tokens do not fit the image's context of {image.context}")
+    image.check_board(board)
 
 
 def predict(image: Image, board: Board, *, prompt: int, generate: int,
@@ -515,14 +560,8 @@ def predict(image: Image, board: Board, *, prompt: int, generate: int,
     UserError
         The tokens do not fit the image's context, or the board does not fit the image.
     """
-    if prompt < 1 or generate < 0 or start_pos < 0:
-        raise UserError(f"a test needs a prompt of at least 1 token, not {prompt}, and generates "
-                        f"at least 0, not {generate}, from position 0 or later, not {start_pos}")
-    total = start_pos + prompt + max(generate - 1, 0)
-    if total > image.context:
-        raise UserError(f"{total} tokens do not fit the image's context of {image.context}")
-    image.check_board(board)
-    machine = _Machine(image, board)
+    check_test(image, board, prompt, generate, start_pos)
+    machine = Machine(image, board)
     regs = image.model_regs
     plan = list(prompt_passes(board.config, regs, start_pos, prompt, generate > 0))
     end = start_pos + prompt

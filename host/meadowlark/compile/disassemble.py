@@ -1,6 +1,7 @@
 """Listing of a program, for people."""
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -78,21 +79,21 @@ def listing(image: Image) -> Iterator[str]:
 def subjects(image: Image) -> list[str]:
     """What each instruction works on, in a word: a matrix of the stream, or its layer; "" where the
     image knows no name."""
-    out = [""] * len(image.instructions)
+    out = [""] * len(image.listed)
     W, known = image.config["W"], sorted(image.tensors, key=lambda t: t["at"])
+    starts = [t["at"] for t in known]
     lists = {image.model_regs[name] for name in ("prefill_pc", "decode_pc")}
     at, before = 0, ""
-    for pc, i in enumerate(image.instructions):
+    for pc, i in enumerate(image.listed):
         if pc in lists:
             at, before = W * image.model_regs["stream_addr"], ""
         if i["src"] == Src.STREAM:
             end = at + W * ((i["tiles"] - 1) * i["chunks"] + i["last_chunks"])
             if i["op"] == Op.NORM:      # of what comes behind it
-                names = [t["name"] for t in known if t["at"] >= end]
-                out[pc] = f"before {names[0]}" if names else ""
+                out[pc] = f"before {known[k]['name']}" if (k := bisect_left(starts, end)) < len(
+                    known) else ""
             else:
-                names = [t["name"] for t in known if t["at"] < end]
-                out[pc] = before = names[-1] if names else ""
+                out[pc] = before = known[k - 1]["name"] if (k := bisect_left(starts, end)) else ""
             at = end
         elif i["op"] == Op.STORE:
             out[pc] = before

@@ -35,6 +35,11 @@ class Drains:
         """An SV begins: all lots before it are drained."""
         self._ends.clear()
 
+    def shift(self, cycles: int) -> None:
+        """All is as much later."""
+        self.last += cycles
+        self._rows = deque((a + cycles, b + cycles, c + cycles) for a, b, c in self._rows)
+
     def lot(self, beat: int, elements: int) -> None:
         """The last beat of a lot with so many elements a head is presented in this cycle."""
         sums = max(beat + Drain.FIRST, self.last + self.period)

@@ -141,6 +141,11 @@ class Image:
         return [decode(self.program[at:at + INSTRUCTION_BYTES])
                 for at in range(0, len(self.program), INSTRUCTION_BYTES)]
 
+    @cached_property
+    def listed(self) -> list[Instruction]:
+        """:attr:`instructions`, for those who read them and change none: decoded once."""
+        return self.instructions
+
     @property
     def size(self) -> int:
         """Bytes of the file."""
@@ -165,13 +170,18 @@ class Image:
         found = [i["back"] for i in self._decodes(Op.QK)]
         return found[::len(found) // self.shape["layers"]]
 
+    @cached_property
+    def _rotations(self) -> int:
+        """RoPE tables that a pass takes rows of."""
+        return len(self._decodes(Op.ROPE))
+
     def _decodes(self, op: Op) -> list[Instruction]:
         """Instructions of the decode list with an operator."""
-        return [i for i in self.instructions[self.model_regs["decode_pc"]:] if i["op"] == op]
+        return [i for i in self.listed[self.model_regs["decode_pc"]:] if i["op"] == op]
 
     def place(self, pc: int) -> str:
         """What an instruction reads, for a sentence: tensor and address, as far as it is known."""
-        program, decode_pc = self.instructions, self.model_regs["decode_pc"]
+        program, decode_pc = self.listed, self.model_regs["decode_pc"]
         at = self.model_regs["stream_addr"]
         for i in program[decode_pc if pc >= decode_pc else 0:pc]:
             if i["src"] == Src.STREAM:
@@ -190,7 +200,7 @@ class Image:
     @property
     def needs_blocks(self) -> bool:
         """Some tiles are blocks of GGUF files."""
-        return any(i["src"] != Src.NONE and i["mode"] in BLOCK_MODES for i in self.instructions)
+        return any(i["src"] != Src.NONE and i["mode"] in BLOCK_MODES for i in self.listed)
 
     @property
     def bits_per_weight(self) -> float:
@@ -231,7 +241,7 @@ class Image:
         """
         s, f = self.shape, self.facts
         kv = s["kv_heads"] * (s["head_dim"] + s["value_dim"])
-        row = f["embedding_bytes"] + 2 * s["head_dim"] * len(self._decodes(Op.ROPE))
+        row = f["embedding_bytes"] + 2 * s["head_dim"] * self._rotations
         attends = self.backs[:None if final else s["layers"] - f["tail_attends"]]
         read = sum(pos0 + n - max(0, pos0 - back) for back in attends)
         return (f["layer_bytes"] + n * row + kv * read + kv * s["layers"] * n

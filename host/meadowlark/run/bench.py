@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -112,9 +112,36 @@ def positions_of(text: str) -> list[int]:
                     "between them; 0 is the beginning")
 
 
+class Size(NamedTuple):
+    """How large a test is: its name, its first position, tokens of its prompt, and drawn ones."""
+    name: str
+    position: int
+    prompt: int
+    generate: int
+
+
+def sizes(*, prompts: Sequence[int], generates: Sequence[int], positions: Sequence[int] = (0,),
+          ) -> list[Size]:
+    """Tests for numbers of tokens, all at each position.
+
+    Raises
+    ------
+    UserError
+        There is none.
+    """
+    if not (prompts or generates):
+        raise UserError("nothing to measure; give -p or -n a number above 0")
+    found = []
+    for position in positions:
+        where = f" @ d{position}" if position else ""
+        found += [Size(f"pp{n}{where}", position, n, 1) for n in prompts]
+        found += [Size(f"tg{n}{where}", position, 1, n) for n in generates]
+    return found
+
+
 def plan(image: Image, *, prompts: Sequence[int], generates: Sequence[int],
          positions: Sequence[int] = (0,), seed: int = 0) -> list[Test]:
-    """Tests for numbers of tokens, all at each position.
+    """Tests of :func:`sizes`.
 
     They are parts of one text: random ids (the cycles do not depend on them) behind the model's
     bos. Generation starts from the one at its position.
@@ -124,24 +151,17 @@ def plan(image: Image, *, prompts: Sequence[int], generates: Sequence[int],
     UserError
         A test does not fit the context, or there is none.
     """
-    if not (prompts or generates):
-        raise UserError("nothing to measure; give -p or -n a number above 0")
+    found = sizes(prompts=prompts, generates=generates, positions=positions)
     text = np.random.default_rng(seed).integers(0, image.shape["vocab"], image.context)
     text[0] = image.bos_id or 0
-    tests = []
-    for position in positions:
-        where = f" @ d{position}" if position else ""
-        for name, prompt, generate in (*((f"pp{n}", n, 1) for n in prompts),
-                                       *((f"tg{n}", 1, n) for n in generates)):
-            need = position + prompt + generate - 1
-            if need > image.context:
-                raise UserError(f"{name}{where} takes {need} positions and the context holds "
-                                f"{image.context}; give fewer tokens"
-                                + (" or an earlier --position" if position else ""))
-            tests.append(Test(
-                name=name + where, filled=tuple(text[:position].tolist()), generate=generate,
-                prompt=tuple(text[position:position + prompt].tolist())))
-    return tests
+    for name, position, prompt, generate in found:
+        if (need := position + prompt + generate - 1) > image.context:
+            raise UserError(f"{name} takes {need} positions and the context holds "
+                            f"{image.context}; give fewer tokens"
+                            + (" or an earlier --position" if position else ""))
+    return [Test(name=name, filled=tuple(text[:position].tolist()), generate=generate,
+                 prompt=tuple(text[position:position + prompt].tolist()))
+            for name, position, prompt, generate in found]
 
 
 def run(target: Target, image: Image, board: Board, tests: Sequence[Test], *,

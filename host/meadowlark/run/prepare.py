@@ -254,12 +254,48 @@ class Source:
         return image
 
     @cached_property
+    def bits_per_code(self) -> float:
+        """What a byte of int8 codes takes in memory, 1..8, as far as it is known before they are
+        quantised: as :attr:`bits` asks, or the entropy of those of the checkpoint; 8 where the
+        board reads no entropy-coded weights, and of blocks."""
+        from ..compile import limits
+        from ..quant.shapes import Shapes
+        if self.bits is not None:
+            return min(self.bits, 8.0)
+        if not self.board.config.packing & Packing.ENTROPY or self.packing not in (
+                "auto", Packing.ENTROPY.label):
+            return 8.0
+        needs = limits.need(Shapes.of_model(self.outline, self.weights), self.board, self.context)
+        bits = limits.entropy_bits(self._suited(self.model), needs)
+        return 8.0 if bits <= limits.LEAST_BITS else min(bits, 8.0)
+
+    @cached_property
+    def sketch(self) -> Image:
+        """The image with zeros for weights, from shapes alone: there at once, see
+        :mod:`meadowlark.compile.sketch`. Of an image file, that image."""
+        if self.is_image:
+            return self.image
+        from ..compile.sketch import sketch
+        if self.target_ppl is not None:
+            raise UserError("what --target-ppl saves is only known when the model is quantised; "
+                            "give --bits, or ask for an exact prediction")
+        self.check_fits()
+        return sketch(self.outline, self.board, context=self.context, packing=self.packing,
+                      weights=self.weights if self.bits is None else "int8",
+                      bits=self.bits_per_code, all_tokens=self.all_tokens, draft=self.table)
+
+    @cached_property
     def tokenizer(self) -> Tokenizer:
         """Of the image, or of the checkpoint."""
         from ..text.tokenizer import Tokenizer
         if not self.is_image:
             return self.outline.tokenizer
         return Tokenizer(self.image.tokenizer, f"the tokenizer in {self.name}")
+
+    @property
+    def has_template(self) -> bool:
+        """It came with a chat template."""
+        return (self.image if self.is_image else self.outline).chat is not None
 
     def conversation(self, system: str = "") -> Conversation:
         """A conversation with the model, nothing said yet.

@@ -1,0 +1,63 @@
+"""``meadowlark predict``."""
+from __future__ import annotations
+
+import click
+
+from ..errors import UserError
+from ..files import check_outputs
+from .options import Asked, board_option, json_option, model_options
+from .terminal import Progress, show, warn, write_json
+
+
+@click.command()
+@click.option("-p", "--n-prompt", "prompts", default="128", show_default=True, metavar="N",
+              help="Tokens of the prompt; several numbers with commas between them make several "
+                   "tests, 0 leaves the test out.")
+@click.option("-n", "--n-gen", "generates", default="32", show_default=True, metavar="N",
+              help="Tokens to generate from bos, likewise.")
+@click.option("-d", "--position", "positions", default="0", show_default=True, metavar="N",
+              help="Position at which the tests begin, likewise; llama-bench calls it depth.")
+@click.option("--layers", is_flag=True, help="Show layers in place of operators.")
+@click.option("--exact", is_flag=True,
+              help="Quantise and compile the model, and go through each layer of each pass. By "
+                   "default shapes are enough, and what repeats is gone through a few times.")
+@click.option("--counted", metavar="FILE",
+              help="Show beside it what `meadowlark bench --json FILE` counted.")
+@model_options()
+@board_option("virtual", "Board to predict.")
+@json_option
+def predict(prompts: str, generates: str, positions: str, layers: bool, exact: bool,
+            counted: str | None, asked: Asked, board: str, json_to: str | None) -> int:
+    """Say how long a board would take, and what bounds it.
+
+    Nothing is run. Tests have the names that `meadowlark bench` gives them.
+    """
+    from ..api.model import load
+    from ..run import bench as benching
+    from ..run import predicted as predicting
+    check_outputs(json_to, inputs=[asked.name, counted])
+    sizes = benching.sizes(prompts=benching.counts(prompts, "-p"),
+                           generates=benching.counts(generates, "-n"),
+                           positions=benching.positions_of(positions))
+    of, where, cycles = (None, None, {}) if counted is None else predicting.counted_in(counted)
+    results, found = {}, None
+    with Progress() as progress:
+        model = load(asked.name, context=asked.context, weights=asked.weights,
+                     packing=asked.packing, bits=asked.bits, target_ppl=asked.target_ppl,
+                     fuse_ffn=asked.fuse_ffn, drop_attention=asked.drop_attention,
+                     progress=progress, warn=warn)
+        for size in sizes:
+            progress(f"predicting {size.name}")
+            found = model.predict(board=board, prompt=size.prompt, generate=size.generate,
+                                  position=size.position, exact=exact)
+            for what, has, wants in (("model", of, found.model), ("board", where, found.board)):
+                if has not in (None, wants):
+                    raise UserError(f"{counted} was counted for the {what} {has}, and this is "
+                                    f"{wants}; give that --{what}")
+            results[size.name] = predicting.predicted(found, cycles.get(size.name))
+    assert found is not None
+    facts = found.model, found.board, found.clock_mhz
+    write_json(predicting.as_json(results, *facts), json_to)
+    if json_to != "-":
+        show(predicting.as_table(results, *facts, layers=layers))
+    return 0
