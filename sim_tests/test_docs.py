@@ -13,7 +13,8 @@ import pytest
 from meadowlark.cli.group import cli
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")),
+PAGES = [*(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+         *sorted((ROOT / "docs").glob("*.md")),
          ROOT / "host/meadowlark/data/vivado/README.md"]
 IMAGES = sorted((ROOT / "docs/images").glob("*.svg"))
 RECORDING = ROOT / "docs/images/generate.svg"
