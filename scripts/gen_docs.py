@@ -10,13 +10,15 @@ from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
 
-from meadowlark.compile.limits import LIMITS
+from meadowlark.compile.limits import LIMITS, residents
 from meadowlark.models import (blocks, drawing, float_model, gguf_model, gguf_tokenizer, graph, hf,
                                rope, vjp)
 from meadowlark.models.families import families, qwen2
 from meadowlark.models.families.known import missing
+from meadowlark.models.families.vit import Encoder
 from meadowlark.models.registry import load_model
-from meadowlark_boards import BOARDS
+from meadowlark.quant.plan import plan
+from meadowlark_boards import BOARDS, Board
 from meadowlark_hdl import isa
 from meadowlark_hdl.control import errors
 from meadowlark_hdl.link import axi_lite_table, counters_table, protocol
@@ -128,8 +130,35 @@ def limits() -> str:
            table(("board", "blocks of GGUF files (Q8_0, Q4_0, Q4_1)", "entropy-coded weights"),
                  ((f"`{board.name}`",
                    "as they are" if board.config.block_modes else "turned into int8",
-                   "yes" if board.config.packing & Packing.ENTROPY else "no") for board in boards))]
+                   "yes" if board.config.packing & Packing.ENTROPY else "no") for board in boards)),
+           "## Images\n",
+           "All tokens of an image are in one pass, because all keys of a layer are there before "
+           "its first query. An image with more tokens than a pass takes is refused. So many fit, "
+           "by the shape of the model:\n",
+           table(("model", "tokens", "values of the residual",
+                  *(f"`{board.name}`" for board in boards)),
+                 ((name, f"{tokens:,}", f"{tokens * hidden:,}", *(
+                     f"{_tokens_of_a_pass(board, hidden, heads):,}" for board in boards))
+                  for name, tokens, hidden, heads in ENCODERS)),
+           "More tokens need a residual that is [spilled](next-program.md#g-images-encoders-"
+           "other-outputs) to memory, layer by layer, which is not built: of DeiT-S 32 bits of "
+           "each value, 302,592 bytes, would go out and come back once a layer.\n"]
     return "\n".join(out)
+
+
+#: Name, tokens of an image, hidden size, heads.
+ENCODERS = (("`digits-vit`, 8 x 8 pixels", 17, 64, 4), ("DeiT-Ti, 224 x 224 pixels", 197, 192, 3),
+            ("DeiT-S", 197, 384, 6), ("DeiT-B", 197, 768, 12))
+
+
+def _tokens_of_a_pass(board: Board, hidden: int, heads: int) -> int:
+    """Of an encoder of images with an MLP four times (of the first, twice) as wide."""
+    graph = Encoder(
+        hidden=hidden, heads=heads, kv_heads=heads, head_dim=hidden // heads, layers=1,
+        ffn=(2 if hidden == 64 else 4) * hidden, vocab=1, context=5, eps=1e-6, rope=None,
+        gated=False, ahead=True, tied=False, side=4, patch=2, channels=1, labels=("",)).graph()
+    steps = plan(graph, head_pad=board.config.W)
+    return residents(steps, board.config) * board.config.P
 
 
 def models() -> str:
@@ -156,7 +185,9 @@ def models() -> str:
         "`hf:owner/name` is a folder of the Hugging Face Hub, and `hf:owner/name/file.gguf` a "
         "file there. It is fetched once, into the cache of `huggingface_hub` (`HF_HOME`); "
         "`HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` are heeded.\n",
-        "The folder [models](../models/README.md) has an example with latent attention.\n",
+        "The folder [models](../models/README.md) has examples. Encoders of images, such as `vit`, "
+        "have a `preprocessor_config.json` instead of a tokenizer, and run by `meadowlark "
+        "classify`.\n",
         "## Families\n",
         table(("model_type", "class", "GGUF", "what it is"),
               ((f"`{name}`", ", ".join(f"`{c}`" for c in family.classes),

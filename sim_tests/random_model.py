@@ -28,6 +28,8 @@ CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
            "gpt_neo": "GPTNeoForCausalLM", "gemma3_text": "Gemma3ForCausalLM",
            "gemma": "GemmaForCausalLM", "deepseek_v2": "DeepseekV2ForCausalLM",
            "deepseek_v3": "DeepseekV3ForCausalLM", "olmo2": "Olmo2ForCausalLM"}
+#: Likewise, of those that read images.
+ENCODERS = {"vit": "ViTForImageClassification"}
 #: What a small model of a family needs in config.json.
 SMALL = {"gptj": lambda layers: {"rotary_dim": 4},
          "gpt_neo": lambda layers: {"attention_types": [[["global"], layers]]},
@@ -178,6 +180,9 @@ def of_graph(seed: int, family: Family, config: dict) -> dict[str, np.ndarray]:
         whole = family.stored(first, (shape[0] * (1 + len(others)), *shape[1:]))
         if len(shape) == 2:
             drawn = rng.normal(size=whole) * gains.get(part, 1.0) / np.sqrt(shape[1])
+        elif len(shape) > 2:            # of an encoder of images: tokens, and patches
+            drawn = rng.normal(size=whole) * (0.5 if len(shape) == 3 else
+                                              2 / np.sqrt(np.prod(shape[1:])))
         else:
             drawn = rng.normal(0 if part in ("bias", "beta") else 1, 0.3, whole)
         out[name] = drawn.astype(np.float32)
@@ -253,6 +258,25 @@ def random_model(folder: str | Path, *, seed: int, hidden: int = 32, layers: int
         values["head_dim"] = head_dim or hidden // heads
     (folder / "config.json").write_text(json.dumps({**values, **config}))
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(vocab)))
+    return folder
+
+
+def random_vit(folder: str | Path, *, seed: int, hidden: int = 32, layers: int = 2,
+               heads: int = 4, ffn: int = 64, side: int = 8, patch: int = 2, channels: int = 3,
+               classes: int = 10, **config: object) -> Path:
+    """Write the folder of a small encoder of images; its pictures are as they come."""
+    folder, family = Path(folder), families()["vit"]
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {
+        "architectures": [ENCODERS["vit"]], "model_type": "vit", "hidden_size": hidden,
+        "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": ffn,
+        "image_size": side, "patch_size": patch, "num_channels": channels, "layer_norm_eps": 1e-6,
+        "id2label": {str(i): f"class {i}" for i in range(classes)}, **config}
+    save_file(of_graph(seed, family, values), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(values))
+    (folder / "preprocessor_config.json").write_text(json.dumps({
+        "image_processor_type": "ViTImageProcessor", "do_resize": False, "do_normalize": True,
+        "image_mean": [0.5] * channels, "image_std": [0.5] * channels}))
     return folder
 
 

@@ -13,7 +13,7 @@ EXAMPLES = Path(__file__).parents[1] / "models"
 RANDOM = tuple(sorted(path.name for path in REFERENCE.iterdir()
                       if path.is_dir() and not path.name.startswith("stories-")))
 #: Trained, with the tokenizer of the packaged model.
-TRAINED = ("stories-mistral", "stories-mla", "stories-qwen2")
+TRAINED = tuple(sorted(path.name for path in REFERENCE.glob("stories-*")))
 
 
 def reference_model(name: str, folder: Path) -> Path:

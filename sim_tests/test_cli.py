@@ -242,6 +242,7 @@ OPTIONS = {
                                         "--stop", "--chat", "--ignore-eos", "--check"
                                         } | SYSTEM | TRACE,
     "chat": MODEL | DRAWN | RUNS | SYSTEM | {"-p", "--prompt", "--stop", "--keep"},
+    "classify": MODEL | RUNS | {"files", "--top", "--check"},
     "bench": MODEL | RUNS | {"-p", "--n-prompt", "-n", "--n-gen", "-d", "--position",
                              "--text", "--format", "--against-raw", "--all-tokens"} | TRACE,
     "predict": MODEL | {"-m", "--model", "--board", "--json", "-p", "--n-prompt", "-n", "--n-gen",
@@ -281,7 +282,8 @@ def test_help_is_whole_sentences(run, monkeypatch):
     summaries = [x for x in text[text.index("Commands:"):].splitlines()[1:] if x]
     assert len(summaries) == len(OPTIONS) == len(COMMANDS)
     for line in (*text.splitlines(), *(x for c in OPTIONS for x in run(c, "-h")[1].splitlines())):
-        assert len(line) <= 80 and "..." not in line.replace("[ARGS]...", "")
+        assert len(line) <= 80 and "..." not in re.sub(
+            r"\[ARGS\]\.\.\.|IMAGE\.\.\.", "", line)
     for line in summaries:
         assert line.endswith(".")
     for command in COMMANDS.values():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gguf_files import NOT_CONVERTED, write_gguf
 from hostile import WRONG
-from random_model import CLASSES, random_model
+from random_model import CLASSES, ENCODERS, random_model
 from reference_models import RANDOM, TRAINED, reference, reference_model
 from safetensors.numpy import load_file, save_file
 
@@ -536,9 +536,9 @@ def test_rope_turns_too_fast(tmp_path, seed):
 # ---- The registry
 
 def test_registry():
-    assert set(CLASSES) == set(families())
+    assert CLASSES.keys() | ENCODERS.keys() == families().keys()
     for name, family in families().items():
-        assert family.name == name and family.classes == (CLASSES[name],)
+        assert family.name == name and family.classes == ((CLASSES | ENCODERS)[name],)
         if family.arch is not None:
             assert by_architecture(family.gguf_name) is family
             names = {family.gguf_tensor(weight.format(3)) for weight in family.names}

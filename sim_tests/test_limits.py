@@ -63,7 +63,7 @@ def test_shapes_are_those_of_quantiser_and_compiler(seed, case, tmp_path):
     qm = quantise(suited(model, most), random_texts(model, seed=case, sequences=2, length=16),
                   weights=weights, head_pad=config.W)
     assert Shapes.of_integers(qm) == limits.suited(shapes, board)
-    for matrix in (qm.plan.embedding.matrix, *qm.plan.matrices):
+    for matrix in qm.plan.every_matrix:
         assert qm.numbers[matrix.name].codes.shape == (matrix.rows, matrix.columns)
         assert (qm.numbers[matrix.name].bias is None) == (not matrix.biases)
         assert qm.numbers[matrix.name].header == Shapes.of_integers(qm).header(matrix)

@@ -37,26 +37,41 @@ def every_operator() -> Graph:
     return b.graph()
 
 
-@pytest.fixture
-def model(seed):
+def an_encoder() -> Graph:
+    """Of images: what a token is given of one, positions alone, attention to all."""
+    b = Builder()
+    r = b.add(b.embed(None, HIDDEN, positions=TOKENS), b.linear(b.patches(5), "patches.in", HIDDEN))
+    x = b.norm(r, "norm1", 1e-5)
+    q, k, v = (b.linear(x, name, 4 * 3) for name in "qkv")
+    a = b.attend(q, k, v, "attention", heads=4, kv_heads=4, head_dim=3, ahead=True)
+    b.head(b.norm(b.add(r, b.linear(a, "o", HIDDEN)), "final_norm", 1e-5), VOCAB)
+    return b.graph()
+
+
+@pytest.fixture(params=[every_operator, an_encoder])
+def model(seed, request):
     """In float64, so that differences are exact to many digits."""
-    rng, graph = np.random.default_rng(seed), every_operator()
+    rng, graph = np.random.default_rng(seed), request.param()
     weights = {name: rng.normal(size=shape) / np.sqrt(shape[-1]) + (len(shape) == 1)
                for name, shape in graph.shapes.items()}
-    return Model(name="m", family="", graph=graph, weights=weights, context=16, tokenizer=None,
+    context = TOKENS if graph.encoder else 16
+    return Model(name="m", family="", graph=graph, weights=weights, context=context, tokenizer=None,
                  bos_id=None, stop_ids=(), parameters=0)
 
 
 def test_every_operator_has_every_pass():
     kinds = {value for value in vars(operators).values()
              if isinstance(value, type) and issubclass(value, Operator) and value is not Operator}
-    assert kinds == set(FORWARD) == set(VJP) == {type(op) for op in every_operator().operators}
+    assert kinds == set(FORWARD) == set(VJP) == {
+        type(op) for make in (every_operator, an_encoder) for op in make().operators}
 
 
 def test_gradients(model, seed, monkeypatch):
     """Along a random direction of every matrix: the loss changes by what the gradient says."""
     rng = np.random.default_rng(seed)
     tokens, weights = rng.integers(0, VOCAB, TOKENS), rng.normal(size=(TOKENS, VOCAB))
+    if model.graph.encoder:
+        tokens = rng.normal(size=(TOKENS, 5))
     values, given = {}, {}
     loss = (weights * FloatModel(model).forward(tokens, values.__setitem__)).sum()
     first = gradients(model, values, weights, lambda op, x, d: given.__setitem__(op.out, d))

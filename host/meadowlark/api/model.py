@@ -133,6 +133,7 @@ class LoadedModel:
         known = self._sources.get(board.name)
         if known is None or known[0] != board:
             known = self._sources[board.name] = board, Source(self.name, board, **self._options)
+            known[1].check_reads(images=False)
         return known[1]
 
     def _board(self, board: str | Board | None) -> Board:

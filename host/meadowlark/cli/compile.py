@@ -29,7 +29,7 @@ def compile_(output: str, asked: Asked, draft: str, board: str, json_to: str | N
     check_outputs(output, json_to, inputs=[asked.name, draft])
     which = board_named(board)
     with Progress() as progress:
-        source = asked.open(which, progress, draft=draft)
+        source = asked.open(which, progress, draft=draft, images=None)
         parameters = source.outline.parameters      # an image cannot be compiled
         image = source.image
         progress("writing the image")

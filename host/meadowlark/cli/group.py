@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 import click
 
 from ..errors import UserError
-from . import bench, build, chat, compile, doctor, draft, eval, generate, info, predict
+from . import (bench, build, chat, classify, compile, doctor, draft, eval, generate, info,
+               predict)
 from .status import DIFFERENT, INTERRUPTED, WRONG_USE
 from .terminal import Warnings, say
 
@@ -32,8 +33,9 @@ def cli() -> None:
     """Small FPGAs run language models, with open tools."""
 
 
-for _command in (generate.generate, chat.chat, compile.compile_, draft.draft, eval.eval_,
-                 bench.bench, predict.predict, build.build, build.flash, info.info, doctor.doctor):
+for _command in (generate.generate, chat.chat, classify.classify, compile.compile_, draft.draft,
+                 eval.eval_, bench.bench, predict.predict, build.build, build.flash, info.info,
+                 doctor.doctor):
     cli.add_command(_command)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -94,24 +94,32 @@ class Asked:
     fuse_ffn: str
     drop_attention: str
 
-    def open(self, board: Board, progress: Progress, *, draft: str = "auto") -> Source:
+    def open(self, board: Board, progress: Progress, *, draft: str = "auto",
+             images: bool | None = False) -> Source:
+        """images: the command is about a model of those, or None: about any."""
         from ..run.prepare import Source
-        return Source(self.name, board, context=self.context, weights=self.weights,
-                      packing=self.packing, all_tokens=self.all_tokens, bits=self.bits,
-                      target_ppl=self.target_ppl, draft=draft, fuse_ffn=self.fuse_ffn,
-                      drop_attention=self.drop_attention, progress=progress, warn=warn)
+        source = Source(
+            self.name, board, context=self.context, weights=self.weights,
+            packing=self.packing, all_tokens=self.all_tokens, bits=self.bits,
+            target_ppl=self.target_ppl, draft=draft, fuse_ffn=self.fuse_ffn,
+            drop_attention=self.drop_attention, progress=progress, warn=warn)
+        if images is not None:
+            source.check_reads(images=images)
+        return source
 
 
-def model_options(*, argument: bool = False, image: bool = True, measures: bool = False,
-                  ) -> Callable[[Callable], Callable]:
+def model_options(*, argument: bool = False, default: str | None = "stories", image: bool = True,
+                  measures: bool = False) -> Callable[[Callable], Callable]:
     """The options of a model; the command gets them as ``asked``.
 
-    argument: MODEL is an argument of the command instead of an option. image: the command makes or
-    takes an image, so that context and packing matter. measures: what is only of use to measure it
-    matters too.
+    argument: MODEL is an argument of the command instead of an option. default: of the option;
+    None: it has to be given. image: the command makes or takes an image, so that context and
+    packing matter. measures: what is only of use to measure it matters too.
     """
+    ways: dict[str, Any] = dict(required=True) if default is None else \
+        dict(default=default, show_default=True)
     model = click.argument("model", metavar="MODEL") if argument else click.option(
-        "-m", "--model", default="stories", show_default=True, metavar="MODEL",
+        "-m", "--model", metavar="MODEL", **ways,
         help=f"GGUF file, Hugging Face folder, hf:owner/name, {'image file, ' if image else ''}"
              "checkpoint of llama2.c, or a name that `meadowlark info` lists.")
     context = click.option(

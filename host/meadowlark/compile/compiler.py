@@ -19,11 +19,11 @@ from meadowlark_hdl.weights.modes import BLOCK, BLOCK_MODES, MODES, Packing
 from ..draft.table import DraftTable
 from ..errors import UserError
 from ..quant.plan import (AddStep, AttendStep, EmbedStep, GateStep, HeadStep, Matrix, Normed,
-                          NormStep, Order, ReadStep, Step)
+                          NormStep, Order, PatchStep, ReadStep, Step)
 from ..quant.quantise import QuantAttend, QuantGate, QuantLinear, QuantModel, QuantNorm
 from ..quant.shapes import Shapes
 from . import limits
-from .image import Image
+from .image import Image, Vision
 from .layout import (ALIGN, Shape, Tables, act_map, packed_jobs, round_up, stride, token_words)
 from .stream import ROWS, Stream
 
@@ -119,11 +119,18 @@ class _Lists:
         """RoPE rows first: the position is known before the token is."""
         for name in self.plan.tables[:1]:
             self._angles(name)
-        for matrix, table, src in zip(step.tables, self.tables.tables, (Src.TOKEN, Src.TABLE)):
+        for k, (matrix, table) in enumerate(zip(step.tables, self.tables.tables)):
             q: QuantLinear = self.qm.numbers[matrix.name]
-            self._row(Op.EMBED, table.at, self.hidden // self.config.W, table.chunks, src=src,
-                      mode=q.mode, header=q.header, add=int(matrix is step.positions),
-                      **_TO_RESIDUAL)
+            self._row(Op.EMBED, table.at, self.hidden // self.config.W, table.chunks,
+                      src=Src.TOKEN if matrix is step.matrix else Src.TABLE, mode=q.mode,
+                      header=q.header, add=int(k > 0), **_TO_RESIDUAL)
+
+    def _patches(self, step: PatchStep) -> None:
+        """Rows that the host writes."""
+        table, W = self.tables.patches, self.config.W
+        assert table is not None
+        self._row(Op.EMBED, table.at, -(-step.op.width // W), table.chunks, src=Src.TABLE,
+                  mode=Mode.INT16, header=Header.SCALE, y=self.act.at[step.name] * W, **_TO_ACT)
 
     def _angles(self, name: str) -> None:
         """From here on heads rotate by this table."""
@@ -223,7 +230,8 @@ class _Lists:
             def kv(width: int) -> dict:
                 keys, beats = tile_keys(config, width.bit_length() - 1), width // config.W
                 return dict(src=Src.KV, mode=Mode.INT8, header=Header.NONE, rows=keys, group=count,
-                            row_beats=beats, chunks=keys * beats, back=back, **lanes)
+                            row_beats=beats, chunks=keys * beats, back=back,
+                            ahead=int(op.ahead), **lanes)
             self._relative(code, Op.QK, self.tables.kv(step.cache, 0, kv_head), x=at,
                            shift=numbers.score_shift, **kv(pad))
             for column in range(0, self.plan.value_pad, self.columns):
@@ -291,9 +299,9 @@ class _Lists:
 
 #: What makes instructions of a step; a new one is a row here.
 _LOWER: dict[type[Step], Callable[..., None]] = {
-    EmbedStep: _Lists._embed, NormStep: _Lists._norm, ReadStep: _Lists._read,
-    AttendStep: _Lists._attend, GateStep: _Lists._gate, AddStep: _Lists._add,
-    HeadStep: _Lists._head}
+    EmbedStep: _Lists._embed, PatchStep: _Lists._patches, NormStep: _Lists._norm,
+    ReadStep: _Lists._read, AttendStep: _Lists._attend, GateStep: _Lists._gate,
+    AddStep: _Lists._add, HeadStep: _Lists._head}
 
 
 def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
@@ -371,6 +379,10 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
         first = qm.plan.embedding.op.offset if matrix is qm.plan.embedding.positions else 0
         memory = memory.ljust(table.at, b"\0") + _table(
             qm.numbers[matrix.name], slice(first, first + table.rows), W)
+    vision = _vision(qm, tables, len(weights), W)
+    if vision is not None:
+        memory = memory.ljust(vision.at - len(weights), b"\0") + vision.tiles(
+            np.zeros((context, vision.pictures.width), np.int16), W)
     memory = weights + memory.ljust(tables.kv_at, b"\0")
     regs = dict(prefill_pc=0, decode_pc=len(lists.prefill), stream_addr=0,
                 block_words=act.block_words, token_words=lists.token << lists.beside,
@@ -393,9 +405,19 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
         program=b"".join(map(encode, program)), memory=memory, tokenizer=qm.tokenizer_json,
         chat=qm.chat, bos_id=qm.bos_id, stop_ids=tuple(qm.stop_ids),
         facts=_facts(qm, lists.stream.tensors, all_tokens) | {"batch": lists.batch},
-        tensors=tuple(lists.stream.tensors),
+        tensors=tuple(lists.stream.tensors), vision=vision,
         draft=None if draft is None else dict(
             model=draft.model, made_of=draft.made_of, entries=draft.used))
+
+
+def _vision(qm: QuantModel, tables: Tables, before: int, W: int) -> Vision | None:
+    """Where an image's patches go. before: bytes in front of the tables."""
+    step, table = qm.plan.patches, tables.patches
+    if step is None or table is None:
+        return None
+    assert qm.pictures is not None
+    return Vision(at=before + table.at, stride=table.chunks * W,
+                  fraction=qm.numbers[step.name].fraction, pictures=qm.pictures)
 
 
 def _last(matrix: Matrix, norm: Normed | None) -> Matrix:
@@ -447,7 +469,7 @@ def _facts(qm: QuantModel, tensors: list[dict], all_tokens: bool) -> dict:
 
     layer_bytes, tail_bytes: codes, scales and minima of blocks, row scales, biases and gammas read
     once a pass; of what is for the last token only, see :meth:`_Lists.make`. embedding_bytes: those
-    of a token's rows of embedding and positions. layer_macs, tail_macs: products a token.
+    of a token's rows of embedding, positions and patches. layer_macs, tail_macs: products a token.
     tail_attends: attentions in the tail. parameters: weights of the float model. Of what is packed,
     the packed bytes.
     """
@@ -477,6 +499,8 @@ def _facts(qm: QuantModel, tensors: list[dict], all_tokens: bool) -> dict:
     gammas += [(2 * norm.values * norm.count,
                 norm.diagonal is not None and norm.diagonal.name in behind) for norm in plan.norms]
 
+    patches = 2 * plan.patches.op.width if plan.patches is not None else 0
+
     def total(of: Callable[[Matrix], int], where: bool) -> int:
         return sum(of(m) for m in plan.matrices if (m.name in behind) is where)
 
@@ -484,6 +508,7 @@ def _facts(qm: QuantModel, tensors: list[dict], all_tokens: bool) -> dict:
         return total(linear, where) + sum(bytes_ for bytes_, late in gammas if late is where)
     return dict(
         parameters=qm.parameters, layer_bytes=size(False), tail_bytes=size(True),
-        embedding_bytes=sum(linear(table) // table.rows for table in plan.embedding.tables),
+        embedding_bytes=patches + sum(linear(table) // table.rows
+                                      for table in plan.embedding.tables),
         layer_macs=total(macs, False), tail_macs=total(macs, True),
         tail_attends=int(not all_tokens))

@@ -23,12 +23,14 @@ from meadowlark_hdl.isa import (INSTRUCTION_BYTES, MODEL_REGS, Header, Instructi
                                 Src, decode, fault)
 
 from meadowlark_hdl.link.protocol import ISA_CRC
+from meadowlark_hdl.weights.decoder_golden import encode_tile
 from meadowlark_hdl.weights.modes import BLOCK_MODES, Packing
 
 from ..draft.table import entries_of
 from ..errors import UserError, brief
 from ..files import write_atomic
 from ..models.metadata import MAX_WORD
+from ..models.pictures import Pictures
 from ..text.chat import ChatTemplate
 from .layout import ALIGN
 
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from meadowlark_boards import Board
 
 MAGIC = b"MEADOWLK"
-VERSION = 8
+VERSION = 9
 #: magic, version, bytes of the JSON header, CRC-32 of everything else before the sections.
 _PREFIX = struct.Struct("<8sIII")
 _SECTIONS = ("program", "memory", "tokenizer", "chat")
@@ -52,6 +54,27 @@ _SHAPE = ("hidden", "layers", "heads", "kv_heads", "head_dim", "value_dim", "hea
           "vocab", "context")
 _FACTS = ("parameters", "layer_bytes", "tail_bytes", "embedding_bytes", "layer_macs", "tail_macs",
           "tail_attends", "batch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vision:
+    """Of an encoder of images: what it is shown, and how its patches get to the board.
+
+    at: where they are in memory, a tile a token, in bytes. stride: of these. fraction: fractional
+    bits of their values.
+    """
+    at: int
+    stride: int
+    fraction: int
+    pictures: Pictures
+
+    def tiles(self, codes: np.ndarray, W: int) -> bytes:
+        """int16[tokens, width] as they lie in memory."""
+        one = dict(mant=np.array([1 << 15]), shift=np.array([15]))
+        tiles = [encode_tile(row[None], **one, W=W, mode=Mode.INT16, header=Header.SCALE)
+                 for row in codes]
+        assert {len(tile) for tile in tiles} == {self.stride}
+        return b"".join(tiles)
 
 
 def is_image(path: str | Path) -> bool:
@@ -110,6 +133,8 @@ class Image:
         For each matrix of the stream, in order: its name, how it is packed (mode: raw, meadow,
         entropy; how: for people), weights, where in memory it starts, bytes of its codes plain and
         as they are, entropy of these in bits a byte.
+    vision : Vision, optional
+        Of an encoder of images.
     draft : dict, optional
         Of the table of drafts in the memory, for people: entries that are there, model and made_of
         as :class:`meadowlark.draft.table.DraftTable` has them.
@@ -128,6 +153,7 @@ class Image:
     bos_id: int | None = None
     stop_ids: tuple[int, ...] = ()
     tensors: tuple[dict, ...] = ()
+    vision: Vision | None = None
     draft: dict | None = None
 
     @property
@@ -253,9 +279,12 @@ class Image:
         :meth:`useful_bytes`."""
         s, f = self.shape, self.facts
         every = s["layers"] - f["tail_attends"]
-        seen = sum(min(p, back) + 1 for back in self.backs[:every] for p in range(pos0, pos0 + n))
+        tokens, last = range(pos0, pos0 + n), pos0 + n - 1
+        if self.vision is not None:         # each sees all
+            tokens = [last] * n
+        seen = sum(min(p, back) + 1 for back in self.backs[:every] for p in tokens)
         if final:
-            seen += sum(min(pos0 + n - 1, back) + 1 for back in self.backs[every:])
+            seen += sum(min(last, back) + 1 for back in self.backs[every:])
         return (f["layer_macs"] * n + (f["tail_macs"] if final else 0)
                 + s["heads"] * (s["head_dim"] + s["value_dim"]) * seen)
 
@@ -301,6 +330,8 @@ class Image:
             "stop_ids": self.stop_ids, "config": self.config,
             "needs": self.needs, "model_regs": self.model_regs, "shape": self.shape,
             "facts": self.facts, "tensors": self.tensors, "draft": self.draft,
+            "vision": None if self.vision is None else {
+                **vars(self.vision), "pictures": self.vision.pictures.as_dict()},
             "sections": sections},
             indent=1).encode() + b"\n"
         lead = _PREFIX.pack(MAGIC, VERSION, len(header), 0)
@@ -371,6 +402,7 @@ class Image:
             stop_ids=tuple(_whole(ids, i) for ids in [header["stop_ids"]] for i in range(len(ids))),
             chat=ChatTemplate.from_json(chat, name) if chat else None,
             tensors=tuple(map(_tensor, header["tensors"])),
+            vision=None if header["vision"] is None else _vision(header["vision"]),
             draft=None if header["draft"] is None else _draft(header["draft"]), **data)
         image._check_program()
         image._check_sizes()
@@ -415,6 +447,12 @@ class Image:
         for token in (*self.stop_ids, self.bos_id or 0):
             if token >= shape["vocab"]:
                 raise ValueError(f"token {token} of {shape['vocab']}")
+        if (vision := self.vision) is not None:
+            pictures, W = vision.pictures, self.config["W"]
+            if (pictures.tokens, len(pictures.labels)) != (shape["context"], shape["vocab"]) or \
+                    vision.stride % W or vision.stride < 2 * pictures.width or vision.at % W or \
+                    vision.at + pictures.tokens * vision.stride > len(self.memory):
+                raise ValueError(f"patches of {pictures.tokens} tokens at {vision.at}")
         if (self.draft is None) is not (self.draft_bytes == 0):
             raise ValueError(f"{self.draft_bytes} bytes of drafts")
         if self.draft is not None:
@@ -491,6 +529,11 @@ def _tensor(table: dict) -> dict:
 def _draft(table: dict) -> dict:
     found: dict = {key: _text(table, key) for key in ("model", "made_of")}
     return found | {"entries": _whole(table, "entries")}
+
+
+def _vision(table: dict) -> Vision:
+    return Vision(pictures=Pictures.from_dict(table["pictures"]), fraction=_whole(
+        table, "fraction", 32), **{key: _whole(table, key) for key in ("at", "stride")})
 
 
 def _text(table: dict, key: str) -> str:

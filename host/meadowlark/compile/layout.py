@@ -10,7 +10,7 @@ from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import FIELDS, Header, Mode
 from meadowlark_hdl.weights.decoder_golden import HEADER_BYTES, tile_chunks
 
-from ..quant.plan import AttendStep, GateStep, NormStep, Plan, ReadStep
+from ..quant.plan import AttendStep, GateStep, NormStep, PatchStep, Plan, ReadStep
 from ..quant.shapes import Shapes
 
 #: Start of a section of external memory, in bytes: at least a chunk, and a DRAM burst.
@@ -151,12 +151,12 @@ class RowTable(NamedTuple):
 
 class Tables:
     """External memory behind the weight stream: RoPE tables, embedding table, that of learned
-    positions, KV cache.
+    positions, that of an image's patches, KV cache.
 
     rope: table of each name. tables: of the embedding, and of the positions of the context where
-    there are some. kv_at: where the cache starts, from the end of the stream on, in bytes; the
-    first table starts there. kv_steps: bytes of the keys, and of the values, of a KV head. size:
-    of all, in bytes.
+    there are some. patches: int16 behind a scale of 1, or None. kv_at: where the cache starts, from
+    the end of the stream on, in bytes; the first table starts there. kv_steps: bytes of the keys,
+    and of the values, of a KV head. size: of all, in bytes.
     """
 
     def __init__(self, shapes: Shapes, config: Config, context: int) -> None:
@@ -173,6 +173,11 @@ class Tables:
                                  -(-matrix.columns // W), W)
             self.tables.append(RowTable(at, chunks, rows))
             at += round_up(rows * chunks * W, ALIGN)
+        self.patches: RowTable | None = None
+        if plan.patches is not None:
+            chunks = tile_chunks(Mode.INT16, Header.SCALE, 1, -(-plan.patches.op.width // W), W)
+            self.patches = RowTable(at, chunks, context)
+            at += round_up(context * chunks * W, ALIGN)
         self.kv_at = at
         self.kv_steps = tuple(round_up(context * width, ALIGN)
                               for width in (plan.key_pad, plan.value_pad))
@@ -249,7 +254,7 @@ def _regions(plan: Plan, W: int, at_once: int) -> Iterator[_Region]:
                 rows[-1] //= step.op.kv_heads
             yield _Region(step.norms[0].op.out, words(max(rows)), i, i)
         match step:
-            case NormStep() | ReadStep() | GateStep():
+            case PatchStep() | NormStep() | ReadStep() | GateStep():
                 yield _Region(step.name, words(plan.graph.edges[step.name].width), i,
                               last[step.name])
             case AttendStep(op=op):

@@ -166,6 +166,8 @@ def need(shapes: Shapes, board: Board, context: int | None = None, bits: float =
     :class:`Need`. Weights are int8 where the board reads no blocks.
     """
     config, on = board.config, suited(shapes, board)
+    if on.plan.graph.encoder:           # all tokens of an image, or none
+        context = on.context
     if context is None:
         context = min(on.context, config.context, config.score_depth)
     return Need(on if config.block_modes else on.int8(), config, context, bits)
@@ -259,6 +261,13 @@ LIMITS = (
 )
 
 
+#: Of an encoder: keys of a layer are those of all tokens, so all are there before the first query
+#: is. What a board has depends on the model, see :func:`residents`.
+IMAGE = Limit("tokens of an image", "", "all of them in one pass", lambda n: n.context,
+              lambda b: Config.PASS_BLOCKS * b.config.P,
+              "a pass: residual_values, act_words, scratch_bytes, rope_pairs and 32 blocks of P")
+
+
 class Reason(NamedTuple):
     """Why a model does not fit a board: what of it, what it needs, what the board has."""
     limit: Limit
@@ -286,8 +295,12 @@ def fits(shapes: Shapes, board: Board, *, context: int | None = None, bits: floa
         See :class:`Need`.
     """
     on = need(shapes, board, context, bits)
-    return [Reason(limit, of, has) for limit in LIMITS
-            if (of := limit.of(on)) > (has := limit.has(board))]
+    found = [Reason(limit, of, has) for limit in LIMITS
+             if (of := limit.of(on)) > (has := limit.has(board))]
+    most = residents(on.plan, on.config) * on.config.P
+    if on.plan.graph.encoder and on.context > most and not found:
+        found.append(Reason(IMAGE, on.context, most))
+    return found
 
 
 # ---- What could be done
@@ -357,6 +370,9 @@ def check(shapes: Shapes, board: Board, *, context: int | None = None, bits: flo
     UserError
         Names each limit that is exceeded, both values, and what could be done.
     """
+    if shapes.plan.graph.encoder and context not in (None, shapes.context):
+        raise UserError(f"an image has {shapes.context} tokens, which are the context; leave --ctx "
+                        "out")
     if context is not None and not 1 <= context <= shapes.context:
         raise UserError(f"the context must be in 1..{shapes.context} for this model, not {context}")
     if fits(shapes, board, context=context, bits=bits if least is None else least):

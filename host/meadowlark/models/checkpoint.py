@@ -11,6 +11,7 @@ from ..text.chat import ChatTemplate
 from ..text.tokenizer import Tokenizer
 from .blocks import BlockTensor
 from .graph import Embed, Graph, Head
+from .pictures import Pictures
 
 #: Name of the weight of a head that is not the embedding.
 HEAD = "head"
@@ -25,8 +26,9 @@ class Model:
     (inputs)]. blocks: the matrices that the file has in blocks of 32, as it has them. context:
     most positions the model was made for. bos_id: the token that stands before each text, None if
     the model takes texts without. stop_ids: at most 8. parameters: number of weights in the file,
-    tied ones once. chat: None if the model came without a chat template. warnings: sentences for
-    people, on what was read in another way than the files say or not at all.
+    tied ones once. chat: None if the model came without a chat template. pictures: what an encoder
+    of images is shown; its context is the tokens of one, its vocabulary the classes. warnings:
+    sentences for people, on what was read in another way than the files say or not at all.
     """
     name: str
     family: str
@@ -39,6 +41,7 @@ class Model:
     parameters: int
     blocks: Mapping[str, BlockTensor] = field(default_factory=dict)
     chat: ChatTemplate | None = None
+    pictures: Pictures | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -48,7 +51,7 @@ class Model:
 
     @property
     def vocab(self) -> int:
-        """Tokens that it knows: rows of the embedding."""
+        """Tokens that it knows, or classes: rows of the head."""
         return self.graph.vocab
 
     @property

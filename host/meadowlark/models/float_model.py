@@ -9,7 +9,8 @@ import numpy as np
 from meadowlark_hdl.functions import FUNCTIONS
 
 from .checkpoint import Model
-from .graph import Add, Attend, Embed, Gate, Head, Linear, Norm, Operator, Rates, Read, Rope
+from .graph import (Add, Attend, Embed, Gate, Head, Linear, Norm, Operator, Patches, Rates, Read,
+                    Rope)
 
 #: Called with (edge, float32[n, width]) as a run goes.
 Observer = Callable[[str, np.ndarray], None]
@@ -20,7 +21,7 @@ QUERIES = 256
 class _Run(Protocol):
     """What operators depend on beside their inputs, of one pass through the graph.
 
-    tokens: int[n], the rows of every edge.
+    tokens: int[n], the rows of every edge; of an encoder float32[n, width], what each is given.
     """
     weights: Mapping[str, np.ndarray]
     tokens: np.ndarray
@@ -43,9 +44,16 @@ class _Run(Protocol):
 # ---- Operators: values of the inputs [n, width] -> value of the output
 
 def _embed(run: _Run, op: Embed) -> np.ndarray:
-    x = scaled(run.weights[op.weight][run.tokens], op.scale)
-    return x if op.positions is None else \
-        x + run.weights[op.positions][op.offset + run.positions]
+    x = None if op.weight is None else scaled(run.weights[op.weight][run.tokens], op.scale)
+    if op.positions is None:
+        assert x is not None
+        return x
+    positions = run.weights[op.positions][op.offset + run.positions]
+    return positions if x is None else x + positions
+
+
+def _patches(run: _Run, op: Patches) -> np.ndarray:
+    return run.tokens
 
 
 def _norm(run: _Run, op: Norm, x: np.ndarray) -> np.ndarray:
@@ -86,8 +94,8 @@ def _head(run: _Run, op: Head, x: np.ndarray) -> np.ndarray:
 
 #: How an operator is run; a row each.
 FORWARD: Mapping[type[Operator], Callable[..., np.ndarray]] = {
-    Embed: _embed, Norm: _norm, Read: _read, Linear: _linear, Rope: _rope, Attend: _attend,
-    Gate: _gate, Add: _add, Head: _head}
+    Embed: _embed, Patches: _patches, Norm: _norm, Read: _read, Linear: _linear, Rope: _rope,
+    Attend: _attend, Gate: _gate, Add: _add, Head: _head}
 
 
 def scaled(x: np.ndarray, scale: float) -> np.ndarray:
@@ -134,7 +142,7 @@ def turns(rates: Rates, positions: np.ndarray | range) -> tuple[np.ndarray, np.n
 def unseen(op: Attend, positions: np.ndarray, keys: int) -> np.ndarray:
     """bool[positions, keys]: keys that a query at a position does not see."""
     behind = np.arange(keys) - positions[:, None]
-    out = behind > 0
+    out = (behind > 0) & (not op.ahead)
     return out if op.window is None else out | (behind <= -op.window)
 
 
@@ -159,6 +167,7 @@ class FloatModel:
         Parameters
         ----------
         tokens : sequence of n ids, 1 <= n <= context
+            Of an encoder float32[context, width], see :class:`meadowlark.models.graph.Patches`.
         observe : callable, optional
             Gets each edge of the graph, in order.
 
@@ -173,7 +182,10 @@ class FloatModel:
         _run(self.model, self._sequence(tokens), observe, self.model.graph.operators[:-1])
 
     def _sequence(self, tokens: Sequence[int] | np.ndarray) -> _Sequence:
-        tokens = np.asarray(tokens, np.int64)
+        encoder = self.model.graph.encoder
+        tokens = np.asarray(tokens, np.float32 if encoder else np.int64)
+        if encoder and len(tokens) != self.model.context:
+            raise ValueError(f"an image has {self.model.context} tokens, not {len(tokens)}")
         if not 1 <= len(tokens) <= self.model.context:
             raise ValueError(f"a sequence must have 1..{self.model.context} tokens, not "
                              f"{len(tokens)}")
@@ -215,12 +227,13 @@ class _Sequence:
         out = np.empty((*q.shape[:2], op.value_dim), q.dtype)
         for start in range(0, len(q), QUERIES):
             stop = min(len(q), start + QUERIES)
-            hidden = unseen(op, np.arange(start, stop), stop)
+            keys = len(q) if op.ahead else stop
+            hidden = unseen(op, np.arange(start, stop), keys)
             for h in range(op.heads):
-                s = q[start:stop, h] @ k[:stop, h // group].T / q.dtype.type(op.divisor)
+                s = q[start:stop, h] @ k[:keys, h // group].T / q.dtype.type(op.divisor)
                 s[hidden] = -np.inf
                 p = np.exp(s - s.max(axis=-1, keepdims=True))
-                out[start:stop, h] = p @ v[:stop, h // group] / p.sum(axis=-1, keepdims=True)
+                out[start:stop, h] = p @ v[:keys, h // group] / p.sum(axis=-1, keepdims=True)
         return out
 
 

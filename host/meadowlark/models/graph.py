@@ -58,12 +58,20 @@ class Operator:
 @dataclass(frozen=True, kw_only=True)
 class Embed(Operator):
     """tokens -> residual: row ``token`` of weight[vocab, hidden], times scale. positions: weight
-    [offset + positions, hidden] of which row ``offset + position`` is added, or None."""
-    weight: str
+    [offset + positions, hidden] of which row ``offset + position`` is added, or None. weight: None
+    where tokens have no ids, but :class:`Patches`."""
+    weight: str | None
     scale: float = 1.0
     positions: str | None = None
     offset: int = 0
     arrays = ("weight", "positions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patches(Operator):
+    """image -> values: what a token is given of it, ``width`` values (arXiv:2010.11929, section
+    3.1); see :meth:`meadowlark.models.pictures.Pictures.rows`."""
+    width: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +124,10 @@ class Rope(Operator):
 class Attend(Operator):
     """q[heads*head_dim], k[kv_heads*key_dim] and v[kv_heads*value_dim] -> values[heads*value_dim].
 
-    Causal attention (arXiv:1706.03762) with grouped queries (arXiv:2305.13245): query head h sees
+    Attention (arXiv:1706.03762) with grouped queries (arXiv:2305.13245): query head h sees
     the keys of head ``h * kv_heads // heads``; scores are ``q.k / divisor``. k and v are what the
     cache holds. window: a query at position p sees keys p - window < position <= p; None: all.
+    ahead: it sees all keys behind its own, too; else attention is causal.
     latent: 0, or so many dimensions of a value, which is a part of its key as well: behind what k
     has of it (latent attention with its projections absorbed, arXiv:2405.04434, section 2.1).
     """
@@ -130,6 +139,7 @@ class Attend(Operator):
     head_dim: int
     divisor: float
     window: int | None = None
+    ahead: bool = False
     latent: int = 0
     edges = ("q", "k", "v")
 
@@ -271,8 +281,13 @@ class Graph:
 
     @property
     def vocab(self) -> int:
-        """Rows of the embedding."""
-        return self.shapes[next(self.of(Embed)).weight][0]
+        """Logits: tokens, or classes of images."""
+        return self.edges[self.operators[-1].out].width
+
+    @property
+    def encoder(self) -> bool:
+        """It reads an image, all tokens of which see each other, and gives classes."""
+        return any(self.of(Patches))
 
     def __str__(self) -> str:
         """One operator a line: what it makes, how wide, and from what."""
@@ -306,13 +321,19 @@ def _shape(graph: Graph, op: Operator, name: str | None, *shape: int) -> None:
 
 
 def _embed(graph: Graph, op: Embed, _: list[Edge]) -> Edge:
-    width = graph.shapes[op.weight][1]
+    if not op.weights:
+        raise GraphError(f"{op.out}: an embedding of neither tokens nor positions")
+    width = graph.shapes[op.weights[0]][1]
     if op.positions is not None:
         rows = graph.shapes[op.positions][0]
         _shape(graph, op, op.positions, rows, width)
         if not 0 <= op.offset < rows:
             raise GraphError(f"{op.out}: {rows} rows of positions have no row {op.offset}")
     return Edge(Kind.RESIDUAL, width)
+
+
+def _patches(_: Graph, op: Patches, __: list[Edge]) -> Edge:
+    return Edge(Kind.VALUES, op.width)
 
 
 def _norm(graph: Graph, op: Norm, inputs: list[Edge]) -> Edge:
@@ -386,8 +407,8 @@ def _head(graph: Graph, op: Head, inputs: list[Edge]) -> Edge:
     return Edge(Kind.LOGITS, vocab)
 
 
-_EDGE = {Embed: _embed, Norm: _norm, Read: _read, Linear: _linear, Rope: _rope, Attend: _attend,
-         Gate: _gate, Add: _add, Head: _head}
+_EDGE = {Embed: _embed, Patches: _patches, Norm: _norm, Read: _read, Linear: _linear, Rope: _rope,
+         Attend: _attend, Gate: _gate, Add: _add, Head: _head}
 
 
 # ---- Building
@@ -416,13 +437,18 @@ class Builder:
                              f"{list(shape)}")
         return name
 
-    def embed(self, vocab: int, hidden: int, *, scale: float = 1.0, positions: int = 0,
+    def embed(self, vocab: int | None, hidden: int, *, scale: float = 1.0, positions: int = 0,
               offset: int = 0) -> str:
-        """The residual of the tokens; weight "embedding". positions: those that have a row, behind
-        ``offset`` others, of the weight "positions"; 0: none."""
+        """The residual of the tokens; weight "embedding", without vocab none. positions: those that
+        have a row, behind ``offset`` others, of the weight "positions"; 0: none."""
         learned = self._array("positions", offset + positions, hidden) if positions else None
-        return self._put(Embed(out="residual", weight=self._array("embedding", vocab, hidden),
-                               scale=scale, positions=learned, offset=offset), hidden)
+        weight = None if vocab is None else self._array("embedding", vocab, hidden)
+        return self._put(Embed(out="residual", weight=weight, scale=scale, positions=learned,
+                               offset=offset), hidden)
+
+    def patches(self, width: int) -> str:
+        """What each token is given of an image."""
+        return self._put(Patches(out="patches", width=width), width)
 
     def norm(self, x: str, name: str, eps: float, *, beta: bool = False, centred: bool = False,
              head_dim: int | None = None) -> str:
@@ -453,13 +479,13 @@ class Builder:
 
     def attend(self, q: str, k: str, v: str, name: str, *, heads: int, kv_heads: int,
                head_dim: int, divisor: float | None = None, window: int | None = None,
-               latent: int = 0) -> str:
-        """Causal attention; divisor: the root of head_dim unless it is given. latent: see
+               ahead: bool = False, latent: int = 0) -> str:
+        """Attention; divisor: the root of head_dim unless it is given. window, ahead, latent: see
         :class:`Attend`."""
         return self._put(Attend(
             out=name, q=q, k=k, v=v, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
             divisor=float(np.sqrt(head_dim)) if divisor is None else divisor, window=window,
-            latent=latent), heads * (latent or head_dim))
+            ahead=ahead, latent=latent), heads * (latent or head_dim))
 
     def gate(self, gate: str, up: str | None, name: str, *, fn: Fn = Fn.SILU) -> str:
         """fn(gate) * up, or fn(gate) where there is no up."""

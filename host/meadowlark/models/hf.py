@@ -320,4 +320,5 @@ def load_folder(folder: Path, name: str | None = None, *, outline: bool = False)
         name=name or folder.resolve().name, family=family.name, graph=graph, weights=weights,
         context=made.context, tokenizer=tokenizer, bos_id=bos, stop_ids=stop_ids(named, ends),
         parameters=sum(tensors.taken.values()), chat=declared.chat_template(),
+        pictures=made.pictures(folder),
         warnings=tuple(warnings))

@@ -9,7 +9,7 @@ from meadowlark_hdl.functions import FUNCTIONS
 
 from .checkpoint import Model
 from .float_model import in_heads, rotate, scaled, split, turns, unseen
-from .graph import Add, Attend, Embed, Gate, Head, Linear, Norm, Operator, Read, Rope
+from .graph import Add, Attend, Embed, Gate, Head, Linear, Norm, Operator, Patches, Read, Rope
 
 #: Called with a matrix's operator, its inputs [n, columns] and the gradient of its outputs
 #: [n, rows].
@@ -54,7 +54,7 @@ def gradients(model: Model, values: Mapping[str, np.ndarray], logits: np.ndarray
 
 # ---- Operators: gradient of the output, and values of the inputs -> gradients of the inputs
 
-def _embed(_: Model, op: Embed, d: np.ndarray) -> Sequence[np.ndarray]:
+def _no_inputs(_: Model, op: Embed | Patches, d: np.ndarray) -> Sequence[np.ndarray]:
     return ()
 
 
@@ -123,5 +123,5 @@ def _head(model: Model, op: Head, d: np.ndarray, x: np.ndarray) -> Sequence[np.n
 
 #: How the gradient of an operator is found; a row each.
 VJP: Mapping[type[Operator], Callable[..., Sequence[np.ndarray]]] = {
-    Embed: _embed, Norm: _norm, Read: _read, Linear: _linear, Rope: _rope, Attend: _attend,
-    Gate: _gate, Add: _add, Head: _head}
+    Embed: _no_inputs, Patches: _no_inputs, Norm: _norm, Read: _read, Linear: _linear, Rope: _rope,
+    Attend: _attend, Gate: _gate, Add: _add, Head: _head}

@@ -27,7 +27,7 @@ from meadowlark_hdl.fixed import saturate
 from ..errors import UserError
 from ..models.float_model import unseen
 from .plan import (AddStep, AttendStep, EmbedStep, GateStep, HeadStep, Matrix, Normed, NormStep,
-                   ReadStep, Step)
+                   PatchStep, ReadStep, Step)
 from .quantise import QuantAttend, QuantLinear, QuantModel
 
 #: Format of the gate in glu_golden, which saturates to it by itself: here it is only counted.
@@ -40,7 +40,8 @@ Drafter = Callable[[list[int], int], list[int]]
 
 @dataclass
 class _Pass:
-    """Of a pass under way: tokens[n] at pos0.., and what its steps have made."""
+    """Of a pass under way: tokens[n] at pos0.., or of an image codes[n, width], and what its steps
+    have made."""
     tokens: np.ndarray
     pos0: int
     residual: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -157,6 +158,15 @@ class GoldenModel:
         logits = np.concatenate(out)
         return logits if want == "all" else logits[0]
 
+    def classify(self, codes: np.ndarray) -> np.ndarray:
+        """An image, int16[context, width] (:meth:`meadowlark.models.pictures.Pictures.codes`), ->
+        int32[classes], 12 fractional bits."""
+        step = self.qm.plan.patches
+        if step is None or codes.shape != (self.context, step.op.width):
+            raise ValueError(f"codes must be of {self.context} tokens, not {codes.shape!r}")
+        residual, self.length = self._pass(codes.astype(np.int64), 0), self.context
+        return self._logits(residual[-1:])[0]
+
     def generate(self, tokens: Sequence[int], sampling: Sampling = Sampling(), *,
                  max_new: int | None = None, stop_ids: Collection[int] | None = None,
                  start_pos: int = 0, draft_most: int = 0, draft_price: int = 0,
@@ -241,13 +251,18 @@ class GoldenModel:
             state.edges[step.name] = made
 
     def _embed(self, step: EmbedStep, state: _Pass) -> np.ndarray:
-        # written to an empty residual: only its saturation is left of the addition
-        residual = add_residual(0, self._rows(step.matrix, state.tokens))
-        if step.positions is None:
-            return residual
         positions = step.op.offset + state.pos0 + np.arange(len(state.tokens))
-        return self._at_limit(add_residual(residual, self._rows(step.positions, positions)),
-                              "residual", Config.RESID_BITS)
+        residual: np.ndarray | int = 0
+        for matrix in step.tables:
+            # written to an empty residual only its saturation is left of the addition
+            residual = add_residual(residual, self._rows(
+                matrix, state.tokens if matrix is step.matrix else positions))
+        assert isinstance(residual, np.ndarray)
+        return self._at_limit(residual, "residual", Config.RESID_BITS) \
+            if len(step.tables) > 1 else residual
+
+    def _patches(self, step: PatchStep, state: _Pass) -> np.ndarray:
+        return state.tokens
 
     def _rows(self, matrix: Matrix, which: np.ndarray) -> np.ndarray:
         """Requantised rows of a table: int64[n, hidden]."""
@@ -404,6 +419,6 @@ class GoldenModel:
 
 #: What runs a step; a new one is a row here.
 _RUN: dict[type[Step], Callable[..., np.ndarray]] = {
-    EmbedStep: GoldenModel._embed, NormStep: GoldenModel._norm, ReadStep: GoldenModel._read,
-    AttendStep: GoldenModel._attend, GateStep: GoldenModel._gate, AddStep: GoldenModel._add,
-    HeadStep: GoldenModel._head}
+    EmbedStep: GoldenModel._embed, PatchStep: GoldenModel._patches, NormStep: GoldenModel._norm,
+    ReadStep: GoldenModel._read, AttendStep: GoldenModel._attend, GateStep: GoldenModel._gate,
+    AddStep: GoldenModel._add, HeadStep: GoldenModel._head}

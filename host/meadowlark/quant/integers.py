@@ -17,8 +17,9 @@ from meadowlark_hdl.isa import Mode
 from meadowlark_hdl.weights.modes import BLOCK, MODES
 
 from ..models.checkpoint import Model
-from .plan import AttendStep, GateStep, NormStep, Plan, ReadStep
-from .quantise import QuantAttend, QuantGate, QuantLinear, QuantModel, QuantNorm
+from .plan import AttendStep, GateStep, NormStep, PatchStep, Plan, ReadStep
+from .quantise import (QuantAttend, QuantGate, QuantLinear, QuantModel, QuantNorm,
+                       QuantPatches)
 from .shapes import Shapes
 
 _TYPES = {"codes": "int8", "mant": "uint16", "shift": "uint8", "bias": "int32", "scale": "float16",
@@ -29,14 +30,14 @@ _TYPES = {"codes": "int8", "mant": "uint16", "shift": "uint8", "bias": "int32", 
 def _of_model(model: Model) -> dict[str, Any]:
     """Fields of a :class:`QuantModel` that are the model's."""
     return dict(name=model.name, tokenizer_json=model.tokenizer.json, bos_id=model.bos_id,
-                stop_ids=model.stop_ids, chat=model.chat)
+                stop_ids=model.stop_ids, chat=model.chat, pictures=model.pictures)
 
 
 def _kinds(steps: Plan) -> dict[str, type]:
     """Name -> what the numbers of that name are."""
     found: dict[str, type] = {m.name: QuantLinear for m in steps.every_matrix}
     for step_type, kind in ((NormStep, QuantNorm), (ReadStep, QuantNorm), (AttendStep, QuantAttend),
-                            (GateStep, QuantGate)):
+                            (GateStep, QuantGate), (PatchStep, QuantPatches)):
         found |= dict.fromkeys((step.name for step in steps.of(step_type)), kind)
     return found | {norm.op.out: QuantNorm for norm in steps.norms}
 
@@ -86,7 +87,8 @@ def dump(qm: QuantModel) -> bytes:
                 else:
                     names[id(value)] = name
                     tensors[name] = np.ascontiguousarray(value)
-            elif isinstance(value, int) or value is None and name not in ("bos_id", "chat"):
+            elif isinstance(value, int) or value is None and name not in ("bos_id", "chat",
+                                                                        "pictures"):
                 numbers[name] = None if value is None else int(value)
     meta = json.dumps({"numbers": numbers, "same": same}, sort_keys=True)
     return safetensors.numpy.save(tensors, {"meadowlark": meta})

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..errors import UserError
 from ..models.checkpoint import Model
 from ..models.float_model import FloatModel
 
@@ -34,7 +35,15 @@ def own_text(model: Model, *, sequences: int = SEQUENCES, length: int = LENGTH, 
     list of lists of 2..length ids
         Each begins with the model's bos, or a token by chance if it has none, and ends behind its
         first stop id.
+
+    Raises
+    ------
+    UserError
+        The model is an encoder of images.
     """
+    if model.graph.encoder:
+        raise UserError(f"{model.name} reads images and writes no text, which --bits, --target-ppl "
+                        "and --fuse-ffn auto need; leave them out")
     rng = np.random.default_rng(seed)
     length = min(length, model.context)
     stepper = FloatModel(model).stepper(sequences, length)

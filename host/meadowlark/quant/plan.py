@@ -14,7 +14,7 @@ from functools import cached_property
 
 from ..errors import UserError
 from ..models.graph import (Add, Attend, Embed, Gate, Graph, Head, Kind, Linear, Norm, Operator,
-                            Read, Rope)
+                            Patches, Read, Rope)
 
 
 #: Values of a word of any core: parts of a key that has a latent are padded to so many.
@@ -106,16 +106,22 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedStep(Step):
-    """tokens -> residual. matrix: the table, a row of which is read a token. positions: that of
-    positions, whose rows are added, or None."""
+    """tokens -> residual. matrix: the table, a row of which is read a token, or None. positions:
+    that of positions, whose rows are added, or None."""
     op: Embed
-    matrix: Matrix
+    matrix: Matrix | None
     positions: Matrix | None
 
     @property
     def tables(self) -> tuple[Matrix, ...]:
         """Those that there are, in the order of their use."""
-        return (self.matrix,) if self.positions is None else (self.matrix, self.positions)
+        return tuple(table for table in (self.matrix, self.positions) if table is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchStep(Step):
+    """image -> activations: rows of a table that the host writes."""
+    op: Patches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,6 +270,11 @@ class Plan:
         return next(self.of(EmbedStep))
 
     @property
+    def patches(self) -> PatchStep | None:
+        """Of an encoder of images."""
+        return next(self.of(PatchStep), None)
+
+    @property
     def head(self) -> HeadStep:
         """The last step."""
         return next(self.of(HeadStep))
@@ -360,9 +371,10 @@ class _Gatherer:
                     name=name, x="", weights=(weight,), biases=(),
                     rows=self.graph.shapes[weight][0], columns=self.graph.hidden)
                     for name, weight in (("embedding", op.weight), ("positions", op.positions)))
-                assert token is not None
                 self._put(EmbedStep(name=op.out, op=op, matrix=token, positions=position))
                 self.residual, self.summed = op.out, True
+            case Patches():
+                self._put(PatchStep(name=op.out, op=op))
             case Norm():
                 if op.centred or op.beta is not None:
                     raise _unable(f"{op.out}, a norm with a mean or an offset, as it is")
@@ -417,6 +429,8 @@ class _Gatherer:
         if len({step.op.eps for step in self.steps
                 if isinstance(step, NormStep) and step.matrix is None}) > 1:
             raise _unable("norms of the residual with different epsilons")
+        if {op.ahead for op in self.graph.of(Attend)} != {self.graph.encoder}:
+            raise _unable("tokens that see those behind them, but of a whole image")
         if len({op.eps > 0 for op in self.graph.of(Norm)}) > 1:
             raise _unable("norms with an epsilon, and others without")
 

@@ -28,10 +28,12 @@ from ..models.blocks import BlockTensor
 from ..models.checkpoint import Model
 from ..models.float_model import FloatModel, Observer
 from ..models.graph import Attend, Embed, Gate, Graph, Head, Kind, Linear, Norm, Rope
+from ..models.pictures import Pictures
 from ..text.chat import ChatTemplate
+from .own_pictures import own_pictures
 from .own_text import first, own_text
 from .plan import (AddStep, AttendStep, EmbedStep, GateStep, HeadStep, Matrix, Normed, NormStep,
-                   Order, Plan, ReadStep, Step, plan)
+                   Order, PatchStep, Plan, ReadStep, Step, plan)
 from .sampling import LOG2_E, mantissa_shift
 
 ROPE_FRAC = 14          #: fractional bits of cos and sin
@@ -110,6 +112,12 @@ class QuantAttend:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class QuantPatches:
+    """What tokens are given of an image: int16 with ``fraction`` fractional bits."""
+    fraction: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class QuantGate:
     """A function of rows, of pairs or alone. shift: what its product, or its value, loses."""
     shift: int
@@ -128,7 +136,8 @@ class QuantModel:
     do not turn. eps: hidden * epsilon in
     squared units of the residual. residual_frac: fractional bits of the residual. context: most
     positions of the model, see :func:`longest`.
-    tokenizer_json: contents of the file. chat: the model's template, or None. parameters: weights
+    tokenizer_json: contents of the file. chat: the model's template, or None. pictures: what an
+    encoder is shown, or None. parameters: weights
     of the float model.
     """
     name: str
@@ -143,6 +152,7 @@ class QuantModel:
     stop_ids: tuple[int, ...]
     chat: ChatTemplate | None
     parameters: int
+    pictures: Pictures | None = None
 
     @property
     def hidden(self) -> int:
@@ -219,7 +229,7 @@ class Ranges:
             self.edges[edge] = np.maximum(self.edges.get(edge, 0.0), most)
         elif edge in self._wanted:
             size = np.abs(value)
-            if edge not in self._level:
+            if edge not in self._level and not self.graph.encoder:
                 size[:1] *= FIRST / HEADROOM
             self.edges[edge] = np.maximum(self.edges.get(edge, 0.0), size.max())
 
@@ -231,8 +241,8 @@ def before_rotation(graph: Graph, edge: str) -> str:
 
 
 def calibration_tokens(model: Model, text: str | None = None, *, max_tokens: int | None = None,
-                       ) -> list[list[int]]:
-    """Text -> sequences for :func:`quantise`.
+                       ) -> Sequence[Any]:
+    """Text -> sequences for :func:`quantise`; of an encoder pictures.
 
     Each line alone, from bos to eos, cut to the model's context; about max_tokens in all (by
     default 16,384, fewer for models beyond 67 M parameters: at most 2**40 products, a minute).
@@ -240,6 +250,8 @@ def calibration_tokens(model: Model, text: str | None = None, *, max_tokens: int
     """
     if max_tokens is None:
         max_tokens = max(1, min(1 << 14, (1 << 40) // model.parameters))
+    if model.pictures is not None:
+        return own_pictures(model.pictures, max(16, max_tokens // model.context))
     if text is None and model.tokenizer.missing:
         return first(own_text(model), max_tokens)
     if text is None:
@@ -534,9 +546,17 @@ class _Quantiser:
                                      x_scale, y_scale, what)
 
     def _embed(self, step: EmbedStep) -> None:
-        self._table(step.matrix, 1.0, self.residual_scale / step.op.scale)
+        if step.matrix is not None:
+            self._table(step.matrix, 1.0, self.residual_scale / step.op.scale)
         if step.positions is not None:
             self._table(step.positions, 1.0, self.residual_scale)
+
+    def _patches(self, step: PatchStep) -> None:
+        """Of pixels the largest is known, so there is no headroom."""
+        assert self.model.pictures is not None
+        fraction = floor(log2(INT16 / self.model.pictures.largest))
+        self.scales[step.name] = 2.0**-fraction
+        self.numbers[step.name] = QuantPatches(fraction=fraction)
 
     def _diagonal(self, norm: Normed | None, matrix: Matrix, y_scale: float | np.ndarray) -> bool:
         """A norm of a matrix's outputs, if there is one, and what brings these to another unit.
@@ -650,9 +670,9 @@ class _Quantiser:
 
 
 _STEPS: dict[type[Step], Callable[..., None]] = {
-    EmbedStep: _Quantiser._embed, NormStep: _Quantiser._norm, ReadStep: _Quantiser._read,
-    AttendStep: _Quantiser._attend, GateStep: _Quantiser._gate, AddStep: _Quantiser._add,
-    HeadStep: _Quantiser._head}
+    EmbedStep: _Quantiser._embed, PatchStep: _Quantiser._patches, NormStep: _Quantiser._norm,
+    ReadStep: _Quantiser._read, AttendStep: _Quantiser._attend, GateStep: _Quantiser._gate,
+    AddStep: _Quantiser._add, HeadStep: _Quantiser._head}
 
 
 def _unit_beside(norm: Normed, plan: Plan) -> float:
@@ -749,4 +769,4 @@ def quantise(model: Model, calibration: Iterable[Sequence[int]] | Ranges | None 
         name=model.name, plan=steps, numbers=quantiser.numbers, context=context,
         rope=_rope_tables(steps, context), eps=eps, residual_frac=residual_frac,
         tokenizer_json=model.tokenizer.json, bos_id=model.bos_id, stop_ids=model.stop_ids,
-        chat=model.chat, parameters=model.parameters)
+        chat=model.chat, parameters=model.parameters, pictures=model.pictures)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ..draft.table import DraftTable
     from ..models.checkpoint import Model
+    from ..models.pictures import Pictures
     from ..quant.quantise import QuantModel
     from ..text.chat import Conversation
     from ..text.tokenizer import Tokenizer
@@ -133,6 +134,21 @@ class Source:
             for sentence in model.warnings:
                 self.warn(sentence)
         return self._altered(model)
+
+    @property
+    def pictures(self) -> Pictures | None:
+        """What an encoder of images is shown; None: the model reads text."""
+        if not self.is_image:
+            return self.outline.pictures
+        return None if self.image.vision is None else self.image.vision.pictures
+
+    def check_reads(self, *, images: bool) -> None:
+        """Raise a :class:`UserError` unless the model reads images, or text."""
+        if images and self.pictures is None:
+            raise UserError(f"{self.name} reads text, not images; give an encoder of images, such "
+                            "as a Hugging Face folder of ViTForImageClassification")
+        if not images and self.pictures is not None:
+            raise UserError(f"{self.name} reads images, not text; use meadowlark classify")
 
     def check_fits(self) -> None:
         """Raise a :class:`UserError` unless the model fits the board: from its shapes, and only

@@ -120,6 +120,19 @@ class Target(ABC):
                 ahead = [event.token]
                 yield event
 
+    def classify(self, codes: np.ndarray) -> Event:
+        """The class of an image, as a token. codes: int16[tokens, width], see
+        :meth:`meadowlark.models.pictures.Pictures.codes`; the model is an encoder."""
+        self._held = []
+        self._show(codes)
+        with closing(self._run([0] * len(codes), Sampling(), start_pos=0, max_new=1, stop_ids=(),
+                               drafts=OFF)) as events:
+            return next(events)
+
+    @abstractmethod
+    def _show(self, codes: np.ndarray) -> None:
+        """Put an image where the next run reads it."""
+
     @abstractmethod
     def _load(self, source: Source) -> None:
         """See :meth:`load`."""
@@ -199,6 +212,18 @@ class GoldenTarget(Target):
         else:
             from ..quant.golden import GoldenModel
             self._golden = GoldenModel(source.quantised, context=image.context)
+
+    def _show(self, codes: np.ndarray) -> None:
+        assert self._image is not None, "load() comes first"
+        if self._core is not None:
+            at, tiles = _tiles(self._image, codes)
+            self._core.memory[at:at + len(tiles)] = np.frombuffer(tiles, np.uint8)
+
+    def classify(self, codes: np.ndarray) -> Event:
+        if self._golden is None:
+            return super().classify(codes)
+        logits = self._golden.classify(codes)
+        return Event(token=int(logits.argmax()), crc=logits_crc(logits), logits=logits)
 
     def _tell(self, done: int, total: int) -> None:
         if self._progress:
@@ -312,6 +337,10 @@ class BoardTarget(Target):
         self._write(image)
         self._image, self.driver.places = image, image.place
 
+    def _show(self, codes: np.ndarray) -> None:
+        assert self._image is not None, "load() comes first"
+        self.driver.write_memory(*_tiles(self._image, codes))
+
     def _write(self, image: Image) -> None:
         def advance(done: int, total: int) -> None:
             if self._progress:
@@ -407,6 +436,14 @@ class SimTarget(BoardTarget):
             self.sim.memory[at:at + len(values)] = values
         self._held = list(tokens)
 
+    def _show(self, codes: np.ndarray) -> None:
+        if self._through_link:
+            super()._show(codes)
+            return
+        assert self._image is not None, "load() comes first"
+        at, tiles = _tiles(self._image, codes)
+        self.sim.memory[at:at + len(tiles)] = np.frombuffer(tiles, np.uint8)
+
     def _write(self, image: Image) -> None:
         if self._through_link:
             super()._write(image)
@@ -431,6 +468,12 @@ class SimTarget(BoardTarget):
             self._driver.close()
         if "sim" in self.__dict__:
             self.sim.close()
+
+
+def _tiles(image: Image, codes: np.ndarray) -> tuple[int, bytes]:
+    """Where an image's patches go, and as what."""
+    assert image.vision is not None, "the model reads no images"
+    return image.vision.at, image.vision.tiles(codes, image.config["W"])
 
 
 def unfillable(name: str) -> UserError:

@@ -34,8 +34,9 @@ class Decoder(Hyperparameters):
     reads, with a norm that is its :data:`OWN` or :data:`SHARED`; None: it follows. biases: parts of
     layers that have one, as ``layers.0.q``, and "head". rope: None: there is none. local: that of
     layers with a window, where it is another. unrotated: layers without any. windows: layer -> how
-    many positions it sees, where not all. divisor: of scores, the root of head_dim if None.
-    positions: row of position 0 in a table of learned ones, which are added to the embedding; None:
+    many positions it sees, where not all. ahead: tokens see those behind them, too. divisor: of
+    scores, the root of head_dim if None. positions: row of position 0 in a table of learned ones,
+    which are added to the embedding; None:
     there are none. The scales are those of :class:`meadowlark.models.graph.Embed`, ``Add`` and
     ``Head``. qk_norm: queries and keys are normed before they rotate, each :data:`HEAD` alone or
     all of a :data:`PROJECTION`; None: they are not. behind: attention and MLP are normed behind,
@@ -52,6 +53,7 @@ class Decoder(Hyperparameters):
     biases: Collection[str] = ()
     unrotated: Collection[int] = ()
     windows: dict[int, int] | None = None
+    ahead: bool = False
     divisor: float | None = None
     positions: int | None = None
     fn: Fn = Fn.SILU
@@ -79,9 +81,7 @@ class Decoder(Hyperparameters):
             return b.add(r, b.norm(y, norm, self.eps) if self.behind else y,
                          scale=self.residual_scale)
 
-        learned = {} if self.positions is None else dict(positions=self.context,
-                                                         offset=self.positions)
-        r = b.embed(self.vocab, self.hidden, scale=self.embedding_scale, **learned)
+        r = self.begin(b)
         for i in range(self.layers):
             at = f"layers.{i}"
             x = read(r, f"{at}.norm1")
@@ -97,6 +97,12 @@ class Decoder(Hyperparameters):
         b.head(norm(r, "final_norm"), self.vocab, weight="embedding" if self.tied else "head",
                scale=self.logit_scale, bias="head" in self.biases)
         return b.graph()
+
+    def begin(self, b: Builder) -> str:
+        """The residual before the first layer."""
+        learned = {} if self.positions is None else dict(positions=self.context,
+                                                         offset=self.positions)
+        return b.embed(self.vocab, self.hidden, scale=self.embedding_scale, **learned)
 
     def linear(self, b: Builder, x: str, name: str, rows: int) -> str:
         """A matrix, with a bias if it has one."""
@@ -118,7 +124,7 @@ class Decoder(Hyperparameters):
             q, k = (b.rope(part, self.head_dim, table, name) for part in (q, k))
         return b.attend(q, k, v, f"{at}.attention", heads=self.heads, kv_heads=self.kv_heads,
                         head_dim=self.head_dim, divisor=self.divisor,
-                        window=(self.windows or {}).get(i))
+                        window=(self.windows or {}).get(i), ahead=self.ahead)
 
 
 def of_layers(layers: int, parts: Collection[str]) -> frozenset[str]:

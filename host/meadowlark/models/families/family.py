@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, TensorNameMap, get_tensor_name_ma
 
 from ..graph import Attend, Graph, Linear, Rope
 from ..metadata import Metadata
+from ..pictures import Pictures
 
 #: Most layers, and most dimensions of a head: beyond any model.
 MAX_LAYERS, MAX_HEAD_DIM = 1 << 10, 1 << 12
@@ -44,6 +46,10 @@ class Hyperparameters(ABC):
     def made(self, weights: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """The graph's weights from those that files have, which are no outline."""
         return weights
+
+    def pictures(self, folder: Path) -> Pictures | None:
+        """What an encoder of images is shown, from its folder; None: it is none."""
+        return None
 
 
 class Tensors(Protocol):
@@ -85,9 +91,9 @@ class Family(ABC):
         """What config.json says. Raise :class:`meadowlark.errors.UserError` for what this family
         does not have."""
 
-    @abstractmethod
     def from_gguf(self, meta: Metadata, tensors: Tensors, vocab: int) -> Hyperparameters:
-        """Likewise, of a GGUF file."""
+        """Likewise, of a GGUF file; of a family with an ``arch``."""
+        raise NotImplementedError(f"GGUF files have no {self.name}")
 
     @property
     def gguf_name(self) -> str:

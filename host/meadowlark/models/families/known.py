@@ -5,11 +5,16 @@ from . import families
 
 #: model_type in config.json, architecture in GGUF ("" if none) -> what it needs.
 _NEEDS = {
+    ("beit", ""): "biases of scores by position, and means over tokens",
     ("deepseek_v2", "deepseek2"): "a Hugging Face folder, as its latents are not read from GGUF",
+    ("deit", ""): "a token of distillation and, with a teacher, the mean of two heads; a DeiT "
+                  "without distillation is a vit",
+    ("dinov2", ""): "means over tokens beside the class token, and scales behind a block",
     ("gemma2", "gemma2"): "soft caps of scores and logits",
     ("gemma3", ""): "an encoder of images; its text alone is gemma3_text",
     ("gpt_bigcode", "starcoder"): "a family of its own",
     ("granitemoehybrid", "granitehybrid"): "layers of a state space model, and experts",
+    ("ijepa", ""): "means over tokens",
     ("lfm2", "lfm2"): "short convolutions",
     ("mixtral", ""): "experts",
     ("qwen2_moe", "qwen2moe"): "experts",
