@@ -1,4 +1,6 @@
 """How many drafts a run has, what they cost, and runs with drafts on the golden models."""
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from meadowlark.compile.compiler import compile_model
@@ -52,6 +54,21 @@ def test_drafts_of_a_run(stories):
     assert drafting(None, greedy, none, small) == drafting(0, greedy, none, small) == OFF
     with pytest.raises(UserError, match="ulx3s_25f makes no drafts"):
         drafting(1, greedy, none, small)
+
+
+def test_prices_are_kept(stories, tmp_path, monkeypatch):
+    """They are worked out once for an image and a board."""
+    monkeypatch.setenv("MEADOWLARK_CACHE", str(tmp_path))
+    made, board = [], get_board("ulx3s_85f")
+    monkeypatch.setattr("meadowlark.compile.cycles.draft_prices",
+                        lambda *of: made.append(of) or [0.01] * 7)
+    greedy, target = sampling(), GoldenTarget(board)
+    first = drafting(None, greedy, stories["ulx3s_85f"], target)
+    assert drafting(None, greedy, stories["ulx3s_85f"], target) == first
+    assert len(made) == 1 and first.most == 7
+    slow = replace(board, memory=replace(board.memory, latency_ns=999))
+    drafting(None, greedy, stories["ulx3s_85f"], GoldenTarget(slow))
+    assert len(made) == 2
 
 
 def test_prices(stories):

@@ -20,7 +20,7 @@ from .files import remove_at_end, write_atomic
 #: Bytes that all results may take: some ten of a model of 135 M parameters, and the boards.
 MOST = 4 << 30
 #: Names of results, those of earlier versions too.
-_RESULT = re.compile(r"\w+-[0-9a-f]{24}(-[0-9a-f]{24})?\.(safetensors|pickle|npz|v|o|so)")
+_RESULT = re.compile(r"\w+-[0-9a-f]{24}(-[0-9a-f]{24})?\.(safetensors|pickle|npz|json|v|o|so)")
 
 _log = logging.getLogger(__name__)
 

@@ -1,10 +1,13 @@
 """How many drafts a pass of a run has: what was asked for, and what board and model make of it."""
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meadowlark_hdl.draft.choice_golden import MOST_PRICE, PASS
 
+from .. import cache
 from ..errors import UserError
 from .targets import OFF, Drafting, Target
 
@@ -64,8 +67,7 @@ def drafting(asked: int | None, sampling: Sampling, image: Image, target: Target
 def _cheapest(image: Image, board: Board, most: int) -> Drafting:
     """The number of drafts with which tokens that are as easy to guess as :data:`RIGHT` take least
     time, and their price, at the middle of the context."""
-    from ..compile.cycles import draft_prices
-    prices = draft_prices(image, board, most)
+    prices = _prices(image, board, most)
     tokens, best, rate = 1.0, OFF, 1.0
     for k, price in enumerate(prices, 1):
         tokens += RIGHT[min(k, len(RIGHT)) - 1]
@@ -73,3 +75,20 @@ def _cheapest(image: Image, board: Board, most: int) -> Drafting:
         if tokens / (1 + price) > rate:
             best, rate = Drafting(most=k, price=in_256), tokens / (1 + price)
     return best
+
+
+def _prices(image: Image, board: Board, most: int) -> list[float]:
+    """See :func:`..compile.cycles.draft_prices`; worked out once for an image, as it takes
+    seconds."""
+    import meadowlark_hdl
+
+    from ..compile import cycles
+    packages = (Path(meadowlark_hdl.__file__).parent, Path(cycles.__file__).parent)
+    sources = [file for package in packages for file in cache.source_files(package)]
+    facts = image.program, image.memory, image.model_regs, image.shape, board, most
+    name = f"prices-{cache.digest(*facts, *sources)}.json"
+    if kept := cache.find(name):
+        return json.loads(kept.read_text())
+    prices = cycles.draft_prices(image, board, most)
+    cache.keep(name, json.dumps(prices).encode())
+    return prices
