@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
 
-from meadowlark.compile.limits import LIMITS, residents
+import numpy as np
+from meadowlark.compile.limits import LIMITS, fits, residents
 from meadowlark.models import (blocks, drawing, float_model, gguf_model, gguf_tokenizer, graph, hf,
                                rope, vjp)
+from meadowlark.models.checkpoint import Model
 from meadowlark.models.families import families, qwen2
+from meadowlark.models.families.family import Family
 from meadowlark.models.families.known import missing
 from meadowlark.models.families.vit import Encoder
+from meadowlark.models.metadata import Metadata
 from meadowlark.models.registry import load_model
 from meadowlark.quant.plan import plan
+from meadowlark.quant.shapes import Shapes
+from meadowlark.text.tokenizer import Tokenizer
 from meadowlark_boards import BOARDS, Board
 from meadowlark_hdl import isa
 from meadowlark_hdl.control import errors
@@ -161,6 +168,31 @@ def _tokens_of_a_pass(board: Board, hidden: int, heads: int) -> int:
     return residents(steps, board.config) * board.config.P
 
 
+def _boards_of(family: Family, public: dict | None) -> str:
+    """A public model of a family, and the boards that it fits."""
+    if public is None:
+        return ""
+    values = {**family.defaults, **public["config"]}
+    made = family.from_config(Metadata(Path("config.json"), values))
+    graph = made.graph()
+    model = Model(
+        name=public["model"], family=family.name, graph=graph, context=made.context, bos_id=None,
+        weights={name: np.broadcast_to(np.float32(0), shape)
+                 for name, shape in graph.shapes.items()},
+        tokenizer=Tokenizer(b""), stop_ids=(), parameters=1)
+    shapes = Shapes.of_model(model)
+    fit = [f"`{board.name}`" for board in BOARDS.values() if not fits(shapes, board)]
+    return f"{public['model']}: {', '.join(fit) or 'none'}"
+
+
+def _fidelity(measured: dict) -> str:
+    """Of a trained model."""
+    if "images" in measured:
+        return (f"{measured['model']}: {measured['accuracy_fixed']:.4f} of {measured['images']} "
+                f"images right, float32 {measured['accuracy_float']:.4f}")
+    return f"{measured['model']}: {measured['delta_pct']:+.3f} % +- {measured['delta_se']:.3f}"
+
+
 def models() -> str:
     """docs/models.md."""
     rules: dict[tuple[str, ...], list[str]] = {}
@@ -170,6 +202,7 @@ def models() -> str:
                sorted({**hf.NEUTRAL,
                        **{f"ARCH.{key}": v for key, v in gguf_model.NEUTRAL.items()}}.items())]
     kinds = ", ".join((*blocks.KINDS, *gguf_model.FLOATS))
+    known = json.loads((ROOT / "docs/families.json").read_text())
     return "\n".join((
         NOTE, "# Which model files are read\n",
         "| what | what it holds |\n|---|---|",
@@ -189,11 +222,22 @@ def models() -> str:
         "have a `preprocessor_config.json` instead of a tokenizer, and run by `meadowlark "
         "classify`.\n",
         "## Families\n",
-        table(("model_type", "class", "GGUF", "what it is"),
+        table(("model_type", "class", "GGUF", "what it is", "a public model, and boards it fits",
+               "integers beside float32"),
               ((f"`{name}`", ", ".join(f"`{c}`" for c in family.classes),
                 f"`{family.gguf_name}`" if family.arch is not None else "",
-                " ".join((inspect.getdoc(type(family)) or "").split()))
+                " ".join((inspect.getdoc(type(family)) or "").split()),
+                _boards_of(family, known["public"].get(name)),
+                "; ".join(map(_fidelity, (one for one in known["fidelity"]["models"]
+                                          if one["family"] == name))))
                for name, family in families().items())),
+        "A public model is the smallest that is widely used. It fits a board by its shapes, "
+        "without options; a shorter `--ctx`, or fewer `--bits`, may make room, which `meadowlark "
+        "info` says. The examples fit all boards. Integers beside float32 are the perplexity of a "
+        "model that was trained for this, with its standard error, by "
+        f"`{known['fidelity']['command']}` on {known['fidelity']['text']}: "
+        f"{known['fidelity']['tokens']:,} tokens. An encoder of images has its accuracy instead. "
+        "The figures are in [families.json](families.json).\n",
         "The head may be tied to the embedding. A layer with a window reads the keys in it alone; "
         "its cache holds all positions. [How to add a family](add-a-family.md).\n",
         "These are known and not run; they are refused with what they need:\n",

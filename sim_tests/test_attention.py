@@ -111,8 +111,10 @@ class Case:
 
     @property
     def fits(self) -> bool:
-        """A core of this size holds a key, and a lot at this position."""
-        return self.pos0 >= 0 and self.head <= self.config.tile_beats * self.config.W
+        """A core of this size holds a key, and a lot at this position; queries and results fit."""
+        c, blocks = self.config, -(-self.n // self.config.P)
+        return self.pos0 >= 0 and self.head <= c.tile_beats * c.W and \
+            2 * blocks * self.heads * self.head // c.W <= c.act_words
 
     @property
     def columns(self) -> int:

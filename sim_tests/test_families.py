@@ -2,6 +2,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from meadowlark.run.targets import golden_core
 from meadowlark_boards import get_board
 from meadowlark_hdl.isa import Fn
 
+ROOT = Path(__file__).resolve().parents[1]
 #: Largest difference of logits, as a part of their spread.
 CLOSE = 1e-4
 #: Models of families whose programs differ in more than sizes from Llama's.
@@ -546,6 +548,21 @@ def test_registry():
             assert len(names) == len(set(family.names.values()))
     assert by_architecture("new") is None
     assert not set(missing()) & set(families())
+
+
+def test_measured_fidelity():
+    """What docs/families.json says of families that there are: within half a per cent."""
+    measured = json.loads((ROOT / "docs" / "families.json").read_text())
+    models = measured["fidelity"]["models"]
+    assert {one["family"] for one in models} | measured["public"].keys() <= families().keys()
+    assert {"opt", "gpt2", "gpt_neox", "qwen3", "gemma3_text", "deepseek_v2", "vit"} <= {
+        one["family"] for one in models}
+    for one in models:
+        if "images" in one:
+            assert abs(one["accuracy_fixed"] - one["accuracy_float"]) <= 0.005, one
+            continue
+        delta = 100 * (one["ppl_fixed"] / one["ppl_float"] - 1)
+        assert abs(one["delta_pct"]) <= 0.5 and delta == pytest.approx(one["delta_pct"], abs=0.006)
 
 
 @pytest.mark.parametrize("name", missing())
