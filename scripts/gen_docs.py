@@ -209,8 +209,9 @@ def models() -> str:
         f"| GGUF file | version 2 or 3, one part, of an architecture below; tensors in {kinds}; "
         "the tokenizer and the chat template are made from its metadata |",
         "| Hugging Face folder | `config.json` of a class below; `model.safetensors` or its "
-        "shards in float32, float16 or bfloat16; `tokenizer.json`, without which a model takes "
-        "token ids and knows no text; a chat template, if there is one |",
+        "shards in float32, float16 or bfloat16; `tokenizer.json`, or else `tokenizer.model` of "
+        "SentencePiece (unigram or BPE), without which a model takes token ids and knows no text; "
+        "a chat template, if there is one |",
         "| checkpoint of llama2.c | float32, without a version or of version 1; beside it its "
         "vocabulary, named `tokenizer.bin` or, for 512 tokens, `tok512.bin` |\n",
         "The first bytes of a file tell its format, not its name. `meadowlark info MODEL` reads "
@@ -232,9 +233,9 @@ def models() -> str:
                                           if one["family"] == name))))
                for name, family in families().items())),
         "A public model is the smallest that is widely used. It fits a board by its shapes, "
-        "without options; a shorter `--ctx`, or fewer `--bits`, may make room, which `meadowlark "
-        "info` says. The examples fit all boards. Integers beside float32 are the perplexity of a "
-        "model that was trained for this, with its standard error, by "
+        "without options; with a shorter `--ctx`, or fewer `--bits`, it may fit more, which "
+        "`meadowlark info` says. The examples fit all boards. Integers beside float32 are the "
+        "perplexity of a model that was trained for this, with its standard error, by "
         f"`{known['fidelity']['command']}` on {known['fidelity']['text']}: "
         f"{known['fidelity']['tokens']:,} tokens. An encoder of images has its accuracy instead. "
         "The figures are in [families.json](families.json).\n",
@@ -262,7 +263,8 @@ def models() -> str:
         "family does not read them; ARCH is the architecture:\n",
         table(("entry", "value"), neutral),
         "## Tokenizers of GGUF files",
-        "`tokenizer.ggml.model` is `llama` (SentencePiece) or `gpt2` (byte-level BPE). For `gpt2`, "
+        "`tokenizer.ggml.model` is `llama` (BPE of SentencePiece), `t5` (its unigram) or `gpt2` "
+        "(byte-level BPE). For `gpt2`, "
         "`tokenizer.ggml.pre` names the rule that cuts a text into words. Names in one row stand "
         "for one rule, as in llama.cpp:\n",
         table(("rule of", "also named"),

@@ -1,8 +1,8 @@
 """The tokenizer of a GGUF file, made anew from its metadata.
 
-A file has the vocabulary and either the merges (gpt2: byte-level BPE) or scores (llama:
-SentencePiece), but not the rules by which a text is first cut into words: ``tokenizer.ggml.pre``
-names them, and they are the ones llama.cpp has under that name.
+A file has the vocabulary and either the merges (gpt2: byte-level BPE) or scores (llama: BPE of
+SentencePiece, t5: its unigram), but not the rules by which gpt2 first cuts a text into words:
+``tokenizer.ggml.pre`` names them, and they are the ones llama.cpp has under that name.
 """
 from __future__ import annotations
 
@@ -113,11 +113,12 @@ def build_tokenizer(meta: Metadata, vocabulary: Vocabulary) -> Tokenizer:
         do not belong to the vocabulary.
     """
     kind = meta.word("tokenizer.ggml.model")
-    if kind not in ("gpt2", "llama"):
+    if kind not in _KINDS:
         raise UserError(f"{meta.source}: tokenizer {kind!r} is not supported; use a model whose "
-                        "tokenizer is of type gpt2 (byte-level BPE) or llama (SentencePiece).")
+                        "tokenizer is of type gpt2 (byte-level BPE), llama (BPE of SentencePiece) "
+                        "or t5 (unigram).")
     try:
-        made = (_byte_level if kind == "gpt2" else _sentencepiece)(meta, vocabulary)
+        made = _KINDS[kind](meta, vocabulary)
         for special, which in ((True, (TokenType.CONTROL, TokenType.UNKNOWN)),
                                (False, (TokenType.USER_DEFINED,))):
             made.add_tokens([AddedToken(vocabulary.tokens[i], special=special, normalized=False)
@@ -128,9 +129,9 @@ def build_tokenizer(meta: Metadata, vocabulary: Vocabulary) -> Tokenizer:
                 single=["bos", "$A"], pair=["bos", "$A", "$B"],
                 special_tokens=[("bos", vocabulary.bos_id)])
         text = made.to_str()
-    except UserError:
+    except (KeyboardInterrupt, SystemExit, UserError):
         raise
-    except Exception as e:              # tokenizers raises bare Exceptions
+    except BaseException as e:          # tokenizers raises bare Exceptions, and panics
         raise meta.refuse(f"its tokenizer does not hold together ({brief(e)})") from e
     return Tokenizer(text.encode(), f"the tokenizer in {meta.source}")
 
@@ -167,13 +168,38 @@ def _sentencepiece(meta: Metadata, vocabulary: Vocabulary) -> tokenizers.Tokeniz
     merges = [(-scores[i], i, token[:at], token[at:])
               for i, token in enumerate(tokens) if token in plain
               for at in range(1, len(token)) if token[:at] in plain and token[at:] in plain]
-    made = tokenizers.Tokenizer(models.BPE(
+    return _spaced(meta, models.BPE(
         vocab={t: i for i, t in enumerate(tokens)}, merges=[m[2:] for m in sorted(merges)],
-        unk_token=tokens[unknown], fuse_unk=True, byte_fallback=True))
+        unk_token=tokens[unknown], fuse_unk=True, byte_fallback=True), trimmed=False)
+
+
+def _unigram(meta: Metadata, vocabulary: Vocabulary) -> tokenizers.Tokenizer:
+    """The likeliest cut of a text, by scores that are logarithms (arXiv:1804.10959, section 3.2).
+    """
+    tokens, kinds = vocabulary.tokens, vocabulary.kinds
+    scores = meta.numbers("tokenizer.ggml.scores", len(tokens))
+    unknown = next(iter(meta.ids("tokenizer.ggml.unknown_token_id", len(tokens))), 0)
+    return _spaced(meta, models.Unigram(
+        list(zip(tokens, scores.astype(float).tolist())), unknown,
+        bool((kinds == TokenType.BYTE).any())), trimmed=True)
+
+
+def _spaced(meta: Metadata, model: Any, *, trimmed: bool) -> tokenizers.Tokenizer:
+    """What both kinds of SentencePiece do with a text before, and with its pieces behind. trimmed:
+    spaces at its ends and more than one are left out, if the file does not say."""
+    made = tokenizers.Tokenizer(model)
+    charsmap = meta.raw("tokenizer.ggml.precompiled_charsmap")
+    before: list[Any] = [normalizers.Precompiled(charsmap)] if charsmap else []
+    if meta.flag("tokenizer.ggml.remove_extra_whitespaces", trimmed):
+        before += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" +"), " ")]
     space = meta.flag("tokenizer.ggml.add_space_prefix", True)
-    before: list[Any] = [normalizers.Prepend("▁")] if space else []
+    before += [normalizers.Prepend("▁")] if space else []
     made.normalizer = normalizers.Sequence([*before, normalizers.Replace(" ", "▁")])
     after: list[Any] = [decoders.Strip(" ", 1, 0)] if space else []
     made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(),
                                       decoders.Fuse(), *after])
     return made
+
+
+#: tokenizer.ggml.model -> what makes it.
+_KINDS = {"gpt2": _byte_level, "llama": _sentencepiece, "t5": _unigram}

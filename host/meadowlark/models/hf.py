@@ -22,6 +22,7 @@ from .families import families
 from .families.family import Family, read_weights
 from .families.known import refusal
 from .metadata import TAKE_OUT, Metadata
+from .spm import read_spm
 
 #: Entries of config.json that change nothing of what a trained model computes: where it came
 #: from, training, defaults of generation, and how others run it.
@@ -233,8 +234,8 @@ def load_folder(folder: Path, name: str | None = None, *, outline: bool = False)
     Parameters
     ----------
     folder : Path
-        With config.json, model.safetensors or its shards, and tokenizer.json, without which a
-        model knows no text.
+        With config.json, model.safetensors or its shards, and tokenizer.json or tokenizer.model,
+        without which a model knows no text.
         The family is one of :func:`meadowlark.models.families.families`; tensors are float32,
         float16 or bfloat16.
     name : str, optional
@@ -272,7 +273,8 @@ def load_folder(folder: Path, name: str | None = None, *, outline: bool = False)
     else:
         if what := foreign(raw):
             raise UserError(f"{source} {what}.")
-    tokenizer = Tokenizer(raw, str(source))
+    spm = folder / "tokenizer.model"
+    tokenizer = read_spm(spm) if not raw and spm.exists() else Tokenizer(raw, str(source))
     if tokenizer.base_size > vocab:
         raise UserError(f"{source} has {tokenizer.base_size} ids and config.json a vocab_size of "
                         f"only {vocab}; use the files of one checkpoint.")

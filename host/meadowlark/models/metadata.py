@@ -152,6 +152,13 @@ class Metadata:
             raise self.refuse(f"{self.named(key)} must be a list of finite numbers")
         return value
 
+    def raw(self, key: str) -> bytes:
+        """An array of bytes; b"" where there is none."""
+        value = self._take(key, np.zeros(0, np.uint8), "a list of bytes", np.ndarray)
+        if value.dtype.kind not in "ui" or value.itemsize > 1:
+            raise self._must(key, "a list of bytes", value)
+        return value.tobytes()
+
     def flags(self, key: str, count: int, default: Any = _REQUIRED) -> list[bool]:
         """A list of true or false, or 1 or 0."""
         value = self._take(key, default, "a list of 0 and 1", list)

@@ -51,8 +51,8 @@ def model_files(found: Path) -> list[Path]:
     from .llama2c import vocabularies
     if found.is_file():
         return [found, *vocabularies(found)]
-    return sorted(path for path in found.iterdir()
-                  if path.suffix in (".json", ".jinja", ".safetensors") and path.is_file())
+    read = ".json", ".jinja", ".model", ".safetensors"
+    return sorted(path for path in found.iterdir() if path.suffix in read and path.is_file())
 
 
 def load_model(path_or_name: str | Path, *, outline: bool = False,
