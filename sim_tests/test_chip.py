@@ -371,19 +371,6 @@ def test_cache_is_kept_between_runs(odd, seed):
     assert got == want
 
 
-def batch_on(chip, tokens, places, draw):
-    """A batch by raw registers -> its token events, logits int32[n, vocab] and counters."""
-    driver, sim = chip.target.driver, chip.target.sim
-    for slot, place in enumerate(places):
-        driver.write_registers({
-            "place": place.base | place.position << 32 | slot << 48})
-    sim.drop_logits()
-    registers = {f.name: 0 for f in RUN_REGS} | {"prompt": len(tokens), "max_new": 1, "batch": 1}
-    events = list(driver._run_events(tokens, registers | draw))
-    logits = sim.take_logits(chip.source.image.shape["vocab"])
-    return events, logits, chip.target.counters()
-
-
 @pytest.mark.parametrize("shape", [
     dict(ODD, sliding_window=20, family="mistral", attention_bias=False, mlp_bias=False),
     dict(hidden=64, layers=2, heads=10, kv_heads=2, head_dim=16, ffn=96, vocab=258, context=192),
@@ -392,28 +379,63 @@ def batch_on(chip, tokens, places, draw):
          family="qwen3")],
     ids=["odd, window", "more heads than lanes", "heads of 256", "norms of heads"])
 def test_batches(target, tmp_path, seed, shape):
-    """Logits, caches and words of memory of sequences in one pass, as of one after the other. Runs
-    of one sequence in between know nothing of it."""
+    """Tokens, logits, caches and words of memory of sequences in one pass after the other: in the
+    first as of one sequence after the other, then as of the golden model. Runs of one sequence in
+    between know nothing of it."""
     rng = np.random.default_rng(seed)
     chip = Chip(target, get_board("virtual"), str(random_model(tmp_path / "m", seed=seed, **shape)))
     image, config = chip.source.image, get_board("virtual").config
+    driver, sim = target.driver, target.sim
     assert image.facts["batch"] == config.P
-    for count in (config.P, 1, int(rng.integers(1, config.P + 1))):
+    for count, passes in ((config.P, 3), (1, 1), (int(rng.integers(1, config.P + 1)), 2)):
         alone, logits, core, tokens, places = alone_and_together(image, config, seed, count, 180)
-        chip.target.sim.memory[:len(core.memory)] = core.memory
-        core.clear()
-        np.testing.assert_array_equal(core.batch(tokens, places), logits)
-        draw = random.Random(seed + count).choice(
-            [Sampling(), sampling(temperature=1.5, seed=seed)])
-        events, found, counters = batch_on(chip, tokens, places, {
-            "inv_t_mant": draw.inv_t_mant, "inv_t_shift": draw.inv_t_shift, "seed": draw.seed})
-        np.testing.assert_array_equal(found, logits)
+        sim.memory[:len(core.memory)] = core.memory
+        how = random.Random(seed + count).choice([dict(), dict(temperature=1.5)])
+        draws = [sampling(**how, seed=int(rng.choice([seed, 5, 6]))) for _ in tokens]
+        want = list(core.batches(tokens, places, draws, max_new=passes))
+        sim.drop_logits()
+        events = list(driver.run_batch(tokens, places, draws, max_new=passes))
+        assert driver.host_messages == 0
+        found = sim.take_logits(image.shape["vocab"])
+        np.testing.assert_array_equal(found[:count], logits)
+        np.testing.assert_array_equal(found, [row for drawn in want for _, row in drawn])
         assert [(e.token, e.crc, e.reason) for e in events] == [
-            (sample(row, draw, place.position + 1), logits_crc(row), 2 * (k == count - 1))
-            for k, (row, place) in enumerate(zip(logits, places, strict=True))]
-        np.testing.assert_array_equal(chip.target.sim.memory[:len(core.memory)], alone.memory)
-        assert core.counters.items() <= counters.items()
+            (token, logits_crc(row), 2 * (k == passes * count - 1))
+            for k, (token, row) in enumerate(itertools.chain(*want))]
+        np.testing.assert_array_equal(sim.memory[:len(core.memory)], core.memory)
+        if passes == 1:
+            np.testing.assert_array_equal(core.memory, alone.memory)
+        assert core.counters.items() <= target.counters().items()
+        # It ends with the pass that draws a stop id, or when it is asked to.
+        some = list(driver.run_batch(tokens, places, draws, max_new=passes,
+                                     stop_ids=[want[0][-1][0]]))
+        assert [e.token for e in some] == [token for token, _ in want[0]]
+        run = driver.run_batch(tokens, places, draws, max_new=100)
+        some = [next(run)]
+        sim.run(int(rng.integers(30_000)))
+        driver.end()
+        some += run
+        assert [e.token for e in some][:passes * count] == [
+            token for token, _ in itertools.chain(*want)][:len(some)]
         chip.compare(words(rng, chip, 9), max_new=2)
+
+
+def test_sequences_in_turn(odd, seed):
+    """Prompts, a chunk of each in turn, and what follows, each with a cache of its own."""
+    rng, image, driver = np.random.default_rng(seed), odd.source.image, odd.target.driver
+    room = image.needs["memory_bytes"] - len(image.memory)
+    prompts = [words(rng, odd, 11) for _ in range(3)]
+    cuts = [(0, 5), (5, 6), (6, 11)]
+    for start, end in cuts:
+        for k, prompt in enumerate(prompts):
+            list(driver.run(prompt[start:end], max_new=0, start_pos=start,
+                            base=k * room // driver.info.config.W))
+    for k, prompt in enumerate(prompts):
+        events = list(driver.run(prompt[-1:], max_new=4, start_pos=10,
+                                 base=k * room // driver.info.config.W))
+        want = list(odd.golden.generate(prompt, max_new=4, stop_ids=()))
+        odd.golden.forget()
+        assert [e.crc for e in events] == [logits_crc(row) for _, row in want]
 
 
 def test_drafts(stories):
@@ -467,9 +489,9 @@ def test_no_top_k_of_several_tokens(odd):
 
 
 @pytest.mark.parametrize("change", [
-    {"prompt": 5}, {"start_pos": 1, "prompt": 1}, {"max_new": 2}])
+    {"prompt": 5}, {"start_pos": 1, "prompt": 1}, {"draft_most": 1}])
 def test_batches_that_cannot_be(odd, change):
-    """More tokens than lanes, anywhere but at 0, with tokens to follow."""
+    """More tokens than lanes, anywhere but at 0, with drafts."""
     registers = {f.name: 0 for f in RUN_REGS} | {"prompt": 4, "max_new": 1, "batch": 1} | change
     with pytest.raises(BoardError, match=re.escape(SENTENCES[Error.BAD_RUN])):
         list(odd.target.driver._run_events([2] * registers["prompt"], registers))

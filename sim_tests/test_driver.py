@@ -9,8 +9,10 @@ from meadowlark.link.frames import Frame, FrameParser
 from meadowlark.link.ports import open_transport
 from meadowlark.link.transport import LoopbackTransport
 from meadowlark_hdl.link.counters_table import COUNTERS
+from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.errors import Error
-from meadowlark_hdl.sampler.sampler_golden import Sampling
+from meadowlark_hdl.control.sequencer_golden import Place
+from meadowlark_hdl.sampler.sampler_golden import Sampling, lane_seed
 from meadowlark_hdl.isa import INSTRUCTION_BYTES, MODEL_REGS, Instruction, Op, encode
 from meadowlark_hdl.link.protocol import (BY_NAME, EVENT_FORMAT, FLUSH_BYTES, MAX_PAYLOAD,
                                           REGISTERS, SYNC, TOKEN, Command, Reason)
@@ -115,8 +117,8 @@ def test_tokens_come_once_in_order_whatever_is_lost(seed, loss):
         # From START on: credits only
         start = board.commands.index(Command.START)
         assert set(board.commands[start + 1:-1]) == {Command.CREDIT}
-    # The conversation goes on where it was.
-    more = list(driver.run([5], max_new=3, start_pos=350))
+    # The conversation goes on where it was: with the last token, whose keys are to come.
+    more = list(driver.run([events[-1].token, 5], max_new=3, start_pos=349))
     assert [e.token for e in more] == expected(prompt + expected(prompt, 200) + [5], 3)
     assert board.runs[1] == board.runs[0] + 1
 
@@ -131,6 +133,61 @@ def test_sampling_and_stop(seed):
     for name in ("inv_t_mant", "inv_t_shift", "top_k", "top_p", "seed"):
         assert board.words[BY_NAME[name].address] == getattr(sampling, name)
     assert list(driver.run([9], max_new=0)) == [] and driver.reason == Reason.FILLED
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_sequences_go_on_together(seed, loss):
+    """Each has what it would have alone, in a cache of its own; a run may be ended at any time, and
+    what was drawn still comes."""
+    rng = random.Random(seed)
+    board = FakeBoard(loss=loss, seed=seed)
+    driver = Driver(board, retries=40)
+    texts = [[rng.randrange(1000) for _ in range(rng.randrange(1, 30))] for _ in range(4)]
+    prompts, bases = [len(text) for text in texts], [0, 50, 7, 1 << 26]
+    for text, base in zip(texts, bases, strict=True):
+        text += [e.token for e in driver.run(text, max_new=1, base=base)]
+    while min(map(len, texts)) < 60:
+        some = rng.sample(range(4), rng.randrange(1, 5))
+        draws = [Sampling(seed=rng.getrandbits(32)) for _ in some]
+        places = [Place(bases[k], len(texts[k]) - 1) for k in some]
+        passes, left = rng.randrange(1, 9), rng.choice([0, 1, rng.randrange(30)])
+        whole = expected(texts[some[0]], passes)
+        stop = [rng.choice(whole)] if rng.random() < 0.3 else []
+        run = driver.run_batch([texts[k][-1] for k in some], places, draws, max_new=passes,
+                               stop_ids=stop)
+        for i, event in enumerate(run):
+            assert event.index == i
+            texts[some[i % len(some)]].append(event.token)
+            left -= 1
+            if not left:
+                driver.end()
+        if driver.reason == Reason.MAX_NEW:
+            assert i + 1 == passes * len(some)
+        elif driver.reason == Reason.STOP:
+            assert set(stop) & {texts[k][-1] for k in some} and (i + 1) % len(some) == 0
+        else:
+            assert driver.reason == Reason.ABORTED and left <= 0
+    for text, prompt in zip(texts, prompts, strict=True):
+        assert text[prompt:] == expected(text[:prompt], len(text) - prompt)
+    assert [board.seeds[slot] for slot in range(len(some))] == [
+        lane_seed(draws[0].seed, draw.seed) for draw in draws]
+
+
+def test_batches_that_cannot_be():
+    place, draw = Place(0, 1), Sampling()
+    driver = Driver(FakeBoard())
+    with pytest.raises(BoardError, match="at most 4 sequences, not 5; run fewer"):
+        driver.run_batch([1] * 5, [place] * 5, [draw] * 5, max_new=1)
+    with pytest.raises(BoardError, match="with top-k a pass draws one token"):
+        driver.run_batch([1], [place], [Sampling(1, 1, top_k=2)], max_new=1)
+    with pytest.raises(ValueError, match="alike but for their seeds"):
+        driver.run_batch([1] * 2, [place] * 2, [draw, Sampling(1, 1)], max_new=1)
+    with pytest.raises(ValueError, match="needs a place"):
+        driver.run_batch([1] * 2, [place], [draw] * 2, max_new=1)
+    driver = Driver(FakeBoard(Config(W=8, P=4, bus_bytes=2, batches=False)))
+    with pytest.raises(BoardError, match="takes one sequence, not 2"):
+        driver.run_batch([1] * 2, [place] * 2, [draw] * 2, max_new=1)
+    assert Command.START not in driver.transport.commands
 
 
 @pytest.mark.parametrize("loss", LOSSES)

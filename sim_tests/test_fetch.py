@@ -42,7 +42,7 @@ def jobs_of(i: Instruction, p: Pass, tokens: list[int], pointer: int, lots: Lots
     elif i["src"] in (Src.TABLE, Src.TOKEN):
         for slot in range(p.n):
             row = (tokens[p.pos0 + slot] if i["src"] == Src.TOKEN else
-                   p.batch[slot].position if p.batch else p.pos0 + slot)
+                   p.positions[slot])
             jobs.append(job(i["addr"] + row * i["chunks"], i["chunks"], 1, i["row_beats"]))
     elif i["src"] == Src.KV:
         for key in lots.keys[::i["rows"]]:
@@ -110,14 +110,16 @@ def random_pass(final: int) -> Pass:
     pos0 = random.choice([0, 0, random.randrange(40)])
     n = random.randint(1, 20)
     return Pass(pos0, n, -(-n // 4), pos0 + n, random.randint(1, 4), random.randint(1, 6),
-                bool(final), False)
+                bool(final), False, base=random.choice([0, random.getrandbits(27)]))
 
 
 def random_batch() -> Pass:
     """Tokens anywhere. Lots are one by one, whatever the plan says."""
     places = tuple(Place(random.getrandbits(27), random.randrange(60))
                    for _ in range(random.randint(1, CONFIG.P)))
-    return Pass(0, len(places), 1, len(places), random.randint(1, 4), 1, True, True, places)
+    before = random.choice([0, random.randrange(40)])
+    return Pass(before, len(places), 1, before + len(places), random.randint(1, 4), 1, True, True,
+                places)
 
 
 class Bench:
@@ -154,7 +156,8 @@ class Bench:
 
     async def go(self, pc: int, p: Pass, stream_addr: int, vocab: int = VOCAB):
         dut = self.dut
-        for slot, place in enumerate(p.batch):
+        # Of a pass of one sequence the base alone counts.
+        for slot, place in enumerate(p.batch or [Place(p.base, random.getrandbits(13))]):
             dut.places__en.value, dut.places__addr.value = 1, slot
             dut.places__data.value = pack(PlaceLayout(), **place._asdict())
             await RisingEdge(dut.clk)
@@ -247,10 +250,10 @@ async def random_lists(dut, stall, batch):
     bench = Bench(dut)
     await bench.setup()
     for vocab in [VOCAB, 1 if batch else VOCAB] * 6:    # positions may be beyond a vocabulary
-        if vocab == 1:
-            bench.tokens[:CONFIG.P] = [0] * CONFIG.P
         program, pass_ = (random_list(20, heads=1, group=1), random_batch()) if batch else (
             random_list(20), random_pass(1))
+        if vocab == 1:
+            bench.tokens[pass_.pos0:pass_.ctx] = [0] * pass_.n
         await run(bench, [*program, END], random.randrange(200), pass_, stall, vocab=vocab)
 
 

@@ -116,6 +116,31 @@ def test_a_batch_is_its_decodes(tmp_path, seed, shape):
         np.testing.assert_array_equal(together.memory, alone.memory)
 
 
+def test_sequences_go_on_together(image, seed):
+    """As each would alone, in a cache of its own: pass after pass, until one draws a stop id."""
+    rng = np.random.default_rng(seed)
+    room = image.needs["memory_bytes"] - len(image.memory)
+    wide = replace(image, needs=image.needs | {"memory_bytes": len(image.memory) + 4 * room})
+    for stop in (False, True):
+        core, tokens, places, draws, alone = golden_core(wide, CONFIG, seed), [], [], [], []
+        for k in range(CONFIG.P):
+            prompt = rng.integers(0, image.model_regs["vocab"], rng.integers(1, 20)).tolist()
+            draws.append(sampling(temperature=0.9, seed=int(rng.integers(3))))
+            base = k * room // CONFIG.W
+            alone.append(list(core.generate(prompt, draws[-1], max_new=6, base=base)))
+            tokens.append(alone[-1][0][0])
+            places.append(Place(base, len(prompt)))
+        stops = [alone[1][3][0]] if stop else []
+        found = list(core.batches(tokens, places, draws, max_new=5, stop_ids=stops))
+        want = list(zip(*(events[1:] for events in alone)))
+        drawn = [[token for token, _ in row] for row in want]
+        passes = next((k for k, row in enumerate(drawn, 1) if set(row) & set(stops)), 5)
+        assert len(found) == passes
+        for together, one in zip(found, want):
+            assert [token for token, _ in together] == [token for token, _ in one]
+            np.testing.assert_array_equal([row for _, row in together], [row for _, row in one])
+
+
 def test_a_batch_of_one_is_a_decode(image, seed):
     """In counts as well."""
     one, other = (golden_core(image, CONFIG, seed) for _ in range(2))

@@ -7,7 +7,7 @@ from bench import simulate, start
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 
 from meadowlark_hdl.sampler.noise import Noise
-from meadowlark_hdl.sampler.sampler_golden import gumbel, noise_key
+from meadowlark_hdl.sampler.sampler_golden import gumbel, lane_seed, noise_key
 from with_tables import WithTables
 
 
@@ -19,6 +19,7 @@ async def equals_the_golden_model(dut, gap):
     for seed in (0, 2**32 - 1, int(rng.integers(2**32))):
         tokens = [0, 1, 2**19 - 1, *rng.integers(0, 2**19, 150).tolist()]
         positions = [0, 2**13 - 1, *rng.integers(0, 2**13, len(tokens) - 2).tolist()]
+        lanes = [0, 2**32 - 1, *rng.integers(0, 2**32, len(tokens) - 2).tolist()]   # their seeds
         dut.seed.value, dut.start.value = seed, 1
         await RisingEdge(dut.clk)
         dut.start.value = 0
@@ -35,16 +36,16 @@ async def equals_the_golden_model(dut, gap):
             await ClockCycles(dut.clk, Noise.LATENCY - Noise.HASH - 1)
             await ReadOnly()
             got.append(dut.noise.value.to_signed())
-        for token, position in zip(tokens, positions, strict=True):
-            dut.valid.value, dut.position.value = 1, position
+        for token, position, lane in zip(tokens, positions, lanes, strict=True):
+            dut.valid.value, dut.draw.value = 1, position ^ lane_seed(seed, lane)
             last = cocotb.start_soon(one(token))
             await RisingEdge(dut.clk)
-            dut.valid.value, dut.position.value = 0, random.getrandbits(13)
+            dut.valid.value, dut.draw.value = 0, random.getrandbits(32)
             await ClockCycles(dut.clk, (gap or random.choice([4, 8])) - 1)
         await last
         await RisingEdge(dut.clk)
-        assert got == [int(gumbel(noise_key(seed, position), token))
-                       for token, position in zip(tokens, positions, strict=True)]
+        assert got == [int(gumbel(noise_key(lane, position), token)) for token, position, lane in
+                       zip(tokens, positions, lanes, strict=True)]
 
 
 def test_noise(seed):

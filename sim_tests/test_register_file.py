@@ -73,6 +73,18 @@ async def reads(dut):
                 taken.append((int(dut.places__addr.value),
                               unpack(PlaceLayout(), int(dut.places__data.value))))
         assert taken == [(slot, {"base": base, "position": position})] * (slot < CONFIG.P)
+
+    # So does that of a lane's seed, into another.
+    for slot in random.sample(range(32), 12):
+        seed, taken = random.getrandbits(32), []
+        for k in range(6):
+            inputs = {"w__addr": BY_NAME["lane_seed"].address + k, "w__data": (
+                seed, random.getrandbits(16) | slot << 16)[k]} if k < 2 else {}
+            await cycle(w__en=int(k < 2), **inputs)
+            assert not dut.places__en.value
+            if dut.seeds__en.value:
+                taken.append((int(dut.seeds__addr.value), int(dut.seeds__data.value)))
+        assert taken == [(slot, seed)] * (slot < CONFIG.P)
     # Counters in any order: the low word keeps the high one for the read behind it.
     for at in random.choices(range(len(COUNTERS)), k=40):
         low = await read(COUNTER_BASE + 2 * at)

@@ -16,6 +16,7 @@ from meadowlark_hdl.sampler.sampler_golden import (
     Sampling,
     gumbel,
     hash32,
+    lane_seed,
     logits_crc,
     noise_key,
     sample,
@@ -29,15 +30,20 @@ TURNS = CONFIG.turns
 EDGES = [0, 1, -1, 2**31 - 1, -2**31, 2**30, -2**30, 4096, -4096]
 
 
-async def drive(dut, logits, s, position, gap, late, places=()):
+async def drive(dut, logits, s, position, gap, late, places=(), seeds=()):
     """One head pass; returns (token, crc, cycles from finish to done), or of several rows of logits
-    a list of (token, crc). places: positions of the tokens of a batch."""
+    a list of (token, crc). places: positions of the tokens of a batch. seeds: theirs."""
     rows, many = np.atleast_2d(logits).T, np.ndim(logits) > 1
     for slot, place in enumerate(places):
         dut.places__en.value, dut.places__addr.value = 1, slot
         dut.places__data.value = pack(PlaceLayout(), base=random.getrandbits(27), position=place)
         await RisingEdge(dut.clk)
         dut.places__en.value = 0
+    for slot, seed in enumerate(seeds):
+        dut.seeds__en.value, dut.seeds__addr.value = 1, slot
+        dut.seeds__data.value = lane_seed(s.seed, seed)
+        await RisingEdge(dut.clk)
+        dut.seeds__en.value = 0
     dut.run.value = pack(RunLayout(), inv_t_mant=s.inv_t_mant, inv_t_shift=s.inv_t_shift,
                          top_k=s.top_k, top_p=s.top_p, seed=s.seed, batch=bool(places))
     dut.position.value = position
@@ -246,11 +252,14 @@ async def tokens_take_turns(dut, mode, batch):
         if i % 4 == 0:                  # they differ in nothing but their noise
             logits[:], s = logits[0], replace(s, inv_t_mant=min(s.inv_t_mant, 1), inv_t_shift=31)
         places = rng.integers(0, (1 << 13) - 1, shape[0]).tolist() if batch else []
+        seeds = rng.choice([s.seed, 7, 1 << 31], shape[0]).tolist()     # of a batch alone
         gap = [lambda: 4, lambda: random.choice([4, 5, 6, 7, 8, 9, 20])][i % 2]
-        drawn = await drive(dut, logits, s, position, gap, random.choice([0, 0, 1, 30]), places)
+        drawn = await drive(dut, logits, s, position, gap, random.choice([0, 0, 1, 30]), places,
+                            seeds)
         assert drawn == [
-            (sample(row, s, places[turn] + 1 if batch else position + turn), logits_crc(row))
-            for turn, row in enumerate(logits)], (s, position, places)
+            (sample(row, replace(s, seed=seeds[turn]), (places[turn] + position) % (1 << 13))
+             if batch else sample(row, s, position + turn), logits_crc(row))
+            for turn, row in enumerate(logits)], (s, position, places, seeds)
 
 
 @pytest.mark.parametrize("topk, lanes, batches", [

@@ -29,7 +29,20 @@ class Bench:
 
     async def begin(self):
         await start(self.dut)
+        await self.place()
         await self.fill()
+
+    async def place(self):
+        """Places of all lanes, in any order. Of one sequence the first one's base counts."""
+        P = self.config.P
+        self.places = [{"base": random.getrandbits(27), "position": random.getrandbits(13)}
+                       for _ in range(P)]
+        self.dut.places__en.value = 1
+        for slot in random.sample(range(P), P):
+            self.dut.places__addr.value = slot
+            self.dut.places__data.value = pack(PlaceLayout(), **self.places[slot])
+            await RisingEdge(self.dut.clk)
+        self.dut.places__en.value = 0
 
     async def write(self, at, values, mask):
         """Some of four bytes."""
@@ -66,26 +79,22 @@ class Bench:
         self.set_pass(random.choice([1, random.randint(1, most // token_words)]), token_words)
 
     async def random_batch(self):
-        """Places of all lanes, in any order; some of them have tokens."""
+        """Some of the lanes have tokens."""
         P, most = self.config.P, self.config.scratch_bytes // self.config.W
         token_words = random.choice([1, random.randint(1, min(70, most // P))])
-        self.places = [{"base": random.getrandbits(27), "position": random.getrandbits(13)}
-                       for _ in range(P)]
-        self.dut.places__en.value = 1
-        for slot in random.sample(range(P), P):
-            self.dut.places__addr.value = slot
-            self.dut.places__data.value = pack(PlaceLayout(), **self.places[slot])
-            await RisingEdge(self.dut.clk)
-        self.dut.places__en.value = 0
-        self.set_pass(random.randint(1, P), token_words, pos0=0, batch=1)
+        await self.place()
+        self.set_pass(random.randint(1, P), token_words, batch=1,
+                      pos0=random.choice([0, random.getrandbits(13)]))
 
     def stored(self, command):
         """What the store unit gets for a command."""
         by = command["log2_words"]
         if self.batch:
-            return [{"addr": (command["addr"] + place["base"] + (place["position"] << by)) % 2**27,
+            return [{"addr": (command["addr"] + place["base"]
+                              + ((place["position"] + self.pos0) % 2**13 << by)) % 2**27,
                      "chunks": 1 << by} for place in self.places[:self.n]]
-        return [{"addr": (command["addr"] + (self.pos0 << by)) % 2**27, "chunks": self.n << by}]
+        return [{"addr": (command["addr"] + self.places[0]["base"] + (self.pos0 << by)) % 2**27,
+                 "chunks": self.n << by}]
 
     def random_command(self):
         """Its row has up to 256 values."""
@@ -200,7 +209,8 @@ async def commands_wait(dut):
     store = cocotb.start_soon(recv(dut, "store", len(commands)))
     assert await recv(dut, "words", len(words)) == words
     assert [unpack(StoreCommand(), bits)["addr"] for bits in await store] == [
-        (c["addr"] + (bench.pos0 << c["log2_words"])) % 2**27 for c in commands]
+        (c["addr"] + bench.places[0]["base"] + (bench.pos0 << c["log2_words"])) % 2**27
+        for c in commands]
     await sender
 
 

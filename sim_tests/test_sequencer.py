@@ -45,6 +45,7 @@ class Chip:
         self.memory = {}            # position -> token, as the chip should hold it
         self.token_of = lambda position: random.getrandbits(19)
         self.samples = {}           # position -> (token, crc)
+        self.batches = []           # of each pass of a batch, those
         self.hang = self.stuck = False
         self.fault = None           # (pass number, bits, pc)
         self.busy = self.dead = False
@@ -190,6 +191,7 @@ class Chip:
             drawn = [(self.token_of(first + turn), random.getrandbits(32))
                      for turn in range(turns)]
             self.samples.update(enumerate(drawn, first))
+            self.batches += [drawn] * values["batch"]
             self.drawn = drawn
             await RisingEdge(dut.clk)
             await self.pulse("sample_done")
@@ -237,11 +239,8 @@ async def collect(dut, stall=0.0, until_idle=True):
     return events
 
 
-def expected_passes(config, model, start_pos, prompt, max_new, batch, later):
+def expected_passes(config, model, start_pos, prompt, max_new, later):
     """later: the turns behind the first."""
-    if batch:
-        return [replace(pass_of(config, model, 0, prompt, final=max_new > 0, decode=True),
-                        each=True)]
     return [*prompt_passes(config, model, start_pos, prompt, max_new > 0),
             *(draft_pass(config, model, turn.position, turn.n) if turn.drafts else
               decode_pass(config, model, turn.position) for turn in later)]
@@ -269,7 +268,7 @@ async def whole_run(dut, chip, stall=0.0):
             break
     max_new = random.choice([0, 1, 2, random.randrange(20), 500])
     stop_ids = random.sample(range(2, 100), random.randrange(9))
-    batch = prompt <= CONFIG.P and not start_pos and max_new < 2 and random.random() < 0.5
+    batch = prompt <= CONFIG.P and not start_pos and random.random() < 0.5
     most = 0 if batch else random.randrange(CONFIG.P)
     price = random.choice([0, 100, 256, 257, 1023])
     # Several small ids, so that stop ids do come up; 1 stands in unused places
@@ -278,8 +277,10 @@ async def whole_run(dut, chip, stall=0.0):
             for _ in range(limit + CONFIG.P + 2)]
     chip.token_of = text.__getitem__
     await write_tokens(dut, chip, start_pos, text[start_pos:start_pos + prompt])
-    for kept in (chip.passes, chip.kinds, chip.samples, chip.guesses, chip.guessed):
+    for kept in (chip.passes, chip.kinds, chip.samples, chip.guesses, chip.guessed, chip.batches):
         kept.clear()
+    if batch:
+        return await batch_run(dut, chip, model, text, prompt, max_new, stop_ids, stall), True, 0
     right = random.random()
     chip.guess = lambda position: chip.guesses.get(position, [])    # what does not pay: none
 
@@ -291,41 +292,60 @@ async def whole_run(dut, chip, stall=0.0):
     found = list(turns(text[:end], lambda position, drafts: text[position + 1:], guess, most=most,
                        price=price, max_new=max_new, stop_ids=stop_ids, limit=limit))
     await begin(dut, model, start_pos=start_pos, prompt=prompt, max_new=max_new,
-                top_k=0 if batch or most else 16, stop_ids=stop_ids, batch=int(batch),
-                draft_most=most, draft_price=price)
+                top_k=0 if most else 16, stop_ids=stop_ids, draft_most=most, draft_price=price)
     accepted = cocotb.start_soon(count_accepted(dut))
     events = await collect(dut, stall)
     assert await error_of(dut) == (0, 0)
 
     if max_new == 0:
         assert [e["reason"] for e in events] == [5]
-    elif batch:
-        assert [e["token"] for e in events] == text[1:prompt + 1]
     else:
         assert [e["token"] for e in events] == [t for turn in found for t in turn.tokens]
     for i, event in enumerate(events if max_new else ()):
-        position = (1 if batch else end) + i
+        position = end + i
         token, crc = chip.samples[position]
         assert (event["token"], event["crc"]) == (token, crc)
-        if batch and i + 1 < prompt:
-            reason = 0
-        elif token in stop_ids:
+        if token in stop_ids:
             reason = 1
-        elif i + 1 == max_new or batch:
+        elif i + 1 == max_new:
             reason = 2
         else:
             reason = 3 if position == limit else 0
         assert event["reason"] == reason
-    assert set(chip.kinds) >= {int(batch)} and accepted.result() == sum(
-        turn.accepted for turn in found if not batch)
+    assert set(chip.kinds) == {0} and accepted.result() == sum(turn.accepted for turn in found)
     assert chip.guessed == ([turn.position for turn in found[1:]] if most else [])
     assert [p for p, _ in chip.passes] == expected_passes(
-        CONFIG, model, start_pos, prompt, max_new, batch, found[1:])
-    drafts = {} if batch else {turn.position: turn.drafts for turn in found[1:]}
+        CONFIG, model, start_pos, prompt, max_new, found[1:])
+    drafts = {turn.position: turn.drafts for turn in found[1:]}
     for p, tokens in chip.passes:
         wrong = drafts.get(p.pos0)
         assert tokens == ([text[p.pos0], *wrong] if wrong else text[p.pos0:p.ctx])
-    return events[-1]["reason"], batch, max((t.accepted for t in found if not batch), default=0)
+    return events[-1]["reason"], False, max((t.accepted for t in found), default=0)
+
+
+async def batch_run(dut, chip, model, text, n, max_new, stop_ids, stall):
+    """A run of n sequences, all of it checked -> why it ended. text: what is drawn, by address in
+    the token memory."""
+    await begin(dut, model, start_pos=0, prompt=n, max_new=max_new, stop_ids=stop_ids, batch=1)
+    accepted = cocotb.start_soon(count_accepted(dut))
+    events = await collect(dut, stall)
+    assert await error_of(dut) == (0, 0)
+    assert accepted.result() == 0 and set(chip.kinds) == {1}
+    passes, reason = 0, 0 if max_new else 5
+    while not reason:
+        passes += 1
+        drawn = text[passes:passes + n]
+        reason = (1 if set(drawn) & set(stop_ids) else 2 if passes == max_new else
+                  3 if passes + n - 1 == context_limit(CONFIG) else 0)
+    if max_new:
+        assert len(chip.batches) == passes
+        assert [(e["token"], e["crc"]) for e in events] == [
+            item for drawn in chip.batches for item in drawn]
+    assert [e["reason"] for e in events] == [0] * (len(events) - 1) + [reason]
+    assert chip.passes == [
+        (replace(pass_of(CONFIG, model, before, n, final=max_new > 0, decode=True), each=True),
+         text[before:before + n]) for before in range(max(1, passes))]
+    return reason
 
 
 async def count_accepted(dut):
@@ -361,8 +381,9 @@ async def aborts_between_the_tokens_of_a_pass(dut):
     for _ in range(30):
         await write_tokens(dut, chip, 0, [9] * CONFIG.P)
         kind = random.choice(["batch", "draft_most"])
-        await begin(dut, {**some_model(), "head_log2": 3}, prompt=CONFIG.P, max_new=1 if
-                    kind == "batch" else 20, **{kind: 1})
+        # The first token of a batch is a stop id, which counts no more in the next run.
+        await begin(dut, {**some_model(), "head_log2": 3}, prompt=CONFIG.P, max_new=20,
+                    stop_ids=[9] * (kind == "batch"), **{kind: 1})
         while not int(dut.link__events__valid.value):
             await RisingEdge(dut.clk)
         events, wait = cocotb.start_soon(collect(dut)), random.randrange(20)
@@ -372,7 +393,7 @@ async def aborts_between_the_tokens_of_a_pass(dut):
         dut.link__abort.value = 0
         got = await events
         assert len(got) < CONFIG.P + 2 and got[-1]["reason"] == (
-            2 if kind == "batch" and len(got) == CONFIG.P and got[-1]["reason"] == 2 else 4)
+            1 if kind == "batch" and len(got) == CONFIG.P and got[-1]["reason"] == 1 else 4)
     chip.quick = False
     await whole_run(dut, chip)
 
@@ -445,7 +466,7 @@ async def bad_requests_are_refused(dut):
             ({}, {"start_pos": 8191, "prompt": 1}, 1, Error.BAD_RUN),
             ({}, {"batch": 1, "start_pos": 1}, 1, Error.BAD_RUN),
             ({}, {"batch": 1, "start_pos": 0, "prompt": CONFIG.P + 1}, 1, Error.BAD_RUN),
-            ({}, {"batch": 1, "start_pos": 0, "max_new": 2}, 1, Error.BAD_RUN),
+            ({}, {"batch": 1, "start_pos": 0, "draft_most": 1}, 1, Error.BAD_RUN),
             ({}, {"draft_most": CONFIG.P}, 1, Error.BAD_RUN),
             ({}, {"draft_most": 1, "top_k": 1}, 1, Error.BAD_SAMPLING),
             ({}, {"batch": 1, "start_pos": 0, "top_k": 1}, 1, Error.BAD_SAMPLING),

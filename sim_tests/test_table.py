@@ -1,4 +1,4 @@
-"""Table: what was written last, a cycle after the address."""
+"""Table: what was written last, in the cycle of the address and a cycle later."""
 import random
 
 import pytest
@@ -18,6 +18,7 @@ def test_table(depth, seed):
             for port, value in ((table.en, en), (table.at, at), (table.entry, entry),
                                 (table.addr, addr)):
                 ctx.set(port, value)
+            assert ctx.get(table.now) == held[addr]
             await ctx.tick()
             asked = held[addr]
             if en:

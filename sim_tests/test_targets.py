@@ -86,10 +86,10 @@ def test_a_run_that_gave_nothing(targets):
     first = [5, 6, 7, 8, 9]
     run(target, first, max_new=2)
     broken = target.generate([5, 6, 7, 30, 31, 32], Sampling(), max_new=3, stop_ids=(), reuse=True)
-    real, target._run = target._run, lambda *_, **__: iter_of(KeyboardInterrupt)
+    real, target.run = target.run, lambda *_, **__: iter_of(KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         next(broken)
-    target._run = real
+    target.run = real
     assert run(target, first, max_new=2) == run(fresh, first, max_new=2, reuse=False)
     assert target.cached == 3
 

@@ -64,13 +64,14 @@ def _sampled(sequencer, sampler):
         yield getattr(sequencer, f"sample_{name}").eq(getattr(sampler, name))
 
 
-def _written(seq, fetch, *placed):
+def _written(seq, fetch, scratch, sampler):
     """What the host writes long before a run needs it: sinks and their sources."""
     for name in ("prog_en", "prog_addr", "prog_data"):
         yield getattr(fetch, name), getattr(seq, name)
-    for block in (fetch, *placed):
-        for name in ("en", "addr", "data"):
+    for name in ("en", "addr", "data"):
+        for block in (fetch, scratch, sampler):
             yield getattr(block.places, name), getattr(seq.places, name)
+        yield getattr(sampler.seeds, name), getattr(seq.seeds, name)
 
 
 class Core(wiring.Component):
@@ -154,7 +155,7 @@ class Core(wiring.Component):
         m.submodules.sampler = napping(
             m, _restarted(sampler, flush_of("sampler")), "sampler", flush | sampler.start
             | sampler.logit.valid | sampler.finish | sampler.busy | (sampler.turn != 0)
-            | sampler.places.en, sleep=sleep, linger=64)
+            | sampler.places.en | sampler.seeds.en, sleep=sleep, linger=64)
         known = Signal(2)                       # what the link has seen of the core's state
         m.d.sync += known.eq(Cat(link.seq.busy, self.mem.ready))
         link_restart = restart_of("link")

@@ -25,8 +25,9 @@ class PassLayout(data.StructLayout):
     pos0: position of the first token. n: tokens, 1..blocks*P. nb: blocks of P tokens,
     ceil(n / P). ctx: pos0 + n. final: the pass ends the prompt, or is a decode pass. sub_heads,
     sub_blocks: query heads of a KV head, and blocks, that attend at once, at most. batch: each
-    token says where it belongs (:func:`PlaceLayout`); pos0 is 0. each: a pass of one block, all
-    of whose tokens have logits; without it, the last one of a final pass has.
+    token says where it belongs (:func:`PlaceLayout`); pos0 counts the run's passes, from 0. each: a
+    pass of one block, all of whose tokens have logits; without it, the last one of a final pass
+    has.
     """
 
     def __init__(self) -> None:
@@ -35,7 +36,9 @@ class PassLayout(data.StructLayout):
 
 
 def PlaceLayout() -> data.StructLayout:
-    """Where a token of a batch belongs, see :class:`.sequencer_golden.Place`."""
+    """Where a token of a batch belongs in the run's first pass, see
+    :class:`.sequencer_golden.Place`; in each later one a position further. The base of slot 0 is
+    that of a run of one sequence as well."""
     return data.StructLayout({"base": 27, "position": 13})
 
 
@@ -227,6 +230,11 @@ def PlaceWrite(config: Config) -> WordWrite:
     return WordWrite(config.P, PlaceLayout())
 
 
+def SeedWrite(config: Config) -> WordWrite:
+    """The seed of a slot of a batch, see :func:`.sampler_golden.lane_seed`; between runs."""
+    return WordWrite(config.P, 32)
+
+
 class ScratchWrite(Signature):
     """Vector unit -> scratch memory; some of four values a cycle, never stalled.
 
@@ -287,7 +295,8 @@ class SequencerPort(Signature):
 
     start: one cycle, taken only while not busy. abort: one cycle, any time; busy falls when the
     core is ready for another run and an event with reason 4 has been sent. token_*: write port of
-    the token memory (address = position, in a batch the slot), while not busy; so are places.
+    the token memory (address = position, in a batch the slot), while not busy; so are places and
+    seeds.
     error: 0 none, else see :mod:`meadowlark_hdl.control.errors`; error_pc: instruction at fault;
     both hold until start.
     """
@@ -296,7 +305,7 @@ class SequencerPort(Signature):
         super().__init__({
             "run": Out(RunLayout()), "model": Out(ModelLayout), "start": Out(1), "abort": Out(1),
             "busy": In(1), "events": In(stream.Signature(TokenEvent())),
-            "places": Out(PlaceWrite(config)),
+            "places": Out(PlaceWrite(config)), "seeds": Out(SeedWrite(config)),
             "token_en": Out(1), "token_addr": Out(range(config.context)),
             "token_data": Out(Config.TOKEN_BITS),
             "prog_en": Out(1), "prog_addr": Out(range(config.prog_depth)),

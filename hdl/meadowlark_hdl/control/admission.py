@@ -38,7 +38,7 @@ class Admission(wiring.Component):
         config, run, model = self.config, self.run, self.model
         end, no_turns = Signal(14), Signal()
         drafts = run.draft_most != 0 if config.drafts else 0        # else they are none
-        no_batch = (run.prompt > config.P) | (run.start_pos != 0) | (run.max_new > 1)
+        no_batch = (run.prompt > config.P) | (run.start_pos != 0) | (run.draft_most != 0)
         m.d.sync += [end.eq(run.start_pos + run.prompt), no_turns.eq(
             (run.batch & no_batch if config.batches else run.batch)
             | (run.draft_most >= config.P if config.drafts else 0))]

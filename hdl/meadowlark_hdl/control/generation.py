@@ -34,7 +34,8 @@ class Generation(wiring.Component):
     position : In(13)           Where a token belongs; constant from ``sampled`` to ``done``.
     draft : In(19)              What the token memory has at ``position``, from 2 cycles after
                                 ``sampled`` until it is written.
-    more : In(1)                It is a token of a batch, and others follow; constant likewise.
+    more : In(1)                It is a token of a batch, and others of the same pass follow;
+                                constant likewise. A stop id among them ends the run with the last.
     end, reason : In(1), In(3)  Pulse, at rest: the run ends so, without a token.
     memory : Out(TokenWrite)
     events : Out(stream of TokenEvent)
@@ -58,13 +59,14 @@ class Generation(wiring.Component):
         run, valid, event = self.run, self.events.valid, self.events.payload
         generated = Signal(13)
         hit, stopped, counted, full = Signal(STOP_IDS), Signal(), Signal(), Signal()
+        before = Signal()               # a token of the pass before this one was a stop id
         m.d.sync += [hit[i].eq((run.stop_ids[i] == event.token) & (i < run.stop_count))
                      for i in range(STOP_IDS)]
-        m.d.sync += [stopped.eq(hit.any()), counted.eq(generated == run.max_new),
+        m.d.sync += [stopped.eq(hit.any() | before), counted.eq(generated == run.max_new),
                      full.eq(self.position == context_limit(self.config))]
         m.d.comb += [self.memory.addr.eq(self.position), self.memory.data.eq(event.token)]
         with m.If(self.begin):
-            m.d.sync += generated.eq(0)
+            m.d.sync += [generated.eq(0), before.eq(0)]
         with m.FSM():
             with m.State("IDLE"):
                 with m.If(self.sampled):
@@ -81,7 +83,7 @@ class Generation(wiring.Component):
                 m.next = "TOKEN"
             with m.State("TOKEN"):
                 m.d.comb += self.memory.en.eq(~full)
-                m.d.sync += [valid.eq(1), event.reason.eq(
+                m.d.sync += [before.eq(stopped & self.more), valid.eq(1), event.reason.eq(
                     Mux(self.more, Reason.RUNNING, Mux(stopped, Reason.STOP, Mux(
                         counted, Reason.MAX_NEW, Mux(full, Reason.CONTEXT, Reason.RUNNING)))))]
                 m.next = "EVENT"

@@ -5,6 +5,7 @@ from amaranth.lib.wiring import In, Out
 
 from ..config import Config
 from ..lib.countdown import Countdown
+from ..lib.pipe import reg
 from ..signatures import ModelLayout, PassLayout, RunLayout
 from .planner import Planner
 
@@ -25,7 +26,8 @@ class Passes(wiring.Component):
     -------
     run, model : In(RunLayout()), In(ModelLayout)
     begin : In(1)               Pulse, at rest: the whole prompt is to be done.
-    token : In(1)               Pulse, at rest: a generated token is.
+    token : In(1)               Pulse, at rest: a generated token is; of a batch its tokens are,
+                                each at the next position.
     drafted, drafts : In(1), In
                                 Pulse, at rest, after ``token``: with so many drafts behind it.
     step : In(1)                Pulse, at rest: ``position`` moves on by one.
@@ -60,6 +62,7 @@ class Passes(wiring.Component):
         position, remaining = Signal(13), Signal(13)
         pos0, final, behind = Signal(13), Signal(), Signal(13)
         check, each = Signal(), Signal()        # the next pass is one of drafts
+        second = reg(13, "second")              # position behind the pass's first token
         settling = Countdown(m, range(self.SETTLING + 1), name="settling", last=False)
         m.d.comb += [
             planner.model.eq(self.model), planner.position.eq(position),
@@ -76,6 +79,8 @@ class Passes(wiring.Component):
                          self.prompt.eq(1), check.eq(0)]
         with m.If(self.token):
             m.d.sync += [remaining.eq(1), self.prompt.eq(0), check.eq(0)]
+            with m.If(self.pass_.batch):
+                m.d.sync += [remaining.eq(planner.n), position.eq(second)]
         with m.If(self.drafted):
             m.d.sync += [remaining.eq(1 + self.drafts), check.eq(self.drafts != 0)]
         with m.If(self.step):
@@ -97,7 +102,7 @@ class Passes(wiring.Component):
                                          self.model.prefill_pc))]
                 m.next = "START"
             with m.State("START"):
-                m.d.sync += [self.fetch_start.eq(1),
+                m.d.sync += [self.fetch_start.eq(1), second.eq(behind),
                              position.eq(Mux(self.pass_.each, behind, planner.ctx)),
                              remaining.eq(remaining - planner.n)]
                 m.next = "PASS"

@@ -29,9 +29,10 @@ class Sequencer(wiring.Component):
     begins only when the event before it has been taken; until then is link stall.
 
     Where each token of a pass has logits, tokens are drawn from all of them. Of a batch all are
-    events, and the last one ends the run. With drafts, which the token memory has behind the first
-    token of the pass, a drawn token that is its draft is followed by the one drawn behind it, until
-    one is not, or there are no more. The next pass begins with that one.
+    events. Its next pass takes them, each at the next position, until a stop id is among them or
+    ``max_new`` passes have been. With drafts, which the token memory has behind the first token of
+    the pass, a drawn token that is its draft is followed by the one drawn behind it, until one is
+    not, or there are no more. The next pass begins with that one.
 
     Before a pass of a generated token, if the run asks for drafts, the Drafter writes them:
     ``draft_start`` pulses, and ``draft_done`` answers.

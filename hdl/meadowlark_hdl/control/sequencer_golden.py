@@ -22,10 +22,12 @@ class Place(NamedTuple):
 class Pass:
     """One pass over the model; the fields are those of PassLayout, and which list it runs.
 
-    pos0: position of the first token. n: tokens. nb: blocks of P tokens. ctx: pos0 + n.
-    sub_heads, sub_blocks: query heads of a KV head, and blocks, that attend at once, at most.
-    final: it ends with logits. decode: it runs the decode list. batch: where each token belongs, if
-    each says so itself. each: all its tokens have logits, if it is final, not only the last one.
+    pos0: position of the first token; of a batch the passes before it in its run. n: tokens. nb:
+    blocks of P tokens. ctx: pos0 + n. sub_heads, sub_blocks: query heads of a KV head, and blocks,
+    that attend at once, at most. final: it ends with logits. decode: it runs the decode list.
+    batch: where each token of the run's first pass belongs, if each says so itself. each: all its
+    tokens have logits, if it is final, not only the last one. base: of a pass of one sequence, see
+    :class:`Place`.
     """
     pos0: int
     n: int
@@ -37,10 +39,12 @@ class Pass:
     decode: bool
     batch: tuple[Place, ...] = ()
     each: bool = False
+    base: int = 0
 
     def places(self) -> list[Place]:
         """Where each token belongs."""
-        return list(self.batch) or [Place(0, self.pos0 + slot) for slot in range(self.n)]
+        first = self.batch or [Place(self.base, slot) for slot in range(self.n)]
+        return [Place(base, self.pos0 + position) for base, position in first]
 
     @property
     def positions(self) -> list[int]:
@@ -127,7 +131,7 @@ def subgroups(config: Config, p: Pass, i: Mapping[str, int]) -> Iterator[Lots]:
             end = min(block + p.sub_blocks, p.nb)
             keys = range(p.sees(config, i, block).start, p.sees(config, i, end - 1).stop)
             yield Lots(range(head, min(head + p.sub_heads, i["group"])), range(block, end), keys,
-                       (head, block) == (0, first), block == first)
+                       (head, block) == (0, first), block == first, p.base)
 
 
 def prompt_passes(config: Config, model: Mapping[str, int], start_pos: int, prompt: int,
@@ -166,10 +170,11 @@ def decode_pass(config: Config, model: Mapping[str, int], position: int) -> Pass
     return pass_of(config, model, position, 1, final=True, decode=True)
 
 
-def batch_pass(config: Config, model: Mapping[str, int], batch: Sequence[Place], *,
-               final: bool = True) -> Pass:
-    """That of tokens of several sequences, 1..P of them: it runs the decode list."""
-    p = pass_of(config, model, 0, len(batch), final=final, decode=True)
+def batch_pass(config: Config, model: Mapping[str, int], batch: Sequence[Place],
+               before: int = 0, *, final: bool = True) -> Pass:
+    """That of tokens of several sequences, 1..P of them: it runs the decode list. before: passes
+    of the same run, each of which moved all of them on by a position."""
+    p = pass_of(config, model, before, len(batch), final=final, decode=True)
     return replace(p, batch=tuple(batch), each=True)
 
 

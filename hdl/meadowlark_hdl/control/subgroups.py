@@ -25,7 +25,7 @@ class Subgroups(wiring.Component):
     -------
     instr : In(InstructionLayout)   At rest any; a QK's or SV's from then until the last ``next``.
     pass_ : In(PassLayout)
-    places : In(PlaceWrite)     Where the tokens of a batch belong.
+    places : In(PlaceWrite)     Where the tokens of a batch belong; the base of any run.
     next : In(1)                Pulse: these lots are done; behind the final ones it is at rest.
     lots : Out(LotsLayout)
     base : Out(27)              Of their cache.
@@ -49,13 +49,15 @@ class Subgroups(wiring.Component):
         token, base = Signal(range(P)), reg(27, "base")
         m.d.comb += [places.en.eq(self.places.en), places.at.eq(self.places.addr),
                      places.entry.eq(self.places.data), places.addr.eq(token), self.base.eq(base)]
-        m.d.sync += base.eq(Mux(pass_.batch, places.data.base, 0))
+        if self.config.batches:
+            m.d.sync += base.eq(places.data.base)
         heads_left, blocks_left = reg(6, "heads_left"), reg(6, "blocks_left")
         heads, blocks = reg(5, "heads"), reg(5, "blocks")
         last_heads, last_blocks = reg(1, "last_heads"), reg(1, "last_blocks")
         all_blocks, all_keys = reg(6, "all_blocks"), reg(1, "all_keys")
-        # Positions: of the first token of all, of the next lots, in a batch too, and behind these.
+        # Positions: of the first token of all, of the next lots, of a batch, and behind these.
         origin, start, at, reach = Signal(14), reg(14, "start"), Signal(14), reg(14, "reach")
+        placed = reg(13, "placed")
         # Keys: the first one that is seen, which may be none, and the end of those.
         oldest, first, end = reg(signed(15), "oldest"), reg(13, "first"), reg(14, "end")
         keys, last_block = reg(13, "keys"), reg(6, "last_block")
@@ -72,8 +74,9 @@ class Subgroups(wiring.Component):
             lots.heads.eq(heads), lots.blocks.eq(blocks), lots.begin.eq(~under_way),
             lots.first.eq(first), lots.keys.eq(keys), lots.again.eq(blocks_left == all_blocks),
             self.final.eq(last_heads & last_blocks)]
-        m.d.comb += at.eq(Mux(pass_.batch, places.data.position, start))
+        m.d.comb += at.eq(Mux(pass_.batch, placed, start))
         m.d.sync += [
+            placed.eq(places.now.position + pass_.pos0),
             reach.eq(at + Mux(instr.heads, 1, times(blocks, P))), oldest.eq(at - instr.back),
             end.eq(Mux(~instr.heads & (all_keys | (reach > pass_.ctx)), pass_.ctx, reach)),
             first.eq(Mux(oldest < 0, 0, oldest)), keys.eq(end - first)]
@@ -82,7 +85,7 @@ class Subgroups(wiring.Component):
                          blocks_left.eq(count), start.eq(origin)]
         with m.If(self.next):
             m.d.sync += [under_way.eq(~self.final), blocks_left.eq(blocks_left - blocks),
-                         start.eq(reach), token.eq(Mux(self.final, 0, token + 1))]
+                         start.eq(reach), token.eq(Mux(self.final | ~pass_.batch, 0, token + 1))]
             with m.If(last_blocks):
                 m.d.sync += [blocks_left.eq(all_blocks), heads_left.eq(heads_left - heads)]
                 with m.If(~instr.heads):

@@ -24,7 +24,7 @@ class TileJobs(wiring.Component):
     - STREAM: ``tiles`` tiles from the stream pointer on, which starts at ``model.stream_addr``.
       All have rows and chunks, the last one last_rows and last_chunks; rows * row_beats beats.
     - TABLE: n tiles, ``addr + (pos0 + t) * chunks``. TOKEN: ``addr + token(pos0 + t) * chunks``.
-      In a batch TABLE: ``addr + position(t) * chunks``.
+      In a batch TABLE: ``addr + (pos0 + position(t)) * chunks``.
     - KV: ``keys`` keys of row_beats chunks from ``addr + base + first * row_beats`` on, ``chunks``
       a tile, the last with the rest; no headers. Waits for the stores that came before.
 

@@ -157,7 +157,7 @@ class TokenRows(wiring.Component):
                                 to ``done``, and ``pos0`` from the cycle before.
     pos0, n : In(13), In(13)    The positions of the tokens: n of them, 1..
     vocab : In(19)
-    places : In(PlaceWrite)     Where the tokens of a batch belong.
+    places : In(PlaceWrite)     Where the tokens of a batch belong, ``pos0`` less.
     positions : In(1)           Of the batch, not its tokens; constant likewise.
     token_addr, token_data : Out(range(context)), In(19)
                                 Read port of the token memory.
@@ -184,14 +184,16 @@ class TokenRows(wiring.Component):
         rows = Countdown(m, 13, name="rows", behind=True, reset=False, reset_flags=False)
         token, unknown = reg(Config.TOKEN_BITS, "token"), reg(1, "unknown")
         m.submodules.table = table = Table(13, self.config.P)
-        number = Mux(self.positions, table.data, self.token_data)
+        slot, placed = Signal(range(self.config.P)), reg(13, "placed")
+        number = Mux(self.positions, placed, self.token_data)
         m.d.comb += [table.en.eq(self.places.en), table.at.eq(self.places.addr),
-                     table.entry.eq(self.places.data.position), table.addr.eq(self.token_addr)]
+                     table.entry.eq(self.places.data.position), table.addr.eq(slot)]
+        m.d.sync += placed.eq(table.now + self.pos0)
         m.d.sync += unknown.eq((token >= self.vocab) & ~self.positions)
         m.d.comb += self.token.eq(token)
         with m.FSM():
             with m.State("IDLE"):
-                m.d.sync += self.token_addr.eq(self.pos0)
+                m.d.sync += [self.token_addr.eq(self.pos0), slot.eq(0)]
                 with m.If(self.start):
                     m.next = "RAM"
             with m.State("RAM"):
@@ -202,7 +204,8 @@ class TokenRows(wiring.Component):
             with m.State("TOKEN"):
                 # The read of the next token starts here; 6 cycles later its id is there.
                 m.d.comb += self.token.eq(number)
-                m.d.sync += [token.eq(number), self.token_addr.eq(self.token_addr + 1)]
+                m.d.sync += [token.eq(number), self.token_addr.eq(self.token_addr + 1),
+                             slot.eq(slot + 1)]
                 m.next = "AFTER_1"
             for cycle in range(1, self.AFTER_TOKEN - 1):
                 with m.State(f"AFTER_{cycle}"):

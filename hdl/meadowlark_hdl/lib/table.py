@@ -12,8 +12,8 @@ from .pipe import reg
 class Table(wiring.Component):
     """Entries that are written one by one, and read from one place.
 
-    Timing: ``data`` ``LATENCY`` cycles after ``addr``. Nothing reads an entry in the cycle in which
-    it is written.
+    Timing: ``now`` in the cycle of ``addr``, ``data`` ``LATENCY`` cycles later. Nothing reads an
+    entry in the cycle in which it is written.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ class Table(wiring.Component):
     Members
     -------
     en, at, entry : In      Write: in this cycle; where; what.
-    addr, data : In, Out    Read.
+    addr, now, data : In, Out, Out      Read.
     """
 
     LATENCY = 1
@@ -31,7 +31,7 @@ class Table(wiring.Component):
     def __init__(self, shape: ShapeLike, depth: int):
         self.shape, self.depth = shape, depth
         super().__init__({"en": In(1), "at": In(range(depth)), "entry": In(shape),
-                          "addr": In(range(depth)), "data": Out(shape)})
+                          "addr": In(range(depth)), "now": Out(shape), "data": Out(shape)})
 
     def elaborate(self, platform):
         m = Module()
@@ -40,5 +40,5 @@ class Table(wiring.Component):
         data = reg(self.shape, "found")
         m.d.sync += data.eq(r.data)
         m.d.comb += [w.en.eq(self.en), w.addr.eq(self.at), w.data.eq(self.entry),
-                     r.addr.eq(self.addr), self.data.eq(data)]
+                     r.addr.eq(self.addr), self.now.eq(r.data), self.data.eq(data)]
         return m

@@ -108,6 +108,7 @@ class Link(wiring.Component):
         connect(m, read.regs, regs.r)
         connect(m, write.w, regs.w)
         connect(m, regs.places, flipped(seq.places))
+        connect(m, regs.seeds, flipped(seq.seeds))
         m.d.comb += [
             crc_memory.crc.eq(window.crc), self.counter_hold.eq(read.hold),
             seq.prog_en.eq(program.w.en), seq.prog_addr.eq(program.w.addr),

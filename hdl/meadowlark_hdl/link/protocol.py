@@ -13,7 +13,7 @@ from ..run_table import RUN_REGS
 from .counters_table import COUNTERS
 
 #: Changes with the frame format, a command or a register.
-VERSION = 3
+VERSION = 4
 
 # --- frames ---------------------------------------------------------------------------------------
 #: First byte of a frame.
@@ -212,11 +212,15 @@ def _table() -> tuple[Register, ...]:
     out.append(Register("reset", out[-1].address + 1, 32, "w",
                         f"{RESET_MAGIC:#x} resets the core; the link stays"))
     group(RUN_BASE, 0x50, "rw", MODEL_REGS)
-    group(0x50, REGISTER_WORDS - 2, "rw", RUN_REGS)
+    group(0x50, REGISTER_WORDS - 4, "rw", RUN_REGS)
     out.append(Register("place", out[-1].address + 1, 53, "w",
                         "where a token of a batch belongs. Low word: chunks from the cache of the "
-                        "image's addresses to that of its sequence, 27 bits. High word, which "
-                        "acts: bits 12:0 position, bits 20:16 slot"))
+                        "image's addresses to that of its sequence, 27 bits; of slot 0 in a run of "
+                        "one sequence as well. High word, which acts: bits 12:0 position, bits "
+                        "20:16 slot"))
+    out.append(Register("lane_seed", out[-1].address + 2, 53, "w",
+                        "seed of a slot of a batch. Low word: what the run's hashed seed is xored "
+                        "with. High word, which acts: bits 20:16 slot"))
     return tuple(out)
 
 

@@ -1,5 +1,5 @@
 """The register file, made from the table in :mod:`meadowlark_hdl.link.protocol`."""
-from amaranth import Module, Mux, Signal
+from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out, Signature
@@ -9,7 +9,7 @@ from ..config import Config
 from .counters_table import COUNTER_BITS, COUNTER_SLOTS
 from ..isa import MODEL_REGS
 from ..run_table import RUN_REGS, STOP_IDS
-from ..signatures import ModelLayout, PlaceWrite, RunLayout, WordWrite
+from ..signatures import ModelLayout, PlaceWrite, RunLayout, SeedWrite, WordWrite
 from .protocol import (BY_NAME, CONTROL_BASE, COUNTER_BASE, COUNTERS_CRC, ISA_CRC, LIVE_BASE,
                        MAGIC, NAME_BYTES, REGISTER_WORDS, REGISTERS, RESET_MAGIC, VERSION)
 
@@ -69,7 +69,7 @@ class RegisterFile(wiring.Component):
     live_status .. live_frames_dropped : In     The live registers.
     model : Out(ModelLayout)
     run : Out(RunLayout)
-    places : Out(PlaceWrite)
+    places, seeds : Out(PlaceWrite), Out(SeedWrite)
     resend : Out(32)
     reset : Out(1)                  Pulse.
     counter_index : Out(4); counter_data : In(40)
@@ -93,9 +93,8 @@ class RegisterFile(wiring.Component):
             "w": In(WordWrite(REGISTER_WORDS, 32)), "r": In(RegisterRead()),
             **{f"live_{r.name}": In(r.width) for r in self.live},
             "model": Out(ModelLayout), "run": Out(RunLayout()), "places": Out(PlaceWrite(config)),
-            "resend": Out(32),
-            "reset": Out(1), "counter_index": Out(range(COUNTER_SLOTS)),
-            "counter_data": In(COUNTER_BITS)})
+            "seeds": Out(SeedWrite(config)), "resend": Out(32), "reset": Out(1),
+            "counter_index": Out(range(COUNTER_SLOTS)), "counter_data": In(COUNTER_BITS)})
 
     def elaborate(self, platform):
         m = Module()
@@ -135,14 +134,19 @@ class RegisterFile(wiring.Component):
             storage(field.name, self.run[field.name])
         for field, place in zip(RUN_REGS[-STOP_IDS:], self.run.stop_ids):
             storage(field.name, place)
-        base, place = Signal(27, reset_less=True), BY_NAME["place"].address
-        low, high_word = Signal(), Signal()
-        m.d.sync += [low.eq(en & (addr == place)), high_word.eq(en & (addr == place + 1))]
+        # Of a slot: the low word waits for the high one.
+        waits, low = Signal(32, reset_less=True), Signal()
+        slots = BY_NAME["place"], BY_NAME["lane_seed"]
+        m.d.sync += low.eq(en & Cat(addr == r.address for r in slots).any())
         with m.If(low):
-            m.d.sync += base.eq(late)
-        m.d.sync += [self.places.en.eq(high_word & (late[16:21] < self.config.P)),
-                     self.places.addr.eq(late[16:]), self.places.data.position.eq(late)]
-        m.d.comb += self.places.data.base.eq(base)
+            m.d.sync += waits.eq(late)
+        for port, register in zip((self.places, self.seeds), slots, strict=True):
+            acts = Signal(name=f"{register.name}_acts")
+            m.d.sync += [acts.eq(en & (addr == register.address + 1)),
+                         port.en.eq(acts & (late[16:21] < self.config.P))]
+        m.d.sync += [self.places.addr.eq(late[16:]), self.places.data.position.eq(late)]
+        m.d.comb += [self.places.data.base.eq(waits), self.seeds.data.eq(waits),
+                     self.seeds.addr.eq(self.places.addr)]
 
         # Reads: each source into a register of its own, then one multiplexer into r.data.
         r_ram = ram.read_port()

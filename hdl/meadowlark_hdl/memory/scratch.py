@@ -42,7 +42,7 @@ class Scratch(wiring.Component):
     model, pass_ : In(ModelLayout), In(PassLayout)
                                 token_words, pos0, n and batch; constant from a command on until its
                                 last part has been taken.
-    places : In(PlaceWrite)     Where the tokens of a batch belong.
+    places : In(PlaceWrite)     Where the tokens of a batch belong; the base of any pass.
     cmd : In(stream of ScratchCommand)      ``COMMANDS`` wait.
     store : Out(stream of StoreCommand)     Before the command's first part is read.
     words : Out(stream of 8 * store_bytes bits)
@@ -97,15 +97,18 @@ class Scratch(wiring.Component):
         command, coming, known = commands.o.payload, Signal(), Signal()
         next_row, addr, chunks = reg(8, "next_row"), reg(27, "addr"), reg(12, "chunks")
         base, behind = reg(27, "base"), reg(20, "behind")       # of the cache; in it, in chunks
+        position = reg(13, "position") if config.batches else self.pass_.pos0
         still = ~commands.o.ready & ~moved
         m.d.sync += [
             coming.eq(commands.o.valid & still), known.eq(coming & still),
             next_row.eq((1 << in_word) << command.log2_words),
-            base.eq(command.addr + Mux(batch, places.data.base, 0)),
-            behind.eq(Mux(batch, places.data.position, self.pass_.pos0) << command.log2_words),
+            base.eq(command.addr + (places.data.base if config.batches else 0)),
+            behind.eq(position << command.log2_words),
             addr.eq(base + behind),
             chunks.eq(Mux(batch, 1, self.pass_.n) << command.log2_words),
             stride.eq(self.model.token_words << in_word)]
+        if config.batches:
+            m.d.sync += position.eq(Mux(batch, places.now.position, 0) + self.pass_.pos0)
         m.d.comb += [self.store.payload.addr.eq(addr), self.store.payload.chunks.eq(chunks)]
 
         read, back = Signal(), Signal()

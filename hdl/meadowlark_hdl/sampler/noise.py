@@ -9,12 +9,13 @@ from .tables import Lookup, Table, Tables
 
 
 class Noise(wiring.Component):
-    """Noise in log2 units, 12 fractional bits, of tokens under a key made of seed and position.
+    """Noise in log2 units, 12 fractional bits, of tokens under a key made of seed and draw.
 
     What is hashed goes through one pipeline three times: one sum a stage, the exclusive ors before
-    it. First comes the key, of the position and the seed's hash; then the token, twice. So each
-    token may have a position of its own. The seed is hashed there as well, in the ``SEEDED`` cycles
-    after ``start``; what is on its way then is lost.
+    it. First comes the key, of the draw and the seed's hash; then the token, twice. So each
+    token may have a draw of its own: a position, xored with what makes its seed another one. The
+    seed is hashed there as well, in the ``SEEDED`` cycles after ``start``; what is on its way then
+    is lost.
 
     Source: Gumbel-max trick, Maddison et al., arXiv:1411.0030.
     Golden: :func:`.sampler_golden.gumbel`, of :func:`.sampler_golden.noise_key`; bit-exact.
@@ -25,8 +26,7 @@ class Noise(wiring.Component):
     -------
     seed : In(32)               Constant from ``start`` on, for 2 cycles.
     start : In(1)               Pulse: hashes the seed.
-    valid, position : In(1), In(13)
-                                Pulse: a token comes, for this position, which need not stay.
+    valid, draw : In(1), In(32) Pulse: a token comes, for this draw, which need not stay.
     token : In(19)              The token, ``HASH`` cycles later, for one cycle.
     tables : Out(Lookup())
     noise : Out(signed(19))     At most 2**17, at least -2**14; for one cycle.
@@ -40,7 +40,7 @@ class Noise(wiring.Component):
 
     def __init__(self):
         super().__init__({
-            "seed": In(32), "position": In(13), "start": In(1),
+            "seed": In(32), "draw": In(32), "start": In(1),
             "valid": In(1), "token": In(Config.TOKEN_BITS),
             "tables": Out(Lookup()), "noise": Out(signed(19))})
 
@@ -56,7 +56,7 @@ class Noise(wiring.Component):
         x, a, b, c, d, e = (reg(32, name) for name in "xabcde")
         # ~x + (x << 15) is ~a: a difference takes no inverters before its carry chain
         y, z, mixed = ~a ^ (~a >> 12), b ^ (b >> 4), e ^ (e >> 16)
-        m.d.sync += [x.eq(hashed_seed ^ self.position), a.eq(x - (x << 15)[:32]),
+        m.d.sync += [x.eq(hashed_seed ^ self.draw), a.eq(x - (x << 15)[:32]),
                      b.eq(y + (y << 2)), c.eq(z + (z << 3)), d.eq(z << 11), e.eq(c + d)]
         with m.If(flow[self.HASH]):
             m.d.sync += x.eq(mixed ^ self.token)

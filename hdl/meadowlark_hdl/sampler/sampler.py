@@ -5,7 +5,7 @@ from amaranth.lib.wiring import In, Out
 
 from ..config import Config
 from ..lib.pipe import reg
-from ..signatures import LogitPort, PlaceWrite, RunLayout
+from ..signatures import LogitPort, PlaceWrite, RunLayout, SeedWrite
 from .argmax import ArgMax
 from .logit_crc import LogitCrc
 from .logit_scale import LogitScale
@@ -69,8 +69,9 @@ class Sampler(wiring.Component):
     run : In(RunLayout())       inv_t_mant, inv_t_shift, top_k (0..topk), top_p, seed, batch:
                                 constant from ``start`` to ``done``.
     places : In(PlaceWrite)     Where the tokens of a batch belong, each a turn.
+    seeds : In(SeedWrite)       Of a batch, what the run's hashed seed is xored with in each turn.
     position : In(13)           Of the token to come in turn 0; in turn k, k more. Of a batch each
-                                is the one behind its place. Constant likewise.
+                                is as much behind its place. Constant likewise.
     last : In                   Turns, less 1; constant likewise.
     start : In(1)               Pulse, at any time: forget everything, begin anew.
     finish : In(1)              Pulse, with the last logit or later: all have been given.
@@ -87,7 +88,7 @@ class Sampler(wiring.Component):
         self.config = config
         super().__init__({
             "logit": In(LogitPort()), "run": In(RunLayout()), "places": In(PlaceWrite(config)),
-            "position": In(13), "last": In(range(config.turns)),
+            "seeds": In(SeedWrite(config)), "position": In(13), "last": In(range(config.turns)),
             "start": In(1), "finish": In(1), "turn": In(range(config.turns)),
             "busy": Out(1), "done": Out(1), "token": Out(Config.TOKEN_BITS), "crc": Out(32)})
 
@@ -118,7 +119,7 @@ class Sampler(wiring.Component):
         flow, came = Signal(max(_KEPT, _LOOKED) + 1), Signal()
         m.d.sync += [came.eq(entries.comes & ~self.start), flow.eq(Mux(self.start, 0, Cat(
             scan.feed | (entries.comes & ~ranked), flow[:-1])))]
-        turn, first, position = self._item(m, turns, entries.comes)
+        turn, first, draw = self._item(m, turns, entries.comes)
 
         def kept(value, since: int, until: int, name: str) -> Value:
             """What stage ``since`` gives, from register to register as long as needed."""
@@ -145,7 +146,7 @@ class Sampler(wiring.Component):
             scale.value.eq(Mux(scan.limiting, nucleus.total, value)),
             scale.factor.eq(Mux(scan.limiting, run.top_p, run.inv_t_mant)),
             scale.shift.eq(run.inv_t_shift),
-            noise.start.eq(self.start), noise.seed.eq(run.seed), noise.position.eq(position),
+            noise.start.eq(self.start), noise.seed.eq(run.seed), noise.draw.eq(draw),
             noise.valid.eq(flow[0]), noise.token.eq(hashed),
             nucleus.valid.eq(flow[_WEIGHED]), nucleus.scaled.eq(scaled),
             nucleus.lead.eq(scan.lead), nucleus.sum.eq(scan.sum),
@@ -174,25 +175,31 @@ class Sampler(wiring.Component):
         return m
 
     def _item(self, m: Module, turns: Turns, comes):
-        """Of an item its turn, whether it is the first of it, and the position of the token that is
-        drawn from it: there as long as the item. comes: it is there from the next cycle on."""
-        many, given = self.config.turns > 1, turns.o
-        now = [given.turn, given.first]             # of a logit; it waits, then it is the item
-        if many:
-            m.submodules.positions = positions = memory.Memory(
-                shape=13, depth=self.config.P, init=[])
-            write, read = positions.write_port(), positions.read_port(domain="comb")
-            m.d.comb += [write.en.eq(self.places.en), write.addr.eq(self.places.addr),
-                         write.data.eq(self.places.data.position), read.addr.eq(given.turn)]
-            now += [Mux(self.run.batch, read.data, self.position)[:13],
-                    Mux(self.run.batch, 1, given.turn)[:len(given.turn)]]
+        """Of an item its turn, whether it is the first of it, and which draw it belongs to: the
+        token's position, of a batch xored with the turn's seed. There as long as the item. comes:
+        it is there from the next cycle on."""
+        batch, given = self.run.batch, turns.o
+        now, seed = [given.turn, given.first], Signal(32)       # of a logit; it waits, then it is
+        if self.config.turns > 1:                               # the item
+            tables = []
+            for name, port, data, bits in (
+                    ("positions", self.places, self.places.data.position, 13),
+                    ("seeds", self.seeds, self.seeds.data, 32)):
+                m.submodules[name] = table = memory.Memory(shape=bits, depth=self.config.P, init=[])
+                write, read = table.write_port(), table.read_port(domain="comb")
+                m.d.comb += [write.en.eq(port.en), write.addr.eq(port.addr), write.data.eq(data),
+                             read.addr.eq(given.turn)]
+                tables.append(read.data)
+            now += [Mux(batch, tables[0], given.turn)[:13], Mux(batch, tables[1], 0)[:32]]
         waiting = [reg(len(x), f"waiting_{k}") for k, x in enumerate(now)]
-        turn, first, position = (reg(bits, f"item_{name}") for name, bits in (
-            ("turn", len(given.turn)), ("first", 1), ("position", 13)))
+        turn, first, draw = (reg(bits, f"item_{name}") for name, bits in (
+            ("turn", len(given.turn)), ("first", 1), ("draw", 32)))
+        position = Signal(13)
+        m.d.comb += position.eq(self.position)
+        if self.config.turns > 1:
+            m.d.comb += [position.eq(self.position + waiting[2]), seed.eq(waiting[3])]
         with m.If(given.valid):
             m.d.sync += [later.eq(x) for later, x in zip(waiting, now, strict=True)]
         with m.If(comes):
-            m.d.sync += [turn.eq(waiting[0]), first.eq(waiting[1]),
-                         position.eq(waiting[2] + waiting[3] if many else self.position)]
-        return turn, first, position
-
+            m.d.sync += [turn.eq(waiting[0]), first.eq(waiting[1]), draw.eq(position ^ seed)]
+        return turn, first, draw

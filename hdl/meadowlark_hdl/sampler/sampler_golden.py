@@ -50,6 +50,12 @@ def noise_key(seed: int, position: int):
     return int(hash32(int(hash32(seed & 0xFFFFFFFF)) ^ position))
 
 
+def lane_seed(run: int, seed: int) -> int:
+    """What draws of a run with the seed ``run`` are xored with (u32), so that they are those of
+    ``seed``."""
+    return int(hash32(run & 0xFFFFFFFF) ^ hash32(seed & 0xFFFFFFFF))
+
+
 def gumbel(key: int, token):
     """Gumbel noise in log2 units, 12 fractional bits: -log2(-ln(1 - v)), v = hash / 2**32.
 

@@ -157,6 +157,24 @@ class Image:
     draft: dict | None = None
 
     @property
+    def cache_bytes(self) -> int:
+        """Bytes of a sequence's KV cache, a multiple of a chunk. That of sequence 0 follows the
+        image, the next one that."""
+        return self.needs["memory_bytes"] - len(self.memory)
+
+    def base(self, sequence: int) -> int:
+        """Chunks from the first KV cache to that of a sequence."""
+        return sequence * self.cache_bytes // self.config["W"]
+
+    def sequences(self, memory_bytes: int) -> int:
+        """KV caches that a memory holds."""
+        return (memory_bytes - len(self.memory)) // self.cache_bytes
+
+    def most_together(self, turns: int) -> int:
+        """Sequences of a pass at most; turns: of the core's Config."""
+        return min(self.facts["batch"], turns)
+
+    @property
     def context(self) -> int:
         """Tokens the KV cache holds."""
         return self.shape["context"]

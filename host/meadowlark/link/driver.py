@@ -14,7 +14,8 @@ from meadowlark_hdl.config import Config
 from meadowlark_hdl.draft.choice_golden import MOST_PRICE
 from meadowlark_hdl.link.counters_table import COUNTERS
 from meadowlark_hdl.control.errors import sentence
-from meadowlark_hdl.sampler.sampler_golden import Sampling
+from meadowlark_hdl.control.sequencer_golden import Place, context_limit
+from meadowlark_hdl.sampler.sampler_golden import Sampling, lane_seed
 from meadowlark_hdl.isa import INSTRUCTION_BYTES, MODEL_REGS, Instruction, encode
 from meadowlark_hdl.link.protocol import (ANSWER, BY_NAME, CONFIG_REGS, COUNTER_BASE, COUNTERS_CRC,
                                           CREDITS, EVENT_BYTES, EVENT_FORMAT, EVENT_RING,
@@ -128,6 +129,7 @@ class Driver:
         self._heard = 0             # events received, repetitions and those of other runs too
         self._events: deque[TokenEvent] = deque()
         self._counting = False
+        self._asked = False         # the run under way is to end
         self._vocab: int | None = None      # of the model that was loaded here
         self._received = 0          # bytes
         self._until: float | None = None    # when the board is given up
@@ -533,8 +535,9 @@ class Driver:
     # --- runs -------------------------------------------------------------------------------------
 
     def run(self, tokens: Sequence[int], sampling: Sampling | None = None, *, max_new: int,
-            stop_ids: Sequence[int] = (), start_pos: int = 0,
-            draft_most: int = 0, draft_price: int = 0) -> Generator[TokenEvent, None, None]:
+            stop_ids: Sequence[int] = (), start_pos: int = 0, draft_most: int = 0,
+            draft_price: int = 0, base: int = 0, before: Sequence[int] = (),
+            ) -> Generator[TokenEvent, None, None]:
         """Run a prompt; tokens as they come.
 
         Nothing is sent before the first ``next``. From then on the host sends only credits.
@@ -560,6 +563,10 @@ class Driver:
         draft_price : int
             What such a pass costs more than one without, in 1/256 of that; 0: always drafts. See
             :class:`meadowlark_hdl.draft.choice_golden.Choice`. Both are cut to their registers.
+        base : int
+            Chunks from the cache of the image's addresses to that of the sequence.
+        before : sequence of int
+            The sequence's tokens below start_pos, if another one ran since, for drafts alone.
 
         Raises
         ------
@@ -568,11 +575,64 @@ class Driver:
             of the loaded model's; or the run failed, which is raised in the generator.
         """
         context = self.info.config.context
-        if not tokens:
-            raise ValueError("tokens must not be empty")
         if start_pos < 0 or start_pos + len(tokens) > context:
             raise BoardError(f"the prompt needs {start_pos + len(tokens)} positions, the board has "
                              f"{context}; shorten it or start a new conversation")
+        sampling = sampling or Sampling()
+        self._check_drafts(draft_most, sampling)
+        registers = self._registers(tokens, sampling, max_new, stop_ids) | {
+            "start_pos": start_pos, "draft_most": draft_most,
+            "draft_price": min(draft_price, MOST_PRICE)}
+        assert not before or len(before) == start_pos, "all tokens below start_pos, or none"
+        places = [Place(base, 0)] if self.info.config.batches else []
+        return self._run_events([*before, *tokens], registers, places)
+
+    def run_batch(self, tokens: Sequence[int], places: Sequence[Place],
+                  samplings: Sequence[Sampling], *, max_new: int, stop_ids: Sequence[int] = (),
+                  ) -> Generator[TokenEvent, None, None]:
+        """Go on with several sequences, each by a token a pass. Event i is of sequence i modulo
+        their number. :meth:`end` ends the run after any of them; else as :meth:`run`.
+
+        Parameters
+        ----------
+        tokens : sequence of int, 1..lanes
+            The last one of each sequence, whose keys are not in its cache yet.
+        places : sequence of Place
+            Where they belong.
+        samplings : sequence of Sampling
+            Alike but for their seeds, without top-k.
+        max_new : int, 1..
+            Passes at most: fewer where the token memory ends.
+        stop_ids : sequence of int, at most 8
+            Tokens that end the run with the pass in which one is drawn.
+
+        Raises
+        ------
+        BoardError
+            The board takes no batches, or not so many sequences; the run failed.
+        """
+        config, first = self.info.config, samplings[0]
+        if not len(tokens) == len(places) == len(samplings):
+            raise ValueError("each token of a batch needs a place and a sampling")
+        if len(tokens) > config.turns:
+            most = f"at most {config.turns} sequences" if config.batches else "one sequence"
+            raise BoardError(f"a pass of the board takes {most}, not {len(tokens)}; run fewer at "
+                             "once")
+        if first.top_k:
+            raise BoardError("with top-k a pass draws one token, so it takes one sequence; leave "
+                             "top-k out, or run them one after the other")
+        if len({(s.inv_t_mant, s.inv_t_shift, s.top_k) for s in samplings}) > 1:
+            raise ValueError("sequences of a batch must be drawn alike but for their seeds")
+        passes = min(max_new, context_limit(config) + 1 - len(tokens), 0xFFFF // len(tokens))
+        registers = self._registers(tokens, first, passes, stop_ids) | {"batch": 1}
+        seeds = [lane_seed(first.seed, s.seed) for s in samplings]
+        return self._run_events(list(tokens), registers, places, seeds)
+
+    def _registers(self, tokens: Sequence[int], sampling: Sampling, max_new: int,
+                   stop_ids: Sequence[int]) -> dict[str, int]:
+        """Those of a run, with what is wrong in any."""
+        if not tokens:
+            raise ValueError("tokens must not be empty")
         for token in tokens:
             if not 0 <= token < 1 << Config.TOKEN_BITS:
                 raise ValueError(f"tokens must be in 0..{(1 << Config.TOKEN_BITS) - 1}, "
@@ -586,18 +646,12 @@ class Driver:
                              f"not {len(stop_ids)}; give fewer")
         if max_new < 0:
             raise ValueError(f"max_new must not be negative, not {max_new!r}")
-        sampling = sampling or Sampling()
-        self._check_drafts(draft_most, sampling)
-        registers = {
-            "start_pos": start_pos, "prompt": len(tokens), "max_new": min(max_new, context),
+        registers = dict.fromkeys((f.name for f in RUN_REGS), 0) | {
+            "prompt": len(tokens), "max_new": min(max_new, self.info.config.context),
             "inv_t_mant": sampling.inv_t_mant, "inv_t_shift": sampling.inv_t_shift,
             "top_k": sampling.top_k, "top_p": sampling.top_p, "seed": sampling.seed,
-            "batch": 0, "draft_most": draft_most,
-            "draft_price": min(draft_price, MOST_PRICE), "stop_count": len(stop_ids)}
-        for i in range(STOP_IDS):
-            registers[f"stop_id_{i}"] = stop_ids[i] if i < len(stop_ids) else 0
-        assert set(registers) == {f.name for f in RUN_REGS}
-        return self._run_events(list(tokens), registers)
+            "stop_count": len(stop_ids)}
+        return registers | {f"stop_id_{i}": stop for i, stop in enumerate(stop_ids)}
 
     def _check_drafts(self, most: int, sampling: Sampling) -> None:
         config = self.info.config
@@ -610,8 +664,12 @@ class Driver:
                              "them out")
 
     def _run_events(self, tokens: list[int], registers: dict[str, int],
+                    places: Sequence[Place] = (), seeds: Sequence[int] = (),
                     ) -> Generator[TokenEvent, None, None]:
+        """tokens: those of the run, the last ones, and what stands before them. places, seeds: of
+        slots."""
         self._counting, self.host_messages, self.reason = False, 0, Reason.RUNNING
+        self._asked = False
         self._settle()
         # 0 is the number of no run. The last event of the run before may have come until here.
         number = self._run % 0xFFFF + 1
@@ -620,13 +678,14 @@ class Driver:
         ended = False
         try:
             most = (MAX_PAYLOAD - 4) // 4
-            start = registers["start_pos"]
+            start = registers["start_pos"] + registers["prompt"] - len(tokens)
             for _ in self._series(
                     (Command.WRITE_TOKENS,
                      struct.pack("<I", start + at) + b"".join(
                          t.to_bytes(4, "little") for t in tokens[at:at + most]))
                     for at in range(0, len(tokens), most)):
                 pass
+            self._write_slots(places, seeds)
             self.write_registers(registers)
             self._start(number)
             last = self.transport.now()
@@ -644,12 +703,29 @@ class Driver:
                     if event.reason not in (Reason.ABORTED, Reason.FILLED):
                         yield event
                     last = self.transport.now()
-            if self.reason == Reason.ABORTED:
+            if self.reason == Reason.ABORTED and (not self._asked or self.status().error):
                 self._failed()
         finally:
             self._counting = False
             if not ended:
                 self.abort()
+
+    def _write_slots(self, places: Sequence[Place], seeds: Sequence[int]) -> None:
+        """A frame for each slot: place, and seed behind it. High words act, so one may come
+        twice."""
+        at = BY_NAME["place"].address
+        assert BY_NAME["lane_seed"].address == at + 2
+        rows = [struct.pack("<IIHH", at, base, position, slot)
+                for slot, (base, position) in enumerate(places)]
+        rows = [row + struct.pack("<IHH", seed, 0, slot) for slot, (row, seed) in
+                enumerate(zip(rows, seeds, strict=True))] if seeds else rows
+        for _ in self._series((Command.WRITE, row) for row in rows):
+            pass
+
+    def end(self) -> None:
+        """End the run under way; what it has drawn still comes."""
+        self._asked = True
+        self._command(Command.ABORT, struct.pack("<HH", self._run, 0))
 
     def _start(self, number: int) -> None:
         """START; from the frame itself on, whatever else is sent counts as a host message."""

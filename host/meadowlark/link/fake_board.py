@@ -59,6 +59,8 @@ class FakeBoard:
     memory : bytearray
     program : dict of int to bytes          Instruction by address.
     tokens : dict of int to int             Token memory by position.
+    caches : dict of int to dict            By base: the token whose keys stand at a position.
+    seeds : dict of int to int              Of slots of a batch.
     words : list of int                     Register file.
     runs : list of int                      Numbers of the runs executed.
     commands : list of Command              Everything executed, in order.
@@ -77,6 +79,9 @@ class FakeBoard:
         self.memory = bytearray(memory_bytes)
         self.program: dict[int, bytes] = {}
         self.tokens: dict[int, int] = {}
+        self.caches: dict[int, dict[int, int]] = {}
+        self.seeds: dict[int, int] = {}
+        self._places: dict[int, tuple[int, int]] = {}       # of a slot: base, position
         self.runs: list[int] = []
         self.commands: list[Command] = []
         self.busy, self.ready, self.fail_with = False, True, 0
@@ -196,17 +201,32 @@ class FakeBoard:
         elif self._run_register("max_new") == 0:
             self._event(0, 0, Reason.FILLED)
         else:
-            token, crc = self.next_token([self.tokens.get(i, 0) for i in range(self._position)])
-            self._left -= 1
-            stops = [self._run_register(f"stop_id_{i}")
-                     for i in range(min(self._run_register("stop_count"), STOP_IDS))]
-            full = self._position >= self.config.context
-            reason = (Reason.STOP if token in stops else Reason.MAX_NEW if self._left == 0
-                      else Reason.CONTEXT if full else Reason.RUNNING)
-            if not full:
-                self.tokens[self._position] = token
-            self._position += 1
-            self._event(token, crc, reason)
+            self._draw()
+
+    def _draw(self) -> None:
+        """A token of the run, or of each of its sequences."""
+        batch, at = self._run_register("batch"), self._position
+        stops = {self._run_register(f"stop_id_{i}")
+                 for i in range(min(self._run_register("stop_count"), STOP_IDS))}
+        self._left -= 1
+        n = self._run_register("prompt") if batch else 1
+        drawn = []
+        for slot in range(n):
+            base, position = self._places.get(slot, (0, 0))
+            position = position + at + 1 if batch else at
+            cache = self.caches.setdefault(base, {})
+            cache[position - 1] = self.tokens.get(at + slot if batch else at - 1, 0)
+            drawn.append(self.next_token([cache.get(i, 0) for i in range(position)]))
+        last = at + n - (not batch)         # where the last token belongs
+        full = last >= self.config.context
+        reason = (Reason.STOP if stops & {token for token, _ in drawn} else
+                  Reason.MAX_NEW if self._left == 0 else
+                  Reason.CONTEXT if full else Reason.RUNNING)
+        for k, (token, crc) in enumerate(drawn):
+            if last - n + 1 + k < self.config.context:
+                self.tokens[last - n + 1 + k] = token
+            self._event(token, crc, reason if k == n - 1 else Reason.RUNNING)
+        self._position += 1
 
     def _execute(self, frame: Frame) -> bytes | None:
         command = Command(frame.type)
@@ -230,6 +250,10 @@ class FakeBoard:
                 return bytes((Result.BUSY,))
             for i, (word,) in enumerate(struct.iter_unpack("<I", raw[4:])):
                 self.words[first + i] = word
+                if first + i == BY_NAME["place"].address + 1:
+                    self._places[word >> 16 & 31] = self.words[first + i - 1], word & 0x1FFF
+                if first + i == BY_NAME["lane_seed"].address + 1:
+                    self.seeds[word >> 16 & 31] = self.words[first + i - 1]
                 if first + i == BY_NAME["reset"].address and word == RESET_MAGIC:
                     self.busy = False
             return ok
@@ -266,7 +290,12 @@ class FakeBoard:
             self.runs.append(run)
             self.words[BY_NAME["error"].address] = 0
             self._ring, self._first, self._sent = [], 0, 0
-            self._position = self._run_register("start_pos") + self._run_register("prompt")
+            start, end = self._run_register("start_pos"), self._run_register("prompt")
+            self._position = 0
+            if not self._run_register("batch"):
+                self._position = start + end
+                self.caches.setdefault(self._places.get(0, (0, 0))[0], {}).update(
+                    (i, self.tokens.get(i, 0)) for i in range(start, start + end))
             self._left = self._run_register("max_new")
             return ok
         if command == Command.ABORT:

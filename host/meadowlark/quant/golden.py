@@ -94,12 +94,21 @@ class GoldenModel:
         self.keys, self.values = (np.zeros((*shape, width), np.int8)
                                   for width in (qm.plan.key_pad, qm.plan.value_pad))
         self.text, self.length = np.zeros(self.context + 1, np.int64), 0
+        self._cache, self._others = 0, dict[int, tuple[np.ndarray, np.ndarray, np.ndarray, int]]()
         self.turns: list[Turn] = []
         self.saturations: dict[str, int] = {}
         self.counted: dict[str, int] = {}
         self._trace = trace or (lambda *_: None)
         self._floats = qm.parameters <= FLOATS_KEPT
         self._kept: dict[int, np.ndarray] = {}
+
+    def turn_to(self, cache: int) -> None:
+        """Go on with the sequence of another cache, an empty one the first time. It begins with
+        number 0; the arrays change with it."""
+        self._others[self._cache] = self.keys, self.values, self.text, self.length
+        self._cache = cache
+        self.keys, self.values, self.text, self.length = self._others.pop(cache, None) or (
+            np.zeros_like(self.keys), np.zeros_like(self.values), np.zeros_like(self.text), 0)
 
     def forget(self) -> None:
         """Empty the cache; the counts of saturations stay."""

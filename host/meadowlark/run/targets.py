@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from meadowlark_hdl.draft.drafter_golden import draft
-from meadowlark_hdl.sampler.sampler_golden import Sampling, logits_crc
+from meadowlark_hdl.sampler.sampler_golden import Sampling, logits_crc, sample
 
 from ..errors import UserError
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from meadowlark_hdl.isa_golden import GoldenCore
 
     from ..compile.image import Image
-    from ..link.driver import BoardInfo, Driver
+    from ..link.driver import BoardInfo, Driver, TokenEvent
     from ..quant.golden import GoldenModel
     from ..sim import SimBoard
     from .prepare import Source
@@ -79,6 +79,7 @@ class Target(ABC):
 
     def __init__(self) -> None:
         self._held: list[int] = []      # tokens whose keys and values the cache surely holds
+        self._ends = False
 
     @property
     @abstractmethod
@@ -112,8 +113,8 @@ class Target(ABC):
         start = _alike(self._held, tokens[:-1]) if reuse else 0
         self.cached, self._held = start, tokens[:start]     # what follows may be overwritten
         ahead = tokens[start:]
-        with closing(self._run(ahead, sampling, start_pos=start, max_new=max_new,
-                               stop_ids=stop_ids, drafts=drafts)) as events:
+        with closing(self.run(ahead, sampling, start_pos=start, max_new=max_new,
+                              stop_ids=stop_ids, drafts=drafts)) as events:
             for event in events:
                 # Drawn from the keys and values of all before it; its own are still to come.
                 self._held += ahead
@@ -125,7 +126,7 @@ class Target(ABC):
         :meth:`meadowlark.models.pictures.Pictures.codes`; the model is an encoder."""
         self._held = []
         self._show(codes)
-        with closing(self._run([0] * len(codes), Sampling(), start_pos=0, max_new=1, stop_ids=(),
+        with closing(self.run([0] * len(codes), Sampling(), start_pos=0, max_new=1, stop_ids=(),
                                drafts=OFF)) as events:
             return next(events)
 
@@ -138,9 +139,35 @@ class Target(ABC):
         """See :meth:`load`."""
 
     @abstractmethod
-    def _run(self, tokens: Sequence[int], sampling: Sampling, *, start_pos: int, max_new: int,
-             stop_ids: Sequence[int], drafts: Drafting) -> Generator[Event, None, None]:
-        """As :meth:`generate`, from start_pos; the cache below it is kept."""
+    def run(self, tokens: Sequence[int], sampling: Sampling, *, start_pos: int, max_new: int,
+            stop_ids: Sequence[int], drafts: Drafting = OFF, cache: int = 0,
+            before: Sequence[int] = ()) -> Generator[Event, None, None]:
+        """As :meth:`generate`, from start_pos, in one of several caches, which below it is kept.
+
+        before: all tokens below start_pos, if another sequence ran since, for drafts alone.
+        """
+
+    @abstractmethod
+    def run_together(self, tokens: Sequence[int], places: Sequence[tuple[int, int]],
+                     samplings: Sequence[Sampling], *, max_new: int,
+                     stop_ids: Sequence[int]) -> Generator[Event, None, None]:
+        """Passes that go on with several sequences each; of each pass an event for each sequence,
+        in order.
+
+        Ends after max_new passes, or fewer, with the pass that draws a stop id, or when
+        :meth:`end` was called: there within a pass, perhaps.
+
+        tokens, places: of each sequence its last token, whose keys are to come, and the number of
+        its cache and the token's position. samplings: alike but for seeds, without top-k.
+        """
+
+    def end(self) -> None:
+        """End the run under way; what it has drawn may still come."""
+        self._ends = True
+
+    def forget(self) -> None:
+        """Caches may hold anything from now on."""
+        self._held = []
 
     def fill(self, tokens: Sequence[int]) -> None:
         """Put the keys and values of tokens, from position 0 on, into the KV cache without a run;
@@ -156,11 +183,12 @@ class Target(ABC):
         """Free what it holds."""
 
 
-def golden_core(image: Image, config: Config | None = None, seed: int = 0) -> GoldenCore:
+def golden_core(image: Image, config: Config | None = None, seed: int = 0,
+                caches: int = 1) -> GoldenCore:
     """The golden model of a core with an image loaded.
 
     config: of the core; by default that of the board it was compiled for. seed: of the noise in
-    its memories.
+    its memories. caches: of as many sequences.
 
     Raises
     ------
@@ -171,7 +199,7 @@ def golden_core(image: Image, config: Config | None = None, seed: int = 0) -> Go
     from meadowlark_hdl.isa_golden import GoldenCore
     return GoldenCore(config or Config(**image.config), program=image.instructions,
                       model=image.model_regs, memory=image.memory,
-                      memory_bytes=image.needs["memory_bytes"], seed=seed)
+                      memory_bytes=len(image.memory) + caches * image.cache_bytes, seed=seed)
 
 
 class GoldenTarget(Target):
@@ -206,7 +234,8 @@ class GoldenTarget(Target):
         self._image = image = source.image
         if source.is_image:
             with self._sound():
-                core = golden_core(image, self._board.config)
+                core = golden_core(image, self._board.config, caches=image.most_together(
+                    self._board.config.turns))
                 core.read_stream(self._tell)
             self._core = core
         else:
@@ -242,21 +271,62 @@ class GoldenTarget(Target):
             raise UserError(f"the image of {image.name} is damaged: {error}{where}; compile the "
                             "model again") from error
 
-    def _run(self, tokens: Sequence[int], sampling: Sampling, *, start_pos: int, max_new: int,
-             stop_ids: Sequence[int], drafts: Drafting) -> Generator[Event, None, None]:
+    def run(self, tokens: Sequence[int], sampling: Sampling, *, start_pos: int, max_new: int,
+            stop_ids: Sequence[int], drafts: Drafting = OFF, cache: int = 0,
+            before: Sequence[int] = ()) -> Generator[Event, None, None]:
         runs = self._core or self._golden
         assert runs is not None and self._image is not None, "load() comes first"
-        if self._golden is not None:
-            self._golden.saturations.clear()
+        self._ends = False
         room = self._image.context - start_pos - len(tokens) + 1
         ways: dict = dict(max_new=min(max_new, room), stop_ids=tuple(stop_ids),
                           start_pos=start_pos, draft_most=drafts.most, draft_price=drafts.price)
         if self._golden is not None:
+            self._golden.saturations.clear()
+            self._golden.turn_to(cache)
             ways["drafter"] = partial(draft, table=self._image.draft_entries,
                                       least=self._image.draft_least)
+        else:
+            ways["base"] = self._image.base(cache)
         with self._sound():
             for token, logits in runs.generate(tokens, sampling, **ways):
                 yield Event(token=token, crc=logits_crc(logits), logits=logits)
+                if self._ends:
+                    return
+
+    def run_together(self, tokens: Sequence[int], places: Sequence[tuple[int, int]],
+                     samplings: Sequence[Sampling], *, max_new: int,
+                     stop_ids: Sequence[int]) -> Generator[Event, None, None]:
+        self._ends = False
+        with self._sound():
+            for drawn in self._passes(tokens, places, samplings, max_new, stop_ids):
+                for token, logits in drawn:
+                    yield Event(token=token, crc=logits_crc(logits), logits=logits)
+                    if self._ends:
+                        return
+
+    def _passes(self, tokens: Sequence[int], places: Sequence[tuple[int, int]],
+                samplings: Sequence[Sampling], max_new: int, stop_ids: Sequence[int],
+                ) -> Iterator[list[tuple[int, np.ndarray]]]:
+        """Those of :meth:`run_together`."""
+        from meadowlark_hdl.control.sequencer_golden import Place
+        assert self._image is not None, "load() comes first"
+        if self._core is not None:
+            placed = [Place(self._image.base(cache), position) for cache, position in places]
+            yield from self._core.batches(tokens, placed, samplings, max_new=max_new,
+                                          stop_ids=stop_ids)
+            return
+        golden, drawn = self._golden, list[tuple[int, np.ndarray]]()
+        assert golden is not None
+        for before in range(max_new):
+            drawn.clear()
+            for token, (cache, position), draw in zip(tokens, places, samplings, strict=True):
+                golden.turn_to(cache)
+                logits = golden.forward([token], position + before)
+                drawn.append((sample(logits, draw, position + before + 1), logits))
+            yield drawn
+            tokens = [token for token, _ in drawn]
+            if not set(tokens).isdisjoint(stop_ids):
+                return
 
     def cache(self, tokens: Sequence[int]) -> list[np.ndarray]:
         """Keys and values of tokens at positions 0.., as they lie at each of
@@ -348,16 +418,35 @@ class BoardTarget(Target):
         self.driver.load([(0, image.memory)], program=image.program, model=image.model_regs,
                          progress=advance)
 
-    def _run(self, tokens: Sequence[int], sampling: Sampling, *, start_pos: int, max_new: int,
-             stop_ids: Sequence[int], drafts: Drafting) -> Generator[Event, None, None]:
+    def run(self, tokens: Sequence[int], sampling: Sampling, *, start_pos: int, max_new: int,
+            stop_ids: Sequence[int], drafts: Drafting = OFF, cache: int = 0,
+            before: Sequence[int] = ()) -> Generator[Event, None, None]:
         assert self._image is not None, "load() comes first"
         # The board knows the size of its own memories, not of this image's KV cache.
         room = self._image.context - start_pos - len(tokens) + 1
         with closing(self.driver.run(
                 tokens, sampling, max_new=min(max_new, room), stop_ids=tuple(stop_ids),
-                start_pos=start_pos, draft_most=drafts.most, draft_price=drafts.price)) as events:
-            for event in events:
-                yield Event(token=event.token, crc=event.crc)
+                start_pos=start_pos, draft_most=drafts.most, draft_price=drafts.price,
+                base=self._image.base(cache), before=before)) as events:
+            yield from self._events(events)
+
+    def run_together(self, tokens: Sequence[int], places: Sequence[tuple[int, int]],
+                     samplings: Sequence[Sampling], *, max_new: int,
+                     stop_ids: Sequence[int]) -> Generator[Event, None, None]:
+        from meadowlark_hdl.control.sequencer_golden import Place
+        assert self._image is not None, "load() comes first"
+        placed = [Place(self._image.base(cache), position) for cache, position in places]
+        with closing(self.driver.run_batch(tokens, placed, samplings, max_new=max_new,
+                                           stop_ids=tuple(stop_ids))) as events:
+            yield from self._events(events)
+
+    def end(self) -> None:
+        self.driver.end()
+
+    def _events(self, events: Iterator[TokenEvent]) -> Generator[Event, None, None]:
+        """Of a run, with what else is known of it."""
+        for event in events:
+            yield Event(token=event.token, crc=event.crc)
 
     def counters(self) -> dict[str, int]:
         return self.driver.counters()
@@ -451,17 +540,14 @@ class SimTarget(BoardTarget):
         self.driver.load([], program=image.program, model=image.model_regs)
         self.sim.memory[:len(image.memory)] = np.frombuffer(image.memory, np.uint8)
 
-    def _run(self, tokens: Sequence[int], sampling: Sampling, *, start_pos: int, max_new: int,
-             stop_ids: Sequence[int], drafts: Drafting) -> Generator[Event, None, None]:
+    def _events(self, events: Iterator[TokenEvent]) -> Generator[Event, None, None]:
         assert self._image is not None, "load() comes first"
         vocab = self._image.shape["vocab"]
         self.sim.drop_logits()
         passes: deque[np.ndarray] = deque()
-        with closing(super()._run(tokens, sampling, start_pos=start_pos, max_new=max_new,
-                                  stop_ids=stop_ids, drafts=drafts)) as events:
-            for event in events:
-                passes += self.sim.take_logits(vocab)
-                yield Event(token=event.token, crc=event.crc, logits=_logits_of(event.crc, passes))
+        for event in events:
+            passes += self.sim.take_logits(vocab)
+            yield Event(token=event.token, crc=event.crc, logits=_logits_of(event.crc, passes))
 
     def close(self) -> None:
         if self._driver is not None:
