@@ -35,7 +35,8 @@ def folder(tmp_path, monkeypatch, seed):
     return made
 
 
-def test_its_documentation():
+def test_its_documentation(monkeypatch):
+    monkeypatch.chdir(ROOT)
     found = [doctest.testmod(module) for module in (api, api.chip, api.model)]
     found.append(doctest.testfile(str(ROOT / "docs" / "python.md"), module_relative=False))
     assert sum(f.attempted for f in found) >= 13 and not any(f.failed for f in found)

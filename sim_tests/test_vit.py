@@ -5,6 +5,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import meadowlark
 import numpy as np
 import pytest
 from hostile import WRONG
@@ -392,3 +393,20 @@ def test_wrong_use(run, tmp_path, seed):
     (tmp_path / "d" / "preprocessor_config.json").unlink()
     status, _, err = run("info", tmp_path / "d")
     assert status == 2 and "preprocessor_config.json is missing" in err
+
+
+def test_from_python():
+    """As the command says; and what text models and encoders refuse."""
+    with meadowlark.load(DIGITS).on("golden") as chip:
+        found = chip.classify(DIGITS / "3.png", str(DIGITS / "8.png"))
+        assert [one.label for one in found] == ["3", "8"] and found[0].token == 3
+        assert found[0].probabilities.sum() == pytest.approx(1)
+        with pytest.raises(UserError, match="use meadowlark classify"):
+            chip.generate("x")
+    for ask in (lambda: meadowlark.load(DIGITS).predict(),
+                lambda: meadowlark.load(DIGITS).perplexity()):
+        with pytest.raises(UserError, match="use meadowlark classify"):
+            ask()
+    with meadowlark.load("stories").on("golden") as chip:
+        with pytest.raises(UserError, match="reads text, not images"):
+            chip.classify(DIGITS / "3.png")

@@ -5,6 +5,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from meadowlark_hdl.sampler.sampler_golden import Sampling
 
     from ..compile.image import Image
+    from ..run.classify import Classified
     from ..run.prepare import Source
     from ..run.targets import Drafting, Event, Target
     from ..text.chat import Conversation
@@ -182,6 +184,32 @@ class Chip:
                             "{'role': 'user', 'content': 'Hello'}; for a text use generate()")
         return self.generate(messages, **options)
 
+    def classify(self, *files: str | Path) -> list[Classified]:
+        """What is on images, PNG or JPEG, by an encoder of images, one run each.
+
+        A board tells the class and a CRC of all logits; probabilities are then those of the golden
+        model, which has the same.
+
+        Raises
+        ------
+        UserError
+            The model reads text, a file is no image, or the board's logits differ from those of the
+            golden model.
+
+        >>> import meadowlark as ml
+        >>> with ml.load("models/digits-vit").on("golden") as chip:
+        ...     [found.label for found in chip.classify("models/digits-vit/7.png")]
+        ['7']
+        """
+        from ..run.classify import classify, opened
+        source, names = self._source, list(map(str, files))
+        source.check_reads(images=True)
+        found, verdict = classify(self._target, source, names, opened(source, names))
+        if verdict is not None and not verdict.bit_exact:
+            raise UserError(f"the board differs from its golden model "
+                            f"({verdict.first_difference}); load a bitstream of this version")
+        return found
+
     def check(self, *, max_tokens: int | None = None, temperature: float = 0.0, top_k: int = 0,
               top_p: float = 1.0, seed: int = 0, stop: str | Sequence[str] = (),
               ) -> tuple[Sampling, list[str]]:
@@ -237,6 +265,7 @@ class Chip:
     def _ids(self, prompt: Prompt) -> tuple[list[int], Conversation | None]:
         """The prompt's ids, and the conversation that its answer belongs to."""
         source = self._source
+        source.check_reads(images=False)
         if isinstance(prompt, str):
             return source.prompt(prompt), None
         given = [part for part in prompt if isinstance(part, int)]

@@ -133,7 +133,6 @@ class LoadedModel:
         known = self._sources.get(board.name)
         if known is None or known[0] != board:
             known = self._sources[board.name] = board, Source(self.name, board, **self._options)
-            known[1].check_reads(images=False)
         return known[1]
 
     def _board(self, board: str | Board | None) -> Board:
@@ -226,6 +225,7 @@ class LoadedModel:
         from ..compile.forecast import forecast
         which = self._board(board)
         source = self._source(which)
+        source.check_reads(images=False)
         image, by = (source.image, predict) if exact else (source.sketch, forecast)
         found = by(image, which, prompt=prompt, generate=generate, start_pos=position)
         return Forecast(model=image.name, prompt=prompt, generate=generate, position=position,
@@ -254,6 +254,7 @@ class LoadedModel:
         """
         from ..run.evaluate import perplexity, validation_text
         source, tell = self._source(self._board(board)), self._options["progress"]
+        source.check_reads(images=False)
         return perplexity(
             source.model, source.quantised, validation_text() if text is None else
             text.splitlines(), max_tokens, context=context,

@@ -48,12 +48,14 @@ def classify(files: Sequence[str], top: int, check: bool, asked: Asked, board: s
         image = source.image
         assert image.vision is not None
         labels = image.vision.pictures.labels
-        found, verdict = classifying.classify(runner, source, files, always=check,
+        codes = classifying.opened(source, files)
+        runner.load(source)
+        found, verdict = classifying.classify(runner, source, files, codes, always=check,
                                               progress=progress)
         speed = classifying.speed(found, image, which.clock_mhz)
     result: dict[str, Any] = {
         "model": image.name, "board": which.name, "target": target,
-        "images": [one.as_dict(labels) for one in found], "labels": list(labels), **speed,
+        "images": [one.as_dict() for one in found], "labels": list(labels), **speed,
         "clock_mhz": which.clock_mhz}
     if verdict is not None:
         result |= {"bit_exact": verdict.bit_exact, "first_difference": verdict.first_difference}

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Classified:
-    """A picture: its file, its class, the CRC of the logits, these (int32[classes], 12 fractional
-    bits), and the core's counters of its run; of a golden model there are few."""
+    """A picture: its file, its class by number and name, the CRC of the logits, these
+    (int32[classes], 12 fractional bits), and the core's counters of its run; of a golden model
+    there are few."""
     file: str
     token: int
+    label: str
     crc: int
     logits: np.ndarray
     counters: Mapping[str, int]
@@ -32,16 +34,24 @@ class Classified:
         x = np.exp((self.logits - self.logits.max()) / 2.0**LOGIT_FRAC)
         return x / x.sum()
 
-    def as_dict(self, labels: Sequence[str]) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         p = self.probabilities
-        return {"file": self.file, "class": self.token, "label": labels[self.token],
+        return {"file": self.file, "class": self.token, "label": self.label,
                 "probability": float(p[self.token]), "probabilities": p.tolist(),
                 "logits_crc": self.crc, "cycles": self.counters.get("cycles_first_token")}
 
 
-def classify(runner: Target, source: Source, files: Sequence[str], *, always: bool = False,
-             progress: Progress | None = None) -> tuple[list[Classified], Check | None]:
+def opened(source: Source, files: Sequence[str]) -> list[np.ndarray]:
+    """What each file shows an encoder: int16[tokens, width]. UserError: one cannot be read."""
+    vision = source.image.vision
+    assert vision is not None
+    return [vision.pictures.codes(vision.pictures.open(file), vision.fraction) for file in files]
+
+
+def classify(runner: Target, source: Source, files: Sequence[str], codes: Sequence[np.ndarray], *,
+             always: bool = False, progress: Progress | None = None,
+             ) -> tuple[list[Classified], Check | None]:
     """One run a picture, one after the other.
 
     A chip tells the class and a CRC of all logits. Where these have not been seen themselves they
@@ -50,10 +60,12 @@ def classify(runner: Target, source: Source, files: Sequence[str], *, always: bo
     Parameters
     ----------
     runner : Target
-        Gets the model loaded.
+        With the model loaded.
     source : Source
         An encoder of images.
     files : sequence of str
+    codes : sequence of int16[tokens, width]
+        From :func:`opened`.
     always : bool
         Compare with the golden model in any case.
     progress : callable, optional
@@ -66,10 +78,6 @@ def classify(runner: Target, source: Source, files: Sequence[str], *, always: bo
         logits were not seen.
     """
     tell = progress or (lambda *_: None)
-    vision = source.image.vision
-    assert vision is not None
-    codes = [vision.pictures.codes(vision.pictures.open(file), vision.fraction) for file in files]
-    runner.load(source)
     events, counters = [], []
     for at, code in enumerate(codes):
         tell("classifying", at, len(codes))
@@ -84,7 +92,10 @@ def classify(runner: Target, source: Source, files: Sequence[str], *, always: bo
         same = len(events) if verdict.bit_exact else verdict.tokens
         seen = [want.logits if logits is None and at < same else logits
                 for at, (logits, want) in enumerate(zip(seen, wanted))]
-    found = [Classified(file=file, token=event.token, crc=event.crc, logits=logits, counters=count)
+    vision = source.image.vision
+    assert vision is not None
+    found = [Classified(file=file, token=event.token, label=vision.pictures.labels[event.token],
+                        crc=event.crc, logits=logits, counters=count)
              for file, event, logits, count in zip(files, events, seen, counters)
              if logits is not None]
     return found, verdict
