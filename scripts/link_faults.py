@@ -23,6 +23,7 @@ from meadowlark.quant.sampling import sampling
 from meadowlark.run.prepare import Source
 from meadowlark.run.targets import BoardTarget
 from meadowlark.sim import SimBoard, SimTransport
+from meadowlark.threads import one_thread
 from meadowlark_boards import get_board
 from meadowlark_hdl.sampler.sampler_golden import logits_crc
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -98,7 +99,7 @@ def main(faults: int, rate: float, seed: int | None) -> None:
     rng, board = random.Random(seed), get_board("virtual")
     runs = tokens = loads = wrong = 0
     begun = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder, SimBoard(board) as sim, Progress(
+    with tempfile.TemporaryDirectory() as folder, SimBoard(board) as sim, one_thread(), Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
             TimeRemainingColumn()) as progress:
         line = FaultyTransport(SimTransport(sim), rate, rng)

@@ -5,7 +5,11 @@ import shutil
 import signal
 import warnings
 
-import meadowlark  # noqa: F401  (before NumPy: sets the number of its threads)
+# ruff: noqa: E402
+from meadowlark.threads import one_thread_for_all
+
+one_thread_for_all()            # before NumPy is there
+
 import pytest
 from amaranth.hdl import UnusedElaboratable
 from meadowlark.errors import UserError

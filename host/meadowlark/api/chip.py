@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..threads import in_one_thread
 
 if TYPE_CHECKING:
     import numpy as np
@@ -289,7 +290,7 @@ class Chip:
         ended = "left"
         try:
             with closing(run) as events:
-                for event in events:
+                for event in in_one_thread(events):
                     tokens.append(event.token)
                     over = event.token in stop_ids
                     yield Step(text="" if over else text.push(event.token), token=event.token,

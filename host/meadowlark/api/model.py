@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..threads import one_thread
 from .chip import Chip
 
 if TYPE_CHECKING:
@@ -171,7 +172,8 @@ class LoadedModel:
         runner = open_target(target, which, progress=self._options["progress"])
         try:
             source = self._source(runner.board)
-            runner.load(source)
+            with one_thread():
+                runner.load(source)
             return Chip(runner, source)
         except BaseException:
             runner.close()
@@ -185,7 +187,8 @@ class LoadedModel:
         UserError
             The model does not fit the board, or the file cannot be written.
         """
-        image = self._source(self._board(board)).image
+        with one_thread():
+            image = self._source(self._board(board)).image
         if path is not None:
             image.save(path)
         return image
@@ -226,7 +229,8 @@ class LoadedModel:
         which = self._board(board)
         source = self._source(which)
         source.check_reads(images=False)
-        image, by = (source.image, predict) if exact else (source.sketch, forecast)
+        with one_thread():
+            image, by = (source.image, predict) if exact else (source.sketch, forecast)
         found = by(image, which, prompt=prompt, generate=generate, start_pos=position)
         return Forecast(model=image.name, prompt=prompt, generate=generate, position=position,
                         board=which.name, clock_mhz=which.clock_mhz, prediction=found,
@@ -255,7 +259,8 @@ class LoadedModel:
         from ..run.evaluate import perplexity, validation_text
         source, tell = self._source(self._board(board)), self._options["progress"]
         source.check_reads(images=False)
-        return perplexity(
-            source.model, source.quantised, validation_text() if text is None else
-            text.splitlines(), max_tokens, context=context,
-            progress=tell and (lambda n: tell("predicting", n, max_tokens or 0)))
+        with one_thread():
+            return perplexity(
+                source.model, source.quantised, validation_text() if text is None else
+                text.splitlines(), max_tokens, context=context,
+                progress=tell and (lambda n: tell("predicting", n, max_tokens or 0)))

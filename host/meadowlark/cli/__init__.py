@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ..threads import one_thread_for_all
+
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status.
@@ -20,6 +22,7 @@ def main(args: Sequence[str] | None = None) -> int:
         from .group import run
         return run(args)
     _open_standard_streams()
+    one_thread_for_all()
     from . import interrupts
     try:
         interrupts.install()        # before the imports, which take longest
