@@ -90,7 +90,7 @@ clean: ## remove everything that was built, except .venv
 	@touch $@
 
 .venv/.test: .venv/.setup
-	@echo "setup: adding what the tests need" && $(PIP) -e ".[test]"
+	@echo "setup: adding what the tests need" && $(PIP) -e ".[serve,test]"
 	@touch $@
 
 .venv/.dev: .venv/.test

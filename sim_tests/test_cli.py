@@ -247,6 +247,8 @@ OPTIONS = {
                              "--text", "--format", "--against-raw", "--all-tokens"} | TRACE,
     "predict": MODEL | {"-m", "--model", "--board", "--json", "-p", "--n-prompt", "-n", "--n-gen",
                         "-d", "--position", "--layers", "--exact", "--counted"},
+    "serve": MODEL | {"-m", "--model", "--board", "--target", "--host", "--port", "--api-key",
+                      "--cors", "--queue", "--timeout", "--max-tokens", "--max-body"},
     "eval": GRID | {"-m", "--model", "--board", "--json", "--text", "-n", "--tokens", "-c", "--ctx",
                     "--ctx-size"},
     "compile": MODEL | {"model", "-o", "--output", "--draft", "--board", "--json",

@@ -1,5 +1,5 @@
 """The command line: ``meadowlark generate``, ``chat``, ``classify``, ``compile``, ``draft``,
-``eval``, ``bench``, ``predict``, ``build``, ``flash`` and ``info``; a file a command."""
+``eval``, ``bench``, ``predict``, ``serve``, ``build``, ``flash`` and ``info``; a file a command."""
 from __future__ import annotations
 
 import os

@@ -10,7 +10,7 @@ import click
 
 from ..errors import UserError
 from . import (bench, build, chat, classify, compile, doctor, draft, eval, generate, info,
-               predict)
+               predict, serve)
 from .status import DIFFERENT, INTERRUPTED, WRONG_USE
 from .terminal import Warnings, say
 
@@ -34,8 +34,8 @@ def cli() -> None:
 
 
 for _command in (generate.generate, chat.chat, classify.classify, compile.compile_, draft.draft,
-                 eval.eval_, bench.bench, predict.predict, build.build, build.flash, info.info,
-                 doctor.doctor):
+                 eval.eval_, bench.bench, predict.predict, serve.serve, build.build, build.flash,
+                 info.info, doctor.doctor):
     cli.add_command(_command)
 
 
