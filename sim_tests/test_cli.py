@@ -252,7 +252,7 @@ OPTIONS = {
     "eval": GRID | {"-m", "--model", "--board", "--json", "--text", "-n", "--tokens", "-c", "--ctx",
                     "--ctx-size"},
     "compile": MODEL | {"model", "-o", "--output", "--draft", "--board", "--json",
-                        "--all-tokens"},
+                        "--all-tokens", "--fence"},
     "draft": {"model", "-o", "--output", "--text", "--chats", "--own", "--prompts", "-n",
               "--tokens", "--temp", "-s", "--seed", "--keep", "--size", "--measure", "--table",
               "-k", "--drafts", "--json"},

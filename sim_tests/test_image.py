@@ -292,7 +292,7 @@ def test_header_numbers_are_whole(raw, value):
 
 
 def test_layers_without_attention(raw):
-    assert "QKs in 1000 layers" in refused(with_header(
+    assert "caches of keys in 1000 layers" in refused(with_header(
         raw, lambda h: h["shape"].__setitem__("layers", 1000)))
 
 

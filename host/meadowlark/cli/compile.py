@@ -17,9 +17,12 @@ from .terminal import Progress, say, write_json
 @click.option("--draft", default="auto", metavar="FILE",
               help="Table of drafts to put into the image, as `meadowlark draft` makes it; none "
                    "leaves it out. By default the one that comes with the model, if any.")
+@click.option("--fence", metavar="PLACE", hidden=True,
+              help="Let the memory side not run ahead over operators, or layers, in decode.")
 @board_option("virtual", "Board to compile for.")
 @json_option
-def compile_(output: str, asked: Asked, draft: str, board: str, json_to: str | None) -> int:
+def compile_(output: str, asked: Asked, draft: str, fence: str | None, board: str,
+             json_to: str | None) -> int:
     """Quantise a model, lay it out for a board and write an image.
 
     MODEL is a GGUF file, a Hugging Face folder, a checkpoint of llama2.c, or a name that
@@ -32,6 +35,9 @@ def compile_(output: str, asked: Asked, draft: str, board: str, json_to: str | N
         source = asked.open(which, progress, draft=draft, images=None)
         parameters = source.outline.parameters      # an image cannot be compiled
         image = source.image
+        if fence is not None:
+            from ..compile.fences import fenced
+            image = fenced(image, fence)
         progress("writing the image")
         image.save(output)
     result = {

@@ -205,19 +205,27 @@ class Image:
         """Where the KV cache lies in memory: byte address of position 0, and bytes of a position,
         of the keys of each KV head, then of their values, an attention after the other. Values of
         a wide head are several, of some columns each."""
-        W = self.config["W"]
-        return [(i["addr"] * W, i["row_beats"] * W) for i in self._decodes(Op.STORE)]
+        W, stores = self.config["W"], self._decodes(Op.STORE)
+        return [*dict.fromkeys((i["addr"] * W, i["row_beats"] * W) for i in stores)]
 
     @cached_property
     def backs(self) -> list[int]:
         """How many keys before its own a token sees, of each attention."""
-        found = [i["back"] for i in self._decodes(Op.QK)]
+        found = [*self._keys.values()]
         return found[::len(found) // self.shape["layers"]]
 
     @cached_property
     def _rotations(self) -> int:
         """RoPE tables that a pass takes rows of."""
         return len(self._decodes(Op.ROPE))
+
+    @property
+    def _keys(self) -> dict[int, int]:
+        """Address of the keys of each KV head -> how many before its own a token sees, in order."""
+        found: dict[int, int] = {}
+        for i in self._decodes(Op.QK):
+            found[i["addr"]] = max(i["back"], found.get(i["addr"], 0))
+        return found
 
     def _decodes(self, op: Op) -> list[Instruction]:
         """Instructions of the decode list with an operator."""
@@ -459,9 +467,9 @@ class Image:
                 ("prog_depth", len(self.program) // INSTRUCTION_BYTES, needs["prog_depth"])):
             if value != other:
                 raise ValueError(f"{name} is {value} and {other}")
-        attentions = len(self._decodes(Op.QK))
+        attentions = len(self._keys)
         if not attentions or attentions % shape["layers"]:
-            raise ValueError(f"{attentions} QKs in {shape['layers']} layers")
+            raise ValueError(f"{attentions} caches of keys in {shape['layers']} layers")
         for token in (*self.stop_ids, self.bos_id or 0):
             if token >= shape["vocab"]:
                 raise ValueError(f"token {token} of {shape['vocab']}")
