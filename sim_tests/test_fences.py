@@ -18,12 +18,12 @@ from random_model import random_model, random_texts
 LAYERS = 3
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen3"])
+@pytest.fixture(scope="module", params=["llama", "deepseek_v2"])
 def image(request, tmp_path_factory):
-    """Also of a model that norms its keys, head by head, in front of their STORE."""
+    """Also of a model with latents, which are made between keys and their STORE."""
     model = load_model(random_model(tmp_path_factory.mktemp("m"), seed=4, layers=LAYERS,
-                                    family=request.param, head_dim=16))
-    return compile_model(quantise(model, random_texts(model, seed=2, sequences=2)),
+                                    family=request.param))
+    return compile_model(quantise(model, random_texts(model, seed=2, sequences=2), head_pad=16),
                          get_board("virtual"))
 
 
