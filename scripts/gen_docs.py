@@ -22,6 +22,7 @@ from meadowlark.models.families.known import missing
 from meadowlark.models.families.vit import Encoder
 from meadowlark.models.metadata import Metadata
 from meadowlark.models.registry import load_model
+from meadowlark.papers import rows
 from meadowlark.quant.plan import plan
 from meadowlark.quant.shapes import Shapes
 from meadowlark.text.tokenizer import Tokenizer
@@ -349,7 +350,13 @@ def block() -> str:
     return drawing.svg(load_model("stories", outline=True).graph, "stories")
 
 
-PAGES = {"docs/program.md": program, "docs/registers.md": registers, "docs/limits.md": limits,
+def papers() -> str:
+    """docs/papers.md: what `meadowlark ablate` has found."""
+    return rows.markdown(rows.load(ROOT / "docs/papers.json"))
+
+
+PAGES = {"docs/papers.md": papers, "docs/program.md": program,
+         "docs/registers.md": registers, "docs/limits.md": limits,
          "docs/models.md": models, "docs/add-a-family.md": add_a_family,
          "docs/images/block.svg": block}
 

@@ -258,6 +258,8 @@ OPTIONS = {
               "-k", "--drafts", "--json"},
     "build": {"--board", "--seeds", "--clock", "-o", "--output", "--json"},
     "flash": {"bitstream", "--board"},
+    "ablate": {"--paper", "--measure", "-m", "--model", "--drop-attention", "--text", "--json",
+               "-o", "--output"},
     "info": {"what", "--graph", "-o", "--plot", "--json"},
     "doctor": {"--json"},
 }

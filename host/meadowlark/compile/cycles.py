@@ -153,7 +153,7 @@ class _Memory:
     #: From the last bus word of a tile to the cycle in which Issue knows of it.
     DECODE = Reader.CHUNK + PackedWeightDecoder.LATENCY + TileBuffer.LATENCY + TileReader.FRONT
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Board, halves: int) -> None:
         self.c, self.t = board.config, board.memory
         ticks = board.memory.ticks(board.clock_mhz, board.config.bus_bytes)
 
@@ -178,7 +178,7 @@ class _Memory:
         self.writes: deque[tuple[float, int, int]] = deque()    # (ready, address, words)
         self.fence: float = 0       # time the last write was in memory
         self.level = 0              # words reserved in the FIFO
-        self.halves = deque([0, 0])     # times the two halves are free
+        self.halves = deque([0] * halves)   # times the halves of the tile buffer are free
         self.words = 0
 
     def tile(self, addr: int, chunks: int, earliest: int, idle: int = 0, more: int = 0) -> int:
@@ -277,12 +277,12 @@ def _vector_unit(config: Config) -> VectorUnit:
 class Machine:
     """Both timelines; runs passes."""
 
-    def __init__(self, image: Image, board: Board) -> None:
+    def __init__(self, image: Image, board: Board, halves: int = 2) -> None:
         self.c, self.vector = board.config, _vector_unit(board.config)
         self.program = image.listed
         self.regs = image.model_regs
         self.data = image.memory
-        self.memory = _Memory(board)
+        self.memory = _Memory(board, halves)
         self.by_pc: dict[int, Spent] = {}
         self.now = Core.START           # engine
         self.stream = 0                 # pointer into the weight stream
@@ -540,7 +540,8 @@ def check_test(image: Image, board: Board, prompt: int, generate: int, start_pos
 
 
 def predict(image: Image, board: Board, *, prompt: int, generate: int,
-            start_pos: int = 0, turns: Sequence[Turn] | None = None) -> Prediction:
+            start_pos: int = 0, turns: Sequence[Turn] | None = None,
+            halves: int = 2) -> Prediction:
     """Predict a test: a prompt of ``prompt`` tokens at ``start_pos``, then ``generate`` tokens.
 
     The last prompt pass gives the first token, so ``generate`` tokens take ``generate - 1`` passes
@@ -554,6 +555,8 @@ def predict(image: Image, board: Board, *, prompt: int, generate: int,
         Tokens whose keys and values are in the cache already.
     turns : sequence of Turn, optional
         Of a run with drafts: its passes from the prompt's last one on, by the golden model.
+    halves : int, 1..
+        Of the tile buffer: the gateware has 2, others are to see what these bring.
 
     Raises
     ------
@@ -561,7 +564,7 @@ def predict(image: Image, board: Board, *, prompt: int, generate: int,
         The tokens do not fit the image's context, or the board does not fit the image.
     """
     check_test(image, board, prompt, generate, start_pos)
-    machine = Machine(image, board)
+    machine = Machine(image, board, halves)
     regs = image.model_regs
     plan = list(prompt_passes(board.config, regs, start_pos, prompt, generate > 0))
     end = start_pos + prompt

@@ -1,4 +1,4 @@
-"""Fences: a program whose memory side does not run ahead of the engine, to measure what that is worth.
+"""Fences: a program whose memory side does not run ahead, to measure what that is worth.
 
 FlashFormer (arXiv:2505.22758) has loads run ahead over the borders of operators. Here they always
 do, but for one thing: tiles of the KV cache wait until what was stored before is in memory. So a
@@ -27,7 +27,8 @@ _NOTHING = 63
 
 
 def fenced(image: Image, where: str) -> Image:
-    """The image with fences in its decode list, from the first layer's keys on. It takes no batches.
+    """The image with fences in its decode list, from the first layer's keys on; it takes no
+    batches.
 
     Parameters
     ----------

@@ -1,0 +1,1 @@
+"""The papers' mechanisms, each measured against its own baseline."""

@@ -1,0 +1,59 @@
+"""FFN Fusion (arXiv:2503.18908): FFNs side by side, as one."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from meadowlark_boards import get_board
+
+from ..models.fusion import layers_of
+from ..run.evaluate import perplexity
+from .lab import DECODE, PREFILL, Lab
+from .rows import Row, Value
+
+_BOARDS = "virtual", "ulx3s_85f", "kv260"
+
+
+def rows(lab: Lab) -> Iterator[Row]:
+    dropped = layers_of(lab.drop_attention)
+    base = f"{lab.name} without the attention of layers {lab.drop_attention}"
+    options = f"-m {lab.name} --drop-attention {lab.drop_attention}"
+    pairs = ",".join(f"{i}-{i + 1}" for i in sorted(dropped)[:-1:2])
+    ways = {f"pairs {pairs}": pairs,
+            f"all of layers {lab.drop_attention}": f"{min(dropped)}-{max(dropped)}",
+            "pairs, the last FFN of the run left out": "2"}
+    ways = {what: asked for k, (what, asked) in enumerate(ways.items())
+            if asked not in [*ways.values()][:k]}
+    plain = _perplexity(lab, "none")
+    for what, asked in ways.items():
+        fused = _perplexity(lab, asked)
+        kinds = () if plain is None or fused is None else zip(
+            ("float32", "integers"), plain, fused, strict=True)
+        for kind, before, after in kinds:
+            yield Row(
+                paper="ffn-fusion", mechanism=f"fusion, {what}", unit=f"perplexity, {kind}",
+                on=base, without=Value(measured=before), with_=Value(measured=after),
+                command=f"meadowlark eval {options} --fuse-ffn {asked}",
+                remark="untrained: the model was not taught to do with it")
+        for name in _BOARDS:
+            board = get_board(name)
+            for test, words in ((DECODE, "decode"), (PREFILL, f"prefill of {PREFILL[0]}")):
+                found = [lab.cycles(lab.source(
+                    board, packing="raw", fuse_ffn=how,
+                    drop_attention=lab.drop_attention).image, board, test)
+                    for how in ("none", asked)]
+                yield Row(
+                    paper="ffn-fusion", mechanism=f"fusion, {what}",
+                    unit="cycles a token" if test is DECODE else "cycles",
+                    on=f"{base}, {name}, {words}", without=found[0], with_=found[1],
+                    command=f"meadowlark bench {options} --fuse-ffn {asked} --board {name} "
+                            f"--packing raw -p {PREFILL[0]} -n {DECODE[1]}")
+
+
+def _perplexity(lab: Lab, asked: str) -> tuple[float, float] | None:
+    """Of float32 and integers, on the lab's text; None where nothing is measured."""
+    if not lab.measure:
+        return None
+    source = lab.source(get_board("virtual"), fuse_ffn=asked, drop_attention=lab.drop_attention)
+    found = perplexity(source.model, source.quantised, lab.text, progress=lambda n: lab.progress(
+        "predicting", n, 0) if lab.progress else None)
+    return found.ppl_float, found.ppl_fixed

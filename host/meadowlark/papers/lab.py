@@ -1,0 +1,79 @@
+"""Where rows get their numbers: images, the cycle model, and the simulated chip."""
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..compile.cycles import Prediction, predict
+from ..compile.image import Image
+from ..run import bench
+from ..run.prepare import Source
+from ..run.targets import open_target
+from .rows import Value
+
+if TYPE_CHECKING:
+    from meadowlark_boards import Board
+
+#: Tests by name: tokens of the prompt, and those generated.
+PREFILL, DECODE = (64, 1), (1, 4)
+
+
+@dataclass(kw_only=True)
+class Lab:
+    """What rows are made with.
+
+    model: by path or name. drop_attention: layers of it without attention, for
+    :mod:`.ffn_fusion`. text: lines to predict. measure: run the simulated chip and texts, not only
+    the cycle model. progress: as everywhere.
+    """
+    model: str = "stories"
+    drop_attention: str = "3-4"
+    text: Sequence[str] = ()
+    measure: bool = False
+    progress: Callable[[str, int, int], None] | None = None
+    _images: dict[tuple, Source] = field(default_factory=dict, repr=False)
+
+    @property
+    def name(self) -> str:
+        """Of the model, without folders."""
+        return Path(self.model).name
+
+    def source(self, board: Board, **options: Any) -> Source:
+        """The model for a board; options: of :class:`meadowlark.run.prepare.Source`."""
+        key = board.name, board.config, board.memory, *sorted(options.items())
+        if key not in self._images:
+            self._images[key] = Source(self.model, board, draft="none", progress=self.progress,
+                                       **options)
+        return self._images[key]
+
+    def predict(self, image: Image, board: Board, test: tuple[int, int], *, halves: int = 2,
+                ) -> Prediction:
+        """A test by the cycle model; halves: of the tile buffer."""
+        return predict(image, board, prompt=test[0], generate=test[1], halves=halves)
+
+    def cycles(self, image: Image, board: Board, test: tuple[int, int]) -> Value:
+        """Cycles of a test, a token where it is one of decode; counted if that is asked for."""
+        tokens = test[1]
+        predicted = self.predict(image, board, test).cycles / tokens
+        return Value(predicted=predicted,
+                     measured=self._counted(image, board, test) / tokens if self.measure else None)
+
+    def _counted(self, image: Image, board: Board, test: tuple[int, int]) -> int:
+        """Cycles by the chip's own counter."""
+        with tempfile.TemporaryDirectory() as folder, closing(
+                open_target("sim", board, progress=self.progress)) as target:
+            path = Path(folder) / "image.mlk"
+            image.save(path)
+            target.load(Source(str(path), board))
+            plan = bench.Test(name="ablate", prompt=tuple(range(2, 2 + test[0])), generate=test[1])
+            return bench.run(target, image, board, [plan], progress=self.progress)["ablate"].cycles
+
+
+def at_bandwidth(board: Board, bytes_per_cycle: float) -> Board:
+    """The same board with another memory bus; times between commands stay."""
+    return replace(board, memory=replace(
+        board.memory, bytes_per_s=bytes_per_cycle * board.clock_mhz * 1e6))
