@@ -27,7 +27,7 @@ from .terminal import Progress, say, show
 @click.option("-o", "--output", metavar="FILE", help="Write all rows as a page of Markdown.")
 def ablate(papers: tuple[str, ...], measure: bool, model: str, drop_attention: str,
            text: str | None, json_to: str | None, output: str | None) -> int:
-    """Tell what each mechanism of the papers is worth here, against its own baseline."""
+    """Tell what each mechanism of the papers is worth here."""
     from ..models.fusion import layers_of
     from ..papers import all as every
     from ..papers.lab import Lab
