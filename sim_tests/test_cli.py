@@ -260,6 +260,8 @@ OPTIONS = {
     "flash": {"bitstream", "--board"},
     "ablate": {"--paper", "--measure", "-m", "--model", "--drop-attention", "--text", "--json",
                "-o", "--output"},
+    "explore": {"-m", "--model", "--board", "--set", "--bandwidth", "--bits", "-p", "--n-prompt",
+                "-n", "--n-gen", "-o", "--output"},
     "info": {"what", "--graph", "-o", "--plot", "--json"},
     "doctor": {"--json"},
 }

@@ -1,6 +1,6 @@
 """The command line: ``meadowlark generate``, ``chat``, ``classify``, ``compile``, ``draft``,
-``eval``, ``bench``, ``ablate``, ``predict``, ``serve``, ``build``, ``flash`` and ``info``; a file
-a command."""
+``eval``, ``bench``, ``ablate``, ``predict``, ``explore``, ``serve``, ``build``, ``flash`` and
+``info``; a file a command."""
 from __future__ import annotations
 
 import os

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import click
 
 from ..errors import UserError
-from . import (ablate, bench, build, chat, classify, compile, doctor, draft, eval, generate,
-               info, predict, serve)
+from . import (ablate, bench, build, chat, classify, compile, doctor, draft, eval, explore,
+               generate, info, predict, serve)
 from .status import DIFFERENT, INTERRUPTED, WRONG_USE
 from .terminal import Warnings, say
 
@@ -35,7 +35,8 @@ def cli() -> None:
 
 for _command in (generate.generate, chat.chat, classify.classify, compile.compile_, draft.draft,
                  eval.eval_, bench.bench, predict.predict, serve.serve, build.build, build.flash,
-                 info.info, doctor.doctor, ablate.ablate):
+                 info.info, doctor.doctor, ablate.ablate,
+                 explore.explore):
     cli.add_command(_command)
 
 

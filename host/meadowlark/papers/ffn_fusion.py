@@ -46,7 +46,9 @@ def rows(lab: Lab) -> Iterator[Row]:
                     unit="cycles a token" if test is DECODE else "cycles",
                     on=f"{base}, {name}, {words}", without=found[0], with_=found[1],
                     command=f"meadowlark bench {options} --fuse-ffn {asked} --board {name} "
-                            f"--packing raw -p {PREFILL[0]} -n {DECODE[1]}")
+                            f"--packing raw -p {PREFILL[0]} -n {DECODE[1]}",
+                    remark="a wider FFN takes more of the activation memory, so fewer blocks of "
+                           "tokens are resident, and prefill may read the weights more often")
 
 
 def _perplexity(lab: Lab, asked: str) -> tuple[float, float] | None:

@@ -1,0 +1,198 @@
+"""Sweeps of the design space: models, boards, sizes of the core and bandwidths, by the cycle model.
+
+Shapes are enough, so a point takes a second or so. Every point is a line of a CSV file as soon as
+it is known; a sweep that was ended goes on behind the last whole line.
+"""
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from meadowlark_hdl.config import Config
+from meadowlark_hdl.weights.modes import Packing
+
+from ..compile import limits
+from ..compile.forecast import forecast
+from ..compile.sketch import sketch
+from ..errors import UserError
+from ..quant.shapes import Shapes
+
+if TYPE_CHECKING:
+    from meadowlark_boards import Board
+
+    from ..compile.image import Image
+    from ..models.checkpoint import Model
+
+#: Columns behind those of a point's place.
+RESULTS = ("multipliers", "bandwidth", "prefill_tokens_per_s", "decode_tokens_per_s", "cycles",
+           "memory_bytes", "why_not")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """What is swept: all combinations.
+
+    models: outlines. boards. sizes: fields of Config and their values. mbytes: of the memory a
+    second, in MB/s; none: the board's own. prompt, generate: tokens of the test. bits: of a weight
+    where the core reads entropy-coded ones.
+    """
+    models: Sequence[Model]
+    boards: Sequence[Board]
+    sizes: Mapping[str, Sequence[int]]
+    mbytes: Sequence[float] = ()
+    prompt: int = 128
+    generate: int = 32
+    bits: float = 8.0
+
+    @property
+    def columns(self) -> list[str]:
+        """Of the file."""
+        return ["model", "board", *self.sizes, "mbytes_per_s", "bits", "prompt", "generate",
+                *RESULTS]
+
+    def __len__(self) -> int:
+        count = len(self.models) * len(self.boards) * (len(self.mbytes) or 1)
+        for values in self.sizes.values():
+            count *= len(values)
+        return count
+
+    def __iter__(self) -> Iterator[Point]:
+        """Bandwidths are innermost: they change no program."""
+        for model, board in product(self.models, self.boards):
+            for values in product(*self.sizes.values()):
+                sizes = dict(zip(self.sizes, values, strict=True))
+                for mbytes in self.mbytes or (board.bandwidth / 1e6,):
+                    place: dict[str, object] = {
+                        "model": model.name, "board": board.name, **sizes,
+                        "mbytes_per_s": f"{mbytes:g}", "bits": f"{self.bits:g}",
+                        "prompt": self.prompt, "generate": self.generate}
+                    yield Point({k: str(v) for k, v in place.items()}, model, board, sizes, mbytes)
+
+
+class Point(NamedTuple):
+    """place: as it stands in the file."""
+    place: dict[str, str]
+    model: Model
+    board: Board
+    sizes: dict[str, int]
+    mbytes: float
+
+
+def check_sizes(names: Sequence[str]) -> None:
+    """Raise :class:`UserError` unless all are fields of Config."""
+    known = [f.name for f in fields(Config)]
+    for name in names:
+        if name not in known:
+            raise UserError(f"a core has no size {name!r}; give one of {', '.join(known)}")
+
+
+class _Sketches:
+    """The latest program: bandwidths do not change it."""
+
+    def __init__(self) -> None:
+        self.key: tuple | None = None
+        self.image: Image | None = None
+
+    def of(self, model: Model, board: Board, bits: float) -> Image:
+        key = model.name, board.name, board.config, bits
+        if self.image is None or self.key != key:
+            self.key, self.image = key, sketch(model, board, bits=bits)
+        return self.image
+
+
+def results(space: Space, at: Point, sketches: _Sketches) -> dict[str, str]:
+    """Of a point, by the names of :data:`RESULTS`; why_not: it does not fit, and by how much."""
+    model, board = at.model, at.board
+    found: dict[str, str] = {"bandwidth": f"{at.mbytes * 1e6:g}"}
+    try:
+        config = Config(**{**asdict(board.config), **at.sizes})
+    except ValueError as error:
+        return found | {"why_not": f"no core: {error}"}
+    board = replace(board, config=config, memory=replace(
+        board.memory, bytes_per_s=at.mbytes * 1e6))
+    found["multipliers"] = str(config.W * config.P)
+    bits = space.bits if config.packing & Packing.ENTROPY else 8.0
+    reasons = limits.fits(Shapes.of_model(model), board, bits=bits)
+    if reasons:
+        return found | {"why_not": "; ".join(map(str, reasons))}
+    image = sketches.of(model, board, bits)
+    tokens = space.prompt + space.generate - 1
+    if tokens > image.context:
+        return found | {"why_not": f"the test takes {tokens:,} tokens, at most {image.context:,}"}
+    one = forecast(image, board, prompt=space.prompt, generate=space.generate)
+    hertz = board.clock_mhz * 1e6
+    found |= {"cycles": str(one.cycles), "memory_bytes": str(image.needs["memory_bytes"]),
+              "prefill_tokens_per_s": f"{space.prompt * hertz / one.prefill_cycles:.6g}"}
+    if space.generate > 1:
+        found["decode_tokens_per_s"] = f"{(space.generate - 1) * hertz / one.decode_cycles:.6g}"
+    return found
+
+
+def sweep(space: Space, path: str | Path,
+          progress: Callable[[str, int, int], None] | None = None) -> list[dict[str, str]]:
+    """All points, in the order of the space; those that the file has are not computed again.
+
+    Raises
+    ------
+    UserError
+        The file is of another sweep.
+    """
+    known = _known(space, path)
+    out, sketches, columns = [], _Sketches(), space.columns
+    places = columns[:-len(RESULTS)]
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        if not file.tell():
+            table.writeheader()
+        for k, at in enumerate(space):
+            if progress:
+                progress("predicting points", k, len(space))
+            row = known.get(tuple(at.place[name] for name in places))
+            if row is None:
+                row = at.place | results(space, at, sketches)
+                table.writerow(row)
+                file.flush()
+            out.append({name: row.get(name, "") for name in columns})
+    return out
+
+
+def _known(space: Space, path: str | Path) -> dict[tuple[str, ...], dict[str, str]]:
+    """Points that a file has; half a line at its end is taken off."""
+    path = Path(path)
+    if not path.exists():
+        return {}
+    raw = path.read_bytes()
+    whole = raw[:raw.rfind(b"\n") + 1]
+    if len(whole) < len(raw):
+        os.truncate(path, len(whole))
+    try:
+        lines = whole.decode().splitlines()
+    except UnicodeDecodeError:
+        lines = ["\0"]
+    if lines and next(csv.reader(lines[:1])) != space.columns:
+        raise UserError(f"{path} has other columns than this sweep; give another name to -o")
+    places = space.columns[:-len(RESULTS)]
+    return {tuple(row[name] for name in places): row for row in csv.DictReader(lines)}
+
+
+def pareto(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """Of each model, the points that no other one beats: as quick in decode and prefill or quicker,
+    with as few multipliers and as little bandwidth or less. Quickest in decode first."""
+    able = [row for row in rows if row["decode_tokens_per_s"]]
+
+    def cost(row: Mapping[str, str]) -> tuple[float, float, float, float]:
+        return (-float(row["decode_tokens_per_s"]), -float(row["prefill_tokens_per_s"]),
+                float(row["multipliers"]), float(row["bandwidth"]))
+
+    def beaten(row: Mapping[str, str]) -> bool:
+        mine = cost(row)
+        others = (cost(other) for other in able if other["model"] == row["model"])
+        return any(other != mine and all(a <= b for a, b in zip(other, mine, strict=True))
+                   for other in others)
+    return sorted((row for row in able if not beaten(row)), key=lambda row: (row["model"],
+                                                                             cost(row)))
