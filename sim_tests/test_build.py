@@ -160,7 +160,7 @@ def report_of(fmax, wanted):
 
 def test_timing_is_met_when_each_clock_is():
     def met(fmax, wanted, mhz=75.0):
-        return Built(replace(get_board("ulx3s_25f"), clock_mhz=mhz), Path("a.bit"), 1,
+        return Built(replace(get_board("ulx3s_25f"), clock_mhz=mhz), Path("a.bit"), 1, Path("s"),
                      report_of(fmax, wanted), {}, {}).meets_timing
     assert met({"core": 76.0}, {"core": 75.0})
     assert not met({"core": 74.0}, {"core": 75.0})
@@ -215,7 +215,7 @@ def test_the_fastest_clock_that_timing_allows(tmp_path, monkeypatch, limit, memo
         (directory / "a.bit").write_text(f"{board.clock_mhz:.3f}")
         found = report_of({"a": limit[round(board.clock_mhz, 3)], "b": memory},
                           {"a": board.clock_mhz, "b": 133.33})
-        return Built(board, directory / "a.bit", 1, found, {}, {})
+        return Built(board, directory / "a.bit", 1, directory, found, {}, {})
     monkeypatch.setattr("meadowlark.chip.build.build", build_one)
     built, tried = build_fastest(QUICK, tmp_path)
     assert [round(mhz, 3) for mhz in tried] == order

@@ -49,7 +49,7 @@ def stub(board, directory, *, seeds, progress):
     for line in ("elaborating the chip", "2.1. Executing [yosys] :smile: PASS " + "x" * 100):
         progress(line)
         time.sleep(0.3)
-    return build.Built(board, Path("x.bit"), 1, REPORT, {1: 101.0}, {"LUT4": 1234})
+    return build.Built(board, Path("x.bit"), 1, Path("seed1"), REPORT, {1: 101.0}, {"LUT4": 1234})
 build.build = stub
 """
 TURNS = "{{ bos_token }}{% for m in messages %}{{ m.content }}, {% endfor %}"

@@ -75,6 +75,19 @@ class Forecast:
         return passes * self.clock_mhz * 1e6 / self.prediction.decode_cycles if passes else 0.0
 
 
+def forecast_of(image: Image, board: Board, *, prompt: int, generate: int, position: int = 0,
+                exact: bool = False) -> Forecast:
+    """What the cycle model says of an image on a board; see :meth:`LoadedModel.predict`."""
+    from ..compile.cycles import predict
+    from ..compile.disassemble import subjects
+    from ..compile.forecast import forecast
+    found = (predict if exact else forecast)(image, board, prompt=prompt, generate=generate,
+                                             start_pos=position)
+    return Forecast(model=image.name, prompt=prompt, generate=generate, position=position,
+                    board=board.name, clock_mhz=board.clock_mhz, prediction=found,
+                    subjects=subjects(image))
+
+
 def load(name: str | Path = "stories", *, context: int | None = None, weights: str = "auto",
          packing: str = "auto", bits: float | None = None, target_ppl: float | None = None,
          draft: str = "auto", fuse_ffn: str = "none", drop_attention: str = "",
@@ -223,18 +236,13 @@ class LoadedModel:
         >>> found.tokens_per_s > 100, found.whole.bound, found.layers[1].name
         (True, 'multipliers', 'layer 0')
         """
-        from ..compile.cycles import predict
-        from ..compile.disassemble import subjects
-        from ..compile.forecast import forecast
         which = self._board(board)
         source = self._source(which)
         source.check_reads(images=False)
         with one_thread():
-            image, by = (source.image, predict) if exact else (source.sketch, forecast)
-        found = by(image, which, prompt=prompt, generate=generate, start_pos=position)
-        return Forecast(model=image.name, prompt=prompt, generate=generate, position=position,
-                        board=which.name, clock_mhz=which.clock_mhz, prediction=found,
-                        subjects=subjects(image))
+            image = source.image if exact else source.sketch
+        return forecast_of(image, which, prompt=prompt, generate=generate, position=position,
+                           exact=exact)
 
     def perplexity(self, text: str | None = None, *, board: str | Board | None = None,
                    max_tokens: int | None = None, context: int | None = None) -> Perplexity:

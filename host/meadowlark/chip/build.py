@@ -32,12 +32,13 @@ class Built:
     """A bitstream and what it is made of.
 
     board: with the core clock that it is driven with. bitstream: file. seed: the placement it comes
-    from. report: of that placement. tried: what the core's clock reached in MHz by seed, None if it
-    did not route. cells: of the netlist, by type.
+    from. placement: its folder. report: of that placement. tried: what the core's clock reached in
+    MHz by seed, None if it did not route. cells: of the netlist, by type.
     """
     board: Board
     bitstream: Path
     seed: int
+    placement: Path
     report: Report
     tried: dict[int, float | None]
     cells: dict[str, int]
@@ -246,7 +247,7 @@ def build(board: Board, directory: Path, *, seeds: int = 3,
     tools.pack(directory / f"seed{seed}", beside)
     write_atomic(bitstream, beside.read_bytes())
     beside.unlink()
-    built = Built(board, bitstream, seed, report, tried, cells)
+    built = Built(board, bitstream, seed, directory / f"seed{seed}", report, tried, cells)
     write_atomic(directory / "report.json",
                  json.dumps(summary(built), indent=2).encode() + b"\n")
     return built

@@ -22,7 +22,7 @@ from meadowlark_hdl.lib.fanout import KEEP_APART
 from ..errors import UserError, how_to_add
 from ..files import write_atomic
 from .carry_chains import trim_carry_chains
-from .floorplan import place_hard_blocks
+from .floorplan import PLANNED, place_hard_blocks
 from .ram_registers import fold_ram_registers
 from .toolchain import PathStep, Progress, Report, Unroutable
 
@@ -329,10 +329,10 @@ def _command(directory: Path, device: str, package: str, speed: int, freq_mhz: f
     check_tools()
     tool = nextpnr()
     assert tool is not None
-    planned = place_hard_blocks(directory / "top.json", directory / "planned.json", device,
+    planned = place_hard_blocks(directory / "top.json", directory / PLANNED, device,
                                 memory_pins)
     return [tool, f"--{device}", "--package", package, "--speed", str(speed),
-            "--json", "planned.json" if planned else "top.json",
+            "--json", PLANNED if planned else "top.json",
             "--freq", f"{freq_mhz:g}", "--timing-allow-fail", "--seed", str(seed)]
 
 

@@ -40,6 +40,9 @@ _25K = Sites(columns=(4, 13, 22, 33, 42, 51, 60), multipliers=(13,), memories=(2
 #: By nextpnr's name of the device.
 SITES = {"25k": _25K, "45k": _45K, "85k": _85K, "um-85k": _85K, "um5g-85k": _85K}
 
+#: In the folder of a placement: the netlist with sites for hard blocks, where it has some.
+PLANNED = "planned.json"
+
 _LANE = re.compile(r"\bengine\.lane(\d+)\.(pair\d+\.|acts\.|softmax\.)")
 #: Of the vector unit: in the middle of the ring. Of the tile buffer: beside the first lane.
 _VECTOR = re.compile(r"\bvector\.")
@@ -189,6 +192,18 @@ def place_hard_blocks(source: Path, target: Path, device: str,
     if count:
         write_atomic(target, json.dumps(netlist).encode())
     return count
+
+
+def placed(netlist: Path) -> dict[str, str]:
+    """Sites that :func:`place_hard_blocks` has written into a netlist: name of a cell -> name
+    of its site. None where there is no such file."""
+    try:
+        modules = json.loads(netlist.read_text())["modules"]
+    except FileNotFoundError:
+        return {}
+    return {name: cell["attributes"]["BEL"] for module in modules.values()
+            for name, cell in module.get("cells", {}).items()
+            if "BEL" in cell.get("attributes", {})}
 
 
 def _ring(sites: Sites, groups: int, lanes: int,

@@ -1,6 +1,7 @@
 """``meadowlark bench``."""
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -8,12 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import UserError
-from ..files import check_outputs
+from ..files import check_outputs, write_atomic
 from .options import (
     Asked,
     Trace,
     board_option,
     given,
+    html_option,
     json_option,
     model_options,
     open_runner,
@@ -24,8 +26,28 @@ from .scores import tell_saturated
 from .terminal import Progress, show, write_json
 
 if TYPE_CHECKING:
+    from meadowlark_boards import Board
+
     from ..compile.image import Image
-    from ..run.bench import Measured
+    from ..run.bench import Measured, Test
+
+
+def _report(file: str, tests: Sequence[Test], images: Mapping[str, Image],
+            results: Mapping[str, Measured], board: Board) -> None:
+    """``--html``: what was counted beside what the cycle model says of each part. images: by what
+    stands behind the names of their tests."""
+    from ..api.model import forecast_of
+    from ..report.tests import report
+    from ..run.predicted import predicted
+    found, stalls = {}, {}
+    for suffix, image in images.items():
+        for test in tests:
+            name = test.name + suffix
+            found[name] = predicted(forecast_of(
+                image, board, prompt=len(test.prompt), generate=test.generate,
+                position=len(test.filled)), results[name].cycles)
+            stalls[name] = results[name].stalls
+    write_atomic(file, report(found, images[""].name, board, stalls=stalls).encode())
 
 
 @click.command()
@@ -46,14 +68,15 @@ if TYPE_CHECKING:
               show_default=True, help="Form of the table on stdout.")
 @click.option("--against-raw", is_flag=True,
               help="Measure the weights as they are without packing and budget too.")
+@html_option
 @model_options(measures=True)
 @board_option("virtual", "Board to compile for and to simulate. A port has its own.")
 @target_option("sim", "pins")
 @trace_option
 @json_option
 def bench(prompts: str, generates: str, positions: str, text_file: str | None, form: str,
-          against_raw: bool, asked: Asked, board: str, target: str, trace: Trace | None,
-          json_to: str | None) -> int:
+          against_raw: bool, html_to: str | None, asked: Asked, board: str, target: str,
+          trace: Trace | None, json_to: str | None) -> int:
     """Measure prefill and decode by the core's own counters."""
     from ..run import bench as benching
     from ..run import bench_drafts
@@ -68,7 +91,7 @@ def bench(prompts: str, generates: str, positions: str, text_file: str | None, f
     if target == "golden":
         raise UserError("the golden model has no clock to measure; use --target sim or the port "
                         "of a board")
-    check_outputs(json_to, trace and trace.file, inputs=[asked.name, text_file])
+    check_outputs(json_to, html_to, trace and trace.file, inputs=[asked.name, text_file])
     lines = None if text_file is None else read_text(text_file)
     numbers = benching.counts(prompts, "-p"), benching.counts(generates, "-n")
     begins = benching.positions_of(positions)
@@ -92,6 +115,7 @@ def bench(prompts: str, generates: str, positions: str, text_file: str | None, f
         if lines is not None and not begun:
             raise UserError("--text is gone on with for the tokens of -n; give that a number above "
                             "0")
+        images = {"": image}
         runner.load(source)
         results = measure(image)
         for texts, n in begun:
@@ -99,9 +123,13 @@ def bench(prompts: str, generates: str, positions: str, text_file: str | None, f
         if against_raw:
             raw = replace(source, packing="raw", bits=None, target_ppl=None, warn=None)
             runner.load(raw)
+            images[" raw"] = raw.image
             results |= measure(raw.image, " raw")
         if trace:
             trace.write(progress)
+        if html_to is not None:
+            progress("writing the report")
+            _report(html_to, tests, images, results, which)
     write_json(benching.as_json(results, image, which), json_to)
     if json_to != "-":
         show(benching.as_table(results, image, which, form=form))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import UserError
-from ..files import check_outputs
-from .options import board_named, board_option, given, json_option
+from ..files import check_outputs, write_atomic
+from .options import board_named, board_option, given, html_option, json_option
 from .status import DIFFERENT
 from .terminal import Progress, listing, say, show, write_json
 
@@ -23,11 +23,12 @@ if TYPE_CHECKING:
               help="The core's clock: a number, or `recorded` for the one that the board's figures "
                    "are for. By default it becomes the fastest that the PLL makes and timing "
                    "allows, which may take several placements.")
+@html_option
 @click.option("-o", "--output", metavar="FOLDER",
               help="Folder for the bitstream and all it is made of. By default build/BOARD.")
 @json_option
 def build(board: str, seeds: int, clock: str | None, output: str | None,
-          json_to: str | None) -> int:
+          html_to: str | None, json_to: str | None) -> int:
     """Make a board's bitstream with Yosys and nextpnr.
 
     It ends with a report. For a board with a Zynq it writes the package from which Vivado makes the
@@ -39,10 +40,12 @@ def build(board: str, seeds: int, clock: str | None, output: str | None,
     if seeds < 1:
         raise UserError(f"--seeds must be at least 1, not {seeds}")
     which = board_named(board)
-    check_outputs(json_to)
+    check_outputs(json_to, html_to)
     if which.technology is ULTRASCALE:
         if given("seeds"):
             raise UserError(f"--seeds is for nextpnr, and board {board} is Vivado's; leave it out")
+        if html_to is not None:
+            raise UserError(f"--html is for nextpnr, and board {board} is Vivado's; leave it out")
         if clock is not None:
             raise UserError(f"--clock is for nextpnr, and board {board} is Vivado's; leave it out")
         return _package(which, Path(output or f"build/{which.name}"), json_to)
@@ -62,6 +65,10 @@ def build(board: str, seeds: int, clock: str | None, output: str | None,
             built, tried = building.build(which, folder, seeds=seeds, progress=progress), None
     result = building.summary(built, tried)
     write_json(result, json_to)
+    if html_to is not None:
+        from ..chip.floorplan import PLANNED, placed
+        from ..report.chip import report
+        write_atomic(html_to, report(result, placed(built.placement / PLANNED)).encode())
     if json_to != "-":
         show(listing(result))
     if not built.meets_timing:

@@ -62,6 +62,10 @@ json_option = click.option("--json", "json_to", metavar="FILE",
                                 "else.")
 
 
+html_option = click.option("--html", "html_to", metavar="FILE",
+                           help="Write a report too: one HTML file, with pictures in it.")
+
+
 def stop_option(command: Callable) -> Callable:
     """``--stop``: texts that end an answer; the command gets them as ``stop``."""
     command = click.option("--stop", multiple=True, metavar="TEXT",

@@ -4,8 +4,9 @@ from __future__ import annotations
 import click
 
 from ..errors import UserError
-from ..files import check_outputs
-from .options import Asked, board_option, json_option, model_options
+from ..files import check_outputs, write_atomic
+from .options import (Asked, board_named, board_option, html_option, json_option,
+                      model_options)
 from .terminal import Progress, show, warn, write_json
 
 
@@ -23,11 +24,13 @@ from .terminal import Progress, show, warn, write_json
                    "default shapes are enough, and what repeats is gone through a few times.")
 @click.option("--counted", metavar="FILE",
               help="Show beside it what `meadowlark bench --json FILE` counted.")
+@html_option
 @model_options()
 @board_option("virtual", "Board to predict.")
 @json_option
 def predict(prompts: str, generates: str, positions: str, layers: bool, exact: bool,
-            counted: str | None, asked: Asked, board: str, json_to: str | None) -> int:
+            counted: str | None, html_to: str | None, asked: Asked, board: str,
+            json_to: str | None) -> int:
     """Say how long a board would take, and what bounds it.
 
     Nothing is run. Tests have the names that `meadowlark bench` gives them.
@@ -35,7 +38,7 @@ def predict(prompts: str, generates: str, positions: str, layers: bool, exact: b
     from ..api.model import load
     from ..run import bench as benching
     from ..run import predicted as predicting
-    check_outputs(json_to, inputs=[asked.name, counted])
+    check_outputs(json_to, html_to, inputs=[asked.name, counted])
     sizes = benching.sizes(prompts=benching.counts(prompts, "-p"),
                            generates=benching.counts(generates, "-n"),
                            positions=benching.positions_of(positions))
@@ -58,6 +61,9 @@ def predict(prompts: str, generates: str, positions: str, layers: bool, exact: b
     assert found is not None
     facts = found.model, found.board, found.clock_mhz
     write_json(predicting.as_json(results, *facts), json_to)
+    if html_to is not None:
+        from ..report.tests import report
+        write_atomic(html_to, report(results, found.model, board_named(board)).encode())
     if json_to != "-":
         show(predicting.as_table(results, *facts, layers=layers))
     return 0

@@ -1,0 +1,1 @@
+"""Reports for people: one HTML file, with pictures in it and nothing to fetch."""
