@@ -6,7 +6,7 @@ import sys
 import pytest
 from meadowlark.cli import main
 from meadowlark.errors import UserError, how_to_add
-from meadowlark.run import doctor
+from meadowlark.api import doctor
 from meadowlark.run.targets import SimTarget
 from meadowlark_boards import BOARDS
 

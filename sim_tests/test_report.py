@@ -9,7 +9,7 @@ from meadowlark.chip.floorplan import SITES, place_hard_blocks, placed
 from meadowlark.report import chip as chip_report
 from meadowlark.report.html import bars, document, table
 from meadowlark.report.tests import report
-from meadowlark.run.predicted import predicted
+from meadowlark.api.predicted import predicted
 from meadowlark_boards import get_board
 from test_floorplan import array
 

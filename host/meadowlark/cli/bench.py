@@ -38,7 +38,7 @@ def _report(file: str, tests: Sequence[Test], images: Mapping[str, Image],
     stands behind the names of their tests."""
     from ..api.model import forecast_of
     from ..report.tests import report
-    from ..run.predicted import predicted
+    from ..api.predicted import predicted
     found, stalls = {}, {}
     for suffix, image in images.items():
         for test in tests:

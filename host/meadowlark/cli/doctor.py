@@ -19,7 +19,7 @@ def doctor(json_to: str | None) -> int:
     Each thing is used once, not only looked for. The exit status is 1 where not even the golden
     model runs, and 0 else: what is missing may not be wanted.
     """
-    from ..run.doctor import examine
+    from ..api.doctor import examine
     check_outputs(json_to)
     found = []
     for one in examine():

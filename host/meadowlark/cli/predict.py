@@ -37,7 +37,7 @@ def predict(prompts: str, generates: str, positions: str, layers: bool, exact: b
     """
     from ..api.model import load
     from ..run import bench as benching
-    from ..run import predicted as predicting
+    from ..api import predicted as predicting
     check_outputs(json_to, html_to, inputs=[asked.name, counted])
     sizes = benching.sizes(prompts=benching.counts(prompts, "-p"),
                            generates=benching.counts(generates, "-n"),

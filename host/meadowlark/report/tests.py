@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from meadowlark_boards import Board
 
     from ..compile.parts import Part
-    from ..run.predicted import Predicted
+    from ..api.predicted import Predicted
 
 _COUNTED, _PREDICTED = "#22261f", "#b3c99c"
 

@@ -49,7 +49,7 @@ def _python() -> str:
 
 def _golden() -> str:
     """The packaged model writes a few tokens in integers."""
-    from ..api import load
+    from .model import load
     with load("stories").on("golden") as chip:
         said = "".join(chip.stream("Once upon a time", max_tokens=4))
     return f"stories says {said.strip()!r}"

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import UserError, brief
-from .bench import markdown
+from ..run.bench import markdown
 
 if TYPE_CHECKING:
-    from ..api.model import Forecast
     from ..compile.parts import Part
+    from .model import Forecast
 
 #: Longest file of results, in bytes.
 MAX_COUNTED = 1 << 24
@@ -20,9 +20,9 @@ MAX_COUNTED = 1 << 24
 @dataclass(frozen=True, kw_only=True)
 class Predicted:
     """A test. cycles: from start to its last token. tokens, memory_utilisation, mac_utilisation,
-    tokens_per_s: as :class:`.bench.Measured` has them. bytes: useful ones. bound: what bounds it,
-    of :data:`meadowlark.compile.parts.BOUNDS`. operators, layers: its parts. counted_cycles: by a
-    bench, or None.
+    tokens_per_s: as :class:`meadowlark.run.bench.Measured` has them. bytes: useful ones. bound:
+    what bounds it, of :data:`meadowlark.compile.parts.BOUNDS`. operators, layers: its parts.
+    counted_cycles: by a bench, or None.
     """
     position: int
     cycles: int
