@@ -194,3 +194,19 @@ def test_perplexity():
     want = perplexity(load_model("stories"), source.quantised, text.splitlines(), 9)
     assert found == want and found.tokens == 9
     assert np.isfinite(found.ppl_fixed)
+
+
+def test_many_texts(stories):
+    """Each as it is alone, with a seed for each, or one for all."""
+    prompts = [START, "A cat", "The big dog", START, "Tom"]
+    for seed in (4, [1, 2, 3, 4, 5]):
+        options = dict(temperature=0.9, max_tokens=12, stop="mm")
+        found = stories.many(prompts, seed=seed, **options)
+        for prompt, one, number in zip(prompts, found, seed if isinstance(seed, list) else 5 * [4]):
+            alone = stories.generate(prompt, seed=number, **options)
+            assert (one.text, one.tokens, one.ended) == (alone.text, alone.tokens, alone.ended)
+    assert stories.many([]) == []
+    with pytest.raises(ml.UserError, match="^5 prompts need as many seeds, not 2; "):
+        stories.many(prompts, seed=[1, 2])
+    with pytest.raises(ml.UserError, match="at once, not 100000; give a number"):
+        stories.many(prompts, parallel=100_000)

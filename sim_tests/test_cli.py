@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from meadowlark import cli
 from meadowlark.cli.group import cli as group
-from meadowlark.compile.cycles import predict
+from meadowlark.compile.cycles import predict, predict_batch
 from meadowlark.compile.image import Image
 from meadowlark.draft.table import DraftTable, packaged
 from meadowlark.errors import UserError
@@ -239,12 +239,13 @@ SYSTEM = {"-sys", "--system", "--system-prompt"}
 TRACE = {"--trace", "--trace-passes"}
 OPTIONS = {
     "generate": MODEL | DRAWN | RUNS | {"prompt", "-p", "--prompt", "-f", "--file", "--ids",
-                                        "--stop", "--chat", "--ignore-eos", "--check"
+                                        "--stop", "--chat", "--ignore-eos", "--check",
+                                        "--prompts", "--parallel"
                                         } | SYSTEM | TRACE,
     "chat": MODEL | DRAWN | RUNS | SYSTEM | {"-p", "--prompt", "--stop", "--keep"},
     "classify": MODEL | RUNS | {"files", "--top", "--check"},
     "bench": MODEL | RUNS | {"-p", "--n-prompt", "-n", "--n-gen", "-d", "--position",
-                             "--text", "--format", "--against-raw", "--all-tokens",
+                             "--batch", "--text", "--format", "--against-raw", "--all-tokens",
                              "--html"} | TRACE,
     "predict": MODEL | {"-m", "--model", "--board", "--json", "-p", "--n-prompt", "-n", "--n-gen",
                         "-d", "--position", "--layers", "--exact", "--counted", "--html"},
@@ -695,8 +696,13 @@ class Counted:
     messages = 0
     board = get_board("virtual")
 
-    def fill(self, tokens):
+    def fill(self, tokens, caches):
         self.filled = tokens
+
+    def run_together(self, tokens, places, samplings, *, max_new, stop_ids):
+        assert places == [(k, places[0][1]) for k in range(3)] and stop_ids == ()
+        self.n = 4.5
+        yield from [Event(token=0, crc=0)] * 3 * max_new
 
     def generate(self, tokens, sampling, *, max_new, stop_ids, reuse):
         held = self.filled if reuse else ()
@@ -848,3 +854,77 @@ sys.exit(cli.main())
     process.terminate()
     assert "interrupted" in process.communicate(timeout=30)[1]
     assert process.returncode == 130
+
+
+# ---- Many prompts
+
+PROMPTS = ["Once upon a time", "Tom and Lily", "The big dog", "A cat", "One day", "Once upon"]
+
+
+@pytest.mark.parametrize("kind", ["golden", "image", "fake"])
+def test_many_prompts(run, source, tmp_path, monkeypatch, kind):
+    """Each as it would be alone, with its own seed; all of a file's form."""
+    how = ["-n", "9", "--json", "-", "--stop", "mm", "--temp", "0" if kind == "fake" else "0.9",
+           "--ctx", "64", "--draft", "off"]
+    model, target = "stories", ["--target", "golden"]
+    if kind == "image":
+        model = tmp_path / "m.mlk"
+        source.image.save(model)
+        how = [x for x in how if x not in ("--ctx", "64")]
+    if kind == "fake":
+        monkeypatch.setattr(targets, "open_target", lambda *a, **k: fake_target(source))
+        target = ["--check"]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n".join([json.dumps(PROMPTS[0]), "", *(
+        json.dumps({"prompt": p, "seed": k}) for k, p in enumerate(PROMPTS[1:]))]))
+    status, out, err = run("generate", "-m", model, "--prompts", file, *target, *how)
+    result = json.loads(out)
+    assert status == 0 and "6 texts, " in err and result["parallel"] == 4
+    if kind == "fake":
+        assert result["bit_exact"] and "bit-exact with the golden model" in err
+    target = ["--target", "golden"]
+    for seed, prompt, found in zip([0, *range(5)], PROMPTS, result["texts"], strict=True):
+        status, out, _ = run("generate", prompt, "-m", model, *target, *how, "--seed", seed)
+        alone = json.loads(out)
+        assert {name: found[name] for name in ("tokens", "text", "end", "seed", "prompt_tokens")
+                } == {name: alone[name] for name in ("tokens", "text", "end", "seed",
+                                                     "prompt_tokens")}
+
+
+def test_many_prompts_as_text(run, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("Once upon a time\n\nTom and Lily\n")
+    how = ("-n", "5", "--target", "golden", "--parallel", "1")
+    status, out, _ = run("generate", "--prompts", file, *how)
+    texts = [run("generate", p, *how[:4])[1] for p in ("Once upon a time", "Tom and Lily")]
+    assert status == 0 and out == "\n".join(texts)
+
+
+def test_many_prompts_that_are_refused(run, tmp_path):
+    good, bad, empty = (tmp_path / name for name in ("a.txt", "b.jsonl", "c.txt"))
+    good.write_text("Once\n")
+    bad.write_text('"Once"\n{"prompt": 3}\n')
+    empty.write_text("\n\n")
+    ways = ("--target", "golden")
+    refused(run("generate", "--prompts", bad, *ways), "line 2 of", "is no prompt")
+    refused(run("generate", "--prompts", empty, *ways), "has no prompts")
+    refused(run("generate", "--prompts", tmp_path / "none", *ways), "cannot read")
+    refused(run("generate", "Once", "--parallel", "2", *ways), "--parallel is about --prompts")
+    refused(run("generate", "--prompts", good, "--trace", tmp_path / "t.json"), "--trace records")
+    refused(run("generate", "--prompts", good, "--parallel", "9999", *ways), "not 9999")
+    assert run("generate", "Once", "--prompts", good, *ways)[0] == 2
+
+
+def test_bench_of_batches(source):
+    image, board = source.image, source.board
+    tests = bench.plan(image, prompts=[], generates=[4], positions=[0, 20], batches=[3])
+    assert [t.name for t in tests] == ["tg4", "b3 tg4", "tg4 @ d20", "b3 tg4 @ d20"]
+    found = bench.run(Counted(), image, board, tests)["b3 tg4 @ d20"]
+    assert (found.tokens, found.cycles, found.position) == (12, 90_000, 20)
+    assert found.predicted_cycles == predict_batch(image, board, sequences=3, position=20,
+                                                   passes=4).cycles
+    assert found.bytes == sum(image.bytes_per_token(21 + k) * 3 - 2 * image.shared_bytes
+                              for k in range(4))
+    with pytest.raises(UserError, match="takes at most 4 of stories's sequences, not 5"):
+        bench.run(Counted(), image, board, bench.plan(image, prompts=[], generates=[4],
+                                                      batches=[5]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,6 +173,73 @@ class Chip:
             pass
         assert self.last is not None
         return self.last
+
+    def many(self, prompts: Sequence[Prompt], *, parallel: int | None = None,
+             seed: int | Sequence[int] = 0, max_tokens: int | None = None, ignore_eos: bool = False,
+             draft: str | int = "auto", **options: Any) -> list[Completion]:
+        """How many texts go on, several in each pass of the chip: in order, each as
+        :meth:`generate` gives it alone. ``counters`` are sums over all of them.
+
+        Parameters
+        ----------
+        prompts : sequence of Prompt
+        parallel : int, optional
+            So many are in work at once; by default as many as a pass takes.
+        seed : int, or a sequence with one for each prompt
+        max_tokens, ignore_eos, draft, options
+            As of :meth:`steps`.
+
+        Raises
+        ------
+        UserError
+            As :meth:`steps`; or there are other seeds than prompts, or the chip does not take so
+            many at once.
+
+        >>> import meadowlark as ml
+        >>> with ml.load("stories").on("golden") as chip:
+        ...     [done.text for done in chip.many(["Once upon a time", "A cat"], max_tokens=3)]
+        [', there was', ' named Bella lived']
+        """
+        from ..run.batch import Batch
+        from ..run.drafting import drafting, parse
+        from ..run.targets import OFF
+        from ..text.stopped import StoppedText, why_ended
+        seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
+        if len(seeds) != len(prompts):
+            raise UserError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}; give "
+                            "one seed for all, or one for each")
+        image, asked = self.image, parse(str(draft))
+        stop_ids = () if ignore_eos else image.stop_ids
+        draws, work = [], []
+        for prompt, number in zip(prompts, seeds, strict=True):
+            draw, stops = self.check(max_tokens=max_tokens, seed=number, **options)
+            ids, _ = self._ids(prompt)
+            draws.append(draw)
+            work.append((ids, StoppedText(self._source.tokenizer.stream(ids), stops)))
+        self._talk = None           # its answers are not told
+        drafts = self._cheapest if asked is None else drafting(
+            asked, draws[0], image, self._target) if draws else OFF
+
+        def watch(text: StoppedText, event: Event) -> bool:
+            if event.token not in stop_ids:
+                text.push(event.token)
+            return text.stopped
+        with Batch(self._target, image, parallel=parallel, drafts=drafts, count=True) as batch:
+            running = [batch.submit(ids, draw, max_new=max_tokens or image.context,
+                                    stop_ids=stop_ids, watch=partial(watch, text))
+                       for draw, (ids, text) in zip(draws, work, strict=True)]
+            while batch.step():
+                pass
+            counters = dict(batch.counted or {})
+        done = []
+        for sequence, (ids, text) in zip(running, work, strict=True):
+            text.flush()
+            tokens = tuple(event.token for event in sequence.events)
+            done.append(Completion(
+                text=text.text, tokens=tokens, prompt_tokens=len(ids), counters=counters,
+                ended=why_ended(tokens, stop_ids, text.stopped, len(tokens) == max_tokens),
+                cached_tokens=sequence.cached))
+        return done
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Completion:
         """The answer to a conversation, whose last message is the user's; options as

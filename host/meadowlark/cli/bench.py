@@ -60,6 +60,9 @@ def _report(file: str, tests: Sequence[Test], images: Mapping[str, Image],
               help="Position at which the tests begin, likewise; llama-bench calls it depth. "
                    "Behind position 0 the golden model computes the keys and values before it, and "
                    "they are put into the simulated memory directly.")
+@click.option("--batch", "batches", default="0", show_default=True, metavar="N",
+              help="Sequences that generate together too, a token each a pass, likewise: tests b8 "
+                   "tg32, with the numbers of -n.")
 @click.option("--text", "text_file", metavar="FILE",
               help="Go on with texts too, one a line, with drafts and without: test sg, with the "
                    "numbers of -n. A model with a chat template answers lines as questions, "
@@ -74,8 +77,8 @@ def _report(file: str, tests: Sequence[Test], images: Mapping[str, Image],
 @target_option("sim", "pins")
 @trace_option
 @json_option
-def bench(prompts: str, generates: str, positions: str, text_file: str | None, form: str,
-          against_raw: bool, html_to: str | None, asked: Asked, board: str, target: str,
+def bench(prompts: str, generates: str, positions: str, batches: str, text_file: str | None,
+          form: str, against_raw: bool, html_to: str | None, asked: Asked, board: str, target: str,
           trace: Trace | None, json_to: str | None) -> int:
     """Measure prefill and decode by the core's own counters."""
     from ..run import bench as benching
@@ -94,7 +97,9 @@ def bench(prompts: str, generates: str, positions: str, text_file: str | None, f
     check_outputs(json_to, html_to, trace and trace.file, inputs=[asked.name, text_file])
     lines = None if text_file is None else read_text(text_file)
     numbers = benching.counts(prompts, "-p"), benching.counts(generates, "-n")
-    begins = benching.positions_of(positions)
+    begins, together = benching.positions_of(positions), benching.counts(batches, "--batch")
+    if together and not numbers[1]:
+        raise UserError("--batch generates the tokens of -n; give that a number above 0")
     if any(begins) and target not in SIMULATED:
         raise unfillable(target)
     with Progress() as progress, closing(open_runner(target, board, asked, progress,
@@ -109,7 +114,8 @@ def bench(prompts: str, generates: str, positions: str, text_file: str | None, f
                     else nullcontext()
             found = benching.run(runner, image, which, tests, record=record, progress=progress)
             return {name + suffix: measured for name, measured in found.items()}
-        tests = benching.plan(image, prompts=numbers[0], generates=numbers[1], positions=begins)
+        tests = benching.plan(image, prompts=numbers[0], generates=numbers[1], batches=together,
+                              positions=begins)
         begun = [] if lines is None else [
             (bench_drafts.prompts(source, lines, n), n) for n in numbers[1]]
         if lines is not None and not begun:

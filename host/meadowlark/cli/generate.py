@@ -43,6 +43,13 @@ if TYPE_CHECKING:
 @click.option("--ids", metavar="IDS",
               help="Take token ids for the prompt, as they are, such as 5,7,9, and write ids. A "
                    "model without a tokenizer needs them.")
+@click.option("--prompts", metavar="FILE",
+              help="Go on with many texts at once: one a line, or where FILE ends in .jsonl each "
+                   'line a JSON text or an object such as {"prompt": "...", "seed": 7}. Each is '
+                   "what it would be alone.")
+@click.option("--parallel", type=click.IntRange(min=1), metavar="N",
+              help="Of --prompts, so many are in work at once; by default as many as a pass of "
+                   "the board takes.")
 @drawing_options
 @stop_option
 @click.option("--chat", is_flag=True,
@@ -57,9 +64,9 @@ if TYPE_CHECKING:
 @trace_option
 @json_option
 def generate(prompt: str | None, text: str | None, file: str | None, ids: str | None,
-             drawing: Drawing, stop: Sequence[str], chat: bool, system: str, ignore_eos: bool,
-             check: bool, asked: Asked, board: str, target: str, trace: Trace | None,
-             json_to: str | None) -> int:
+             prompts: str | None, parallel: int | None, drawing: Drawing, stop: Sequence[str],
+             chat: bool, system: str, ignore_eos: bool, check: bool, asked: Asked, board: str,
+             target: str, trace: Trace | None, json_to: str | None) -> int:
     """Write how a text goes on, or answer a question.
 
     The text is PROMPT. With - it is read from stdin, in UTF-8, without the line end at its end.
@@ -75,7 +82,19 @@ def generate(prompt: str | None, text: str | None, file: str | None, ids: str | 
     if system and not chat:
         raise UserError("--system is told to a model in its chat template; give --chat too, or "
                         "leave it out")
-    check_outputs(json_to, trace and trace.file, inputs=[asked.name, file])
+    check_outputs(json_to, trace and trace.file, inputs=[asked.name, file, prompts])
+    if prompts is not None:
+        if any(way is not None for way in (prompt, text, file, ids)):
+            raise click.UsageError("give the prompt as PROMPT, with --prompt, --file or --ids, or "
+                                   "many with --prompts, in one way only")
+        if trace:
+            raise UserError("--trace records one run, and --prompts makes many; leave one of them "
+                            "out")
+        from .many import generate_many
+        return generate_many(prompts, parallel, drawing, stop, chat, system, ignore_eos, check,
+                             asked, board, target, json_to)
+    if parallel is not None:
+        raise UserError("--parallel is about --prompts; give that too, or leave it out")
     prompt = _prompt(prompt, text, file, ids)
     numbers = None
     if ids is not None:

@@ -23,8 +23,8 @@ from meadowlark_hdl.control.fetch import Fetch
 from meadowlark_hdl.control.fetch_golden import walk
 from meadowlark_hdl.control.planner import Planner
 from meadowlark_hdl.control.sequencer import Sequencer
-from meadowlark_hdl.control.sequencer_golden import (Lots, Pass, decode_pass, draft_pass,
-                                                     prompt_passes)
+from meadowlark_hdl.control.sequencer_golden import (Lots, Pass, Place, batch_pass, decode_pass,
+                                                     draft_pass, prompt_passes)
 from meadowlark_hdl.core import Core
 from meadowlark_hdl.draft.context_match_golden import WINDOW
 from meadowlark_hdl.draft.drafter import Drafter
@@ -333,8 +333,8 @@ class Machine:
         return Sequencer.DRAFT + Drafter.cycles(position, min(position, WINDOW), 0, k * [step],
                                                 False)
 
-    def run(self, p: Pass, accepted: int = 0) -> int:
-        """One pass; returns its cycles. accepted: drafts that were right, an event each."""
+    def run(self, p: Pass, more: int = 0) -> int:
+        """One pass; returns its cycles. more: events behind its first one."""
         began = self.now
         self.now += Sequencer.PLAN + Planner.cycles(p, self.regs["group"])
         self.stream = self.regs["stream_addr"]
@@ -352,7 +352,7 @@ class Machine:
         self.now += Sequencer.TURN
         if p.final:                     # the event is taken at once
             self.now += Sampler.GREEDY + Sequencer.EVENT + Sequencer.TURN
-            self.now += accepted * (Sequencer.NEXT + Sequencer.EVENT)
+            self.now += more * (Sequencer.NEXT + Sequencer.EVENT)
         return self.now - began
 
     def _walk(self, p: Pass, begin: int) -> Iterator[tuple[int, Lots | None]]:
@@ -418,24 +418,26 @@ class Machine:
             left -= beats
             yield cycles
 
-    def _rows_of_table(self, i: Instruction, rows: range, values: int, spent: Spent) -> None:
+    def _rows_of_table(self, i: Instruction, p: Pass, rows: Sequence[int], values: int,
+                       spent: Spent) -> None:
         for row in rows:
             self._wait(spent, i, i["addr"] + row * i["chunks"], i["chunks"],
-                       self.fetch + Fetch.TOKEN * (i["src"] == Src.TOKEN))
+                       self.fetch + Fetch.TOKEN * (i["src"] == Src.TOKEN or bool(p.batch)))
             self._work(spent, values)
             self._lose(spent, TokenTiles.TOKEN)
             self.memory.release(self.now)
 
     def _embed(self, i: Instruction, p: Pass, spent: Spent) -> None:
         # Token ids are not known to the model: it takes rows far from each other.
-        stride, rows = (37, self.regs["vocab"]) if i["src"] == Src.TOKEN else (1, p.ctx)
-        for s in range(p.n):
-            row = (p.pos0 + s) * stride % rows
-            self._rows_of_table(i, range(row, row + 1), i["row_beats"] * self.c.W, spent)
+        stride, rows = (37, self.regs["vocab"]) if i["src"] == Src.TOKEN else (
+            1, max(p.positions) + 1)
+        for position in p.positions:
+            row = position * stride % rows
+            self._rows_of_table(i, p, [row], i["row_beats"] * self.c.W, spent)
         self._lose(spent, self._effect(i))
 
     def _rope(self, i: Instruction, p: Pass, spent: Spent) -> None:
-        self._rows_of_table(i, range(p.pos0, p.ctx), 1 << self.regs["head_log2"] - 1, spent)
+        self._rows_of_table(i, p, p.positions, 1 << self.regs["head_log2"] - 1, spent)
         self._lose(spent, TokenTiles.ANGLES)
 
     def _norm(self, i: Instruction, p: Pass, spent: Spent) -> None:
@@ -468,26 +470,30 @@ class Machine:
         c = self.c
         words = p.n * i["row_beats"] * c.bus_per_chunk
         spent.words += words
-        at = (i["addr"] + p.pos0 * i["row_beats"]) * c.bus_per_chunk
         if len(self.stores) == Scratch.COMMANDS:        # they wait for this one's turn
             self._work(spent, max(0, self.stores.popleft() - self.now))
         self.storing = max(self.now + Scratch.FIRST, self.storing + Scratch.NEXT)
         self.stores.append(self.storing)
-        for first in range(0, words, c.burst_words):
-            n = min(c.burst_words, words - first)
-            self.storing += n + StoreUnit.BURST
-            self.memory.write(at + first, n, self.storing)
+        # Tokens of a batch are written each where it belongs.
+        places = p.places() if p.batch else p.places()[:1]
+        of_place = words // len(places)
+        for place in places:
+            at = (i["addr"] + place.base + place.position * i["row_beats"]) * c.bus_per_chunk
+            for first in range(0, of_place, c.burst_words):
+                n = min(c.burst_words, of_place - first)
+                self.storing += n + StoreUnit.BURST
+                self.memory.write(at + first, n, self.storing)
         self._lose(spent, Stores.TURN - Dispatch.START - Dispatch.SETTLE)
 
     def _lots(self, i: Instruction, p: Pass, spent: Spent, lots: Lots):
         """Reads the cache; yields (lot, keys that it sees of the tile, whether they are its last
         ones), tile after tile."""
-        sees = [p.sees(self.c, i, block) for block in lots.blocks]
+        sees = [lots.keys] if i["heads"] else [p.sees(self.c, i, block) for block in lots.blocks]
         self._lose(spent, Keys.SPAN)
         for first in lots.keys[::i["rows"]]:
             n = min(i["rows"], lots.keys.stop - first)
-            self._wait(spent, i, i["addr"] + first * i["row_beats"], n * i["row_beats"],
-                       max(self.fetch, self.memory.written()))
+            self._wait(spent, i, i["addr"] + lots.base + first * i["row_beats"],
+                       n * i["row_beats"], max(self.fetch, self.memory.written()))
             self._lose(spent, Keys.TILE)
             for lot, keys in enumerate(sees * len(lots.heads)):
                 seen = range(max(first, keys.start), min(first + n, keys.stop))
@@ -516,6 +522,32 @@ class Machine:
             if last:
                 self.drains.lot(self.now - 1, i["row_beats"] * self.c.W)
             self._lose(spent, 1)
+
+
+def predict_batch(image: Image, board: Board, *, sequences: int, position: int,
+                  passes: int) -> Prediction:
+    """Predict a run of a batch: so many sequences at the same position go on by so many tokens.
+
+    Raises
+    ------
+    UserError
+        The tokens do not fit the image's context, or the board does not fit the image.
+    """
+    check_test(image, board, 1, passes, position)
+    machine = Machine(image, board)
+    places = [Place(image.base(k), position) for k in range(sequences)]
+    plan = [batch_pass(board.config, image.model_regs, places, before) for before in range(passes)]
+    done = [(p, machine.run(p, sequences - 1)) for p in plan]
+    # Of each pass what one of its decodes needs, and of the others what is theirs alone.
+    at = [p.positions[0] for p in plan]
+    own = sum(image.bytes_per_token(k + 1) - image.shared_bytes for k in at)
+    return Prediction(
+        cycles=machine.now, prefill_cycles=0, decode_cycles=machine.now, passes=done,
+        by_pc=dict(sorted(machine.by_pc.items())), program=machine.program,
+        useful_bytes=passes * image.shared_bytes + sequences * own,
+        useful_macs=sequences * sum(image.useful_macs(pos0=k, n=1, final=True) for k in at),
+        bus_words=machine.memory.words, config=board.config,
+        bytes_per_cycle=board.bytes_per_cycle)
 
 
 def draft_prices(image: Image, board: Board, most: int) -> list[float]:

@@ -299,6 +299,11 @@ class Image:
         return (f["layer_bytes"] + n * row + kv * read + kv * s["layers"] * n
                 + (f["tail_bytes"] if final else 0))
 
+    @property
+    def shared_bytes(self) -> int:
+        """Those of :meth:`useful_bytes` that tokens of a final pass share: weights and scales."""
+        return self.facts["layer_bytes"] + self.facts["tail_bytes"]
+
     def useful_macs(self, *, pos0: int, n: int, final: bool) -> int:
         """Products of a pass that are not masked: linear layers, the tail for one token, and
         query x key, probability x value for each key a token sees. final: see

@@ -40,6 +40,14 @@ def lanes_of(image: Image, board: Board) -> int:
     return image.most_together(board.config.turns)
 
 
+def check_together(image: Image, board: Board, sequences: int) -> None:
+    """Raise :class:`UserError` unless a pass of the board takes so many sequences; 0: none."""
+    most = min(lanes_of(image, board), most_sequences(image, board))
+    if sequences > most or sequences and not board.config.batches:
+        raise UserError(f"a pass of the board {board.name} takes at most {most} of {image.name}'s "
+                        f"sequences, not {sequences}; give fewer to --batch, or leave it out")
+
+
 class Running:
     """A sequence on its way; made by :meth:`Batch.submit`. Iterating gives its events as they come,
     and makes the chip work as long as there are none.

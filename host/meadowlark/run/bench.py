@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 class Test:
     """What a test runs.
 
-    name: "pp128" or "tg32", at a position behind others "tg32 @ d2000". filled: ids whose keys and
-    values the cache holds beforehand. prompt: ids behind them. generate: tokens to draw; the first
-    comes from the last pass over the prompt.
+    name: "pp128" or "tg32", of a batch "b8 tg32", at a position behind others "tg32 @ d2000".
+    filled: ids whose keys and values the cache holds beforehand. prompt: ids behind them. generate:
+    tokens to draw; the first comes from the last pass over the prompt. batch: sequences that each
+    do this together, each in a cache of its own; 0: one alone, in a run of its own.
     """
     __test__ = False        # for pytest: not one of its tests
 
@@ -36,11 +37,12 @@ class Test:
     filled: tuple[int, ...] = ()
     prompt: tuple[int, ...]
     generate: int
+    batch: int = 0
 
     @property
     def tokens(self) -> int:
         """Tokens that go through the model: the prompt, and all drawn ones but the last."""
-        return len(self.prompt) + self.generate - 1
+        return (len(self.prompt) + self.generate - 1) * (self.batch or 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,16 +115,19 @@ def positions_of(text: str) -> list[int]:
 
 
 class Size(NamedTuple):
-    """How large a test is: its name, its first position, tokens of its prompt, and drawn ones."""
+    """How large a test is: its name, its first position, tokens of its prompt, and drawn ones;
+    batch: as of :class:`Test`."""
     name: str
     position: int
     prompt: int
     generate: int
+    batch: int = 0
 
 
 def sizes(*, prompts: Sequence[int], generates: Sequence[int], positions: Sequence[int] = (0,),
-          ) -> list[Size]:
-    """Tests for numbers of tokens, all at each position.
+          batches: Sequence[int] = ()) -> list[Size]:
+    """Tests for numbers of tokens, all at each position; batches: numbers of sequences that
+    generate together.
 
     Raises
     ------
@@ -136,11 +141,14 @@ def sizes(*, prompts: Sequence[int], generates: Sequence[int], positions: Sequen
         where = f" @ d{position}" if position else ""
         found += [Size(f"pp{n}{where}", position, n, 1) for n in prompts]
         found += [Size(f"tg{n}{where}", position, 1, n) for n in generates]
+        found += [Size(f"b{batch} tg{n}{where}", position, 1, n, batch) for batch in batches
+                  for n in generates]
     return found
 
 
 def plan(image: Image, *, prompts: Sequence[int], generates: Sequence[int],
-         positions: Sequence[int] = (0,), seed: int = 0) -> list[Test]:
+         positions: Sequence[int] = (0,), batches: Sequence[int] = (),
+         seed: int = 0) -> list[Test]:
     """Tests of :func:`sizes`.
 
     They are parts of one text: random ids (the cycles do not depend on them) behind the model's
@@ -151,23 +159,24 @@ def plan(image: Image, *, prompts: Sequence[int], generates: Sequence[int],
     UserError
         A test does not fit the context, or there is none.
     """
-    found = sizes(prompts=prompts, generates=generates, positions=positions)
+    found = sizes(prompts=prompts, generates=generates, positions=positions, batches=batches)
     text = np.random.default_rng(seed).integers(0, image.shape["vocab"], image.context)
     text[0] = image.bos_id or 0
-    for name, position, prompt, generate in found:
+    for name, position, prompt, generate, _ in found:
         if (need := position + prompt + generate - 1) > image.context:
             raise UserError(f"{name} takes {need} positions and the context holds "
                             f"{image.context}; give fewer tokens"
                             + (" or an earlier --position" if position else ""))
     return [Test(name=name, filled=tuple(text[:position].tolist()), generate=generate,
-                 prompt=tuple(text[position:position + prompt].tolist()))
-            for name, position, prompt, generate in found]
+                 prompt=tuple(text[position:position + prompt].tolist()), batch=batch)
+            for name, position, prompt, generate, batch in found]
 
 
 def run(target: Target, image: Image, board: Board, tests: Sequence[Test], *,
         record: Callable[[str], AbstractContextManager] = nullcontext,
         progress: Callable[[str, int, int], None] | None = None) -> dict[str, Measured]:
-    """Run tests on a target that holds the image; results by name, in order.
+    """Run tests on a target that holds the image; results by name, in order. Behind one of a batch
+    the caches hold anything.
 
     record: given a test's name, makes the context that it runs in. The target of a test with a
     filled cache has a back door, see :meth:`.targets.Target.fill`.
@@ -179,31 +188,37 @@ def run(target: Target, image: Image, board: Board, tests: Sequence[Test], *,
     """
     from meadowlark_boards import BOARDS
 
-    from ..compile.cycles import predict
+    from ..compile.cycles import predict, predict_batch
+    from .batch import check_together
     config, out = board.config, {}
     for test in tests:
+        check_together(image, board, test.batch)
+    for test in tests:
+        many, position = test.batch or 1, len(test.filled)
         if test.filled:
-            target.fill(test.filled)
+            target.fill(test.filled, many)
         if progress:
             progress(f"running {test.name}", 0, test.generate)
-        got = 0
-        with record(test.name), closing(target.generate(
+        got, want = 0, many * test.generate
+        with record(test.name), closing(target.run_together(
+                test.prompt * many, [(k, position) for k in range(many)], [Sampling()] * many,
+                max_new=test.generate, stop_ids=()) if test.batch else target.generate(
                 test.filled + test.prompt, Sampling(), max_new=test.generate, stop_ids=(),
                 reuse=bool(test.filled))) as events:
             for _ in events:
                 got += 1
                 if progress:
-                    progress(f"running {test.name}", got, test.generate)
-        if got != test.generate:
-            raise UserError(f"{test.name} gave {got} tokens, not {test.generate}; load the image "
-                            "again")
+                    progress(f"running {test.name}", got, want)
+        if got != want:
+            raise UserError(f"{test.name} gave {got} tokens, not {want}; load the image again")
         counters = target.counters()
         if "cycles" not in counters:
             raise UserError(f"the target {target.name} counts no cycles; use --target sim or a "
                             "serial port")
-        position = len(test.filled)
-        expected = predict(image, board, prompt=len(test.prompt), generate=test.generate,
-                           start_pos=position)
+        expected = predict_batch(
+            image, board, sequences=many, position=position, passes=test.generate,
+        ) if test.batch else predict(image, board, prompt=len(test.prompt), generate=test.generate,
+                                     start_pos=position)
         cycles = counters["cycles"]
         out[test.name] = Measured(
             position=position, cycles=cycles, tokens=test.tokens, bytes=expected.useful_bytes,

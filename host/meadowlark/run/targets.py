@@ -169,9 +169,9 @@ class Target(ABC):
         """Caches may hold anything from now on."""
         self._held = []
 
-    def fill(self, tokens: Sequence[int]) -> None:
-        """Put the keys and values of tokens, from position 0 on, into the KV cache without a run;
-        :meth:`generate` with ``reuse`` goes on behind them. Only a simulation can."""
+    def fill(self, tokens: Sequence[int], caches: int = 1) -> None:
+        """Put the keys and values of tokens, from position 0 on, into the first KV caches without a
+        run; :meth:`generate` with ``reuse`` goes on behind them. Only a simulation can."""
         raise unfillable(self.name)
 
     def counters(self) -> dict[str, int]:
@@ -515,14 +515,15 @@ class SimTarget(BoardTarget):
         super()._load(source)
         self._source, self._filler = source, None
 
-    def fill(self, tokens: Sequence[int]) -> None:
+    def fill(self, tokens: Sequence[int], caches: int = 1) -> None:
         """See :meth:`Target.fill`; the golden model computes them."""
         assert self._image is not None, "load() comes first"
         if self._filler is None:
             self._filler = GoldenTarget(self._board, progress=self._progress)
             self._filler.load(self._source)
         for (at, _), values in zip(self._image.caches, self._filler.cache(tokens), strict=True):
-            self.sim.memory[at:at + len(values)] = values
+            for base in range(at, at + caches * self._image.cache_bytes, self._image.cache_bytes):
+                self.sim.memory[base:base + len(values)] = values
         self._held = list(tokens)
 
     def _show(self, codes: np.ndarray) -> None:
