@@ -66,14 +66,14 @@ def test_texts_of_the_command_line(stories, capsys, options, arguments):
 
 def test_a_loop_that_is_left(stories, monkeypatch):
     closed = []
-    real = GoldenTarget._run
+    real = GoldenTarget.run
 
     def watched(self, *args, **kw):
         try:
             yield from real(self, *args, **kw)
         finally:
             closed.append(True)
-    monkeypatch.setattr(GoldenTarget, "_run", watched)
+    monkeypatch.setattr(GoldenTarget, "run", watched)
     run = stories.stream(START, max_tokens=50)
     first = next(run)
     run.close()

@@ -179,12 +179,12 @@ def test_ctrl_c_in_a_conversation(model):
     stub = """
 import time
 from meadowlark.run.targets import GoldenTarget
-whole = GoldenTarget._run
+whole = GoldenTarget.run
 def slow(*args, **kw):
     for event in whole(*args, **kw):
         yield event
         time.sleep(0.3)
-GoldenTarget._run = slow
+GoldenTarget.run = slow
 """
     args = COMMANDS["chat"][0]
     ran = run(meadowlark(*(a.replace("MODEL", str(model)) for a in args), stub=stub), out="same",
@@ -222,11 +222,11 @@ def test_an_error_behind_half_a_line():
     stub = """
 from meadowlark.run import targets
 from meadowlark.errors import UserError
-whole = targets.GoldenTarget._run
+whole = targets.GoldenTarget.run
 def _run(self, *args, **kw):
     yield next(whole(self, *args, **kw))
     raise UserError("the board is gone")
-targets.GoldenTarget._run = _run
+targets.GoldenTarget.run = _run
 """
     args = meadowlark("generate", STORY, "--target", "golden", stub=stub)
     ran = run(args, out="same", err="same")
