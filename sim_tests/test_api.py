@@ -210,3 +210,29 @@ def test_many_texts(stories):
         stories.many(prompts, seed=[1, 2])
     with pytest.raises(ml.UserError, match="at once, not 100000; give a number"):
         stories.many(prompts, parallel=100_000)
+
+
+def test_texts_come_and_go(stories):
+    """One that begins while another is on its way; one that is given up; what each counts."""
+    alone = [stories.generate(START, max_tokens=12), stories.generate("A cat", max_tokens=6)]
+    told = []
+    with stories.together() as texts:
+        first = texts.begin(START, told.append, max_tokens=12)
+        while len(told) < 3:
+            assert texts.step() and first.done is None
+        second, third = texts.begin("A cat", max_tokens=6), texts.begin("The sun", max_tokens=50)
+        while not third._running.events:
+            texts.step()
+        third.cancel()
+        while texts.step():
+            pass
+        for text, want in zip((first, second), alone, strict=True):
+            assert (text.done.text, text.done.tokens, text.done.ended) == (
+                want.text, want.tokens, want.ended)
+        assert third.done.ended == "left" and 0 < len(third.done.tokens) < 50
+        assert first.done and "".join(step.text for step in told) == first.done.text
+        assert sum(text.done.counters["accepted"] for text in (first, second, third)) == \
+            texts.counters["accepted"] > 0
+        left = texts.begin(START, max_tokens=5)
+    assert left.done and left.done.ended == "left" and left.done.tokens == ()
+    assert stories.generate(START, max_tokens=12).text == alone[0].text

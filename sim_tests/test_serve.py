@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
+from meadowlark.api.together import Together
 from meadowlark.quant.quantise import LOGIT_FRAC
 from meadowlark.serve.app import Limits, Service, application
 from meadowlark.serve.requests import Bad, parse, read
-from meadowlark.serve.scheduler import Closed, Ended, Full, Job, OneByOne
+from meadowlark.serve.scheduler import Closed, Ended, Full, Job, Shared
 from meadowlark.serve.server import Server, is_local, listening
 from meadowlark.serve.status import of_a_token
 from random_model import random_model
@@ -34,24 +35,23 @@ LONG = 60
 
 
 class Gate:
-    """A chip's steps, held until they are let go."""
+    """Tokens of a chip, held until they are let go."""
 
-    def __init__(self, chip, monkeypatch):
+    def __init__(self, monkeypatch):
         self.open, self.begun = threading.Event(), threading.Event()
-        steps = chip.steps
+        watch = Together._watch
 
-        def held(*args, **options):
-            for step in steps(*args, **options):
-                self.begun.set()
-                assert self.open.wait(LONG)
-                yield step
-        monkeypatch.setattr(chip, "steps", held)
+        def held(*args):
+            self.begun.set()
+            assert self.open.wait(LONG)
+            return watch(*args)
+        monkeypatch.setattr(Together, "_watch", held)
 
 
 @contextmanager
-def serving(chip, *, waiting=64, origins=(), **options):
-    """A server of a chip: (its scheduler, its port)."""
-    scheduler = OneByOne(chip, waiting=waiting)
+def serving(chip, *, waiting=64, parallel=1, origins=(), **options):
+    """A server of a chip: (its scheduler, its port). parallel: None is all that a pass takes."""
+    scheduler = Shared(chip, waiting=waiting, parallel=parallel)
     service = Service(
         chip=chip, scheduler=scheduler, name=chip.image.name, target="golden",
         hosts=frozenset({"localhost", "127.0.0.1"}),
@@ -103,9 +103,10 @@ def twin():
 
 
 @pytest.fixture(scope="module")
-def stories(chip):
-    with serving(chip) as (scheduler, port):
-        yield scheduler, port
+def stories():
+    """A server all passes of which are shared; the chip is its own."""
+    with ml.load("stories").on("golden") as chip, serving(chip, parallel=None) as served:
+        yield served
 
 
 @pytest.fixture(scope="module")
@@ -360,7 +361,7 @@ def test_raw_bytes_on_the_socket(stories, seed):
 # ---- Queue, clients that leave, and the end
 
 def test_a_full_queue(chip, monkeypatch):
-    gate = Gate(chip, monkeypatch)
+    gate = Gate(monkeypatch)
     with serving(chip, waiting=1) as (scheduler, port), ThreadPoolExecutor(3) as threads:
         body = dict(prompt=START, max_tokens=2)
         first = threads.submit(ask, port, "/v1/completions", body)
@@ -388,7 +389,7 @@ def test_a_full_queue(chip, monkeypatch):
 @pytest.mark.parametrize("stream", [True, False])
 def test_who_leaves_frees_the_chip(chip, monkeypatch, stream):
     """The one that runs and the ones that wait; then others are served."""
-    gate = Gate(chip, monkeypatch)
+    gate = Gate(monkeypatch)
     with serving(chip) as (scheduler, port):
         body = json.dumps(dict(prompt=START, max_tokens=400, stream=stream)).encode()
         left = []
@@ -430,7 +431,7 @@ def test_load(stories, twin, seed):
 
 
 def test_time_is_limited(chip, monkeypatch):
-    gate = Gate(chip, monkeypatch)
+    gate = Gate(monkeypatch)
     with serving(chip, limits=Limits(seconds=0.3)) as (scheduler, port), \
             ThreadPoolExecutor(2) as threads:
         first = threads.submit(ask, port, "/v1/completions", dict(prompt=START, max_tokens=99))
@@ -446,7 +447,7 @@ def test_time_is_limited(chip, monkeypatch):
 
 def test_what_runs_is_finished(chip, twin, monkeypatch):
     """The end waits for it, and refuses those that wait."""
-    gate = Gate(chip, monkeypatch)
+    gate = Gate(monkeypatch)
     want = twin.generate(START, max_tokens=6).text
     with ThreadPoolExecutor(3) as threads:
         with serving(chip) as (scheduler, port):
@@ -465,17 +466,15 @@ def test_what_runs_is_finished(chip, twin, monkeypatch):
 
 def test_a_fault_of_the_chip(chip, monkeypatch):
     """Is told in a sentence, and the next one runs."""
-    def broken(*args, **options):
+    def broken(self):
         raise ml.UserError("the board is gone; plug it in")
-        yield
 
-    def faulty(*args, **options):
-        yield from ()
+    def faulty(self):
         raise ZeroDivisionError
     with serving(chip) as (scheduler, port):
-        for steps, words in ((broken, "plug it in"), (faulty, "ZeroDivisionError")):
+        for step, words in ((broken, "plug it in"), (faulty, "ZeroDivisionError")):
             with monkeypatch.context() as patch:
-                patch.setattr(chip, "steps", steps)
+                patch.setattr(Together, "step", step)
                 status, _, text = ask(port, "/v1/completions", dict(prompt=START))
                 assert words in sentence(status, text, 500, 500)
                 streamed = ask(port, "/v1/completions", dict(prompt=START, stream=True))[2]
@@ -484,9 +483,42 @@ def test_a_fault_of_the_chip(chip, monkeypatch):
         assert scheduler.totals.failed == 4
 
 
+def test_passes_are_shared(twin, monkeypatch):
+    """Jobs that run at once are in the same passes, each with the text that it has alone; one that
+    is ended leaves the others as they are."""
+    passes = []
+    with ml.load("stories").on("golden") as chip:
+        together = chip.target.run_together
+
+        def counted(tokens, places, *args, **options):
+            passes.append(len(tokens))
+            return together(tokens, places, *args, **options)
+        monkeypatch.setattr(chip.target, "run_together", counted)
+        gate, scheduler, got = Gate(monkeypatch), Shared(chip), [[], [], [], [], []]
+        asked = [dict(max_tokens=n, temperature=0.8, seed=n) for n in (9, 12, 15, 40, 7)]
+        tickets = scheduler.submit([
+            (Job(prompt=chip.encode(START), options=options), part.append)
+            for options, part in zip(asked, got, strict=True)])
+        assert gate.begun.wait(LONG)
+        assert [ticket.state for ticket in tickets] == 4 * ["running"] + ["waiting"]
+        scheduler.cancel(tickets[3])
+        gate.open.set()
+        until(lambda: not scheduler.tickets())
+        scheduler.close()
+    assert max(passes) >= 3 and min(passes) > 1
+    for k, (options, part) in enumerate(zip(asked, got, strict=True)):
+        done, want = part[-1].done, twin.generate(START, **options)
+        if k == 3:                      # its steps are told until it was ended
+            assert done.ended == "left" and want.tokens[:len(done.tokens)] == done.tokens
+        else:
+            assert (done.text, done.tokens, done.ended) == (want.text, want.tokens, want.ended)
+            assert "".join(step.text for step in part[:-1]) == want.text
+            assert part[-1].seconds >= 0 and done.prompt_tokens == want.prompt_tokens
+
+
 def test_the_scheduler_alone(chip):
     got = []
-    scheduler = OneByOne(chip, waiting=0)
+    scheduler = Shared(chip, waiting=0, parallel=1)
     ticket, = scheduler.submit([(Job(prompt=chip.encode(START), options=dict(max_tokens=3)),
                                  got.append)])
     with pytest.raises(Full):
@@ -556,7 +588,7 @@ def test_facts(stories, twin):
     scheduler, port = stories
     assert json.loads(ask(port, "/health")[2]) == {"status": "ok"}
     props = json.loads(ask(port, "/props")[2])
-    assert props["total_slots"] == 1
+    assert props["total_slots"] == len(json.loads(ask(port, "/slots")[2])) == scheduler.slots == 4
     assert props["default_generation_settings"]["n_ctx"] == twin.image.context
     ids = json.loads(ask(port, "/tokenize", dict(content=START))[2])["tokens"]
     assert [twin.image.bos_id, *ids] == twin.encode(START)

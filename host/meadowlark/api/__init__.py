@@ -10,7 +10,8 @@
 The model is read and compiled when it is first needed, and only once for each board. Everything
 that can be put right raises :class:`meadowlark.UserError`, whose text is a sentence about it.
 """
-from .chip import Chip, Completion, Message, Prompt, Step
+from .chip import Chip
 from .model import Forecast, LoadedModel, load
+from .results import Completion, Message, Prompt, Step
 
 __all__ = ["Chip", "Completion", "Forecast", "LoadedModel", "Message", "Prompt", "Step", "load"]

@@ -3,17 +3,16 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from ..threads import in_one_thread
+from ..threads import in_one_thread, one_thread
+from .results import Completion, Message, Prompt, Step
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from meadowlark_boards import Board
     from meadowlark_hdl.sampler.sampler_golden import Sampling
 
@@ -23,49 +22,7 @@ if TYPE_CHECKING:
     from ..run.targets import Drafting, Event, Target
     from ..text.chat import Conversation
     from ..text.tokenizer import Tokenizer
-
-#: A message of a conversation: "role" (system, user or assistant) and "content".
-Message = Mapping[str, str]
-#: A text to go on with, the same as token ids, or a conversation to answer.
-Prompt = str | Sequence[int] | Sequence[Message]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Completion:
-    """What a run gave.
-
-    text: up to a stop text. tokens: ids, a stop id among them. ended: "stop id", "stop text",
-    "number of tokens", "context", or "left" where the caller took no more. prompt_tokens: ids of
-    the prompt. cached_tokens: those at its front that the KV cache held from earlier runs.
-    counters: of the core, see docs/registers.md; the golden model has few.
-    """
-    text: str
-    tokens: tuple[int, ...]
-    ended: str
-    prompt_tokens: int
-    cached_tokens: int
-    counters: Mapping[str, int]
-
-    @property
-    def cycles_per_token(self) -> float | None:
-        """Of the tokens behind the first one, or None: there are none, or nobody counts cycles."""
-        if "cycles" not in self.counters or len(self.tokens) < 2:
-            return None
-        spent = self.counters["cycles"] - self.counters["cycles_first_token"]
-        return spent / (len(self.tokens) - 1)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Step:
-    """A token of a run, and the text that is sure with it.
-
-    text: often "", where a token has part of a character or what may begin a stop text. token: None
-    with the rest of the text at the end. logits: int32[vocab] it was drawn from, in units of
-    ``2**-LOGIT_FRAC`` (:mod:`meadowlark.quant.quantise`), or None where the target shows none.
-    """
-    text: str
-    token: int | None = None
-    logits: np.ndarray | None = None
+    from .together import Together
 
 
 class Chip:
@@ -147,13 +104,9 @@ class Chip:
             The prompt is empty or does not fit, the model has no chat template, or an option is out
             of its range: at the call, before anything runs.
         """
-        from ..run.drafting import drafting, parse
         draw, stops = self.check(max_tokens=max_tokens, temperature=temperature, top_k=top_k,
                                  top_p=top_p, seed=seed, stop=stop)
-        image = self.image
-        asked = parse(str(draft))
-        drafts = self._cheapest if asked is None and not draw.top_k else drafting(
-            asked, draw, image, self._target)
+        image, drafts = self.image, self.drafting(draft, draw)
         ids, talk = self._ids(prompt)
         most = min(max_tokens or image.context, image.context - len(ids) + 1)
         stop_ids = () if ignore_eos else image.stop_ids
@@ -200,46 +153,51 @@ class Chip:
         ...     [done.text for done in chip.many(["Once upon a time", "A cat"], max_tokens=3)]
         [', there was', ' named Bella lived']
         """
-        from ..run.batch import Batch
-        from ..run.drafting import drafting, parse
-        from ..run.targets import OFF
-        from ..text.stopped import StoppedText, why_ended
         seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
         if len(seeds) != len(prompts):
             raise UserError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}; give "
                             "one seed for all, or one for each")
-        image, asked = self.image, parse(str(draft))
-        stop_ids = () if ignore_eos else image.stop_ids
-        draws, work = [], []
-        for prompt, number in zip(prompts, seeds, strict=True):
-            draw, stops = self.check(max_tokens=max_tokens, seed=number, **options)
-            ids, _ = self._ids(prompt)
-            draws.append(draw)
-            work.append((ids, StoppedText(self._source.tokenizer.stream(ids), stops)))
         self._talk = None           # its answers are not told
-        drafts = self._cheapest if asked is None else drafting(
-            asked, draws[0], image, self._target) if draws else OFF
-
-        def watch(text: StoppedText, event: Event) -> bool:
-            if event.token not in stop_ids:
-                text.push(event.token)
-            return text.stopped
-        with Batch(self._target, image, parallel=parallel, drafts=drafts, count=True) as batch:
-            running = [batch.submit(ids, draw, max_new=max_tokens or image.context,
-                                    stop_ids=stop_ids, watch=partial(watch, text))
-                       for draw, (ids, text) in zip(draws, work, strict=True)]
-            while batch.step():
+        with self.together(parallel=parallel, draft=draft) as texts:
+            running = [texts.begin(prompt, seed=number, max_tokens=max_tokens,
+                                   ignore_eos=ignore_eos, **options)
+                       for prompt, number in zip(prompts, seeds, strict=True)]
+            while texts.step():
                 pass
-            counters = dict(batch.counted or {})
-        done = []
-        for sequence, (ids, text) in zip(running, work, strict=True):
-            text.flush()
-            tokens = tuple(event.token for event in sequence.events)
-            done.append(Completion(
-                text=text.text, tokens=tokens, prompt_tokens=len(ids), counters=counters,
-                ended=why_ended(tokens, stop_ids, text.stopped, len(tokens) == max_tokens),
-                cached_tokens=sequence.cached))
-        return done
+            counters = texts.counters
+        done = [text.done for text in running if text.done is not None]
+        return [replace(one, counters=counters) for one in done]
+
+    def together(self, *, parallel: int | None = None, draft: str | int = "auto") -> Together:
+        """Texts that come and go while the chip works, several in each of its passes. Until it is
+        closed the chip takes no other runs.
+
+        Parameters
+        ----------
+        parallel : int, optional
+            So many are in work at once; by default as many as a pass takes.
+        draft : "off", "auto" or int
+            Of a text that is alone, as of :meth:`steps`; with top-k there are none.
+
+        Raises
+        ------
+        UserError
+            The chip does not take so many at once, or makes no such drafts.
+
+        >>> import meadowlark as ml
+        >>> with ml.load("stories").on("golden") as chip, chip.together() as texts:
+        ...     cat = texts.begin("A cat", max_tokens=3)
+        ...     while texts.step():
+        ...         pass
+        ...     cat.done.text
+        ' named Bella lived'
+        """
+        from ..run.batch import Batch
+        from .together import Together
+        with one_thread():
+            batch = Batch(self._target, self.image, parallel=parallel,
+                          drafts=self.drafting(draft), count=True)
+        return Together(batch, self.image, self.tokenizer, check=self.check, encode=self.encode)
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Completion:
         """The answer to a conversation, whose last message is the user's; options as
@@ -306,6 +264,9 @@ class Chip:
         UserError
             As :meth:`steps`.
         """
+        self._source.check_reads(images=False)
+        if (ids := self._given(prompt)) is not None:
+            return ids              # any thread may ask
         before, self._talk = self._talk, None
         try:
             return self._ids(prompt)[0]
@@ -322,6 +283,29 @@ class Chip:
         """The model came with a chat template, so that it answers conversations."""
         return self._source.has_template
 
+    @property
+    def target(self) -> Target:
+        """What runs it."""
+        return self._target
+
+    def drafting(self, draft: str | int, draw: Sampling | None = None) -> Drafting:
+        """What an option ``draft`` of :meth:`steps` stands for.
+
+        draw: how tokens are drawn, greedily by default; with top-k "auto" is none.
+
+        Raises
+        ------
+        UserError
+            The chip makes no such drafts, or not with this sampling.
+        """
+        from meadowlark_hdl.sampler.sampler_golden import Sampling
+
+        from ..run.drafting import drafting, parse
+        asked, draw = parse(str(draft)), draw or Sampling()
+        if asked is None and not draw.top_k:
+            return self._cheapest
+        return drafting(asked, draw, self.image, self._target)
+
     @cached_property
     def _cheapest(self) -> Drafting:
         """What "auto" stands for; weighed once, as that may take seconds."""
@@ -330,15 +314,19 @@ class Chip:
         from ..run.drafting import drafting
         return drafting(None, Sampling(), self.image, self._target)
 
+    def _given(self, prompt: Prompt) -> list[int] | None:
+        """The ids of a prompt that is some."""
+        given = [part for part in prompt if isinstance(part, int)]
+        return self._source.given(given) if given and len(given) == len(prompt) else None
+
     def _ids(self, prompt: Prompt) -> tuple[list[int], Conversation | None]:
         """The prompt's ids, and the conversation that its answer belongs to."""
         source = self._source
         source.check_reads(images=False)
         if isinstance(prompt, str):
             return source.prompt(prompt), None
-        given = [part for part in prompt if isinstance(part, int)]
-        if given and len(given) == len(prompt):
-            return source.given(given), None
+        if (ids := self._given(prompt)) is not None:
+            return ids, None
         messages = [part for part in prompt if isinstance(part, Mapping)]
         if not messages or len(messages) != len(prompt) or messages[-1].get("role") != "user":
             raise UserError("a conversation ends with a message of the user, which is to be "

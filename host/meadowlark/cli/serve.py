@@ -34,6 +34,8 @@ PATIENCE = 60.0
                    "several times; by default none may.")
 @click.option("--queue", default=64, show_default=True, type=click.IntRange(min=0), metavar="N",
               help="Sequences that wait, at most; requests beyond get status 429.")
+@click.option("--parallel", type=click.IntRange(min=1), metavar="N",
+              help="Sequences at once, at most. By default as many as a pass of the chip takes.")
 @click.option("--timeout", default=600.0, show_default=True, type=click.FloatRange(min=1),
               metavar="S", help="Seconds that an answer may take, waiting included.")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N",
@@ -43,8 +45,9 @@ PATIENCE = 60.0
 @model_options()
 @board_option("virtual", "Board to compile for and to simulate. A port has its own.")
 @target_option("golden", "sim", "pins")
-def serve(host: str, port: int, api_key: str, origins: tuple[str, ...], queue: int, timeout: float,
-          max_tokens: int | None, max_body: int, asked: Asked, board: str, target: str) -> int:
+def serve(host: str, port: int, api_key: str, origins: tuple[str, ...], queue: int,
+          parallel: int | None, timeout: float, max_tokens: int | None, max_body: int,
+          asked: Asked, board: str, target: str) -> int:
     """Serve a model over HTTP, to OpenAI's clients and to browsers.
 
     It answers /v1/chat/completions, /v1/completions and /v1/models as OpenAI does, and /health,
@@ -55,7 +58,7 @@ def serve(host: str, port: int, api_key: str, origins: tuple[str, ...], queue: i
     from ..api.model import load
     from ..run.targets import SIMULATED
     from ..serve.app import Limits, Service
-    from ..serve.scheduler import OneByOne
+    from ..serve.scheduler import Shared
     from ..serve.server import is_local, listening
     from ..serve.status import of_a_token
     sock = listening(host, port)
@@ -72,7 +75,7 @@ def serve(host: str, port: int, api_key: str, origins: tuple[str, ...], queue: i
         raise
     with chip:
         local = is_local(host)
-        scheduler = OneByOne(chip, waiting=queue)
+        scheduler = Shared(chip, waiting=queue, parallel=parallel)
         service = Service(
             chip=chip, scheduler=scheduler, name=chip.image.name, target=target,
             likely=target == "golden", predict=partial(of_a_token, model, chip.board),

@@ -59,8 +59,12 @@ class Running:
         All so far.
     ended : bool
         No more will come: it is complete, or was cancelled.
+    cancelled : bool
+        It ended before it was complete.
     cached : int
         Tokens at the front of its prompt that a cache held already.
+    drafts : dict of int
+        "drafted" and "accepted", if the batch counts.
     """
 
     def __init__(self, batch: Batch, prompt: list[int], sampling: Sampling, max_new: int,
@@ -68,7 +72,8 @@ class Running:
         self.prompt, self.sampling = prompt, sampling
         self.stop_ids = frozenset(stop_ids)
         self.events: list[Event] = []
-        self.ended, self.cached = False, 0
+        self.ended, self.cancelled, self.cached = False, False, 0
+        self.drafts = dict.fromkeys(("drafted", "accepted"), 0)
         self.cache = -1             # its number, once it has one
         self.taken = 0              # tokens whose keys the cache surely holds
         self.served = 0             # when it had its latest turn
@@ -178,6 +183,11 @@ class Batch:
         """Sequences in work at once, at most."""
         return len(self._held)
 
+    @property
+    def between_runs(self) -> bool:
+        """No run is under way, so that :attr:`counted` is of all there was."""
+        return self._work is None
+
     def submit(self, tokens: Sequence[int], sampling: Sampling, *, max_new: int,
                stop_ids: Sequence[int] = (), watch: Watch | None = None) -> Running:
         """Begin a sequence: as :meth:`.targets.Target.generate`, which gives the same tokens."""
@@ -197,11 +207,13 @@ class Batch:
             self._waiting.remove(sequence)
         elif sequence in self._active and not sequence.ended:
             self._interrupt()
+        sequence.cancelled |= not sequence.ended
         sequence.ended = True
 
     def close(self) -> None:
         """Cancel all; the chip is ready for other runs."""
         for sequence in [*self._waiting, *self._active]:
+            sequence.cancelled |= not sequence.ended
             sequence.ended = True
         self._waiting.clear()
         self._active.clear()
@@ -308,7 +320,9 @@ class Batch:
                 self._push(s, event, stops)
                 yield
         self._held[s.cache] = s.text[:s.taken]
-        self._add()
+        counters = self._add()
+        for name in s.drafts:
+            s.drafts[name] += counters.get(name, 0)
 
     def _together(self, some: list[Running], passes: int) -> Generator[None, None, None]:
         """A token a pass of each."""
@@ -333,11 +347,14 @@ class Batch:
             if s.ended and s.left and event.token not in stops:
                 self._interrupt()               # the chip does not know that
 
-    def _add(self) -> None:
-        """Counters of a run that has ended."""
-        if self.counted is not None:
-            self.runs += 1
-            self.counted.update(self._target.counters())
+    def _add(self) -> dict[str, int]:
+        """Counters of a run that has ended; none if they are not asked for."""
+        if self.counted is None:
+            return {}
+        self.runs += 1
+        counters = self._target.counters()
+        self.counted.update(counters)
+        return counters
 
 
 def _served(s: Running) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..api.chip import Completion, Step
+from ..api.results import Completion, Step
 from ..quant.quantise import LOGIT_FRAC
 from ..text.tokenizer import Tokenizer
 

@@ -22,7 +22,8 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..api.chip import Chip, Completion
+from ..api.chip import Chip
+from ..api.results import Completion
 from ..errors import UserError, brief
 from .answers import Choice, Form, Piece, event, finish_of, usage_of
 from .metrics import metrics

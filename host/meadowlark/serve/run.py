@@ -4,7 +4,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
-from ..api.chip import Step
+from ..api.results import Step
 from ..text.tokenizer import Tokenizer
 from .answers import Piece, likelihood
 from .requests import Bad

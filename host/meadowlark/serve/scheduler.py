@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..api.chip import Chip, Completion, Step
+from ..api.chip import Chip
+from ..api.results import Completion, Step
+from ..api.together import Text, Together
 from ..errors import UserError
 
 
@@ -93,8 +95,10 @@ class Scheduler(Protocol):
         ...
 
 
-class OneByOne:
-    """A chip that runs one job after the other, in the order they came.
+class Shared:
+    """A chip whose passes jobs share: each gets the steps that it would get alone.
+
+    Jobs begin in the order they came, as many at once as a pass of the chip takes.
 
     Parameters
     ----------
@@ -102,16 +106,23 @@ class OneByOne:
         Used by the scheduler's thread alone from here on, but for :meth:`.Chip.encode` and
         :meth:`.Chip.check`.
     waiting : int, 0..
-        Jobs that wait beside the one that runs, at most.
-    """
-    slots = 1
+        Jobs that wait beside those that run, at most.
+    parallel : int, optional
+        Jobs that run at once, at most; by default as many as a pass takes.
 
-    def __init__(self, chip: Chip, *, waiting: int = 64) -> None:
-        self._chip, self._most = chip, waiting
-        self.totals = Totals()
+    Raises
+    ------
+    UserError
+        The chip does not take so many at once.
+    """
+
+    def __init__(self, chip: Chip, *, waiting: int = 64, parallel: int | None = None) -> None:
+        self._chip, self._most, self._parallel = chip, waiting, parallel
+        self._texts: Together | None = chip.together(parallel=parallel)
+        self.slots, self.totals, self._busy_until = self._texts.parallel, Totals(), 0.0
         self._changed = threading.Condition()
         self._waiting: deque[Ticket] = deque()
-        self._running: Ticket | None = None
+        self._running: dict[Ticket, _Run] = {}
         self._count, self._closed = 0, False
         self._thread = threading.Thread(target=self._work, name="chip", daemon=True)
         self._thread.start()
@@ -121,8 +132,8 @@ class OneByOne:
         with self._changed:
             if self._closed:
                 raise Closed
-            # The one that runs next does not wait.
-            free = self._most + (self._running is None) - len(self._waiting)
+            # Those that run next do not wait.
+            free = self._most + self.slots - len(self._running) - len(self._waiting)
             if len(jobs) > free:
                 raise Full
             tickets = []
@@ -147,7 +158,7 @@ class OneByOne:
     def tickets(self) -> list[Ticket]:
         """See :class:`Scheduler`."""
         with self._changed:
-            return [*([self._running] if self._running else []), *self._waiting]
+            return [*self._running, *self._waiting]
 
     def close(self) -> None:
         """See :class:`Scheduler`."""
@@ -159,47 +170,90 @@ class OneByOne:
             self.cancel(ticket)
         self._thread.join()
 
+    # ---- The chip's thread
+
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closed)
-                if not self._waiting:
-                    return
-                self._running = ticket = self._waiting.popleft()
-                ticket.state = "running"
-            ended = self._run(ticket)
-            with self._changed:
-                ticket.state, self._running = "ended", None
-                self._count_in(ticket, ended)
-            ticket.emit(ended)
-
-    def _run(self, ticket: Ticket) -> Ended:
-        """Run a job to its end, or until it is cancelled; whatever goes wrong, the thread goes on.
-        """
-        began, error = time.monotonic(), ""
-        self._chip.last = None
-        try:
-            for step in (steps := self._chip.steps(ticket.job.prompt, **ticket.job.options)):
-                if ticket.cancelled:
+                self._changed.wait_for(lambda: self._waiting or self._running or self._closed)
+                if not self._waiting and not self._running:
                     break
-                ticket.tokens += step.token is not None
-                ticket.emit(step)
-            steps.close()           # type: ignore[attr-defined]    # a generator
+                begins = []
+                while self._waiting and len(self._running) < self.slots:
+                    ticket = self._waiting.popleft()
+                    ticket.state = "running"
+                    self._running[ticket] = run = _Run(ticket)
+                    begins.append(run)
+            self._step(begins)
+            for run in [run for run in self._running.values() if run.ended is not None]:
+                with self._changed:
+                    del self._running[run.ticket]
+                    run.ticket.state = "ended"
+                    self._count_in(run)
+                run.ticket.emit(run.ended or Ended())
+        if self._texts is not None:
+            self._texts.close()
+
+    def _step(self, begins: Sequence[_Run]) -> None:
+        """Begin jobs and go on with all; whatever goes wrong, the thread goes on."""
+        try:
+            if self._texts is None:
+                self._texts = self._chip.together(parallel=self._parallel)
+            for run in begins:
+                job = run.ticket.job
+                run.text = self._texts.begin(job.prompt, run.take, **job.options)
+            for run in self._running.values():
+                if run.ticket.cancelled and run.text is not None:
+                    run.text.cancel()
+            self._texts.step()
         except UserError as problem:
-            error = str(problem)
+            self._fail(str(problem))
         except Exception as problem:
             logging.getLogger("meadowlark").exception("a run failed")
-            error = f"the run failed ({type(problem).__name__}); the server's log says more"
-        return Ended(done=self._chip.last, error=error, seconds=time.monotonic() - began)
+            self._fail(f"the run failed ({type(problem).__name__}); the server's log says more")
 
-    def _count_in(self, ticket: Ticket, ended: Ended) -> None:
-        totals, done = self.totals, ended.done
+    def _fail(self, error: str) -> None:
+        """All that run end so; the next ones begin anew."""
+        for run in self._running.values():
+            run.error = error
+        texts, self._texts = self._texts, None
+        if texts is not None:
+            texts.close()
+
+    def _count_in(self, run: _Run) -> None:
+        totals, ended = self.totals, run.ended
+        assert ended is not None, "a run is counted at its end"
+        done = ended.done
         totals.jobs += 1
-        totals.cancelled += ticket.cancelled
+        totals.cancelled += run.ticket.cancelled
         totals.failed += bool(ended.error)
-        totals.seconds += ended.seconds
+        # Seconds in which several run count once.
+        totals.seconds += max(0.0, time.monotonic() - max(run.began, self._busy_until))
+        self._busy_until = time.monotonic()
         if done is not None:
             totals.prompt_tokens += done.prompt_tokens
             totals.cached_tokens += done.cached_tokens
             totals.tokens += len(done.tokens)
             totals.last, totals.last_seconds = done, ended.seconds
+
+
+class _Run:
+    """A job on the chip."""
+
+    def __init__(self, ticket: Ticket) -> None:
+        self.ticket, self.error, self.began = ticket, "", time.monotonic()
+        self.text: Text | None = None
+
+    def take(self, step: Step) -> None:
+        """Give a step to whoever asked."""
+        self.ticket.tokens += step.token is not None
+        if not self.ticket.cancelled:
+            self.ticket.emit(step)
+
+    @property
+    def ended(self) -> Ended | None:
+        """What it ends with, once it has."""
+        done = None if self.text is None else self.text.done
+        if done is None and not self.error:
+            return None
+        return Ended(done=done, error=self.error, seconds=time.monotonic() - self.began)
