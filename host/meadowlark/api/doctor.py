@@ -130,6 +130,13 @@ def _ports() -> str:
     return ", ".join(found)
 
 
+def _server() -> str:
+    try:
+        return _versions("starlette", "uvicorn")
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(f"the server's packages are missing: run {how_to_add('serve')}") from None
+
+
 def _smollm2() -> str:
     from ..models.registry import find_model
     return str(find_model("smollm2"))
@@ -145,5 +152,6 @@ _CHECKS: tuple[tuple[str, str, Callable[[], str], bool], ...] = (
     ("LiteDRAM", "build --board ecpix5_85f", _ddr3, False),
     ("openFPGALoader", "flash", _loader, False),
     ("serial ports", "--target PORT", _ports, False),
+    ("Starlette, uvicorn", "serve", _server, False),
     ("SmolLM2", "-m smollm2", _smollm2, False),
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import UserError
+from ..errors import UserError, how_to_add
 from . import interrupts
 from .options import Asked, board_option, given, model_options, target_option
 from .terminal import Progress, say, warn
@@ -112,5 +112,4 @@ def _until_told(service: Service, sock: socket.socket, origins: tuple[str, ...])
 def _check_installed() -> None:
     for name in ("starlette", "uvicorn"):
         if importlib.util.find_spec(name) is None:
-            raise UserError(f"the server needs the package {name}; run `pip install "
-                            "'meadowlark[serve]'`")
+            raise UserError(f"the server needs the package {name}; run {how_to_add('serve')}")
