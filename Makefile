@@ -1,7 +1,7 @@
 # Every target sets up what it needs; `make` lists them.
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-test setup-synth setup-smollm2 story test lint bench fmax netlist replay prove \
-    link-faults sdram-stream bitstream bitstreams resources mutate long docs clean
+    link-faults sdram-stream bitstream bitstreams resources mutate long docs docs-html clean
 .DELETE_ON_ERROR:
 
 # The first Python that is new enough, or else python3, about which the set-up then complains.
@@ -77,6 +77,10 @@ docs: setup ## write the tables in docs/ that come from code
 	@$(BIN)/python scripts/gen_docs.py
 	@$(BIN)/python scripts/lines.py --write
 
+docs-html: .venv/.docs ## the documentation as a site, in build/html; a warning is an error
+	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/html
+	@echo "docs-html: open build/html/index.html"
+
 clean: ## remove everything that was built, except .venv
 	rm -rf build .pytest_cache .ruff_cache
 	find hdl host boards sim_tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -91,6 +95,10 @@ clean: ## remove everything that was built, except .venv
 
 .venv/.test: .venv/.setup
 	@echo "setup: adding what the tests need" && $(PIP) -e ".[serve,test]"
+	@touch $@
+
+.venv/.docs: .venv/.setup
+	@echo "setup: adding what makes a site of docs/" && $(PIP) -e ".[docs]"
 	@touch $@
 
 .venv/.dev: .venv/.test

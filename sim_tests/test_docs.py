@@ -199,6 +199,21 @@ def test_recording_is_true(capsys):
 
 
 def test_pages_are_found():
-    """README links to every page of docs/."""
-    text = (ROOT / "README.md").read_text()
-    assert not [p.name for p in (ROOT / "docs").glob("*.md") if f"(docs/{p.name})" not in text]
+    """README links to every page of docs/, but for those of the site alone."""
+    text, of_the_site = (ROOT / "README.md").read_text(), {
+        f"{name}.md" for name in ("index", "commands", "api", "examples", "contributing",
+                                  "changelog")}
+    assert not [p.name for p in (ROOT / "docs").glob("*.md")
+                if f"(docs/{p.name})" not in text and p.name not in of_the_site]
+
+
+def test_every_name_is_in_the_reference():
+    """Of `import meadowlark as ml`; and every page is in the site's index."""
+    import meadowlark as ml
+    api = (ROOT / "docs" / "api.md").read_text()
+    for name in ml.__all__:
+        assert re.search(rf"auto\w+:: meadowlark\.(api\.)?{name}$", api, re.M), name
+    index = re.findall(r"^(?:.*<([\w-]+)>|([a-z][\w-]+))$", (ROOT / "docs/index.md").read_text(),
+                       re.M)
+    listed = {name or page for page, name in index}
+    assert listed >= {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"}
