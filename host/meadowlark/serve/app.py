@@ -119,6 +119,9 @@ class Service:
     async def complete(self, request: Request, *, chat: bool) -> Response:
         """``/v1/chat/completions`` and ``/v1/completions``."""
         asked = read(await self.question(request), chat=chat)
+        if chat and not self.chip.has_template:
+            raise Bad(f"the model {self.name} came without a chat template, so it goes on with "
+                      "texts alone; ask /v1/completions", param="messages")
         jobs = await self._jobs(asked)
         prompt_tokens = sum(len(job.prompt) for job in jobs[::asked.choices])
         runs = Runs(self.scheduler, jobs, self.chip.tokenizer, self.chip.image.stop_ids,
