@@ -41,7 +41,7 @@ _PORTS = "BENCH_PORTS"
 
 def simulate(component, module: str, *, seed: int, sim: str | None = None,
              testcase: str | None = None, peek: bool = False, text: str | None = None,
-             **params) -> None:
+             noise: bool = True, **params) -> None:
     """Run cocotb tests on a component; fail if one of them does.
 
     Parameters
@@ -60,6 +60,9 @@ def simulate(component, module: str, *, seed: int, sim: str | None = None,
         Makes signals inside the component readable too; ports always are. Slower on Verilator.
     text : str, optional
         Verilog to run instead of the component's own, with the same ports: a netlist.
+    noise : bool
+        On Verilator inputs and what has no initial value begin with noise, and with an edge of the
+        clock. A memory with contents that an input can write needs a quiet beginning.
     **params
         Reach the tests as environment variables, upper case, as ``str(value)``.
 
@@ -81,7 +84,7 @@ def simulate(component, module: str, *, seed: int, sim: str | None = None,
         text = _verilog(relax(text) if sim == "verilator" else text)
     build_dir = _build_icarus(text, waves) if sim == "icarus" \
         else _build_verilator(text, list(ports), peek, waves)
-    _run(sim, build_dir, module, seed, testcase, waves, {
+    _run(sim, build_dir, module, seed, testcase, waves, noise, {
         _PORTS: json.dumps(ports), **{k.upper(): str(v) for k, v in params.items()}})
 
 
@@ -101,7 +104,7 @@ def _ports(component) -> dict[str, tuple[bool, int, bool]]:
     return ports
 
 
-def _run(sim, build_dir, module, seed, testcase, waves, env):
+def _run(sim, build_dir, module, seed, testcase, waves, noise, env):
     from cocotb_tools.check_results import get_results
     from cocotb_tools.runner import get_runner
     run_dir = Path(tempfile.mkdtemp(prefix="run-", dir=BUILD))
@@ -112,7 +115,7 @@ def _run(sim, build_dir, module, seed, testcase, waves, env):
             # A parametrised test is called name/parameter=value/...
             test_filter=rf"\.{testcase}(/|$)" if testcase else None,
             build_dir=build_dir, test_dir=run_dir, results_xml=str(results), waves=waves,
-            extra_env=env, plusargs=["+verilator+rand+reset+2",
+            extra_env=env, plusargs=[f"+verilator+rand+reset+{2 if noise else 0}",
                                      f"+verilator+seed+{seed % (2**31 - 1) + 1}"])
     except SystemExit:                  # the runner's way to say that a test failed
         pass

@@ -101,4 +101,4 @@ async def reads(dut):
 
 
 def test_register_file(seed):
-    simulate(RegisterFile(CONFIG, **FACTS), __name__, seed=seed)
+    simulate(RegisterFile(CONFIG, **FACTS), __name__, seed=seed, noise=False)

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
                    "model without a tokenizer needs them.")
 @click.option("--prompts", metavar="FILE",
               help="Go on with many texts at once: one a line, or where FILE ends in .jsonl each "
-                   'line a JSON text or an object such as {"prompt": "...", "seed": 7}. Each is '
+                   'line a JSON text or an object such as {"prompt": "Hi", "seed": 7}. Each is '
                    "what it would be alone.")
 @click.option("--parallel", type=click.IntRange(min=1), metavar="N",
               help="Of --prompts, so many are in work at once; by default as many as a pass of "
