@@ -28,7 +28,7 @@ BASE, SIZE = 0x7_0000, 1 << 18
 CONFIG = Config(W=8, P=4, bus_bytes=8, act_words=128, residual_values=1024, score_depth=128,
                 rope_pairs=512, tile_beats=64, tile_rows=16, prog_depth=256, context=64,
                 fifo_words=128, burst_words=64)
-PROMPT = [0, 17, 33, 5, 90, 41]
+PROMPT, TOKENS = [0, 17, 33, 5, 90, 41], 4
 
 
 class Chip(wiring.Component):
@@ -105,12 +105,12 @@ def random_source(like, **shape):
 
 
 def check_run(source, got, ram, base, note):
-    """Eight tokens after PROMPT are the golden model's; memory holds what it should."""
+    """The tokens after PROMPT are the golden model's; memory holds what it should."""
     image = source.image
     golden = GoldenModel(source.quantised, context=image.context)
     assert got == [(token, logits_crc(logits))
-                   for token, logits in golden.generate(PROMPT, max_new=8, stop_ids=())]
-    assert len(got) == 8
+                   for token, logits in golden.generate(PROMPT, max_new=TOKENS, stop_ids=())]
+    assert len(got) == TOKENS
     assert ram.read(base, len(image.memory)) == image.memory
     assert ram.read(base + SIZE - 1024, len(note)) == note
     between = ram.read(base + len(image.memory), SIZE - 1024 - len(image.memory))
@@ -158,7 +158,7 @@ async def tokens_through_axi(dut, stall):
         def run():
             driver.load([(SIZE - 1024, note)], program=image.program, model=image.model_regs)
             assert driver.read_memory(SIZE - 1024, len(note)) == note
-            return driver.run(PROMPT, max_new=8)
+            return driver.run(PROMPT, max_new=TOKENS)
         if not stall:
             events = run()
             next(events)

@@ -19,7 +19,7 @@ from meadowlark_hdl.chips.axi_top import AxiTop
 from meadowlark_hdl.link.axi_lite_table import CONTROL_MEMORY, STATUS_LISTENS, WINDOW_ADDRESS
 from meadowlark_hdl.link.protocol import ANSWER, MAGIC, Command
 from test_axi import pause, quiet
-from test_axi_chip import CONFIG, PROMPT, SIZE, check_run, random_source
+from test_axi_chip import CONFIG, PROMPT, SIZE, TOKENS, check_run, random_source
 
 BASE = 0x7_1000
 
@@ -103,7 +103,7 @@ async def tokens(dut, stall):
         assert board.info.config == CONFIG and board.info.memory_bytes == SIZE
         board.load([(SIZE - 1024, note)], program=image.program, model=image.model_regs)
         assert board.read_memory(SIZE - 1024, len(note)) == note
-        got = [(event.token, event.crc) for event in board.run(PROMPT, max_new=8)]
+        got = [(event.token, event.crc) for event in board.run(PROMPT, max_new=TOKENS)]
         # Nothing was lost or said twice, the first bytes after the reset included.
         assert board.read_register("frames_bad") == board.read_register("frames_dropped") == 0
         assert window.load(WINDOW_ADDRESS["status"]) == STATUS_LISTENS
