@@ -223,3 +223,16 @@ def test_refusals(source):
         while batch.step():
             pass
     assert all(s.ended for s in some) and not batch.step()
+
+
+def test_counters_are_of_the_run(source, monkeypatch):
+    """Drafts of a run before it are none of a batch's."""
+    monkeypatch.setattr("meadowlark.run.targets.draft", lambda *of, **how: [1])
+    target = GoldenTarget()
+    target.load(source)
+    assert len(list(target.generate([5, 6, 7], Sampling(), max_new=3, stop_ids=(),
+                                    drafts=Drafting(most=1)))) == 3
+    assert target.counters()["drafted"] > 0
+    assert len(list(target.run_together([5, 6], [(0, 3), (1, 0)], [Sampling()] * 2, max_new=2,
+                                        stop_ids=()))) == 4
+    assert target.counters()["drafted"] == target.counters()["accepted"] == 0

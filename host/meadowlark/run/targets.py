@@ -317,6 +317,8 @@ class GoldenTarget(Target):
             return
         golden, drawn = self._golden, list[tuple[int, np.ndarray]]()
         assert golden is not None
+        golden.saturations.clear()
+        golden.turns = []
         for before in range(max_new):
             drawn.clear()
             for token, (cache, position), draw in zip(tokens, places, samplings, strict=True):
