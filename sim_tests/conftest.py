@@ -5,15 +5,12 @@ import shutil
 import signal
 import warnings
 
-# ruff: noqa: E402
-from meadowlark.threads import one_thread_for_all
-
-one_thread_for_all()            # before NumPy is there
-
 import pytest
 from amaranth.hdl import UnusedElaboratable
 from meadowlark.errors import UserError
-from meadowlark.models.registry import find_model, load_model
+from meadowlark.threads import one_thread_for_all
+
+one_thread_for_all()            # before NumPy is there
 
 # For components that only die when the interpreter does, after pytest's own filters.
 warnings.simplefilter("ignore", UnusedElaboratable)
@@ -46,9 +43,21 @@ def seed():
     return SEED
 
 
+@pytest.fixture
+def run(capsys):
+    """run(*args) -> (exit status, stdout, stderr), of a command."""
+    from meadowlark.cli import main
+
+    def command(*args: str) -> tuple[int, str, str]:
+        status = main([str(a) for a in args])
+        return (status, *capsys.readouterr())
+    return command
+
+
 @pytest.fixture(scope="session")
 def smollm2():
     """The model SmolLM2. Its package is 98 MB, so no set-up installs it unasked."""
+    from meadowlark.models.registry import find_model, load_model
     try:
         find_model("smollm2")
     except UserError as e:              # says how to install it

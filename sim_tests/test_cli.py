@@ -37,15 +37,6 @@ from safetensors.numpy import load_file, save_file
 STORY = "Once upon a time"
 
 
-@pytest.fixture
-def run(capsys):
-    """run(*args) -> (exit status, stdout, stderr)."""
-    def command(*args: str) -> tuple[int, str, str]:
-        status = cli.main([str(a) for a in args])
-        return (status, *capsys.readouterr())
-    return command
-
-
 @pytest.fixture(scope="module")
 def image(tmp_path_factory):
     """An image of the packaged model."""

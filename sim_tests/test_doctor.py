@@ -4,18 +4,10 @@ import json
 import sys
 
 import pytest
-from meadowlark.cli import main
 from meadowlark.errors import UserError, how_to_add
 from meadowlark.api import doctor
 from meadowlark.run.targets import SimTarget
 from meadowlark_boards import BOARDS
-
-
-def run(capsys, monkeypatch, *args):
-    monkeypatch.setattr(sys, "argv", ["meadowlark", "doctor", *args])
-    with pytest.raises(SystemExit) as ended:
-        sys.exit(main())
-    return ended.value.code, capsys.readouterr().out
 
 
 def broken(what, remedy="do this"):
@@ -32,9 +24,9 @@ def quick(monkeypatch):
         (name, use, lambda: "here", vital) for name, use, _, vital in doctor._CHECKS))
 
 
-def test_what_this_computer_has(capsys, monkeypatch):
+def test_what_this_computer_has(run):
     """What `make setup` installs works, each thing by its own use."""
-    status, out = run(capsys, monkeypatch, "--json", "-")
+    status, out, _ = run("doctor", "--json", "-")
     found = {one["what"]: one for one in json.loads(out)["checks"]}
     assert status == 0
     for name in ("Python", "golden model", "cache", "Verilator and Yosys", "C++ compiler"):
@@ -46,10 +38,10 @@ def test_what_this_computer_has(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("what, status", [("golden model", 1), ("serial ports", 0)])
-def test_what_is_missing(capsys, monkeypatch, quick, what, status):
+def test_what_is_missing(run, monkeypatch, quick, what, status):
     """Without the golden model nothing works; the rest may not be wanted."""
     monkeypatch.setattr(doctor, "_CHECKS", broken(what))
-    got, out = run(capsys, monkeypatch)
+    got, out, _ = run("doctor")
     lines = [line for line in out.splitlines() if line.startswith("no ")]
     assert got == status and len(lines) == 1
     assert what in lines[0] and "do this" in lines[0]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from meadowlark import UserError, cli
+from meadowlark import UserError
 from meadowlark.compile.compiler import compile_model
 from meadowlark.compile.cycles import predict
 from meadowlark.compile.disassemble import subjects
@@ -179,14 +179,6 @@ def test_what_bounds_it():
 
 
 # ---- The command
-
-@pytest.fixture
-def run(capsys):
-    def command(*args):
-        status = cli.main([str(a) for a in args])
-        return (status, *capsys.readouterr())
-    return command
-
 
 def test_command(run, tmp_path):
     status, out, _ = run("predict", "--board", "ulx3s_85f", "--packing", "raw", "-p", "16,32",

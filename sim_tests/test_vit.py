@@ -9,7 +9,6 @@ import meadowlark
 import numpy as np
 import pytest
 from hostile import WRONG
-from meadowlark import cli
 from meadowlark.compile import limits
 from meadowlark.compile.compiler import compile_model
 from meadowlark.compile.image import Image as Compiled
@@ -315,14 +314,6 @@ def test_gateware(tmp_path, seed, known):
 
 
 # ---- The command
-
-@pytest.fixture
-def run(capsys):
-    def command(*args):
-        status = cli.main([str(a) for a in args])
-        return (status, *capsys.readouterr())
-    return command
-
 
 def test_classify(run, tmp_path):
     """The model, and its image without it; several files."""

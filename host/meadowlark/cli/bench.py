@@ -19,6 +19,7 @@ from .options import (
     json_option,
     model_options,
     open_runner,
+    sizes_option,
     target_option,
     trace_option,
 )
@@ -51,15 +52,8 @@ def _report(file: str, tests: Sequence[Test], images: Mapping[str, Image],
 
 
 @click.command()
-@click.option("-p", "--n-prompt", "prompts", default="128", show_default=True, metavar="N",
-              help="Tokens of the prompt; several numbers with commas between them make several "
-                   "tests, 0 leaves the test out.")
-@click.option("-n", "--n-gen", "generates", default="32", show_default=True, metavar="N",
-              help="Tokens to generate from bos, likewise.")
-@click.option("-d", "--position", "positions", default="0", show_default=True, metavar="N",
-              help="Position at which the tests begin, likewise; llama-bench calls it depth. "
-                   "Behind position 0 the golden model computes the keys and values before it, and "
-                   "they are put into the simulated memory directly.")
+@sizes_option(" Behind position 0 the golden model computes the keys and values before it, and "
+              "they are put into the simulated memory directly.")
 @click.option("--batch", "batches", default="0", show_default=True, metavar="N",
               help="Sequences that generate together too, a token each a pass, likewise: tests b8 "
                    "tg32, with the numbers of -n.")

@@ -46,6 +46,26 @@ def board_option(default: str, text: str) -> Callable[[Callable], Callable]:
                              "is one of its own.")
 
 
+def sizes_option(behind: str = "") -> Callable[[Callable], Callable]:
+    """``-p``, ``-n`` and ``-d``, texts: sizes of the tests of a bench, see
+    :func:`meadowlark.run.bench.sizes`. behind: more of the help of ``-d``."""
+    options = (
+        click.option("-p", "--n-prompt", "prompts", default="128", show_default=True, metavar="N",
+                     help="Tokens of the prompt; several numbers with commas between them make "
+                          "several tests, 0 leaves the test out."),
+        click.option("-n", "--n-gen", "generates", default="32", show_default=True, metavar="N",
+                     help="Tokens to generate from bos, likewise."),
+        click.option("-d", "--position", "positions", default="0", show_default=True, metavar="N",
+                     help="Position at which the tests begin, likewise; llama-bench calls it "
+                          f"depth.{behind}"))
+
+    def decorate(command: Callable) -> Callable:
+        for option in reversed(options):
+            command = option(command)
+        return command
+    return decorate
+
+
 def target_option(*names: str) -> Callable[[Callable], Callable]:
     """``--target``, of these and the port of a board; the first is the default."""
     what = {"sim": "the gateware, simulated",

@@ -6,18 +6,12 @@ import click
 from ..errors import UserError
 from ..files import check_outputs, write_atomic
 from .options import (Asked, board_named, board_option, html_option, json_option,
-                      model_options)
+                      model_options, sizes_option)
 from .terminal import Progress, show, warn, write_json
 
 
 @click.command()
-@click.option("-p", "--n-prompt", "prompts", default="128", show_default=True, metavar="N",
-              help="Tokens of the prompt; several numbers with commas between them make several "
-                   "tests, 0 leaves the test out.")
-@click.option("-n", "--n-gen", "generates", default="32", show_default=True, metavar="N",
-              help="Tokens to generate from bos, likewise.")
-@click.option("-d", "--position", "positions", default="0", show_default=True, metavar="N",
-              help="Position at which the tests begin, likewise; llama-bench calls it depth.")
+@sizes_option()
 @click.option("--layers", is_flag=True, help="Show layers in place of operators.")
 @click.option("--exact", is_flag=True,
               help="Quantise and compile the model, and go through each layer of each pass. By "

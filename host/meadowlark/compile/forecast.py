@@ -98,9 +98,7 @@ class _Fast(Machine):
                 marks.append((self.now, self.memory.words, self.stream))
                 if len(marks) == len(there):
                     self._skip_layers(found, there, marks)
-                    for pc, lots in steps:      # noqa: B007
-                        if pc == found.last:
-                            break
+                    pc, lots = next(step for step in steps if step[0] == found.last)
             yield pc, lots
 
     def _skip_layers(self, found: Period, there: list[int], marks: list[tuple[int, int, int]],
