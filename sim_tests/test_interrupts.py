@@ -159,12 +159,14 @@ from meadowlark.cli import build, interrupts
 from meadowlark.chip import build
 def stub(*args, **kw):
     with interrupts.patience():
-        for word in ("begun", *["again"] * 60):
+        for word in ("heard", *[""] * 60):      # while it ends nothing comes in between
             try:
-                print(word, flush=True)
+                if word:
+                    print("begun", flush=True)
                 time.sleep(1)
             except KeyboardInterrupt:
-                print("heard", flush=True)
+                if word:
+                    print(word, flush=True)
 build.build = stub
 """
     process = begin("build", stub=stub)
