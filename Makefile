@@ -70,7 +70,7 @@ resources: .venv/.synth ## have the chips grown over boards/resources.json? ARGS
 mutate: setup-test ## break the gateware in many small ways and see the tests notice
 	@$(BIN)/python scripts/mutate.py $(ARGS)
 
-long: .venv/.test .venv/.synth ## mutants, fuzz, shapes, faults, proofs, netlist, bitstreams: hours; goes on where it was
+long: .venv/.test .venv/.synth ## mutants, fuzz, seeds, shapes, faults, proofs, netlist, bitstreams: hours; goes on where it was
 	@$(BIN)/python scripts/long.py $(ARGS)
 
 docs: setup ## write the tables in docs/ that come from code

@@ -43,6 +43,9 @@ PARTS = [
     Part("fuzz", f"{PYTEST} -k mutated sim_tests", (("FUZZ", "10000"),)),
     Part("attention", f"{PYTEST} sim_tests/test_attention.py", (("SHAPES", "1000"),)),
     Part("same-text", f"{PYTEST} sim_tests/test_same_text.py", (("TOKENS", "2000"),)),
+    Part("seeds", f"{PYTEST} -n 2 sim_tests -k 'not verilator and not icarus and not chip and "
+         "not simboard and not pins and not link and not cycles'",
+         (("SEEDS", "20"),)),
     Part("shapes", f"{PYTEST} sim_tests/shapes_check.py"),
     Part("link-faults", "scripts/link_faults.py"),
     Part("prove", "scripts/prove.py"),

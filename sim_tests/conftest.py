@@ -37,6 +37,20 @@ def pytest_report_header():
         yield f"{NO_ICARUS}: benches run on Verilator only"
 
 
+def pytest_generate_tests(metafunc):
+    """SEEDS=n: every test that takes the seed runs with n of them, SEED and those behind it."""
+    if "seed" in metafunc.fixturenames and (count := int(os.environ.get("SEEDS", 1))) > 1:
+        metafunc.parametrize("seed", [(SEED + k) % 2**32 for k in range(count)])
+
+
+def pytest_collection_modifyitems(config, items):
+    """SEEDS=n leaves out the tests that are the same for every seed."""
+    if int(os.environ.get("SEEDS", 1)) > 1:
+        same = [item for item in items if "seed" not in item.fixturenames]
+        config.hook.pytest_deselected(items=same)
+        items[:] = [item for item in items if "seed" in item.fixturenames]
+
+
 @pytest.fixture
 def seed():
     """The one seed of this run; ``SEED=`` sets it."""
