@@ -635,6 +635,12 @@ def test_status(chip):
                            position=chip.image.context // 2).prediction
         assert found["predicted"]["cycles"] == by.cycles
         assert sum(part["cycles"] for part in found["predicted"]["layers"]) == by.cycles
+        prompt = len(chip.encode(START))
+        course = found["pass"]
+        assert (course["position"], course["sequences"]) == (prompt + 4 - 2, 1)
+        assert sum(cycles for _, cycles, *_ in course["slices"]) <= course["cycles"]
+        layers = list(dict.fromkeys(layer for *_, layer, _ in course["slices"]))
+        assert layers == [part["name"] for part in found["predicted"]["layers"][:-1]]
 
 
 class Page(HTMLParser):

@@ -94,6 +94,11 @@ class Together:
         """Sums of the core's counters over all runs so far."""
         return dict(self._batch.counted or {})
 
+    @property
+    def latest(self) -> list[tuple[int, int]]:
+        """Of the latest pass that drew tokens: the cache and the position of each sequence."""
+        return list(self._batch.latest)
+
     def begin(self, prompt: Prompt, take: Take = lambda step: None, *,
               max_tokens: int | None = None, ignore_eos: bool = False, **options: Any) -> Text:
         """Begin a text, which may wait for a free cache.

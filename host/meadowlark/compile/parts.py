@@ -68,20 +68,26 @@ def operators(prediction: Prediction) -> list[Part]:
                   key=lambda one: -one.cycles)
 
 
-def layers(prediction: Prediction, subjects: Sequence[str]) -> list[Part]:
-    """By layer in the order of the program: the embedding, those with a number, and the head.
+def layer_names(subjects: Sequence[str]) -> list[str]:
+    """The layer of each instruction: "embedding", "layer 0" and so on, "head".
 
-    subjects: what each instruction works on, see :func:`.disassemble.subjects`.
+    subjects: what each works on, see :func:`.disassemble.subjects`.
     """
-    names, before = [], "embedding"
+    names, before = list[str](), "embedding"
     for subject in subjects:
         if (found := _LAYER.search(subject)) is not None:
             before = f"layer {found[1]}"
         elif subject:
             before = subject.removeprefix("before ")
-        elif names and before == "head":        # the other list begins
-            before = "embedding"
         names.append(before)
+        if not subject and before == "head":    # END; behind it the other list begins
+            before = "embedding"
+    return names
+
+
+def layers(prediction: Prediction, subjects: Sequence[str]) -> list[Part]:
+    """By layer in the order of the program; subjects: as of :func:`layer_names`."""
+    names = layer_names(subjects)
     found = _grouped(prediction, names)
     order = list(dict.fromkeys(names)) + ["passes"]
     return [part(name, found[name], prediction) for name in order if name in found]

@@ -147,6 +147,9 @@ class Batch:
     ----------
     counted : Counter or None
         Sums of the core's counters over :attr:`runs`, if asked for.
+    latest : list of (int, int)
+        Of the latest pass that drew tokens, when its run ended: the cache and the position of each
+        sequence's token before that.
 
     Raises
     ------
@@ -170,6 +173,7 @@ class Batch:
         self._work: Generator[None, None, None] | None = None
         self._turn, self._prompts_next = 0, True
         self._ending = self._closed = False
+        self.latest: list[tuple[int, int]] = []
         target.forget()
 
     def __enter__(self) -> Batch:
@@ -319,7 +323,7 @@ class Batch:
             for event in events:
                 self._push(s, event, stops)
                 yield
-        self._held[s.cache] = s.text[:s.taken]
+        self._ended([s])
         counters = self._add()
         for name in s.drafts:
             s.drafts[name] += counters.get(name, 0)
@@ -336,9 +340,14 @@ class Batch:
             for at, event in enumerate(events):
                 self._push(some[at % len(some)], event, stops)
                 yield
+        self._ended(some)
+        self._add()
+
+    def _ended(self, some: Sequence[Running]) -> None:
+        """A run of these sequences."""
         for s in some:
             self._held[s.cache] = s.text[:s.taken]
-        self._add()
+        self.latest = [(s.cache, s.taken - 1) for s in some if s.events] or self.latest
 
     def _push(self, s: Running, event: Event, stops: Collection[int]) -> None:
         """Nothing comes behind the end of a sequence. stops: what ends the run as well."""

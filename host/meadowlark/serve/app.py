@@ -30,6 +30,7 @@ from .metrics import metrics
 from .requests import Asked, Bad, parse, read
 from .run import Runs
 from .scheduler import Ended, Job, Scheduler
+from .status import of_a_pass
 
 #: Seconds that a client may take to send a body.
 BODY_SECONDS = 30
@@ -53,9 +54,8 @@ class Service:
     """What the addresses answer from.
 
     chip: asked for facts and ids alone. name: of the model. target: what it runs on. likely: it
-    shows the logits of each token. predict: gives what :mod:`.status` shows of a token, from the
-    cycle model. api_key: that clients must have, or "". hosts: names by which the server is known,
-    None: any.
+    shows the logits of each token. predict: gives what :func:`.status.of_a_token` does. api_key:
+    that clients must have, or "". hosts: names by which the server is known, None: any.
     """
     chip: Chip
     scheduler: Scheduler
@@ -71,6 +71,7 @@ class Service:
     def __post_init__(self) -> None:
         self._encoding = asyncio.Lock()     # tokenizer and template are one thread's at a time
         self._prediction: dict | None = None
+        self._pass: tuple[list[tuple[int, int]], dict] = [], {}
 
     # ---- Questions
 
@@ -215,10 +216,15 @@ class Service:
         if self._prediction is None:
             self._prediction = await asyncio.to_thread(self.predict)
         totals = self.scheduler.totals
+        places = totals.last_pass or [(0, self.chip.image.context // 2)]
+        if self._pass[0] != places:
+            self._pass = places, await asyncio.to_thread(
+                of_a_pass, self.chip.image, self.chip.board, places)
         return JSONResponse({
             "model": self.name, "board": self.chip.board.name, "target": self.target,
             "chat": self.chip.has_template, "context": self.chip.image.context,
             "clock_mhz": self.chip.board.clock_mhz, "predicted": self._prediction,
+            "pass": self._pass[1],
             "last": last_run(totals.last, totals.last_seconds, self.chip)})
 
     # ---- All of it

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..api.chip import Chip
@@ -57,7 +57,8 @@ class Ticket:
 
 @dataclass
 class Totals:
-    """Of all jobs so far. seconds: that the chip was busy."""
+    """Of all jobs so far. seconds: that the chip was busy. last_pass: as
+    :attr:`.Together.latest`, at the end of the latest one."""
     jobs: int = 0
     cancelled: int = 0
     failed: int = 0
@@ -67,6 +68,7 @@ class Totals:
     seconds: float = 0.0
     last: Completion | None = None
     last_seconds: float = 0.0
+    last_pass: list[tuple[int, int]] = field(default_factory=list)
 
 
 class Scheduler(Protocol):
@@ -235,6 +237,8 @@ class Shared:
             totals.cached_tokens += done.cached_tokens
             totals.tokens += len(done.tokens)
             totals.last, totals.last_seconds = done, ended.seconds
+            if self._texts is not None:
+                totals.last_pass = self._texts.latest
 
 
 class _Run:
