@@ -44,13 +44,22 @@ def get_board(name: str) -> Board:
     if name in BOARDS:
         return BOARDS[name]
     if name.endswith(".py"):
-        board = BOARDS[Path(name).stem] = _read(Path(name))
+        board = BOARDS[Path(name).stem] = read_board(name)
         return board
     raise ValueError(f"no board named {name!r}; there are: {', '.join(BOARDS)}")
 
 
-def _read(path: Path) -> Board:
-    """The board that a file describes."""
+def read_board(name: str) -> Board:
+    """The board that a file describes: one here by its name, or any that ends in ``.py``.
+
+    Raises
+    ------
+    ValueError
+        The file describes none.
+    """
+    if not name.endswith(".py"):
+        return importlib.import_module(f"{__name__}.{name}").BOARD
+    path = Path(name)
     spec = importlib.util.spec_from_file_location(f"meadowlark_board_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

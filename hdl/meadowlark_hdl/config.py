@@ -1,7 +1,9 @@
 """The one set of parameters a core is built from."""
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
+
+from .only import Only
 
 
 def _pow2(n: int) -> bool:
@@ -66,6 +68,8 @@ class Config:
     batches : bool
         Passes with tokens of several sequences, and passes that check drafts: each of their tokens
         has logits. Without, only the last token of a pass has.
+    only : Only, optional
+        The core runs this model's images alone, and knows of them what never changes.
     """
     W: int
     P: int
@@ -88,6 +92,7 @@ class Config:
     vector_products: int = 23
     block_modes: bool = True
     batches: bool = True
+    only: Only | None = None
 
     def __post_init__(self) -> None:
         def need(ok: bool, what: str) -> None:
@@ -214,4 +219,5 @@ class Config:
         return replace(self, **changes)
 
     def as_dict(self) -> dict:
-        return asdict(self)
+        """Its sizes, by name: all but ``only``."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "only"}

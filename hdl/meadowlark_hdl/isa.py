@@ -83,9 +83,11 @@ class Header(IntEnum):
 
 
 class Field(NamedTuple):
+    """ops: operators that it is of; of others it may be anything. (): of all."""
     name: str
     bits: int
     doc: str
+    ops: tuple[Op, ...] = ()
 
 
 #: Fields from bit 0 up; all unsigned.
@@ -102,7 +104,8 @@ FIELDS = (
     Field("last", 1, "only the block of the pass's last token. END: conditional"),
     Field("heads", 1, "lanes are query heads (decode attention), not tokens"),
     Field("lanes", 6, "heads=1: number of lanes in use"),
-    Field("group", 6, "QK, SV: query heads, one behind the other; heads=1: 1"),
+    Field("group", 6, "QK, SV: query heads, one behind the other; heads=1: 1",
+          (Op.QK, Op.SV)),
     Field("addr", 27, "memory address in chunks (TABLE, TOKEN, KV, STORE)"),
     Field("tiles", 19, "STREAM: number of tiles, no more than rows of the largest matrix"),
     Field("rows", 8, "rows of a tile (QK, SV: keys of a full tile)"),
@@ -117,15 +120,18 @@ FIELDS = (
     Field("y", 15, "output: element address in the activation memory, within a block, or in "
                    "scratch memory, within a token"),
     Field("shift", 6, "NORM, QK, pair, fn: right shift; SV: shift of mant"),
-    Field("mant", 16, "SV: 16-bit mantissa of v scale / output scale, in 2**15..2**16-1"),
+    Field("mant", 16, "SV: 16-bit mantissa of v scale / output scale, in 2**15..2**16-1",
+          (Op.SV,)),
     Field("wait", 1, "starts when all earlier STOREs have completed"),
-    Field("back", 13, "QK, SV: how many keys before its own a token sees; 8191: all of them"),
-    Field("ahead", 1, "QK, SV: a token sees all keys behind its own, too"),
+    Field("back", 13, "QK, SV: how many keys before its own a token sees; 8191: all of them",
+          (Op.QK, Op.SV)),
+    Field("ahead", 1, "QK, SV: a token sees all keys behind its own, too", (Op.QK, Op.SV)),
     Field("packed", 1, "STREAM: tiles are packed behind their row headers (docs/packing.md)"),
-    Field("more", 1, "SV: another SV follows, for other columns of the values"),
-    Field("add", 1, "EMBED: adds its rows to the residual, in place of writing them"),
-    Field("beside", 1, "NORM: of values beside the residual, row_beats * W of a token"),
-    Field("diagonal", 1, "LINEAR: row r is a beat, of word x + r / W alone"),
+    Field("more", 1, "SV: another SV follows, for other columns of the values", (Op.SV,)),
+    Field("add", 1, "EMBED: adds its rows to the residual, in place of writing them",
+          (Op.EMBED,)),
+    Field("beside", 1, "NORM: of values beside the residual, row_beats * W of a token", (Op.NORM,)),
+    Field("diagonal", 1, "LINEAR: row r is a beat, of word x + r / W alone", (Op.LINEAR,)),
 )
 #: ``back`` that reaches all keys before a token's own.
 NO_WINDOW = (1 << 13) - 1

@@ -1,7 +1,7 @@
 """Walks a list of instructions: queues them for the engine and makes their tile jobs."""
 from __future__ import annotations
 
-from amaranth import Module, Mux, ResetInserter, Signal, unsigned
+from amaranth import Cat, Module, Mux, ResetInserter, Signal, unsigned
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -32,7 +32,7 @@ class Fetch(wiring.Component):
     Parameters
     ----------
     config : Config
-        prog_depth, context, tile_beats.
+        prog_depth, context, tile_beats, only.
 
     Members
     -------
@@ -84,8 +84,10 @@ class Fetch(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         c = self.config
+        only = c.only
         m.submodules.program = program = memory.Memory(
-            shape=unsigned(INSTRUCTION_BITS), depth=c.prog_depth, init=[], attrs=NO_RW_CHECK)
+            shape=unsigned(len(only.free) if only else INSTRUCTION_BITS), depth=c.prog_depth,
+            init=[], attrs=NO_RW_CHECK)
         w, r = program.write_port(), program.read_port()
         m.submodules.queue = queue = Queue(FetchedInstruction(), depth=self.QUEUE)
         m.submodules.tiles = tiles = TileJobs(c)
@@ -94,12 +96,15 @@ class Fetch(wiring.Component):
             wiring.connect(m, wiring.flipped(self.places), part.places)
         wiring.connect(m, queue.o, wiring.flipped(self.out))
         wiring.connect(m, tiles.jobs, wiring.flipped(self.jobs))
+        # Of a model's own core the memory has what differs between instructions.
+        stored = Cat(self.prog_data[k] for k in only.free) if only else self.prog_data
+        fetched = Cat(only.whole(r.data)) if only else r.data
         # One bit more than an address can have: behind the last place comes none.
         pc = Signal(17)
         outside = Signal(reset_less=True)
         m.d.sync += outside.eq(pc >= c.prog_depth)
         m.d.comb += [
-            w.en.eq(self.prog_en), w.addr.eq(self.prog_addr), w.data.eq(self.prog_data),
+            w.en.eq(self.prog_en), w.addr.eq(self.prog_addr), w.data.eq(stored),
             self.pc.eq(pc), r.addr.eq(pc),
             tiles.start.eq(self.start), tiles.model.eq(self.model), tiles.pass_.eq(self.pass_),
             tiles.store_done.eq(self.store_done), tiles.token_data.eq(self.token_data),
@@ -119,7 +124,7 @@ class Fetch(wiring.Component):
         # A cycle old: what WORD changes of them counts not before the next instruction.
         room, rest = Signal(), Signal()
         m.d.sync += [
-            word.eq(r.data), skipped.eq(is_end & goes_on), ends.eq(is_end & ~goes_on),
+            word.eq(fetched), skipped.eq(is_end & goes_on), ends.eq(is_end & ~goes_on),
             has_jobs.eq((word.src != Src.NONE) & (word.src <= Src.KV) & ~is_end),
             is_store.eq(word.op == Op.STORE), is_qk.eq(word.op == Op.QK),
             is_last_sv.eq((word.op == Op.SV) & ~word.more),

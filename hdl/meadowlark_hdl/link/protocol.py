@@ -196,6 +196,7 @@ def _table() -> tuple[Register, ...]:
         Field("counters", 32, "CRC-32 that names the performance counters"),
         *(Field(f"name_{i}", 32, "name of the board, ASCII, padded with zeros")
           for i in range(NAME_BYTES // 4)),
+        Field("only", 32, "CRC-32 that names the one model the core is for; 0: any"),
     ))
     group(LIVE_BASE, CONTROL_BASE, "live", (
         Field("status", 2, "bit 0: a run is under way; bit 1: the memory is ready"),

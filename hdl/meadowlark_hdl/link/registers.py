@@ -22,6 +22,7 @@ def constants(config: Config, *, board: str = "", clock_hz: int = 0,
         raise ValueError(f"board must have at most {NAME_BYTES} characters, not {board!r}")
     values = {"magic": MAGIC, "version": VERSION, "isa": ISA_CRC, **config.as_dict(),
               "clock_khz": round(clock_hz / 1000), "memory_kib": memory_bytes >> 10,
+              "only": config.only.crc if config.only else 0,
               "counters": COUNTERS_CRC}
     raw = raw.ljust(NAME_BYTES, b"\0")
     for i in range(NAME_BYTES // 4):
@@ -128,8 +129,12 @@ class RegisterFile(wiring.Component):
                 with m.If(hit):
                     m.d.sync += keep[32 * i:32 * i + 32].eq(late)
         storage("resend_cycles", self.resend, self.resend_cycles)
+        known = dict(self.config.only.registers) if self.config.only else {}
         for field in MODEL_REGS:
-            storage(field.name, self.model[field.name])
+            if field.name in known:         # what is written there reads back, and no more
+                m.d.comb += self.model[field.name].eq(known[field.name])
+            else:
+                storage(field.name, self.model[field.name])
         for field in RUN_REGS[:-STOP_IDS]:
             storage(field.name, self.run[field.name])
         for field, place in zip(RUN_REGS[-STOP_IDS:], self.run.stop_ids):

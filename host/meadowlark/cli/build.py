@@ -1,6 +1,7 @@
 """``meadowlark build`` and ``flash``."""
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,11 +24,16 @@ if TYPE_CHECKING:
               help="The core's clock: a number, or `recorded` for the one that the board's figures "
                    "are for. By default it becomes the fastest that the PLL makes and timing "
                    "allows, which may take several placements.")
+@click.option("--for", "model", metavar="MODEL",
+              help="Build a core that runs this model alone, and knows what never changes of it: "
+                   "it is smaller and no slower. An image file, or whatever `compile` takes. The "
+                   "folder then has a board file, which `--board` takes.")
 @html_option
 @click.option("-o", "--output", metavar="FOLDER",
-              help="Folder for the bitstream and all it is made of. By default build/BOARD.")
+              help="Folder for the bitstream and all it is made of. By default build/BOARD, with "
+                   "--for build/BOARD-MODEL.")
 @json_option
-def build(board: str, seeds: int, clock: str | None, output: str | None,
+def build(board: str, seeds: int, clock: str | None, model: str | None, output: str | None,
           html_to: str | None, json_to: str | None) -> int:
     """Make a board's bitstream with Yosys and nextpnr.
 
@@ -41,6 +47,9 @@ def build(board: str, seeds: int, clock: str | None, output: str | None,
         raise UserError(f"--seeds must be at least 1, not {seeds}")
     which = board_named(board)
     check_outputs(json_to, html_to)
+    if model is not None:
+        which, name = _special(which, board, model, output)
+        output = output or name
     if which.technology is ULTRASCALE:
         if given("seeds"):
             raise UserError(f"--seeds is for nextpnr, and board {board} is Vivado's; leave it out")
@@ -77,6 +86,21 @@ def build(board: str, seeds: int, clock: str | None, output: str | None,
              "fail on the board; try --seeds, --clock, or a smaller Config")
         return DIFFERENT
     return 0
+
+
+def _special(which: Board, board: str, model: str, output: str | None) -> tuple[Board, str]:
+    """The board with a core for a model, and its folder, into which its file is written."""
+    from ..compile.special import board_file, special
+    from ..run.prepare import Source
+    with Progress() as progress:
+        image = Source(model, which, progress=progress, warn=say).image
+        found = special(which, image)
+    folder = output or f"build/{which.name}-" + re.sub(r"[^\w.-]+", "-", image.name)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    if board.endswith(".py"):
+        board = str(Path(board).resolve())
+    write_atomic(Path(folder) / f"{which.name}.py", board_file(found, board).encode())
+    return found, folder
 
 
 def _package(board: Board, directory: Path, json_to: str | None) -> int:

@@ -16,6 +16,7 @@ from zlib import crc32
 import numpy as np
 
 from meadowlark_hdl.config import Config
+from meadowlark_hdl.only import Only
 from meadowlark_hdl.draft.context_match_golden import SHORTEST
 from meadowlark_hdl.draft.drafter_golden import NEVER
 from meadowlark_hdl.draft.table_lookup_golden import BUCKET_BYTES
@@ -319,13 +320,26 @@ class Image:
         return (f["layer_macs"] * n + (f["tail_macs"] if final else 0)
                 + s["heads"] * (s["head_dim"] + s["value_dim"]) * seen)
 
+    @property
+    def only(self) -> Only:
+        """What a core for this model alone knows of it."""
+        return Only.of(self.program, self.model_regs)
+
     def check_board(self, board: Board) -> None:
         """Raise UserError unless the board's core can run this image as it is laid out."""
-        self.check_config(board.config, memory_bytes=board.memory.size_bytes, name=board.name)
+        only = board.config.only
+        self.check_config(board.config, memory_bytes=board.memory.size_bytes, name=board.name,
+                          only=only.crc if only else 0)
 
-    def check_config(self, config: Config, *, memory_bytes: int, name: str = "") -> None:
-        """As :meth:`check_board`, for a core that answered with its Config."""
+    def check_config(self, config: Config, *, memory_bytes: int, name: str = "", only: int = 0,
+                     ) -> None:
+        """As :meth:`check_board`, for a core that answered with its Config. only: what names the
+        model that it is for, 0: any."""
         core = f"the board {name}" if name else "this board"
+        if only and only != self.only.crc:
+            raise UserError(f"{core} has a core for one model, and this image is of another one, "
+                            "or of the same compiled with other options; load the bitstream for "
+                            "all models, or make one with `meadowlark build --for`")
         for field in EXACT:
             has = getattr(config, field)
             if self.config[field] != has:

@@ -50,11 +50,14 @@ class BoardInfo:
     """What a board says about itself.
 
     name : str. config : Config. clock_hz : int, 0 unknown. memory_bytes : int, 0 unknown.
+    only : int. CRC-32 of the one model's :class:`~meadowlark_hdl.only.Only` that the core is for,
+    0: any.
     """
     name: str
     config: Config
     clock_hz: int
     memory_bytes: int
+    only: int = 0
 
 
 @dataclass(frozen=True)
@@ -311,7 +314,8 @@ class Driver:
                              "bitstream again with this version") from error
         name = b"".join(facts[f"name_{i}"].to_bytes(4, "little") for i in range(NAME_BYTES // 4))
         self.info = BoardInfo(name.rstrip(b"\0").decode("ascii", "replace"), config,
-                              facts["clock_khz"] * 1000, facts["memory_kib"] << 10)
+                              facts["clock_khz"] * 1000, facts["memory_kib"] << 10,
+                              facts["only"])
         self._adopt()
         return self.info
 

@@ -2,12 +2,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from meadowlark_boards import get_board
 
 from ..compile.fences import PLACES, fenced
-from .lab import DECODE, Lab
-from .rows import Row
+from ..compile.special import special
+from ..errors import UserError
+from .lab import DECODE, PREFILL, Lab
+from .rows import Row, Value
+
+#: Cells that are compared.
+CELLS = ("LUT4", "CCU2C", "TRELLIS_DPR16X4", "TRELLIS_FF", "MULT18X18D", "DP16KD")
 
 
 def rows(lab: Lab) -> Iterator[Row]:
@@ -25,9 +31,32 @@ def rows(lab: Lab) -> Iterator[Row]:
                         f"-p 0 -n {DECODE[1]}",
                 remark="a fence is a STORE and a QK whose tile waits for it, which take time of "
                        "their own, so this is a bound from above")
-    for mechanism, needs in (
-            ("run-ahead in prefill", "a fence in Fetch: the fence of programs has no place for "
-                                     "its results where all blocks are resident"),
-            ("a core for one model", "a build for a model: modes, depths and widths that the "
-                                     "model does not need left out")):
-        yield Row(paper="flash-former", mechanism=mechanism, needs=needs)
+    yield Row(paper="flash-former", mechanism="run-ahead in prefill",
+              needs="a fence in Fetch: the fence of programs has no place for its results where "
+                    "all blocks are resident")
+    yield from _special(lab)
+
+
+def _special(lab: Lab) -> Iterator[Row]:
+    """A core for one model: cells after synthesis, and cycles."""
+    board = get_board("ulx3s_85f")
+    image = lab.source(board).image
+    own = special(board, image)
+    on = f"{lab.name}, {board.name}"
+    one = partial(Row, paper="flash-former", mechanism="a core for one model")
+    try:
+        generic, own_cells = lab.cells(board), lab.cells(own)
+    except UserError as error:
+        yield one(on=on, needs=str(error))
+        return
+    for cell in CELLS:
+        yield one(on=on, unit=cell, without=Value(measured=generic.get(cell)),
+                  with_=Value(measured=own_cells.get(cell)),
+                  command="meadowlark ablate --paper flash-former --measure",
+                  needs="" if generic else "synthesis, with --measure",
+                  remark="cells of the whole chip after synthesis; `meadowlark build --for` makes "
+                         "the bitstream")
+    for test, what, of in ((PREFILL, "prefill", "cycles"), (DECODE, "decode", "cycles a token")):
+        yield one(on=f"{on}, {what}", unit=of,
+                  without=lab.cycles(image, board, test), with_=lab.cycles(image, own, test),
+                  command="meadowlark ablate --paper flash-former")

@@ -62,6 +62,27 @@ class Lab:
         return Value(predicted=predicted,
                      measured=self._counted(image, board, test) / tokens if self.measure else None)
 
+    def cells(self, board: Board) -> dict[str, int]:
+        """Cells of the board's chip by kind, after synthesis: minutes; {} unless that is asked
+        for.
+
+        Raises
+        ------
+        UserError
+            The tools are not installed.
+        """
+        if not self.measure:
+            return {}
+        from ..chip.build import design, modules, tools_of
+        tools, progress = tools_of(board), self.progress
+        tools.check()
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            text, _ = design(board, folder)
+            return tools.synthesise(
+                text, folder, verilog=modules(board, folder), dense=board.chip.dense,
+                progress=None if progress is None else lambda line: progress(line, 0, 0))
+
     def _counted(self, image: Image, board: Board, test: tuple[int, int]) -> int:
         """Cycles by the chip's own counter."""
         with tempfile.TemporaryDirectory() as folder, closing(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -110,7 +110,7 @@ def results(space: Space, at: Point, sketches: _Sketches) -> dict[str, str]:
     model, board = at.model, at.board
     found: dict[str, str] = {"bandwidth": f"{at.mbytes * 1e6:g}"}
     try:
-        config = Config(**{**asdict(board.config), **at.sizes})
+        config = board.config.replace(**at.sizes)
     except ValueError as error:
         return found | {"why_not": f"no core: {error}"}
     board = replace(board, config=config, memory=replace(

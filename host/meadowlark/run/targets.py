@@ -405,7 +405,7 @@ class BoardTarget(Target):
     def _load(self, source: Source) -> None:
         image, info = source.image, self.driver.info
         image.check_config(info.config, memory_bytes=info.memory_bytes or len(image.memory),
-                           name=info.name)
+                           name=info.name, only=info.only)
         self._write(image)
         self._image, self.driver.places = image, image.place
 
