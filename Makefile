@@ -94,7 +94,7 @@ clean: ## remove everything that was built, except .venv
 	@touch $@
 
 # What each of the others adds.
-.venv/.test: ADDS := [serve,test]
+.venv/.test: ADDS := [plot,serve,test]
 .venv/.docs: ADDS := [docs]
 .venv/.dev: ADDS := [dev]
 .venv/.synth: ADDS := [synth]

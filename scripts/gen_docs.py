@@ -352,7 +352,7 @@ def block() -> str:
 
 def papers() -> str:
     """docs/papers.md: what `meadowlark ablate` has found."""
-    return rows.markdown(rows.load(ROOT / "docs/papers.json"))
+    return rows.markdown(rows.load(ROOT / "docs/papers.json"), pictures="images")
 
 
 PAGES = {"docs/papers.md": papers, "docs/program.md": program,

@@ -1,6 +1,8 @@
 """The report on the papers: its rows, its arithmetic, its command."""
 import json
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from meadowlark.papers import all as every
 from meadowlark.papers import meadow_tables
 from meadowlark.papers.lab import Lab, at_bandwidth
 from meadowlark.papers.meadow import level_bytes, spilled_bytes
+from meadowlark.papers.plot import mark, picture, shown
 from meadowlark.papers.rows import PAPERS, Row, Value, dump, load, markdown, merged, number
 from meadowlark.run.prepare import Source
 from meadowlark_boards import get_board
@@ -26,6 +29,8 @@ def row(paper="meadow", mechanism="m", on="o", unit="cycles", a=None, b=None, c=
     return Row(paper=paper, mechanism=mechanism, on=on, unit=unit,
                without=Value(predicted=a, measured=c), with_=Value(predicted=b, measured=d), **more)
 
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # ---- Rows
 
@@ -226,3 +231,33 @@ def test_a_lab_keeps_what_it_made(tmp_path):
     assert lab.source(board) is lab.source(board) and lab.name == "name"
     assert lab.source(board, packing="raw") is not lab.source(board)
     assert lab.cycles(lab.source(board).image, board, (1, 2)).measured is None
+
+
+# ---- Pictures
+
+def test_pictures_are_of_what_the_page_says():
+    """Those in docs/ are drawn again when rows change: `meadowlark ablate --json docs/papers.json
+    --plots docs/images`."""
+    rows = load(ROOT / "docs/papers.json")
+    page = (ROOT / "docs/papers.md").read_text()
+    for paper in PAPERS:
+        file = ROOT / f"docs/images/papers-{paper}.svg"
+        assert file.exists() == (f"images/{file.name}" in page) == bool(shown(rows, paper))
+        if file.exists():
+            assert mark(rows, paper) in file.read_text() and file.stat().st_size < 150_000
+
+
+def test_pictures_are_drawn():
+    rows = [row(mechanism="good", a=4, b=2), row(mechanism="bad", c=2, d=4), row(mechanism="no")]
+    drawn = picture(rows, "meadow")
+    assert drawn == picture(rows, "meadow") and mark(rows, "meadow").encode() in drawn
+    text = drawn.decode()
+    assert "good: o" in text and "bad: o" in text and "no: o" not in text
+    assert " 2.00<" in text and " 0.50<" in text
+    assert mark(rows[:1], "meadow") != mark(rows, "meadow")
+
+
+def test_without_matplotlib(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UserError, match=r"matplotlib: run .*meadowlark\[plot\]"):
+        picture([row(a=4, b=2)], "meadow")

@@ -1,6 +1,9 @@
 """``meadowlark ablate``."""
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import click
 
 from ..errors import UserError
@@ -25,8 +28,10 @@ from .terminal import Progress, say, show
               help="Put the rows to those that the file has. What it has measured stays as long as "
                    "its prediction does.")
 @click.option("-o", "--output", metavar="FILE", help="Write all rows as a page of Markdown.")
+@click.option("--plots", metavar="FOLDER",
+              help="Draw what mechanisms are worth: an SVG file for each paper.")
 def ablate(papers: tuple[str, ...], measure: bool, model: str, drop_attention: str,
-           text: str | None, json_to: str | None, output: str | None) -> int:
+           text: str | None, json_to: str | None, output: str | None, plots: str | None) -> int:
     """Tell what each mechanism of the papers is worth here."""
     from ..models.fusion import layers_of
     from ..papers import all as every
@@ -49,8 +54,16 @@ def ablate(papers: tuple[str, ...], measure: bool, model: str, drop_attention: s
         write_atomic(json_to, dump(found))
         say(f"{json_to}: {len(found)} rows")
     if output is not None:
-        write_atomic(output, markdown(found).encode())
+        pictures = "" if plots is None else os.path.relpath(plots, Path(output).parent)
+        write_atomic(output, markdown(found, pictures).encode())
         say(f"{output}: {len(found)} rows")
-    if output is None:
+    if plots is not None:
+        from ..papers.plot import picture, shown
+        drawn = [paper for paper in PAPERS if shown(found, paper)]
+        Path(plots).mkdir(parents=True, exist_ok=True)
+        for paper in drawn:
+            write_atomic(Path(plots) / f"papers-{paper}.svg", picture(found, paper))
+        say(f"{plots}: {len(drawn)} pictures")
+    if output is None and plots is None:
         show(markdown([row for row in found if not papers or row.paper in papers]))
     return 0

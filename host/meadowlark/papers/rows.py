@@ -144,14 +144,17 @@ Each mechanism of the five papers beside its own baseline, on this machine.
 """
 
 
-def markdown(rows: Iterable[Row]) -> str:
-    """A page."""
+def markdown(rows: Iterable[Row], pictures: str = "") -> str:
+    """A page. pictures: the folder of those that ``--plots`` draws, from the page; "": without."""
     rows, out = list(rows), [_ABOUT]
     for paper, (title, arxiv) in PAPERS.items():
         mine = [row for row in rows if row.paper == paper]
         if not mine:
             continue
         out.append(f"## {title}\n[{arxiv}](https://arxiv.org/abs/{arxiv}).\n")
+        if pictures and any(row.worth is not None for row in mine):
+            out.append(f"![{title}: what its mechanisms are worth]"
+                       f"({pictures}/papers-{paper}.svg)\n")
         shown = [row for row in mine if row.unit]
         if shown:
             lines = [_HEAD, ["---"] * len(_HEAD), *map(_cells, shown)]
