@@ -68,6 +68,17 @@ def test_a_sweep_goes_on(tmp_path, monkeypatch):
     assert len(more) == 12 and len(part.read_bytes().splitlines()) == 13
 
 
+def test_several_processes(tmp_path):
+    """The same file, whoever was quicker, and from where another one ended."""
+    where, one, two = space(sizes={"P": [4, 8, 6], "W": [16]}), tmp_path / "1", tmp_path / "2"
+    rows = sweep(where, one)
+    two.write_bytes(b"".join(one.read_bytes().splitlines(keepends=True)[:2]))
+    told = []
+    assert sweep(where, two, lambda *args: told.append(args[1:]), jobs=2) == rows
+    assert two.read_bytes() == one.read_bytes()
+    assert told == [(k, 6) for k in range(1, 6)]
+
+
 @pytest.mark.parametrize("text", ["a,b\n", "\xff\n", "\n"])
 def test_another_file(tmp_path, text):
     (tmp_path / "s.csv").write_bytes(text.encode("latin-1"))

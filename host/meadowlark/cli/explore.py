@@ -24,11 +24,14 @@ from .terminal import Progress, say, show
               show_default=True, metavar="N", help="Tokens of the prompt.")
 @click.option("-n", "--n-gen", "generate", type=click.IntRange(min=2), default=32,
               show_default=True, metavar="N", help="Tokens to generate.")
+@click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+              help="Processes that predict points side by side.")
 @click.option("-o", "--output", required=True, metavar="FILE",
               help="CSV file, a line for each point as soon as it is known. Points that it has are "
                    "not computed again.")
 def explore(models: tuple[str, ...], boards: tuple[str, ...], sizes: tuple[str, ...],
-            bandwidth: str, bits: float, prompt: int, generate: int, output: str) -> int:
+            bandwidth: str, bits: float, prompt: int, generate: int, jobs: int,
+            output: str) -> int:
     """Predict all combinations of models and cores.
 
     Shapes are enough, and nothing is run. What does not fit says by how much.
@@ -51,7 +54,7 @@ def explore(models: tuple[str, ...], boards: tuple[str, ...], sizes: tuple[str, 
             models=[load_model(name, outline=True, progress=progress) for name in models],
             boards=[board_named(name) for name in boards], sizes=values, mbytes=mbytes,
             prompt=prompt, generate=generate, bits=bits)
-        found = exploring.sweep(space, output, progress)
+        found = exploring.sweep(space, output, progress, jobs)
     best = exploring.pareto(found)
     columns = ["model", "board", *values, "mbytes_per_s", "multipliers", "prefill_tokens_per_s",
                "decode_tokens_per_s"]

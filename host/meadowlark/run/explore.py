@@ -1,17 +1,23 @@
 """Sweeps of the design space: models, boards, sizes of the core and bandwidths, by the cycle model.
 
-Shapes are enough, so a point takes a second or so. Every point is a line of a CSV file as soon as
-it is known; a sweep that was ended goes on behind the last whole line.
+Shapes are enough, so a point takes half a second or so. Every point is a line of a CSV file as soon
+as it is known; a sweep that was ended goes on behind the last whole line.
 """
 from __future__ import annotations
 
 import csv
+import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import signal
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.weights.modes import Packing
@@ -133,32 +139,72 @@ def results(space: Space, at: Point, sketches: _Sketches) -> dict[str, str]:
     return found
 
 
+#: The space of a worker process, and its points.
+_work: tuple[Space, list[Point]]
+
+
+def _begin(space: Space) -> None:
+    """A worker process: Ctrl-C is for the one that asked."""
+    global _work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _work = space, list(space)
+
+
+def _some(numbers: Sequence[int]) -> list[dict[str, str]]:
+    """Lines of points of one program, by their numbers."""
+    (space, points), sketches = _work, _Sketches()
+    return [points[k].place | results(space, points[k], sketches) for k in numbers]
+
+
+def _lines(space: Space, groups: Sequence[Sequence[int]], jobs: int,
+           ) -> Generator[dict[str, str], None, None]:
+    """The lines of these points, one after the other, of so many processes."""
+    if jobs == 1:
+        points, sketches = list(space), _Sketches()
+        for k in (k for group in groups for k in group):
+            yield points[k].place | results(space, points[k], sketches)
+        return
+    # A new interpreter each: a copy of this one may hold locks of threads that it does not have.
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin, (space,))
+    try:
+        for lines in pool.map(_some, groups):
+            yield from lines
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def sweep(space: Space, path: str | Path,
-          progress: Callable[[str, int, int], None] | None = None) -> list[dict[str, str]]:
+          progress: Callable[[str, int, int], None] | None = None, jobs: int = 1,
+          ) -> list[dict[str, str]]:
     """All points, in the order of the space; those that the file has are not computed again.
+
+    jobs: processes. What all were at work on is lost when a sweep is ended: a program each, with
+    its bandwidths.
 
     Raises
     ------
     UserError
         The file is of another sweep.
     """
-    known = _known(space, path)
-    out, sketches, columns = [], _Sketches(), space.columns
+    known, columns = _known(space, path), space.columns
     places = columns[:-len(RESULTS)]
+    keys = [tuple(at.place[name] for name in places) for at in space]
+    new = [k for k, key in enumerate(keys) if key not in known]
+    each = len(space.mbytes) or 1           # points of a program
+    groups = [list(group) for _, group in groupby(new, key=lambda k: k // each)]
     with open(path, "a", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         if not file.tell():
             table.writeheader()
-        for k, at in enumerate(space):
-            if progress:
-                progress("predicting points", k, len(space))
-            row = known.get(tuple(at.place[name] for name in places))
-            if row is None:
-                row = at.place | results(space, at, sketches)
+        with closing(_lines(space, groups, jobs)) as lines:
+            for done in range(len(new)):
+                if progress:
+                    progress("predicting points", len(keys) - len(new) + done, len(keys))
+                row = next(lines)
                 table.writerow(row)
                 file.flush()
-            out.append({name: row.get(name, "") for name in columns})
-    return out
+                known[tuple(row[name] for name in places)] = row
+    return [{name: known[key].get(name, "") for name in columns} for key in keys]
 
 
 def _known(space: Space, path: str | Path) -> dict[tuple[str, ...], dict[str, str]]:
@@ -189,10 +235,15 @@ def pareto(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
         return (-float(row["decode_tokens_per_s"]), -float(row["prefill_tokens_per_s"]),
                 float(row["multipliers"]), float(row["bandwidth"]))
 
-    def beaten(row: Mapping[str, str]) -> bool:
-        mine = cost(row)
-        others = (cost(other) for other in able if other["model"] == row["model"])
-        return any(other != mine and all(a <= b for a, b in zip(other, mine, strict=True))
-                   for other in others)
-    return sorted((row for row in able if not beaten(row)), key=lambda row: (row["model"],
-                                                                             cost(row)))
+    best: list[Mapping[str, str]] = []
+    for _, same in groupby(sorted(able, key=lambda row: (row["model"], cost(row))),
+                           key=lambda row: row["model"]):
+        # What beats a point comes before it, and what beats that one as well beats both.
+        front = np.empty((0, 4))
+        for row in same:
+            mine = np.array(cost(row))
+            as_good = (front <= mine).all(axis=1)
+            if not (as_good & (front < mine).any(axis=1)).any():
+                front = np.vstack([front, mine])
+                best.append(row)
+    return best
