@@ -261,3 +261,12 @@ def test_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UserError, match=r"matplotlib: run .*meadowlark\[plot\]"):
         picture([row(a=4, b=2)], "meadow")
+
+
+def test_sweep_of_bandwidths(monkeypatch):
+    """What TPHS gains shrinks with bandwidth: what GEMM spills is a share of ever less waiting."""
+    monkeypatch.setattr(meadow_tables, "LANES", (8,))
+    monkeypatch.setattr(meadow_tables, "GBPS", (6, 51))
+    slow, quick = meadow_tables.sweep(Lab())
+    assert slow.worth > quick.worth > 1 and slow.key != quick.key
+    assert "8 lanes of 32, 6 Gbit/s" in slow.on

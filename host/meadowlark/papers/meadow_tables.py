@@ -82,16 +82,20 @@ CASES = (
 )
 
 
-def board_of(gbps: float) -> Board:
-    """ZCU102 with the largest core that there is, and a memory of so many Gbit/s."""
+def board_of(gbps: float, lanes: int = 32) -> Board:
+    """ZCU102 with the largest core that there is, or with fewer lanes of 32 multipliers, and a
+    memory of so many Gbit/s."""
     board = get_board("zcu102")
     config = Config(
-        W=32, P=32, bus_bytes=16, act_words=1024, scratch_bytes=65536, residual_values=1 << 19,
+        W=32, P=lanes, bus_bytes=16, act_words=1024, scratch_bytes=65536, residual_values=1 << 19,
         score_depth=1024, rope_pairs=1 << 16, tile_beats=512, prog_depth=1 << 15, context=1024,
         packing=1, block_modes=False)
     return replace(board, config=config, clock_mhz=CLOCK_MHZ, memory=replace(
         board.memory, bytes_per_s=gbps * 1e9 / 8, size_bytes=4 << 30))
 
+
+#: MEADOW's sweep has 14 to 96 PEs and 1 to 51 Gbit/s; lanes of 32 multipliers here.
+LANES, GBPS = (8, 14, 32), (1, 6, 12, 25, 51)
 
 #: In one sentence each, with numbers.
 _DIFFERENCES = (
@@ -120,6 +124,28 @@ def rows(lab: Lab) -> Iterator[Row]:
                     (f"token behind {case.tokens}", case.tbt, (1, 1))):
                 if gbps in published:
                     yield from _ratios(case, board, gbps, what, published[gbps], test)
+    yield from sweep(lab)
+
+
+def sweep(lab: Lab) -> Iterator[Row]:
+    """GEMM against TPHS by size of the array and bandwidth: the first token of OPT-125M."""
+    case = CASES[0]
+    for lanes in LANES:
+        for gbps in GBPS:
+            if lab.progress:
+                lab.progress(f"predicting {case.name} with {lanes} lanes at {gbps} Gbit/s", 0, 0)
+            board = board_of(gbps, lanes)
+            _, image = _sketched(case, gbps, 8.0, lanes)
+            cycles = forecast(image, board, prompt=case.tokens, generate=1).cycles
+            spilled = _attention_bytes(image, case.tokens, case.tokens) / board.bytes_per_cycle
+            yield Row(
+                paper="meadow", mechanism="TPHS for GEMM, by lanes and bandwidth", unit="cycles",
+                on=f"{case.name}, {lanes} lanes of 32, {gbps} Gbit/s, first token of {case.tokens}",
+                without=Value(predicted=cycles + spilled), with_=Value(predicted=cycles),
+                command="meadowlark ablate --paper meadow",
+                remark="the paper's GEMM wins at high bandwidth; here both ways have the whole "
+                       "array for each product, so GEMM is never quicker, and what TPHS gains "
+                       "goes to nothing")
 
 
 def _ratios(case: Case, board: Board, gbps: int, what: str, published: str,
@@ -158,10 +184,10 @@ def _ratios(case: Case, board: Board, gbps: int, what: str, published: str,
 
 
 @cache
-def _sketched(case: Case, gbps: int, bits: float) -> tuple[Model, Image]:
+def _sketched(case: Case, gbps: int, bits: float, lanes: int = 32) -> tuple[Model, Image]:
     """The model, and its program. An encoder's tokens see all keys of their pass and of those
     before it: it fits no pass, so what its first passes would see of later ones is not there."""
-    model, board = case.model(), board_of(gbps)
+    model, board = case.model(), board_of(gbps, lanes)
     image = sketch(model, board, context=min(1024, model.context), bits=bits)
     if case.tbt:
         return model, image
