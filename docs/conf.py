@@ -11,7 +11,8 @@ copyright = "the Meadowlark authors"
 release = version = importlib.metadata.version("meadowlark")
 
 # MyST reads the pages as they are; the rest makes pages from the code.
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_click"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_click"]
+nb_execution_mode = "off"               # notebooks hold what they gave; a test runs them
 myst_heading_anchors = 4                # links to headings, as GitHub makes them
 suppress_warnings = ["myst.header"]     # a page may begin with a small heading
 autodoc_member_order = "bysource"
