@@ -330,7 +330,9 @@ def add_a_family() -> str:
         "reference, and GGUF with the folder.",
         "4. `meadowlark info MODEL --graph` prints the graph. `meadowlark eval --model MODEL` "
         "compares integers with float32, `meadowlark generate --check` the gateware with the "
-        "golden model.",
+        "golden model. `scripts/random_checkpoint.py FAMILY --layers 2 -o FOLDER` writes a "
+        "checkpoint with random weights in the shape of the family's public model, whose "
+        "prompts are `--ids`.",
         "5. `make docs` puts it into [models.md](models.md).\n",
         "## If an operator is missing\n",
         "An operator is a class in `models/graph.py`, a method of `Builder`, and a row in the "

@@ -1,6 +1,8 @@
 """Families of models: against what transformers computes, in both formats, and what is refused."""
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -595,3 +597,20 @@ def test_untied(tmp_path, seed):
     tokens = [3, 4, 5]
     np.testing.assert_array_equal(FloatModel(own).forward(tokens),
                                   FloatModel(model).forward(tokens))
+
+
+def test_random_checkpoint(tmp_path):
+    """A family of docs/families.json, and a config.json: a checkpoint in that shape."""
+    def run(*args):
+        return subprocess.run([sys.executable, ROOT / "scripts/random_checkpoint.py", *args, "-o",
+                               tmp_path / "m"], capture_output=True, text=True)
+    shape = tmp_path / "shape.json"
+    shape.write_text(json.dumps({
+        "model_type": "gpt2", "n_embd": 32, "n_layer": 4, "n_head": 2, "vocab_size": 90}))
+    assert run(shape, "--layers", "3").returncode == 0
+    model = load_model(tmp_path / "m")
+    assert (model.family, model.vocab, len([*model.graph.of(Attend)])) == ("gpt2", 90, 3)
+    assert all(value.any() for value in model.weights.values())
+    for wrong, says in ((shape.with_name("none"), "is no family of docs"), (__file__, "no JSON")):
+        told = run(wrong)
+        assert told.returncode == 2 and says in told.stderr

@@ -11,6 +11,7 @@ import pytest
 from hostile import WRONG
 from meadowlark.compile import limits
 from meadowlark.compile.compiler import compile_model
+from meadowlark.compile.cycles import predict
 from meadowlark.compile.image import Image as Compiled
 from meadowlark.compile.image import Vision
 from meadowlark.errors import UserError
@@ -286,6 +287,22 @@ def test_images_with_too_many_tokens(tmp_path):
         limits.check(shapes, get_board("virtual"))
     with pytest.raises(UserError, match="an image has 197 tokens, .* leave --ctx out"):
         limits.check(shapes, get_board("virtual"), context=20)
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_predicted(monkeypatch, beside):
+    """As counted in simulation, with a pass's values beside its keys, and where they wait for room:
+    as if passes were longer than an image."""
+    if not beside:
+        residents = limits.residents
+        monkeypatch.setattr(limits, "residents", lambda steps, config, at_once=1, context=None:
+                            residents(steps, config, at_once))
+    board = get_board("ulx3s_85f")
+    image = Source(str(DIGITS), board).image
+    assert any(i["wait"] for i in image.listed) != beside
+    assert image.model_regs["blocks"] == (3 if beside else 32)      # of 8 tokens; there are 17
+    counted, error = (66_013, 0.01) if beside else (67_572, 0.015)
+    assert abs(predict(image, board, prompt=17, generate=1).cycles / counted - 1) < error
 
 
 # ---- The gateware

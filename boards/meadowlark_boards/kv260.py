@@ -20,7 +20,7 @@ BOARD = Board(
     # Estimates. The port moves a sixth of what DDR4-2400 of 64 bits does, so most of what rows and
     # refresh cost is hidden behind it.
     memory=MemoryTiming(
-        size_bytes=256 << 20,           # of 4 GB: the region that Linux leaves to the core
+        size_bytes=1 << 30,             # of 4 GB: the region that Linux leaves to the core
         bytes_per_s=3.2e9,
         latency_ns=250,                 # through interconnect and controller
         row_miss_ns=30,                 # tRP + tRCD = 28 ns

@@ -46,11 +46,11 @@ class _Lists:
     def __init__(self, qm: QuantModel, shapes: Shapes, config: Config, context: int, stream: Stream,
                  all_tokens: bool) -> None:
         self.qm, self.plan, self.config, W = qm, qm.plan, config, config.W
-        self.at_once = limits.heads_at_once(qm.plan, config)
+        self.at_once = limits.heads_at_once(qm.plan, config, context)
         self.act = act_map(qm.plan, W, self.at_once)
         self.head = qm.plan.key_pad // W               # words of a head
         self.columns = 1 << sv_log2(config, qm.plan.value_pad.bit_length() - 1)     # of an SV
-        self.blocks = limits.residents(qm.plan, config, self.at_once)
+        self.blocks = limits.residents(qm.plan, config, self.at_once, context)
         self.token = token_words(qm.plan, W)        # of a token's keys, and of its values
         self.beside = limits.values_beside_keys(qm.plan, config, self.blocks)
         self.hidden = round_up(qm.hidden, W)
@@ -355,7 +355,7 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
     limits.check(shapes, board, context=context, least=limits.least_bits(board, packing))
     context = limits.need(shapes, board, context).context
     lists = _Lists(qm, shapes, config, context, stream(
-        config, packing, max(P, limits.heads_at_once(qm.plan, config))), all_tokens)
+        config, packing, max(P, limits.heads_at_once(qm.plan, config, context))), all_tokens)
     act, tables, blocks = lists.act, lists.tables, lists.blocks
     lists.make()
 

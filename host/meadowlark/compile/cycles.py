@@ -181,16 +181,20 @@ class _Memory:
         self.halves = deque([0] * halves)   # times the halves of the tile buffer are free
         self.words = 0
 
-    def tile(self, addr: int, chunks: int, earliest: int, idle: int = 0, more: int = 0) -> int:
+    def tile(self, addr: int, chunks: int, earliest: int, idle: int = 0, more: int = 0,
+             head: int = 0) -> int:
         """Read a tile; earliest: time its job is known. Returns the time it is available.
 
         idle: cycles of the decoder before its first chunk. more: those beyond a cycle a chunk.
+        head: those of its row headers, which pass beside the codes of the tile before unless these
+        are through.
         """
         c = self.c
         total = words = chunks * self.per_chunk
         at = addr * self.per_chunk
         command = max(self.command, earliest)
-        taken = max(self.taken, self.halves.popleft())
+        half = self.halves.popleft()
+        taken = max(self.taken, half + head)
         while words:
             n = min(words, c.burst_words)
             # room in the FIFO for the whole burst
@@ -294,18 +298,22 @@ class Machine:
         self.array = first_result(self.c) - 1
         self.drains = Drains(self.c, self.vector.sum_gap)
 
-    def _wait(self, spent: Spent, i: Instruction, addr: int, chunks: int, earliest: int,
-              unpack: int = 0) -> None:
-        """Read a tile of an instruction and wait for it; unpack: cycles of the unpacker."""
+    def _read(self, spent: Spent, i: Instruction, addr: int, chunks: int, earliest: int,
+              unpack: int = 0) -> int:
+        """Read a tile of an instruction; when it is available. unpack: cycles of the unpacker."""
         idle, more, info = 0, max(unpack - chunks, 0), MODES[Mode(i["mode"])]
+        head = header_chunks(i["header"], i["rows"], self.c.W) if unpack else 0
         if info.group:
             # Row headers wait until the unit is empty.
             idle = 1 + PackedWeightDecoder.LATENCY + BlockUnit.LATENCY
         if info.bits < 8:               # several beats a chunk
             beats = i["rows"] * i["row_beats"]
             more = (beats - info.code_chunks(beats)) * chunks // i["chunks"]
-        available = self.memory.tile(addr, chunks, earliest, idle, more)
         spent.words += chunks * self.c.bus_per_chunk
+        return self.memory.tile(addr, chunks, earliest, idle, more, head)
+
+    def _wait(self, spent: Spent, available: int) -> None:
+        """Until then."""
         if available > self.now:
             spent.memory += available - self.now
             self.now = available
@@ -375,10 +383,8 @@ class Machine:
     def _execute(self, spent: Spent, i: Instruction, p: Pass, lots: Lots | None) -> None:
         """From an instruction's turn to the next one's; of END to its walker's, if it had one."""
         self._lose(spent, Dispatch.START)
-        if i["wait"] or i["op"] == Op.END:
-            wait = max(self.memory.written() - self.now, 0)
-            spent.memory += wait
-            self.now += wait
+        if i["op"] == Op.END:
+            self._wait(spent, self.memory.written())
         if i["op"] != Op.QK:            # all others wait for the drains
             drained = self.drains.last + 1 + self.array + self.c.P + self._effect()
             self._lose(spent, max(drained + Dispatch.DRAINED - self.now, 0))
@@ -391,9 +397,10 @@ class Machine:
         if i["op"] != Op.SV:            # of which the rest is Drain's
             self._lose(spent, Dispatch.SETTLE)
 
-    def _stream_tile(self, i: Instruction, spent: Spent, chunks: int, unpack: int = 0) -> None:
-        self._wait(spent, i, self.stream, chunks, self.fetch, unpack)
+    def _stream_tile(self, i: Instruction, spent: Spent, chunks: int, unpack: int = 0) -> int:
+        """Read the next tile; when it is available."""
         self.stream += chunks
+        return self._read(spent, i, self.stream - chunks, chunks, self.fetch, unpack)
 
     def _unpacking(self, i: Instruction) -> Iterator[int]:
         """Cycles of the unpacker for each tile of a packed instruction: its beats, and before those
@@ -421,8 +428,9 @@ class Machine:
     def _rows_of_table(self, i: Instruction, p: Pass, rows: Sequence[int], values: int,
                        spent: Spent) -> None:
         for row in rows:
-            self._wait(spent, i, i["addr"] + row * i["chunks"], i["chunks"],
-                       self.fetch + Fetch.TOKEN * (i["src"] == Src.TOKEN or bool(p.batch)))
+            self._wait(spent, self._read(
+                spent, i, i["addr"] + row * i["chunks"], i["chunks"],
+                self.fetch + Fetch.TOKEN * (i["src"] == Src.TOKEN or bool(p.batch))))
             self._work(spent, values)
             self._lose(spent, TokenTiles.TOKEN)
             self.memory.release(self.now)
@@ -441,24 +449,31 @@ class Machine:
         self._lose(spent, TokenTiles.ANGLES)
 
     def _norm(self, i: Instruction, p: Pass, spent: Spent) -> None:
-        self._stream_tile(i, spent, i["chunks"])
+        self._wait(spent, self._stream_tile(i, spent, i["chunks"]))
         tokens = (p.n - 1) % self.c.P + 1 if i["last"] else p.n
         self._work(spent, tokens * i["row_beats"] * self.c.W // self.c.norm_width)
         self._lose(spent, self.vector.norm_latency + Gammas.NORM)
         self.memory.release(self.now)
 
     def _linear(self, i: Instruction, p: Pass, spent: Spent) -> None:
-        nb = 1 if i["last"] else p.nb
+        nb, unpacking = 1 if i["last"] else p.nb, list(
+            self._unpacking(i)) if i["packed"] else i["tiles"] * [0]
+
+        def read(k: int) -> int:
+            chunks = i["last_chunks" if k == i["tiles"] - 1 else "chunks"]
+            return self._stream_tile(i, spent, chunks, unpacking[k])
+        ahead: list[int] = []
+        if i["wait"]:                   # while it does, tiles come
+            ahead = [read(k) for k in range(min(i["tiles"], len(self.memory.halves)))]
+            self._wait(spent, self.memory.written())
         self._lose(spent, Rows.TILE)
         row = max(i["row_beats"], self.c.row_cycles)
         if i["sink"] == Sink.LOGIT and p.each:
             row = max(row, p.n * self.c.LOGIT_CYCLES)
         wait = row - i["row_beats"]         # for the results of the row before
-        unpacking = list(self._unpacking(i)) if i["packed"] else i["tiles"] * [0]
         for k in self._tiles(i, spent):
-            end = k == i["tiles"] - 1
-            rows = i["last_rows" if end else "rows"]
-            self._stream_tile(i, spent, i["last_chunks" if end else "chunks"], unpacking[k])
+            rows = i["last_rows" if k == i["tiles"] - 1 else "rows"]
+            self._wait(spent, ahead[k] if k < len(ahead) else read(k))
             self._lose(spent, max(Rows.TILE - (wait if k else 0), 0))
             self._work(spent, i["row_beats"] * nb * rows)
             spent.drain += wait * nb * rows
@@ -492,8 +507,9 @@ class Machine:
         self._lose(spent, Keys.SPAN)
         for first in lots.keys[::i["rows"]]:
             n = min(i["rows"], lots.keys.stop - first)
-            self._wait(spent, i, i["addr"] + lots.base + first * i["row_beats"],
-                       n * i["row_beats"], max(self.fetch, self.memory.written()))
+            self._wait(spent, self._read(
+                spent, i, i["addr"] + lots.base + first * i["row_beats"], n * i["row_beats"],
+                max(self.fetch, self.memory.written())))
             self._lose(spent, Keys.TILE)
             for lot, keys in enumerate(sees * len(lots.heads)):
                 seen = range(max(first, keys.start), min(first + n, keys.stop))

@@ -95,7 +95,7 @@ class Need:
     @cached_property
     def instructions(self) -> int:
         """Length of the program, both lists."""
-        at_once = heads_at_once(self.plan, self.config)
+        at_once = heads_at_once(self.plan, self.config, self.context)
         lists = sum(sum(_instructions(step, self.plan.value_pad, self.config, at_once))
                     for step in self.plan.steps)
         # Each list has an end that is passed by and a last one, and begins with rows of tables.
@@ -382,11 +382,13 @@ def check(shapes: Shapes, board: Board, *, context: int | None = None, bits: flo
                         f"{advice(shapes, board, context=context, bits=bits)}")
 
 
-def residents(steps: Plan, config: Config, at_once: int = 1) -> int:
+def residents(steps: Plan, config: Config, at_once: int = 1, context: int | None = None) -> int:
     """Number of resident blocks of P tokens, at least 1 where a model fits. at_once: see
-    :func:`meadowlark.compile.layout.act_map`."""
+    :func:`meadowlark.compile.layout.act_map`. context: no pass has more tokens; what blocks beyond
+    those would take is then free for others."""
     W, P = config.W, config.P
-    return min(config.act_words // act_map(steps, W, at_once).block_words,
+    most = config.PASS_BLOCKS if context is None else -(-context // P)
+    return min(most, config.act_words // act_map(steps, W, at_once).block_words,
                config.scratch_bytes // (P * token_words(steps, W) * W),
                config.residual_values // (P * stride(steps, W)),
                config.rope_pairs // (P * steps.head_pad // 2), Config.PASS_BLOCKS)
@@ -399,10 +401,11 @@ def values_beside_keys(steps: Plan, config: Config, blocks: int) -> bool:
         steps, config.W) * config.W * config.P * blocks <= config.scratch_bytes
 
 
-def heads_at_once(steps: Plan, config: Config) -> int:
+def heads_at_once(steps: Plan, config: Config, context: int) -> int:
     """Query heads of a KV head that attend at once: as many as leave the resident blocks as they
-    are. Keys and values are then read less often."""
+    are. Keys and values are then read less often. context: see :func:`residents`."""
     op = steps.attends[0].op
     most = min(op.heads // op.kv_heads, (1 << _BITS["group"]) - 1)
-    blocks = residents(steps, config)
-    return next((n for n in range(most, 1, -1) if residents(steps, config, n) == blocks), 1)
+    blocks = residents(steps, config, context=context)
+    return next((n for n in range(most, 1, -1)
+                 if residents(steps, config, n, context) == blocks), 1)
