@@ -228,16 +228,17 @@ DRAWN = {"-n", "--predict", "--tokens", "--temp", "--temperature", "--top-k", "-
 RUNS = {"-m", "--model", "--board", "--target", "--json"}
 SYSTEM = {"-sys", "--system", "--system-prompt"}
 TRACE = {"--trace", "--trace-passes"}
+WAVES = {"--waves", "--waves-cycles"}
 OPTIONS = {
     "generate": MODEL | DRAWN | RUNS | {"prompt", "-p", "--prompt", "-f", "--file", "--ids",
                                         "--stop", "--chat", "--ignore-eos", "--check",
                                         "--prompts", "--parallel"
-                                        } | SYSTEM | TRACE,
+                                        } | SYSTEM | TRACE | WAVES,
     "chat": MODEL | DRAWN | RUNS | SYSTEM | {"-p", "--prompt", "--stop", "--keep"},
-    "classify": MODEL | RUNS | {"files", "--top", "--check"},
+    "classify": MODEL | RUNS | WAVES | {"files", "--top", "--check"},
     "bench": MODEL | RUNS | {"-p", "--n-prompt", "-n", "--n-gen", "-d", "--position",
                              "--batch", "--text", "--format", "--against-raw", "--all-tokens",
-                             "--html"} | TRACE,
+                             "--html"} | TRACE | WAVES,
     "predict": MODEL | {"-m", "--model", "--board", "--json", "-p", "--n-prompt", "-n", "--n-gen",
                         "-d", "--position", "--layers", "--exact", "--counted", "--html"},
     "serve": MODEL | {"-m", "--model", "--board", "--target", "--host", "--port", "--api-key",
@@ -903,6 +904,7 @@ def test_many_prompts_that_are_refused(run, tmp_path):
     refused(run("generate", "--prompts", tmp_path / "none", *ways), "cannot read")
     refused(run("generate", "Once", "--parallel", "2", *ways), "--parallel is about --prompts")
     refused(run("generate", "--prompts", good, "--trace", tmp_path / "t.json"), "--trace records")
+    refused(run("generate", "--prompts", good, "--waves", tmp_path / "w.vcd"), "--waves records")
     refused(run("generate", "--prompts", good, "--parallel", "9999", *ways), "not 9999")
     assert run("generate", "Once", "--prompts", good, *ways)[0] == 2
 

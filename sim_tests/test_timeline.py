@@ -239,7 +239,7 @@ def command(target, source, monkeypatch, capsys, tmp_path):
     source.image.save(tmp_path / "m.mlk")
     asked = []
 
-    def open_target(name, board, *, trace, progress):
+    def open_target(name, board, *, trace, waves, progress):
         asked.append(trace)
         return target
     monkeypatch.setattr(targets, "open_target", open_target)

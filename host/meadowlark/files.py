@@ -10,9 +10,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from .errors import UserError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 try:
     import fcntl
@@ -48,7 +51,7 @@ def foreign(start: bytes) -> str | None:
 _unfinished: set[Path] = set()
 
 
-def write_atomic(path: str | Path, *content: bytes) -> None:
+def write_atomic(path: str | Path, *content: Buffer) -> None:
     """Write a result, whatever is at its place.
 
     A file is replaced when its content is complete, and keeps its mode; a reader never sees half of
@@ -60,7 +63,7 @@ def write_atomic(path: str | Path, *content: bytes) -> None:
     ----------
     path : str or Path
         "-" is stdout.
-    content : bytes
+    content : bytes, or what has the bytes
         Parts, one behind the other.
 
     Raises

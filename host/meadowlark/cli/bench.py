@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,6 @@ from ..errors import UserError
 from ..files import check_outputs, write_atomic
 from .options import (
     Asked,
-    Trace,
     board_option,
     given,
     html_option,
@@ -21,16 +20,17 @@ from .options import (
     open_runner,
     sizes_option,
     target_option,
-    trace_option,
 )
+from .recordings import Trace, recorded, trace_option, waves_option
 from .scores import tell_saturated
-from .terminal import Progress, show, write_json
+from .terminal import Progress, say, show, write_json
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
 
     from ..compile.image import Image
     from ..run.bench import Measured, Test
+    from ..run.waves import Waves
 
 
 def _report(file: str, tests: Sequence[Test], images: Mapping[str, Image],
@@ -70,10 +70,11 @@ def _report(file: str, tests: Sequence[Test], images: Mapping[str, Image],
 @board_option("virtual", "Board to compile for and to simulate. A port has its own.")
 @target_option("sim", "pins")
 @trace_option
+@waves_option
 @json_option
 def bench(prompts: str, generates: str, positions: str, batches: str, text_file: str | None,
           form: str, against_raw: bool, html_to: str | None, asked: Asked, board: str, target: str,
-          trace: Trace | None, json_to: str | None) -> int:
+          trace: Trace | None, waves: Waves | None, json_to: str | None) -> int:
     """Measure prefill and decode by the core's own counters."""
     from ..run import bench as benching
     from ..run import bench_drafts
@@ -88,7 +89,8 @@ def bench(prompts: str, generates: str, positions: str, batches: str, text_file:
     if target == "golden":
         raise UserError("the golden model has no clock to measure; use --target sim or the port "
                         "of a board")
-    check_outputs(json_to, html_to, trace and trace.file, inputs=[asked.name, text_file])
+    check_outputs(json_to, html_to, trace and trace.file, *(waves.files if waves else ()),
+                  inputs=[asked.name, text_file])
     lines = None if text_file is None else read_text(text_file)
     numbers = benching.counts(prompts, "-p"), benching.counts(generates, "-n")
     begins, together = benching.positions_of(positions), benching.counts(batches, "--batch")
@@ -97,16 +99,16 @@ def bench(prompts: str, generates: str, positions: str, batches: str, text_file:
     if any(begins) and target not in SIMULATED:
         raise unfillable(target)
     with Progress() as progress, closing(open_runner(target, board, asked, progress,
-                                                     trace=trace is not None)) as runner:
+                                                     trace=trace is not None,
+                                                     waves=waves is not None)) as runner:
         which = runner.board
         source = asked.open(which, progress)
         image = source.image
 
         def measure(image: Image, suffix: str = "") -> dict[str, Measured]:
-            def record(name: str) -> AbstractContextManager:
-                return trace.timeline.recording(runner, image, name + suffix) if trace \
-                    else nullcontext()
-            found = benching.run(runner, image, which, tests, record=record, progress=progress)
+            found = benching.run(
+                runner, image, which, tests, progress=progress,
+                record=lambda name: recorded(runner, image, name + suffix, trace, waves))
             return {name + suffix: measured for name, measured in found.items()}
         tests = benching.plan(image, prompts=numbers[0], generates=numbers[1], batches=together,
                               positions=begins)
@@ -137,6 +139,8 @@ def bench(prompts: str, generates: str, positions: str, batches: str, text_file:
             show("\n" + trace.timeline.table())
     if trace:
         trace.tell()
+    if waves:
+        say(waves.told())
     tell_saturated({"score_saturations": sum(
         found.counters.get("score_saturations", 0) for found in results.values())})
     return 0

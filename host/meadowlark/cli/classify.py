@@ -10,12 +10,14 @@ import click
 from ..errors import UserError
 from ..files import check_outputs
 from .options import Asked, board_option, json_option, model_options, open_runner, target_option
+from .recordings import recorded, waves_option
 from .scores import tell_saturated
 from .status import DIFFERENT
 from .terminal import Progress, say, show, write_json
 
 if TYPE_CHECKING:
     from ..run.classify import Classified
+    from ..run.waves import Waves
 
 
 @click.command()
@@ -28,9 +30,10 @@ if TYPE_CHECKING:
 @model_options(default=None)
 @board_option("virtual", "Board to compile for and to simulate. A port has its own.")
 @target_option("sim", "pins", "golden")
+@waves_option
 @json_option
 def classify(files: Sequence[str], top: int, check: bool, asked: Asked, board: str, target: str,
-             json_to: str | None) -> int:
+             waves: Waves | None, json_to: str | None) -> int:
     """Say what is on images: PNG or JPEG.
 
     What becomes of an image before the model sees it, preprocessor_config.json says. On a board
@@ -41,8 +44,9 @@ def classify(files: Sequence[str], top: int, check: bool, asked: Asked, board: s
     if check and target == "golden":
         raise UserError("--check compares a board with the golden model, which --target golden "
                         "is; leave one of them out")
-    check_outputs(json_to, inputs=[asked.name, *files])
-    with Progress() as progress, closing(open_runner(target, board, asked, progress)) as runner:
+    check_outputs(json_to, *(waves.files if waves else ()), inputs=[asked.name, *files])
+    with Progress() as progress, closing(open_runner(target, board, asked, progress,
+                                                     waves=waves is not None)) as runner:
         which = runner.board
         source = asked.open(which, progress, images=True)
         image = source.image
@@ -50,8 +54,9 @@ def classify(files: Sequence[str], top: int, check: bool, asked: Asked, board: s
         labels = image.vision.pictures.labels
         codes = classifying.opened(source, files)
         runner.load(source)
-        found, verdict = classifying.classify(runner, source, files, codes, always=check,
-                                              progress=progress)
+        with recorded(runner, image, "classify", waves):
+            found, verdict = classifying.classify(runner, source, files, codes, always=check,
+                                                  progress=progress)
         speed = classifying.speed(found, image, which.clock_mhz)
     result: dict[str, Any] = {
         "model": image.name, "board": which.name, "target": target,
@@ -66,6 +71,8 @@ def classify(files: Sequence[str], top: int, check: bool, asked: Asked, board: s
         say(f"{speed['cycles_per_image']:,.0f} cycles per image ({speed['images_per_s']:,.0f} "
             f"images/s at {which.clock_mhz:g} MHz), MAC utilisation "
             f"{speed['mac_utilisation']:.3f}")
+    if waves:
+        say(waves.told())
     tell_saturated({"score_saturations": sum(
         one.counters.get("score_saturations", 0) for one in found)})
     if verdict is None:

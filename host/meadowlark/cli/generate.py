@@ -4,7 +4,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,6 @@ from ..text.stopped import why_ended
 from .options import (
     Asked,
     Drawing,
-    Trace,
     board_option,
     drawing_options,
     json_option,
@@ -25,14 +24,15 @@ from .options import (
     stop_option,
     system_option,
     target_option,
-    trace_option,
 )
+from .recordings import Trace, recorded, trace_option, waves_option
 from .scores import tell_saturated
 from .status import DIFFERENT
 from .terminal import Progress, Text, say, write_json
 
 if TYPE_CHECKING:
     from ..compile.image import Image
+    from ..run.waves import Waves
 
 
 @click.command()
@@ -62,11 +62,12 @@ if TYPE_CHECKING:
 @board_option("virtual", "Board to compile for and to simulate. A port has its own.")
 @target_option("sim", "pins", "golden")
 @trace_option
+@waves_option
 @json_option
 def generate(prompt: str | None, text: str | None, file: str | None, ids: str | None,
              prompts: str | None, parallel: int | None, drawing: Drawing, stop: Sequence[str],
              chat: bool, system: str, ignore_eos: bool, check: bool, asked: Asked, board: str,
-             target: str, trace: Trace | None, json_to: str | None) -> int:
+             target: str, trace: Trace | None, waves: Waves | None, json_to: str | None) -> int:
     """Write how a text goes on, or answer a question.
 
     The text is PROMPT. With - it is read from stdin, in UTF-8, without the line end at its end.
@@ -82,14 +83,15 @@ def generate(prompt: str | None, text: str | None, file: str | None, ids: str | 
     if system and not chat:
         raise UserError("--system is told to a model in its chat template; give --chat too, or "
                         "leave it out")
-    check_outputs(json_to, trace and trace.file, inputs=[asked.name, file, prompts])
+    check_outputs(json_to, trace and trace.file, *(waves.files if waves else ()),
+                  inputs=[asked.name, file, prompts])
     if prompts is not None:
         if any(way is not None for way in (prompt, text, file, ids)):
             raise click.UsageError("give the prompt as PROMPT, with --prompt, --file or --ids, or "
                                    "many with --prompts, in one way only")
-        if trace:
-            raise UserError("--trace records one run, and --prompts makes many; leave one of them "
-                            "out")
+        if trace or waves:
+            raise UserError(f"{'--trace' if trace else '--waves'} records one run, and --prompts "
+                            "makes many; leave one of them out")
         from .many import generate_many
         return generate_many(prompts, parallel, drawing, stop, chat, system, ignore_eos, check,
                              asked, board, target, json_to)
@@ -104,7 +106,8 @@ def generate(prompt: str | None, text: str | None, file: str | None, ids: str | 
         raise UserError("--chat and --stop are about text, which --ids leaves out; leave them out "
                         "too, or give a text")
     with Progress() as progress, closing(open_runner(target, board, asked, progress,
-                                                     trace=trace is not None)) as runner:
+                                                     trace=trace is not None,
+                                                     waves=waves is not None)) as runner:
         which = runner.board
         draw = drawing.sampling(which)
         source = asked.open(which, progress)
@@ -122,10 +125,8 @@ def generate(prompt: str | None, text: str | None, file: str | None, ids: str | 
                    source.tokenizer.stream(tokens) if numbers is None else _Ids(), stop,
                    quiet=json_to == "-")
         events, started, ended = [], time.monotonic(), 0.0
-        recording = trace.timeline.recording(runner, image, "generate") if trace \
-            else nullcontext()
-        with recording, closing(runner.generate(tokens, draw, max_new=most, stop_ids=stops,
-                                                drafts=drafts)) as run:
+        with recorded(runner, image, "generate", trace, waves), closing(runner.generate(
+                tokens, draw, max_new=most, stop_ids=stops, drafts=drafts)) as run:
             for event in run:
                 ended = time.monotonic()
                 events.append(event)
@@ -164,6 +165,8 @@ def generate(prompt: str | None, text: str | None, file: str | None, ids: str | 
     say(_summary(result))
     if trace:
         trace.tell()
+    if waves:
+        say(waves.told())
     tell_saturated(counters)
     if verdict is None:
         return 0

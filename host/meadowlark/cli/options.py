@@ -14,7 +14,7 @@ import click
 from click.core import ParameterSource
 
 from ..errors import UserError
-from .terminal import Progress, say, warn
+from .terminal import Progress, warn
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ..compile.image import Image
     from ..run.prepare import Source
     from ..run.targets import Drafting, Target
-    from ..run.timeline import Timeline
 
 
 def board_named(name: str) -> Board:
@@ -204,71 +203,20 @@ def model_options(*, argument: bool = False, default: str | None = "stories", im
     return decorate
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trace:
-    """``--trace``: the file, and what is to be in it."""
-    file: str
-    timeline: Timeline
-
-    def write(self, progress: Progress) -> None:
-        """Write the file, after the last run."""
-        progress("writing the timeline")
-        self.timeline.write(self.file)
-
-    def tell(self) -> None:
-        """What was written, and what to do with it."""
-        runs = self.timeline.recordings
-        parts = [r.name if r.whole else f"the first {len(r.passes)} passes of {r.name}"
-                 for r in runs]
-        say(f"timeline of {' and '.join(parts)} in {self.file}; https://ui.perfetto.dev opens it, "
-            "a microsecond there is a cycle")
-
-
-def trace_option(command: Callable) -> Callable:
-    """``--trace``: a timeline of the simulated board; the command gets it as ``trace``, a
-    :class:`Trace` or None."""
-    for option in reversed((
-            click.option("--trace", "trace_to", metavar="FILE",
-                         help="Write what each unit of the simulated board did, as trace events "
-                              "in JSON, which https://ui.perfetto.dev opens. A microsecond there "
-                              "is a cycle. Of a name that ends in .gz it is compressed. This "
-                              "board is built once more."),
-            click.option("--trace-passes", "trace_passes", type=click.IntRange(min=1), default=4,
-                         show_default=True, metavar="N",
-                         help="Passes of each run that --trace records, the first ones. One takes "
-                              "about half a MB for a million weights that are read."))):
-        command = option(command)
-
-    @functools.wraps(command)
-    def collected(*args, trace_to: str | None, trace_passes: int, target: str, **kw):
-        if trace_to is None and given("trace_passes"):
-            raise UserError("--trace-passes limits --trace; give it a file, or leave both out")
-        trace = None
-        if trace_to is not None:
-            if target != "sim":
-                raise UserError(f"--trace shows what --target sim simulates, not {target}; leave "
-                                "one of them out")
-            if trace_to == "-":
-                raise UserError("--trace needs a file: stdout is for the results")
-            from ..run.timeline import Timeline
-            trace = Trace(file=trace_to, timeline=Timeline(trace_passes))
-        return command(*args, **kw, target=target, trace=trace)
-    return collected
-
-
 def open_runner(target: str, board: str, asked: Asked, progress: Progress, *,
-                trace: bool = False) -> Target:
+                trace: bool = False, waves: bool = False) -> Target:
     """The target, before anything is read or compiled for it; it says for which board.
 
     Without --board that is the one at the port; for a simulation the one that an image was made
-    for, or the default. trace: the units of a simulated board can be recorded.
+    for, or the default. trace, waves: what the units of a simulated board do can be recorded, or
+    its signals.
     """
     from ..run.prepare import made_for
     from ..run.targets import SIMULATED, open_target
     which = board_named(board)          # a wrong name is one on any target
     if not given("board"):
         which = (made_for(asked.name) or which) if target in SIMULATED else None
-    return open_target(target, which, trace=trace, progress=progress)
+    return open_target(target, which, trace=trace, waves=waves, progress=progress)
 
 
 @dataclass(frozen=True, kw_only=True)

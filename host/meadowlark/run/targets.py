@@ -475,6 +475,9 @@ class SimTarget(BoardTarget):
     trace : bool
         Not with pins: it can record what the units do, see
         :meth:`SimBoard.record <meadowlark.sim.SimBoard.record>`.
+    waves : bool
+        Likewise: it can write its signals, see
+        :meth:`SimBoard.write_waves <meadowlark.sim.SimBoard.write_waves>`.
 
     Raises
     ------
@@ -484,13 +487,14 @@ class SimTarget(BoardTarget):
 
     def __init__(self, board: Board, *, progress: Progress | None = None,
                  through_link: bool = False, sleep: bool = True, pins: bool = False,
-                 trace: bool = False) -> None:
+                 trace: bool = False, waves: bool = False) -> None:
         super().__init__("pins" if pins else "sim", None, progress=progress)
         from ..sim import check_pins, check_simulation
         check_simulation()
         if pins:
             check_pins(board)
-        self._board, self._pins, self._sleep, self._trace = board, pins, sleep, trace
+        self._board, self._pins = board, pins
+        self._sleep, self._trace, self._waves = sleep, trace, waves
         self._through_link = through_link
         self._filler: GoldenTarget | None = None        # of the model that is loaded
 
@@ -503,7 +507,8 @@ class SimTarget(BoardTarget):
         """The simulation itself."""
         from ..sim import PinBoard, SimBoard
         return PinBoard(self._board, progress=self._progress) if self._pins else \
-            SimBoard(self._board, sleep=self._sleep, trace=self._trace, progress=self._progress)
+            SimBoard(self._board, sleep=self._sleep, trace=self._trace, waves=self._waves,
+                     progress=self._progress)
 
     @property
     def driver(self) -> Driver:
@@ -612,7 +617,7 @@ SIMULATED = ("golden", "sim", "pins")
 
 
 def open_target(name: str, board: Board | None = None, *, trace: bool = False,
-                progress: Progress | None = None) -> Target:
+                waves: bool = False, progress: Progress | None = None) -> Target:
     """A target by name. Nothing is built or loaded, but what is at a port has answered.
 
     Parameters
@@ -623,8 +628,8 @@ def open_target(name: str, board: Board | None = None, *, trace: bool = False,
     board : Board, optional
         Which board is simulated; the default one. A board at a port says itself what it is: one of
         another name is refused.
-    trace : bool
-        The units of "sim" can be recorded.
+    trace, waves : bool
+        What the units of "sim" do can be recorded, or its signals.
     progress : callable, optional
 
     Raises
@@ -635,7 +640,8 @@ def open_target(name: str, board: Board | None = None, *, trace: bool = False,
     if name == "golden":
         return GoldenTarget(board, progress=progress)
     if name in SIMULATED:
-        return SimTarget(board or _default(), progress=progress, pins=name == "pins", trace=trace)
+        return SimTarget(board or _default(), progress=progress, pins=name == "pins", trace=trace,
+                         waves=waves)
     from ..link.driver import Driver
     from ..link.ports import open_transport
     from ..link.transport import TransportError

@@ -9,6 +9,7 @@ import numpy as np
 
 from meadowlark_boards import Board
 
+from ..errors import UserError
 from .build import Progress, build, core_verilog
 from .trace import RECORD
 
@@ -37,7 +38,7 @@ class _Counters(ctypes.Structure):
     _fields_ = [(x, ctypes.c_uint64) for x in COUNTERS]
 
 
-def open_library(path: Path, *, trace: bool = False) -> ctypes.CDLL:
+def open_library(path: Path, *, trace: bool = False, waves: bool = False) -> ctypes.CDLL:
     """A shared object of :func:`.build.build`, its functions declared."""
     lib = ctypes.CDLL(str(path))
     u64, ptr = ctypes.c_uint64, ctypes.c_void_p
@@ -52,7 +53,9 @@ def open_library(path: Path, *, trace: bool = False) -> ctypes.CDLL:
             ("sim_logits", u64, ptr), ("sim_starts", u64, ptr),
             ("sim_take_logits", None, ptr, ptr, ptr),
             *((("sim_trace", None, ptr, u64, ctypes.c_uint32), ("sim_traced", u64, ptr),
-               ("sim_take_trace", None, ptr, ptr)) if trace else ())):
+               ("sim_take_trace", None, ptr, ptr)) if trace else ()),
+            *((("sim_waves", ctypes.c_int, ptr, ctypes.c_char_p, u64, u64),
+               ("sim_waved", u64, ptr)) if waves else ())):
         function = getattr(lib, name)
         function.restype, function.argtypes = result, args
     return lib
@@ -74,6 +77,8 @@ class SimBoard:
         sooner.
     trace : bool
         It can record what the units do, see :meth:`record`; another build, and a slower one.
+    waves : bool
+        It can write its signals, see :meth:`write_waves`; likewise.
     progress : callable, optional
         See :func:`.build.build`.
 
@@ -89,13 +94,13 @@ class SimBoard:
     quiet = 32
 
     def __init__(self, board: Board, *, verilog: str | None = None, tap: bool = True,
-                 sleep: bool = True, trace: bool = False,
+                 sleep: bool = True, trace: bool = False, waves: bool = False,
                  progress: Progress | None = None) -> None:
         self.board = board
         if verilog is None:
             verilog = core_verilog(board, sleep=sleep, trace=trace, progress=progress)
-        self._lib = open_library(build(verilog, board.config, tap=tap, trace=trace,
-                                       progress=progress), trace=trace)
+        self._lib = open_library(build(verilog, board.config, tap=tap, trace=trace, waves=waves,
+                                       progress=progress), trace=trace, waves=waves)
         m = board.memory
         self._begin(_Timing(
             size_bytes=m.size_bytes, page_bytes=m.page_bytes, banks=m.banks,
@@ -248,6 +253,22 @@ class SimBoard:
         parts, self._recorded = self._recorded or [], None
         self._lib.sim_trace(self._sim, 0, 1)
         return np.concatenate([np.zeros(0, RECORD), *parts])
+
+    def write_waves(self, path: Path, first: int, last: int) -> None:
+        """Write signals of the core as VCD: cycles ``first`` to ``last - 1`` from now on. A
+        microsecond of the file is a cycle, and it shows what signals are just before its end.
+
+        Raises
+        ------
+        UserError
+            The file cannot be written.
+        """
+        if not self._lib.sim_waves(self._sim, str(path).encode(), first, last):
+            raise UserError(f"cannot write {path}")
+
+    def end_waves(self) -> int:
+        """Complete the file of :meth:`write_waves`; returns the cycles in it."""
+        return self._lib.sim_waved(self._sim)
 
     def _take_records(self) -> np.ndarray:
         records = np.empty(self._lib.sim_traced(self._sim), RECORD)

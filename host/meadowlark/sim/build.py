@@ -35,13 +35,16 @@ PINS = Path(__file__).with_name("pins.cpp")
 STREAM = Path(__file__).with_name("stream.cpp")
 #: What they include.
 SHARED = tuple(Path(__file__).with_name(name) for name in (
-    "clocks.hpp", "queues.hpp", "sdram.hpp", "tracer.hpp"))
+    "clocks.hpp", "queues.hpp", "sdram.hpp", "tracer.hpp", "waves.hpp"))
 JOBS = 2
 VERILATOR_FLAGS = (
     "--cc", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "--no-timing",
     "-Wno-fatal", "-Wno-lint", "-Wno-style", "--output-split", "12000", "--prefix", "Vcore",
     "--top-module", "core",
 )
+#: VCD, not FST: that needs headers of zlib and lz4, which few machines have. What is wider than 64
+#: bits are rows of a tile and structures, whose fields are seen.
+WAVES_FLAGS = ("--trace-vcd", "--no-trace-params", "--trace-max-width", "64")
 CXX_FLAGS = ("-std=c++17", "-fPIC", "-pthread", "-DVL_TIME_CONTEXT", "-fno-strict-aliasing", "-w")
 FAST = ("-O2", "-fno-semantic-interposition")
 #: Above this many bytes of source a file is compiled at -O1: the compiler's time grows faster than
@@ -219,8 +222,26 @@ def _zero_loop(found: re.Match) -> str:
            f"{name}[{at}] = 0;\n"
 
 
+_OFF, _ON = "/*verilator tracing_off*/", "/*verilator tracing_on*/"
+_MODULE = re.compile(r"^module \\?(\S+) ?\(.*?^endmodule", re.M | re.S)
+#: A wire or register whose name is a tool's.
+_UNNAMED = re.compile(r"^ *(?:wire|reg) (?:\[[^\]]*\] )?\\\$[^;]*;", re.M)
+#: One of several blocks that are alike, but for the first and the array's lanes.
+_ANOTHER = re.compile(r"\.(?!lane\d)\w*[1-9]\d*(?=\.|$)")
+
+
+def _seen(verilog: str) -> str:
+    """The same Verilog, without waves of what nobody named: half of all signals. Of multipliers and
+    other blocks that a block has several of, the first one is seen."""
+    def marked(found: re.Match) -> str:
+        if _ANOTHER.search(found[1]):
+            return f"{_OFF} {found[0]} {_ON}"
+        return _UNNAMED.sub(rf"{_OFF} \g<0> {_ON}", found[0])
+    return _MODULE.sub(marked, verilog)
+
+
 def build(verilog: str, config: Config, *, tap: bool = True, trace: bool = False,
-          harness: Path = HARNESS, memory_clock: bool = False,
+          waves: bool = False, harness: Path = HARNESS, memory_clock: bool = False,
           progress: Progress | None = None) -> Path:
     """Shared object of a core and the harness around it.
 
@@ -234,6 +255,8 @@ def build(verilog: str, config: Config, *, tap: bool = True, trace: bool = False
         The core has a ``tap`` port.
     trace : bool
         The core has a ``probe`` port, and the harness records what it shows.
+    waves : bool
+        The harness writes signals of the core as VCD. Slower, so a build of its own.
     harness : Path
         What clocks it: :data:`HARNESS`, or :data:`PINS` for a chip down to its pins.
     memory_clock : bool
@@ -254,7 +277,10 @@ def build(verilog: str, config: Config, *, tap: bool = True, trace: bool = False
     """
     defines = (f"-DBUS_BYTES={config.bus_bytes}",
                f"-DLEN_BITS={(config.burst_words - 1).bit_length()}", f"-DHAS_TAP={int(tap)}",
-               f"-DHAS_TRACE={int(trace)}", f"-DMEMORY_CLOCK={int(memory_clock)}")
+               f"-DHAS_TRACE={int(trace)}", f"-DHAS_WAVES={int(waves)}",
+               f"-DMEMORY_CLOCK={int(memory_clock)}")
+    if waves:
+        verilog = _seen(verilog)
     key = digest(verilog, harness, *SHARED, _tools(), defines)
     name = f"sim-{key}.so"
     if kept := find(name):
@@ -264,7 +290,7 @@ def build(verilog: str, config: Config, *, tap: bool = True, trace: bool = False
         kept = find(name)
         if kept is None:
             with temporary_folder(folder(), f"build-{key}-") as work:
-                kept = keep(name, _build_in(work, verilog, defines, harness, progress))
+                kept = keep(name, _build_in(work, verilog, defines, harness, waves, progress))
     lock.unlink(missing_ok=True)
     if kept is None:
         raise UserError(f"{folder()} has no room for the simulated board; make some, or name "
@@ -280,16 +306,18 @@ def _run(command: list[str], what: str, **kw) -> None:
         raise UserError(f"{what} failed with status {done.returncode}: {errors[0].strip()}")
 
 
-def _build_in(work: Path, verilog: str, defines: tuple[str, ...], harness: Path,
+def _build_in(work: Path, verilog: str, defines: tuple[str, ...], harness: Path, waves: bool,
               progress: Progress | None) -> Path:
     root = verilator_root()
     tell = progress or (lambda text, done, total: None)
     (work / "core.v").write_text(verilog)
     tell("translating the core to C++", 0, 1)
-    _run([str(root / "bin" / "verilator_bin"), *VERILATOR_FLAGS, "-Mdir", str(work),
-          str(work / "core.v")], "Verilator", env={**os.environ, "VERILATOR_ROOT": str(root)})
+    _run([str(root / "bin" / "verilator_bin"), *VERILATOR_FLAGS,
+          *(WAVES_FLAGS if waves else ()), "-Mdir", str(work), str(work / "core.v")],
+         "Verilator", env={**os.environ, "VERILATOR_ROOT": str(root)})
     include = root / "include"
-    runtime = [include / "verilated.cpp", include / "verilated_threads.cpp"]
+    runtime = [include / "verilated.cpp", include / "verilated_threads.cpp",
+               *([include / "verilated_vcd_c.cpp"] if waves else [])]
     common = [*CXX_FLAGS, *_native(), "-I", str(work), "-I", str(include),
               "-I", str(include / "vltstd")]
     # Large files first, so that the last job to finish is a small one.
@@ -311,7 +339,8 @@ def _build_in(work: Path, verilog: str, defines: tuple[str, ...], harness: Path,
         elif source.parent == include:
             level = ("-O1",)
         else:
-            level = FAST if source.stat().st_size < LARGE else ("-O1",)
+            level = FAST if source.stat().st_size < LARGE and "__Trace" not in source.name else (
+                "-O1",)
         extra = defines if source == harness else ()
         _run([*compiler(), *common, *level, *extra, "-c", str(source), "-o", str(out)],
              "the C++ compiler")

@@ -20,6 +20,9 @@
 #if HAS_TRACE
 #include "tracer.hpp"
 #endif
+#if HAS_WAVES
+#include "waves.hpp"
+#endif
 
 namespace {
 
@@ -120,9 +123,15 @@ struct Sim : Queues {
 #if HAS_TRACE
     Tracer tracer;
 #endif
+#if HAS_WAVES
+    Waves waves;
+#endif
 
     explicit Sim(const Timing& t) : timing(t) {
         ctx.commandArgs(0, (const char**)nullptr);
+#if HAS_WAVES
+        ctx.traceEverOn(true);
+#endif
         memory = (uint8_t*)std::calloc(t.size_bytes, 1);    // pages appear when touched
         reset();
     }
@@ -130,6 +139,9 @@ struct Sim : Queues {
 
     void reset() {                              // everything but the memory's contents
         // The core has no reset input: a new one has its initial values.
+#if HAS_WAVES
+        waves.stop();                           // they were the old one's
+#endif
         delete top;
         top = new Vcore{&ctx, "core"};
         top->clk = 0;
@@ -289,6 +301,9 @@ struct Sim : Queues {
 #if HAS_TRACE
         tracer.cycle(t, now);
 #endif
+#if HAS_WAVES
+        waves.cycle(now);
+#endif
         for (; slot <= tick; slot += timing.word) memory_step();
         c.cycles++;
         now++;
@@ -342,6 +357,14 @@ void sim_take_trace(Sim* s, Record* to) {
     std::memcpy((void*)to, s->tracer.records.data(), s->tracer.records.size() * sizeof(Record));
     s->tracer.records.clear();
 }
+#endif
+
+#if HAS_WAVES
+// Write cycles first..last-1 from now on; 0: the file cannot be written.
+int sim_waves(Sim* s, const char* path, uint64_t first, uint64_t last) {
+    return s->waves.start(*s->top, path, s->now, first, last);
+}
+uint64_t sim_waved(Sim* s) { return s->waves.stop(); }      // ends; cycles written
 #endif
 
 }  // extern "C"
