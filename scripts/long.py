@@ -46,6 +46,8 @@ PARTS = [
     Part("seeds", f"{PYTEST} -n 2 sim_tests -k 'not verilator and not icarus and not chip and "
          "not simboard and not pins and not link and not cycles'",
          (("SEEDS", "20"),)),
+    Part("server", f"{PYTEST} sim_tests/test_serve.py -k 'load or hostile'",
+         (("LOAD", "200"), ("HOSTILE", "5000"))),
     Part("shapes", f"{PYTEST} sim_tests/shapes_check.py"),
     Part("link-faults", "scripts/link_faults.py"),
     Part("prove", "scripts/prove.py"),
