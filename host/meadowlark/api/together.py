@@ -38,6 +38,11 @@ class Text:
         self._take, self._before = take, before
         self._running: Running
 
+    @property
+    def events(self) -> list[Event]:
+        """Its tokens so far, with what else is known of each."""
+        return self._running.events
+
     def cancel(self) -> None:
         """It ends with the pass under way at the latest; others go on."""
         self._running.cancel()
@@ -88,6 +93,11 @@ class Together:
     def parallel(self) -> int:
         """Texts in work at once, at most; others wait."""
         return self._batch.parallel
+
+    @property
+    def runs(self) -> int:
+        """Runs of the chip so far."""
+        return self._batch.runs
 
     @property
     def counters(self) -> dict[str, int]:

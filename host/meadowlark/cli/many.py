@@ -3,13 +3,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from ..text.stopped import StoppedText, why_ended
 from .options import Asked, Drawing, open_runner
 from .scores import tell_saturated
 from .status import DIFFERENT
@@ -19,9 +18,9 @@ if TYPE_CHECKING:
     from meadowlark_boards import Board
     from meadowlark_hdl.sampler.sampler_golden import Sampling
 
-    from ..run.batch import Running
+    from ..api.together import Text
     from ..run.prepare import Source
-    from ..run.targets import Check, Event
+    from ..run.targets import Check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,91 +62,54 @@ def _line(name: str, at: int, line: str) -> Line:
     return Line(prompt=prompt, seed=seed)
 
 
-class _Text:
-    """One of the texts on its way."""
-
-    def __init__(self, source: Source, line: Line, tokens: list[int], draw: Sampling,
-                 stop: Sequence[str], stop_ids: Sequence[int]) -> None:
-        self.line, self.tokens, self.draw, self._stop_ids = line, tokens, draw, stop_ids
-        self.text = StoppedText(source.tokenizer.stream(tokens), stop)
-        self.running: Running | None = None
-        self.verdict: Check | None = None
-
-    def watch(self, event: Event) -> bool:
-        """Take a token; whether a stop text is complete."""
-        if event.token not in self._stop_ids:
-            self.text.push(event.token)
-        return self.text.stopped
-
-    @property
-    def ended(self) -> bool:
-        """No more will come."""
-        return self.running is not None and self.running.ended
-
-    @property
-    def events(self) -> list[Event]:
-        """All of them."""
-        assert self.running is not None
-        return self.running.events
-
-    def result(self, max_new: int | None) -> dict[str, Any]:
-        """What ``--json`` says of it, once it has ended."""
-        assert self.running is not None
-        ids = [event.token for event in self.events]
-        checked = {} if self.verdict is None else {
-            "bit_exact": self.verdict.bit_exact, "first_difference": self.verdict.first_difference}
-        return {"seed": self.draw.seed, "prompt_tokens": len(self.tokens),
-                "cached_tokens": self.running.cached, "tokens": ids, "text": self.text.text,
-                "end": why_ended(ids, self._stop_ids, self.text.stopped, len(ids) == max_new),
-                **checked}
-
-
 def generate_many(file: str, parallel: int | None, drawing: Drawing, stop: Sequence[str],
                   chat: bool, system: str, ignore_eos: bool, check: bool, asked: Asked, board: str,
                   target: str, json_to: str | None) -> int:
     """Go on with each prompt of a file; -> exit status. Texts are written whole, in the file's
     order."""
-    from ..run.batch import Batch
+    from ..api.chip import Chip
     lines = read_prompts(file)
     with Progress() as progress, closing(open_runner(target, board, asked, progress)) as runner:
         which = runner.board
         draw = drawing.sampling(which)
         source = asked.open(which, progress)
-        image = source.image
-        stops = () if ignore_eos else image.stop_ids
-        texts = [_Text(source, line, source.prompt(line.prompt, chat=chat, system=system),
-                       draw if line.seed is None else replace(draw, seed=line.seed & 0xFFFFFFFF),
-                       stop, stops) for line in lines]
+        chip, draft = Chip(runner, source), "auto" if drawing.draft is None else drawing.draft
+        prompts = [source.prompt(line.prompt, chat=chat, system=system) for line in lines]
+        draws = [draw if line.seed is None else replace(draw, seed=line.seed & 0xFFFFFFFF)
+                 for line in lines]
         progress("weighing drafts")
-        drafts = drawing.drafting(draw, image, runner)
+        chip.drafting(draft, draw)          # refused before anything runs
         runner.load(source)
-        started, written = time.monotonic(), 0
-        with Batch(runner, image, parallel=parallel, drafts=drafts, count=True) as batch:
-            for text in texts:
-                text.running = batch.submit(
-                    text.tokens, text.draw, max_new=drawing.max_new or image.context,
-                    stop_ids=stops, watch=text.watch)
-            while batch.step():
+        started, written, more = time.monotonic(), 0, True
+        with chip.together(parallel=parallel, draft=draft) as together:
+            texts = [together.begin(
+                ids, max_tokens=drawing.max_new, ignore_eos=ignore_eos, stop=stop,
+                temperature=drawing.temperature, top_k=drawing.top_k, top_p=drawing.top_p,
+                seed=own.seed) for ids, own in zip(prompts, draws, strict=True)]
+            while more:
+                more = together.step()
                 progress("generating", sum(len(text.events) for text in texts))
-                while written < len(texts) and texts[written].ended:
-                    texts[written].text.flush()
+                while written < len(texts) and (done := texts[written].done) is not None:
                     if json_to != "-":
                         show("\n" * bool(written) + ("" if chat else lines[written].prompt)
-                             + texts[written].text.text)
+                             + done.text)
                     written += 1
             seconds = max(time.monotonic() - started, 1e-9)
-            counters, runs, together = dict(batch.counted or {}), batch.runs, batch.parallel
-        if check:
-            _check(texts, source, which, drawing.max_new or image.context, stops, progress)
+            counters, runs = together.counters, together.runs
+        most, stops = drawing.max_new or chip.image.context, chip.image.stop_ids
+        verdicts = [] if not check else list(_checked(
+            texts, prompts, draws, source, which, most, () if ignore_eos else stops, progress))
     tokens = sum(len(text.events) for text in texts)
     cycles = counters.get("cycles")
     result: dict[str, Any] = {
-        "model": image.name, "board": which.name, "target": target, "parallel": together,
-        "texts": [text.result(drawing.max_new) for text in texts],
+        "model": source.image.name, "board": which.name, "target": target,
+        "parallel": together.parallel,
+        "texts": [_result(text, own.seed) for text, own in zip(texts, draws, strict=True)],
         "tokens_per_s": tokens / seconds, "cycles_per_token": cycles and cycles / max(tokens, 1),
         "runs": runs, "clock_mhz": which.clock_mhz, "counters": counters}
-    wrong = [at for at, text in enumerate(texts, 1)
-             if text.verdict is not None and not text.verdict.bit_exact]
+    for found, verdict in zip(result["texts"], verdicts):
+        found |= {"bit_exact": verdict.bit_exact, "first_difference": verdict.first_difference}
+    wrong = [at for at, verdict in enumerate(verdicts, 1) if not verdict.bit_exact]
     if check:
         result["bit_exact"] = not wrong
     write_json(result, json_to)
@@ -158,20 +120,30 @@ def generate_many(file: str, parallel: int | None, drawing: Drawing, stop: Seque
     tell_saturated(counters)
     if not check:
         return 0
-    first = texts[wrong[0] - 1].verdict if wrong else None
+    first = verdicts[wrong[0] - 1] if wrong else None
     say(f"bit-exact with the golden model over {tokens} tokens" if first is None
         else f"NOT bit-exact: prompt {wrong[0]}, {first.first_difference}")
     return DIFFERENT if wrong else 0
 
 
-def _check(texts: list[_Text], source: Source, board: Board, max_new: int, stops: Sequence[int],
-           progress: Progress) -> None:
+def _result(text: Text, seed: int) -> dict[str, Any]:
+    """What ``--json`` says of a text that has ended."""
+    done = text.done
+    assert done is not None
+    return {"seed": seed, "prompt_tokens": done.prompt_tokens,
+            "cached_tokens": done.cached_tokens, "tokens": list(done.tokens), "text": done.text,
+            "end": done.ended}
+
+
+def _checked(texts: Sequence[Text], prompts: Sequence[list[int]], draws: Sequence[Sampling],
+             source: Source, board: Board, max_new: int, stops: Sequence[int],
+             progress: Progress) -> Iterator[Check]:
     """Compare each with the golden model, alone."""
     from ..run.targets import GoldenTarget
     from ..run.targets import check as compare
     golden = GoldenTarget(board, progress=progress)
     golden.load(source)
-    for text in texts:
-        text.verdict = compare(
-            text.events, golden.generate(text.tokens, text.draw, max_new=max_new, stop_ids=stops),
-            whole=not text.text.stopped, progress=progress)
+    for text, ids, draw in zip(texts, prompts, draws, strict=True):
+        assert text.done is not None
+        alone = golden.generate(ids, draw, max_new=max_new, stop_ids=stops)
+        yield compare(text.events, alone, whole=text.done.ended != "stop text", progress=progress)
