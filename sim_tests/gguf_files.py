@@ -19,7 +19,8 @@ _FUSED = {"phi3": {**_QKV, "ffn_up": ("gate", "up")}, "gpt2": _QKV, "gptneox": _
 #: Family -> architecture, where it has another name.
 ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3", "gpt_neox": "gptneox", "phi": "phi2"}
 #: Families that llama.cpp does not convert.
-NOT_CONVERTED = ("opt", "gptj", "gpt_neo", "deepseek_v2", "deepseek_v3")
+NOT_CONVERTED = ("opt", "gptj", "gpt_neo", "deepseek_v2", "deepseek_v3", "deepseek_v3-yarn",
+                 "llama-yarn-rope", "phi3-longrope")
 #: Architectures whose converter is that of Llama: it interleaves what rotates.
 _INTERLEAVED = ("llama", "granite", "smollm3")
 

@@ -92,7 +92,7 @@ def test_truncated_model(run, tmp_path, name):
     ({"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]},
      ("mixtral", "not supported")),
     ({"hidden_act": "mish"}, ("mish", "not supported")),
-    ({"rope_scaling": {"rope_type": "yarn"}}, ("yarn", "not supported")),
+    ({"rope_scaling": {"rope_type": "new"}}, ("new", "not supported")),
 ])
 def test_unsupported_architecture(run, tmp_path, config, words):
     refused(run("generate", STORY, "--model", folder(tmp_path, **config)), *words)

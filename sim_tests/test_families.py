@@ -502,7 +502,7 @@ def test_deepseek(tmp_path, seed):
             ({"first_k_dense_replace": 1}, "layers from 1 on have experts"),
             ({"attention_bias": True}, "attention_bias is not supported with latents"),
             ({"qk_rope_head_dim": 7}, "heads of 7 dimensions have no pairs"),
-            ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "RoPE scaling 'yarn'")):
+            ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "without equal mscale")):
         path.write_text(json.dumps(config | changes))
         with pytest.raises(UserError, match=message):
             load_model(folder)

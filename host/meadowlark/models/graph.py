@@ -186,14 +186,21 @@ class Head(Operator):
 
 @dataclass(frozen=True, eq=False)
 class Rates:
-    """How fast the pairs of a head turn. values: float64[pairs], radians a position."""
+    """How fast the pairs of a head turn. values: float64[pairs], radians a position. longer: what
+    queries and keys are multiplied by once they have turned. most: positions up to which that
+    holds; None: all."""
     values: np.ndarray
+    longer: float = 1.0
+    most: int | None = None
+
+    def _key(self) -> tuple[bytes, float, int | None]:
+        return self.values.tobytes(), self.longer, self.most
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Rates) and np.array_equal(self.values, other.values)
+        return isinstance(other, Rates) and self._key() == other._key()
 
     def __hash__(self) -> int:
-        return hash(self.values.tobytes())
+        return hash(self._key())
 
     def angles(self, positions: np.ndarray | range) -> np.ndarray:
         """float64[positions, pairs]."""

@@ -1,6 +1,7 @@
 """How fast the pairs of a head turn: what files say of RoPE, and its scalings."""
 from __future__ import annotations
 
+from math import ceil, floor, log, pi, sqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,13 +17,11 @@ if TYPE_CHECKING:
 FULL, SLIDING = "full_attention", "sliding_attention"
 #: Fastest that a pair turns, in radians a position; 1 is common. Its angles have to be numbers.
 MAX_RATE = 1e6
-#: Scalings that are known and not run, and what each needs.
+#: Scalings that are known and not run where a GGUF file has them, and what each needs.
 UNSUPPORTED = {
-    "dynamic": "rates that change with the length of the text",
     "yarn": "rates by wavelength and a temperature of attention",
     "longrope": "two sets of rates, chosen by the length of the text, and a factor on queries and "
-                "keys",
-    "su": "two sets of rates, chosen by the length of the text, and a factor on queries and keys"}
+                "keys"}
 
 
 def _plain(kind: str | None, factor: float | None) -> bool:
@@ -36,13 +35,13 @@ def _refuse(config: Metadata, kind: str | None, factor: float | None, where: str
                              "add rope_type, such as linear, if you know it")
     needs = f"; it needs {UNSUPPORTED[kind]}" if kind in UNSUPPORTED else ""
     return config.refuse(f"RoPE scaling {kind!r}{where} is not supported{needs}",
-                         "use a model without RoPE scaling, or with llama3 or linear")
+                         "use a model without RoPE scaling, or with one that docs/models.md lists")
 
 
-def _checked(source: Metadata, values: np.ndarray) -> Rates:
-    if not values.max() <= MAX_RATE:
-        raise source.refuse(f"RoPE turns by {values.max():.3g} radians a position")
-    return Rates(values)
+def _checked(source: Metadata, found: Rates) -> Rates:
+    if not found.values.max() <= MAX_RATE:
+        raise source.refuse(f"RoPE turns by {found.values.max():.3g} radians a position")
+    return found
 
 
 def llama3(plain: np.ndarray, *, factor: float, low: float, high: float, original: float,
@@ -55,6 +54,72 @@ def llama3(plain: np.ndarray, *, factor: float, low: float, high: float, origina
     turns = original * plain / (2 * np.pi)
     fast = np.clip((turns - low) / (high - low), 0, 1)
     return plain * (fast + (1 - fast) / factor)
+
+
+def temperature(factor: float, times: float = 1.0) -> float:
+    """YaRN's, for a text that is longer by a factor (arXiv:2309.00071, section 3.4)."""
+    return 0.1 * times * log(factor) + 1 if factor > 1 else 1.0
+
+
+def yarn(plain: np.ndarray, *, theta: float, factor: float, fast: float, slow: float,
+         original: float, whole: bool = True) -> np.ndarray:
+    """Rates of YaRN (arXiv:2309.00071, section 3.2): as :func:`llama3`, but pairs are mixed in
+    proportion to their number.
+
+    plain: float64[pairs], of a theta. A pair that turns ``fast`` times or more within the
+    ``original`` context stays, one that turns ``slow`` times or fewer is slower by the factor.
+    whole: these bounds are whole pairs.
+    """
+    pairs = len(plain)
+
+    def pair(turns: float) -> float:
+        return pairs * log(original / (turns * 2 * pi)) / log(theta)
+    low, high = pair(fast), pair(slow)
+    if whole:
+        low, high = floor(low), ceil(high)
+    low, high = max(low, 0), min(high, 2 * pairs - 1)
+    slower = np.clip((np.arange(pairs) - low) / ((high - low) or 0.001), 0, 1)
+    return plain * (1 - slower + slower / factor)
+
+
+def _yarn(rope: Metadata, plain: np.ndarray, theta: float, original: int, context: int) -> Rates:
+    if theta <= 1:
+        raise rope.refuse(f"rope_theta {theta:g} is not above 1, which yarn needs")
+    factor = rope.number("factor", None) or context / original
+    times, of_all = (rope.number(key, None) for key in ("mscale", "mscale_all_dim"))
+    usual = temperature(factor) if not (times and of_all) else \
+        temperature(factor, times) / temperature(factor, of_all)
+    values = yarn(plain, theta=theta, factor=factor, fast=rope.number("beta_fast", None) or 32,
+                  slow=rope.number("beta_slow", None) or 1, original=original,
+                  whole=rope.flag("truncate", True))
+    return Rates(values, rope.number("attention_factor", None) or usual)
+
+
+def latent_temperature(config: Metadata) -> float:
+    """What DeepSeek's scores are multiplied by besides, where RoPE is scaled."""
+    found = 1.0
+    for key in ("rope_parameters", "rope_scaling"):
+        rope = config.table(key)
+        if rope.values:
+            kind = rope.word("rope_type", None) or rope.word("type", None)
+            times, factor = rope.number("mscale_all_dim", None), rope.number("factor", None)
+            plain = kind in (None, "default") or not (times and factor)
+            found = 1.0 if plain else temperature(factor, times)**2
+    return found
+
+
+def _longrope(rope: Metadata, plain: np.ndarray, original: int, context: int) -> Rates:
+    """Of texts within the original context (arXiv:2402.13753): longer ones turn otherwise."""
+    factor = rope.number("factor", None) or context / original
+    short = rope.entries("short_factor")
+    rope.entries("long_factor", [])
+    if len(short) != len(plain) or not all(
+            type(x) in (int, float) and 0 < x < float("inf") for x in short):
+        raise rope.refuse(f"{rope.named('short_factor')} must be a list of {len(plain)} positive "
+                          "numbers")
+    usual = sqrt(1 + log(factor) / log(original)) if factor > 1 < original else 1.0
+    longer = rope.number("attention_factor", None) or usual
+    return Rates(plain / np.array(short, np.float64), longer, original)
 
 
 #: Entries beside a type of RoPE scaling that say how others scale.
@@ -87,7 +152,7 @@ def from_config(config: Metadata, head_dim: int, *, part: float | None = None,
         return default and source.number("partial_rotary_factor", default)
     outside = base if kind == SLIDING else config.number("rope_theta", base)
     part = part_of(config, part)
-    out = rates(_pairs(config, head_dim, part), outside)
+    out = Rates(rates(_pairs(config, head_dim, part), outside))
     # Files of transformers 5 have all of it in rope_parameters. Where there is rope_scaling too,
     # that counts.
     for key in ("rope_parameters", "rope_scaling"):
@@ -101,22 +166,33 @@ def from_config(config: Metadata, head_dim: int, *, part: float | None = None,
             continue
         scaling = rope.word("rope_type", None) or rope.word("type", None)
         factor = rope.number("factor", None)
-        plain = rates(_pairs(rope, head_dim, part_of(rope, part)),
-                      rope.number("rope_theta", outside))
-        if _plain(scaling, factor):
-            out = plain
+        theta = rope.number("rope_theta", outside)
+        plain = rates(_pairs(rope, head_dim, part_of(rope, part)), theta)
+        context = config.whole("max_position_embeddings", 2048)
+        # Of the file as a whole, it counts.
+        original = config.whole("original_max_position_embeddings", None) or rope.whole(
+            "original_max_position_embeddings", context)
+        if _plain(scaling, factor) or scaling == "dynamic":     # changes beyond the context alone
+            out = Rates(plain)
         elif scaling == "linear":
-            out = plain / rope.number("factor")
+            out = Rates(plain / rope.number("factor"))
+        elif scaling == "yarn":
+            out = _yarn(rope, plain, theta, original, context)
+        elif scaling in ("longrope", "su"):
+            out = _longrope(rope, plain, original, context)
         elif scaling == "llama3":
             low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
             if low >= high:
                 raise rope.refuse(f"{rope.named('low_freq_factor')} {low:g} is not below "
                                   f"high_freq_factor {high:g}")
-            out = llama3(plain, factor=rope.number("factor"), low=low, high=high,
-                         original=rope.number("original_max_position_embeddings"))
+            out = Rates(llama3(plain, factor=rope.number("factor"), low=low, high=high,
+                               original=rope.number("original_max_position_embeddings")))
         else:
             raise _refuse(config, scaling, factor, f" ({key})")
         rope.refuse_unread(_OTHERS, _NEUTRAL, TAKE_OUT)
+        if out.longer != 1 and 2 * len(out.values) != head_dim:
+            raise config.refuse(f"RoPE scaling {scaling!r} of a part of a head ({key}) is not "
+                                "supported", "use a model whose heads rotate as a whole")
     return _checked(config, out)
 
 
@@ -136,4 +212,4 @@ def from_gguf(meta: Metadata, arch: str, pairs: int, tensors: Tensors) -> Rates:
         out = out / factor
     # How much slower each pair turns: the converter's form of llama3.
     factors = tensors.factors("rope_freqs.weight", pairs)
-    return _checked(meta, out if factors is None else out / factors)
+    return _checked(meta, Rates(out if factors is None else out / factors))

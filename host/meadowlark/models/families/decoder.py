@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
+from math import sqrt
 
 from meadowlark_hdl.isa import Fn
 
@@ -67,6 +68,10 @@ class Decoder(Hyperparameters):
     behind: bool = False
     before: bool = True
 
+    def __post_init__(self) -> None:
+        most = [table.most for table in (self.rope, self.local) if table and table.most]
+        object.__setattr__(self, "context", min([self.context, *most]))
+
     def graph(self) -> Graph:
         b = Builder()
         linear = partial(self.linear, b)
@@ -120,10 +125,13 @@ class Decoder(Hyperparameters):
         table, name = self.rope, "rope"
         if self.local is not None and i in (self.windows or {}):
             table, name = self.local, "local"
+        divisor = self.divisor
         if table is not None and i not in self.unrotated:
             q, k = (b.rope(part, self.head_dim, table, name) for part in (q, k))
+            if table.longer != 1:       # both are, so scores are twice
+                divisor = (divisor or sqrt(self.head_dim)) / table.longer**2
         return b.attend(q, k, v, f"{at}.attention", heads=self.heads, kv_heads=self.kv_heads,
-                        head_dim=self.head_dim, divisor=self.divisor,
+                        head_dim=self.head_dim, divisor=divisor,
                         window=(self.windows or {}).get(i), ahead=self.ahead)
 
 

@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from math import sqrt
 from typing import Any
 
 from ..metadata import Metadata
+from ..rope import latent_temperature
 from .family import MAX_HEAD_DIM
 from .latent import LatentDecoder
 from .llama import Llama
@@ -37,6 +39,9 @@ class DeepseekV2(Llama):
         turning = config.whole("qk_rope_head_dim", 64)
         config.values = {**config.values, "head_dim": turning, "num_key_value_heads": None}
         made, dense = super().from_config(config), config.whole("first_k_dense_replace", least=0)
+        if made.rope is not None and made.rope.longer != 1:     # the latents do not turn
+            raise config.refuse("RoPE scaling without equal mscale and mscale_all_dim is not "
+                                "supported with latents", "use another checkpoint")
         if dense < made.layers:
             raise config.refuse(f"layers from {dense} on have experts (first_k_dense_replace), "
                                 "which are not supported", "use a dense checkpoint")
@@ -45,6 +50,7 @@ class DeepseekV2(Llama):
         shared: Any = {f.name: getattr(made, f.name) for f in fields(made)} | dict(
             kv_heads=1, head_dim=latent + turning)
         return LatentDecoder(
-            **shared, latent=latent, nope=nope, value=value,
+            **shared | dict(divisor=sqrt(nope + turning) / latent_temperature(config)),
+            latent=latent, nope=nope, value=value,
             rank=config.whole("q_lora_rank", None),
             neighbours=config.flag("rope_interleave", True))

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import sqrt
 
 import numpy as np
 
@@ -39,8 +38,7 @@ class LatentDecoder(Decoder):
         q = b.rope(self.linear(b, x, f"{at}.q", self.heads * self.head_dim), self.head_dim,
                    self.rope)
         return b.attend(q, k, c, f"{at}.attention", heads=self.heads, kv_heads=1,
-                        head_dim=self.head_dim, latent=self.latent,
-                        divisor=sqrt(self.nope + turning))
+                        head_dim=self.head_dim, latent=self.latent, divisor=self.divisor)
 
     def stored(self, graph: Graph) -> Mapping[str, tuple[int, ...]]:
         shapes, turning = dict(graph.shapes), self.head_dim - self.latent
