@@ -12,6 +12,7 @@ from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
+from meadowlark.compile import spill
 from meadowlark.compile.limits import LIMITS, fits, residents
 from meadowlark.models import (blocks, drawing, float_model, gguf_model, gguf_tokenizer, graph, hf,
                                rope, vjp)
@@ -140,17 +141,16 @@ def limits() -> str:
                    "as they are" if board.config.block_modes else "turned into int8",
                    "yes" if board.config.packing & Packing.ENTROPY else "no") for board in boards)),
            "## Images\n",
-           "All tokens of an image are in one pass, because all keys of a layer are there before "
-           "its first query. An image with more tokens than a pass takes is refused. So many fit, "
-           "by the shape of the model:\n",
+           "All keys of a layer are there before its first query. So all tokens of an image are in "
+           "one pass, or they go through the model [in visits](architecture.md#more-tokens-than-a-"
+           "pass-takes), as many at once as a pass takes. Without batches a board knows no visits, "
+           "and refuses an image with more tokens. A pass takes so many, by the shape of the "
+           "model:\n",
            table(("model", "tokens", "values of the residual",
                   *(f"`{board.name}`" for board in boards)),
                  ((name, f"{tokens:,}", f"{tokens * hidden:,}", *(
-                     f"{_tokens_of_a_pass(board, hidden, heads):,}" for board in boards))
-                  for name, tokens, hidden, heads in ENCODERS)),
-           "More tokens need a residual that is [spilled](next-program.md#g-images-encoders-"
-           "other-outputs) to memory, layer by layer, which is not built: of DeiT-S 32 bits of "
-           "each value, 302,592 bytes, would go out and come back once a layer.\n"]
+                     _tokens_of_a_pass(board, tokens, hidden, heads) for board in boards))
+                  for name, tokens, hidden, heads in ENCODERS))]
     return "\n".join(out)
 
 
@@ -159,14 +159,22 @@ ENCODERS = (("`digits-vit`, 8 x 8 pixels", 17, 64, 4), ("DeiT-Ti, 224 x 224 pixe
             ("DeiT-S", 197, 384, 6), ("DeiT-B", 197, 768, 12))
 
 
-def _tokens_of_a_pass(board: Board, hidden: int, heads: int) -> int:
-    """Of an encoder of images with an MLP four times (of the first, twice) as wide."""
+def _tokens_of_a_pass(board: Board, tokens: int, hidden: int, heads: int) -> str:
+    """Of an encoder of images with an MLP four times (of the first, twice) as wide, and whether it
+    runs in visits then."""
     graph = Encoder(
         hidden=hidden, heads=heads, kv_heads=heads, head_dim=hidden // heads, layers=1,
         ffn=(2 if hidden == 64 else 4) * hidden, vocab=1, context=5, eps=1e-6, rope=None,
         gated=False, ahead=True, tied=False, side=4, patch=2, channels=1, labels=("",)).graph()
     steps = plan(graph, head_pad=board.config.W)
-    return residents(steps, board.config) * board.config.P
+    most = residents(steps, board.config) * board.config.P
+    if tokens <= most:
+        return f"{most:,}"
+    if not spill.can(steps, board.config):
+        return f"{most:,}, refused"
+    steps = spill.spilled(steps, board.config.W)
+    most = residents(steps, board.config) * board.config.P
+    return f"{most:,}, in visits" if most else "0, refused"
 
 
 def _boards_of(family: Family, public: dict | None) -> str:

@@ -19,12 +19,14 @@ from meadowlark_hdl.weights.modes import BLOCK, BLOCK_MODES, MODES, Packing
 from ..draft.table import DraftTable
 from ..errors import UserError
 from ..quant.plan import (AddStep, AttendStep, EmbedStep, GateStep, HeadStep, Matrix, Normed,
-                          NormStep, Order, PatchStep, ReadStep, Step)
+                          NormStep, Order, PatchStep, ReadStep, Spill, Step)
 from ..quant.quantise import QuantAttend, QuantGate, QuantLinear, QuantModel, QuantNorm
 from ..quant.shapes import Shapes
 from . import limits
-from .image import Image, Vision
-from .layout import (ALIGN, Shape, Tables, act_map, packed_jobs, round_up, stride, token_words)
+from .image import Image, Vision, Visit
+from .layout import (ALIGN, Shape, Tables, act_map, cuts, packed_jobs, round_up, stride,
+                     token_words)
+from .spill import digit_name, with_spill
 from .stream import ROWS, Stream
 
 if TYPE_CHECKING:
@@ -58,6 +60,16 @@ class _Lists:
         self.tables = Tables(shapes, config, context)
         self.all_tokens, self.last = all_tokens, 0
         self.batch = config.turns                       # tokens of a batch, at most
+        self.spill = qm.plan.spill
+        # How many rows behind its position a token's keys and values go. A spilled pass stands at
+        # the last positions, whichever its tokens are, and reads as many rows from its base on: so
+        # the rows of all tokens lie there twice, one behind the other.
+        self.lags = (0,)
+        if self.spill is not None:
+            first = cuts(context, self.blocks * config.P)[0]
+            self.lags = first - context, first
+        # Where visits begin: in either list, and in the stream, in bytes.
+        self.visits = [(0, 0, 0)]
         self.prefill: list[Instruction] = []
         self.decode: list[Instruction] = []
         self._fixups: list[Instruction] = []        # addr counts from the end of the table
@@ -100,7 +112,7 @@ class _Lists:
         q = _rows(self.qm.numbers[matrix.name], rows)
         _, found, sizes = self.stream.linear(q, matrix.name, even=even,
                                              diagonal=matrix.order is Order.DIAGONAL)
-        self._both(Op.LINEAR, x=self.act.at[matrix.x], **fields, **_of(found, sizes))
+        self._both(Op.LINEAR, **dict(x=self.act.at[matrix.x]) | fields, **_of(found, sizes))
 
     def _norm_rows(self, matrix: Matrix, norm: Normed, heads: range | None = None) -> None:
         """What a matrix makes, normed in activations; of heads that are normed one by one, these.
@@ -113,6 +125,11 @@ class _Lists:
             self._both(Op.NORM, y=(self.act.at[norm.op.out] + k * self.head) * self.config.W,
                        beside=1, shift=numbers.shift, **_TO_ACT, **self.stream.norm(numbers.gamma))
 
+    @property
+    def by_position(self) -> Src:
+        """Where a row of a token's own position comes from: its id is that in a spilled pass."""
+        return Src.TABLE if self.spill is None else Src.TOKEN
+
     # ---- A step as instructions
 
     def _embed(self, step: EmbedStep) -> None:
@@ -122,14 +139,14 @@ class _Lists:
         for k, (matrix, table) in enumerate(zip(step.tables, self.tables.tables)):
             q: QuantLinear = self.qm.numbers[matrix.name]
             self._row(Op.EMBED, table.at, self.hidden // self.config.W, table.chunks,
-                      src=Src.TOKEN if matrix is step.matrix else Src.TABLE, mode=q.mode,
+                      src=Src.TOKEN if matrix is step.matrix else self.by_position, mode=q.mode,
                       header=q.header, add=int(k > 0), **_TO_RESIDUAL)
 
     def _patches(self, step: PatchStep) -> None:
         """Rows that the host writes."""
         table, W = self.tables.patches, self.config.W
         assert table is not None
-        self._row(Op.EMBED, table.at, -(-step.op.width // W), table.chunks, src=Src.TABLE,
+        self._row(Op.EMBED, table.at, -(-step.op.width // W), table.chunks, src=self.by_position,
                   mode=Mode.INT16, header=Header.SCALE, y=self.act.at[step.name] * W, **_TO_ACT)
 
     def _angles(self, name: str) -> None:
@@ -198,7 +215,10 @@ class _Lists:
                 self._stores(step, 0, 0)
                 self._stores(step, 1, at)
 
-        if step is self.plan.attends[-1] and not self.all_tokens:
+        if step.spill is not None:
+            self._leave(step.spill)
+            self._enter(step.spill)
+        elif step is self.plan.attends[-1] and not self.all_tokens:
             self._tail()
         group, norm = op.heads // op.kv_heads, step.q_norm
         source = _last(step.q, norm)
@@ -279,8 +299,61 @@ class _Lists:
         for code in (self.prefill, self.decode):
             for h in range(step.op.kv_heads):
                 for first in range(0, self.plan.value_pad if which else width, width):
-                    self._relative(code, Op.STORE, self.tables.kv(step.cache, which, h, first),
-                                   x=at + h * self.head + first // W, row_beats=width // W)
+                    for lag in self.lags:
+                        to = self.tables.kv(step.cache, which, h, first) + lag * width
+                        self._relative(code, Op.STORE, to, x=at + h * self.head + first // W,
+                                       row_beats=width // W)
+
+    def _leave(self, spill: Spill) -> None:
+        """The residual to memory, see :mod:`.spill`; a visit ends."""
+        W, at = self.config.W, self.act.at[spill.header.x]
+        for piece in range(spill.pieces):
+            self._linear(spill.header, y=piece * self.plan.key_pad, sink=Sink.SCRATCH,
+                         wait=int(piece == 0))
+        for plane in range(spill.planes):
+            if (root := spill.root(plane)) is not None:
+                self._linear(root, sink=Sink.BESIDE, stats=1)
+            digit: QuantNorm = self.qm.numbers[digit_name(plane)]
+            self._both(Op.NORM, y=at * W, shift=digit.shift, sink=Sink.ACT,
+                       **self.stream.norm(digit.gamma))
+            for piece, out in enumerate(spill.out):
+                self._linear(out, x=at + piece * (self.head - 1), sink=Sink.SCRATCH,
+                             y=piece * self.plan.key_pad + W, wait=int(plane and piece == 0))
+            for code in (self.prefill, self.decode):
+                for piece in range(spill.pieces):
+                    to = self.tables.spilled(plane * spill.pieces + piece)
+                    self._relative(code, Op.STORE, to + self.lags[0] * self.plan.key_pad,
+                                   x=piece * self.head, row_beats=self.head)
+            self._linear(spill.less[plane], sink=Sink.RESIDUAL)
+        self._both(Op.END, last=0)
+        self.visits.append((len(self.prefill), len(self.decode), sum(map(len, self.stream.parts))))
+
+    def _enter(self, spill: Spill) -> None:
+        """The residual from memory, which is 0 before. The last visit's token has the last
+        position."""
+        W, at = self.config.W, self.act.at[spill.header.x]
+        for plane in range(spill.planes):
+            for code, source in ((self.prefill, Src.TOKEN), (self.decode, Src.TABLE)):
+                for piece in range(spill.pieces):
+                    self._relative(
+                        code, Op.EMBED, self.tables.spilled(plane * spill.pieces + piece),
+                        src=source, mode=Mode.INT8, header=Header.SCALE, tiles=1, rows=1,
+                        last_rows=1, row_beats=self.head - 1, chunks=self.head,
+                        last_chunks=self.head, sink=Sink.ACT,
+                        y=(at + piece * (self.head - 1)) * W)
+            self._linear(spill.more[plane], sink=Sink.RESIDUAL,
+                         stats=int(plane == spill.planes - 1))
+        self._norm(spill.norm)
+
+    def program(self) -> tuple[list[Instruction], int, tuple[Visit, ...]]:
+        """The program, where its decode list begins, and the visits that a spilled model has:
+        prefill lists, and a decode list for the last one."""
+        if self.spill is None:
+            return self.prefill + self.decode, len(self.prefill), ()
+        *others, (end, begin, _) = self.visits
+        pcs = [pc for pc, _, _ in others] + [end]
+        return self.prefill[:end] + self.decode[begin:], end, tuple(
+            Visit(pc, at // self.config.W) for pc, (_, _, at) in zip(pcs, self.visits))
 
     def finish(self, draft: DraftTable | None) -> tuple[bytes, int, int]:
         """Complete the addresses; returns the stream and the table of drafts, padded, where that
@@ -353,7 +426,14 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
     if qm.head_pad < W:
         raise ValueError(f"heads padded to {qm.head_pad}, but the core takes {W} values at a time")
     limits.check(shapes, board, context=context, least=limits.least_bits(board, packing))
-    context = limits.need(shapes, board, context).context
+    needs = limits.need(shapes, board, context)
+    context = needs.context
+    if needs.plan.spill is not None:
+        if all_tokens:
+            raise UserError(f"only the last token of an image goes through all of {qm.name}'s last "
+                            "layer, since its tokens are more than a pass takes; leave "
+                            "--all-tokens out")
+        qm, shapes = with_spill(qm, needs.plan), needs.shapes
     lists = _Lists(qm, shapes, config, context, stream(
         config, packing, max(P, limits.heads_at_once(qm.plan, config, context))), all_tokens)
     act, tables, blocks = lists.act, lists.tables, lists.blocks
@@ -368,7 +448,7 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
     if not config.drafts or needs.memory_bytes + extra > limits.memory_bytes(board):
         draft, extra = None, 0
     weights, draft_at, memory_bytes = lists.finish(draft)
-    program = lists.prefill + lists.decode
+    program, decode_pc, visits = lists.program()
     assert len(program) == needs.instructions
     assert memory_bytes == needs.memory_bytes + extra
     memory = b""
@@ -384,7 +464,7 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
         memory = memory.ljust(vision.at - len(weights), b"\0") + vision.tiles(
             np.zeros((context, vision.pictures.width), np.int16), W)
     memory = weights + memory.ljust(tables.kv_at, b"\0")
-    regs = dict(prefill_pc=0, decode_pc=len(lists.prefill), stream_addr=0,
+    regs = dict(prefill_pc=0, decode_pc=decode_pc, stream_addr=0,
                 block_words=act.block_words, token_words=lists.token << lists.beside,
                 blocks=blocks, hidden=lists.hidden, stride=stride(qm.plan, W),
                 head_log2=qm.head_pad.bit_length() - 1, group=lists.at_once, eps=int(qm.eps),
@@ -405,7 +485,7 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
         program=b"".join(map(encode, program)), memory=memory, tokenizer=qm.tokenizer_json,
         chat=qm.chat, bos_id=qm.bos_id, stop_ids=tuple(qm.stop_ids),
         facts=_facts(qm, lists.stream.tensors, all_tokens) | {"batch": lists.batch},
-        tensors=tuple(lists.stream.tensors), vision=vision,
+        tensors=tuple(lists.stream.tensors), vision=vision, visits=visits,
         draft=None if draft is None else dict(
             model=draft.model, made_of=draft.made_of, entries=draft.used))
 

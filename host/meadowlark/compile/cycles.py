@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from math import ceil
 from typing import TYPE_CHECKING
@@ -59,7 +59,7 @@ from .drains import Drains
 if TYPE_CHECKING:
     from meadowlark_boards import Board
 
-    from .image import Image
+    from .image import Image, Run
 
 
 @dataclass
@@ -279,12 +279,13 @@ def _vector_unit(config: Config) -> VectorUnit:
 
 
 class Machine:
-    """Both timelines; runs passes."""
+    """Both timelines; runs passes. run: of an image, whose registers and ids it has."""
 
-    def __init__(self, image: Image, board: Board, halves: int = 2) -> None:
+    def __init__(self, image: Image, board: Board, halves: int = 2, run: Run | None = None) -> None:
         self.c, self.vector = board.config, _vector_unit(board.config)
         self.program = image.listed
-        self.regs = image.model_regs
+        self.regs = image.model_regs if run is None else run.model_regs
+        self.ids = None if run is None else run.tokens
         self.data = image.memory
         self.memory = _Memory(board, halves)
         self.by_pc: dict[int, Spent] = {}
@@ -436,12 +437,10 @@ class Machine:
             self.memory.release(self.now)
 
     def _embed(self, i: Instruction, p: Pass, spent: Spent) -> None:
-        # Token ids are not known to the model: it takes rows far from each other.
-        stride, rows = (37, self.regs["vocab"]) if i["src"] == Src.TOKEN else (
-            1, max(p.positions) + 1)
-        for position in p.positions:
-            row = position * stride % rows
-            self._rows_of_table(i, p, [row], i["row_beats"] * self.c.W, spent)
+        # Ids of a text are not known to the model: it takes rows far from each other.
+        ids = self.ids or [position * 37 % self.regs["vocab"] for position in p.positions]
+        self._rows_of_table(i, p, ids if i["src"] == Src.TOKEN else p.positions,
+                            i["row_beats"] * self.c.W, spent)
         self._lose(spent, self._effect(i))
 
     def _rope(self, i: Instruction, p: Pass, spent: Spent) -> None:
@@ -564,6 +563,35 @@ def predict_batch(image: Image, board: Board, *, sequences: int, position: int,
         useful_macs=sequences * sum(image.useful_macs(pos0=k, n=1, final=True) for k in at),
         bus_words=machine.memory.words, config=board.config,
         bytes_per_cycle=board.bytes_per_cycle)
+
+
+def predict_image(image: Image, board: Board) -> Prediction:
+    """Predict what the class of an image takes: all runs of :attr:`.Image.runs`, each from its own
+    start. useful_bytes and useful_macs are those of a pass over all tokens.
+
+    Raises
+    ------
+    UserError
+        The board does not fit the image.
+    """
+    image.check_board(board)
+    done: list[tuple[Pass, int]] = []
+    by_pc, cycles, words = dict[int, Spent](), 0, 0
+    for run in image.runs:
+        machine = Machine(image, board, run=run)
+        for p in prompt_passes(board.config, run.model_regs, run.start_pos, len(run.tokens),
+                               run.final):
+            p = replace(p, base=run.base)
+            done.append((p, machine.run(p)))
+        for pc, spent in machine.by_pc.items():
+            by_pc.setdefault(pc, Spent()).add(spent)
+        cycles, words = cycles + machine.now, words + machine.memory.words
+    needs = dict(pos0=0, n=image.context, final=True)
+    return Prediction(
+        cycles=cycles, prefill_cycles=cycles, decode_cycles=0, passes=done,
+        by_pc=dict(sorted(by_pc.items())), program=image.listed,
+        useful_bytes=image.useful_bytes(**needs), useful_macs=image.useful_macs(**needs),
+        bus_words=words, config=board.config, bytes_per_cycle=board.bytes_per_cycle)
 
 
 def draft_prices(image: Image, board: Board, most: int) -> list[float]:

@@ -65,11 +65,13 @@ def line(i: Instruction) -> str:
 
 
 def listing(image: Image) -> Iterator[str]:
-    """Lines of text: the model registers, then both lists with their addresses."""
+    """Lines of text: the model registers, then both lists, or those of all visits, with their
+    addresses."""
     field: Field
     for field in MODEL_REGS:
         yield f"; {field.name:12} {image.model_regs[field.name]}"
     starts = {image.model_regs["prefill_pc"]: "prefill:", image.model_regs["decode_pc"]: "decode:"}
+    starts |= {visit.pc: f"visit {k}:" for k, visit in enumerate(image.visits)}
     for pc, i in enumerate(image.instructions):
         if pc in starts:
             yield starts[pc]
@@ -82,7 +84,8 @@ def subjects(image: Image) -> list[str]:
     out = [""] * len(image.listed)
     W, known = image.config["W"], sorted(image.tensors, key=lambda t: t["at"])
     starts = [t["at"] for t in known]
-    lists = {image.model_regs[name] for name in ("prefill_pc", "decode_pc")}
+    lists = {image.model_regs[name] for name in ("prefill_pc", "decode_pc")
+             if not image.visits}           # these go on in the stream
     at, before = 0, ""
     for pc, i in enumerate(image.listed):
         if pc in lists:

@@ -5,12 +5,12 @@ import io
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -33,7 +33,7 @@ from ..files import write_atomic
 from ..models.metadata import MAX_WORD
 from ..models.pictures import Pictures
 from ..text.chat import ChatTemplate
-from .layout import ALIGN
+from .layout import ALIGN, cuts
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
@@ -76,6 +76,31 @@ class Vision:
                  for row in codes]
         assert {len(tile) for tile in tiles} == {self.stride}
         return b"".join(tiles)
+
+
+class Visit(NamedTuple):
+    """Of all tokens of an image by a part of the program, see :mod:`.spill`. pc: where its list
+    begins. stream_addr: the first chunk of its weights."""
+    pc: int
+    stream_addr: int
+
+    def regs(self, model_regs: Mapping[str, int]) -> dict[str, int]:
+        """Model registers with which a pass runs its list."""
+        return {**model_regs, "prefill_pc": self.pc, "decode_pc": self.pc,
+                "stream_addr": self.stream_addr}
+
+
+class Run(NamedTuple):
+    """One of those that an image takes, a pass each if it is spilled.
+
+    model_regs: all of them. tokens: ids. start_pos: position of the first one. base: chunks from
+    the cache's addresses to what the pass sees. final: it gives the class.
+    """
+    model_regs: Mapping[str, int]
+    tokens: Sequence[int]
+    start_pos: int
+    base: int
+    final: bool
 
 
 def is_image(path: str | Path) -> bool:
@@ -136,6 +161,9 @@ class Image:
         as they are, entropy of these in bits a byte.
     vision : Vision, optional
         Of an encoder of images.
+    visits : tuple of Visit
+        Of an encoder whose tokens are more than a pass takes; the last one is a decode of the last
+        token. Else there are none.
     draft : dict, optional
         Of the table of drafts in the memory, for people: entries that are there, model and made_of
         as :class:`meadowlark.draft.table.DraftTable` has them.
@@ -155,7 +183,32 @@ class Image:
     stop_ids: tuple[int, ...] = ()
     tensors: tuple[dict, ...] = ()
     vision: Vision | None = None
+    visits: tuple[Visit, ...] = ()
     draft: dict | None = None
+
+    @property
+    def runs(self) -> Iterator[Run]:
+        """Those that classify an image: one, or one for each block of tokens of each visit.
+
+        A spilled pass stands at the last positions, so that it sees as many keys as there are
+        tokens; its ids say which tokens it has. The cache has the keys of all tokens twice, one
+        after the other, so that any base has all of them behind it.
+        """
+        regs, n = self.model_regs, self.context
+        if not self.visits:
+            yield Run(regs, [0] * n, 0, 0, True)
+            return
+        sizes = cuts(n, regs["blocks"] * self.config["P"])
+        row = (1 << regs["head_log2"]) // self.config["W"]
+        for visit in self.visits:
+            final = visit is self.visits[-1]
+            of_visit = visit.regs(regs)
+            if not final:                           # ids that are tokens
+                of_visit["vocab"] = max(regs["vocab"], n)
+            ends = [n] if final else np.cumsum(sizes).tolist()
+            for end, size in zip(ends, [1] if final else sizes):
+                tokens = [0] if final else range(end - size, end)
+                yield Run(of_visit, tokens, n - size, (end - sizes[0]) * row, final)
 
     @property
     def cache_bytes(self) -> int:
@@ -229,14 +282,15 @@ class Image:
         return found
 
     def _decodes(self, op: Op) -> list[Instruction]:
-        """Instructions of the decode list with an operator."""
-        return [i for i in self.listed[self.model_regs["decode_pc"]:] if i["op"] == op]
+        """Instructions of the decode list with an operator, or of all visits."""
+        begin = 0 if self.visits else self.model_regs["decode_pc"]
+        return [i for i in self.listed[begin:] if i["op"] == op]
 
     def place(self, pc: int) -> str:
         """What an instruction reads, for a sentence: tensor and address, as far as it is known."""
         program, decode_pc = self.listed, self.model_regs["decode_pc"]
         at = self.model_regs["stream_addr"]
-        for i in program[decode_pc if pc >= decode_pc else 0:pc]:
+        for i in program[decode_pc if pc >= decode_pc and not self.visits else 0:pc]:
             if i["src"] == Src.STREAM:
                 at += (i["tiles"] - 1) * i["chunks"] + i["last_chunks"]
         at *= self.config["W"]
@@ -377,7 +431,7 @@ class Image:
             "facts": self.facts, "tensors": self.tensors, "draft": self.draft,
             "vision": None if self.vision is None else {
                 **vars(self.vision), "pictures": self.vision.pictures.as_dict()},
-            "sections": sections},
+            **({"visits": self.visits} if self.visits else {}), "sections": sections},
             indent=1).encode() + b"\n"
         lead = _PREFIX.pack(MAGIC, VERSION, len(header), 0)
         check = crc32(header, crc32(lead[:-4]))
@@ -448,6 +502,8 @@ class Image:
             chat=ChatTemplate.from_json(chat, name) if chat else None,
             tensors=tuple(map(_tensor, header["tensors"])),
             vision=None if header["vision"] is None else _vision(header["vision"]),
+            visits=tuple(Visit(*(_whole(visit, k) for k in range(2)))
+                         for visit in header.get("visits", ())),
             draft=None if header["draft"] is None else _draft(header["draft"]), **data)
         image._check_program()
         image._check_sizes()
@@ -469,6 +525,10 @@ class Image:
         for list_ in ("prefill_pc", "decode_pc"):
             if self.model_regs[list_] >= len(program):
                 raise ValueError(f"{list_} {self.model_regs[list_]}")
+        if self.visits and (self.vision is None or any(
+                visit.pc >= len(program) or visit.pc and program[visit.pc - 1]["op"] != Op.END
+                for visit in self.visits)):
+            raise ValueError(f"visits {self.visits}")
         if not self.facts["parameters"]:
             raise ValueError("no parameters")
 

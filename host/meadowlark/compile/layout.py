@@ -142,6 +142,15 @@ class Shape:
                    vocab=graph.vocab, context=context)
 
 
+def cuts(tokens: int, slots: int) -> list[int]:
+    """Tokens of each visit's blocks, where a pass takes ``slots`` of them, at least 3: as few
+    blocks as there can be. None has one token, which would be a decode."""
+    whole, rest = divmod(tokens, slots)
+    if rest == 1:
+        return [slots] * (whole - 1) + [slots - 1, 2]
+    return [slots] * whole + [rest] * (rest > 0)
+
+
 class RowTable(NamedTuple):
     """A table with a tile a row. at: from the end of the stream on, in bytes. chunks: of a row."""
     at: int
@@ -156,7 +165,8 @@ class Tables:
     rope: table of each name. tables: of the embedding, and of the positions of the context where
     there are some. patches: int16 behind a scale of 1, or None. kv_at: where the cache starts, from
     the end of the stream on, in bytes; the first table starts there. kv_steps: bytes of the keys,
-    and of the values, of a KV head. size: of all, in bytes.
+    and of the values, of a KV head. size: of all, in bytes. Where the residual is spilled the
+    cache has two rows a position, and what is spilled lies behind it.
     """
 
     def __init__(self, shapes: Shapes, config: Config, context: int) -> None:
@@ -178,10 +188,13 @@ class Tables:
             chunks = tile_chunks(Mode.INT16, Header.SCALE, 1, -(-plan.patches.op.width // W), W)
             self.patches = RowTable(at, chunks, context)
             at += round_up(context * chunks * W, ALIGN)
-        self.kv_at = at
-        self.kv_steps = tuple(round_up(context * width, ALIGN)
+        self.kv_at, self.kv_rows = at, context if plan.spill is None else 2 * context
+        self.kv_steps = tuple(round_up(self.kv_rows * width, ALIGN)
                               for width in (plan.key_pad, plan.value_pad))
-        self.size = self.kv(len(plan.attends), 0, 0)
+        self.size = self.spill_at = self.kv(len(plan.attends), 0, 0)
+        self.spill_step = round_up(context * plan.key_pad, ALIGN)
+        if plan.spill is not None:
+            self.size += plan.spill.planes * plan.spill.pieces * self.spill_step
 
     def kv(self, cache: int, which: int, kv_head: int, column: int = 0) -> int:
         """Where the keys (which: 0) or values (1) of a KV head start; cache: see
@@ -190,7 +203,11 @@ class Tables:
         keys, values = self.kv_steps
         layer = self.kv_at + (keys + values) * self.kv_heads * cache
         return layer + (keys * self.kv_heads + values * kv_head if which else keys * kv_head) + \
-            self.context * column
+            self.kv_rows * column
+
+    def spilled(self, number: int) -> int:
+        """Where the rows of a piece of a plane start, a token a row; numbered plane by plane."""
+        return self.spill_at + number * self.spill_step
 
 
 @dataclass(frozen=True)
@@ -259,14 +276,17 @@ def _regions(plan: Plan, W: int, at_once: int) -> Iterator[_Region]:
                               last[step.name])
             case AttendStep(op=op):
                 head = words(plan.key_pad)
+                if step.spill is not None:      # a plane of the residual
+                    yield _Region(step.spill.header.x, step.spill.pieces * (head - 1), i, i)
                 yield _Region(step.q.name, at_once * head, i, i)
                 yield _Region(step.name, op.heads * head, i, last[step.name])
 
 
 def values_beside(plan: Plan, W: int) -> int:
     """Values of a token beside its residual, padded to words: the most that are normed at once, or
-    the constant of a :class:`meadowlark.quant.plan.ReadStep`."""
+    the constant of a :class:`meadowlark.quant.plan.ReadStep` or of a spill."""
     widths = [norm.width for norm in plan.norms] + [step.matrix.rows for step in plan.of(ReadStep)]
+    widths += [] if plan.spill is None else [root.rows for root in plan.spill.roots]
     return round_up(max(widths, default=0), W)
 
 
@@ -276,5 +296,8 @@ def stride(plan: Plan, W: int) -> int:
 
 
 def token_words(plan: Plan, W: int) -> int:
-    """Words of W values that the keys, or the values, of a token take: all KV heads of a layer."""
-    return max(step.op.kv_heads for step in plan.attends) * -(-plan.key_pad // W)
+    """Words of W values that the keys, or the values, of a token take: all KV heads of a layer, or
+    as many rows of the same length, where they hold a plane of the residual."""
+    rows = [step.op.kv_heads for step in plan.attends]
+    rows += [] if plan.spill is None else [plan.spill.pieces]
+    return max(rows) * -(-plan.key_pad // W)

@@ -25,6 +25,7 @@ from ..models.checkpoint import Model
 from ..quant.plan import WORD, AttendStep, Matrix, NormStep, Order, Plan, ReadStep, Step
 from ..quant.quantise import int8_codes
 from ..quant.shapes import Shapes
+from . import spill
 from .layout import (ALIGN, Shape, Tables, Tiling, act_map, round_up, stride, tile_linear,
                      token_words, values_beside)
 
@@ -96,6 +97,8 @@ class Need:
     def instructions(self) -> int:
         """Length of the program, both lists."""
         at_once = heads_at_once(self.plan, self.config, self.context)
+        if self.plan.spill is not None:
+            return _visited(self.plan, self.config, at_once)
         lists = sum(sum(_instructions(step, self.plan.value_pad, self.config, at_once))
                     for step in self.plan.steps)
         # Each list has an end that is passed by and a last one, and begins with rows of tables.
@@ -128,6 +131,8 @@ class Need:
         codes = 0
         for norm in self.plan.norms:    # a tile for each that is normed
             rest += 2 * round_up(norm.width, W) * norm.count
+        if self.plan.spill is not None:     # of planes, and of the norm that is made again
+            rest += 2 * hidden * (self.plan.spill.planes + 1) * len(self.plan.attends)
         for matrix, t in self.tilings:
             full, last = (header_chunks(self.shapes.header(matrix), n, W)
                           for n in (t.rows, t.last_rows))
@@ -159,15 +164,34 @@ def _instructions(step: Step, value_pad: int, config: Config, at_once: int) -> t
             return (1 + 2 * len(step.norms),) * 2
 
 
+def _visited(steps: Plan, config: Config, at_once: int) -> int:
+    """Length of the program of a spilled model: a list a visit, of which the last is a decode."""
+    way, last, total = steps.spill, steps.attends[-1], 0
+    assert way is not None
+    # Headers, roots; of a plane its norm, its pieces and their STOREs, and what takes it away; END.
+    leave = way.pieces * (1 + 2 * way.planes) + len(way.roots) + 2 * way.planes + 1
+    enter = way.planes * (way.pieces + 1) + 1           # with the norm that is made again
+    for step in steps.steps:
+        prefill, decode = _instructions(step, steps.value_pad, config, at_once)
+        total += decode if step is last else prefill
+        if isinstance(step, AttendStep):                # and the second copy of its cache
+            total += leave + enter + 2 * step.op.kv_heads
+    return total + len(steps.embedding.tables)          # the first is a step's; the last END
+
+
 def need(shapes: Shapes, board: Board, context: int | None = None, bits: float = 8.0) -> Need:
     """What a model needs on a board.
 
     context: tokens the KV cache holds; by default as many as model and core allow. bits: see
-    :class:`Need`. Weights are int8 where the board reads no blocks.
+    :class:`Need`. Weights are int8 where the board reads no blocks. An encoder with more tokens
+    than a pass takes is spilled, if it can be, see :mod:`.spill`.
     """
     config, on = board.config, suited(shapes, board)
     if on.plan.graph.encoder:           # all tokens of an image, or none
         context = on.context
+        if on.plan.spill is None and context > residents(on.plan, config) * config.P and \
+                spill.can(on.plan, config):
+            on = spill.shapes_of(on, config.W)
     if context is None:
         context = min(on.context, config.context, config.score_depth)
     return Need(on if config.block_modes else on.int8(), config, context, bits)
@@ -224,7 +248,8 @@ LIMITS = (
           lambda b: min((1 << 13) - 1, b.config.residual_values // b.config.P),
           "residual_values / P"),
     Limit("words of a diagonal", "rows", "likewise: W, as many as a tile has",
-          lambda n: n.config.W * any(norm.diagonal is not None for norm in n.plan.norms),
+          lambda n: n.config.W * (n.plan.spill is not None or any(
+              norm.diagonal is not None for norm in n.plan.norms)),
           lambda b: b.config.tile_rows, "tile_rows"),
     Limit("word", "values", "of a core that takes keys with latents, whose parts are whole words",
           lambda n: n.config.W if n.plan.latent else 0, lambda b: WORD, "W"),
@@ -261,8 +286,8 @@ LIMITS = (
 )
 
 
-#: Of an encoder: keys of a layer are those of all tokens, so all are there before the first query
-#: is. What a board has depends on the model, see :func:`residents`.
+#: Of an encoder that cannot be spilled: keys of a layer are those of all tokens, so all are there
+#: before the first query is. What a board has depends on the model, see :func:`residents`.
 IMAGE = Limit("tokens of an image", "", "all of them in one pass", lambda n: n.context,
               lambda b: Config.PASS_BLOCKS * b.config.P,
               "a pass: residual_values, act_words, scratch_bytes, rope_pairs and 32 blocks of P")
@@ -298,7 +323,7 @@ def fits(shapes: Shapes, board: Board, *, context: int | None = None, bits: floa
     found = [Reason(limit, of, has) for limit in LIMITS
              if (of := limit.of(on)) > (has := limit.has(board))]
     most = residents(on.plan, on.config) * on.config.P
-    if on.plan.graph.encoder and on.context > most and not found:
+    if on.plan.graph.encoder and on.plan.spill is None and on.context > most and not found:
         found.append(Reason(IMAGE, on.context, most))
     return found
 

@@ -141,6 +141,45 @@ class NormStep(Step):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Spill:
+    """The residual goes to memory behind an attention's keys and values, and comes back before its
+    queries, in another visit of a token: see :mod:`meadowlark.compile.spill`.
+
+    norm: what makes the attention's input, which is made once more. planes: of a residual's digits.
+    header: a constant, once a piece. roots: constants, each for as many planes. out: a diagonal for
+    each piece of a plane. less, more: a diagonal for each plane, which takes it from the residual,
+    and adds it.
+    """
+    norm: NormStep
+    header: Matrix
+    roots: tuple[Matrix, ...]
+    out: tuple[Matrix, ...]
+    less: tuple[Matrix, ...]
+    more: tuple[Matrix, ...]
+
+    @property
+    def planes(self) -> int:
+        return len(self.less)
+
+    @property
+    def pieces(self) -> int:
+        """Rows of a table that hold a plane of a token."""
+        return len(self.out)
+
+    def root(self, plane: int) -> Matrix | None:
+        """The constant before a plane, if it is another one than the latest."""
+        each = self.planes // len(self.roots)
+        return None if plane % each else self.roots[plane // each]
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """In the order of the stream: as the residual goes, and as it comes."""
+        gone = (m for k in range(self.planes)
+                for m in (self.root(k), *self.out, self.less[k]) if m is not None)
+        return *(self.header for _ in self.out), *gone, *self.more
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReadStep(Step):
     """residual -> activations, over a root that is the same for all tokens: that of what a matrix
     of a constant makes beside the residual."""
@@ -185,6 +224,7 @@ class AttendStep(Step):
 
     table: of RoPE for queries and keys, or None. cache: number of the cache, in order. k_norm,
     q_norm: before they rotate, or None. v_norm: of a latent, which is a part of the key as well.
+    spill: between values and queries, or None.
     """
     op: Attend
     q: Matrix
@@ -195,11 +235,13 @@ class AttendStep(Step):
     k_norm: Normed | None = None
     q_norm: Normed | None = None
     v_norm: Normed | None = None
+    spill: Spill | None = None
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
         # Keys are stored before the values are computed: their way to memory is then hidden.
         return (self.k, *_diagonals(self.k_norm), self.v, *_diagonals(self.v_norm),
+                *(() if self.spill is None else self.spill.matrices),
                 self.q, *_diagonals(self.q_norm))
 
     @property
@@ -283,6 +325,11 @@ class Plan:
     def attends(self) -> tuple[AttendStep, ...]:
         """By number of their cache."""
         return tuple(self.of(AttendStep))
+
+    @property
+    def spill(self) -> Spill | None:
+        """What all attentions have between values and queries, or None."""
+        return self.attends[0].spill
 
     @property
     def eps(self) -> float:

@@ -82,7 +82,7 @@ def classify(runner: Target, source: Source, files: Sequence[str], codes: Sequen
     for at, code in enumerate(codes):
         tell("classifying", at, len(codes))
         events.append(runner.classify(code))
-        counters.append(runner.counters())
+        counters.append(runner.image_counters())
     verdict, seen = None, [event.logits for event in events]
     if always or any(logits is None for logits in seen):
         golden = GoldenTarget(runner.board, progress=progress)

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -80,6 +80,8 @@ class Target(ABC):
     def __init__(self) -> None:
         self._held: list[int] = []      # tokens whose keys and values the cache surely holds
         self._ends = False
+        self._image: Image | None = None
+        self._before: Counter[str] = Counter()      # of the runs of an image before the last one
 
     @property
     @abstractmethod
@@ -123,12 +125,31 @@ class Target(ABC):
 
     def classify(self, codes: np.ndarray) -> Event:
         """The class of an image, as a token. codes: int16[tokens, width], see
-        :meth:`meadowlark.models.pictures.Pictures.codes`; the model is an encoder."""
-        self._held = []
+        :meth:`meadowlark.models.pictures.Pictures.codes`; the model is an encoder. An image with
+        more tokens than a pass takes is several runs."""
+        assert self._image is not None, "load() comes first"
+        self._held, self._before = [], Counter()
         self._show(codes)
-        with closing(self.run([0] * len(codes), Sampling(), start_pos=0, max_new=1, stop_ids=(),
-                               drafts=OFF)) as events:
-            return next(events)
+        for run in self._image.runs:
+            self._turn(run.model_regs)
+            with closing(self.run(run.tokens, Sampling(), start_pos=run.start_pos,
+                                  max_new=int(run.final), stop_ids=(), base=run.base)) as events:
+                if run.final:
+                    return next(events)
+                assert not list(events)
+            self._before.update(self.counters())
+        raise AssertionError("an image without a final run")
+
+    def image_counters(self) -> dict[str, int]:
+        """Those of :meth:`counters` for all runs of the latest image. Runs before the last one are
+        of the first token too."""
+        found, before = self.counters(), self._before
+        return {name: count + before["cycles" if name == "cycles_first_token" else name]
+                for name, count in found.items()}
+
+    @abstractmethod
+    def _turn(self, model_regs: Mapping[str, int]) -> None:
+        """Runs from here on have these."""
 
     @abstractmethod
     def _show(self, codes: np.ndarray) -> None:
@@ -140,11 +161,12 @@ class Target(ABC):
 
     @abstractmethod
     def run(self, tokens: Sequence[int], sampling: Sampling, *, start_pos: int, max_new: int,
-            stop_ids: Sequence[int], drafts: Drafting = OFF, cache: int = 0,
+            stop_ids: Sequence[int], drafts: Drafting = OFF, cache: int = 0, base: int = 0,
             before: Sequence[int] = ()) -> Generator[Event, None, None]:
         """As :meth:`generate`, from start_pos, in one of several caches, which below it is kept.
 
-        before: all tokens below start_pos, if another sequence ran since, for drafts alone.
+        base: chunks from the cache's beginning to what counts as that. before: all tokens below
+        start_pos, if another sequence ran since, for drafts alone.
         """
 
     @abstractmethod
@@ -223,7 +245,6 @@ class GoldenTarget(Target):
         self._board, self._progress = board or _default(), progress
         self._golden: GoldenModel | None = None         # of a model
         self._core: GoldenCore | None = None            # of an image
-        self._image: Image | None = None
 
     @property
     def board(self) -> Board:
@@ -236,7 +257,10 @@ class GoldenTarget(Target):
             with self._sound():
                 core = golden_core(image, self._board.config, caches=image.most_together(
                     self._board.config.turns))
-                core.read_stream(self._tell)
+                for visit in image.visits or [None]:
+                    if visit is not None:
+                        core.model = visit.regs(image.model_regs)
+                    core.read_stream(self._tell)
             self._core = core
         else:
             from ..quant.golden import GoldenModel
@@ -247,6 +271,10 @@ class GoldenTarget(Target):
         if self._core is not None:
             at, tiles = _tiles(self._image, codes)
             self._core.memory[at:at + len(tiles)] = np.frombuffer(tiles, np.uint8)
+
+    def _turn(self, model_regs: Mapping[str, int]) -> None:
+        assert self._core is not None
+        self._core.model = model_regs
 
     def classify(self, codes: np.ndarray) -> Event:
         if self._golden is None:
@@ -272,7 +300,7 @@ class GoldenTarget(Target):
                             "model again") from error
 
     def run(self, tokens: Sequence[int], sampling: Sampling, *, start_pos: int, max_new: int,
-            stop_ids: Sequence[int], drafts: Drafting = OFF, cache: int = 0,
+            stop_ids: Sequence[int], drafts: Drafting = OFF, cache: int = 0, base: int = 0,
             before: Sequence[int] = ()) -> Generator[Event, None, None]:
         runs = self._core or self._golden
         assert runs is not None and self._image is not None, "load() comes first"
@@ -286,7 +314,7 @@ class GoldenTarget(Target):
             ways["drafter"] = partial(draft, table=self._image.draft_entries,
                                       least=self._image.draft_least)
         else:
-            ways["base"] = self._image.base(cache)
+            ways["base"] = self._image.base(cache) + base
         with self._sound():
             for token, logits in runs.generate(tokens, sampling, **ways):
                 yield Event(token=token, crc=logits_crc(logits), logits=logits)
@@ -386,7 +414,6 @@ class BoardTarget(Target):
                  progress: Progress | None = None) -> None:
         super().__init__()
         self.name, self._driver, self._progress = name, driver, progress
-        self._image: Image | None = None
 
     @property
     def driver(self) -> Driver:
@@ -413,6 +440,11 @@ class BoardTarget(Target):
         assert self._image is not None, "load() comes first"
         self.driver.write_memory(*_tiles(self._image, codes))
 
+    def _turn(self, model_regs: Mapping[str, int]) -> None:
+        assert self._image is not None
+        if self._image.visits:
+            self.driver.set_model(model_regs)
+
     def _write(self, image: Image) -> None:
         def advance(done: int, total: int) -> None:
             if self._progress:
@@ -421,7 +453,7 @@ class BoardTarget(Target):
                          progress=advance)
 
     def run(self, tokens: Sequence[int], sampling: Sampling, *, start_pos: int, max_new: int,
-            stop_ids: Sequence[int], drafts: Drafting = OFF, cache: int = 0,
+            stop_ids: Sequence[int], drafts: Drafting = OFF, cache: int = 0, base: int = 0,
             before: Sequence[int] = ()) -> Generator[Event, None, None]:
         assert self._image is not None, "load() comes first"
         # The board knows the size of its own memories, not of this image's KV cache.
@@ -429,7 +461,7 @@ class BoardTarget(Target):
         with closing(self.driver.run(
                 tokens, sampling, max_new=min(max_new, room), stop_ids=tuple(stop_ids),
                 start_pos=start_pos, draft_most=drafts.most, draft_price=drafts.price,
-                base=self._image.base(cache), before=before)) as events:
+                base=self._image.base(cache) + base, before=before)) as events:
             yield from self._events(events)
 
     def run_together(self, tokens: Sequence[int], places: Sequence[tuple[int, int]],
