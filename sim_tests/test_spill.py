@@ -10,6 +10,7 @@ from meadowlark.compile.cycles import predict_image
 from meadowlark.compile.disassemble import listing, subjects
 from meadowlark.compile.image import Image
 from meadowlark.compile.layout import cuts
+from meadowlark.compile.special import special
 from meadowlark.errors import UserError
 from meadowlark.models.registry import load_model
 from meadowlark.models.rewrite import suited
@@ -163,8 +164,9 @@ def test_damaged_visits(spilled):
 
 def test_deit_s(tmp_path):
     """Two layers at full width, from shapes alone: boards with batches take them, in visits."""
-    shapes = Shapes.of_model(load_model(random_vit(
-        tmp_path, seed=1, hidden=384, layers=2, heads=6, ffn=1536, side=224, patch=16), outline=True))
+    folder = random_vit(tmp_path, seed=1, hidden=384, layers=2, heads=6, ffn=1536, side=224,
+                        patch=16)
+    shapes = Shapes.of_model(load_model(folder, outline=True))
     for name, blocks in (("virtual", 4), ("ulx3s_85f", 4), ("ecpix5_85f", 4)):
         board = get_board(name)
         needs = limits.need(shapes, board)
@@ -173,7 +175,7 @@ def test_deit_s(tmp_path):
         assert needs.plan.spill.pieces == 8 and needs.plan.spill.planes == 4
 
 
-def test_what_cannot_be_spilled(tmp_path, narrow):
+def test_what_cannot_be_spilled(tmp_path, narrow, spilled):
     """Cores without bases for caches, heads of one word, and all tokens through the last layer."""
     board = get_board("virtual")
     shapes = Shapes.of_model(load_model(narrow, outline=True))
@@ -191,6 +193,8 @@ def test_what_cannot_be_spilled(tmp_path, narrow):
     with pytest.raises(UserError, match="leave --all-tokens out"):
         compile_model(quantise(suited(load_model(narrow), 1 << 12), head_pad=16), board,
                       all_tokens=True)
+    with pytest.raises(UserError, match="build virtual without --for"):
+        special(board, spilled[1])
 
 
 # ---- The gateware

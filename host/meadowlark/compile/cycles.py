@@ -586,7 +586,7 @@ def predict_image(image: Image, board: Board) -> Prediction:
         for pc, spent in machine.by_pc.items():
             by_pc.setdefault(pc, Spent()).add(spent)
         cycles, words = cycles + machine.now, words + machine.memory.words
-    needs = dict(pos0=0, n=image.context, final=True)
+    needs: dict = dict(pos0=0, n=image.context, final=True)
     return Prediction(
         cycles=cycles, prefill_cycles=cycles, decode_cycles=0, passes=done,
         by_pc=dict(sorted(by_pc.items())), program=image.listed,

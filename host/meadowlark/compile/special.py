@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from meadowlark_hdl.config import Config
 
+from ..errors import UserError
 from .forecast import forecast
 
 if TYPE_CHECKING:
@@ -32,9 +33,12 @@ def special(board: Board, image: Image) -> Board:
     Raises
     ------
     UserError
-        The image is not for this board.
+        The image is not for this board, or runs in visits, which change the model's registers.
     """
     image.check_board(board)
+    if image.visits:
+        raise UserError(f"{image.name} has more tokens than a pass takes, so its registers change "
+                        f"as it runs; build {board.name} without --for")
     was, needs = board.config, image.needs
     sizes = {name: max(least, _power(needs[name])) for name, least in _POWERS.items()}
     sizes |= {name: max(step, -(-needs[name] // step) * step) for name, step in _ANY.items()}

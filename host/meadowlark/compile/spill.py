@@ -69,15 +69,18 @@ def spilled(plan: Plan, W: int) -> Plan:
                       order=order, biases=(f"spill.{name}",) if constant else ())
     last = hidden - (pieces - 1) * words * W
     out = [matrix("out", words * W)] * (pieces - 1) + [matrix("out.last", last)]
-    parts = dict(
-        header=matrix("header", W, Order.CONSTANT), out=tuple(out),
-        roots=tuple(matrix(f"root.{k}", 2, Order.CONSTANT) for k in range(len(ROOTS))),
-        less=tuple(matrix(f"less.{k}", hidden) for k in range(len(PLANES))),
-        more=tuple(matrix(f"more.{k}", hidden) for k in range(len(PLANES))))
-    norms = dict(zip((step.name for step in plan.attends), _norms(plan)))
+
+    def spill(norm: NormStep | None) -> Spill:
+        assert norm is not None
+        return Spill(
+            norm=norm, header=matrix("header", W, Order.CONSTANT), out=tuple(out),
+            roots=tuple(matrix(f"root.{k}", 2, Order.CONSTANT) for k in range(len(ROOTS))),
+            less=tuple(matrix(f"less.{k}", hidden) for k in range(len(PLANES))),
+            more=tuple(matrix(f"more.{k}", hidden) for k in range(len(PLANES))))
+    norms = iter(_norms(plan))
     return replace(plan, steps=tuple(
-        replace(step, spill=Spill(norm=norms[step.name], **parts))
-        if isinstance(step, AttendStep) else step for step in plan.steps))
+        replace(step, spill=spill(next(norms))) if isinstance(step, AttendStep) else step
+        for step in plan.steps))
 
 
 def shapes_of(shapes: Shapes, W: int) -> Shapes:
