@@ -1,7 +1,7 @@
 # Every target sets up what it needs; `make` lists them.
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-test setup-synth setup-smollm2 story test lint bench fmax netlist replay prove \
-    link-faults sdram-stream bitstream bitstreams resources mutate long docs docs-html clean
+    link-faults sdram-stream bitstream bitstreams resources release mutate long docs docs-html clean
 .DELETE_ON_ERROR:
 
 # The first Python that is new enough, or else python3, about which the set-up then complains.
@@ -66,6 +66,9 @@ bitstreams: .venv/.synth ## build all boards that have a bitstream
 
 resources: .venv/.synth ## have the chips grown over boards/resources.json? ARGS=--write records
 	@$(BIN)/python scripts/resources.py $(ARGS)
+
+release: .venv/.test ## wheel, sdist, images, bitstreams and checksums in build/release; ARGS=--build
+	@$(BIN)/python scripts/release.py $(ARGS)
 
 mutate: setup-test ## break the gateware in many small ways and see the tests notice
 	@$(BIN)/python scripts/mutate.py $(ARGS)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from meadowlark_hdl.tech.ecp5 import ECP5
 from meadowlark_hdl.tech.generic import Technology
 
+from ..cache import digest, source_files
 from ..errors import UserError
 from ..files import write_atomic
 from .ecp5 import Ecp5Tools
@@ -253,13 +254,21 @@ def build(board: Board, directory: Path, *, seeds: int = 3,
     return built
 
 
+def gateware() -> str:
+    """A digest of what a bitstream is made from here: the packages of gateware and boards."""
+    import meadowlark_boards
+    import meadowlark_hdl
+    return digest(*(file for package in (meadowlark_hdl, meadowlark_boards)
+                    for file in source_files(Path(package.__file__ or "").parent)))
+
+
 def summary(built: Built, clocks_tried: dict[float, float] | None = None) -> dict[str, Any]:
     """What ``meadowlark build --json`` prints; ``clocks_tried``: see :func:`build_fastest`."""
     report, board = built.report, built.board
     memory, cells = board.chip.memory_mhz, tools_of(board).cells
     searched = {f"{mhz:.5g}": round(reached, 2) for mhz, reached in (clocks_tried or {}).items()}
     return {
-        "board": board.name, "clock_mhz": round(board.clock_mhz, 3),
+        "board": board.name, "gateware": gateware(), "clock_mhz": round(board.clock_mhz, 3),
         **({"memory_mhz": round(memory, 3)} if memory else {}),
         "fmax_mhz": round(core_mhz(board, report), 2), "meets_timing": built.meets_timing,
         **({"clocks_tried": searched} if searched else {}),
