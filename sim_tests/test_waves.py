@@ -80,12 +80,12 @@ class File:
 def test_signals_are_the_counters(target, source, tmp_path, seed):
     """Of a whole run, every cycle: pulses add up to the chip's counters, and the program counter
     goes through the program's lists. The run is the golden model's."""
-    prompt = [0, *np.random.default_rng(seed).integers(2, 128, 9).tolist()]
+    prompt = [0, *np.random.default_rng(seed).integers(2, 128, 2).tolist()]
     waves = Waves(str(tmp_path / "w.vcd"), 0, EVER)
-    events = run(target, waves, source, prompt, max_new=3)
+    events = run(target, waves, source, prompt, max_new=2)
     golden = GoldenTarget(BOARD)
     golden.load(source)
-    with closing(golden.generate(prompt, Sampling(), max_new=3, stop_ids=())) as wanted:
+    with closing(golden.generate(prompt, Sampling(), max_new=2, stop_ids=())) as wanted:
         assert [e.crc for e in events] == [e.crc for e in wanted]
     file = File(tmp_path / "w.vcd", "issue.retired", "issue.pc", "issue.array_active",
                 "issue.wait_vector", "sequencer.pass_done")
@@ -99,10 +99,10 @@ def test_signals_are_the_counters(target, source, tmp_path, seed):
     image = source.image
     prefill, decode = (image.model_regs[x] for x in ("prefill_pc", "decode_pc"))
     begins = [pc for pc in pcs if pc in (prefill, decode)]
-    assert begins == [prefill, decode, decode]
+    assert begins == [prefill, decode]
     for pc, i in enumerate(image.instructions[decode:], decode):
         if i["op"] == Op.LINEAR:
-            assert pcs.count(pc) == 2, pc
+            assert pcs.count(pc) == 1, pc
 
 
 def test_cycles_from_to(target, source, tmp_path):
