@@ -102,7 +102,7 @@ def waves_option(command: Callable) -> Callable:
             click.option("--waves-cycles", default="0:10000", show_default=True,
                          metavar="FROM:TO",
                          help="Cycles of the run that --waves writes, the last one left out. A "
-                              "thousand take about 10 MB on board virtual, and more the larger its "
+                              "thousand take about 11 MB on board virtual, and more the larger its "
                               "core."))):
         command = option(command)
 
