@@ -203,7 +203,7 @@ def test_compilers_end_too(tmp_path):
     stub = """
 from meadowlark.run import targets
 from meadowlark.sim import build
-def open_target(name, board, *, trace=False, progress=None):
+def open_target(name, board, *, trace=False, waves=None, progress=None):
     build.build("module core(input clk, output x); assign x = clk; endmodule", board.config,
                 progress=progress)
 targets.open_target = open_target
