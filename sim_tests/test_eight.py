@@ -1,5 +1,7 @@
 """Eight clients against one, in cycles of the chip: the golden model says what each pass draws, and
 the cycle model how long it takes."""
+import os
+
 import pytest
 from meadowlark.compile.cycles import Machine
 from meadowlark_boards import get_board
@@ -80,3 +82,27 @@ def test_eight_against_one(chip, monkeypatch):
     assert 8 * alone >= 4 * eight
     # Its own prompt is one chunk; another's could be under way.
     assert later <= first + clock.longest + first
+
+
+@pytest.mark.skipif(not os.environ.get("EIGHT"), reason="minutes; a part of `make long`")
+def test_eight_against_one_counted():
+    """The same on the simulated chip, by its counter."""
+    spent = []
+    with ml.load("stories").on("sim", board=get_board("ulx3s_85f")) as chip:
+        def counted(real):
+            def run(*args, **how):
+                yield from real(*args, **how)
+                spent[-1] += chip.target.counters()["cycles"]
+            return run
+        for name in ("run", "run_together"):
+            setattr(chip.target, name, counted(getattr(chip.target, name)))
+        for prompts in (PROMPTS[:1], PROMPTS):
+            spent.append(0)
+            with chip.together(draft="off", parallel=8) as together:
+                texts = [together.begin(prompt, max_tokens=TOKENS, ignore_eos=True)
+                         for prompt in prompts]
+                while together.step():
+                    pass
+            assert all(text.done and len(text.done.tokens) == TOKENS for text in texts)
+    print(f"one: {spent[0]} cycles; eight: {spent[1]}; {8 * spent[0] / spent[1]:.2f}x")
+    assert 8 * spent[0] >= 4 * spent[1]
