@@ -20,10 +20,10 @@ from meadowlark.errors import UserError
 from meadowlark.models.registry import find_model
 from meadowlark.run.bench import markdown
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "sim_tests"))
-from gguf_files import write_gguf  # noqa: E402 (from the tests, whose folder was unknown before)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "sim_tests"))
+from gguf_files import write_gguf
 
+ROOT = Path(__file__).resolve().parents[1]
 FORMATS = "Q8_0", "Q4_1"
 
 

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import click
-from meadowlark.chip.build import design, modules
-from meadowlark.chip.ecp5 import synthesise
+from meadowlark.chip.build import synthesise
+from meadowlark.chip.ecp5 import SIZES
 from meadowlark.errors import UserError
 from meadowlark.files import write_atomic
 from meadowlark_boards import BOARDS, get_board
@@ -21,9 +21,6 @@ from meadowlark_boards import BOARDS, get_board
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "boards" / "resources.json"
 
-#: What is counted: cells of the netlist. A CCU2C is two LUTs with their carry, a TRELLIS_DPR16X4
-#: six: four hold bits, two the way in.
-CELLS = ("LUT4", "CCU2C", "TRELLIS_DPR16X4", "TRELLIS_FF", "MULT18X18D", "DP16KD")
 #: Growth that needs no new record, and of a kind of which there is hardly any, cells.
 ALLOWED, FEW = 0.03, 8
 
@@ -33,7 +30,7 @@ def built(name: str) -> dict[str, int]:
     report = ROOT / "build" / name / "report.json"
     try:
         found = json.loads(report.read_text())["cells"]
-        return {cell: found.get(cell, 0) for cell in CELLS}
+        return {cell: found.get(cell, 0) for cell in SIZES}
     except (OSError, ValueError, KeyError, AttributeError):
         raise UserError(f"there is no report of a build in {report.relative_to(ROOT)}: "
                         f"`meadowlark build --board {name}`") from None
@@ -41,16 +38,13 @@ def built(name: str) -> dict[str, int]:
 
 def measure(name: str) -> dict[str, int]:
     """Cells of a board's chip by kind."""
-    board, directory = get_board(name), ROOT / "build" / "resources" / name
-    text, _ = design(board, directory)
-    found = synthesise(text, directory, verilog=modules(board, directory),
-                       dense=board.chip.dense)
-    return {cell: found.get(cell, 0) for cell in CELLS}
+    found = synthesise(get_board(name), ROOT / "build" / "resources" / name)
+    return {cell: found.get(cell, 0) for cell in SIZES}
 
 
 def grown(old: dict[str, int], new: dict[str, int]) -> list[str]:
     """A line for each kind of cell that has grown by more than is allowed."""
-    return [f"{cell}: {old.get(cell, 0)} -> {new[cell]}" for cell in CELLS
+    return [f"{cell}: {old.get(cell, 0)} -> {new[cell]}" for cell in SIZES
             if new[cell] > old.get(cell, 0) + max(FEW, ALLOWED * old.get(cell, 0))]
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+from notebook import run as run_notebook
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-from notebook import run as run_notebook  # noqa: E402 (a script)
 
 
 def printed(book):

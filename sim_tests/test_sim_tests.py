@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "scripts"))
-import long as long_checks  # noqa: E402
-import mutate  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+import long as long_checks
+import mutate
 
+HERE = Path(__file__).parent
 BLOCKS = mutate.load_blocks()
 
 

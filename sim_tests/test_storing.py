@@ -7,7 +7,7 @@ from meadowlark.run.targets import SimTarget
 from meadowlark_hdl.isa import Op, Sink
 from random_model import random_model
 from test_chip import Chip
-from test_timeline import BOARD
+from recordings import BOARD
 
 
 @pytest.fixture(scope="module")

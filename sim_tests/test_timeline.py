@@ -10,34 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from meadowlark import cli
 from meadowlark.compile.disassemble import subjects
-from meadowlark.run import targets
-from meadowlark.run.prepare import Source
 from meadowlark.run.targets import SimTarget
 from meadowlark.run.timeline import Timeline
 from meadowlark.sim.trace import STATES, Track
-from meadowlark_boards import Board, LinkInfo, MemoryTiming
 from meadowlark_hdl.compute.lane import BEAT_CYCLE
-from meadowlark_hdl.config import Config
 from meadowlark_hdl.isa import Op, Sink, Src
 from meadowlark_hdl.sampler.sampler_golden import Sampling
-from random_model import random_model
+from recordings import BOARD, commands, refused_before_the_work, small_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 import timeline as picture
 
-#: Little to build and to wait for, with all that memory can wait for; the bus is narrower than a
-#: chunk, words come every second cycle or so.
-BOARD = Board(
-    name="small", title="for this test", clock_mhz=100.0, link=LinkInfo(kind="queue"),
-    config=Config(W=4, P=4, bus_bytes=2, act_words=128, scratch_bytes=1024, residual_values=1024,
-                  score_depth=256, rope_pairs=128, tile_beats=64, tile_rows=16, fifo_words=128,
-                  burst_words=16, prog_depth=256, context=128, topk=4, vector_products=8,
-                  block_modes=False),
-    memory=MemoryTiming(size_bytes=1 << 20, bytes_per_s=1.2e8, latency_ns=80, row_miss_ns=40,
-                        page_bytes=512, banks=2, turnaround_ns=20, refresh_interval_ns=7800,
-                        refresh_ns=100))
 #: What an event of a phase has, by the trace event format.
 REQUIRED = {"X": {"name", "ts", "dur", "pid", "tid"}, "i": {"name", "ts", "pid", "tid", "s"},
             "C": {"name", "ts", "pid", "args"}, "M": {"name", "pid", "args"}}
@@ -45,7 +29,7 @@ REQUIRED = {"X": {"name", "ts", "dur", "pid", "tid"}, "i": {"name", "ts", "pid",
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return Source(str(random_model(tmp_path_factory.mktemp("model"), seed=5, layers=3)), BOARD)
+    return small_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -235,21 +219,7 @@ def test_the_picture(target, source, words, tmp_path):
 
 @pytest.fixture
 def command(target, source, monkeypatch, capsys, tmp_path):
-    """command(*args) -> (status, stdout, stderr), with the small board and an image for it."""
-    source.image.save(tmp_path / "m.mlk")
-    asked = []
-
-    def open_target(name, board, *, trace, waves, progress):
-        asked.append(trace)
-        return target
-    monkeypatch.setattr(targets, "open_target", open_target)
-    monkeypatch.setattr(target, "close", lambda: None)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        status = cli.main([*args, "-m", "m.mlk", "--board", "virtual"])
-        return (status, *capsys.readouterr(), asked)
-    return run
+    return commands(target, source, monkeypatch, capsys, tmp_path, lambda trace, waves: trace)
 
 
 def test_bench(command, tmp_path):
@@ -298,7 +268,4 @@ def test_generate(command, tmp_path):
     (["--trace", "t", "--target", "pins"], "--trace shows what --target sim simulates, not pins"),
     (["--trace", "t", "--target", "/dev/ttyUSB9"], "simulates, not /dev/ttyUSB9")])
 def test_errors_come_before_the_work(command, tmp_path, name, args, said):
-    status, out, err, asked = command(name, *args, *(["--ids", "5"] if name == "generate" else []))
-    assert status == 2 and said in err and not out
-    assert len(err.splitlines()) == 1 and asked == []
-    assert [path.name for path in tmp_path.iterdir()] == ["m.mlk"]
+    refused_before_the_work(command, tmp_path, name, args, said)

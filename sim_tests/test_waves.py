@@ -5,18 +5,14 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from meadowlark import cli
 from meadowlark.compile.disassemble import line
 from meadowlark.errors import UserError
-from meadowlark.run import targets
-from meadowlark.run.prepare import Source
 from meadowlark.run.targets import GoldenTarget, SimTarget
 from meadowlark.run.waves import Waves, cycles_of
 from meadowlark.sim import build
 from meadowlark_hdl.isa import Op
 from meadowlark_hdl.sampler.sampler_golden import Sampling
-from random_model import random_model
-from test_timeline import BOARD
+from recordings import BOARD, commands, refused_before_the_work, small_model
 from vcd.reader import TokenKind, tokenize
 
 TOP = "core.core.inner.wired"
@@ -25,7 +21,7 @@ EVER = 1 << 60
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return Source(str(random_model(tmp_path_factory.mktemp("model"), seed=5, layers=3)), BOARD)
+    return small_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -199,21 +195,8 @@ def test_cycles():
 
 @pytest.fixture
 def command(target, source, monkeypatch, capsys, tmp_path):
-    """command(*args) -> (status, stdout, stderr), with the small board and an image for it."""
-    source.image.save(tmp_path / "m.mlk")
-    asked = []
-
-    def open_target(name, board, *, trace, waves, progress):
-        asked.append((trace, waves))
-        return target
-    monkeypatch.setattr(targets, "open_target", open_target)
-    monkeypatch.setattr(target, "close", lambda: None)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        status = cli.main([*args, "-m", "m.mlk", "--board", "virtual"])
-        return (status, *capsys.readouterr(), asked)
-    return run
+    return commands(target, source, monkeypatch, capsys, tmp_path,
+                    lambda trace, waves: (trace, waves))
 
 
 @pytest.mark.parametrize("args", [
@@ -240,7 +223,4 @@ def test_commands(command, tmp_path, args):
     (["--waves", "w", "--target", "pins"], "--waves shows signals that --target sim simulates"),
     (["--waves", "w", "--target", "/dev/ttyUSB9"], "not /dev/ttyUSB9")])
 def test_errors_come_before_the_work(command, tmp_path, name, args, said):
-    status, out, err, asked = command(name, *args, *(["--ids", "5"] if name == "generate" else []))
-    assert status == 2 and said in err and not out
-    assert len(err.splitlines()) == 1 and asked == []
-    assert [path.name for path in tmp_path.iterdir()] == ["m.mlk"]
+    refused_before_the_work(command, tmp_path, name, args, said)

@@ -218,6 +218,11 @@ class Config:
     def replace(self, **changes) -> Config:
         return replace(self, **changes)
 
+    @property
+    def only_crc(self) -> int:
+        """Names the one model that the core is for; 0: any."""
+        return self.only.crc if self.only else 0
+
     def as_dict(self) -> dict:
         """Its sizes, by name: all but ``only``."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "only"}

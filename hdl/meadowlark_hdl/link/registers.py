@@ -22,7 +22,7 @@ def constants(config: Config, *, board: str = "", clock_hz: int = 0,
         raise ValueError(f"board must have at most {NAME_BYTES} characters, not {board!r}")
     values = {"magic": MAGIC, "version": VERSION, "isa": ISA_CRC, **config.as_dict(),
               "clock_khz": round(clock_hz / 1000), "memory_kib": memory_bytes >> 10,
-              "only": config.only.crc if config.only else 0,
+              "only": config.only_crc,
               "counters": COUNTERS_CRC}
     raw = raw.ljust(NAME_BYTES, b"\0")
     for i in range(NAME_BYTES // 4):

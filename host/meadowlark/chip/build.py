@@ -133,6 +133,30 @@ def modules(board: Board, directory: Path) -> list[Path]:
     return [directory / "litedram" / "litedram_core.v"] if board.chip.litedram(board) else []
 
 
+def synthesise(board: Board, directory: Path, progress: Progress | None = None) -> dict[str, int]:
+    """Make the netlist of a board's chip, and beside it the constraints of its pins.
+
+    Returns
+    -------
+    dict
+        Count of each cell of the netlist, such as LUT4.
+
+    Raises
+    ------
+    UserError
+        Synthesis is not installed, the board has no bitstream, or a tool failed.
+    """
+    tools = tools_of(board)
+    tools.check()
+    directory.mkdir(parents=True, exist_ok=True)
+    if progress:
+        progress("elaborating the chip")
+    rtlil, pins = design(board, directory)
+    (directory / tools.pins).write_text(pins)
+    return tools.synthesise(rtlil, directory, verilog=modules(board, directory),
+                            dense=board.chip.dense, progress=progress)
+
+
 def build_fastest(board: Board, directory: Path, *, seeds: int = 3,
                   progress: Progress | None = None) -> tuple[Built, dict[float, float]]:
     """Build a bitstream with the fastest core clock that the PLL makes and timing allows.
@@ -209,15 +233,9 @@ def build(board: Board, directory: Path, *, seeds: int = 3,
     """
     tell = progress or (lambda line: None)
     tools, platform = tools_of(board), platform_of(board)
-    tools.check()
     if clocks(board):
         at_clock(board, board.clock_mhz)
-    directory.mkdir(parents=True, exist_ok=True)
-    tell("elaborating the chip")
-    rtlil, pins = design(board, directory)
-    (directory / tools.pins).write_text(pins)
-    cells = tools.synthesise(rtlil, directory, verilog=modules(board, directory),
-                             dense=board.chip.dense, progress=progress)
+    cells = synthesise(board, directory, progress)
     tried: dict[int, float | None] = {}
     best: tuple[int, Report] | None = None
     for seed in range(1, seeds + 1):

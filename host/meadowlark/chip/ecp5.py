@@ -75,6 +75,10 @@ _ONLY_HERE = {"YOWASP_MOUNT": "/=."}
 #: What reports count: name -> cell of nextpnr.
 CELLS = {"lut": "TRELLIS_COMB", "ff": "TRELLIS_FF", "dsp": "MULT18X18D", "bram": "DP16KD"}
 
+#: Cells of the netlist that say how large a chip is. A CCU2C is two LUTs with their carry, a
+#: TRELLIS_DPR16X4 six: four hold bits, two the way in.
+SIZES = ("LUT4", "CCU2C", "TRELLIS_DPR16X4", "TRELLIS_FF", "MULT18X18D", "DP16KD")
+
 #: Lines of the tools' logs that tell how far they are.
 _YOSYS_STEP = re.compile(r"^\d+\.\d+\. Executing \w+")
 _NEXTPNR_STEP = re.compile(

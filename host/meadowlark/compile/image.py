@@ -381,9 +381,8 @@ class Image:
 
     def check_board(self, board: Board) -> None:
         """Raise UserError unless the board's core can run this image as it is laid out."""
-        only = board.config.only
         self.check_config(board.config, memory_bytes=board.memory.size_bytes, name=board.name,
-                          only=only.crc if only else 0)
+                          only=board.config.only_crc)
 
     def check_config(self, config: Config, *, memory_bytes: int, name: str = "", only: int = 0,
                      ) -> None:

@@ -99,7 +99,7 @@ class FakeBoard:
         facts = self.config.as_dict() | {
             "magic": MAGIC, "version": VERSION, "isa": ISA_CRC, "counters": COUNTERS_CRC,
             "clock_khz": 100_000, "memory_kib": memory_bytes >> 10,
-            "only": self.config.only.crc if self.config.only else 0}
+            "only": self.config.only_crc}
         raw = name.encode().ljust(NAME_BYTES, b"\0")
         facts |= {f"name_{i}": int.from_bytes(raw[4 * i:4 * i + 4], "little")
                   for i in range(NAME_BYTES // 4)}

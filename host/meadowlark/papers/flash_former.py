@@ -6,14 +6,12 @@ from functools import partial
 
 from meadowlark_boards import get_board
 
+from ..chip.ecp5 import SIZES
 from ..compile.fences import PLACES, fenced
 from ..compile.special import special
 from ..errors import UserError
 from .lab import DECODE, PREFILL, Lab
 from .rows import Row, Value
-
-#: Cells that are compared.
-CELLS = ("LUT4", "CCU2C", "TRELLIS_DPR16X4", "TRELLIS_FF", "MULT18X18D", "DP16KD")
 
 
 def rows(lab: Lab) -> Iterator[Row]:
@@ -49,7 +47,7 @@ def _special(lab: Lab) -> Iterator[Row]:
     except UserError as error:
         yield one(on=on, needs=str(error))
         return
-    for cell in CELLS:
+    for cell in SIZES:
         yield one(on=on, unit=cell, without=Value(measured=generic.get(cell)),
                   with_=Value(measured=own_cells.get(cell)),
                   command="meadowlark ablate --paper flash-former --measure",

@@ -73,15 +73,11 @@ class Lab:
         """
         if not self.measure:
             return {}
-        from ..chip.build import design, modules, tools_of
-        tools, progress = tools_of(board), self.progress
-        tools.check()
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            text, _ = design(board, folder)
-            return tools.synthesise(
-                text, folder, verilog=modules(board, folder), dense=board.chip.dense,
-                progress=None if progress is None else lambda line: progress(line, 0, 0))
+        from ..chip.build import synthesise
+        progress = self.progress
+        with tempfile.TemporaryDirectory() as folder:
+            return synthesise(board, Path(folder), None if progress is None
+                              else lambda line: progress(line, 0, 0))
 
     def _counted(self, image: Image, board: Board, test: tuple[int, int]) -> int:
         """Cycles by the chip's own counter."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict
 from zlib import crc32
 
@@ -14,18 +14,18 @@ from .rows import PAPERS, Row
 BAR, AROUND, WIDTH = 0.24, 1.0, 9.0
 
 
-def shown(rows: Iterable[Row], paper: str) -> list[tuple[Row, float]]:
+def shown(rows: Sequence[Row], paper: str) -> list[tuple[Row, float]]:
     """Rows of a paper that have a worth, in their order."""
     return [(row, row.worth) for row in rows if row.paper == paper and row.worth is not None]
 
 
-def mark(rows: Iterable[Row], paper: str) -> str:
+def mark(rows: Sequence[Row], paper: str) -> str:
     """Names what a picture was made of; it stands in the picture."""
     data = [asdict(row) for row, _ in shown(rows, paper)]
     return f"rows {crc32(json.dumps(data, sort_keys=True).encode()):08x}"
 
 
-def picture(rows: Iterable[Row], paper: str) -> bytes:
+def picture(rows: Sequence[Row], paper: str) -> bytes:
     """An SVG: a bar for each row, from 1 to what it is worth, in octaves; filled where it is
     measured, else predicted. The same rows give the same bytes.
 
@@ -39,7 +39,7 @@ def picture(rows: Iterable[Row], paper: str) -> bytes:
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError(f"pictures need matplotlib: run {how_to_add('plot')}") from None
-    bars, rows = shown(rows, paper), list(rows)
+    bars = shown(rows, paper)
     with matplotlib.rc_context({"svg.hashsalt": paper, "svg.fonttype": "none", "font.size": 8}):
         figure = Figure(figsize=(WIDTH, AROUND + BAR * len(bars)), layout="constrained")
         axes = figure.add_subplot()

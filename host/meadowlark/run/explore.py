@@ -152,17 +152,23 @@ def _begin(space: Space) -> None:
 
 def _some(numbers: Sequence[int]) -> list[dict[str, str]]:
     """Lines of points of one program, by their numbers."""
-    (space, points), sketches = _work, _Sketches()
-    return [points[k].place | results(space, points[k], sketches) for k in numbers]
+    return [*_each(*_work, numbers)]
+
+
+def _each(space: Space, points: Sequence[Point], numbers: Sequence[int],
+          ) -> Iterator[dict[str, str]]:
+    sketches = _Sketches()
+    for k in numbers:
+        yield points[k].place | results(space, points[k], sketches)
 
 
 def _lines(space: Space, groups: Sequence[Sequence[int]], jobs: int,
            ) -> Generator[dict[str, str], None, None]:
     """The lines of these points, one after the other, of so many processes."""
     if jobs == 1:
-        points, sketches = list(space), _Sketches()
-        for k in (k for group in groups for k in group):
-            yield points[k].place | results(space, points[k], sketches)
+        points = list(space)
+        for group in groups:
+            yield from _each(space, points, group)
         return
     # A new interpreter each: a copy of this one may hold locks of threads that it does not have.
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin, (space,))
