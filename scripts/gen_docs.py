@@ -254,14 +254,14 @@ def models() -> str:
         table(("model_type", "what it needs"),
               ((f"`{name}`", needs) for name, needs in missing().items())),
         "## RoPE\n",
-        "Plain, and scaled by `linear` or `llama3`: from `rope_parameters` or `rope_scaling` of "
-        "`config.json`; from `rope.scaling.*`, `rope.scale_linear` and the tensor "
-        "`rope_freqs.weight` of a GGUF file. In `config.json` by `yarn`, `longrope` and `dynamic`, "
+        "Plain, and scaled by `linear`, `yarn` or `llama3`: from `rope_parameters` or "
+        "`rope_scaling` of `config.json`; from `rope.scaling.*`, `rope.scale_linear` and the "
+        "tensor `rope_freqs.weight` of a GGUF file. In `config.json` by `longrope` and `dynamic`, "
         "too. `yarn` turns slow pairs more slowly and makes scores larger. Of `longrope` (also "
         "named `su`) the `short_factor` counts, and the context ends where the "
         "`long_factor` would begin, at `original_max_position_embeddings`. `dynamic` changes "
         "nothing within `max_position_embeddings`, where the context ends in any case. In GGUF "
-        "files these are refused with what they need:\n",
+        "files this is refused with what it needs:\n",
         table(("scaling", "what it needs"),
               ((f"`{name}`", needs) for name, needs in rope.UNSUPPORTED.items())),
         "## What is refused",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, TokenType, quants
+from safetensors.numpy import load_file
 
 from meadowlark.models.checkpoint import Model
 from meadowlark.models.graph import Add, Attend, Embed, Head, Norm
@@ -17,10 +18,10 @@ _MATRICES = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output", "g
 _QKV = {"attn_qkv": ("q", "k", "v")}
 _FUSED = {"phi3": {**_QKV, "ffn_up": ("gate", "up")}, "gpt2": _QKV, "gptneox": _QKV}
 #: Family -> architecture, where it has another name.
-ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3", "gpt_neox": "gptneox", "phi": "phi2"}
+ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3", "gpt_neox": "gptneox", "phi": "phi2",
+                 "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2"}
 #: Families that llama.cpp does not convert.
-NOT_CONVERTED = ("opt", "gptj", "gpt_neo", "deepseek_v2", "deepseek_v3", "deepseek_v3-yarn",
-                 "llama-yarn-rope", "phi3-longrope")
+NOT_CONVERTED = ("opt", "gptj", "gpt_neo", "phi3-longrope")
 #: Architectures whose converter is that of Llama: it interleaves what rotates.
 _INTERLEAVED = ("llama", "granite", "smollm3")
 
@@ -68,6 +69,54 @@ def tensors(model: Model, theta: float) -> dict[str, np.ndarray]:
     if factors.size and np.ptp(factors) > 1e-9:
         out["rope_freqs.weight"] = factors.astype(np.float32)
     return out
+
+
+def latents(folder: Path, config: dict) -> dict[str, np.ndarray]:
+    """Tensors of DeepSeek's attention, which a model of the project has absorbed: name in GGUF ->
+    float32 array. The matrix from latents to keys and values is two, that of keys transposed."""
+    stored, out = load_file(folder / "model.safetensors"), {}
+    for i in range(config["num_hidden_layers"]):
+        for gguf, name in (
+                ("attn_q", "q_proj"), ("attn_q_a", "q_a_proj"), ("attn_q_b", "q_b_proj"),
+                ("attn_q_a_norm", "q_a_layernorm"), ("attn_kv_a_mqa", "kv_a_proj_with_mqa"),
+                ("attn_kv_a_norm", "kv_a_layernorm"), ("attn_kv_b", "kv_b_proj"),
+                ("attn_output", "o_proj")):
+            found = stored.get(f"model.layers.{i}.self_attn.{name}.weight")
+            if found is not None:
+                out[f"blk.{i}.{gguf}.weight"] = found.astype(np.float32)
+        both = out.pop(f"blk.{i}.attn_kv_b.weight").reshape(
+            config["num_attention_heads"], -1, config["kv_lora_rank"])
+        keys, values = np.split(both, [config["qk_nope_head_dim"]], axis=1)
+        out[f"blk.{i}.attn_k_b.weight"] = np.ascontiguousarray(keys.swapaxes(1, 2))
+        out[f"blk.{i}.attn_v_b.weight"] = np.ascontiguousarray(values)
+    return out
+
+
+def of_latents(config: dict) -> dict[str, object]:
+    """Metadata of DeepSeek, without the architecture."""
+    nope, turning, value, latent = (config[key] for key in (
+        "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank"))
+    out = {"rope.dimension_count": turning, "attention.kv_lora_rank": latent,
+           "attention.q_lora_rank": config["q_lora_rank"],
+           "attention.key_length": latent + turning, "attention.value_length": latent,
+           "attention.key_length_mla": nope + turning, "attention.value_length_mla": value,
+           "leading_dense_block_count": config["first_k_dense_replace"],
+           "expert_feed_forward_length": config["intermediate_size"], "expert_shared_count": 1,
+           "expert_weights_scale": 1.5}
+    if config.get("n_routed_experts"):
+        out |= {"expert_count": config["n_routed_experts"], "expert_used_count": 1}
+    return {key: value for key, value in out.items() if value is not None}
+
+
+def of_yarn(arch: str, scaling: dict) -> dict[str, object]:
+    """Metadata of RoPE scaled by YaRN, without the architecture."""
+    out = {"type": "yarn", "factor": scaling["factor"],
+           "original_context_length": scaling["original_max_position_embeddings"]}
+    out |= {f"yarn_{key}": float(scaling[key]) for key in ("beta_fast", "beta_slow")
+            if key in scaling}
+    if arch == "deepseek2" and "mscale_all_dim" in scaling:
+        out["yarn_log_multiplier"] = 0.1 * scaling["mscale_all_dim"]
+    return {f"rope.scaling.{key}": value for key, value in out.items()}
 
 
 def slower(model: Model, theta: float) -> np.ndarray:
@@ -151,9 +200,18 @@ def write_gguf(path: Path, folder: str | Path, *, kind: str = "F32",
     found = config.get("rope_parameters") or config
     theta = found.get("full_attention", found).get("rope_theta", 10000.0)
     # A vector is never quantised.
-    found = {n: (v, kind if v.ndim == 2 else "F32") for n, v in tensors(model, theta).items()}
-    writer = GGUFWriter(path, architecture(model))
-    for key, value in {**metadata(model, theta), **(values or {})}.items():
+    made, arch, more = tensors(model, theta), architecture(model), {}
+    if arch == "deepseek2":
+        made = {n: v for n, v in made.items() if ".attn_" not in n or "attn_norm" in n}
+        made, more = made | latents(Path(folder), config), of_latents(config)
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if scaling.get("rope_type") == "yarn":
+        made.pop("rope_freqs.weight", None)
+        more |= of_yarn(arch, scaling)
+    found = {n: (v, kind if v.ndim == 2 else "F32") for n, v in made.items()}
+    values = {f"{arch}.{key}": value for key, value in more.items()} | (values or {})
+    writer = GGUFWriter(path, arch)
+    for key, value in {**metadata(model, theta), **values}.items():
         if key == "general.architecture":
             writer.kv_data[0][key].value = value
         elif isinstance(value, (list, np.ndarray)):

@@ -98,6 +98,47 @@ def test_gguf(tmp_path, name):
     close(FloatModel(model).forward(known["tokens"]), known["logits"])
 
 
+def test_gguf_latents(tmp_path, seed):
+    """One matrix from latents to keys and values, as older files have, is the same model; layers
+    with experts are refused, and so are scalings without all that they need."""
+    folder = random_model(tmp_path / "m", seed=seed, family="deepseek_v3", n_routed_experts=4)
+    stored, want = load_file(folder / "model.safetensors"), load_model(folder)
+    at, path = "deepseek2.attention.", tmp_path / "m.gguf"
+    older = {f"blk.{i}.attn_{part}_b.weight": (value, "F32") for i in range(2) for part, value in (
+        ("k", None), ("v", None),
+        ("kv", stored[f"model.layers.{i}.self_attn.kv_b_proj.weight"]))}
+    got = load_gguf(write_gguf(path, folder, others=older, values={
+        f"{at}key_length": 20, f"{at}value_length": 10, f"{at}key_length_mla": None,
+        f"{at}value_length_mla": None, f"{at}head_count_kv": 4}))
+    assert got.parameters == want.parameters
+    for name, value in want.weights.items():
+        np.testing.assert_array_equal(got.weights[name], value, err_msg=name)
+    close(FloatModel(got).forward([1, 2, 3]), FloatModel(want).forward([1, 2, 3]))
+    outline = load_gguf(path, outline=True)
+    assert {name: w.shape for name, w in outline.weights.items()} == want.graph.shapes
+    for values, message in (
+            ({"deepseek2.leading_dense_block_count": 1}, "a model with 4 experts is not supported"),
+            ({"deepseek2.rope.scaling.type": "yarn", "deepseek2.rope.scaling.factor": 4.0},
+             "yarn without deepseek2.rope.scaling.yarn_log_multiplier is not supported"),
+            ({f"{at}kv_lora_rank": None}, "attention.kv_lora_rank is missing"),
+            ({f"{at}key_length_mla": 8}, "keys of 8 dimensions have no others than the 8 that"),
+            ({f"{at}value_length_mla": 9}, r"attn_output.weight has shape \[32, 40\]")):
+        with pytest.raises(UserError, match=message):
+            load_gguf(write_gguf(path, folder, values=values))
+
+
+def test_gguf_latents_in_blocks(tmp_path, seed):
+    """Matrices that are absorbed become numbers; the others keep their blocks."""
+    folder = random_model(tmp_path / "m", seed=seed, family="deepseek_v3", hidden=32, ffn=64,
+                          kv_lora_rank=32, q_lora_rank=32)
+    model = load_gguf(write_gguf(tmp_path / "m.gguf", folder, kind="Q8_0", others={
+        f"blk.{i}.attn_output.weight": (np.ones((32, 40), np.float32), "F32") for i in range(2)}))
+    assert {name.rpartition(".")[2] for name in model.blocks} == {
+        "embedding", "q_a", "gate", "up", "down"}
+    assert all(name in model.weights for name in model.blocks)
+    assert np.isfinite(FloatModel(model).forward([1, 2, 3])).all()
+
+
 @pytest.mark.parametrize("family", [name for name in CLASSES if name not in NOT_CONVERTED])
 def test_gguf_weights(tmp_path, seed, family):
     """Bit for bit those of the folder; biases, heads and scales too."""

@@ -8,10 +8,13 @@ import pytest
 from random_model import random_model, random_texts
 
 from meadowlark.errors import UserError
+from meadowlark.models.float_model import FloatModel
 from meadowlark.models.graph import Norm
 from meadowlark.models.registry import load_model
+from meadowlark.quant.golden import GoldenModel
 from meadowlark.quant.plan import AttendStep, GateStep, NormStep
-from meadowlark.quant.quantise import _coarse, calibration_tokens, measure, quantise
+from meadowlark.quant.quantise import (MAX_RESIDUAL_FRAC, MIN_RESIDUAL_FRAC, _coarse,
+                                       calibration_tokens, measure, quantise)
 from meadowlark.quant.sampling import mantissa_shift
 
 SHAPES = {
@@ -245,6 +248,22 @@ def test_what_does_not_fit_is_refused(tmp_path, seed):
                       for op in model.graph.operators)
     with pytest.raises(UserError, match="an epsilon of 1e.08 in its norms does not fit"):
         quantise(replace(model, graph=replace(model.graph, operators=operators)), ranges)
+
+
+def test_embedding_larger_than_what_is_added(tmp_path, seed):
+    """A scaled embedding of large rows, which fit their multipliers; so do those of tokens that
+    calibration has not met."""
+    model = load_model(random_model(tmp_path, seed=seed, family="granite", embedding_multiplier=500,
+                                    attention_multiplier=0.3))
+    ranges = measure(model, random_texts(model, seed=seed))
+    qm = quantise(model, ranges)
+    assert MIN_RESIDUAL_FRAC < qm.residual_frac < MAX_RESIDUAL_FRAC
+    *_, a, b, c = np.argsort(np.abs(model.weights["embedding"]).max(axis=1)).tolist()
+    got, want = GoldenModel(qm).forward([a, b, c], want="all"), FloatModel(model).forward([a, b, c])
+    assert np.corrcoef(got.ravel(), want.ravel())[0, 1] > 0.99
+    weights = {**model.weights, "embedding": model.weights["embedding"].copy()}
+    weights["embedding"][c] *= 16
+    assert quantise(replace(model, weights=weights), ranges).residual_frac < qm.residual_frac
 
 
 def test_empty_parts_of_a_model(tmp_path, seed):

@@ -1,6 +1,7 @@
 """A GGUF file -> :class:`meadowlark.models.checkpoint.Model`."""
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ..text.chat import ChatTemplate
 from .blocks import KINDS, BlockTensor
 from .checkpoint import Model
 from .families import by_architecture
-from .families.family import Family, read_weights
+from .families.family import MAX_LAYERS, Family, read_weights
 from .families.known import refusal
 from .gguf_file import GgufFile, TensorInfo
 from .gguf_tokenizer import build_tokenizer, read_vocabulary
@@ -115,7 +116,7 @@ HARMLESS = ("tensor_data_layout", "vocab_size", "pooling_type", "rope.scaling.or
 #: Keys that change nothing at this value.
 NEUTRAL = {
     "attention.causal": True, "expert_used_count": 0, "expert_shared_count": 0,
-    "leading_dense_block_count": 0, "nextn_predict_layers": 0, "attention.clamp_kqv": 0,
+    "nextn_predict_layers": 0, "attention.clamp_kqv": 0,
     "attention.max_alibi_bias": 0, "attention.scale": 0, "rope.scaling.attn_factor": 1,
     "logit_scale": 1, "residual_scale": 1, "embedding_scale": 1}
 _REMEDY = ("use another model, or take the entry out if you know that it changes nothing of what "
@@ -134,7 +135,10 @@ def _family(meta: Metadata) -> Family:
     if (parts := meta.whole("split.count", 1, least=0)) > 1:
         raise meta.refuse(f"it is one of {parts} parts",
                           "join them with `llama-gguf-split --merge`")
-    if experts := meta.whole(f"{found.gguf_name}.expert_count", 0, least=0):
+    arch = found.gguf_name
+    experts = meta.whole(f"{arch}.expert_count", 0, least=0)
+    dense = meta.whole(f"{arch}.leading_dense_block_count", 0, least=0)
+    if experts and dense < meta.whole(f"{arch}.block_count", most=MAX_LAYERS):
         raise meta.refuse(f"a model with {experts} experts is not supported",
                           "use one without experts")
     return found
@@ -167,19 +171,24 @@ def load_gguf(path: str | Path, name: str | None = None, *, outline: bool = Fals
     # vocab_size has been written with several meanings, and llama.cpp does not read it.
     made = family.from_gguf(meta, weights, weights.rows(family.gguf_tensor("embedding"),
                                                         least=len(vocabulary.tokens)))
-    meta.refuse_unread([f"{arch}.{key}" for key in HARMLESS],
-                       {f"{arch}.{key}": value for key, value in NEUTRAL.items()}, _REMEDY,
+    neutral = {f"{arch}.{key}": value for key, value in NEUTRAL.items()
+               if not any(fnmatchcase(key, pattern) for pattern in family.unused)}
+    meta.refuse_unread([f"{arch}.{key}" for key in (*HARMLESS, *family.unused)], neutral, _REMEDY,
                        f"{arch}.")
     weights.need(family.gguf_tensor(family.last(made.layers)))
     graph = made.graph()
-    values, blocks = read_weights(graph, family.gguf_tensor, weights.take, family.rotated(graph))
+    values, blocks = read_weights(graph, family.gguf_tensor, weights.take, family.rotated(graph),
+                                  shapes=made.stored(graph))
+    values = {name: np.broadcast_to(np.float32(0), shape) for name, shape in graph.shapes.items()
+              } if outline else made.made(values)
     weights.refuse_others(family.name)
     template = meta.text("tokenizer.chat_template", None)
     return Model(
         name=name or file.path.stem, family=family.name, graph=graph, weights=values,
         context=made.context, tokenizer=build_tokenizer(meta, vocabulary),
         bos_id=vocabulary.bos_id, stop_ids=vocabulary.stop_ids,
-        parameters=sum(weights.taken.values()), blocks=blocks,
+        parameters=sum(weights.taken.values()),
+        blocks={name: kept for name, kept in blocks.items() if name in values},
         chat=None if template is None else ChatTemplate(
             template=template, bos=vocabulary.bos, eos=vocabulary.eos,
             opened=vocabulary.bos_id is not None, source=str(file.path)))

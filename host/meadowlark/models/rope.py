@@ -19,7 +19,6 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 MAX_RATE = 1e6
 #: Scalings that are known and not run where a GGUF file has them, and what each needs.
 UNSUPPORTED = {
-    "yarn": "rates by wavelength and a temperature of attention",
     "longrope": "two sets of rates, chosen by the length of the text, and a factor on queries and "
                 "keys"}
 
@@ -93,6 +92,24 @@ def _yarn(rope: Metadata, plain: np.ndarray, theta: float, original: int, contex
                   slow=rope.number("beta_slow", None) or 1, original=original,
                   whole=rope.flag("truncate", True))
     return Rates(values, rope.number("attention_factor", None) or usual)
+
+
+def _yarn_of_gguf(meta: Metadata, arch: str, plain: np.ndarray, theta: float, factor: float,
+                  ) -> tuple[np.ndarray, float]:
+    """Rates, and what queries and keys are multiplied by, as llama.cpp has them."""
+    at = f"{arch}.rope.scaling."
+    if theta <= 1:
+        raise meta.refuse(f"{arch}.rope.freq_base {theta:g} is not above 1, which yarn needs")
+    for key in ("yarn_ext_factor", "yarn_attn_factor"):
+        if (value := meta.number(f"{at}{key}", 1, zero=True)) != 1:
+            raise meta.refuse(f"{at}{key} = {value:g} is not supported", "use another model")
+    original = meta.whole(f"{at}original_context_length", None) or meta.whole(
+        f"{arch}.context_length")
+    values = yarn(plain, theta=theta, factor=factor, original=original,
+                  fast=meta.number(f"{at}yarn_beta_fast", 32),
+                  slow=meta.number(f"{at}yarn_beta_slow", 1))
+    of_all = meta.number(f"{at}yarn_log_multiplier", 0, zero=True)
+    return values, temperature(factor) / (temperature(factor, of_all) if of_all else 1)
 
 
 def latent_temperature(config: Metadata) -> float:
@@ -196,9 +213,12 @@ def from_config(config: Metadata, head_dim: int, *, part: float | None = None,
     return _checked(config, out)
 
 
-def from_gguf(meta: Metadata, arch: str, pairs: int, tensors: Tensors) -> Rates:
-    """Rates as a GGUF file has them."""
-    out = rates(pairs, meta.number(f"{arch}.rope.freq_base", 10000.0))
+def from_gguf(meta: Metadata, arch: str, head_dim: int, tensors: Tensors,
+              turning: int | None = None) -> Rates:
+    """Rates as a GGUF file has them. turning: dimensions of a head that do, if not all."""
+    pairs = (turning or head_dim) // 2
+    theta, longer = meta.number(f"{arch}.rope.freq_base", 10000.0), 1.0
+    out = rates(pairs, theta)
     # As in llama.cpp, a factor of 0 is none, and one without a type is linear.
     kind = meta.word(f"{arch}.rope.scaling.type", None)
     factor = meta.number(f"{arch}.rope.scaling.factor", None, zero=True)
@@ -206,10 +226,15 @@ def from_gguf(meta: Metadata, arch: str, pairs: int, tensors: Tensors) -> Rates:
     factor = (older if factor is None else factor) or 1
     if tensors.has("rope_factors_long.weight"):
         kind = "longrope"               # the converter does not write it
-    if kind not in (None, "none", "linear"):
+    if kind not in (None, "none", "linear", "yarn"):
         raise _refuse(meta, kind, factor, "")
-    if kind != "none":
+    if kind == "yarn":
+        out, longer = _yarn_of_gguf(meta, arch, out, theta, factor)
+        if longer != 1 and 2 * pairs != head_dim:
+            raise meta.refuse("RoPE scaling 'yarn' of a part of a head is not supported",
+                              "use a model whose heads rotate as a whole")
+    elif kind != "none":
         out = out / factor
     # How much slower each pair turns: the converter's form of llama3.
     factors = tensors.factors("rope_freqs.weight", pairs)
-    return _checked(meta, Rates(out if factors is None else out / factors))
+    return _checked(meta, Rates(out if factors is None else out / factors, longer))

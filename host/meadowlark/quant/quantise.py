@@ -44,7 +44,7 @@ MAX_RESIDUAL_FRAC = 16  #: finer than any input of the residual; the rest is hea
 MIN_RESIDUAL_FRAC = 8
 FIRST = 1.25            #: headroom of what the first position of a sequence gives
 HEADROOM = 2.0          #: of the static int16 scales over the calibrated maximum: one bit
-INT16, INT8 = (1 << 15) - 1, (1 << 7) - 1
+UINT16, INT16, INT8 = (1 << 16) - 1, (1 << 15) - 1, (1 << 7) - 1
 #: Most positions of a model that any core can hold (limit of ``Config.context``).
 MAX_CONTEXT = 4096
 #: Most columns of a matrix in blocks: 2**12 products of 17 and 15 bits fit the 45 of a sum.
@@ -746,12 +746,17 @@ def quantise(model: Model, calibration: Iterable[Sequence[int]] | Ranges | None 
     context = context or limit
     steps = plan(model.graph, head_pad=head_pad)
 
-    # Residual: 27 bits with a bit of headroom over calibration, as fine as is of any use.
+    # Residual: 27 bits with a bit of headroom over calibration, as fine as is of any use, and as
+    # the multipliers of all tokens hold, of which calibration meets some.
     residual_most = max(float(_coarse(ranges.residual)), 1e-6, *(
         float(np.max(_coarse(ranges.edges[norm.op.x]))) / _unit_beside(norm, steps)
         for norm in steps.norms))
+    table_most = max(1e-6, *(float(np.abs(model.weights[name]).max()) * scale for op in
+                             model.graph.of(Embed) for name, scale in (
+                                 (op.weight, op.scale), (op.positions, 1.0)) if name is not None))
     residual_frac = min(MAX_RESIDUAL_FRAC,
-                        floor(Config.RESID_BITS - 1 - log2(HEADROOM * residual_most)))
+                        floor(Config.RESID_BITS - 1 - log2(HEADROOM * residual_most)),
+                        floor(log2(INT8 * UINT16 / table_most)))
     if residual_frac < MIN_RESIDUAL_FRAC:
         raise UserError(f"{model.name}: the residual reaches {residual_most:.6g}, which leaves "
                         f"{residual_frac} fractional bits of the {MIN_RESIDUAL_FRAC} needed; "

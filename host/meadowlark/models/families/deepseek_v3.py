@@ -5,7 +5,8 @@ from .deepseek_v2 import DeepseekV2
 
 
 class DeepseekV3(DeepseekV2):
-    """As DeepSeek V2."""
+    """As DeepSeek V2; llama.cpp converts it to ``deepseek2``."""
     name = "deepseek_v3"
     classes = ("DeepseekV3ForCausalLM",)
+    arch = None
     defaults = {**DeepseekV2.defaults, "first_k_dense_replace": 3}

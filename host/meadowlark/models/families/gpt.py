@@ -68,7 +68,7 @@ class Gpt(Family):
             ffn=meta.whole(f"{arch}.feed_forward_length"), vocab=vocab,
             context=meta.whole(f"{arch}.context_length"),
             eps=meta.number(f"{arch}.attention.layer_norm_epsilon"),
-            rope=rope.from_gguf(meta, arch, turning // 2, tensors) if rotates else None,
+            rope=rope.from_gguf(meta, arch, head_dim, tensors, turning) if rotates else None,
             positions=self.positions, parallel=self.parallel,
             fn=function(Metadata(meta.source, self.defaults), self.keys["fn"], "gelu_new"),
             gated=False, centred=True, biases=frozenset(own),

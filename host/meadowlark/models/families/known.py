@@ -6,7 +6,6 @@ from . import families
 #: model_type in config.json, architecture in GGUF ("" if none) -> what it needs.
 _NEEDS = {
     ("beit", ""): "biases of scores by position, and means over tokens",
-    ("deepseek_v2", "deepseek2"): "a Hugging Face folder, as its latents are not read from GGUF",
     ("deit", ""): "a token of distillation and, with a teacher, the mean of two heads; a DeiT "
                   "without distillation is a vit",
     ("dinov2", ""): "means over tokens beside the class token, and scales behind a block",

@@ -20,13 +20,15 @@ class LatentDecoder(Decoder):
 
     nope, value: dimensions of a head that do not rotate, and of its values, before they are
     absorbed. latent: of a token. rank: of the queries' projection, or None. neighbours: of the part
-    that rotates, dimensions 2i and 2i+1 do so together in files; else i and i + D/2.
+    that rotates, dimensions 2i and 2i+1 do so together in files; else i and i + D/2. apart: files
+    have the matrices from latents to keys, transposed, and to values, not one of both.
     """
     nope: int
     value: int
     latent: int
     rank: int | None
     neighbours: bool = True
+    apart: bool = False
 
     def attend(self, b: Builder, x: str, i: int) -> str:
         at, turning = f"layers.{i}", self.head_dim - self.latent
@@ -48,14 +50,19 @@ class LatentDecoder(Decoder):
                 if part == "q":
                     shapes[self._queries(at)] = self.heads * (self.nope + turning), columns
             shapes |= {f"{at}.kv_a": (self.latent + turning, self.hidden),
-                       f"{at}.kv_b": (self.heads * (self.nope + self.value), self.latent),
                        f"{at}.o_full": (self.hidden, self.heads * self.value)}
+            shapes |= {f"{at}.k_b": (self.heads, self.latent, self.nope),
+                       f"{at}.v_b": (self.heads, self.value, self.latent)} if self.apart else \
+                {f"{at}.kv_b": (self.heads * (self.nope + self.value), self.latent)}
         return shapes
 
     def made(self, weights: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """Queries take in the keys' way from latents, the last matrix that of the values."""
         found = dict(weights)
         for at in (f"layers.{i}" for i in range(self.layers)):
+            if self.apart:
+                found[f"{at}.kv_b"] = np.concatenate(
+                    [found.pop(f"{at}.k_b").swapaxes(1, 2), found.pop(f"{at}.v_b")], axis=1)
             q, kv_a, kv_b, o = (found.pop(name).astype(np.float64) for name in (
                 self._queries(at), f"{at}.kv_a", f"{at}.kv_b", f"{at}.o_full"))
             q = q.reshape(self.heads, -1, q.shape[1])

@@ -69,13 +69,14 @@ class Llama(Family):
                                   "is not supported", "use a model where both are equal")
         layers = meta.whole(f"{arch}.block_count", most=MAX_LAYERS)
         window = meta.whole(f"{arch}.attention.sliding_window", 0, least=0)
+        parts = [part for part in _MATRICES if f"layers.{{}}.{part}" in self.names]
         return Decoder(
             hidden=hidden, heads=heads, kv_heads=kv_heads, head_dim=head_dim, layers=layers,
             ffn=meta.whole(f"{arch}.feed_forward_length"), vocab=vocab,
             context=meta.whole(f"{arch}.context_length"),
             eps=meta.number(f"{arch}.attention.layer_norm_rms_epsilon"),
-            rope=rope.from_gguf(meta, arch, head_dim // 2, tensors),
-            biases=frozenset(name for name in of_layers(layers, _MATRICES)
+            rope=rope.from_gguf(meta, arch, head_dim, tensors),
+            biases=frozenset(name for name in of_layers(layers, parts)
                              if tensors.has(self.gguf_tensor(f"{name}.bias"))),
             windows={i: window for i in range(layers)} if window else {},
             tied=not tensors.has(self.gguf_tensor("head")))
