@@ -67,6 +67,8 @@ class ArrayUnderTest(wiring.Component):
             self.retired.eq(issue.retired), self.array_active.eq(issue.array_active),
             self.bad_op.eq(issue.bad_op),
             engine.clear.eq(self.clear), self.saturations.eq(engine.saturations)]
+        if self.config.gemm:
+            m.d.comb += issue.spill_room.eq(1)
         for name in ("valid", "addr", "cos", "sin"):
             m.d.comb += getattr(self.rope, name).eq(getattr(issue.rope, name))
         for name in ("valid", "lane", "addr", "mask", "data"):

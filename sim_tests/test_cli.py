@@ -247,7 +247,7 @@ OPTIONS = {
     "eval": GRID | {"-m", "--model", "--board", "--json", "--text", "-n", "--tokens", "-c", "--ctx",
                     "--ctx-size"},
     "compile": MODEL | {"model", "-o", "--output", "--draft", "--board", "--json",
-                        "--all-tokens", "--fence"},
+                        "--all-tokens", "--fence", "--attention"},
     "draft": {"model", "-o", "--output", "--text", "--chats", "--own", "--prompts", "-n",
               "--tokens", "--temp", "-s", "--seed", "--keep", "--size", "--measure", "--table",
               "-k", "--drafts", "--json"},

@@ -14,12 +14,11 @@ from meadowlark.models.outline import outline_of
 from meadowlark.papers import all as every
 from meadowlark.papers import meadow_tables
 from meadowlark.papers.lab import Lab, at_bandwidth
-from meadowlark.papers.meadow import level_bytes, spilled_bytes
+from meadowlark.papers.meadow import level_bytes
 from meadowlark.papers.plot import mark, picture, shown
 from meadowlark.papers.rows import PAPERS, Row, Value, dump, load, markdown, merged, number
 from meadowlark.run.prepare import Source
 from meadowlark_boards import get_board
-from meadowlark_hdl.control.sequencer_golden import decode_pass, prompt_passes
 from meadowlark_hdl.isa import Op
 from random_model import random_model
 
@@ -117,30 +116,6 @@ def test_levels_of_packing(seed):
 def image(tmp_path_factory):
     folder = random_model(tmp_path_factory.mktemp("m"), seed=3, layers=3, heads=4, kv_heads=2)
     return Source(str(folder), get_board("virtual"), draft="none", packing="raw").image
-
-
-def test_what_gemm_spills(image, seed):
-    """Token by token and key by key."""
-    rng, P, s = np.random.default_rng(seed), 4, image.shape
-
-    def counted(p):
-        total = 0
-        for layer in range(s["layers"]):
-            last = layer == s["layers"] - 1 and image.facts["tail_attends"]
-            if last and not p.final:
-                continue
-            for t in range((p.nb - 1) * P if last else 0, p.n):
-                seen = p.pos0 + min(p.n, (t // P + 1) * P)
-                total += s["heads"] * (s["head_dim"] + 2 * seen)
-        return 2 * 2 * total
-    config = get_board("virtual").config
-    for n in (1, 3, int(rng.integers(5, 60))):
-        for final in (False, True):
-            for p in prompt_passes(config, image.model_regs, int(rng.integers(9)), n, final):
-                assert spilled_bytes(image, p, P) == counted(p)
-    p = decode_pass(config, image.model_regs, 17)
-    assert spilled_bytes(image, p, P) == counted(p)
-    assert spilled_bytes(image, p, P, value_bytes=1) * 2 == counted(p)
 
 
 def test_one_half_is_slower(image):

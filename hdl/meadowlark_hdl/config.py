@@ -68,6 +68,10 @@ class Config:
     batches : bool
         Passes with tokens of several sequences, and passes that check drafts: each of their tokens
         has logits. Without, only the last token of a pass has.
+    gemm : bool
+        Scores and probabilities may go to memory and come back (SPILL, FILL), as in attention by
+        GEMM: the baseline of MEADOW, and no use but to be measured. Takes P a power of two, at most
+        W / 2, and block_modes.
     only : Only, optional
         The core runs this model's images alone, and knows of them what never changes.
     """
@@ -92,6 +96,7 @@ class Config:
     vector_products: int = 23
     block_modes: bool = True
     batches: bool = True
+    gemm: bool = False
     only: Only | None = None
 
     def __post_init__(self) -> None:
@@ -127,9 +132,11 @@ class Config:
              f"power of two in 2..W/2={self.W // 2}, not {self.sv_cycles!r}")
         need(self.vector_products in (8, 23),
              f"vector_products must be 8 or 23, not {self.vector_products!r}")
-        for name in ("block_modes", "batches"):
+        for name in ("block_modes", "batches", "gemm"):
             need(getattr(self, name) in (0, 1),
                  f"{name} must be True or False, not {getattr(self, name)!r}")
+        need(not self.gemm or self.block_modes and _pow2(self.P) and 2 * self.P <= self.W,
+             f"gemm needs block_modes and P a power of two of at most W / 2, not {self.P!r}")
 
     # Widths that follow from the numerics (docs/numerics.md); facts live here once.
     X_BITS = 16         # an activation
@@ -195,6 +202,11 @@ class Config:
         return self.acc_slots * self.sv_columns
 
     @property
+    def spilled_keys(self) -> int:
+        """Keys whose scores, or probabilities, of P lanes make two chunks of memory."""
+        return self.W // self.P
+
+    @property
     def shared_products(self) -> bool:
         """Operators of the vector unit share multipliers."""
         return self.vector_products < 23
@@ -224,5 +236,6 @@ class Config:
         return self.only.crc if self.only else 0
 
     def as_dict(self) -> dict:
-        """Its sizes, by name: all but ``only``."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "only"}
+        """Its sizes, by name: all but ``only``; ``gemm`` only where there is such a core."""
+        return {f.name: getattr(self, f.name) for f in fields(self)
+                if f.name != "only" and (f.name != "gemm" or self.gemm)}

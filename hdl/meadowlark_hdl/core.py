@@ -4,7 +4,7 @@ from amaranth import (C, Cat, ClockDomain, ClockSignal, DomainRenamer, Module, R
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from .compute.tiling_engine import TilingEngine
+from .compute.tiling_engine import TilingEngine, first_result
 from .compute.vector_unit import VectorUnit
 from .config import Config
 from .control.counters import Counters
@@ -21,6 +21,7 @@ from .link.link import Link
 from .memory.arbiter import MemoryArbiter
 from .memory.reader import Reader
 from .memory.scratch import Scratch
+from .memory.spiller import Spiller
 from .memory.store import StoreUnit
 from .probe import Probe, shown
 from .signatures import LogitPort, MemoryPort
@@ -179,7 +180,8 @@ class Core(wiring.Component):
             m.d.comb += block.flush.eq(flush_of(name))
 
         storing = nap(m, "store", flush | ~store.idle | ~scratch.idle | issue.store_cmd.valid
-                      | vector.scratch.valid | scratch.places.en, sleep=sleep, linger=64)
+                      | vector.scratch.valid | scratch.places.en | store.cmd.valid,
+                      sleep=sleep, linger=64)
         m.submodules.scratch, m.submodules.store = map(
             DomainRenamer(storing), (scratch, _restarted(store, restart_of("store_counts"))))
 
@@ -191,7 +193,7 @@ class Core(wiring.Component):
                 (fetch.jobs, reader.jobs), (reader.tags, decoder.tags),
                 (reader.chunks, decoder.chunks), (decoder.items, tiles.i),
                 (issue.tile, tiles.read), (fetch.out, issue.instr), (issue.store_cmd, scratch.cmd),
-                (scratch.store, store.cmd), (scratch.words, store.words),
+                *self._spiller(m, flush_of, scratch, store, issue, engine, fetch),
                 (engine.result, issue.engine_result), (issue.result, vector.r),
                 (issue.rope, vector.rope), (vector.act, engine.act),
                 (vector.scratch, scratch.write)):
@@ -241,6 +243,22 @@ class Core(wiring.Component):
             m.d.comb += shown(self.probe, sequencer, fetch, reader, decoder, tiles, issue, vector,
                               store, sampler)
         return m
+
+    def _spiller(self, m, flush_of, scratch, store, issue, engine, fetch):
+        """What goes to the store unit: from scratch memory and, if there is one, the spiller."""
+        if not self.config.gemm:
+            return (scratch.store, store.cmd), (scratch.words, store.words)
+        late = first_result(self.config) + self.config.P + 8    # Issue's control, and some to spare
+        spiller = Spiller(self.config, late=late)
+        m.submodules.spiller = _restarted(spiller, flush_of("spiller"))
+        result = engine.result
+        m.d.comb += [
+            *(getattr(spiller, name).eq(getattr(issue, f"spill_{name}"))
+              for name in ("start", "addr", "rows")), issue.spill_room.eq(spiller.room),
+            spiller.valid.eq(result.valid), spiller.value.eq(result.payload.acc[:16] ^ 1 << 15),
+            fetch.spilled.eq(issue.spill_rows)]
+        return ((scratch.store, spiller.from_scratch), (scratch.words, spiller.scratch_words),
+                (spiller.store, store.cmd), (spiller.words, store.words))
 
     def _drafter(self, m, restart_of, sequencer, arbiter):
         """The drafter, if there is one; -> whether it rests, and pulses of its drafts."""

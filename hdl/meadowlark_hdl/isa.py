@@ -19,6 +19,8 @@ class Op(IntEnum):
     STORE = 5   #: scratch memory -> KV cache, beside what follows
     QK = 6      #: cached keys x queries -> scores (stay in the lanes)
     SV = 7      #: softmax(scores) x columns of cached values -> activation memory
+    SPILL = 8   #: scores, or their probabilities -> memory; of a core with ``gemm``
+    FILL = 9    #: what SPILL wrote -> in the place of the scores
 
 
 class Src(IntEnum):
@@ -105,7 +107,7 @@ FIELDS = (
     Field("heads", 1, "lanes are query heads (decode attention), not tokens"),
     Field("lanes", 6, "heads=1: number of lanes in use"),
     Field("group", 6, "QK, SV: query heads, one behind the other; heads=1: 1",
-          (Op.QK, Op.SV)),
+          (Op.QK, Op.SV, Op.SPILL, Op.FILL)),
     Field("addr", 27, "memory address in chunks (TABLE, TOKEN, KV, STORE)"),
     Field("tiles", 19, "STREAM: number of tiles, no more than rows of the largest matrix"),
     Field("rows", 8, "rows of a tile (QK, SV: keys of a full tile)"),
@@ -124,13 +126,17 @@ FIELDS = (
           (Op.SV,)),
     Field("wait", 1, "starts when all earlier STOREs have completed"),
     Field("back", 13, "QK, SV: how many keys before its own a token sees; 8191: all of them",
-          (Op.QK, Op.SV)),
-    Field("ahead", 1, "QK, SV: a token sees all keys behind its own, too", (Op.QK, Op.SV)),
+          (Op.QK, Op.SV, Op.SPILL, Op.FILL)),
+    Field("ahead", 1, "QK, SV: a token sees all keys behind its own, too",
+          (Op.QK, Op.SV, Op.SPILL, Op.FILL)),
     Field("packed", 1, "STREAM: tiles are packed behind their row headers (docs/packing.md)"),
-    Field("more", 1, "SV: another SV follows, for other columns of the values", (Op.SV,)),
+    Field("more", 1, "SV: another SV follows, for other columns of the values",
+          (Op.SV, Op.SPILL, Op.FILL)),
     Field("add", 1, "EMBED: adds its rows to the residual, in place of writing them",
           (Op.EMBED,)),
-    Field("beside", 1, "NORM: of values beside the residual, row_beats * W of a token", (Op.NORM,)),
+    Field("beside", 1, "NORM: of values beside the residual, row_beats * W of a token; SPILL: "
+                       "probabilities, not scores; SV: scores are probabilities",
+          (Op.NORM, Op.SPILL, Op.SV)),
     Field("diagonal", 1, "LINEAR: row r is a beat, of word x + r / W alone", (Op.LINEAR,)),
 )
 #: ``back`` that reaches all keys before a token's own.
@@ -197,7 +203,8 @@ def fault(i: Instruction) -> str | None:
             (i["add"] and (op, sink) != (Op.EMBED, Sink.RESIDUAL),
              "only an EMBED to the residual can be told to add"),
             (i["heads"] and sink == Sink.SCRATCH, "scratch memory has no lanes"),
-            (i["beside"] and op != Op.NORM, "only a NORM reads beside the residual"),
+            (i["beside"] and op not in (Op.NORM, Op.SPILL, Op.SV),
+             "only a NORM reads beside the residual, only SPILL and SV know probabilities"),
             (i["diagonal"] and (op != Op.LINEAR or i["row_beats"] != 1),
              "only rows of a beat of LINEAR can be a diagonal"),
             (i["heads"] and sink in (Sink.RESIDUAL, Sink.LOGIT, Sink.BESIDE),

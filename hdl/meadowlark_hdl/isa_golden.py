@@ -7,7 +7,7 @@ gateware, that the gateware is.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
 
 import numpy as np
@@ -16,7 +16,8 @@ from .compute.glu_golden import alone, glu
 from .compute.norm_golden import add_residual, rmsnorm, sum_of_squares
 from .compute.requant_golden import requant
 from .compute.rope_golden import rope
-from .compute.softmax_golden import MASKED, output_scale, probabilities, saturated, scores
+from .compute.softmax_golden import (MASKED, output_scale, probabilities, saturated, scores,
+                                     spilled)
 from .compute.tiling_engine_golden import FLOATS_KEPT, broadcast, diagonal, dot
 from .config import Config
 from .control.fetch_golden import (GoldenTiles, blamed, check_model, last_sv, need,
@@ -308,18 +309,27 @@ class GoldenCore(GoldenRuns):
         for at in range(pc + 1, end + 1):
             with blamed(at):
                 sv = self._fetched(at)
-                need(sv["op"] == Op.SV and all(
+                need(sv["op"] in (Op.SV, Op.SPILL, Op.FILL) and all(
                     sv[name] == qk[name]
                     for name in ("group", "heads", "lanes", "last", "back", "ahead")),
                     "a QK without its SV")
+                need(sv["op"] == Op.SV or self.config.gemm, "a SPILL on a core without gemm")
         for lots in subgroups(self.config, p, qk):
             with blamed(pc):
                 slots = self._heads(qk) if qk["heads"] else np.arange(
                     lots.blocks.start * self.config.P, min(lots.blocks.stop * self.config.P, p.n))
-                scores = self._qk(qk, slots, lots)
+                found = self._qk(qk, slots, lots)
+                peak = found.max(axis=-1, keepdims=True)
             for at in range(pc + 1, end + 1):
                 with blamed(at):
-                    self._sv(self.program[at], slots, lots, scores)
+                    i = self.program[at]
+                    if i["op"] == Op.SV:
+                        self._sv(i, slots, lots, found, peak)
+                    elif i["op"] == Op.SPILL:
+                        self._spill(i, slots, lots, probabilities(found, peak)[0] - (1 << 15)
+                                    if i["beside"] else spilled(found))
+                    else:
+                        found = self._fill(i, slots, lots)
             self._counts["instructions"] += 1 + end - pc
         return end
 
@@ -336,12 +346,53 @@ class GoldenCore(GoldenRuns):
             saturated(acc, i["shift"]) & ~hidden))
         return np.where(hidden, MASKED, scores(acc, i["shift"]))
 
-    def _sv(self, i: Instruction, slots: np.ndarray, lots: Lots, found: np.ndarray) -> None:
+    def _lanes_of(self, i: Instruction, slots: np.ndarray, lots: Lots,
+                  ) -> Iterator[tuple[int, np.ndarray, np.ndarray, int]]:
+        """Each lot of a subgroup: its head, the places of its tokens in ``slots``, their lanes, and
+        how many keys its block sees."""
+        for head in range(len(lots.heads)):
+            for block in lots.blocks:
+                at = np.arange(len(slots)) if i["heads"] else np.flatnonzero(
+                    slots // self.config.P == block)
+                sees = lots.keys if i["heads"] else self._pass.sees(self.config, i, block)
+                yield head, at, slots[at] % self.config.P, len(sees)
+
+    def _spill(self, i: Instruction, slots: np.ndarray, lots: Lots, values: np.ndarray) -> None:
+        """16 bits each of values[heads, slots, keys] to memory, those of a lot behind those of the
+        one before."""
+        P, per = self.config.P, self.config.spilled_keys
+        need(lots.keys.start == 0 and len(lots.keys) <= i["rows"],
+             "a SPILL of keys of several tiles, or in a window")
+        parts = []
+        for head, at, lanes, keys in self._lanes_of(i, slots, lots):
+            part = np.zeros((keys, P), "<i2")
+            part[:, lanes] = values[head, at, :keys].T
+            parts.append(part)
+        rows = np.concatenate(parts)
+        raw = np.pad(rows, ((0, -len(rows) % per), (0, 0))).tobytes()
+        at = i["addr"] * self.config.W
+        need(self._loaded <= at and at + len(raw) <= len(self.memory), "a SPILL outside of memory")
+        self.memory[at:at + len(raw)] = np.frombuffer(raw, np.uint8)
+        self._counts["bus_write_words"] += len(raw) // self.config.bus_bytes
+
+    def _fill(self, i: Instruction, slots: np.ndarray, lots: Lots) -> np.ndarray:
+        """What SPILL wrote, in the place of scores: int64[heads, slots, keys]."""
+        places = list(self._lanes_of(i, slots, lots))
+        rows = self.tiles.spilled(i, sum(keys for *_, keys in places))
+        found = np.full((len(lots.heads), len(slots), len(lots.keys)), MASKED)
+        for head, at, lanes, keys in places:
+            found[head, at, :keys] = rows[:keys, lanes].T.astype(np.int64) << 2
+            rows = rows[keys:]
+        return found
+
+    def _sv(self, i: Instruction, slots: np.ndarray, lots: Lots, found: np.ndarray,
+            peaks: np.ndarray) -> None:
         width = i["row_beats"] * self.config.W
         need(0 < width <= self.config.sv_values, f"an SV of {width} columns")
         values = self.tiles.cache(i, lots.keys, lots.base, width)
-        for h, each in zip(lots.heads, found, strict=True):
-            p, total = probabilities(each)
+        for h, each, peak in zip(lots.heads, found, peaks, strict=True):
+            p = spilled(each) + (1 << 15) if i["beside"] else probabilities(each, peak)[0]
+            total = p.sum(axis=-1)
             mant, shift = output_scale(total, i["mant"], i["shift"])
             y = requant(broadcast(p, values), mant[:, None], shift[:, None])
             if i["heads"]:                  # to the token's lane, one behind the other

@@ -41,7 +41,11 @@ def lane_schedule(config: Config) -> dict[str, tuple[object, int]]:
         "sc_until": (range(config.P), 17 + tree),    # and the last one, or one beyond all
         "sc_first": (1, 17 + tree), "sc_block": (block, 17 + tree),
         "sc_last": (range(config.P), 17 + tree),     # last lane with a query
-    }
+    } | ({
+        "raw": (1, 1),                               # scores are probabilities, or shall leave
+        "fill": (1, 9),                              # multiply by 4 what is for this lane
+        "sc_keep": (1, 17 + tree),                   # the score as it is, and the maximum
+    } if config.gemm else {})
 
 
 BEAT_CYCLE = 10         #: cycle in which the beat stands in lane 0's register
@@ -134,6 +138,9 @@ class Lane(wiring.Component):
         for i in with_sum:
             with m.If(control[i].sel_p):
                 m.d.sync += x[i].eq(softmax.p)
+        if config.gemm:
+            with m.If(c.fill):
+                m.d.sync += [x[i].eq(4 * (i == self.index)) for i in range(W)]
         pairs = []
         for i in range(0, W, 2):
             m.submodules[f"pair{i // 2}"] = pair = ProductPair()
@@ -258,6 +265,8 @@ class Lane(wiring.Component):
         m.d.sync += [masked.eq((self.c.sc_from > self.index) | (self.c.sc_until < self.index)),
                      used.eq(self.c.sc_last >= self.index),
                      block.eq(Mux(self.c.sc_en, self.c.sc_block, self.c.m_block))]
+        if self.config.gemm:
+            m.d.comb += [softmax.raw.eq(c.raw), softmax.w_keep.eq(c.sc_keep)]
         m.d.comb += [
             softmax.acc.eq(acc), softmax.shift.eq(c.shift),
             softmax.w_en.eq(c.sc_en), softmax.w_addr.eq(c.sc_addr),

@@ -48,6 +48,9 @@ class SoftmaxUnit(Piped):
                                   cycles after its last ``sum_en``.
     sum_block : In(range(16))
     total : Out(28)               At most 4096 * 32768 = 2**27.
+    w_keep, raw : In(1)           Only with ``config.gemm``. The score is stored as it is and the
+                                  maximum stays; p is not that of the score read, but its upper 16
+                                  bits + 32768.
     """
 
     WRITE_LATENCY = 3
@@ -66,7 +69,7 @@ class SoftmaxUnit(Piped):
             "p": Out(16),
             "sum_en": In(1), "sum_keep": In(1), "sum_read": In(1), "sum_block": In(block),
             "total": Out(28),
-        })
+        } | ({"w_keep": In(1), "raw": In(1)} if config.gemm else {}))
 
     def stages(self, pipe: Pipe) -> None:
         m, bits = pipe.m, Config.SCORE_BITS
@@ -108,7 +111,8 @@ class SoftmaxUnit(Piped):
             reg(wr.addr.shape(), "at")
         # A visible score stays above MASKED: all that is lower becomes the value next to it.
         lowest = Signal()
-        m.d.comb += lowest.eq(score == MASKED)
+        m.d.comb += lowest.eq((score == MASKED) & ~self.w_keep if self.config.gemm else
+                              score == MASKED)
         m.d.sync += [candidate.eq(Mux(self.w_masked, MASKED, score | lowest)),
                      coming.eq(self.w_en), at.eq(self.w_addr)]
         limited, counts = reg(1, "limited"), reg(1, "counts")
@@ -136,6 +140,8 @@ class SoftmaxUnit(Piped):
         updated = near(m, compare, name="updated")
         m.d.comb += [max_rd.addr.eq(self.block), max_wr.en.eq(updated), max_wr.data.eq(running),
                      max_wr.addr.eq(delay(m, block, 3, name="at_block"))]
+        if self.config.gemm:
+            m.d.comb += max_wr.en.eq(updated & ~delay(m, self.w_keep, 3, name="keep"))
         with m.If(self.w_en):
             m.d.sync += block.eq(self.block)
         m.d.sync += [
@@ -184,4 +190,8 @@ class SoftmaxUnit(Piped):
         eighths = mix(lambda t, whole: (t << 1) >> Cat(C(0, 3), whole[3:]), t, whole).reg(
             "eighths", 17)
         halves = (eighths >> whole[:3]).reg("halves", 17)
-        return mux(score == MASKED, 0, (halves + 1) >> 1).reg("p_reg", 16)
+        p = mux(score == MASKED, 0, (halves + 1) >> 1)
+        if self.config.gemm:
+            upper = mix(lambda score: score[bits - 16:] ^ 1 << 15, score)
+            p = mux(pipe.at(0, self.raw, name="raw"), upper, p)
+        return p.reg("p_reg", 16)

@@ -22,15 +22,23 @@ def saturated(acc, shift):
     return scores(acc, shift) != rshift(acc, shift)
 
 
-def probabilities(s):
+def probabilities(s, peak=None):
     """s[..., keys] with MASKED where hidden -> (p u1.15 [..., keys], sum of p [...]).
 
     The maximum of a row is exact (taken while the scores are written), so no p exceeds 1 and the
-    largest is exactly 32768. A masked score gives p = 0.
+    largest is exactly 32768. A masked score gives p = 0. peak: the maximum [..., 1], where scores
+    have been in memory since, see :func:`spilled`.
     """
     s = np.asarray(s, np.int64)
-    p = np.where(s == MASKED, 0, exp2_neg(s.max(axis=-1, keepdims=True) - s))
+    peak = s.max(axis=-1, keepdims=True) if peak is None else peak
+    p = np.where(s == MASKED, 0, exp2_neg(peak - s))
     return p, p.sum(axis=-1)
+
+
+def spilled(s):
+    """What memory has of scores between QK and the softmax: their upper 16 bits, 8 of them
+    fractional. Come back they are that times 4, so a masked one stays that."""
+    return np.asarray(s, np.int64) >> 2
 
 
 def output_scale(total, mant, shift):

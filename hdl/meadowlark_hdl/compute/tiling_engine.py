@@ -16,10 +16,12 @@ def EngineControl(config: Config) -> data.StructLayout:
     """What the issue stage presents each cycle.
 
     lane: the lanes' fields. part: in SV, which of each ``sv_cycles`` values of the beat the column
-    of the first one takes. to: of a row of results (lane.res_en).
+    of the first one takes. to: of a row of results (lane.res_en). one (with ``config.gemm``): the
+    beat is a 1 and zeros, whatever the tile says; ``part`` is in FILL which of the keys of a beat.
     """
-    return data.StructLayout({
-        "lane": LaneControl(config), "part": range(config.sv_cycles), "to": Destination(config)})
+    parts = max(config.sv_cycles, config.spilled_keys if config.gemm else 0)
+    return data.StructLayout({"lane": LaneControl(config), "part": range(parts),
+                              "to": Destination(config)} | ({"one": 1} if config.gemm else {}))
 
 
 def or_levels(config: Config) -> int:
@@ -110,7 +112,7 @@ class TilingEngine(wiring.Component):
         # What an instruction leaves in a lane arrives there in the order of the lanes, and so does
         # the first control of the next: the gates open and close in that order too.
         attention = nap(m, "attention", self.attending, sleep=self.sleep, linger=P + 32)
-        beat, act, results = self._beat(pipe), self.act, []
+        beat, act, results = self._beat(pipe, fields), self.act, []
         saturated = Const(0, 1)
         for k in range(P):
             lane = Lane(config, index=k, attention=attention)
@@ -126,7 +128,7 @@ class TilingEngine(wiring.Component):
             saturated = counted
         return results, saturated
 
-    def _beat(self, pipe: Pipe):
+    def _beat(self, pipe: Pipe, fields: dict[str, Timed]):
         """What enters lane 0: in SV one value after the other stands in front of the column that
         has an accumulator.
         """
@@ -139,6 +141,12 @@ class TilingEngine(wiring.Component):
                 with m.Case(k):
                     m.d.comb += [beat[i].eq(self.beat[i + k])
                                  for i in range(0, config.W, config.sv_cycles)]
+        if config.gemm:
+            with m.If(fields["fill"].at(BEAT_CYCLE - 1)):
+                m.d.comb += [beat[i].eq(self.beat.as_value().word_select(
+                    part * config.P + i, config.beat_bits).as_signed()) for i in range(config.P)]
+            with m.If(pipe.at(0, self.control.one, name="one").at(BEAT_CYCLE - 1)):
+                m.d.comb += [beat[i].eq(i == 0) for i in range(config.W)]
         return beat
 
     def _rows(self, pipe: Pipe, fields: dict[str, Timed]) -> None:

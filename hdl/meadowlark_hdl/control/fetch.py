@@ -55,6 +55,8 @@ class Fetch(wiring.Component):
         Position of a token; ``token_data`` : In(19) holds its id 2 cycles later.
     store_done : In(1)
         One cycle for each STORE instruction whose data is in memory; in a batch for each token.
+    spilled : In(13)
+        Only with ``config.gemm``. Scores that the latest SPILL writes.
     flush : In(1)
         While high, as in reset; the program stays.
     busy : Out(1)
@@ -79,7 +81,8 @@ class Fetch(wiring.Component):
             "jobs": Out(stream.Signature(TileJob(config))),
             "token_addr": Out(range(config.context)), "token_data": In(Config.TOKEN_BITS),
             "store_done": In(1), "flush": In(1), "busy": Out(1), "pc": Out(16),
-            "bad_token": Out(1), "program_end": Out(1)})
+            "bad_token": Out(1), "program_end": Out(1)}
+            | ({"spilled": In(13)} if config.gemm else {}))
 
     def elaborate(self, platform):
         m = Module()
@@ -118,6 +121,12 @@ class Fetch(wiring.Component):
         skipped, ends, has_jobs, is_store, is_qk, is_last_sv = (
             Signal(name=name, reset_less=True) for name in (
                 "skipped", "ends", "has_jobs", "is_store", "is_qk", "is_last_sv"))
+        stored = Mux(is_store, each, 0)
+        if c.gemm:
+            is_spill = reg(1, "is_spill")
+            m.d.sync += is_spill.eq(word.op == Op.SPILL)
+            m.d.comb += tiles.spilled.eq(self.spilled)
+            stored = Mux(is_spill, 1, stored)
         qk_pc = Signal(17, reset_less=True)
         is_end = word.op == Op.END
         goes_on = word.last & self.pass_.final
@@ -160,7 +169,7 @@ class Fetch(wiring.Component):
                     m.next = "ADDRESS"
                 with m.Elif(room & ~(has_jobs & ~rest)):
                     m.d.comb += [queue.i.valid.eq(1), tiles.work.valid.eq(has_jobs)]
-                    m.d.sync += stores.eq(stores + Mux(is_store, each, 0))
+                    m.d.sync += stores.eq(stores + stored)
                     with m.If(ends):
                         m.next = "STOPPED"
                     with m.Else():

@@ -81,7 +81,8 @@ def check_model(config: Config, model: Mapping[str, int]) -> None:
 
 
 def last_sv(program: Sequence[Instruction], pc: int) -> int:
-    """Place of the last SV behind the QK at ``pc``; whether they are SVs is not looked at."""
+    """Place of the last SV behind the QK at ``pc``; whether they are SVs, or SPILL and FILL, is not
+    looked at."""
     return next((at for at in range(pc + 1, len(program)) if not program[at]["more"]),
                 len(program))
 
@@ -172,6 +173,15 @@ class GoldenTiles:
         self.chunks_read += len(keys) * beats
         raw = self._raw(i["addr"] + base + keys.start * beats, len(keys) * beats)
         return np.frombuffer(raw, np.int8).reshape(len(keys), width)
+
+    def spilled(self, i: Instruction, keys: int) -> np.ndarray:
+        """What a SPILL of so many keys wrote: int16[keys, P]."""
+        config, (beats, odd) = self.config, divmod(i["chunks"], 2)
+        need(i["src"] == Src.KV and i["mode"] == Mode.INT16 and not odd
+             and 0 < beats <= config.tile_beats, f"{_name(i)} of tiles that are no scores")
+        chunks = 2 * -(-keys // config.spilled_keys)
+        self.chunks_read += chunks
+        return np.frombuffer(self._raw(i["addr"], chunks), "<i2").reshape(-1, config.P)[:keys]
 
     def _raw(self, addr: int, chunks: int) -> bytes:
         """Chunks of memory."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 from amaranth import Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from ..config import Config
-from ..isa import Header, Src
+from ..isa import Header, Op, Src
 from ..lib.pipe import reg
 from ..signatures import InstructionLayout, ModelLayout, PassLayout, PlaceWrite, TileJob
 from ..tech.cells import FACTOR_BITS, Multiplier
@@ -27,6 +28,7 @@ class TileJobs(wiring.Component):
       In a batch TABLE: ``addr + (pos0 + position(t)) * chunks``.
     - KV: ``keys`` keys of row_beats chunks from ``addr + base + first * row_beats`` on, ``chunks``
       a tile, the last with the rest; no headers. Waits for the stores that came before.
+      FILL: as many as ``spilled`` scores take, two chunks a beat, from ``addr`` on.
 
     Tiles of TABLE, TOKEN and NORM have one row of row_beats beats whatever ``rows`` says. Products
     come from one :class:`~meadowlark_hdl.tech.cells.Multiplier`.
@@ -47,6 +49,7 @@ class TileJobs(wiring.Component):
                                 STREAM, TABLE, TOKEN or KV.
     store_done : In(1)          One cycle for each STORE whose data is in memory; in a batch for
                                 each token of it.
+    spilled : In(13)            Only with ``config.gemm``, see :class:`.Fetch`.
     jobs : Out(stream of TileJob)
     token_addr, token_data : Out(range(context)), In(19)
                                 Read port of the token memory.
@@ -62,7 +65,7 @@ class TileJobs(wiring.Component):
             "work": In(stream.Signature(WorkLayout)), "store_done": In(1),
             "jobs": Out(stream.Signature(TileJob(config))),
             "token_addr": Out(range(config.context)), "token_data": In(Config.TOKEN_BITS),
-            "bad_token": Out(1), "busy": Out(1)})
+            "bad_token": Out(1), "busy": Out(1)} | ({"spilled": In(13)} if config.gemm else {}))
 
     def elaborate(self, platform):
         m = Module()
@@ -120,6 +123,14 @@ class TileJobs(wiring.Component):
             self.token_addr.eq(tokens.token_addr),
             self.bad_token.eq(tokens.bad_token),
             finished.eq(rows.done | keys.done | tokens.done)]
+        of_cache = work.src == Src.KV
+        if config.gemm:
+            most, fill = config.spilled_keys - 1, work.op == Op.FILL
+            of_cache &= ~fill
+            m.d.comb += [keys.fill.eq(fill), keys.filled.eq(
+                (self.spilled + most) >> exact_log2(most + 1))]
+            with m.If(fill):
+                m.d.comb += keys.full_beats.eq(work.chunks >> 1)
 
         # In the states that do not say otherwise.
         m.d.sync += [a.eq(tokens.token), b.eq(work.chunks)]
@@ -143,7 +154,7 @@ class TileJobs(wiring.Component):
             with m.State("SECOND"):
                 m.d.sync += [a.eq(Mux(work.src == Src.KV, all_keys, work.last_rows)),
                              b.eq(work.row_beats),
-                             base.eq(addr + Mux(work.src == Src.KV, cache, 0))]
+                             base.eq(addr + Mux(of_cache, cache, 0))]
                 m.next = "WAIT_1"
                 with m.If(streaming & (work.tiles == 0)):
                     m.d.comb += finished.eq(1)
@@ -178,12 +189,13 @@ class TileJobs(wiring.Component):
                                               & ~self.jobs.valid),
             *(walk.taken.eq(put) for walk in (rows, keys, tokens))]
         # A token's tile is as large as one of a table.
+        size = keys.size if not self.config.gemm else keys.size << (work.op == Op.FILL)
         with m.If(put):
             m.d.sync += [
                 self.jobs.valid.eq(1), job.mode.eq(work.mode),
                 job.addr.eq(Mux(tokens.tile, place, addr)),
                 addr.eq(addr + rows.chunks),
-                job.chunks.eq(Mux(keys.tile, keys.size, rows.chunks)),
+                job.chunks.eq(Mux(keys.tile, size, rows.chunks)),
                 job.beats.eq(Mux(keys.tile, keys.size, rows.beats)),
                 job.rows.eq(Mux(keys.tile, 0, rows.rows)),
                 job.packed.eq(work.packed & (work.src == Src.STREAM)),

@@ -99,14 +99,17 @@ class KeyTiles(wiring.Component):
     stores : In(16)             STORE instructions before this one.
     beats : In(24)              Of all keys; counts with ``start``.
     full_beats : In             Of a full tile.
+    fill, filled : In(1), In    Only with ``config.gemm``: not ``beats`` but these, once the STOREs
+                                are done.
     size : Out                  Beats of the tile.
     tile, taken, done : Out(1), In(1), Out(1)
                                 There is a tile; pulse: it is taken; it was the last one.
     """
 
     def __init__(self, config: Config):
-        beats = range(config.tile_beats + 1)
+        beats, self.gemm = range(config.tile_beats + 1), config.gemm
         super().__init__({
+            **({"fill": In(1), "filled": In(13)} if config.gemm else {}),
             "begin": In(1), "store_done": In(1), "start": In(1), "stores": In(16),
             "beats": In(24), "full_beats": In(beats), "size": Out(beats),
             "tile": Out(1), "taken": In(1), "done": Out(1)})
@@ -127,6 +130,10 @@ class KeyTiles(wiring.Component):
             with m.State("STORED"):
                 with m.If(ahead >= 0):
                     m.next = "TILE"
+                    if self.gemm:
+                        with m.If(self.fill):
+                            m.d.sync += left.eq(self.filled)
+                            m.next = "LEFT"
             with m.State("LEFT"):
                 m.next = "TILE"
             with m.State("TILE"):

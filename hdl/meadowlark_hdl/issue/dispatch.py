@@ -22,8 +22,8 @@ class Dispatch(wiring.Component):
     Done is: all walkers are idle, so many cycles have passed as the operator takes to settle, and
     the vector unit is not busy. QK and SV do not ask for the vector unit: it has what SV leaves to
     :class:`.Drain`. QK needs none of that and starts meanwhile; all others wait until Drain has
-    settled and the vector unit is not busy. END has no walker. END, and an instruction with
-    ``wait``, starts when no STORE is under way, so none is taken for one of the next pass.
+    settled and the vector unit is not busy. END has no walker. END, a SPILL, and an instruction
+    with ``wait``, starts when no STORE is under way, so none is taken for one of the next pass.
 
     With ``last`` the walker begins at the last block of tokens, which is looked for before.
 
@@ -92,6 +92,9 @@ class Dispatch(wiring.Component):
                          waits.eq(self.instr.payload.instr.op != Op.QK),
                          stores.eq(self.instr.payload.instr.wait
                                    | (self.instr.payload.instr.op == Op.END))]
+            if self.config.gemm:        # the store unit is its own
+                with m.If(self.instr.payload.instr.op == Op.SPILL):
+                    m.d.sync += stores.eq(1)
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.instr.ready.eq(1)
@@ -112,6 +115,9 @@ class Dispatch(wiring.Component):
                     m.d.sync += [
                         self.lanes.eq(Mux(instr.heads | (pass_.n > P), P, pass_.n)),
                         self.attending.eq((instr.op == Op.QK) | (instr.op == Op.SV))]
+                    if self.config.gemm:
+                        with m.If((instr.op == Op.SPILL) | (instr.op == Op.FILL)):
+                            m.d.sync += self.attending.eq(1)
                     with m.Switch(instr.op):
                         for k, operators in enumerate(self.settle):
                             for op, cycles in operators.items():

@@ -10,10 +10,12 @@ from amaranth.lib.wiring import In, Out
 
 from ..compute.tiling_engine import EngineControl
 from ..config import Config
+from ..isa import Op
 from ..signatures import (Beat, FetchedInstruction, ModelLayout, NormJob, PassLayout, ResultPort,
                           RopeWrite, ScratchCommand, TileRead)
 from .dispatch import Dispatch
 from .drain import Drain
+from .fill import Fill
 from .gammas import Gammas
 from .keys import Keys
 from .result_join import ResultJoin
@@ -29,7 +31,8 @@ class Issue(wiring.Component):
 
     :class:`.Dispatch` gives each instruction to one of the walkers: :class:`.TokenTiles` (EMBED,
     ROPE), :class:`.Gammas` (NORM), :class:`.Rows` (LINEAR), :class:`.Keys` (QK, SV) and
-    :class:`.Stores` (STORE). :class:`.Drain` has the results of SV, beside Keys.
+    :class:`.Stores` (STORE); of a core with ``gemm`` SPILL to Keys and FILL to :class:`.Fill`.
+    :class:`.Drain` has the results of SV, beside Keys.
     :class:`.TileReader` reads the tiles, :class:`.ResultJoin` joins the results. Here they are only
     wired.
 
@@ -63,6 +66,9 @@ class Issue(wiring.Component):
     lanes, attending : Out                  Lanes it uses; whether it is QK or SV.
     store_cmd : Out(stream of ScratchCommand)
     store_done : In(1)                      One cycle for each of them whose data is in memory.
+    spill_start, spill_addr, spill_rows, spill_room : Out(1), Out(27), Out(13), In(1)
+                                            As those of :class:`.Spiller`; only with
+                                            ``config.gemm``.
     pass_end : Out(1)                       One cycle: END executed, everything before it written.
     retired : Out(1)                        One cycle an instruction.
     pc : Out(16)                            Of the instruction in execution.
@@ -89,7 +95,8 @@ class Issue(wiring.Component):
             "pass_end": Out(1), "retired": Out(1), "pc": Out(16), "bad_op": Out(1),
             "array_active": Out(1), "wait_tile": Out(1), "wait_vector": Out(1),
             "wait_store": Out(1),
-        })
+        } | ({"spill_start": Out(1), "spill_addr": Out(27), "spill_rows": Out(13),
+              "spill_room": In(1)} if config.gemm else {}))
 
     def elaborate(self, platform):
         m = Module()
@@ -100,7 +107,15 @@ class Issue(wiring.Component):
         m.submodules.keys = keys = Keys(config)
         m.submodules.drain = drain = self.drain
         m.submodules.stores = stores = Stores(config)
-        walkers = (token_tiles, gammas, rows, keys, stores)
+        walkers = [token_tiles, gammas, rows, keys, stores]
+        if config.gemm:
+            m.submodules.fill = fill = Fill(config)
+            walkers.append(fill)
+            m.d.comb += [
+                self.spill_start.eq(keys.req & (keys.job.instr.op == Op.SPILL)),
+                self.spill_addr.eq(keys.job.instr.addr), self.spill_rows.eq(keys.rows),
+                keys.room.eq(self.spill_room), fill.rows.eq(keys.rows),
+                stores.spills.eq(self.spill_start)]
         m.submodules.dispatch = dispatch = Dispatch(config, settle=[w.settle for w in walkers])
         m.submodules.reader = reader = TileReader(config)
         m.submodules.join = join = ResultJoin(config)
@@ -128,6 +143,8 @@ class Issue(wiring.Component):
             *(part[name].eq(presented[name]) for part in (engine.lane, engine.to)
               for name in part.shape().members), engine.part.eq(presented["part"]),
             *(getattr(self, name).eq(presented[name]) for name in Activity().members)]
+        if config.gemm:
+            m.d.sync += engine.one.eq(presented["one"])
         m.d.comb += [tiles[name].eq(presented[name]) for name in tiles.shape().members]
 
         wiring.connect(m, reader.tile, wiring.flipped(tile))

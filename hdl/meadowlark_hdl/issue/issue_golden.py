@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 
 from ..config import Config
 from ..control.sequencer_golden import Lots, Pass
@@ -22,7 +23,7 @@ ENABLES = ("array_active", "res_en", "sc_en", "sum_en", "sum_read", "acc_en", "d
 
 def beats(config: Config, model: Mapping[str, int], p: Pass, i: Instruction,
           lots: Lots | None = None) -> Iterator[Presented]:
-    """Cycles of LINEAR, QK and SV in which something is presented. lots: of QK and SV.
+    """Cycles of LINEAR, QK, SPILL and SV in which something is presented. lots: of all but LINEAR.
 
     In SV rows of results (``res_en``) come beside the keys of later lots: their order is that of
     the lots' last keys, and they stand here as late as may be, where their slices begin anew.
@@ -31,6 +32,15 @@ def beats(config: Config, model: Mapping[str, int], p: Pass, i: Instruction,
     if lots is not None:
         return _keys(config, model, p, i, lots)
     return _linear(config, model, p, i)
+
+
+def fill(config: Config, rows: int, i: Instruction) -> Iterator[Presented]:
+    """Cycles of FILL: so many scores, as they come in its tiles."""
+    for score in range(rows):
+        pair, part = divmod(score, config.spilled_keys)
+        tile, beat = divmod(pair, i["chunks"] // 2)
+        yield {"array_active": 1, "tile": tile, "beat": beat, "part": part, "fill": 1, "sc_en": 1,
+               "sc_addr": score, "sc_keep": 1, "sc_until": (1 << (config.P - 1).bit_length()) - 1}
 
 
 def values(config: Config, p: Pass, i: Instruction) -> Iterator[Presented]:
@@ -84,17 +94,25 @@ def _keys(config: Config, model: Mapping[str, int], p: Pass, i: Instruction, lot
     top = (1 << (config.P - 1).bit_length()) - 1        # no lane is beyond
     every = [(head, block) for head in lots.heads for block in lots.blocks]
     summed: deque[tuple[int, int, int]] = deque()       # lots that have seen their last key
+    sight = [lots.keys if i["heads"] else p.sees(config, i, block) for _, block in every]
+    # Where the scores of each begin: one behind the other, or ctx of them apart.
+    begins = [0, *accumulate(keys.stop if config.gemm else p.ctx for keys in sight)]
     for tile, base in enumerate(lots.keys[::i["rows"]]):
         end = min(base + i["rows"], lots.keys.stop)
         for lot, (head, block) in enumerate(every):
             position = p.pos0 + block * config.P
-            sees = lots.keys if i["heads"] else p.sees(config, i, block)
+            sees = sight[lot]
             slot = lot * slices % config.acc_slots
             keys = range(max(base, sees.start), min(end, sees.stop))
             while keys and any(slot == other for other, _, _ in summed):
                 yield from _drain(config, i, head_values, *summed.popleft())
             for key in keys:
-                score = lot * p.ctx + key
+                score = begins[lot] + key
+                if i["op"] == Op.SPILL:
+                    yield {"array_active": 1, "one": 1, "part": 0, "sel_p": 1, "s_addr": score,
+                           "m_block": lot, "raw": 1 - i["beside"], "dot_keep": 0, "res_en": 1,
+                           "res_kind": Kind.ROW, "sink": Sink.NONE}
+                    continue
                 if i["op"] == Op.SV:
                     yield from _products(config, i, lot, tile, key > sees.start, key - base, score,
                                          slot)

@@ -31,6 +31,8 @@ class KeyBeats(wiring.Component):
     idle : Out(1)
     done : Out(1)           The last beat is presented.
     taken : In(1)           SV pauses for this cycle: another reads the accumulators, or a sum.
+    room : In(1)            Only with ``config.gemm``: SPILL, a row of results a key, pauses
+                            without.
     first, skip : In(13), In(7)     Position of the first key; keys of the tile before it.
     anew, until : In        It is the block's first; the last lane that sees it.
     position : In(14)       Of lane 0's token.
@@ -48,10 +50,13 @@ class KeyBeats(wiring.Component):
     def __init__(self, config: Config):
         self.config = config
         shapes = presentable(config)
+        if config.gemm:
+            self.PRESENTS = (*self.PRESENTS, "res_en")
         super().__init__({
             "job": In(Job()), "req": In(1), "idle": Out(1, init=1), "done": Out(1), "taken": In(1),
             "first": In(13), "skip": In(7), "anew": In(1), "until": In(range(config.P)),
             "position": In(14), "behind": In(8), "one": In(1),
+            **({"room": In(1)} if config.gemm else {}),
             "score": In(range(2 * config.score_depth)), "x": In(13),
             "slot": In(range(config.acc_slots)),
             "control": Out(data.StructLayout({name: shapes[name] for name in self.PRESENTS}))})
@@ -79,11 +84,15 @@ class KeyBeats(wiring.Component):
                 is_sv, Cat(Const(1).replicate(log2_parts), instr.row_beats - 1),
                 instr.row_beats - 1))]
         # The slices of the next key are those of this one: not sooner than the accumulators allow.
-        turn = Countdown(m, 2, name="turn", last=False)
+        turn = Countdown(m, range(config.row_cycles) if config.gemm else 2, name="turn", last=False)
         too_soon = max(Config.ACC_TURN - config.sv_cycles, 0)
         short, mine = Signal(), Signal()
         m.d.sync += [short.eq(is_sv & one_beat & (too_soon > 0)),
                      everyone.eq(instr.heads | instr.ahead)]
+        is_spill, pauses = Signal(), is_sv & self.taken
+        if config.gemm:
+            m.d.sync += is_spill.eq(instr.op == Op.SPILL)
+            pauses |= is_spill & ~self.room
         # Beats before the first key: row_beats is a power of two, of a head at most.
         skipped, most = Signal(range(config.tile_beats)), 1 << Config.MAX_HEAD_LOG2
         m.d.comb += skipped.eq(Cat(
@@ -105,7 +114,10 @@ class KeyBeats(wiring.Component):
                 anew.eq(self.anew), age.eq(self.first - self.position), until.eq(self.until),
                 score.eq(self.score + self.first), x_addr.eq(self.x), tile_beat.eq(skipped),
                 slice_.eq(self.slot), turn.load(0), self.idle.eq(~self.req)]
-        with m.Elif(is_sv & self.taken):
+            if config.gemm:
+                with m.If(is_spill & turn.some):        # rows are as far apart there, too
+                    m.d.sync += turn.step()
+        with m.Elif(pauses):
             pass
         with m.Elif(turn.some):
             m.d.sync += turn.step()
@@ -121,4 +133,8 @@ class KeyBeats(wiring.Component):
                     age.eq(age + 1), until.eq(until + ~until.all()), score.eq(score + 1),
                     x_addr.eq(self.x), slice_.eq(self.slot),
                     turn.load(too_soon, some=short), self.idle.eq(keys.last)]
+                if config.gemm:
+                    with m.If(is_spill):
+                        m.d.comb += [c.sc_en.eq(0), c.res_en.eq(1)]
+                        m.d.sync += turn.load(config.row_cycles - 1)
         return m

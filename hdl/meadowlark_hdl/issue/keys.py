@@ -12,10 +12,11 @@ from ..isa import Op
 from ..lib.pipe import reg
 from ..lib.queues import Queue
 from .drain import SummedLot
+from .fill import Fill
 from .key_beats import KeyBeats
 from .seen_keys import SeenKeys
 from .span import Span
-from .walker import Walker
+from .walker import Walker, results_settle
 
 
 class Keys(Walker):
@@ -24,7 +25,9 @@ class Keys(Walker):
 
     An instruction is for some lots of the KV head's (:class:`.sequencer_golden.Lots`). QK goes on
     where the QK before it ended, unless its lots are the first; SV is for the same ones as the QK
-    before it.
+    before it. Of a core with ``gemm`` so is SPILL, which has no tiles: it presents each score that
+    SV would use, of the keys of one tile. There each lot's scores lie behind those of the lot
+    before, else they begin ``ctx`` apart.
 
     The accumulators are a ring: lots lie in it one behind the other, and one whose place is not
     drained yet waits. Those of several tiles all have places of their own. SV begins when all lots
@@ -42,6 +45,8 @@ class Keys(Walker):
     (those of :class:`Walker`, and)
     summed : Out(stream of SummedLot)   Lots to drain; the oldest stays until it is drained.
     taken : In(1)                       See :class:`.KeyBeats`.
+    room, rows : In(1), Out(13)         Only with ``config.gemm``. See :class:`.KeyBeats`; scores of
+                                        all lots of the latest QK, one behind the other.
     """
 
     SPAN, TILE, BLOCK, ROOM = 1, 1, SeenKeys.LATENCY + 2, 3
@@ -50,8 +55,12 @@ class Keys(Walker):
 
     def __init__(self, config: Config):
         # SV reads no score in its first cycles. What becomes of it is up to Drain.
-        super().__init__(config, settle={Op.QK: score_cycle(config) + 1, Op.SV: 0},
-                         summed=Out(stream.Signature(SummedLot(config))), taken=In(1))
+        settle, ports = {Op.QK: score_cycle(config) + 1, Op.SV: 0}, {}
+        if config.gemm:
+            self.PRESENTS = (*self.PRESENTS, "res_en", "raw", "one")
+            settle[Op.SPILL], ports = results_settle(config), {"room": In(1), "rows": Out(13)}
+        super().__init__(config, settle=settle, summed=Out(stream.Signature(SummedLot(config))),
+                         taken=In(1), **ports)
 
     def elaborate(self, platform):
         m = Module()
@@ -94,6 +103,16 @@ class Keys(Walker):
             *(c[name].eq(beats.control[name]) for name in beats.PRESENTS),
             c.shift.eq(instr.shift), c.sel_p.eq(is_sv), c.sc_block.eq(lot),
             c.sc_last.eq(seen.last_query), c.m_block.eq(lot)]
+        next_score, front, is_spill = score + pass_.ctx, self.front, Signal()
+        if config.gemm:
+            next_score, front = score + seen.limit, self.front | is_spill
+            m.d.sync += is_spill.eq(instr.op == Op.SPILL)
+            m.d.comb += [beats.room.eq(self.room), c.raw.eq(is_spill ^ instr.beside),
+                         c.one.eq(is_spill), c.sel_p.eq(is_sv | is_spill)]
+            is_fill = Signal()          # who presents these as well
+            m.d.sync += is_fill.eq(instr.op == Op.FILL)
+            with m.If(is_fill):
+                m.d.comb += [c[name].eq(0) for name in Fill.PRESENTS if name in c.shape().members]
 
         with m.If(self.idle):
             m.d.sync += [keys_left.eq(lots.keys), base.eq(lots.first), first_tile.eq(1)]
@@ -105,10 +124,10 @@ class Keys(Walker):
             with m.State("SPAN"):
                 m.next = "TILE"
             with m.State("TILE"):
-                m.d.comb += [c.wait_tile.eq(~self.front), span.first.eq(1)]
+                m.d.comb += [c.wait_tile.eq(~front), span.first.eq(1)]
                 m.d.sync += [tile_keys.eq(Mux(keys_left < instr.rows, keys_left, instr.rows)),
                              lot.eq(0), score.eq(0), slot.eq(0)]
-                with m.If(self.front):
+                with m.If(front):
                     m.next = "SEE"
             with m.State("SEE"):
                 m.next = "SEEN"
@@ -124,11 +143,14 @@ class Keys(Walker):
                 with m.If(beats.idle):
                     m.d.comb += span.next.eq(1)
                     m.d.sync += [
-                        lot.eq(lot + 1), score.eq(score + pass_.ctx),
+                        lot.eq(lot + 1), score.eq(next_score),
                         slot.eq(slot + (instr.row_beats << log2_parts))]
                     m.next = "SEE"
                     with m.If(span.last):
                         m.d.comb += c.release.eq(1)
+                        if config.gemm:
+                            m.d.comb += c.release.eq(~is_spill)
+                            m.d.sync += self.rows.eq(next_score)
                         m.d.sync += [base.eq(base + instr.rows),
                                      keys_left.eq(keys_left - tile_keys), first_tile.eq(0)]
                         m.next = "TILE"

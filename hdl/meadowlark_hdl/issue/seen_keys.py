@@ -35,6 +35,8 @@ class SeenKeys(wiring.Component):
     behind, one : Out(8), Out(1)    Keys behind the first that it sees; there is just one.
     all : Out(1)                It sees none after this tile.
     last_query : Out            Lane of the last token, or head, that there is.
+    limit : Out(14)             Behind the last key that it sees, of any tile; only with
+                                ``config.gemm``.
     """
 
     LATENCY = 2
@@ -45,7 +47,8 @@ class SeenKeys(wiring.Component):
             "instr": In(InstructionLayout), "end": In(14), "position": In(14), "base": In(13),
             "keys": In(13), "first_tile": In(1), "wanted": In(1), "none": Out(1),
             "first": Out(13), "skip": Out(7), "anew": Out(1), "until": Out(range(config.P)),
-            "behind": Out(8), "one": Out(1), "all": Out(1), "last_query": Out(range(config.P))})
+            "behind": Out(8), "one": Out(1), "all": Out(1), "last_query": Out(range(config.P))}
+            | ({"limit": Out(14)} if config.gemm else {}))
 
     def elaborate(self, platform):
         m = Module()
@@ -86,4 +89,6 @@ class SeenKeys(wiring.Component):
             self.first.eq(first), self.skip.eq(tile_skip), self.until.eq(until),
             self.behind.eq(Mux(all_, to_limit, to_end)),
             self.one.eq(Mux(all_, to_limit == 0, to_end == 0))]
+        if self.config.gemm:
+            m.d.comb += self.limit.eq(limit)
         return m

@@ -24,6 +24,7 @@ class Stores(Walker):
     cmd : Out(stream of ScratchCommand)
     done : In(1)        One cycle for each command whose data is in memory; in a batch for each
                         token of it.
+    spills : In(1)      Only with ``config.gemm``. One cycle for each SPILL, which is a command too.
     storing : Out(1)    From the cycle after a command is taken until two after the last ``done``.
     """
 
@@ -32,7 +33,8 @@ class Stores(Walker):
 
     def __init__(self, config: Config):
         super().__init__(config, settle={Op.STORE: 0},
-                         cmd=Out(stream.Signature(ScratchCommand())), done=In(1), storing=Out(1))
+                         cmd=Out(stream.Signature(ScratchCommand())), done=In(1), storing=Out(1),
+                         **({"spills": In(1)} if config.gemm else {}))
 
     def elaborate(self, platform):
         m = Module()
@@ -48,6 +50,9 @@ class Stores(Walker):
         m.d.sync += [each.eq(Mux(self.job.pass_.batch, self.job.pass_.n, 1)),
                      under_way.eq(under_way + Mux(given, each, 0) - self.done),
                      self.storing.eq(given | under_way.any())]
+        if self.config.gemm:
+            with m.If(self.spills):
+                m.d.sync += [under_way.eq(under_way + 1 - self.done), self.storing.eq(1)]
         with m.FSM():
             with m.State("IDLE"):
                 with m.If(self.req):

@@ -4,10 +4,12 @@ The gateware, the host's driver, its model of a board and the tables of ``docs/l
 made from what stands here; nothing in this module needs Amaranth.
 """
 import json
+from collections.abc import Mapping
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zlib import crc32
 
+from ..config import Config
 from ..isa import FIELDS, INSTRUCTION_BYTES, MODEL_REGS, Field
 from ..run_table import RUN_REGS
 from .counters_table import COUNTERS
@@ -154,7 +156,8 @@ CONFIG_REGS = (
     Field("sv_cycles", 4, "cycles that a lane takes for a beat in SV"),
     Field("vector_products", 5, "multipliers of the vector unit"),
     Field("block_modes", 1, "1: reads blocks of GGUF files"),
-    Field("batches", 1, "1: passes with logits of each token: batches, drafts"),
+    Field("batches", 2, "bit 0: passes with logits of each token: batches, drafts; bit 1: gemm, "
+                        "scores may go to memory and back"),
 )
 NAME_BYTES = 16
 
@@ -173,6 +176,20 @@ RESET_MAGIC = 0x52455354
 ISA_CRC = crc32(json.dumps([(f.name, f.bits) for f in (*FIELDS, *MODEL_REGS)]).encode())
 #: Names the performance counters in the same way.
 COUNTERS_CRC = crc32(json.dumps([c.name for c in COUNTERS]).encode())
+
+
+def config_facts(config: Config) -> dict[str, int]:
+    """Values of :data:`CONFIG_REGS`. There is no room for one more."""
+    facts = config.as_dict()
+    return facts | {"batches": facts["batches"] | facts.pop("gemm", False) << 1}
+
+
+def config_of(facts: Mapping[str, int]) -> Config:
+    """Inverse of :func:`config_facts`. Raises ValueError: there is no such core."""
+    sizes: dict[str, Any] = {f.name: bool(facts[f.name]) if f.bits == 1 else facts[f.name]
+                             for f in CONFIG_REGS}
+    return Config(**sizes | {"batches": bool(facts["batches"] & 1),
+                             "gemm": bool(facts["batches"] >> 1)})
 
 
 def _table() -> tuple[Register, ...]:

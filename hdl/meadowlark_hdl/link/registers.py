@@ -10,8 +10,8 @@ from .counters_table import COUNTER_BITS, COUNTER_SLOTS
 from ..isa import MODEL_REGS
 from ..run_table import RUN_REGS, STOP_IDS
 from ..signatures import ModelLayout, PlaceWrite, RunLayout, SeedWrite, WordWrite
-from .protocol import (BY_NAME, CONTROL_BASE, COUNTER_BASE, COUNTERS_CRC, ISA_CRC, LIVE_BASE,
-                       MAGIC, NAME_BYTES, REGISTER_WORDS, REGISTERS, RESET_MAGIC, VERSION)
+from .protocol import (BY_NAME, CONTROL_BASE, COUNTERS_CRC, COUNTER_BASE, ISA_CRC, LIVE_BASE, MAGIC,
+                       NAME_BYTES, REGISTERS, REGISTER_WORDS, RESET_MAGIC, VERSION, config_facts)
 
 
 def constants(config: Config, *, board: str = "", clock_hz: int = 0,
@@ -20,7 +20,7 @@ def constants(config: Config, *, board: str = "", clock_hz: int = 0,
     raw = board.encode("ascii", "replace")
     if len(raw) > NAME_BYTES:
         raise ValueError(f"board must have at most {NAME_BYTES} characters, not {board!r}")
-    values = {"magic": MAGIC, "version": VERSION, "isa": ISA_CRC, **config.as_dict(),
+    values = {"magic": MAGIC, "version": VERSION, "isa": ISA_CRC, **config_facts(config),
               "clock_khz": round(clock_hz / 1000), "memory_kib": memory_bytes >> 10,
               "only": config.only_crc,
               "counters": COUNTERS_CRC}

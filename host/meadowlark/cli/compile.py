@@ -19,10 +19,13 @@ from .terminal import Progress, say, write_json
                    "leaves it out. By default the one that comes with the model, if any.")
 @click.option("--fence", metavar="PLACE", hidden=True,
               help="Let the memory side not run ahead over operators, or layers, in decode.")
+@click.option("--attention", type=click.Choice(("tphs", "gemm")), default="tphs", show_default=True,
+              help="With gemm scores and probabilities go to memory and come back, to measure what "
+                   "keeping them on the chip (tphs) is worth.")
 @board_option("virtual", "Board to compile for.")
 @json_option
-def compile_(output: str, asked: Asked, draft: str, fence: str | None, board: str,
-             json_to: str | None) -> int:
+def compile_(output: str, asked: Asked, draft: str, fence: str | None, attention: str,
+             board: str, json_to: str | None) -> int:
     """Quantise a model, lay it out for a board and write an image.
 
     MODEL is a GGUF file, a Hugging Face folder, a checkpoint of llama2.c, or a name that
@@ -38,6 +41,9 @@ def compile_(output: str, asked: Asked, draft: str, fence: str | None, board: st
         if fence is not None:
             from ..compile.fences import fenced
             image = fenced(image, fence)
+        if attention == "gemm":
+            from ..compile.gemm import spilled
+            image = spilled(image, which.config)
         progress("writing the image")
         image.save(output)
     result = {

@@ -474,7 +474,7 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
     for name, value in regs.items():
         _fit(name, value, MODEL_REGS)
     return Image(
-        name=qm.name, board=board.name, config=config.as_dict(),
+        name=qm.name, board=board.name, config=config.replace(gemm=False).as_dict(),
         needs=dict(act_words=_act_words(program, blocks * act.block_words, lists),
                    scratch_bytes=blocks * P * regs["token_words"] * W,
                    residual_values=blocks * P * regs["stride"],

@@ -33,12 +33,14 @@ from meadowlark_hdl.draft.table_lookup import TableLookup
 from meadowlark_hdl.draft.table_lookup_golden import BUCKET_BYTES, LENGTHS
 from meadowlark_hdl.isa import Fn, Instruction, Mode, Op, Pair, Sink, Src
 from meadowlark_hdl.issue.dispatch import Dispatch
+from meadowlark_hdl.issue.fill import Fill
 from meadowlark_hdl.issue.gammas import Gammas
 from meadowlark_hdl.issue.keys import Keys
 from meadowlark_hdl.issue.rows import Rows
 from meadowlark_hdl.issue.stores import Stores
 from meadowlark_hdl.issue.tile_reader import TileReader
 from meadowlark_hdl.issue.token_tiles import TokenTiles
+from meadowlark_hdl.issue.walker import results_settle
 from meadowlark_hdl.memory.arbiter import MemoryArbiter
 from meadowlark_hdl.memory.reader import Reader
 from meadowlark_hdl.memory.scratch import Scratch
@@ -384,7 +386,7 @@ class Machine:
     def _execute(self, spent: Spent, i: Instruction, p: Pass, lots: Lots | None) -> None:
         """From an instruction's turn to the next one's; of END to its walker's, if it had one."""
         self._lose(spent, Dispatch.START)
-        if i["op"] == Op.END:
+        if i["op"] in (Op.END, Op.SPILL):
             self._wait(spent, self.memory.written())
         if i["op"] != Op.QK:            # all others wait for the drains
             drained = self.drains.last + 1 + self.array + self.c.P + self._effect()
@@ -537,6 +539,39 @@ class Machine:
             if last:
                 self.drains.lot(self.now - 1, i["row_beats"] * self.c.W)
             self._lose(spent, 1)
+
+    def _spilled(self, i: Instruction, p: Pass, lots: Lots) -> list[int]:
+        """Keys of each lot."""
+        sees = [lots.keys] if i["heads"] else [p.sees(self.c, i, block) for block in lots.blocks]
+        return [len(keys) for keys in sees * len(lots.heads)]
+
+    def _spill(self, i: Instruction, p: Pass, spent: Spent, lots: Lots) -> None:
+        c, began, lots_keys = self.c, self.now, self._spilled(i, p, lots)
+        self._lose(spent, Keys.SPAN + Keys.TILE)
+        for keys in lots_keys:
+            self._lose(spent, Keys.BLOCK)
+            self._work(spent, (keys - 1) * c.row_cycles + 1)
+        self._lose(spent, results_settle(c))
+        # Bursts one behind the other, each when all of its values have come.
+        words = 2 * -(-sum(lots_keys) // c.spilled_keys) * c.bus_per_chunk
+        spent.words += words
+        at, took = i["addr"] * c.bus_per_chunk, self.now - began
+        for first in range(0, words, c.burst_words):
+            n = min(c.burst_words, words - first)
+            self.memory.write(at + first, n, began + self.array + StoreUnit.BURST
+                              + took * (first + n) // words)
+
+    def _fill(self, i: Instruction, p: Pass, spent: Spent, lots: Lots) -> None:
+        c, keys, addr = self.c, sum(self._spilled(i, p, lots)), i["addr"]
+        beats = -(-keys // c.spilled_keys)
+        for first in range(0, beats, i["chunks"] // 2):
+            n = min(i["chunks"] // 2, beats - first)
+            self._wait(spent, i, addr + 2 * first, 2 * n,
+                       max(self.fetch, self.memory.written()))
+            self._lose(spent, Fill.TILE)
+            self._work(spent, min(n * c.spilled_keys, keys - first * c.spilled_keys))
+            self.memory.release(self.now)
+        self._lose(spent, score_cycle(c))
 
 
 def predict_batch(image: Image, board: Board, *, sequences: int, position: int,

@@ -407,6 +407,9 @@ class Image:
         if self.needs_packing and lanes != config.unpack_lanes:
             raise UserError(f"the image holds weights packed for {lanes} lanes, but {core} unpacks "
                             f"{config.unpack_lanes}; compile the model for that board")
+        if Config(**self.config).gemm and not config.gemm:
+            raise UserError(f"the image does attention by GEMM, which {core} cannot; compile the "
+                            "model without --attention")
         if self.needs_blocks and not config.block_modes:
             raise UserError(f"the image holds weights in blocks, as GGUF files have them, that "
                             f"{core} cannot read; compile the model for that board")

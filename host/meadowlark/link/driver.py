@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 from zlib import crc32
 
 from meadowlark_hdl.config import Config
@@ -17,12 +16,11 @@ from meadowlark_hdl.control.errors import sentence
 from meadowlark_hdl.control.sequencer_golden import Place, context_limit
 from meadowlark_hdl.sampler.sampler_golden import Sampling, lane_seed
 from meadowlark_hdl.isa import INSTRUCTION_BYTES, MODEL_REGS, Instruction, encode
-from meadowlark_hdl.link.protocol import (ANSWER, BY_NAME, CONFIG_REGS, COUNTER_BASE, COUNTERS_CRC,
-                                          CREDITS, EVENT_BYTES, EVENT_FORMAT, EVENT_RING,
-                                          FLUSH_BYTES, ISA_CRC, LIVE_BASE, MAGIC, MAX_PAYLOAD,
-                                          NAME_BYTES, REGISTERS, RESET_MAGIC, STATUS_BUSY,
-                                          STATUS_READY, TOKEN, VERSION, Command, Reason, Register,
-                                          Result)
+from meadowlark_hdl.link.protocol import (ANSWER, BY_NAME, COUNTERS_CRC, COUNTER_BASE, CREDITS,
+                                          EVENT_BYTES, EVENT_FORMAT, EVENT_RING, FLUSH_BYTES,
+                                          ISA_CRC, LIVE_BASE, MAGIC, MAX_PAYLOAD, NAME_BYTES,
+                                          REGISTERS, RESET_MAGIC, STATUS_BUSY, STATUS_READY, TOKEN,
+                                          VERSION, Command, Reason, Register, Result, config_of)
 from meadowlark_hdl.run_table import RUN_REGS, STOP_IDS
 
 from ..errors import UserError
@@ -305,10 +303,8 @@ class Driver:
                 raise BoardError(f"the board has {has} than this program; build the bitstream "
                                  "again with this version")
         self._until = None
-        sizes: dict[str, Any] = {f.name: bool(facts[f.name]) if f.bits == 1 else facts[f.name]
-                                 for f in CONFIG_REGS}
         try:
-            config = Config(**sizes)
+            config = config_of(facts)
         except ValueError as error:
             raise BoardError(f"the board describes a core that cannot be ({error}); build the "
                              "bitstream again with this version") from error

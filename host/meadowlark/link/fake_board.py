@@ -13,11 +13,11 @@ from meadowlark_hdl.config import Config
 from meadowlark_hdl.link.counters_table import COUNTERS
 from meadowlark_hdl.isa import INSTRUCTION_BYTES
 from meadowlark_hdl.link.protocol import (ANSWER, BY_NAME, COMMANDS, CONFIG_REGS, CONTROL_BASE,
-                                          COUNTER_BASE, COUNTERS_CRC, CREDITS, EVENT_FORMAT,
+                                          COUNTERS_CRC, COUNTER_BASE, CREDITS, EVENT_FORMAT,
                                           EVENT_RING, ISA_CRC, LIVE_BASE, MAGIC, MAX_PAYLOAD,
                                           NAME_BYTES, REGISTER_WORDS, RESET_MAGIC, RUN_BASE,
                                           STATUS_BUSY, STATUS_READY, TOKEN, VERSION, Command,
-                                          Reason, Result)
+                                          Reason, Result, config_facts)
 from meadowlark_hdl.run_table import RUN_REGS, STOP_IDS
 
 from .frames import Frame, FrameParser
@@ -96,7 +96,7 @@ class FakeBoard:
         self._first = self._sent = 0        # index of the ring's first event, of the next to send
         self._last_run = self._silence = self._position = self._left = 0
         self._aborted = False
-        facts = self.config.as_dict() | {
+        facts = config_facts(self.config) | {
             "magic": MAGIC, "version": VERSION, "isa": ISA_CRC, "counters": COUNTERS_CRC,
             "clock_khz": 100_000, "memory_kib": memory_bytes >> 10,
             "only": self.config.only_crc}

@@ -15,7 +15,7 @@ from meadowlark_hdl.compute.norm_golden import add_residual, rmsnorm, sum_of_squ
 from meadowlark_hdl.compute.requant_golden import requant
 from meadowlark_hdl.compute.rope_golden import rope
 from meadowlark_hdl.compute.softmax_golden import (MASKED, output_scale, probabilities, saturated,
-                                                   scores)
+                                                   scores, spilled)
 from meadowlark_hdl.compute.glu_golden import alone, glu
 from meadowlark_hdl.compute.tiling_engine_golden import FLOATS_KEPT, dot, product
 from meadowlark_hdl.config import Config
@@ -57,6 +57,8 @@ class GoldenModel:
         The model; its arrays are used, not copied.
     context : int, optional
         Positions of the cache, at most qm.context (the default).
+    gemm : bool
+        Scores are in memory before their softmax, see :mod:`meadowlark.compile.gemm`.
     trace : callable, optional
         Gets the edges that steps make, in order, and before attention those of its queries, keys
         and values (as stored: int16, int8, int8, [n, heads, values of a head]).
@@ -81,9 +83,9 @@ class GoldenModel:
     #: Scores made at once, more or less.
     SCORES = 1 << 20
 
-    def __init__(self, qm: QuantModel, *, context: int | None = None,
+    def __init__(self, qm: QuantModel, *, context: int | None = None, gemm: bool = False,
                  trace: Tracer | None = None) -> None:
-        self.qm = qm
+        self.qm, self._gemm = qm, gemm
         self.context = qm.context if context is None else context
         if not 1 <= self.context <= qm.context:
             raise ValueError(f"context must be in 1..{qm.context}, not {context!r}")
@@ -363,7 +365,9 @@ class GoldenModel:
             limit = ~hidden & (np.abs(s) == -MASKED - 1)
             self._count("scores", saturated(acc[limit], numbers.score_shift),
                         acc[..., 0, 0].size * int((~hidden).sum()))
-            p, total = probabilities(np.where(hidden, MASKED, s))
+            s = np.where(hidden, MASKED, s)
+            p, total = probabilities(spilled(s) << 2, s.max(axis=-1, keepdims=True)) \
+                if self._gemm else probabilities(s)
             mant, shift = output_scale(total, *(x[some, None, None].astype(np.int64) for x in (
                 numbers.v_mant, numbers.v_shift)))
             out[some, ..., columns] = requant(product(p, v), mant[..., None], shift[..., None])
