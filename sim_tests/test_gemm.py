@@ -2,18 +2,21 @@
 golden models."""
 import random
 from collections import deque
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from amaranth import Value
 from meadowlark.compile.compiler import compile_model
+from meadowlark.compile.cycles import predict
 from meadowlark.compile.gemm import spilled
 from meadowlark.errors import UserError
 from meadowlark.models.registry import load_model
 from meadowlark.quant.golden import GoldenModel
 from meadowlark.quant.quantise import quantise
-from meadowlark.run.targets import golden_core
+from meadowlark.run.prepare import Source
+from meadowlark.run.targets import GoldenTarget, SimTarget, golden_core
 from meadowlark_boards import get_board
 from meadowlark_hdl.compute.softmax_golden import MASKED
 from meadowlark_hdl.compute.softmax_golden import spilled as in_memory
@@ -26,6 +29,7 @@ from meadowlark_hdl.issue import issue_golden
 from meadowlark_hdl.issue.fill import Fill
 from meadowlark_hdl.issue.keys import Keys
 from meadowlark_hdl.memory.spiller import Spiller
+from meadowlark_hdl.sampler.sampler_golden import Sampling
 from presented import a_batch, a_pass, check
 from random_model import random_model
 from test_walkers import run, walk
@@ -211,6 +215,26 @@ def test_memory_matters(tmp_path, seed):
     core.tiles.spilled = lambda i, keys: found(i, keys)[::-1] if i["addr"] == fills[0]["addr"] \
         else found(i, keys)
     assert (core.forward(tokens) != want).any()
+
+
+def test_simulated_board(tmp_path, seed):
+    """Tokens, logits, words of memory and cycles: a prompt in blocks, and tokens behind it."""
+    board = get_board("virtual")
+    folder = random_model(tmp_path / "m", seed=seed, context=100)
+    path = tmp_path / "gemm.mlk"
+    spilled(Source(str(folder), board, draft="none").image, board.config).save(path)
+    source, golden = Source(str(path), board), GoldenTarget(board)
+    prompt = np.random.default_rng(seed).integers(2, 128, 37).tolist()
+    with closing(SimTarget(board)) as target:
+        for one in (golden, target):
+            one.load(source)
+        events = [[(e.token, e.crc) for e in one.generate(prompt, Sampling(), max_new=4,
+                                                          stop_ids=())] for one in (golden, target)]
+        assert events[0] == events[1]
+        counted, told = golden.counters(), target.counters()
+        assert {name: told[name] for name in counted} == counted
+    cycles = predict(source.image, board, prompt=37, generate=4).cycles
+    assert abs(cycles / told["cycles"] - 1) < 0.02
 
 
 def test_scores_in_memory():

@@ -65,6 +65,12 @@ def _sampled(sequencer, sampler):
         yield getattr(sequencer, f"sample_{name}").eq(getattr(sampler, name))
 
 
+def _stores(store, scratch, issue, vector):
+    """The way to the store unit is in use."""
+    return (~store.idle | store.cmd.valid | ~scratch.idle | issue.store_cmd.valid
+            | vector.scratch.valid | scratch.places.en)
+
+
 def _written(seq, fetch, scratch, sampler):
     """What the host writes long before a run needs it: sinks and their sources."""
     for name in ("prog_en", "prog_addr", "prog_data"):
@@ -179,9 +185,8 @@ class Core(wiring.Component):
                             ("decoder", decoder), ("tiles", tiles), ("fetch", fetch)):
             m.d.comb += block.flush.eq(flush_of(name))
 
-        storing = nap(m, "store", flush | ~store.idle | ~scratch.idle | issue.store_cmd.valid
-                      | vector.scratch.valid | scratch.places.en | store.cmd.valid,
-                      sleep=sleep, linger=64)
+        storing = nap(m, "store", flush | _stores(store, scratch, issue, vector), sleep=sleep,
+                      linger=64)
         m.submodules.scratch, m.submodules.store = map(
             DomainRenamer(storing), (scratch, _restarted(store, restart_of("store_counts"))))
 

@@ -129,8 +129,7 @@ class TileJobs(wiring.Component):
             of_cache &= ~fill
             m.d.comb += [keys.fill.eq(fill), keys.filled.eq(
                 (self.spilled + most) >> exact_log2(most + 1))]
-            with m.If(fill):
-                m.d.comb += keys.full_beats.eq(work.chunks >> 1)
+            m.d.comb += keys.full_beats.eq(work.chunks >> fill)
 
         # In the states that do not say otherwise.
         m.d.sync += [a.eq(tokens.token), b.eq(work.chunks)]
