@@ -566,8 +566,8 @@ class Machine:
         beats = -(-keys // c.spilled_keys)
         for first in range(0, beats, i["chunks"] // 2):
             n = min(i["chunks"] // 2, beats - first)
-            self._wait(spent, i, addr + 2 * first, 2 * n,
-                       max(self.fetch, self.memory.written()))
+            self._wait(spent, self._read(spent, i, addr + 2 * first, 2 * n,
+                                         max(self.fetch, self.memory.written())))
             self._lose(spent, Fill.TILE)
             self._work(spent, min(n * c.spilled_keys, keys - first * c.spilled_keys))
             self.memory.release(self.now)

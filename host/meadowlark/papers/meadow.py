@@ -123,7 +123,7 @@ def _attention(lab: Lab) -> Iterator[Row]:
         where, counted = name, width is not None
         if width is not None:
             board, where = at_bandwidth(board, width), f"{name} at {width:g} bytes a cycle"
-        board = replace(board, config=board.config.replace(gemm=True))
+        board = replace(board, config=board.config.replace(gemm=True, block_modes=True))
         kept = lab.source(board, packing="raw", context=MAX_TILE_KEYS).image
         for what, test in (("prefill of 128", (128, 1)), ("decode", DECODE)):
             gemm, tphs = (
@@ -135,6 +135,6 @@ def _attention(lab: Lab) -> Iterator[Row]:
                 unit="cycles" if test[1] == 1 else "cycles a token",
                 on=f"{lab.name}, {where}, {what}", without=gemm, with_=tphs,
                 command="meadowlark ablate --paper meadow --measure",
-                remark="of a core with gemm=True, context 128; scores and probabilities have two "
-                       "bytes in memory, written and read back, of the keys that a block sees; "
-                       "queries stay on the chip, which would be 23 % more traffic")
+                remark="of a core with gemm and block_modes, context 128; scores and probabilities "
+                       "have two bytes in memory, written and read back, of the keys that a block "
+                       "sees; queries stay on the chip, which would be 23 % more traffic")
