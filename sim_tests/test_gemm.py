@@ -18,6 +18,7 @@ from meadowlark.quant.quantise import quantise
 from meadowlark.run.prepare import Source
 from meadowlark.run.targets import GoldenTarget, SimTarget, golden_core
 from meadowlark_boards import get_board
+from meadowlark_hdl.compute.softmax import SoftmaxUnit
 from meadowlark_hdl.compute.softmax_golden import MASKED
 from meadowlark_hdl.compute.softmax_golden import spilled as in_memory
 from meadowlark_hdl.config import Config
@@ -104,6 +105,36 @@ def test_fill(case, seed):
             if not stall:
                 assert len(trace) - 8 == rows + tiles * Fill.TILE
     run(fill, of_fill)
+
+
+def test_the_maximum_stays():
+    """What FILL brings takes no part in it, whatever block it is said to be of."""
+    softmax, p = SoftmaxUnit(CONFIGS["w8p4"]), []
+
+    async def write(ctx, base, scores, **fields):
+        for t in range(len(scores) + 24):
+            at = t - SoftmaxUnit.WRITE_LATENCY
+            on = int(0 <= at < len(scores))
+            ctx.set(softmax.acc, scores[t] if t < len(scores) else 0)
+            for name, value in ({"w_en": on, "w_used": 1, "w_addr": base + at if on else 0,
+                                 "w_first": on and at == 0, "w_keep": 0} | {
+                    name: value and on for name, value in fields.items()}).items():
+                ctx.set(getattr(softmax, name), value)
+            await ctx.tick()
+
+    async def bench(ctx):
+        await write(ctx, 0, [1000, 2000], block=0)
+        await write(ctx, 2, [9000, 8000], block=1)
+        for _ in range(2):
+            for addr, block in ((0, 0), (1, 0), (2, 1), (3, 1)):
+                ctx.set(softmax.r_addr, addr)
+                ctx.set(softmax.block, block)
+                for _ in range(softmax.latency + 1):
+                    await ctx.tick()
+                p.append(ctx.get(softmax.p))
+            await write(ctx, 0, [1000, 2000, 9000, 8000], w_keep=1, w_first=0, block=0)
+    run(softmax, bench)
+    assert p[:4] == p[4:] == [16652, 32768, 32768, 16652]
 
 
 @pytest.mark.parametrize("case", CONFIGS)

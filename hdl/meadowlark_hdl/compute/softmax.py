@@ -141,7 +141,7 @@ class SoftmaxUnit(Piped):
         m.d.comb += [max_rd.addr.eq(self.block), max_wr.en.eq(updated), max_wr.data.eq(running),
                      max_wr.addr.eq(delay(m, block, 3, name="at_block"))]
         if self.config.gemm:
-            m.d.comb += max_wr.en.eq(updated & ~delay(m, self.w_keep, 3, name="keep"))
+            m.d.comb += max_wr.en.eq(updated & ~delay(m, self.w_keep, 4, name="keep"))
         with m.If(self.w_en):
             m.d.sync += block.eq(self.block)
         m.d.sync += [
