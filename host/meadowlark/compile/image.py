@@ -310,6 +310,11 @@ class Image:
         return any(i["src"] != Src.NONE and i["mode"] in BLOCK_MODES for i in self.listed)
 
     @property
+    def needs_gemm(self) -> bool:
+        """Attention writes scores and probabilities to memory."""
+        return bool(self.config.get("gemm"))
+
+    @property
     def bits_per_weight(self) -> float:
         """Bits of external memory (codes, scales, tables, padding; no KV cache, no drafts) a
         parameter."""
@@ -407,7 +412,7 @@ class Image:
         if self.needs_packing and lanes != config.unpack_lanes:
             raise UserError(f"the image holds weights packed for {lanes} lanes, but {core} unpacks "
                             f"{config.unpack_lanes}; compile the model for that board")
-        if Config(**self.config).gemm and not config.gemm:
+        if self.needs_gemm and not config.gemm:
             raise UserError(f"the image does attention by GEMM, which {core} cannot; compile the "
                             "model without --attention")
         if self.needs_blocks and not config.block_modes:

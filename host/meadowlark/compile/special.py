@@ -42,8 +42,8 @@ def special(board: Board, image: Image) -> Board:
     was, needs = board.config, image.needs
     sizes = {name: max(least, _power(needs[name])) for name, least in _POWERS.items()}
     sizes |= {name: max(step, -(-needs[name] // step) * step) for name, step in _ANY.items()}
-    small = was.replace(**sizes, packing=image.needs_packing, block_modes=image.needs_blocks,
-                        only=image.only)
+    small = was.replace(**sizes, packing=image.needs_packing, gemm=image.needs_gemm,
+                        block_modes=image.needs_blocks or image.needs_gemm, only=image.only)
     depth, cycles = _power(needs["score_depth"]), _cycles(image, board, was)
     # Fewer scores would be enough for a query, but then keys are read more often.
     while depth < was.score_depth and _cycles(
