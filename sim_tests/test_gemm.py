@@ -227,6 +227,7 @@ def test_program(tmp_path, seed):
     for p in prompt_passes(c, image.model_regs, 0, 50):
         for pc, lots in walk_of(c, image.instructions, p, 0):
             if (i := image.instructions[pc])["op"] == Op.SPILL:
+                assert lots is not None
                 keys = sum(len(p.sees(c, i, block)) for block in lots.blocks) * len(lots.heads)
                 words += -(-2 * keys * c.P // (2 * c.W)) * 2 * c.bus_per_chunk
     assert words > 0

@@ -58,7 +58,10 @@ def spilled(image: Image, config: Config) -> Image:
     for pc, i in enumerate(program):
         if pc == decode_pc:
             begins = len(out)
-        out.append(Instruction(**i | {"beside": 1}) if i["op"] == Op.SV else i)
+        if i["op"] == Op.SV:
+            fields = {**i, "beside": 1}
+            i = Instruction(Op(fields.pop("op")), **fields)
+        out.append(i)
         if i["op"] == Op.QK:
             out += _spills(i, config, at // config.W)
     size = config.score_depth // config.spilled_keys * 2 * config.W
