@@ -29,7 +29,7 @@ CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
            "gemma": "GemmaForCausalLM", "deepseek_v2": "DeepseekV2ForCausalLM",
            "deepseek_v3": "DeepseekV3ForCausalLM", "olmo2": "Olmo2ForCausalLM"}
 #: Likewise, of those that read images.
-ENCODERS = {"vit": "ViTForImageClassification"}
+ENCODERS = {"vit": "ViTForImageClassification", "ijepa": "IJepaForImageClassification"}
 #: What a small model of a family needs in config.json.
 SMALL = {"gptj": lambda layers: {"rotary_dim": 4},
          "gpt_neo": lambda layers: {"attention_types": [[["global"], layers]]},
@@ -263,12 +263,13 @@ def random_model(folder: str | Path, *, seed: int, hidden: int = 32, layers: int
 
 def random_vit(folder: str | Path, *, seed: int, hidden: int = 32, layers: int = 2,
                heads: int = 4, ffn: int = 64, side: int = 8, patch: int = 2, channels: int = 3,
-               classes: int = 10, **config: object) -> Path:
-    """Write the folder of a small encoder of images; its pictures are as they come."""
-    folder, family = Path(folder), families()["vit"]
+               classes: int = 10, kind: str = "vit", **config: object) -> Path:
+    """Write the folder of a small encoder of images, of :data:`ENCODERS`; its pictures are as they
+    come."""
+    folder, family = Path(folder), families()[kind]
     folder.mkdir(parents=True, exist_ok=True)
     values = {
-        "architectures": [ENCODERS["vit"]], "model_type": "vit", "hidden_size": hidden,
+        "architectures": [ENCODERS[kind]], "model_type": kind, "hidden_size": hidden,
         "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": ffn,
         "image_size": side, "patch_size": patch, "num_channels": channels, "layer_norm_eps": 1e-6,
         "id2label": {str(i): f"class {i}" for i in range(classes)}, **config}

@@ -86,13 +86,15 @@ def test_blocks_of_tokens():
 
 @pytest.mark.parametrize("case", range(5))
 def test_program(tmp_path, seed, case):
-    """GoldenCore in visits is GoldenModel, which knows of none, for cores of all widths; two
-    pictures, the second one in memories that the first one has used."""
+    """GoldenCore in visits is GoldenModel, which knows of none, for cores of all widths, with a
+    class token and with the mean over patches; two pictures, the second one in memories that the
+    first one has used."""
     rng = np.random.default_rng([seed, case])
     W, P = int(rng.choice([4, 8, 16])), int(rng.integers(3, 6))
     heads, head = int(rng.integers(1, 4)), int(rng.choice([2, 3, 4])) * W
     model = suited(load_model(random_vit(
-        tmp_path, seed=case, hidden=heads * head, heads=heads, layers=int(rng.integers(1, 4)),
+        tmp_path, seed=case, kind=("vit", "ijepa")[case % 2], hidden=heads * head, heads=heads,
+        layers=int(rng.integers(1, 4)),
         ffn=int(rng.integers(20, 100)), side=6, patch=int(rng.choice([1, 2])),
         classes=int(rng.integers(2, 40)))), 1 << 12)
     tokens = int(rng.integers(1, 3)) * P
@@ -101,7 +103,7 @@ def test_program(tmp_path, seed, case):
         act_words=4096, rope_pairs=4096, context=64, score_depth=64))
     qm = quantise(model, head_pad=W)
     image = compile_model(qm, board)
-    if model.context <= tokens:
+    if model.context <= limits.residents(qm.plan, board.config) * P:    # room for as many as it is
         assert not image.visits
         return
     image = Image.parse(b"".join(image._parts()))

@@ -36,6 +36,7 @@ from PIL import Image
 from random_model import random_model, random_vit
 
 DIGITS = Path(__file__).parents[1] / "models" / "digits-vit"
+ENCODERS = Path(__file__).parent / "encoders"
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +184,7 @@ def test_config(tmp_path, seed):
     for change, message in ((dict(hidden_act="mish"), "hidden_act 'mish' is not supported"),
                             (dict(patch_size=3), "in patches of 3 are not supported"),
                             (dict(model_type="deit", architectures=["D"]), "distillation is a vit"),
-                            (dict(model_type="ijepa", architectures=["I"]), "means over tokens"),
+                            (dict(model_type="beit", architectures=["B"]), "means over tokens"),
                             (dict(use_mask_token=True), "use_mask_token = True"),
                             (dict(qkv_bias=True), "no tensor .*query.bias")):
         path.write_text(json.dumps(values | change))
@@ -192,6 +193,23 @@ def test_config(tmp_path, seed):
 
 
 # ---- Against transformers, and integers
+
+def test_mean_over_patches():
+    """I-JEPA of random weights: float within 1e-4 of the spread, integers near it."""
+    model = load_model(ENCODERS / "ijepa")
+    with np.load(ENCODERS / "ijepa" / "reference.npz") as file:
+        images, want = file["images"], file["logits"]
+    pictures = pictures_of(model)
+    rows = [pictures.rows(((v.astype(np.float32) / 255 - 0.5) / 0.5).transpose(2, 0, 1))
+            for v in images]
+    assert model.context == len(rows[0]) == 16 and not model.warnings
+    got = np.array([FloatModel(model).forward(row)[-1] for row in rows])
+    assert np.abs(got - want).max() < 1e-4 * want.std()
+    qm = quantise(suited(model, 1 << 12), head_pad=16)
+    golden, fraction = GoldenModel(qm), qm.numbers["patches"].fraction
+    near = np.array([golden.classify(pictures.codes(row, fraction)) for row in rows]) / 4096
+    assert np.abs(near - want).max() < 0.2 * want.std()
+
 
 def test_float(digits, known):
     """All logits within 1e-4 of their spread."""
@@ -236,7 +254,8 @@ def test_program(tmp_path, seed, case):
     rng = np.random.default_rng([seed, case])
     heads = int(rng.integers(1, 4))
     model = load_model(random_vit(
-        tmp_path, seed=case, hidden=heads * int(rng.choice([8, 12, 16])), heads=heads,
+        tmp_path, seed=case, kind=("vit", "ijepa")[case % 2],
+        hidden=heads * int(rng.choice([8, 12, 16])), heads=heads,
         ffn=int(rng.integers(20, 70)), side=8, patch=int(rng.choice([1, 2, 4])),
         channels=int(rng.choice([1, 3])), classes=int(rng.integers(2, 40))))
     board = replace(get_board("virtual"), config=Config(
@@ -309,15 +328,15 @@ def test_predicted(monkeypatch, beside):
 def test_gateware(tmp_path, seed, known):
     """Digits, and shapes that fill no word; each class and each logit."""
     board = get_board("virtual")
-    other = random_vit(tmp_path / "m", seed=seed, hidden=40, heads=2, ffn=50, side=12, patch=4,
-                       classes=7)
+    others = [random_vit(tmp_path / kind, seed=seed, kind=kind, hidden=40, heads=2, ffn=50, side=12,
+                         patch=4, classes=7) for kind in ("vit", "ijepa")]
     files = []
-    for k, (size, top) in enumerate(((8, 17), (12, 256))):
+    for k, (size, top) in enumerate(((8, 17), (12, 256), (12, 256))):
         files.append([tmp_path / f"{k}{i}.png" for i in range(2)])
         for i, file in enumerate(files[-1]):
             an_image(file, (size, size), "RGB" if k else "L", seed=seed + i, top=top)
     with closing(SimTarget(board)) as sim:
-        for model, some in zip((DIGITS, other), files):
+        for model, some in zip((DIGITS, *others), files, strict=True):
             source = Source(str(model), board)
             sim.load(source)
             golden = GoldenTarget(board)

@@ -79,7 +79,7 @@ class _Lists:
         those of the last layer comes what only the last token needs; with ``all_tokens`` that is
         the last norm and the head."""
         for step in self.plan.steps:
-            if step is (self.plan.steps[-2] if self.all_tokens else None):
+            if step is (self.plan.end[0] if self.all_tokens else None):
                 self._tail()
             _LOWER[type(step)](self, step)
         self._both(Op.END, last=0)
@@ -570,7 +570,7 @@ def _facts(qm: QuantModel, tensors: list[dict], all_tokens: bool) -> dict:
         return packed.get(matrix.name, codes) + rows * HEADER_BYTES[q.header]
 
     steps, last = plan.steps, plan.attends[-1]
-    tail = {step.name for step in (steps[-2:] if all_tokens else steps[steps.index(last) + 1:])}
+    tail = {step.name for step in (plan.end if all_tokens else steps[steps.index(last) + 1:])}
     behind = {m.name for step in steps for m in step.matrices if step.name in tail
               or step is last and m in (last.q, *(
                   (last.q_norm.diagonal,) if last.q_norm else ())) and not all_tokens}

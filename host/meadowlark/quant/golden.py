@@ -90,7 +90,9 @@ class GoldenModel:
         if not 1 <= self.context <= qm.context:
             raise ValueError(f"context must be in 1..{qm.context}, not {context!r}")
         # The norm of the head and the head are only run for tokens whose logits are wanted.
-        self._body, self._end = qm.plan.steps[:-2], qm.plan.steps[-2:]
+        self._end = qm.plan.end
+        self._body = qm.plan.steps[:-len(self._end)]
+        self._pools = len(self._end) == 1
         attends = qm.plan.attends
         shape = len(attends), attends[0].op.kv_heads, self.context
         self.keys, self.values = (np.zeros((*shape, width), np.int8)
@@ -239,15 +241,18 @@ class GoldenModel:
     # ---- One pass, step by step
 
     def _pass(self, tokens: np.ndarray, pos0: int) -> np.ndarray:
-        """tokens[n] at pos0.. -> residual int64[n, hidden]; writes the cache."""
+        """tokens[n] at pos0.. -> what the end reads: residual int64[n, hidden], or what pools;
+        writes the cache."""
         state = _Pass(tokens, pos0)
         for step in self._body:
             self._run(step, state)
-        return state.residual
+        return state.edges[self.qm.plan.head.matrix.x] if self._pools else state.residual
 
-    def _logits(self, residual: np.ndarray) -> np.ndarray:
-        """residual[n, hidden] -> int32[n, vocab]."""
-        state = _Pass(np.zeros(0, np.int64), 0, residual)
+    def _logits(self, before: np.ndarray) -> np.ndarray:
+        """What the end reads -> int32[n, vocab]."""
+        state = _Pass(np.zeros(0, np.int64), 0, before)
+        if self._pools:
+            state.edges[self.qm.plan.head.matrix.x] = before
         for step in self._end:
             self._run(step, state)
         return state.edges[self.qm.plan.head.name].astype(np.int32)

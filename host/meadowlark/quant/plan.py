@@ -8,7 +8,7 @@ and layout are there before a weight is read. Quantising gives each step its num
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 
@@ -262,8 +262,8 @@ class HeadStep(Step):
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps of a graph in the order of the program: the first is the embedding's, the last two are
-    the head's and the norm's before it, which only the last token of a prompt needs.
+    """Steps of a graph in the order of the program: the first is the embedding's, the last ones
+    are :attr:`end`.
 
     head_pad: power of two, what the heads of all attention are padded to; these are alike.
     """
@@ -275,6 +275,12 @@ class Plan:
     def latent(self) -> bool:
         """Values are parts of their keys."""
         return bool(self.attends[0].op.latent)
+
+    @property
+    def end(self) -> tuple[Step, ...]:
+        """What only the last token of a prompt needs: the head and the norm before it, or, where
+        it reads an attention, which pools, the head alone."""
+        return self.steps[-1 if isinstance(self.steps[-2], AttendStep) else -2:]
 
     @property
     def key_pad(self) -> int:
@@ -454,10 +460,8 @@ class _Gatherer:
             case Attend():
                 self._attend(op)
             case Head():
-                rows, columns = self.graph.shapes[op.weight]
-                self._put(HeadStep(name=op.out, op=op, matrix=Matrix(
-                    name="head", x=op.x, weights=(op.weight,), biases=op.weights[1:], rows=rows,
-                    columns=columns)))
+                self._put(HeadStep(name=op.out, op=op,
+                                   matrix=replace(self._into(op), name="head")))
             case _:
                 raise _unable(f"{op.out}, a {type(op).__name__.lower()}")
 
@@ -470,8 +474,9 @@ class _Gatherer:
         read = {name for step in self.steps for name in step.reads}
         if made != read:
             raise _unable(f"{min(made ^ read)}, which nothing takes in")
-        norm, head = self.steps[-2:]
-        if not isinstance(norm, NormStep) or head.reads != (norm.name,):
+        before, head = self.steps[-2:]
+        pools = isinstance(before, AttendStep) and self.graph.encoder
+        if not (pools or isinstance(before, NormStep)) or head.reads != (before.name,):
             raise _unable("a head without a norm before it")
         if len({step.op.eps for step in self.steps
                 if isinstance(step, NormStep) and step.matrix is None}) > 1:
@@ -538,7 +543,7 @@ class _Gatherer:
             biases=(*gate.weights[1:], *up.weights[1:]), rows=2 * rows, columns=columns,
             order=Order.ALTERNATING)
 
-    def _into(self, op: Linear) -> Matrix:
+    def _into(self, op: Linear | Head) -> Matrix:
         """A matrix with rows as they are. Its inputs are padded heads where attention makes them.
         """
         rows, columns = self.graph.shapes[op.weight]

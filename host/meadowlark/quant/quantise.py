@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from math import ceil, floor, log2, sqrt
 from typing import Any
 
@@ -665,8 +665,8 @@ class _Quantiser:
             self._matrix(step.matrix, self.scales[step.matrix.x], y_scale)
 
     def _head(self, step: HeadStep) -> None:
-        self._table(step.matrix, self.scales[step.matrix.x],
-                    2.0**-LOGIT_FRAC / step.op.scale, head=True)
+        make = self._matrix if step.matrix.parts else partial(self._table, head=True)
+        make(step.matrix, self.scales[step.matrix.x], 2.0**-LOGIT_FRAC / step.op.scale)
 
 
 _STEPS: dict[type[Step], Callable[..., None]] = {

@@ -99,8 +99,8 @@ class Decoder(Hyperparameters):
                      for part in (("gate", "up") if self.gated else ("up",))]
             h = b.gate(parts[0], parts[1] if self.gated else None, f"{at}.h", fn=self.fn)
             r = add(r, linear(h, f"{at}.down", self.hidden), f"{at}.norm2_behind")
-        b.head(norm(r, "final_norm"), self.vocab, weight="embedding" if self.tied else "head",
-               scale=self.logit_scale, bias="head" in self.biases)
+        b.head(self.end(b, norm(r, "final_norm")), self.vocab, scale=self.logit_scale,
+               weight="embedding" if self.tied else "head", bias="head" in self.biases)
         return b.graph()
 
     def begin(self, b: Builder) -> str:
@@ -108,6 +108,10 @@ class Decoder(Hyperparameters):
         learned = {} if self.positions is None else dict(positions=self.context,
                                                          offset=self.positions)
         return b.embed(self.vocab, self.hidden, scale=self.embedding_scale, **learned)
+
+    def end(self, b: Builder, x: str) -> str:
+        """What the head reads, of the last norm."""
+        return x
 
     def linear(self, b: Builder, x: str, name: str, rows: int) -> str:
         """A matrix, with a bias if it has one."""

@@ -13,7 +13,6 @@ _NEEDS = {
     ("gemma3", ""): "an encoder of images; its text alone is gemma3_text",
     ("gpt_bigcode", "starcoder"): "a family of its own",
     ("granitemoehybrid", "granitehybrid"): "layers of a state space model, and experts",
-    ("ijepa", ""): "means over tokens",
     ("lfm2", "lfm2"): "short convolutions",
     ("mixtral", ""): "experts",
     ("qwen2_moe", "qwen2moe"): "experts",
