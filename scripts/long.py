@@ -48,7 +48,7 @@ PARTS = [
          (("SEEDS", "20"),)),
     Part("server", f"{PYTEST} sim_tests/test_serve.py -k 'load or hostile'",
          (("LOAD", "200"), ("HOSTILE", "5000"))),
-    Part("eight", f"{PYTEST} sim_tests/test_eight.py", (("EIGHT", "1"),)),
+    Part("eight", f"{PYTEST} sim_tests/test_eight.py", (("EIGHT", "32"),)),
     Part("shapes", f"{PYTEST} sim_tests/shapes_check.py"),
     Part("link-faults", "scripts/link_faults.py"),
     Part("prove", "scripts/prove.py"),

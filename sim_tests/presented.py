@@ -39,11 +39,14 @@ def packed_lots(lots: Lots) -> dict[str, int]:
 def repeated(c: Config, p: Pass, i: Instruction, svs: int = 1,
              ) -> list[tuple[Instruction, Lots | None]]:
     """An instruction as Fetch queues it: a QK or SV as a QK and so many SVs, a power of two, that
-    share the beats of a row; once for each subgroup."""
+    share the beats of a row; once for each subgroup. Keys without a window may have a word less.
+    """
     if i["op"] not in (Op.QK, Op.SV):
         return [(i, None)]
+    less = i["x"] % 2 if i["back"] == NO_WINDOW and i["row_beats"] > 1 else 0
     qk, sv = (Instruction(**dict(i) | fields) for fields in (
-        {"op": Op.QK}, {"op": Op.SV, "row_beats": i["row_beats"] // svs}))
+        {"op": Op.QK, "row_beats": i["row_beats"] - less},
+        {"op": Op.SV, "row_beats": i["row_beats"] // svs}))
     return [(each, lots) for lots in subgroups(c, p, i) for each in (qk, *[sv] * svs)]
 
 

@@ -17,6 +17,7 @@ from meadowlark.quant.shapes import Shapes
 from meadowlark.run.targets import golden_core
 from meadowlark_boards import get_board
 from meadowlark_hdl.config import Config
+from meadowlark_hdl.control.fetch_golden import ProgramError
 from meadowlark_hdl.draft.table_lookup_golden import EMPTY
 from meadowlark_hdl.isa import NO_WINDOW, Header, Mode, Op, Sink, Src
 from random_model import outlined, random_model, random_texts
@@ -27,6 +28,8 @@ NARROW = Config(W=8, P=4, bus_bytes=2, act_words=128, residual_values=4096, scor
 WIDE = Config(W=4, P=6, bus_bytes=4, score_depth=256, tile_beats=64, tile_rows=32, context=128)
 #: One resident block, decode's queries in turn.
 TIGHT = NARROW.replace(act_words=12)
+#: Shapes whose keys have fewer words than a power of two.
+LOOSE = "heads of 20", "latent"
 SHAPES = {
     "plain": {},
     # nothing is a multiple of anything, biases everywhere, an odd vocabulary
@@ -39,6 +42,8 @@ SHAPES = {
     "nothing rotated": dict(heads=6, head_dim=12),
     "window": dict(family="mistral", sliding_window=3,
                    layer_types=["sliding_attention", "full_attention"]),
+    "heads of 20": dict(head_dim=20),
+    "latent": dict(family="deepseek_v2", heads=2, kv_lora_rank=24),
 }
 
 
@@ -76,7 +81,8 @@ def unrotated(model, layer):
 
 
 @pytest.mark.parametrize("config, shape", [      # TIGHT is made for one shape
-    *((c, shape) for c in (NARROW, WIDE) for shape in SHAPES), (TIGHT, "plain")])
+    *((c, shape) for c in (NARROW, WIDE) for shape in SHAPES), (TIGHT, "plain"),
+    *((c.replace(tight_keys=True), shape) for c in (NARROW, WIDE) for shape in LOOSE)])
 @pytest.mark.parametrize("all_tokens", [False, True])
 def test_program_gives_golden_logits(models, shape, config, all_tokens, seed):
     qm = models(shape)
@@ -94,6 +100,35 @@ def test_program_gives_golden_logits(models, shape, config, all_tokens, seed):
     np.testing.assert_array_equal(chip.forward(tokens[:9], 4), golden.forward(tokens[:9], 4))
     if config is TIGHT:
         assert image.model_regs["blocks"] == 1
+
+
+@pytest.mark.parametrize("config", [NARROW, WIDE])
+@pytest.mark.parametrize("shape", LOOSE)
+def test_keys_have_no_more_words_than_values(models, config, shape, seed):
+    """With tight_keys: bytes of the cache, and those that a token reads of each key before it."""
+    qm, W = models(shape), config.W
+    (op, *_), plan = (step.op for step in qm.plan.attends), qm.plan
+    key = -(-op.head_dim // W) * W if shape != "latent" else 16 + 32
+    assert key < plan.key_pad
+
+    def measured(config):
+        image = compile_model(qm, board(config))
+        chip, read = golden_core(image, config, seed), []
+        for position in (20, 21):
+            chip.clear()
+            chip.forward([3], position)
+            read.append(chip.counters["bus_read_words"] * config.bus_bytes)
+        return image, [width for _, width in image.caches], read[1] - read[0]
+    heads = len(plan.attends) * op.kv_heads
+    for has, width in ((config, plan.key_pad), (config.replace(tight_keys=True), key)):
+        image, widths, a_key = measured(has)
+        assert a_key == heads * (width + plan.value_pad)
+        assert sorted(widths) == sorted(heads * [width] + heads * [plan.value_pad])
+        assert image.needs_tight == has.tight_keys
+    with pytest.raises(UserError, match="keys of a number of words that the board virtual cannot"):
+        image.check_board(board(config))
+    with pytest.raises(ProgramError, match="a STORE of"):
+        golden_core(image, config, seed).forward([3])
 
 
 def test_lists_use_the_stream_alike(models):

@@ -90,6 +90,8 @@ def test_listing_names_what_counts():
     (Op.NORM, dict(sink=Sink.BESIDE), "NORM has no results for sink 5"),
     (Op.LINEAR, dict(sink=Sink.ACT, beside=1), "only a NORM reads beside the residual"),
     (Op.LINEAR, dict(sink=Sink.ACT, diagonal=1, row_beats=2), "only rows of a beat of LINEAR"),
+    (Op.QK, dict(row_beats=5, back=100), "keys in a window have rows of a power of two"),
+    (Op.QK, dict(row_beats=5, back=8191), None), (Op.QK, dict(row_beats=4, back=100), None),
     (Op.LINEAR, dict(sink=Sink.BESIDE, y=4), "residual and sampler take rows from the first on"),
     (Op.STORE, dict(sink=Sink.ACT), "STORE has no results for sink 1"),
     (Op.LINEAR, dict(sink=Sink.ACT, pair=3), "there is no pair 3"),

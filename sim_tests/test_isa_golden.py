@@ -354,7 +354,7 @@ def test_by_beats(image, monkeypatch, sv_cycles):
                             lane = slots[k] % P
                             assert acc[lane] == want[h, k, column] and masked[lane] == hidden
             else:
-                slots, lots, _ = of_attention
+                slots, lots, *_ = of_attention
                 probability = np.stack([probability for probability, *_ in seen])
                 lanes = Lanes(core, i, act, seen[0][1], lots, probability)
                 for h, (each, _, want) in zip(lots.heads, seen, strict=True):

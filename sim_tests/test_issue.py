@@ -159,7 +159,7 @@ async def end_of_pass_and_unknown_op(dut):
             await RisingEdge(dut.clk)
             ends += int(dut.pass_end.value)
     cocotb.start_soon(count())
-    commands = cocotb.start_soon(recv(dut, "store_cmd", 2, layout=ScratchCommand()))
+    commands = cocotb.start_soon(recv(dut, "store_cmd", 2, layout=ScratchCommand(bench.config)))
     for addr in (1000, 2000):
         await bench.execute(Instruction(Op.STORE, addr=addr, row_beats=4, x=5))
     assert await commands == [{"addr": addr, "word": 5, "log2_words": 2} for addr in (1000, 2000)]

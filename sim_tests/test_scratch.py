@@ -17,6 +17,7 @@ CONFIGS = {f"w{W}b{bus}": Config(W=W, P=P, bus_bytes=bus, scratch_bytes=size, fi
                                  burst_words=32)
            for W, P, bus, size in ((4, 3, 1, 1024), (8, 4, 8, 2048), (16, 4, 4, 4096),
                                    (16, 4, 16, 1024), (32, 6, 8, 2048))}
+CONFIGS |= {f"{case}tight": CONFIGS[case].replace(tight_keys=True) for case in ("w4b1", "w16b4")}
 
 
 class Bench:
@@ -88,24 +89,36 @@ class Bench:
 
     def stored(self, command):
         """What the store unit gets for a command."""
-        by = command["log2_words"]
+        words = self.words(command)
         if self.batch:
             return [{"addr": (command["addr"] + place["base"]
-                              + ((place["position"] + self.pos0) % 2**13 << by)) % 2**27,
-                     "chunks": 1 << by} for place in self.places[:self.n]]
-        return [{"addr": (command["addr"] + self.places[0]["base"] + (self.pos0 << by)) % 2**27,
-                 "chunks": self.n << by}]
+                              + (place["position"] + self.pos0) % 2**13 * words) % 2**27,
+                     "chunks": words} for place in self.places[:self.n]]
+        return [{"addr": (command["addr"] + self.places[0]["base"] + self.pos0 * words) % 2**27,
+                 "chunks": self.n * words}]
+
+    def words(self, command):
+        """Of a row."""
+        return command["words"] if self.config.tight_keys else 1 << command["log2_words"]
+
+    def command(self, addr, words, word=0):
+        """words: of a row, a power of two where the core wants that."""
+        size = ("words", words) if self.config.tight_keys else (
+            "log2_words", words.bit_length() - 1)
+        return {"addr": addr, "word": word, **dict([size])}
 
     def random_command(self):
         """Its row has up to 256 values."""
-        largest = min(self.token_words, 256 // self.config.W).bit_length() - 1
-        log2_words = random.choice([0, largest, random.randint(0, largest)])
-        return {"addr": random.getrandbits(27), "log2_words": log2_words,
-                "word": random.randrange(0, self.token_words - (1 << log2_words) + 1)}
+        most = min(self.token_words, 256 // self.config.W)
+        words = random.choice([1, most, random.randint(1, most)])
+        if not self.config.tight_keys:
+            words = 1 << words.bit_length() - 1
+        return self.command(random.getrandbits(27), words,
+                            random.randrange(self.token_words - words + 1))
 
     def wanted(self, command):
         """Parts of words of a command."""
-        c, out, head = self.config, [], self.config.W << command["log2_words"]
+        c, out, head = self.config, [], self.config.W * self.words(command)
         for token in range(self.n):
             at = (token * self.token_words + command["word"]) * c.W
             row = self.memory[at:at + head].tobytes()
@@ -115,7 +128,7 @@ class Bench:
 
     async def run(self, commands, stall):
         dut, words = self.dut, [w for command in commands for w in self.wanted(command)]
-        cocotb.start_soon(send(dut, "cmd", commands, stall, layout=ScratchCommand()))
+        cocotb.start_soon(send(dut, "cmd", commands, stall, layout=ScratchCommand(self.config)))
         stored = [store for command in commands for store in self.stored(command)]
         store = cocotb.start_soon(recv(dut, "store", len(stored), stall))
         got = await recv(dut, "words", len(words), stall)
@@ -147,14 +160,13 @@ async def cycles_of_commands(dut):
     bench = Bench(dut)
     await bench.begin()
     c = bench.config
-    log2_words = int(c.W == 4)
-    head = c.W << log2_words
+    head = c.W << int(c.W == 4)
     bench.set_pass(5, head // c.W)
     await ClockCycles(dut.clk, 3)
     asked, came = [], []
-    command = {"addr": 7, "word": 0, "log2_words": log2_words}
+    command = bench.command(7, head // c.W)
     dut.store__ready.value = 1
-    cocotb.start_soon(send(dut, "cmd", [command] * 3, layout=ScratchCommand(), times=asked))
+    cocotb.start_soon(send(dut, "cmd", [command] * 3, layout=ScratchCommand(c), times=asked))
     parts = 5 * head // c.store_bytes
     dut.words__ready.value = 1
     while len(came) < 3 * parts:
@@ -180,8 +192,7 @@ async def cycles_of_a_batch(dut):
     bench.set_pass(n, 2, pos0=0, batch=1)
     await ClockCycles(dut.clk, 3)
     dut.store__ready.value = dut.words__ready.value = 1
-    cocotb.start_soon(send(dut, "cmd", [{"addr": 7, "word": 0, "log2_words": 0}] * 2,
-                           layout=ScratchCommand()))
+    cocotb.start_soon(send(dut, "cmd", [bench.command(7, 1)] * 2, layout=ScratchCommand(c)))
     came = []
     while len(came) < 2 * n * parts:
         await ReadOnly()
@@ -201,7 +212,8 @@ async def commands_wait(dut):
     bench.random_pass()
     await ClockCycles(dut.clk, 3)
     commands, taken = [bench.random_command() for _ in range(20)], []
-    sender = cocotb.start_soon(send(dut, "cmd", commands, layout=ScratchCommand(), times=taken))
+    layout = ScratchCommand(bench.config)
+    sender = cocotb.start_soon(send(dut, "cmd", commands, layout=layout, times=taken))
     await ClockCycles(dut.clk, 60)
     assert len(taken) == Scratch.COMMANDS and dut.cmd__ready.value == 0
     assert not dut.words__valid.value and not dut.idle.value
@@ -209,7 +221,7 @@ async def commands_wait(dut):
     store = cocotb.start_soon(recv(dut, "store", len(commands)))
     assert await recv(dut, "words", len(words)) == words
     assert [unpack(StoreCommand(), bits)["addr"] for bits in await store] == [
-        (c["addr"] + bench.places[0]["base"] + (bench.pos0 << c["log2_words"])) % 2**27
+        (c["addr"] + bench.places[0]["base"] + bench.pos0 * bench.words(c)) % 2**27
         for c in commands]
     await sender
 
@@ -223,7 +235,8 @@ async def flush_in_mid_command(dut):
         bench.random_pass()
         await ClockCycles(dut.clk, 3)
         commands = [bench.random_command() for _ in range(6)]
-        tasks = [cocotb.start_soon(send(dut, "cmd", commands, layout=ScratchCommand())),
+        layout = ScratchCommand(bench.config)
+        tasks = [cocotb.start_soon(send(dut, "cmd", commands, layout=layout)),
                  cocotb.start_soon(recv(dut, "store", 6, 0.3)),
                  cocotb.start_soon(recv(dut, "words", 6 * len(bench.wanted(commands[0])), 0.3))]
         await ClockCycles(dut.clk, 1 + at)

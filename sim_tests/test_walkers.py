@@ -395,10 +395,11 @@ def test_gammas(seed):
     run(walker, bench)
 
 
-@pytest.mark.parametrize("case", CONFIGS)
+@pytest.mark.parametrize("case", [*CONFIGS, "w8p4 tight"])
 def test_stores(case, seed):
     """A command of each STORE, taken when there is room; one is under way until all are done."""
-    rng, config = random.Random(seed), CONFIGS[case]
+    rng, (name, *tight) = random.Random(seed), case.split()
+    config = CONFIGS[name].replace(tight_keys=bool(tight))
     walker = Stores(config)
 
     async def bench(ctx):
@@ -411,8 +412,12 @@ def test_stores(case, seed):
                                 rng.randrange(1, config.P + 1))
                 due += len(p.batch) or 1
                 log2_words = rng.randrange(7)
+                row, size = 1 << log2_words, {"log2_words": log2_words}
+                if config.tight_keys:
+                    row = rng.randint(1, 64)
+                    size = {"words": row}
                 i = Instruction(Op.STORE, addr=rng.randrange(1 << 27), x=rng.randrange(1 << 12),
-                                row_beats=1 << log2_words)
+                                row_beats=row)
                 wait, t = rng.randrange(4), [0]
 
                 def each():
@@ -420,7 +425,7 @@ def test_stores(case, seed):
                     assert ctx.get(walker.cmd.valid)
                     assert ctx.get(walker.control.wait_store) == (t[0] < wait)
                     assert ctx.get(walker.cmd.payload) == {
-                        "addr": i["addr"], "word": i["x"], "log2_words": log2_words}
+                        "addr": i["addr"], "word": i["x"], **size}
                     t[0] += 1
 
                 def then():

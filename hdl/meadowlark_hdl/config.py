@@ -72,6 +72,9 @@ class Config:
         Scores and probabilities may go to memory and come back (SPILL, FILL), as in attention by
         GEMM: the baseline of MEADOW, and no use but to be measured. Takes P a power of two, at most
         W / 2, and block_modes.
+    tight_keys : bool
+        A key takes as many words of memory as it has, not a power of two: fewer bytes of a latent,
+        or of heads of 48 or 80 values. Takes two multipliers of 13 x 7 bits in Scratch.
     only : Only, optional
         The core runs this model's images alone, and knows of them what never changes.
     """
@@ -97,6 +100,7 @@ class Config:
     block_modes: bool = True
     batches: bool = True
     gemm: bool = False
+    tight_keys: bool = False
     only: Only | None = None
 
     def __post_init__(self) -> None:
@@ -132,12 +136,14 @@ class Config:
              f"power of two in 2..W/2={self.W // 2}, not {self.sv_cycles!r}")
         need(self.vector_products in (8, 23),
              f"vector_products must be 8 or 23, not {self.vector_products!r}")
-        for name in ("block_modes", "batches", "gemm"):
+        for name in ("block_modes", "batches", "gemm", "tight_keys"):
             need(getattr(self, name) in (0, 1),
                  f"{name} must be True or False, not {getattr(self, name)!r}")
         need(not self.gemm or self.block_modes and _pow2(self.P) and 2 * self.P <= self.W,
              f"gemm needs block_modes and P a power of two of at most W / 2, not {self.P!r}")
 
+    #: What most cores have not, and images need by name.
+    EXTRAS = ("gemm", "tight_keys")
     # Widths that follow from the numerics (docs/numerics.md); facts live here once.
     X_BITS = 16         # an activation
     ACC_BITS = 45       # 18 + 16 + log2(2048)
@@ -236,6 +242,7 @@ class Config:
         return self.only.crc if self.only else 0
 
     def as_dict(self) -> dict:
-        """Its sizes, by name: all but ``only``; ``gemm`` only where there is such a core."""
+        """Its sizes, by name: all but ``only``; those of :data:`EXTRAS` only where they are on.
+        """
         return {f.name: getattr(self, f.name) for f in fields(self)
-                if f.name != "only" and (f.name != "gemm" or self.gemm)}
+                if f.name != "only" and (f.name not in self.EXTRAS or getattr(self, f.name))}

@@ -112,8 +112,8 @@ FIELDS = (
     Field("tiles", 19, "STREAM: number of tiles, no more than rows of the largest matrix"),
     Field("rows", 8, "rows of a tile (QK, SV: keys of a full tile)"),
     Field("last_rows", 8, "rows of the last tile"),
-    Field("row_beats", 11, "beats per row: ceil(K/W); QK, SV: a power of two; STORE: chunks per "
-                           "token, a power of two"),
+    Field("row_beats", 11, "beats per row: ceil(K/W); SV: a power of two; QK, and STORE (chunks "
+                           "per token): likewise, or any number with tight_keys"),
     Field("chunks", 12, "chunks of a tile, header included (TABLE, TOKEN: row stride as well; KV: "
                         "rows * row_beats)"),
     Field("last_chunks", 12, "chunks of the last tile"),
@@ -207,6 +207,8 @@ def fault(i: Instruction) -> str | None:
              "only a NORM reads beside the residual, only SPILL and SV know probabilities"),
             (i["diagonal"] and (op != Op.LINEAR or i["row_beats"] != 1),
              "only rows of a beat of LINEAR can be a diagonal"),
+            (op == Op.QK and i["back"] != NO_WINDOW and i["row_beats"].bit_count() != 1,
+             "keys in a window have rows of a power of two"),
             (i["heads"] and sink in (Sink.RESIDUAL, Sink.LOGIT, Sink.BESIDE),
              "residual and sampler have no lanes that are heads"),
             (i["heads"] and pair == Pair.GLU, "lanes that are heads have no GLU"),

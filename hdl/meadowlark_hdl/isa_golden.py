@@ -285,7 +285,8 @@ class GoldenCore(GoldenRuns):
     def _complete_stores(self) -> None:
         for i, p in self._stores:
             count = i["row_beats"] * self.config.W
-            need(i["row_beats"].bit_count() == 1, f"a STORE of {i['row_beats']} words of a token")
+            need(self.config.tight_keys or i["row_beats"].bit_count() == 1,
+                 f"a STORE of {i['row_beats']} words of a token")
             at = np.array([(i["addr"] + place.base) * self.config.W + place.position * count
                            for place in p.places()])
             need(self._loaded <= at.min() and at.max() + count <= len(self.memory),
@@ -335,9 +336,9 @@ class GoldenCore(GoldenRuns):
 
     def _qk(self, i: Instruction, slots: np.ndarray, lots: Lots) -> np.ndarray:
         """Scores of query heads: int64[heads, slots, keys]."""
-        p, keys = self._pass, self.tiles.cache(i, lots.keys, lots.base, self.head)
-        x = np.stack([self._read(slots, i["x"] + h * i["row_beats"], self.head)
-                      for h in lots.heads])
+        p, W, width = self._pass, self.config.W, i["row_beats"] * self.config.W
+        keys = self.tiles.cache(i, lots.keys, lots.base, width)
+        x = np.stack([self._read(slots, i["x"] + h * self.head // W, width) for h in lots.heads])
         acc = dot(keys, x)
         # How far a key lies behind a token. Heads are of one token, and see all that is read.
         behind = np.array(lots.keys) - p.pos0 - slots[:, None]

@@ -96,11 +96,13 @@ def TileTag(config: Config) -> data.StructLayout:
                               "beats": range(config.tile_beats + 1), "packed": 1})
 
 
-def ScratchCommand() -> data.StructLayout:
+def ScratchCommand(config: Config) -> data.StructLayout:
     """Issue -> scratch memory: a row of each token of the pass goes to memory, 2**log2_words words
-    of W values, log2_words at most 6. addr: chunk in memory of the row of position 0, without the
-    token's base; word: where in a token's part of scratch memory its row begins."""
-    return data.StructLayout({"addr": 27, "word": 12, "log2_words": 3})
+    of W values, log2_words at most 6; with ``config.tight_keys`` ``words`` of them, 1..64. addr:
+    chunk in memory of the row of position 0, without the token's base; word: where in a token's
+    part of scratch memory its row begins."""
+    size = {"words": 7} if config.tight_keys else {"log2_words": 3}
+    return data.StructLayout({"addr": 27, "word": 12} | size)
 
 
 def StoreCommand() -> data.StructLayout:

@@ -166,7 +166,7 @@ class GoldenTiles:
         """Keys, or columns of values, of positions ``keys``: int8[len(keys), width]. base: of the
         cache, see :class:`.sequencer_golden.Place`."""
         beats = i["row_beats"]
-        need(i["src"] == Src.KV and i["rows"] > 0 and beats * self.config.W == width
+        need(i["src"] == Src.KV and i["rows"] > 0 and 0 < beats * self.config.W == width
              and i["mode"] == Mode.INT8, f"{_name(i)} of tiles that are no cache")
         need(i["rows"] * beats == i["chunks"] <= self.config.tile_beats,
              f"a tile of {i['rows']} keys in {i['chunks']} chunks")

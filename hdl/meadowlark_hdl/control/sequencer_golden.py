@@ -67,7 +67,12 @@ def token_ids(tokens: Sequence[int], vocab: int) -> list[int]:
 
 def tile_keys(config: Config, row_log2: int) -> int:
     """Rows of 2**row_log2 bytes, keys or columns of values, in a full tile of the KV cache."""
-    return min(config.tile_beats * config.W >> row_log2, MAX_TILE_KEYS)
+    return tile_rows(config, (1 << row_log2) // config.W)
+
+
+def tile_rows(config: Config, words: int) -> int:
+    """Likewise, of rows of so many words."""
+    return min(config.tile_beats // words, MAX_TILE_KEYS)
 
 
 def sv_log2(config: Config, head_log2: int) -> int:

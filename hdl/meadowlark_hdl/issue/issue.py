@@ -91,7 +91,7 @@ class Issue(wiring.Component):
             "vector_busy": In(1),
             # As those of Dispatch.
             "lanes": Out(range(config.P + 1), init=config.P), "attending": Out(1, init=1),
-            "store_cmd": Out(stream.Signature(ScratchCommand())), "store_done": In(1),
+            "store_cmd": Out(stream.Signature(ScratchCommand(config))), "store_done": In(1),
             "pass_end": Out(1), "retired": Out(1), "pc": Out(16), "bad_op": Out(1),
             "array_active": Out(1), "wait_tile": Out(1), "wait_vector": Out(1),
             "wait_store": Out(1),

@@ -119,7 +119,7 @@ def _keys(config: Config, model: Mapping[str, int], p: Pass, i: Instruction, lot
                     continue
                 for beat in range(i["row_beats"]):
                     presented = _dot(model, i, block, tile, key - base, beat)
-                    presented["x_addr"] += head * i["row_beats"]
+                    presented["x_addr"] += head * (head_values // config.W)
                     presented["shift"] = i["shift"]
                     if beat == i["row_beats"] - 1:
                         presented |= {

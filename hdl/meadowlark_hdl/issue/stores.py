@@ -33,17 +33,19 @@ class Stores(Walker):
 
     def __init__(self, config: Config):
         super().__init__(config, settle={Op.STORE: 0},
-                         cmd=Out(stream.Signature(ScratchCommand())), done=In(1), storing=Out(1),
+                         cmd=Out(stream.Signature(ScratchCommand(config))), done=In(1),
+                         storing=Out(1),
                          **({"spills": In(1)} if config.gemm else {}))
 
     def elaborate(self, platform):
         m = Module()
         instr, command = self.job.instr, self.cmd.payload
-        m.d.comb += [
-            command.addr.eq(instr.addr), command.word.eq(instr.x),
-            # of a power of two
-            command.log2_words.eq(Cat(
-                Cat(instr.row_beats[n] for n in range(7) if n >> k & 1).any() for k in range(3)))]
+        m.d.comb += [command.addr.eq(instr.addr), command.word.eq(instr.x)]
+        if self.config.tight_keys:
+            m.d.comb += command.words.eq(instr.row_beats)
+        else:       # of a power of two
+            m.d.comb += command.log2_words.eq(Cat(
+                Cat(instr.row_beats[n] for n in range(7) if n >> k & 1).any() for k in range(3)))
 
         # As they are done; more than can wait and be on their way.
         given, each, under_way = Signal(), reg(6, "each"), Signal(11)

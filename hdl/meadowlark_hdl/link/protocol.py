@@ -156,8 +156,8 @@ CONFIG_REGS = (
     Field("sv_cycles", 4, "cycles that a lane takes for a beat in SV"),
     Field("vector_products", 5, "multipliers of the vector unit"),
     Field("block_modes", 1, "1: reads blocks of GGUF files"),
-    Field("batches", 2, "bit 0: passes with logits of each token: batches, drafts; bit 1: gemm, "
-                        "scores may go to memory and back"),
+    Field("batches", 3, "bit 0: passes with logits of each token: batches, drafts; bit 1: gemm, "
+                        "scores may go to memory and back; bit 2: keys of any number of words"),
 )
 NAME_BYTES = 16
 
@@ -181,15 +181,16 @@ COUNTERS_CRC = crc32(json.dumps([c.name for c in COUNTERS]).encode())
 def config_facts(config: Config) -> dict[str, int]:
     """Values of :data:`CONFIG_REGS`. There is no room for one more."""
     facts = config.as_dict()
-    return facts | {"batches": facts["batches"] | facts.pop("gemm", False) << 1}
+    extras = sum(facts.pop(name, False) << k for k, name in enumerate(Config.EXTRAS, 1))
+    return facts | {"batches": facts["batches"] | extras}
 
 
 def config_of(facts: Mapping[str, int]) -> Config:
     """Inverse of :func:`config_facts`. Raises ValueError: there is no such core."""
     sizes: dict[str, Any] = {f.name: bool(facts[f.name]) if f.bits == 1 else facts[f.name]
                              for f in CONFIG_REGS}
-    return Config(**sizes | {"batches": bool(facts["batches"] & 1),
-                             "gemm": bool(facts["batches"] >> 1)})
+    return Config(**sizes | {name: bool(facts["batches"] >> k & 1)
+                             for k, name in enumerate(("batches", *Config.EXTRAS))})
 
 
 def _table() -> tuple[Register, ...]:

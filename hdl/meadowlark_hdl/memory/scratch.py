@@ -33,7 +33,7 @@ class Scratch(wiring.Component):
     Parameters
     ----------
     config : Config
-        scratch_bytes, store_bytes.
+        scratch_bytes, store_bytes, tight_keys.
 
     Members
     -------
@@ -59,7 +59,7 @@ class Scratch(wiring.Component):
         super().__init__({
             "write": In(ScratchWrite(config)), "model": In(ModelLayout), "pass_": In(PassLayout()),
             "places": In(PlaceWrite(config)),
-            "cmd": In(stream.Signature(ScratchCommand())),
+            "cmd": In(stream.Signature(ScratchCommand(config))),
             "store": Out(stream.Signature(StoreCommand())),
             "words": Out(stream.Signature(8 * config.store_bytes)),
             "flush": In(1), "idle": Out(1)})
@@ -72,7 +72,7 @@ class Scratch(wiring.Component):
             shape=8 * size, depth=config.scratch_bytes // size, init=[], attrs=NO_RW_CHECK)
         r = ram.read_port()
         self._write(m, ram)
-        m.submodules.commands = commands = Queue(ScratchCommand(), depth=self.COMMANDS)
+        m.submodules.commands = commands = Queue(ScratchCommand(config), depth=self.COMMANDS)
         m.submodules.out = out = Queue(8 * size, depth=self.CREDITS)
         wiring.connect(m, wiring.flipped(self.cmd), commands.i)
         wiring.connect(m, out.o, wiring.flipped(self.words))
@@ -101,11 +101,11 @@ class Scratch(wiring.Component):
         still = ~commands.o.ready & ~moved
         m.d.sync += [
             coming.eq(commands.o.valid & still), known.eq(coming & still),
-            next_row.eq((1 << in_word) << command.log2_words),
+            next_row.eq(self._words(command, 1 << in_word)),
             base.eq(command.addr + (places.data.base if config.batches else 0)),
-            behind.eq(position << command.log2_words),
+            behind.eq(self._words(command, position)),
             addr.eq(base + behind),
-            chunks.eq(Mux(batch, 1, self.pass_.n) << command.log2_words),
+            chunks.eq(self._words(command, Mux(batch, 1, self.pass_.n))),
             stride.eq(self.model.token_words << in_word)]
         if config.batches:
             m.d.sync += position.eq(Mux(batch, places.now.position, 0) + self.pass_.pos0)
@@ -147,6 +147,10 @@ class Scratch(wiring.Component):
                                & (credit == self.CREDITS))
         m.d.comb += self.idle.eq(at_rest)
         return ResetInserter(self.flush)(m)
+
+    def _words(self, command, rows):
+        """Words of so many rows of a command."""
+        return rows * command.words if self.config.tight_keys else rows << command.log2_words
 
     def _write(self, m: Module, ram: memory.Memory) -> None:
         """What the vector unit gives, a register in front of the memory."""

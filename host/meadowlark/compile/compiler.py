@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.control.sequencer_golden import sv_log2, tile_keys
+from meadowlark_hdl.control.sequencer_golden import sv_log2, tile_rows
 from meadowlark_hdl.draft.context_match_golden import SHORTEST
 from meadowlark_hdl.isa import (FIELDS, MODEL_REGS, NO_WINDOW, Field, Header, Instruction,
                                 Mode, Op, Pair, Sink, Src, encode)
@@ -51,6 +51,7 @@ class _Lists:
         self.at_once = limits.heads_at_once(qm.plan, config, context)
         self.act = act_map(qm.plan, W, self.at_once)
         self.head = qm.plan.key_pad // W               # words of a head
+        self.key = qm.plan.key_row(config)              # values of a key in memory
         self.columns = 1 << sv_log2(config, qm.plan.value_pad.bit_length() - 1)     # of an SV
         self.blocks = limits.residents(qm.plan, config, self.at_once, context)
         self.token = token_words(qm.plan, W)        # of a token's keys, and of its values
@@ -248,12 +249,13 @@ class _Lists:
             kv_head = first // group
 
             def kv(width: int) -> dict:
-                keys, beats = tile_keys(config, width.bit_length() - 1), width // config.W
+                beats = width // config.W
+                keys = tile_rows(config, beats)
                 return dict(src=Src.KV, mode=Mode.INT8, header=Header.NONE, rows=keys, group=count,
                             row_beats=beats, chunks=keys * beats, back=back,
                             ahead=int(op.ahead), **lanes)
             self._relative(code, Op.QK, self.tables.kv(step.cache, 0, kv_head), x=at,
-                           shift=numbers.score_shift, **kv(pad))
+                           shift=numbers.score_shift, **kv(self.key))
             for column in range(0, self.plan.value_pad, self.columns):
                 self._relative(code, Op.SV, self.tables.kv(step.cache, 1, kv_head, column),
                                y=self.act.at[step.name] * config.W + first * pad + column,
@@ -295,7 +297,7 @@ class _Lists:
     def _stores(self, step: AttendStep, which: int, at: int) -> None:
         """Keys (which: 0) or values (1) of all KV heads, from a word of scratch memory on, to the
         cache."""
-        W, width = self.config.W, self.columns if which else self.plan.key_pad
+        W, width = self.config.W, self.columns if which else self.key
         for code in (self.prefill, self.decode):
             for h in range(step.op.kv_heads):
                 for first in range(0, self.plan.value_pad if which else width, width):
@@ -474,7 +476,8 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
     for name, value in regs.items():
         _fit(name, value, MODEL_REGS)
     return Image(
-        name=qm.name, board=board.name, config=config.replace(gemm=False).as_dict(),
+        name=qm.name, board=board.name, config=config.replace(
+            gemm=False, tight_keys=lists.key != qm.plan.key_pad).as_dict(),
         needs=dict(act_words=_act_words(program, blocks * act.block_words, lists),
                    scratch_bytes=blocks * P * regs["token_words"] * W,
                    residual_values=blocks * P * regs["stride"],

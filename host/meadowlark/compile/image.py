@@ -315,6 +315,11 @@ class Image:
         return bool(self.config.get("gemm"))
 
     @property
+    def needs_tight(self) -> bool:
+        """Keys have a number of words in memory that is no power of two."""
+        return bool(self.config.get("tight_keys"))
+
+    @property
     def bits_per_weight(self) -> float:
         """Bits of external memory (codes, scales, tables, padding; no KV cache, no drafts) a
         parameter."""
@@ -415,6 +420,9 @@ class Image:
         if self.needs_gemm and not config.gemm:
             raise UserError(f"the image does attention by GEMM, which {core} cannot; compile the "
                             "model without --attention")
+        if self.needs_tight and not config.tight_keys:
+            raise UserError(f"the image has keys of a number of words that {core} cannot store; "
+                            "compile the model for that board")
         if self.needs_blocks and not config.block_modes:
             raise UserError(f"the image holds weights in blocks, as GGUF files have them, that "
                             f"{core} cannot read; compile the model for that board")

@@ -190,7 +190,7 @@ class Tables:
             at += round_up(context * chunks * W, ALIGN)
         self.kv_at, self.kv_rows = at, context if plan.spill is None else 2 * context
         self.kv_steps = tuple(round_up(self.kv_rows * width, ALIGN)
-                              for width in (plan.key_pad, plan.value_pad))
+                              for width in (plan.key_row(config), plan.value_pad))
         self.size = self.spill_at = self.kv(len(plan.attends), 0, 0)
         self.spill_step = round_up(context * plan.key_pad, ALIGN)
         if plan.spill is not None:

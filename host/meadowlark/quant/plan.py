@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 
+from meadowlark_hdl.config import Config
+
 from ..errors import UserError
 from ..models.graph import (Add, Attend, Embed, Gate, Graph, Head, Kind, Linear, Norm, Operator,
                             Patches, Read, Rope)
@@ -286,6 +288,17 @@ class Plan:
     def key_pad(self) -> int:
         """Values of a head in activations, and of a key."""
         return self.head_pad
+
+    def key_row(self, config: Config) -> int:
+        """Values of a key in memory: whole words. A power of two of them, but with
+        ``config.tight_keys`` and where neither a window asks for that nor a spill, whose pieces are
+        rows of the same length."""
+        op = self.attends[0].op
+        if not config.tight_keys or self.spill is not None or any(
+                step.op.window for step in self.attends):
+            return self.key_pad
+        values = _before_latent(op) + _latent_pad(op) if op.latent else op.head_dim
+        return -(-values // config.W) * config.W
 
     @property
     def value_pad(self) -> int:
