@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 from amaranth.hdl import UnusedElaboratable
 from meadowlark.compile.compiler import compile_model
-from meadowlark.compile.cycles import kind_of, predict
+from meadowlark.compile.cycles import ELSEWHERE, kind_of, predict
 from meadowlark.errors import UserError
 from meadowlark.models.registry import load_model
 from meadowlark.quant.quantise import quantise
 from meadowlark.run.prepare import Source
 from meadowlark_boards import get_board
+from meadowlark_hdl.compute.vector_unit import VectorUnit
 from meadowlark_hdl.control.sequencer import Sequencer
 from meadowlark_hdl.core import Core
 from meadowlark_hdl.isa import Op, Sink, Src
@@ -44,6 +45,19 @@ def test_builds_no_gateware(case):
         predict(image, board, prompt=9, generate=2)
         gc.collect()
     assert [str(each.message) for each in seen] == []
+
+
+@pytest.mark.parametrize("name", ["ulx3s_85f", "ulx3s_25f", "virtual"])
+def test_latencies_do_not_depend_on_what_is_elsewhere(name):
+    """One vector unit answers for all cores that differ in that alone."""
+    config = get_board(name).config
+    others = {field: 2 * getattr(config, field) for field in ELSEWHERE - {
+        "packing", "unpack_cycles", "bus_bytes", "topk", "tile_rows", "context"}} | dict(
+        packing=3 - config.packing, unpack_cycles=2 if config.unpack_cycles == 1 else 1,
+        bus_bytes=config.W if config.bus_bytes < config.W else 2, topk=config.topk - 1,
+        tile_rows=config.tile_rows // 2, context=config.context // 2)
+    assert {*others} == ELSEWHERE
+    assert VectorUnit(config.replace(**others)).cycles == VectorUnit(config).cycles
 
 
 def test_lower_bounds(case):

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, field, fields, replace
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -166,6 +165,8 @@ class _Memory:
             cycles, (ticks.word, ticks.latency, ticks.row_miss, ticks.turnaround,
                      ticks.refresh_interval, ticks.refresh))
         self.per_chunk = self.c.bus_per_chunk
+        self.sizes = self.c.burst_words, self.c.fifo_words
+        self.pages = self.t.page_bytes, self.t.banks, self.c.bus_bytes
         self.command: float = 0     # time the Reader can ask for the next burst
         self.free: float = 0        # time the bus is free of the last burst
         self.came: float = 0        # time its last word was at the core
@@ -191,34 +192,47 @@ class _Memory:
         head: those of its row headers, which pass beside the codes of the tile before unless these
         are through.
         """
-        c = self.c
+        # The model's innermost loop: comparisons, where max() would be plainer and half as quick.
         total = words = chunks * self.per_chunk
-        at = addr * self.per_chunk
+        at, latency, longest, room = addr * self.per_chunk, self.latency, *self.sizes
         command = max(self.command, earliest)
         half = self.halves.popleft()
         taken = max(self.taken, half + head)
+        came, level, waiting, chunks = self.came, self.level, self.waiting, chunks + more
         while words:
-            n = min(words, c.burst_words)
+            n = words if words < longest else longest
             # room in the FIFO for the whole burst
-            while self.level + n > c.fifo_words:
-                when, gone = self.waiting.popleft()
-                self.level -= gone
-                command = max(command, when)
+            while level + n > room:
+                when, gone = waiting.popleft()
+                level -= gone
+                if when > command:
+                    command = when
             command += Reader.COMMAND
             while self.writes and self.writes[0][0] <= max(self.free, command):
                 ready, to, count = self.writes.popleft()
                 self.fence = self._burst(to, count, ready, write=True)[1]
             start, end = self._burst(at, n, command, write=False)
-            command = max(command, start)
+            if start > command:
+                command = start
+            first, last = start + latency, end + latency
             # The port moves a word a cycle at most.
-            self.came = max(max(self.came, start + self.latency) + n, end + self.latency)
-            taken = max(max(taken + idle, start + self.latency)
-                        - (-n * (chunks + more) // total), self.came)
+            if first > came:
+                came = first
+            came += n
+            if last > came:
+                came = last
+            taken += idle
+            if first > taken:
+                taken = first
+            taken -= -n * chunks // total
+            if came > taken:
+                taken = came
             idle = 0
-            self.waiting.append((taken, n))
-            self.level += n
+            waiting.append((taken, n))
+            level += n
             at += n
             words -= n
+        self.came, self.level = came, level
         self.command, self.taken = command, taken
         return ceil(taken) + self.DECODE
 
@@ -235,16 +249,16 @@ class _Memory:
 
     def _burst(self, at: int, n: int, command: float, *, write: bool) -> tuple[float, float]:
         """Put a burst on the bus; returns its first cycle and the one after its last."""
-        t = self.t
+        page_bytes, banks, bus_bytes = self.pages
         self.words += n
         ready = command + self.BUS
-        byte = at * self.c.bus_bytes
-        page = byte // t.page_bytes
-        bank = page % t.banks
-        if at != self.next and self.rows[bank] != page // t.banks:
+        byte = at * bus_bytes
+        page = byte // page_bytes
+        bank = page % banks
+        if at != self.next and self.rows[bank] != page // banks:
             # opened while the burst before runs, unless that one is in the same bank
             ready = max(ready, self.free if bank == self.bank else self.began) + self.row_miss
-        start = max(self.free, ready)
+        start = self.free if self.free > ready else ready
         if write != self.writing:
             start = max(start, self.free + self.turnaround)
             self.writing = write
@@ -253,8 +267,11 @@ class _Memory:
                 start = max(start, max(self.free, self.refresh) + self.pause)
                 self.refresh += self.interval
         end = start + n * self.word
-        for p in range(page, (byte + n * self.c.bus_bytes - 1) // t.page_bytes + 1):
-            self.rows[p % t.banks], self.bank = p // t.banks, p % t.banks
+        last = (byte + n * bus_bytes - 1) // page_bytes
+        while page <= last:
+            self.bank = page % banks
+            self.rows[self.bank] = page // banks
+            page += 1
         self.began, self.free, self.next = start, end, at + n
         return start, end
 
@@ -274,10 +291,21 @@ class _Memory:
         self.next += ahead
 
 
-@cache
+#: Fields of Config on which nothing in the vector unit's pipeline depends: sizes of memories, and
+#: what is elsewhere. A test builds it with others.
+ELSEWHERE = frozenset((
+    "bus_bytes", "act_words", "scratch_bytes", "residual_values", "score_depth", "rope_pairs",
+    "tile_beats", "tile_rows", "fifo_words", "prog_depth", "context", "burst_words", "topk",
+    "packing", "unpack_cycles"))
+_vector_units: dict[tuple, VectorUnit] = {}
+
+
 def _vector_unit(config: Config) -> VectorUnit:
-    """To be asked how long things take: it is built for the answer, once."""
-    return VectorUnit(config)
+    """To be asked how long things take: it is built for the answer, once, in half a second."""
+    key = tuple(getattr(config, f.name) for f in fields(config) if f.name not in ELSEWHERE)
+    if key not in _vector_units:
+        _vector_units[key] = VectorUnit(config)
+    return _vector_units[key]
 
 
 class Machine:
