@@ -21,7 +21,7 @@ _FUSED = {"phi3": {**_QKV, "ffn_up": ("gate", "up")}, "gpt2": _QKV, "gptneox": _
 ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3", "gpt_neox": "gptneox", "phi": "phi2",
                  "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2"}
 #: Families that llama.cpp does not convert.
-NOT_CONVERTED = ("opt", "gptj", "gpt_neo", "phi3-longrope")
+NOT_CONVERTED = ("opt", "gptj", "gpt_neo", "phi3-longrope", "nemotron-nas")
 #: Architectures whose converter is that of Llama: it interleaves what rotates.
 _INTERLEAVED = ("llama", "granite", "smollm3")
 

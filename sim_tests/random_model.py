@@ -13,6 +13,7 @@ from meadowlark.models.families.decoder import Decoder
 from meadowlark.models.families.deepseek_v2 import DeepseekV2
 from meadowlark.models.families.family import Family
 from meadowlark.models.families.gpt import Gpt
+from meadowlark.models.families.nemotron_nas import NemotronNas
 from meadowlark.models.graph import Rates, rates
 from meadowlark.models.metadata import Metadata
 from meadowlark.text.tokenizer import Tokenizer
@@ -27,7 +28,8 @@ CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
            "gpt_neox": "GPTNeoXForCausalLM", "gptj": "GPTJForCausalLM", "phi": "PhiForCausalLM",
            "gpt_neo": "GPTNeoForCausalLM", "gemma3_text": "Gemma3ForCausalLM",
            "gemma": "GemmaForCausalLM", "deepseek_v2": "DeepseekV2ForCausalLM",
-           "deepseek_v3": "DeepseekV3ForCausalLM", "olmo2": "Olmo2ForCausalLM"}
+           "deepseek_v3": "DeepseekV3ForCausalLM", "olmo2": "Olmo2ForCausalLM",
+           "nemotron-nas": "DeciLMForCausalLM"}
 #: Likewise, of those that read images.
 ENCODERS = {"vit": "ViTForImageClassification", "ijepa": "IJepaForImageClassification"}
 #: What a small model of a family needs in config.json.
@@ -36,7 +38,12 @@ SMALL = {"gptj": lambda layers: {"rotary_dim": 4},
          "deepseek_v2": lambda layers: _LATENT | {
              "first_k_dense_replace": layers, "q_lora_rank": None},
          "deepseek_v3": lambda layers: _LATENT | {
-             "first_k_dense_replace": layers, "q_lora_rank": 24}}
+             "first_k_dense_replace": layers, "q_lora_rank": 24},
+         # The first layer has attention, the second has not, and so on.
+         "nemotron-nas": lambda layers: {
+             "num_key_value_heads": None, "intermediate_size": None, "block_configs": [
+                 {"attention": {"no_op": bool(i % 2), "n_heads_in_group": None if i % 2 else 2},
+                  "ffn": {"no_op": False, "ffn_mult": 3.0}} for i in range(layers)]}}
 _LATENT = {"kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 10}
 
 
@@ -240,7 +247,7 @@ def random_model(folder: str | Path, *, seed: int, hidden: int = 32, layers: int
         "max_position_embeddings": context, "rms_norm_eps": 1e-5, "rope_theta": rope_theta,
         "tie_word_embeddings": tied, "attention_bias": attention_bias, "mlp_bias": mlp_bias,
         "bos_token_id": BOS, "eos_token_id": EOS, "torch_dtype": "float32"}
-    if isinstance(found, DeepseekV2):
+    if isinstance(found, DeepseekV2 | NemotronNas):
         values |= {**SMALL[family](layers), **config}
         save_file(of_graph(seed, found, values), folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps(values))

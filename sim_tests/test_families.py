@@ -578,6 +578,31 @@ def test_rope_turns_too_fast(tmp_path, seed):
         load_model(folder)
 
 
+def test_layers_without_attention(tmp_path, seed):
+    """Every other one of a Nemotron; what its blocks may not say."""
+    folder = random_model(tmp_path, seed=seed, family="nemotron-nas", layers=3, heads=4, kv_heads=2)
+    model = load_model(folder)
+    assert [*map(str, (op.out for op in model.graph.of(Attend)))] == [
+        "layers.0.attention", "layers.2.attention"]
+    assert model.graph.shapes["layers.0.gate"][0] == 256        # 3 x 2 / 3 of 32, and rounded up
+    assert "layers.1.norm1" not in model.weights and "layers.1.norm2" in model.weights
+    stored = json.loads((folder / "config.json").read_text())
+    plain = {"no_op": False, "n_heads_in_group": 2}
+    for block, message in (
+            ({"attention": plain | {"n_heads_in_group": 1}}, "layers of different shapes"),
+            ({"attention": plain, "ffn": {"ffn_mult": 9.0}}, "layers of different shapes"),
+            ({"attention": plain, "ffn": {"ffn_mult": 3.0, "no_op": True}}, "without an MLP"),
+            ({"attention": plain | {"replace_with_linear": True}}, "a matrix or a window"),
+            ({"attention": plain | {"window_length": 8}}, "a matrix or a window"),
+            ({"attention": {"no_op": 3}}, r"block_configs\[2\].attention.no_op must be true"),
+            (7, "an object for each of 3 layers")):
+        changed = stored["block_configs"][:2] + [
+            {"ffn": {"ffn_mult": 3.0}} | block if isinstance(block, dict) else block]
+        (folder / "config.json").write_text(json.dumps(stored | {"block_configs": changed}))
+        with pytest.raises(UserError, match=message):
+            load_model(folder)
+
+
 # ---- The registry
 
 def test_registry():

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 from meadowlark_boards import get_board
 
-from ..models.fusion import layers_of
+from ..models.fusion import layers_of, runs
+from ..models.rewrite import fold_layer_norms
 from ..run.evaluate import perplexity
 from .lab import DECODE, PREFILL, Lab
 from .rows import Row, Value
@@ -14,18 +15,24 @@ _BOARDS = "virtual", "ulx3s_85f", "kv260"
 
 
 def rows(lab: Lab) -> Iterator[Row]:
-    dropped = layers_of(lab.drop_attention)
-    base = f"{lab.name} without the attention of layers {lab.drop_attention}"
-    options = f"-m {lab.name} --drop-attention {lab.drop_attention}"
+    # A model may have such layers, and was trained with them then.
+    model = lab.source(get_board(_BOARDS[0])).model
+    own = [int(ffn.name.split(".")[1]) for run in runs(fold_layer_norms(model).graph)
+           for ffn in run[1:]]
+    drop = "" if own else lab.drop_attention
+    dropped = own or layers_of(drop)
+    named = f"{min(dropped)}-{max(dropped)}"
+    base = lab.name if own else f"{lab.name} without the attention of layers {drop}"
+    options = f"-m {lab.model}" + (f" --drop-attention {drop}" if drop else "")
     pairs = ",".join(f"{i}-{i + 1}" for i in sorted(dropped)[:-1:2])
     ways = {f"pairs {pairs}": pairs,
-            f"all of layers {lab.drop_attention}": f"{min(dropped)}-{max(dropped)}",
+            f"all of layers {named}": named,
             "pairs, the last FFN of the run left out": "2"}
     ways = {what: asked for k, (what, asked) in enumerate(ways.items())
             if asked not in [*ways.values()][:k]}
-    plain = _perplexity(lab, "none")
+    plain = _perplexity(lab, drop, "none")
     for what, asked in ways.items():
-        fused = _perplexity(lab, asked)
+        fused = _perplexity(lab, drop, asked)
         kinds = () if plain is None or fused is None else zip(
             ("float32", "integers"), plain, fused, strict=True)
         for kind, before, after in kinds:
@@ -33,13 +40,14 @@ def rows(lab: Lab) -> Iterator[Row]:
                 paper="ffn-fusion", mechanism=f"fusion, {what}", unit=f"perplexity, {kind}",
                 on=base, without=Value(measured=before), with_=Value(measured=after),
                 command=f"meadowlark eval {options} --fuse-ffn {asked}",
-                remark="untrained: the model was not taught to do with it")
+                remark="untrained: the model was not taught to do with FFNs side by side"
+                if own else "untrained: the model was not taught to do with it")
         for name in _BOARDS:
             board = get_board(name)
             for test, words in ((DECODE, "decode"), (PREFILL, f"prefill of {PREFILL[0]}")):
                 found = [lab.cycles(lab.source(
                     board, packing="raw", fuse_ffn=how,
-                    drop_attention=lab.drop_attention).image, board, test)
+                    drop_attention=drop).image, board, test)
                     for how in ("none", asked)]
                 yield Row(
                     paper="ffn-fusion", mechanism=f"fusion, {what}",
@@ -51,11 +59,11 @@ def rows(lab: Lab) -> Iterator[Row]:
                            "tokens are resident, and prefill may read the weights more often")
 
 
-def _perplexity(lab: Lab, asked: str) -> tuple[float, float] | None:
+def _perplexity(lab: Lab, drop: str, asked: str) -> tuple[float, float] | None:
     """Of float32 and integers, on the lab's text; None where nothing is measured."""
     if not lab.measure:
         return None
-    source = lab.source(get_board("virtual"), fuse_ffn=asked, drop_attention=lab.drop_attention)
+    source = lab.source(get_board("virtual"), fuse_ffn=asked, drop_attention=drop)
     found = perplexity(source.model, source.quantised, lab.text, progress=lambda n: lab.progress(
         "predicting", n, 0) if lab.progress else None)
     return found.ppl_float, found.ppl_fixed

@@ -1,7 +1,7 @@
 """Sweeps of the design space: models, boards, sizes of the core and bandwidths, by the cycle model.
 
-Shapes are enough, so a point takes a fifth of a second or so. Every point is a line of a CSV file as
-soon as it is known; a sweep that was ended goes on behind the last whole line.
+Shapes are enough, so a point takes a fifth of a second or so. Every point is a line of a CSV file
+as soon as it is known; a sweep that was ended goes on behind the last whole line.
 """
 from __future__ import annotations
 

@@ -34,11 +34,11 @@ class Decoder(Hyperparameters):
     norms subtract the mean and have an offset. parallel: the MLP reads the residual that attention
     reads, with a norm that is its :data:`OWN` or :data:`SHARED`; None: it follows. biases: parts of
     layers that have one, as ``layers.0.q``, and "head". rope: None: there is none. local: that of
-    layers with a window, where it is another. unrotated: layers without any. windows: layer -> how
-    many positions it sees, where not all. ahead: tokens see those behind them, too. divisor: of
-    scores, the root of head_dim if None. positions: row of position 0 in a table of learned ones,
-    which are added to the embedding; None:
-    there are none. The scales are those of :class:`meadowlark.models.graph.Embed`, ``Add`` and
+    layers with a window, where it is another. unrotated: layers without any. bare: layers with an
+    MLP and no attention. windows: layer -> how many positions it sees, where not all. ahead:
+    tokens see those behind them, too. divisor: of scores, the root of head_dim if None. positions:
+    row of position 0 in a table of learned ones, which are added to the embedding; None: there are
+    none. The scales are those of :class:`meadowlark.models.graph.Embed`, ``Add`` and
     ``Head``. qk_norm: queries and keys are normed before they rotate, each :data:`HEAD` alone or
     all of a :data:`PROJECTION`; None: they are not. behind: attention and MLP are normed behind,
     too, before they are added. before: they read the residual through a norm, else as it is.
@@ -53,6 +53,7 @@ class Decoder(Hyperparameters):
     local: Rates | None = None
     biases: Collection[str] = ()
     unrotated: Collection[int] = ()
+    bare: Collection[int] = ()
     windows: dict[int, int] | None = None
     ahead: bool = False
     divisor: float | None = None
@@ -89,10 +90,11 @@ class Decoder(Hyperparameters):
         r = self.begin(b)
         for i in range(self.layers):
             at = f"layers.{i}"
-            x = read(r, f"{at}.norm1")
-            y = read(r, f"{at}.norm2") if self.parallel == OWN else x
-            r = add(r, linear(self.attend(b, x, i), f"{at}.o", self.hidden),
-                    f"{at}.norm1_behind")
+            if i not in self.bare:
+                x = read(r, f"{at}.norm1")
+                y = read(r, f"{at}.norm2") if self.parallel == OWN else x
+                r = add(r, linear(self.attend(b, x, i), f"{at}.o", self.hidden),
+                        f"{at}.norm1_behind")
             if self.parallel is None:
                 y = read(r, f"{at}.norm2")
             parts = [linear(y, f"{at}.{part}", self.ffn)
