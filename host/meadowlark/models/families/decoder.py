@@ -90,13 +90,15 @@ class Decoder(Hyperparameters):
         r = self.begin(b)
         for i in range(self.layers):
             at = f"layers.{i}"
-            if i not in self.bare:
+            if i in self.bare:
+                y = read(r, f"{at}.norm2")
+            else:
                 x = read(r, f"{at}.norm1")
                 y = read(r, f"{at}.norm2") if self.parallel == OWN else x
                 r = add(r, linear(self.attend(b, x, i), f"{at}.o", self.hidden),
                         f"{at}.norm1_behind")
-            if self.parallel is None:
-                y = read(r, f"{at}.norm2")
+                if self.parallel is None:
+                    y = read(r, f"{at}.norm2")
             parts = [linear(y, f"{at}.{part}", self.ffn)
                      for part in (("gate", "up") if self.gated else ("up",))]
             h = b.gate(parts[0], parts[1] if self.gated else None, f"{at}.h", fn=self.fn)
