@@ -1,4 +1,5 @@
 """Meadowlark from Python: the same texts as the command line, and what it refuses."""
+import dataclasses
 import doctest
 import json
 from pathlib import Path
@@ -10,10 +11,11 @@ from test_chat import TURNS
 
 import meadowlark as ml
 from meadowlark import api, cli
+from meadowlark.api import chip, drafts, facts, model
 from meadowlark.compile.cycles import predict
 from meadowlark.models.registry import load_model
 from meadowlark.run.evaluate import perplexity
-from meadowlark.run.targets import GoldenTarget
+from meadowlark.run.targets import Event, GoldenTarget, SimTarget
 
 ROOT = Path(__file__).resolve().parents[1]
 START = "Once upon a time"
@@ -37,9 +39,9 @@ def folder(tmp_path, monkeypatch, seed):
 
 def test_its_documentation(monkeypatch):
     monkeypatch.chdir(ROOT)
-    found = [doctest.testmod(module) for module in (api, api.chip, api.model)]
+    found = [doctest.testmod(module) for module in (api, chip, drafts, facts, model)]
     found.append(doctest.testfile(str(ROOT / "docs" / "python.md"), module_relative=False))
-    assert sum(f.attempted for f in found) >= 13 and not any(f.failed for f in found)
+    assert sum(f.attempted for f in found) >= 29 and not any(f.failed for f in found)
 
 
 def test_all_that_is_offered():
@@ -236,3 +238,109 @@ def test_texts_come_and_go(stories):
         left = texts.begin(START, max_tokens=5)
     assert left.done and left.done.ended == "left" and left.done.tokens == ()
     assert stories.generate(START, max_tokens=12).text == alone[0].text
+
+
+def test_loaded_with_the_first_run(monkeypatch):
+    """What is wrong with a prompt is said before."""
+    loads, load = [], SimTarget.load
+    monkeypatch.setattr(SimTarget, "load", lambda self, source: (loads.append(source),
+                                                                 load(self, source)))
+    with ml.load("stories").on("sim", load=False) as chip:
+        for prompt, options in (("word " * 900, {}), (START, dict(top_p=2)),
+                                (START, dict(draft=99)), ([1 << 20], {})):
+            with pytest.raises(ml.UserError):
+                chip.stream(prompt, **options)
+        assert not loads
+        for _ in range(2):
+            chip.generate(START, max_tokens=2)
+        assert len(loads) == 1
+
+
+def test_verified(monkeypatch):
+    """A whole run, one that is left, one of several; and each difference is found."""
+    with ml.load("stories").on("sim") as chip:
+        with pytest.raises(ml.UserError, match="nothing to compare yet"):
+            chip.verify()
+        done = chip.generate(START, max_tokens=6, temperature=0.7, seed=3)
+        found = chip.verify()
+        assert found.bit_exact and found.tokens == len(done.tokens) == 6
+        run = chip.stream(START, max_tokens=9)
+        next(run)
+        run.close()
+        assert chip.last and chip.last.ended == "left" and chip.verify().bit_exact
+        with chip.together() as texts:
+            text = texts.begin("A cat", max_tokens=3)
+            while texts.step():
+                pass
+        assert chip.verify(text).tokens == 3
+        text.run.events[1] = dataclasses.replace(text.run.events[1], crc=5, logits=None)
+        assert "token 1: the CRC" in chip.verify(text).first_difference
+    with ml.load("stories").on("golden") as chip:
+        chip.generate(START, max_tokens=2)
+        with pytest.raises(ml.UserError, match="nothing to be compared with"):
+            chip.verify()
+
+
+def test_a_run_that_fails(stories, monkeypatch):
+    """What came until then is known; the next run is whole."""
+    real = GoldenTarget.run
+
+    def broken(self, *args, **kw):
+        for at, event in enumerate(real(self, *args, **kw)):
+            if at == 2:
+                raise OSError("unplugged")
+            yield event
+    with monkeypatch.context() as patch:
+        patch.setattr(GoldenTarget, "run", broken)
+        with pytest.raises(OSError, match="unplugged"):
+            stories.generate(START, max_tokens=5, draft="off")
+    assert (len(stories.last.tokens), stories.last.ended, stories.last.counters) == (2, "left", {})
+    assert len(stories.generate(START, max_tokens=5).tokens) == 5
+
+
+def test_talk(folder):
+    """Turn by turn as the whole conversation is; another begins after reset()."""
+    with ml.load(folder).on("golden") as one, ml.load(folder).on("golden") as other:
+        talk = one.talk("Be brief.", max_tokens=3)
+        said = [{"role": "system", "content": "Be brief."}]
+        for question in ("Hello", "Good"):
+            text = "".join(step.text for step in talk.ask(question))
+            said.append({"role": "user", "content": question})
+            assert one.last and one.last.tokens == other.chat(said, max_tokens=3).tokens
+            said.append({"role": "assistant", "content": text})
+        first = one.last.prompt_tokens if one.last else 0
+        for wrong in (" ", "a" * 400, "\udcff"):
+            with pytest.raises(ml.UserError):
+                talk.ask(wrong)
+        talk.reset()
+        for _ in talk.ask("Hello"):
+            pass
+        assert one.last and one.last.prompt_tokens < first and talk.forgotten == 0
+        with pytest.raises(ml.UserError, match="one of recent, system, not 'all'"):
+            one.talk(keep="all")
+        with pytest.raises(ml.UserError, match="the system message is not valid"):
+            other.chat([{"role": "system", "content": "\udcff"}, said[1]])
+
+
+def test_recorded(tmp_path):
+    timeline, waves = ml.Timeline(2), ml.Waves(str(tmp_path / "w.vcd"), 0, 50)
+    with pytest.raises(ml.UserError, match='only what "sim" simulates is recorded, not golden'):
+        ml.load("stories").on("golden", trace=timeline)
+    with pytest.raises(ml.UserError, match="not golden"):
+        ml.load("stories").on("golden", waves=waves)
+
+
+def test_bench_against_raw_and_back(monkeypatch):
+    """The chip has its own weights again behind it."""
+    loads = []
+    monkeypatch.setattr(GoldenTarget, "load", lambda self, source: loads.append(source.packing))
+    monkeypatch.setattr(GoldenTarget, "generate", lambda self, tokens, draw, *, max_new, **kw: (
+        event for event in [Event(token=5, crc=0)] * max_new))
+    monkeypatch.setattr(GoldenTarget, "counters", lambda self: {"cycles": 1000})
+    monkeypatch.setattr(GoldenTarget, "name", "counted")
+    with ml.load("stories").on("golden", load=False) as chip:
+        found = chip.bench(prompts=[4], generates=[], against_raw=True)
+        assert [*found.results] == ["pp4", "pp4 raw"] and found.predicted["pp4"].cycles > 100
+        assert found.as_dict()["speedup"] == {"pp4": 1.0}
+        chip.generate(START, max_tokens=1, draft="off")
+    assert loads == ["auto", "raw", "auto"]

@@ -16,15 +16,16 @@ import numpy as np
 import pytest
 from meadowlark import cli
 from meadowlark.cli.group import cli as group
+from meadowlark.cli.options import counts, positions_of
 from meadowlark.compile.cycles import predict, predict_batch
 from meadowlark.compile.image import Image
 from meadowlark.draft.table import DraftTable, packaged
 from meadowlark.errors import UserError
+from meadowlark.files import read_text
 from meadowlark.link.driver import Driver
 from meadowlark.link.fake_board import FakeBoard
 from meadowlark.models.registry import PACKAGED
 from meadowlark.run import bench, targets
-from meadowlark.run.evaluate import read_text
 from meadowlark.run.prepare import Source
 from meadowlark.run.targets import BoardTarget, Event, GoldenTarget
 from meadowlark.run.targets import check as compare
@@ -799,8 +800,8 @@ def test_saturated_scores_are_told(run, tmp_path, monkeypatch):
 
 
 def test_bench_takes_several_numbers():
-    assert bench.counts("16,128,16,0", "-p") == [16, 128]
-    assert bench.positions_of("16,128,16,0") == [16, 128, 0]
+    assert counts("16,128,16,0", "-p") == [16, 128]
+    assert positions_of("16,128,16,0") == [16, 128, 0]
 
 
 def test_bench_at_positions(source):

@@ -66,7 +66,7 @@ def test_eight_against_one(chip, monkeypatch):
             options = dict(max_tokens=TOKENS, ignore_eos=True)
             texts = [together.begin(prompt, **options) for prompt in prompts]
             if joins:
-                while any(len(text.events) < 5 for text in texts):
+                while any(text.tokens < 5 for text in texts):
                     assert together.step()
             began = clock.now
             texts += [together.begin(prompt, lambda step: first.setdefault("at", clock.now),

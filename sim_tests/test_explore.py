@@ -8,7 +8,7 @@ from meadowlark.compile.forecast import forecast
 from meadowlark.compile.sketch import sketch
 from meadowlark.errors import UserError
 from meadowlark.run import explore
-from meadowlark.run.explore import RESULTS, Space, check_sizes, pareto, sweep
+from meadowlark.api.explore import RESULTS, Space, check_sizes, pareto, sweep
 from meadowlark_boards import get_board
 from random_model import outlined, random_model
 

@@ -154,7 +154,7 @@ def test_a_missing_folder_is_named_before_the_work(args, tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(targets, "open_target", never)
     monkeypatch.setattr(build, "build", never)
-    monkeypatch.setattr(Source, "_tell", never)
+    monkeypatch.setattr(Source, "tell", never)
     assert cli.main([*args, "no/such"]) == 2
     assert f"there is no folder {tmp_path}/no\n" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []

@@ -11,7 +11,7 @@ from zlib import crc32
 
 import numpy as np
 import pytest
-from meadowlark.cli.info import _image_facts
+from meadowlark.api.facts import of_image
 from meadowlark.compile.compiler import compile_model
 from meadowlark.compile.image import VERSION, Image, board_of
 from meadowlark.draft.table import DraftTable
@@ -264,7 +264,7 @@ def test_mutated_files(talking, tmp_path, seed):
         started = time.process_time()
         try:
             source = Source(str(path), which)
-            json.dumps(_image_facts(source.image))
+            json.dumps(of_image(source.image))
             target.load(source)
             plain = source.prompt("Hello 12")
             chat = source.prompt("Hello 12", chat=True) if source.image.chat else plain

@@ -8,7 +8,8 @@ import pytest
 from meadowlark.compile.disassemble import line
 from meadowlark.errors import UserError
 from meadowlark.run.targets import GoldenTarget, SimTarget
-from meadowlark.run.waves import Waves, cycles_of
+from meadowlark.cli.recordings import waves_of
+from meadowlark.run.waves import Waves
 from meadowlark.sim import build
 from meadowlark_hdl.isa import Op
 from meadowlark_hdl.sampler.sampler_golden import Sampling
@@ -186,11 +187,12 @@ def test_another_build():
 @pytest.mark.parametrize("text", ["", "5", "5:5", "7:3", "-1:4", "a:b", "1:2:3", "1e3:2e3"])
 def test_cycles_that_are_none(text):
     with pytest.raises(UserError, match="^--waves-cycles is FROM:TO, .* such as 0:10000, not "):
-        cycles_of(text)
+        waves_of("w.vcd", text)
 
 
 def test_cycles():
-    assert cycles_of("3:10") == (3, 10)
+    made = waves_of("w.vcd", "3:10")
+    assert (made.first, made.last) == (3, 10)
 
 
 @pytest.fixture

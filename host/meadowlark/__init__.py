@@ -3,10 +3,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import Chip, Completion, Forecast, LoadedModel, Step, load
+    from .api import (Chip, Completion, Forecast, LoadedModel, Options, Step, Timeline, Waves,
+                      build, load)
     from .errors import UserError
 
-__all__ = ["Chip", "Completion", "Forecast", "LoadedModel", "Step", "UserError", "load"]
+__all__ = ["Chip", "Completion", "Forecast", "LoadedModel", "Options", "Step", "Timeline",
+           "UserError", "Waves", "build", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import lzma
 import os
 import shutil
 import stat
@@ -24,6 +25,8 @@ except ImportError:         # Windows
 
 #: What comes with this package: a model, texts, templates.
 DATA = Path(__file__).parent / "data"
+#: Longest text that is read, in bytes, uncompressed.
+MAX_TEXT = 256 << 20
 
 
 def foreign(start: bytes) -> str | None:
@@ -45,6 +48,27 @@ def foreign(start: bytes) -> str | None:
     if start[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html")):
         return "is a web page (HTML), not the file itself; use the page's link to download it"
     return None
+
+
+def read_text(path: str | Path) -> list[str]:
+    """The lines of a text file in UTF-8, compressed if its name ends in .xz.
+
+    Raises
+    ------
+    UserError
+        It cannot be read, is damaged, is not UTF-8, or has more than :data:`MAX_TEXT` bytes.
+    """
+    try:
+        with (lzma.open if str(path).endswith(".xz") else open)(path, "rb") as file:
+            raw = file.read(MAX_TEXT + 1)
+        if len(raw) > MAX_TEXT:
+            raise UserError(f"the text {path} has more than {MAX_TEXT:,} bytes; give a part of it")
+        return raw.decode().splitlines()
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read the text {path}: {reason}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"the text {path} is not UTF-8; convert it") from error
 
 
 #: Files and folders that are not done yet: :func:`remove_unfinished` takes them away.

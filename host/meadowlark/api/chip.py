@@ -1,32 +1,37 @@
 """A model on what runs it: text in, text out."""
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 from ..errors import UserError
+from ..text.stopped import StoppedText
 from ..threads import in_one_thread, one_thread
-from .results import Completion, Message, Prompt, Step
+from .prompts import Taker
+from .results import Completion, Message, Options, Prompt, Run, Step, Steps, TextOptions
 
 if TYPE_CHECKING:
-    from meadowlark_boards import Board
     from meadowlark_hdl.sampler.sampler_golden import Sampling
 
     from ..compile.image import Image
-    from ..run.classify import Classified
+    from ..run.classify import Classification, Classified
     from ..run.prepare import Source
-    from ..run.targets import Drafting, Event, Target
+    from ..run.targets import Check, Drafting, GoldenTarget, Target
+    from ..run.timeline import Timeline
+    from ..run.waves import Waves
     from ..text.chat import Conversation
-    from ..text.tokenizer import Tokenizer
-    from .together import Together
+    from .bench import Bench
+    from .talk import Talk
+    from .together import Text, Together
 
 
-class Chip:
-    """A model on what runs it; a context manager that frees it. Made by :meth:`LoadedModel.on`.
+class Chip(Taker):
+    """A model on what runs it; a context manager that frees it. Made by :meth:`LoadedModel.on`,
+    and loaded there or with the first run.
 
     Runs come one after the other. Each takes only the part of its prompt that the KV cache does not
     hold from those before, so that a conversation goes on where it was.
@@ -39,9 +44,11 @@ class Chip:
         Of the latest run.
     """
 
-    def __init__(self, target: Target, source: Source) -> None:
-        self._target, self._source = target, source
-        self._talk: Conversation | None = None
+    def __init__(self, target: Target, source: Source,
+                 recorders: Sequence[Timeline | Waves] = ()) -> None:
+        super().__init__(target, source)
+        self._recorders, self._loaded = recorders, False
+        self._run: Run | None = None
         self.last: Completion | None = None
 
     def __enter__(self) -> Chip:
@@ -54,28 +61,31 @@ class Chip:
         """Free the target: the simulation ends, the port is closed."""
         self._target.close()
 
-    @property
-    def board(self) -> Board:
-        """The board it is."""
-        return self._target.board
+    def load(self) -> None:
+        """Load the model, unless it is.
 
-    @cached_property
-    def image(self) -> Image:
-        """The image that is loaded."""
-        return self._source.image
+        Raises
+        ------
+        UserError
+            It does not fit the board.
+        """
+        if not self._loaded:
+            with one_thread():
+                self._target.load(self._source)
+            self._loaded = True
 
     @property
     def counters(self) -> dict[str, int]:
         """Counters of the core for the latest run, see docs/registers.md."""
         return self._target.counters()
 
-    def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
+    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Iterator[str]:
         """Pieces of text as they come; options as :meth:`steps`."""
         return (step.text for step in self.steps(prompt, **options) if step.text)
 
     def steps(self, prompt: Prompt, *, max_tokens: int | None = None, temperature: float = 0.0,
               top_k: int = 0, top_p: float = 1.0, seed: int = 0, stop: str | Sequence[str] = (),
-              ignore_eos: bool = False, draft: str | int = "auto") -> Iterator[Step]:
+              ignore_eos: bool = False, draft: str | int = "auto") -> Steps:
         """Tokens as they come, and their text; :attr:`last` has the whole when they end.
 
         Closing the iterator, or leaving the loop over it, ends the run.
@@ -105,16 +115,12 @@ class Chip:
             of its range: at the call, before anything runs.
         """
         draw, stops = self.check(max_tokens=max_tokens, temperature=temperature, top_k=top_k,
-                                 top_p=top_p, seed=seed, stop=stop)
-        image, drafts = self.image, self.drafting(draft, draw)
+                                 top_p=top_p, seed=seed, stop=stop, draft=draft)
         ids, talk = self._ids(prompt)
-        most = min(max_tokens or image.context, image.context - len(ids) + 1)
-        stop_ids = () if ignore_eos else image.stop_ids
-        run = self._target.generate(ids, draw, max_new=most, stop_ids=stop_ids, reuse=True,
-                                    drafts=drafts)
-        return self._steps(run, ids, talk, stops, stop_ids, max_tokens)
+        return self._begin(ids, talk, draw, stops, self.drafting(draft, draw), max_tokens,
+                           ignore_eos)
 
-    def generate(self, prompt: Prompt, **options: Any) -> Completion:
+    def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
         """How a text goes on, or the answer to a conversation; options as :meth:`steps`.
 
         >>> import meadowlark as ml
@@ -128,8 +134,8 @@ class Chip:
         return self.last
 
     def many(self, prompts: Sequence[Prompt], *, parallel: int | None = None,
-             seed: int | Sequence[int] = 0, max_tokens: int | None = None, ignore_eos: bool = False,
-             draft: str | int = "auto", **options: Any) -> list[Completion]:
+             seed: int | Sequence[int] = 0, draft: str | int = "auto",
+             **options: Unpack[TextOptions]) -> list[Completion]:
         """How many texts go on, several in each pass of the chip: in order, each as
         :meth:`generate` gives it alone. ``counters`` are sums over all of them.
 
@@ -139,7 +145,7 @@ class Chip:
         parallel : int, optional
             So many are in work at once; by default as many as a pass takes.
         seed : int, or a sequence with one for each prompt
-        max_tokens, ignore_eos, draft, options
+        draft, options
             As of :meth:`steps`.
 
         Raises
@@ -159,8 +165,7 @@ class Chip:
                             "one seed for all, or one for each")
         self._talk = None           # its answers are not told
         with self.together(parallel=parallel, draft=draft) as texts:
-            running = [texts.begin(prompt, seed=number, max_tokens=max_tokens,
-                                   ignore_eos=ignore_eos, **options)
+            running = [texts.begin(prompt, seed=number, **options)
                        for prompt, number in zip(prompts, seeds, strict=True)]
             while texts.step():
                 pass
@@ -194,12 +199,13 @@ class Chip:
         """
         from ..run.batch import Batch
         from .together import Together
+        drafts = self.drafting(draft)
+        self.load()
         with one_thread():
-            batch = Batch(self._target, self.image, parallel=parallel,
-                          drafts=self.drafting(draft), count=True)
+            batch = Batch(self._target, self.image, parallel=parallel, drafts=drafts, count=True)
         return Together(batch, self.image, self.tokenizer, check=self.check, encode=self.encode)
 
-    def chat(self, messages: Sequence[Message], **options: Any) -> Completion:
+    def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Completion:
         """The answer to a conversation, whose last message is the user's; options as
         :meth:`steps`.
 
@@ -227,137 +233,190 @@ class Chip:
         ...     [found.label for found in chip.classify("models/digits-vit/7.png")]
         ['7']
         """
+        found = self.classification(*files)
+        if found.check is not None and not found.check.bit_exact:
+            raise UserError(f"the board differs from its golden model "
+                            f"({found.check.first_difference}); load a bitstream of this version")
+        return found.images
+
+    def classification(self, *files: str | Path, check: bool = False) -> Classification:
+        """As :meth:`classify`, with how fast it was, and whether the golden model says the same.
+
+        check: compare with that in any case, and not only where a board tells no logits.
+        """
         from ..run.classify import classify, opened
         source, names = self._source, list(map(str, files))
         source.check_reads(images=True)
-        found, verdict = classify(self._target, source, names, opened(source, names))
-        if verdict is not None and not verdict.bit_exact:
-            raise UserError(f"the board differs from its golden model "
-                            f"({verdict.first_difference}); load a bitstream of this version")
-        return found
+        codes = opened(source, names)
+        self.load()
+        with self._recorded("classify"), one_thread():
+            return classify(self._target, source, names, codes, always=check, progress=source.tell)
 
-    def check(self, *, max_tokens: int | None = None, temperature: float = 0.0, top_k: int = 0,
-              top_p: float = 1.0, seed: int = 0, stop: str | Sequence[str] = (),
-              ) -> tuple[Sampling, list[str]]:
-        """What options of :meth:`steps` ask of the sampler, and the stop texts; any thread may ask.
+    def talk(self, system: str = "", *, keep: str = "recent", max_tokens: int | None = None,
+             ignore_eos: bool = False, draft: str | int = "auto", temperature: float = 0.0,
+             top_k: int = 0, top_p: float = 1.0, seed: int = 0,
+             stop: str | Sequence[str] = ()) -> Talk:
+        """A conversation, question by question, that goes on when the context is full.
 
-        Raises
-        ------
-        UserError
-            One is out of its range.
-        """
-        from ..quant.sampling import sampling
-        if max_tokens is not None and max_tokens < 1:
-            raise UserError(f"max_tokens must be at least 1, not {max_tokens}")
-        stops = [stop] if isinstance(stop, str) else list(stop)
-        if not all(stops):
-            raise UserError("a stop text must not be empty")
-        return sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
-                        max_top_k=self.board.config.topk), stops
-
-    def encode(self, prompt: Prompt) -> list[int]:
-        """The ids of a prompt, whatever was said before; a text's begin with the model's bos. A run
-        of them goes on where it can from what the KV cache holds.
+        Parameters
+        ----------
+        system : str
+            What the model is told before the first question.
+        keep : str
+            "recent" or "system": what stays when the context is full, see :class:`.talk.Talk`.
+        max_tokens, ignore_eos, draft, temperature, top_k, top_p, seed, stop
+            Of each answer, as of :meth:`steps`.
 
         Raises
         ------
         UserError
-            As :meth:`steps`.
+            The model came without a chat template; or as :meth:`steps`.
         """
-        self._source.check_reads(images=False)
-        if (ids := self._given(prompt)) is not None:
-            return ids              # any thread may ask
-        before, self._talk = self._talk, None
+        from .talk import Talk
+        draw, stops = self.check(max_tokens=max_tokens, temperature=temperature, top_k=top_k,
+                                 top_p=top_p, seed=seed, stop=stop, draft=draft)
+        source = self._source
+        source.check_reads(images=False)
+        said, drafts = source.conversation(system), self.drafting(draft, draw)
+        self.load()
+        return Talk(source, said, partial(self._begin, draw=draw, stops=stops, drafts=drafts,
+                                          max_tokens=max_tokens, ignore_eos=ignore_eos),
+                    keep=keep, max_tokens=max_tokens)
+
+    def bench(self, *, prompts: Sequence[int] = (128,), generates: Sequence[int] = (32,),
+              positions: Sequence[int] = (0,), batches: Sequence[int] = (),
+              texts: Sequence[str] | None = None, against_raw: bool = False) -> Bench:
+        """Measure prefill and decode by the core's own counters.
+
+        Parameters
+        ----------
+        prompts, generates : sequence of int, 1..
+            Tokens of the prompt, and tokens to generate behind one: a test for each, with the names
+            that llama-bench has, "pp128" and "tg32".
+        positions : sequence of int, 0..
+            Where the tests begin. Of a simulation the cache before it is filled directly.
+        batches : sequence of int, 1..
+            Sequences that generate together, a token each a pass: "b8 tg32".
+        texts : sequence of str, optional
+            Beginnings, or questions where the model has a chat template, that are gone on with,
+            with drafts and without: "sg32" and "sg32 off".
+        against_raw : bool
+            Measure the weights as they are too, without packing and budget.
+
+        Raises
+        ------
+        UserError
+            The target counts no cycles, or cannot begin at a position; a test does not fit the
+            context; there is none.
+
+        >>> import meadowlark as ml
+        >>> with ml.load("stories").on("sim") as chip:
+        ...     found = chip.bench(prompts=[], generates=[2]).results["tg2"]
+        >>> abs(found.cycles / found.predicted_cycles - 1) < 0.01
+        True
+        """
+        from .bench import measure
         try:
-            return self._ids(prompt)[0]
+            with one_thread():
+                return measure(
+                    self._target, self._source, load=self.load, recorded=self._recorded,
+                    prompts=prompts, generates=generates, positions=positions, batches=batches,
+                    texts=texts, against_raw=against_raw)
         finally:
-            self._talk = before
+            self._loaded = self._loaded and not against_raw
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Of the model: texts of its tokens."""
-        return self._source.tokenizer
+    def verify(self, text: Text | None = None) -> Check:
+        """Compare a run with the golden model: every token, and every logit, by CRC where the
+        target shows none.
 
-    @property
-    def has_template(self) -> bool:
-        """The model came with a chat template, so that it answers conversations."""
-        return self._source.has_template
+        text: of :meth:`together`; by default the latest run that was one text alone.
+
+        Raises
+        ------
+        UserError
+            Nothing has run, or it was the golden model that did.
+        """
+        from ..run.targets import OFF, check
+        run = self._run if text is None else text.run
+        if run is None:
+            raise UserError("there is nothing to compare yet; generate a text first")
+        if self._target.name == "golden":
+            raise UserError("the golden model has nothing to be compared with; run the model on "
+                            "something else")
+        golden, alone = self._golden, text is None
+        with one_thread():
+            return check(
+                run.events, golden.generate(
+                    run.prompt, run.sampling, max_new=run.max_tokens or self.image.context,
+                    stop_ids=run.stop_ids, drafts=run.drafts or OFF),
+                whole=not run.text.stopped and run.whole, progress=self._source.tell,
+                counters=(run.counters, golden.counters) if alone else None)
+
+    def bytes_per_token(self, done: Completion) -> float:
+        """Useful bytes of a pass behind the prompt, averaged over a run; of the next one if it had
+        none."""
+        first, passes = done.prompt_tokens, max(len(done.tokens) - 1, 0)
+        return sum(self.image.bytes_per_token(first + at + 1) for at in range(passes)) / passes \
+            if passes else float(self.image.bytes_per_token(first))
 
     @property
     def target(self) -> Target:
         """What runs it."""
         return self._target
 
-    def drafting(self, draft: str | int, draw: Sampling | None = None) -> Drafting:
-        """What an option ``draft`` of :meth:`steps` stands for.
-
-        draw: how tokens are drawn, greedily by default; with top-k "auto" is none.
-
-        Raises
-        ------
-        UserError
-            The chip makes no such drafts, or not with this sampling.
-        """
-        from meadowlark_hdl.sampler.sampler_golden import Sampling
-
-        from ..run.drafting import drafting, parse
-        asked, draw = parse(str(draft)), draw or Sampling()
-        if asked is None and not draw.top_k:
-            return self._cheapest
-        return drafting(asked, draw, self.image, self._target)
-
     @cached_property
-    def _cheapest(self) -> Drafting:
-        """What "auto" stands for; weighed once, as that may take seconds."""
-        from meadowlark_hdl.sampler.sampler_golden import Sampling
+    def _golden(self) -> GoldenTarget:
+        """What others are compared with."""
+        from ..run.targets import GoldenTarget
+        golden = GoldenTarget(self.board, progress=self._source.tell)
+        golden.load(self._source)
+        return golden
 
-        from ..run.drafting import drafting
-        return drafting(None, Sampling(), self.image, self._target)
+    @contextmanager
+    def _recorded(self, name: str, image: Image | None = None) -> Iterator[None]:
+        """A run, for those who record it. image: what runs, if it is not this one's."""
+        with ExitStack() as stack:
+            for one in self._recorders:
+                stack.enter_context(one.recording(self._target, image or self.image, name))
+            yield
 
-    def _given(self, prompt: Prompt) -> list[int] | None:
-        """The ids of a prompt that is some."""
-        given = [part for part in prompt if isinstance(part, int)]
-        return self._source.given(given) if given and len(given) == len(prompt) else None
+    def _begin(self, ids: list[int], talk: Conversation | None, draw: Sampling,
+               stops: Sequence[str], drafts: Drafting, max_tokens: int | None,
+               ignore_eos: bool = False) -> Steps:
+        """Run a prompt; what comes."""
+        self.load()
+        self._source.tell("taking the prompt")
+        run = Run(prompt=ids, sampling=draw, drafts=drafts, max_tokens=max_tokens,
+                  stop_ids=() if ignore_eos else self.image.stop_ids,
+                  text=StoppedText(self.tokenizer.stream(ids), stops),
+                  comparable=self._target.name != "golden")
+        self.last = run.end(cached=0, counters={})      # until it has begun
+        return self._steps(run, talk)
 
-    def _ids(self, prompt: Prompt) -> tuple[list[int], Conversation | None]:
-        """The prompt's ids, and the conversation that its answer belongs to."""
-        source = self._source
-        source.check_reads(images=False)
-        if isinstance(prompt, str):
-            return source.prompt(prompt), None
-        if (ids := self._given(prompt)) is not None:
-            return ids, None
-        messages = [part for part in prompt if isinstance(part, Mapping)]
-        if not messages or len(messages) != len(prompt) or messages[-1].get("role") != "user":
-            raise UserError("a conversation ends with a message of the user, which is to be "
-                            "answered; add one")
-        if self._talk is None:
-            self._talk = source.conversation()
-        return source.fitting(self._talk.continued(messages), "the conversation",
-                              "leave out the oldest messages"), self._talk
-
-    def _steps(self, run: Generator[Event, None, None], ids: list[int], talk: Conversation | None,
-               stop: Sequence[str], stop_ids: Sequence[int],
-               max_tokens: int | None) -> Iterator[Step]:
-        from ..text.stopped import StoppedText, why_ended
-        text = StoppedText(self._source.tokenizer.stream(ids), stop)
-        tokens: list[int] = []
-        ended = "left"
+    def _steps(self, run: Run, talk: Conversation | None) -> Steps:
+        context, drafts = self.image.context, run.drafts
+        assert drafts is not None
+        most = min(run.max_tokens or context, context - len(run.prompt) + 1)
+        events = self._target.generate(run.prompt, run.sampling, max_new=most, reuse=True,
+                                       stop_ids=run.stop_ids, drafts=drafts)
+        failed = True
         try:
-            with closing(run) as events:
+            with self._recorded("generate"), closing(events):
                 for event in in_one_thread(events):
-                    tokens.append(event.token)
-                    over = event.token in stop_ids
-                    yield Step(text="" if over else text.push(event.token), token=event.token,
-                               logits=event.logits)
-                    if text.stopped:
+                    step = run.push(event)
+                    self._source.tell("generating", len(run.events), most)
+                    yield step
+                    if run.text.stopped:
                         break
-            if rest := text.flush():
+            if rest := run.text.flush():
                 yield Step(text=rest)
-            ended = why_ended(tokens, stop_ids, text.stopped, len(tokens) == max_tokens)
+            run.whole, failed = True, False
+        except (GeneratorExit, KeyboardInterrupt):      # the run has been ended, and counted
+            failed = False
+            raise
         finally:
+            self._run = run
+            self.last = run.end(cached=self._target.cached,
+                                counters={} if failed else self._target.counters())
             if talk is not None:
-                talk.answered(tokens, text.text if text.stopped else None)
-            self.last = Completion(
-                text=text.text, tokens=tuple(tokens), ended=ended, prompt_tokens=len(ids),
-                cached_tokens=self._target.cached, counters=self._target.counters())
+                talk.answered(self.last.tokens, run.text.text if run.text.stopped else None)

@@ -3,95 +3,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..threads import one_thread
 from .chip import Chip
+from .forecast import Forecast, forecast_of
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
 
-    from ..compile.cycles import Prediction
     from ..compile.image import Image
-    from ..compile.parts import Part
+    from ..progress import Progress
     from ..run.evaluate import Perplexity
     from ..run.prepare import Source
-
-#: Gets a sentence and, where it is known, the steps done and the steps in all.
-Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Forecast:
-    """What the cycle model says of a prompt and what is generated behind it, without running it.
-
-    model: its name. prompt, generate: tokens. position: of the first one. board, clock_mhz: its
-    name, and its core's clock. prediction: cycles, bytes and products of all of it, and by
-    instruction. subjects: what each instruction works on.
-    """
-    model: str
-    prompt: int
-    generate: int
-    position: int
-    board: str
-    clock_mhz: float
-    prediction: Prediction
-    subjects: Sequence[str] = field(repr=False)
-
-    @property
-    def whole(self) -> Part:
-        """All of it, and what bounds it: see :class:`meadowlark.compile.parts.Part`."""
-        from ..compile.parts import whole
-        return whole(self.prediction)
-
-    @property
-    def operators(self) -> list[Part]:
-        """By operator, most cycles first."""
-        from ..compile.parts import operators
-        return operators(self.prediction)
-
-    @property
-    def layers(self) -> list[Part]:
-        """By layer, in the order of the program."""
-        from ..compile.parts import layers
-        return layers(self.prediction, self.subjects)
-
-    @property
-    def first_token_s(self) -> float:
-        """From the start to the first token, in seconds."""
-        return self.prediction.prefill_cycles / self.clock_mhz / 1e6
-
-    @property
-    def prompt_tokens_per_s(self) -> float:
-        """Tokens of the prompt a second."""
-        return self.prompt / self.first_token_s
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Generated tokens a second, behind the first one; 0 where there are none."""
-        passes = max(self.generate - 1, 0)
-        return passes * self.clock_mhz * 1e6 / self.prediction.decode_cycles if passes else 0.0
-
-
-def forecast_of(image: Image, board: Board, *, prompt: int, generate: int, position: int = 0,
-                exact: bool = False) -> Forecast:
-    """What the cycle model says of an image on a board; see :meth:`LoadedModel.predict`."""
-    from ..compile.cycles import predict
-    from ..compile.disassemble import subjects
-    from ..compile.forecast import forecast
-    found = (predict if exact else forecast)(image, board, prompt=prompt, generate=generate,
-                                             start_pos=position)
-    return Forecast(model=image.name, prompt=prompt, generate=generate, position=position,
-                    board=board.name, clock_mhz=board.clock_mhz, prediction=found,
-                    subjects=subjects(image))
+    from ..run.timeline import Timeline
+    from ..run.waves import Waves
+    from .drafts import Drafts
 
 
 def load(name: str | Path = "stories", *, context: int | None = None, weights: str = "auto",
          packing: str = "auto", bits: float | None = None, target_ppl: float | None = None,
          draft: str = "auto", fuse_ffn: str = "none", drop_attention: str = "",
-         progress: Progress | None = None,
+         all_tokens: bool = False, progress: Progress | None = None,
          warn: Callable[[str], None] | None = None) -> LoadedModel:
     """A model by name.
 
@@ -102,7 +38,7 @@ def load(name: str | Path = "stories", *, context: int | None = None, weights: s
         file, a checkpoint of llama2.c, or an image file.
     context : int, optional
         Tokens the KV cache holds; by default as many as model and board allow.
-    weights, packing, bits, target_ppl, draft, fuse_ffn, drop_attention
+    weights, packing, bits, target_ppl, draft, fuse_ffn, drop_attention, all_tokens
         As the options of ``meadowlark compile``.
     progress : callable, optional
         Told what takes long.
@@ -131,7 +67,18 @@ def load(name: str | Path = "stories", *, context: int | None = None, weights: s
     return LoadedModel(str(name), dict(context=context, weights=weights, packing=packing,
                                        bits=bits, target_ppl=target_ppl, draft=draft,
                                        fuse_ffn=fuse_ffn, drop_attention=drop_attention,
-                                       progress=progress, warn=warn))
+                                       all_tokens=all_tokens, progress=progress, warn=warn))
+
+
+def board_named(board: str | Board) -> Board:
+    """A board by name, or by a file that ends in .py; :class:`UserError` if there is none."""
+    from meadowlark_boards import get_board
+    if not isinstance(board, str):
+        return board
+    try:
+        return get_board(board)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 @dataclass
@@ -151,19 +98,29 @@ class LoadedModel:
 
     def _board(self, board: str | Board | None) -> Board:
         """A board; by default that of an image, or the one that is only simulated."""
-        from meadowlark_boards import get_board
-
         from ..run.prepare import made_for
-        if board is None:
-            board = made_for(self.name) or "virtual"
-        if not isinstance(board, str):
-            return board
-        try:
-            return get_board(board)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        return board_named(made_for(self.name) or "virtual" if board is None else board)
 
-    def on(self, target: str = "sim", *, board: str | Board | None = None) -> Chip:
+    def image_for(self, board: str | Board | None = None) -> tuple[Board, Image]:
+        """A board and the image for it; of an image file, that.
+
+        Raises
+        ------
+        UserError
+            The model does not fit the board.
+        """
+        which = self._board(board)
+        with one_thread():
+            return which, self._source(which).image
+
+    @cached_property
+    def drafts(self) -> Drafts:
+        """What the model says, and tables of drafts made from that."""
+        from .drafts import Drafts
+        return Drafts(self.name, self._options["progress"] or (lambda text, done, total: None))
+
+    def on(self, target: str = "sim", *, board: str | Board | None = None,
+           trace: Timeline | None = None, waves: Waves | None = None, load: bool = True) -> Chip:
         """Something that runs the model, with it loaded.
 
         Parameters
@@ -174,6 +131,11 @@ class LoadedModel:
         board : str or Board, optional
             What is simulated; a board at a port says itself what it is. By default the one an
             image was compiled for, or ``virtual``.
+        trace, waves : Timeline, Waves, optional
+            Record what the units of "sim" do in each run, and its signals in the first one.
+        load : bool
+            Load the model at once; else that is done for the first run, when its prompt is known
+            to be sound.
 
         Raises
         ------
@@ -181,28 +143,48 @@ class LoadedModel:
             There is no such target or board, nothing answers there, or the model does not fit.
         """
         from ..run.targets import SIMULATED, open_target
+        recorders = [one for one in (trace, waves) if one is not None]
+        if recorders and target != "sim":
+            raise UserError(f"only what \"sim\" simulates is recorded, not {target}")
         which = self._board(board) if target in SIMULATED or board is not None else None
-        runner = open_target(target, which, progress=self._options["progress"])
+        runner = open_target(target, which, trace=trace is not None, waves=waves is not None,
+                             progress=self._options["progress"])
         try:
-            source = self._source(runner.board)
-            with one_thread():
-                runner.load(source)
-            return Chip(runner, source)
+            chip = Chip(runner, self._source(runner.board), recorders)
+            if load:
+                chip.load()
+            return chip
         except BaseException:
             runner.close()
             raise
 
-    def compile(self, board: str | Board | None = None, path: str | Path | None = None) -> Image:
+    def compile(self, board: str | Board | None = None, path: str | Path | None = None, *,
+                fence: str | None = None, attention: str = "tphs") -> Image:
         """The image for a board, written to a file if a path is given.
+
+        fence: "operators" or "layers", before which the memory side does not run ahead in decode,
+        to measure what running ahead brings: see :mod:`meadowlark.compile.fences`.
+        attention: "gemm" for scores that go to memory and come back, which a board with a core for
+        that can, to measure what this costs: see :mod:`meadowlark.compile.gemm`.
 
         Raises
         ------
         UserError
-            The model does not fit the board, or the file cannot be written.
+            The model is an image, or does not fit the board, or the file cannot be written.
         """
+        which = self._board(board)
+        source = self._source(which)
         with one_thread():
-            image = self._source(self._board(board)).image
+            _ = source.outline      # an image has none, and says so
+            image = source.image
+        if fence is not None:
+            from ..compile.fences import fenced
+            image = fenced(image, fence)
+        if attention == "gemm":
+            from ..compile.gemm import spilled
+            image = spilled(image, which.config)
         if path is not None:
+            source.tell("writing the image")
             image.save(path)
         return image
 
@@ -244,14 +226,16 @@ class LoadedModel:
         return forecast_of(image, which, prompt=prompt, generate=generate, position=position,
                            exact=exact)
 
-    def perplexity(self, text: str | None = None, *, board: str | Board | None = None,
-                   max_tokens: int | None = None, context: int | None = None) -> Perplexity:
+    def perplexity(self, text: str | Sequence[str] | None = None, *,
+                   board: str | Board | None = None, max_tokens: int | None = None,
+                   context: int | None = None) -> Perplexity:
         """Perplexity of the board's arithmetic beside that of float32.
 
         Parameters
         ----------
-        text : str, optional
-            Texts, one a line; by default the packaged stories that the model has not seen.
+        text : str or sequence of str, optional
+            Texts, one a line, or lines; by default the packaged stories that the model has not
+            seen.
         board : str or Board, optional
             Whose arithmetic it is: not every one reads blocks of GGUF files.
         max_tokens : int, optional
@@ -265,10 +249,11 @@ class LoadedModel:
             The text has no tokens to predict, or the model is an image.
         """
         from ..run.evaluate import perplexity, validation_text
-        source, tell = self._source(self._board(board)), self._options["progress"]
+        source = self._source(self._board(board))
         source.check_reads(images=False)
+        lines = validation_text() if text is None else \
+            text.splitlines() if isinstance(text, str) else text
         with one_thread():
-            return perplexity(
-                source.model, source.quantised, validation_text() if text is None else
-                text.splitlines(), max_tokens, context=context,
-                progress=tell and (lambda n: tell("predicting", n, max_tokens or 0)))
+            quantised = source.quantised        # before the whole model, which it may not need
+            return perplexity(source.model, quantised, lines, max_tokens, context=context,
+                              progress=lambda n: source.tell("predicting", n, max_tokens or 0))

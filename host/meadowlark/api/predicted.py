@@ -7,30 +7,22 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import UserError, brief
-from ..run.bench import markdown
+from ..run.bench import Speed, markdown, sizes
 
 if TYPE_CHECKING:
     from ..compile.parts import Part
-    from .model import Forecast
+    from .forecast import Forecast
 
+__all__ = ["Predicted", "as_json", "as_table", "counted_in", "parts_table", "predicted", "sizes"]
 #: Longest file of results, in bytes.
 MAX_COUNTED = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predicted:
-    """A test. cycles: from start to its last token. tokens, memory_utilisation, mac_utilisation,
-    tokens_per_s: as :class:`meadowlark.run.bench.Measured` has them. bytes: useful ones. bound:
-    what bounds it, of :data:`meadowlark.compile.parts.BOUNDS`. operators, layers: its parts.
-    counted_cycles: by a bench, or None.
+class Predicted(Speed):
+    """A test by the cycle model. bound: what bounds it, of :data:`meadowlark.compile.parts.BOUNDS`.
+    operators, layers: its parts. counted_cycles: by a bench, or None.
     """
-    position: int
-    cycles: int
-    tokens: int
-    bytes: int
-    memory_utilisation: float
-    mac_utilisation: float
-    tokens_per_s: float
     bound: str
     operators: list[Part]
     layers: list[Part]

@@ -3,11 +3,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
-from ..text.stopped import StoppedText, why_ended
+from ..text.stopped import StoppedText
 from ..threads import one_thread
-from .results import Completion, Prompt, Step
+from .results import Completion, DrawingOptions, Prompt, Run, Step
 
 if TYPE_CHECKING:
     from meadowlark_hdl.sampler.sampler_golden import Sampling
@@ -26,22 +26,22 @@ class Text:
 
     Attributes
     ----------
+    run : Run
+        What was asked for, and what came of it so far.
     done : Completion or None
         Once it has ended, and the run that it ended with. Its counters are of the chip while the
         text was on its way, others with it; "drafted" and "accepted" are its own.
     """
 
-    def __init__(self, text: StoppedText, stop_ids: Sequence[int], max_tokens: int | None,
-                 take: Take, before: dict[str, int]) -> None:
+    def __init__(self, run: Run, take: Take, before: dict[str, int]) -> None:
         self.done: Completion | None = None
-        self._text, self._stop_ids, self._max_tokens = text, stop_ids, max_tokens
-        self._take, self._before = take, before
+        self.run, self._take, self._before = run, take, before
         self._running: Running
 
     @property
-    def events(self) -> list[Event]:
-        """Its tokens so far, with what else is known of each."""
-        return self._running.events
+    def tokens(self) -> int:
+        """How many there are so far."""
+        return len(self.run.events)
 
     def cancel(self) -> None:
         """It ends with the pass under way at the latest; others go on."""
@@ -49,24 +49,17 @@ class Text:
 
     def _push(self, event: Event) -> bool:
         """A token; whether the text ends with it."""
-        over = event.token in self._stop_ids
-        piece = "" if over else self._text.push(event.token)
-        self._take(Step(text=piece, token=event.token, logits=event.logits))
-        return self._text.stopped
+        self._take(self.run.push(event))
+        return self.run.text.stopped
 
     def _finish(self, counted: dict[str, int]) -> None:
         """Nothing more comes. counted: by the chip, as ``before``."""
-        if rest := self._text.flush():
+        if rest := self.run.text.flush():
             self._take(Step(text=rest))
         running = self._running
-        tokens = tuple(event.token for event in running.events)
-        whole = not running.cancelled
+        self.run.whole = not running.cancelled
         counters = {name: n - self._before.get(name, 0) for name, n in counted.items()}
-        self.done = Completion(
-            text=self._text.text, tokens=tokens, prompt_tokens=len(running.prompt),
-            counters=counters | running.drafts, cached_tokens=running.cached,
-            ended=why_ended(tokens, self._stop_ids, self._text.stopped,
-                            len(tokens) == self._max_tokens) if whole else "left")
+        self.done = self.run.end(cached=running.cached, counters=counters | running.drafts)
 
 
 class Together:
@@ -109,8 +102,9 @@ class Together:
         """Of the latest pass that drew tokens: the cache and the position of each sequence."""
         return list(self._batch.latest)
 
-    def begin(self, prompt: Prompt, take: Take = lambda step: None, *,
-              max_tokens: int | None = None, ignore_eos: bool = False, **options: Any) -> Text:
+    def begin(self, prompt: Prompt, take: Take = lambda step: None, *, seed: int = 0,
+              stop: str | Sequence[str] = (), ignore_eos: bool = False,
+              **options: Unpack[DrawingOptions]) -> Text:
         """Begin a text, which may wait for a free cache.
 
         Parameters
@@ -118,7 +112,7 @@ class Together:
         prompt : Prompt
         take : callable
             Gets its steps, from :meth:`step`.
-        max_tokens, ignore_eos, options
+        seed, stop, ignore_eos, options
             As of :meth:`.Chip.steps`, but for ``draft``.
 
         Raises
@@ -126,11 +120,12 @@ class Together:
         UserError
             As :meth:`.Chip.steps`.
         """
-        draw, stops = self._check(max_tokens=max_tokens, **options)
+        draw, stops = self._check(seed=seed, stop=stop, **options)
+        max_tokens = options.get("max_tokens")
         ids = self._encode(prompt)
         stop_ids = () if ignore_eos else self._image.stop_ids
-        text = Text(StoppedText(self._tokenizer.stream(ids), stops), stop_ids, max_tokens,
-                    take, self.counters)
+        text = Text(Run(prompt=ids, sampling=draw, max_tokens=max_tokens, stop_ids=stop_ids,
+                        text=StoppedText(self._tokenizer.stream(ids), stops)), take, self.counters)
         text._running = self._batch.submit(
             ids, draw, max_new=max_tokens or self._image.context, stop_ids=stop_ids,
             watch=partial(self._watch, text))

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ..errors import UserError
-from ..files import check_outputs, write_atomic
+from ..files import check_outputs, read_text, write_atomic
 from ..papers.rows import PAPERS
 from .terminal import Progress, say, show
 
@@ -33,18 +33,13 @@ from .terminal import Progress, say, show
 def ablate(papers: tuple[str, ...], measure: bool, model: str, drop_attention: str,
            text: str | None, json_to: str | None, output: str | None, plots: str | None) -> int:
     """Tell what each mechanism of the papers is worth here."""
-    from ..models.fusion import layers_of
     from ..papers import all as every
     from ..papers.lab import Lab
     from ..papers.rows import dump, load, markdown, merged
-    from ..run.evaluate import read_text, validation_text
     check_outputs(json_to, output, inputs=[text])
     if json_to == "-":
         raise UserError("--json needs a file: rows are put to those that it has")
-    if len(layers_of(drop_attention)) < 2:
-        raise UserError("--drop-attention names fewer than two layers, and so there is nothing to "
-                        "fuse; give some such as 3-4")
-    lines = validation_text() if text is None else read_text(text)
+    lines = None if text is None else read_text(text)
     old = [] if json_to is None else load(json_to)
     with Progress() as progress:
         lab = Lab(model=model, drop_attention=drop_attention, text=lines, measure=measure,

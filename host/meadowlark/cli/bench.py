@@ -1,54 +1,30 @@
 """``meadowlark bench``."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
 from ..errors import UserError
-from ..files import check_outputs, write_atomic
+from ..files import check_outputs, read_text, write_atomic
 from .options import (
     Asked,
     board_option,
+    counts,
     given,
     html_option,
     json_option,
     model_options,
-    open_runner,
+    positions_of,
     sizes_option,
     target_option,
 )
-from .recordings import Trace, recorded, trace_option, waves_option
+from .recordings import Trace, trace_option, waves_option
 from .scores import tell_saturated
 from .terminal import Progress, say, show, write_json
 
 if TYPE_CHECKING:
-    from meadowlark_boards import Board
-
-    from ..compile.image import Image
-    from ..run.bench import Measured, Test
-    from ..run.waves import Waves
-
-
-def _report(file: str, tests: Sequence[Test], images: Mapping[str, Image],
-            results: Mapping[str, Measured], board: Board) -> None:
-    """``--html``: what was counted beside what the cycle model says of each part. images: by what
-    stands behind the names of their tests."""
-    from ..api.model import forecast_of
-    from ..report.tests import report
-    from ..api.predicted import predicted
-    found, stalls = {}, {}
-    for suffix, image in images.items():
-        for test in tests:
-            name = test.name + suffix
-            found[name] = predicted(forecast_of(
-                image, board, prompt=len(test.prompt), generate=test.generate,
-                position=len(test.filled)), results[name].cycles)
-            stalls[name] = results[name].stalls
-    write_atomic(file, report(found, images[""].name, board, stalls=stalls).encode())
+    from ..api import Waves
 
 
 @click.command()
@@ -76,65 +52,38 @@ def bench(prompts: str, generates: str, positions: str, batches: str, text_file:
           form: str, against_raw: bool, html_to: str | None, asked: Asked, board: str, target: str,
           trace: Trace | None, waves: Waves | None, json_to: str | None) -> int:
     """Measure prefill and decode by the core's own counters."""
-    from ..run import bench as benching
-    from ..run import bench_drafts
-    from ..run.evaluate import read_text
-    from ..run.targets import SIMULATED, unfillable
+    from ..api.bench import check_measures
     if json_to == "-" and given("form"):
         raise UserError("--json - leaves no room on stdout for a table; leave --format out, or "
                         "give --json a file")
     if against_raw and asked.packing == "raw":
         raise UserError("--against-raw measures beside --packing raw what that is itself; leave "
                         "one of them out")
-    if target == "golden":
-        raise UserError("the golden model has no clock to measure; use --target sim or the port "
-                        "of a board")
     check_outputs(json_to, html_to, trace and trace.file, *(waves.files if waves else ()),
                   inputs=[asked.name, text_file])
     lines = None if text_file is None else read_text(text_file)
-    numbers = benching.counts(prompts, "-p"), benching.counts(generates, "-n")
-    begins, together = benching.positions_of(positions), benching.counts(batches, "--batch")
+    numbers = counts(prompts, "-p"), counts(generates, "-n")
+    begins, together = positions_of(positions), counts(batches, "--batch")
     if together and not numbers[1]:
         raise UserError("--batch generates the tokens of -n; give that a number above 0")
-    if any(begins) and target not in SIMULATED:
-        raise unfillable(target)
-    with Progress() as progress, closing(open_runner(target, board, asked, progress,
-                                                     trace=trace is not None,
-                                                     waves=waves is not None)) as runner:
-        which = runner.board
-        source = asked.open(which, progress)
-        image = source.image
-
-        def measure(image: Image, suffix: str = "") -> dict[str, Measured]:
-            found = benching.run(
-                runner, image, which, tests, progress=progress,
-                record=lambda name: recorded(runner, image, name + suffix, trace, waves))
-            return {name + suffix: measured for name, measured in found.items()}
-        tests = benching.plan(image, prompts=numbers[0], generates=numbers[1], batches=together,
-                              positions=begins)
-        begun = [] if lines is None else [
-            (bench_drafts.prompts(source, lines, n), n) for n in numbers[1]]
-        if lines is not None and not begun:
-            raise UserError("--text is gone on with for the tokens of -n; give that a number above "
-                            "0")
-        images = {"": image}
-        runner.load(source)
-        results = measure(image)
-        for texts, n in begun:
-            results |= bench_drafts.run(runner, image, which, texts, n, progress=progress)
-        if against_raw:
-            raw = replace(source, packing="raw", bits=None, target_ppl=None, warn=None)
-            runner.load(raw)
-            images[" raw"] = raw.image
-            results |= measure(raw.image, " raw")
+    if lines is not None and not numbers[1]:
+        raise UserError("--text is gone on with for the tokens of -n; give that a number above 0")
+    check_measures(target, begins)
+    with Progress() as progress, asked.on(target, board, progress, trace=trace and trace.timeline,
+                                          waves=waves) as chip:
+        found = chip.bench(prompts=numbers[0], generates=numbers[1], positions=begins,
+                           batches=together, texts=lines, against_raw=against_raw)
         if trace:
             trace.write(progress)
         if html_to is not None:
+            from ..report.tests import report
             progress("writing the report")
-            _report(html_to, tests, images, results, which)
-    write_json(benching.as_json(results, image, which), json_to)
+            stalls = {name: one.stalls for name, one in found.results.items()}
+            write_atomic(html_to, report(found.predicted, chip.image.name, chip.board,
+                                         stalls=stalls).encode())
+    write_json(found.as_dict(), json_to)
     if json_to != "-":
-        show(benching.as_table(results, image, which, form=form))
+        show(found.table(form))
         if trace and form == "md":
             show("\n" + trace.timeline.table())
     if trace:
@@ -142,5 +91,5 @@ def bench(prompts: str, generates: str, positions: str, batches: str, text_file:
     if waves:
         say(waves.told())
     tell_saturated({"score_saturations": sum(
-        found.counters.get("score_saturations", 0) for found in results.values())})
+        one.counters.get("score_saturations", 0) for one in found.results.values())})
     return 0

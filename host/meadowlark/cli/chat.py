@@ -1,9 +1,7 @@
 """``meadowlark chat``."""
 from __future__ import annotations
 
-import copy
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -12,22 +10,18 @@ import click
 
 from ..errors import UserError
 from ..files import check_outputs
-from ..run.prepare import check_text
-from ..text.stopped import why_ended
 from . import interrupts
 from .generate import drafted
 from .options import (Asked, Drawing, board_option, drawing_options, json_option, model_options,
-                      open_runner, stop_option, system_option, target_option)
+                      stop_option, system_option, target_option)
 from .scores import tell_saturated
 from .status import WRONG_USE
 from .terminal import Progress, Text, ask, say, write_json
 
 if TYPE_CHECKING:
-    from meadowlark_hdl.sampler.sampler_golden import Sampling
-
-    from ..run.prepare import Source
-    from ..run.targets import Drafting, Target
-    from ..text.chat import Conversation
+    from ..api import Chip
+    from ..api.results import Steps
+    from ..api.talk import Talk
 
 COMMANDS = """\
 /help   shows this list
@@ -60,20 +54,13 @@ def chat(prompt: str | None, system: str, keep: str, stop: Sequence[str], drawin
     conversation. What is asked is text: only the model's chat template makes control tokens.
     """
     check_outputs(json_to, inputs=[asked.name])
-    with Progress() as progress, closing(open_runner(target, board, asked, progress)) as runner:
-        which = runner.board
-        draw = drawing.sampling(which)
-        source = asked.open(which, progress)
-        talk = source.conversation(system)
-        image = source.image
+    with Progress() as progress, asked.on(target, board, progress) as chip:
+        talk = chip.talk(system, keep=keep, stop=stop, seed=drawing.seed,
+                         draft=drawing.draft, **drawing.how)
         result: dict[str, Any] = {
-            "model": image.name, "board": which.name, "target": target, "seed": drawing.seed,
-            "turns": [], "refused": [], "end": ""}
-        progress("weighing drafts")
-        drafts = drawing.drafting(draw, image, runner)
-        runner.load(source)
-        session = _Session(source, runner, talk, draw, drafts, drawing.max_new, stop, keep, result,
-                           progress, quiet=json_to == "-")
+            "model": chip.image.name, "board": chip.board.name, "target": target,
+            "seed": drawing.seed, "turns": [], "refused": [], "end": ""}
+        session = _Session(chip, talk, keep, result, quiet=json_to == "-")
         try:
             result["end"] = session.run(prompt)
         except KeyboardInterrupt:
@@ -91,13 +78,10 @@ def chat(prompt: str | None, system: str, keep: str, stop: Sequence[str], drawin
 class _Session:
     """A conversation on the terminal; ``result`` gets its turns as they come."""
 
-    def __init__(self, source: Source, runner: Target, talk: Conversation, draw: Sampling,
-                 drafts: Drafting, max_new: int | None, stop: Sequence[str], keep: str,
-                 result: dict[str, Any], progress: Progress, *, quiet: bool) -> None:
-        self._source, self._runner, self._talk = source, runner, talk
-        self._draw, self._max_new, self._stop, self._keep = draw, max_new, stop, keep
-        self._drafts = drafts
-        self._result, self._progress, self._quiet = result, progress, quiet
+    def __init__(self, chip: Chip, talk: Talk, keep: str, result: dict[str, Any], *,
+                 quiet: bool) -> None:
+        self._chip, self._talk, self._keep = chip, talk, keep
+        self._result, self._quiet = result, quiet
 
     def run(self, prompt: str | None) -> str:
         """Ask all questions; how it ended."""
@@ -130,68 +114,40 @@ class _Session:
         if not question:
             return
         try:
-            check_text(question, "the question")
-            ids = self._fitting(question)
+            answer = self._talk.ask(question)
         except UserError as error:
             self._refuse(question.encode(errors="backslashreplace").decode(), str(error))
-        else:
-            self._answer(question, ids)
+            return
+        if forgotten := self._talk.forgotten:
+            say("the context is full; " + (
+                "a new conversation begins" if self._keep == "system" else
+                "the oldest question and its answer are forgotten" if forgotten == 1 else
+                f"the oldest {forgotten} questions and their answers are forgotten"))
+        self._answer(question, answer)
 
-    def _fitting(self, question: str) -> list[int]:
-        """The prompt with a question. In a full context, the past gives way to it."""
-        context = self._source.image.context
-        ids = self._talk.ask(question)
-        room = min(self._max_new or context, context // 4)      # for the answer
-        if len(ids) + room - 1 <= context:
-            return self._source.fitting(ids)
-        shorter, forgotten = copy.copy(self._talk), 0
-        while (self._keep == "system" or len(ids) > context // 2) and shorter.forget():
-            forgotten += 1
-            ids = shorter.ask(question)
-        self._source.fitting(ids, "the question", "ask a shorter one")
-        self._talk = shorter
-        if self._keep == "system" and forgotten:
-            say("the context is full; a new conversation begins")
-        elif forgotten:
-            say("the context is full; the oldest " + (
-                "question and its answer are" if forgotten == 1 else
-                f"{forgotten} questions and their answers are") + " forgotten")
-        return ids
-
-    def _answer(self, question: str, ids: list[int]) -> None:
-        image, runner, tokens = self._source.image, self._runner, []
-        most = min(self._max_new or image.context, image.context - len(ids) + 1)
-        out = Text("", self._source.tokenizer.stream(ids), self._stop, quiet=self._quiet)
-        turn = {"question": question, "prompt_tokens": len(ids), "cached_tokens": 0,
-                "tokens": tokens, "text": "", "end": "error", "tokens_per_s": 0.0,
-                "counters": {}}
-        self._result["turns"].append(turn)
-        started = ended = time.monotonic()
+    def _answer(self, question: str, answer: Steps) -> None:
+        out, end = Text("", quiet=self._quiet), "error"
         terminal = sys.stdin.isatty()
-        self._progress("thinking")
         try:
-            with interrupts.patience(terminal), closing(runner.generate(
-                    ids, self._draw, max_new=most, stop_ids=image.stop_ids, reuse=True,
-                    drafts=self._drafts)) as run:
-                for event in run:
-                    ended = time.monotonic()
-                    tokens.append(event.token)
-                    if event.token not in image.stop_ids and not out.push(event.token):
-                        break
-            turn["end"] = why_ended(tokens, image.stop_ids, out.stopped,
-                                    len(tokens) == self._max_new)
+            with interrupts.patience(terminal), closing(answer) as steps:
+                for step in steps:
+                    out.write(step.text)
+            end = ""
         except KeyboardInterrupt:
-            turn["end"] = "Ctrl-C"
+            end = "Ctrl-C"
             if not terminal:
                 raise
             interrupts.dealt_with()
         finally:
             out.end()
-            turn |= {"cached_tokens": runner.cached,
-                     "text": self._talk.answered(tokens, out.text if out.stopped else None),
-                     "tokens_per_s": len(tokens) / max(ended - started, 1e-9)}
-        turn["counters"] = runner.counters()
-        turn |= drafted(turn["counters"], len(tokens))
+            done = self._chip.last
+            assert done is not None
+            turn = {"question": question, "prompt_tokens": done.prompt_tokens,
+                    "cached_tokens": done.cached_tokens, "tokens": list(done.tokens),
+                    "text": done.text, "end": end or done.ended, "tokens_per_s": done.tokens_per_s,
+                    "counters": dict(done.counters)}
+            self._result["turns"].append(turn)
+        turn |= drafted(done)
         say(_turn(turn))
         tell_saturated(turn["counters"])
 

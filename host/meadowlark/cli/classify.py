@@ -2,22 +2,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import UserError
 from ..files import check_outputs
-from .options import Asked, board_option, json_option, model_options, open_runner, target_option
-from .recordings import recorded, waves_option
+from .options import Asked, board_option, json_option, model_options, target_option
+from .recordings import waves_option
 from .scores import tell_saturated
 from .status import DIFFERENT
 from .terminal import Progress, say, show, write_json
 
 if TYPE_CHECKING:
-    from ..run.classify import Classified
-    from ..run.waves import Waves
+    from ..api import Classified, Waves
 
 
 @click.command()
@@ -40,33 +38,23 @@ def classify(files: Sequence[str], top: int, check: bool, asked: Asked, board: s
     the chip tells the class and a CRC of all logits. Probabilities are then those of the golden
     model, if that CRC is theirs, too.
     """
-    from ..run import classify as classifying
     if check and target == "golden":
         raise UserError("--check compares a board with the golden model, which --target golden "
                         "is; leave one of them out")
     check_outputs(json_to, *(waves.files if waves else ()), inputs=[asked.name, *files])
-    with Progress() as progress, closing(open_runner(target, board, asked, progress,
-                                                     waves=waves is not None)) as runner:
-        which = runner.board
-        source = asked.open(which, progress, images=True)
-        image = source.image
-        assert image.vision is not None
-        labels = image.vision.pictures.labels
-        codes = classifying.opened(source, files)
-        runner.load(source)
-        with recorded(runner, image, "classify", waves):
-            found, verdict = classifying.classify(runner, source, files, codes, always=check,
-                                                  progress=progress)
-        speed = classifying.speed(found, image, which.clock_mhz)
+    with Progress() as progress, asked.on(target, board, progress, waves=waves) as chip:
+        found = chip.classification(*files, check=check)
+        name, which = chip.image.name, chip.board
+    speed, verdict = found.speed, found.check
     result: dict[str, Any] = {
-        "model": image.name, "board": which.name, "target": target,
-        "images": [one.as_dict() for one in found], "labels": list(labels), **speed,
+        "model": name, "board": which.name, "target": target,
+        "images": [one.as_dict() for one in found.images], "labels": list(found.labels), **speed,
         "clock_mhz": which.clock_mhz}
     if verdict is not None:
         result |= {"bit_exact": verdict.bit_exact, "first_difference": verdict.first_difference}
     write_json(result, json_to)
     if json_to != "-":
-        show(_table(found, labels, top))
+        show(_table(found.images, found.labels, top))
     if speed:
         say(f"{speed['cycles_per_image']:,.0f} cycles per image ({speed['images_per_s']:,.0f} "
             f"images/s at {which.clock_mhz:g} MHz), MAC utilisation "
@@ -74,7 +62,7 @@ def classify(files: Sequence[str], top: int, check: bool, asked: Asked, board: s
     if waves:
         say(waves.told())
     tell_saturated({"score_saturations": sum(
-        one.counters.get("score_saturations", 0) for one in found)})
+        one.counters.get("score_saturations", 0) for one in found.images)})
     if verdict is None:
         return 0
     if not verdict.bit_exact:

@@ -6,7 +6,7 @@ import time
 import click
 
 from ..files import check_outputs
-from .options import Asked, board_named, board_option, json_option, model_options
+from .options import Asked, board_option, json_option, model_options
 from .terminal import Progress, say, write_json
 
 
@@ -33,22 +33,12 @@ def compile_(output: str, asked: Asked, draft: str, fence: str | None, attention
     """
     started = time.monotonic()
     check_outputs(output, json_to, inputs=[asked.name, draft])
-    which = board_named(board)
     with Progress() as progress:
-        source = asked.open(which, progress, draft=draft, images=None)
-        parameters = source.outline.parameters      # an image cannot be compiled
-        image = source.image
-        if fence is not None:
-            from ..compile.fences import fenced
-            image = fenced(image, fence)
-        if attention == "gemm":
-            from ..compile.gemm import spilled
-            image = spilled(image, which.config)
-        progress("writing the image")
-        image.save(output)
+        image = asked.load(progress, draft=draft).compile(board, output, fence=fence,
+                                                          attention=attention)
     result = {
-        "model": image.name, "board": which.name, "image": output,
-        "parameters": parameters, "bytes": image.size,
+        "model": image.name, "board": image.board, "image": output,
+        "parameters": image.parameters, "bytes": image.size,
         "bytes_per_token": image.bytes_per_token(1),
         "bytes_per_token_full_context": image.bytes_per_token(image.context),
         "bits_per_weight": image.bits_per_weight, "context": image.context,
@@ -57,7 +47,7 @@ def compile_(output: str, asked: Asked, draft: str, fence: str | None, attention
         "draft_bytes": image.draft_bytes,
         "seconds": time.monotonic() - started}
     write_json(result, json_to)
-    say(f"{output}: {image.name} for {which.name}, {result['parameters']:,} parameters, "
+    say(f"{output}: {image.name} for {image.board}, {result['parameters']:,} parameters, "
          f"{result['bytes']:,} bytes, {result['bits_per_weight']:.2f} bits per weight, "
          f"{result['bytes_per_token']:,} bytes per token, context {image.context}, "
          f"{image.draft_bytes:,} bytes of drafts")

@@ -3,19 +3,14 @@ from __future__ import annotations
 
 import re
 import time
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from ..errors import UserError
-from ..files import check_outputs, write_atomic
+from ..files import check_outputs, read_text, write_atomic
 from .options import json_option
 from .terminal import Progress, say, show, write_json
-
-if TYPE_CHECKING:
-    from ..draft.conversations import Conversations
-    from ..draft.table import DraftTable
-    from ..models.checkpoint import Model
 
 _UNITS = {"": 1, "k": 1_000, "M": 1_000_000}
 
@@ -92,37 +87,32 @@ def draft(model: str, output: str | None, texts: tuple[str, ...], chats: tuple[s
             raise UserError(f"{name} is for what --own writes; give --own N, or leave it out")
     if output is not None and table_from is not None:
         raise UserError("--table is a table to measure, and -o makes one; leave one of them out")
-    from ..draft.conversations import Conversations
-    from ..draft.table import DraftTable, packaged
-    from ..models.registry import load_model
+    from ..api import load
     with Progress() as progress:
-        progress("reading the model")
-        checkpoint = load_model(model, outline=own is None)
-        table, result = None, {"model": checkpoint.name}
-        parts = [*(_given(checkpoint, path, text=True) for path in texts),
-                 *(_given(checkpoint, path, text=False) for path in chats)]
+        drafts = load(model, progress=progress).drafts
+        parts = [*(drafts.read(path, text=True) for path in texts),
+                 *(drafts.read(path, text=False) for path in chats)]
         if own is not None:
-            parts.append(_own(model, checkpoint, own, prompts, tokens, temp, seed, progress))
+            parts.append(drafts.own(own, prompts=None if prompts is None else _prompts(prompts),
+                                    max_tokens=tokens, temperature=temp, seed=seed))
+        result: dict[str, Any] = {"model": drafts.model}
         if keep is not None:
             write_atomic(keep, parts[-1].content())
             result |= {"kept": keep}
+        table, named = None, output or table_from or drafts.packaged
         if output is not None:
-            said = Conversations.joined(parts)
-            table = _made(checkpoint, said, size_bytes, " ".join(sources), progress)
+            table = drafts.table(*parts, size=size_bytes, made_of=" ".join(sources))
             table.save(output)
-            result |= {"file": output, "bytes": table.size, "entries": table.used,
-                       "conversations": len(said), "tokens": len(said.tokens)}
-        elif named := table_from or packaged(model):
-            table = DraftTable.load(named)
-            table.check_for(checkpoint, str(named))
+        elif named is not None:
+            table = drafts.load(named)
+        if table is not None:
             result |= {"file": str(named), "bytes": table.size, "entries": table.used}
+        if output is not None:
+            result |= {"conversations": sum(map(len, parts)),
+                       "tokens": sum(len(part.tokens) for part in parts)}
         found = {}
         if measure is not None:
-            from ..draft.replay import measure as replay
-            given = _given(checkpoint, measure)
-            progress("drafting")
-            found = replay(given, k, table.entries if table else None,
-                           table.least if table else 2)
+            found = drafts.measure(drafts.read(measure), table, most=k)
             best = next(iter(found.values()))
             result |= {"measured": measure, "k": k, "tokens_per_pass": best.tokens_per_pass,
                        **{name: way.as_dict() for name, way in found.items()}}
@@ -131,7 +121,7 @@ def draft(model: str, output: str | None, texts: tuple[str, ...], chats: tuple[s
         result |= {"seconds": time.monotonic() - started}
     write_json(result, json_to)
     if output is not None and table is not None:
-        say(f"{output}: {table.used:,} entries in {table.size:,} bytes, for {checkpoint.name}")
+        say(f"{output}: {table.used:,} entries in {table.size:,} bytes, for {result['model']}")
     if found and json_to != "-":
         names = {"together": "context and table", "context": "context alone",
                  "table": "table alone"}
@@ -141,51 +131,9 @@ def draft(model: str, output: str | None, texts: tuple[str, ...], chats: tuple[s
     return 0
 
 
-def _own(name: str, model: Model, count: int, prompts: str | None, tokens: int, temp: float,
-         seed: int, progress: Progress) -> Conversations:
-    """What the model writes itself, as far as it is not kept from an earlier run."""
-    from .. import cache
-    from ..draft.own import own
-    from ..models.registry import find_model, model_files
-    return own(model, count, length=tokens, temp=temp, seed=seed, progress=progress,
-               prompts=None if prompts is None else _prompts(model, prompts),
-               key=cache.digest(*model_files(find_model(name))))
-
-
-def _given(model: Model, path: str, *, text: bool | None = None) -> Conversations:
-    """Texts or conversations in a file. text: by its name if None."""
-    from ..draft.conversations import Conversations
-    if text is None:
-        text = not path.endswith(".npz")
-    if not text:
-        return Conversations.read(path, model.vocab)
-    from ..run.evaluate import read_text
-    return Conversations.of_text(model, read_text(path), path)
-
-
-def _prompts(model: Model, path: str) -> list[list[int]]:
-    """Ids of the lines of a file."""
-    from ..run.evaluate import read_text
-    from ..text.chat import Conversation
-    found = []
-    for line in filter(str.strip, read_text(path)):
-        if model.chat is None:
-            found.append(model.tokenizer.opened(line, model.bos_id))
-        else:
-            found.append(Conversation(model.chat, model.tokenizer, bos=model.bos_id,
-                                      stop_ids=model.stop_ids).ask(line))
-    if not found:
+def _prompts(path: str) -> list[str]:
+    """Lines of a file, of which one at least is no empty one."""
+    lines = read_text(path)
+    if not any(map(str.strip, lines)):
         raise UserError(f"there are no prompts in {path}; give one a line")
-    if (most := max(map(max, found))) >= model.vocab:
-        raise UserError(f"{model.tokenizer.name} gives token {most} and the model knows "
-                        f"{model.vocab}; leave the prompt with that token out")
-    return found
-
-
-def _made(model: Model, said: Conversations, size: int, sources: str,
-          progress: Progress) -> DraftTable:
-    from ..draft.make import make
-    from ..draft.table import DraftTable
-    entries, least = make(said, size, progress)
-    return DraftTable.of(model, entries, least,
-                         f"{len(said):,} conversations, {len(said.tokens):,} tokens, by {sources}")
+    return lines

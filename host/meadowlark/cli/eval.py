@@ -4,8 +4,8 @@ from __future__ import annotations
 import click
 
 from ..errors import UserError
-from ..files import check_outputs
-from .options import Asked, board_named, board_option, json_option, model_options
+from ..files import check_outputs, read_text
+from .options import Asked, board_option, json_option, model_options
 from .scores import tell_saturated
 from .terminal import Progress, show, write_json
 
@@ -25,20 +25,14 @@ from .terminal import Progress, show, write_json
 def eval_(text: str | None, tokens: int | None, asked: Asked, board: str,
           json_to: str | None) -> int:
     """Compare the integer arithmetic's perplexity with float32's."""
-    from ..run.evaluate import perplexity, read_text, validation_text
     check_outputs(json_to, inputs=[asked.name, text])
     if tokens is not None and tokens < 1:
         raise UserError(f"the number of tokens must be at least 1, not {tokens}")
-    lines = validation_text() if text is None else read_text(text)
-    which = board_named(board)
+    lines = None if text is None else read_text(text)
     with Progress() as progress:
-        source = asked.open(which, progress)
-        quantised = source.quantised
-        found = perplexity(source.model, quantised, lines, max_tokens=tokens,
-                           context=asked.context, progress=lambda n: progress(
-                               "predicting", n, tokens or 0))
-    result = {"model": source.model.name, **found.as_dict()}
-    write_json(result, json_to)
+        found = asked.load(progress).perplexity(lines, board=board, max_tokens=tokens,
+                                                context=asked.context)
+    write_json(found.as_dict(), json_to)
     if json_to != "-":
         show(f"float32   {found.ppl_float:.4f} +- {found.ppl_se:.4f}\n"
              f"integers  {found.ppl_fixed:.4f} ({found.delta_pct:+.3f} % +- "

@@ -5,7 +5,6 @@ import click
 
 from ..errors import UserError
 from ..files import check_outputs
-from .options import board_named
 from .terminal import Progress, say, show
 
 
@@ -36,8 +35,8 @@ def explore(models: tuple[str, ...], boards: tuple[str, ...], sizes: tuple[str, 
 
     Shapes are enough, and nothing is run. What does not fit says by how much.
     """
-    from ..models.registry import load_model
-    from ..run import explore as exploring
+    from ..api import explore as exploring
+    from ..api.model import board_named
     check_outputs(output, inputs=[*models])
     if not 1 <= bits <= 8:
         raise UserError(f"--bits must be from 1 to 8, not {bits:g}")
@@ -51,7 +50,7 @@ def explore(models: tuple[str, ...], boards: tuple[str, ...], sizes: tuple[str, 
         raise UserError(f"--bandwidth {bandwidth!r} has one that is not above 0")
     with Progress() as progress:
         space = exploring.Space(
-            models=[load_model(name, outline=True, progress=progress) for name in models],
+            models=exploring.outlines(models, progress),
             boards=[board_named(name) for name in boards], sizes=values, mbytes=mbytes,
             prompt=prompt, generate=generate, bits=bits)
         found = exploring.sweep(space, output, progress, jobs)

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -12,27 +11,25 @@ import click
 
 from ..errors import UserError
 from ..files import check_outputs
-from ..text.stopped import why_ended
 from .options import (
     Asked,
     Drawing,
     board_option,
     drawing_options,
     json_option,
+    messages,
     model_options,
-    open_runner,
     stop_option,
     system_option,
     target_option,
 )
-from .recordings import Trace, recorded, trace_option, waves_option
+from .recordings import Trace, trace_option, waves_option
 from .scores import tell_saturated
 from .status import DIFFERENT
 from .terminal import Progress, Text, say, write_json
 
 if TYPE_CHECKING:
-    from ..compile.image import Image
-    from ..run.waves import Waves
+    from ..api import Chip, Completion, Step, Waves
 
 
 @click.command()
@@ -74,9 +71,6 @@ def generate(prompt: str | None, text: str | None, file: str | None, ids: str | 
     Tokens are written as they arrive. Special tokens that stand in PROMPT, such as <|im_end|>, are
     taken as such; with --chat they are text, as all that is asked.
     """
-    from ..run.targets import GoldenTarget
-    from ..run.targets import check as compare
-    max_new = drawing.max_new
     if check and target == "golden":
         raise UserError("--check compares a board with the golden model, which --target golden "
                         "is; leave one of them out")
@@ -105,69 +99,40 @@ def generate(prompt: str | None, text: str | None, file: str | None, ids: str | 
     if numbers is not None and (chat or stop):
         raise UserError("--chat and --stop are about text, which --ids leaves out; leave them out "
                         "too, or give a text")
-    with Progress() as progress, closing(open_runner(target, board, asked, progress,
-                                                     trace=trace is not None,
-                                                     waves=waves is not None)) as runner:
-        which = runner.board
-        draw = drawing.sampling(which)
-        source = asked.open(which, progress)
-        tokens = source.prompt(prompt, chat=chat, system=system) if numbers is None \
-            else source.given(numbers)
-        image = source.image
-        stops = () if ignore_eos else image.stop_ids
-        # The last token needs no place of its own.
-        most = min(max_new or image.context, image.context - len(tokens) + 1)
-        progress("weighing drafts")
-        drafts = drawing.drafting(draw, image, runner)
-        runner.load(source)
-        progress("taking the prompt")
-        out = Text("" if chat else prompt,
-                   source.tokenizer.stream(tokens) if numbers is None else _Ids(), stop,
-                   quiet=json_to == "-")
-        events, started, ended = [], time.monotonic(), 0.0
-        with recorded(runner, image, "generate", trace, waves), closing(runner.generate(
-                tokens, draw, max_new=most, stop_ids=stops, drafts=drafts)) as run:
-            for event in run:
-                ended = time.monotonic()
-                events.append(event)
-                progress("generating", len(events), most)
-                if event.token not in stops and not out.push(event.token):
-                    break
+    with Progress() as progress, asked.on(target, board, progress, trace=trace and trace.timeline,
+                                          waves=waves) as chip:
+        given = numbers or (messages(prompt, system) if chat else prompt)
+        with closing(chip.steps(given, stop=stop, ignore_eos=ignore_eos, seed=drawing.seed,
+                                draft=drawing.draft, **drawing.how)) as steps:
+            out = Text("" if chat else prompt, quiet=json_to == "-")
+            for step in steps:
+                out.write(step.text if numbers is None else _as_id(step, chip, ignore_eos))
         out.end()
-        seconds = max(ended - started, 1e-9)
-        counters, messages = runner.counters(), runner.messages
-        passes = range(len(tokens), len(tokens) + len(events) - 1)    # decode passes, by position
+        done = chip.last
+        assert done is not None
+        cycles = done.counters.get("cycles")
         result: dict[str, Any] = {
-            "model": image.name, "board": which.name, "target": target,
-            "seed": drawing.seed,
-            "prompt_tokens": len(tokens), "tokens": [e.token for e in events],
-            "text": out.text if numbers is None else None,
-            "end": why_ended([e.token for e in events], stops, out.stopped,
-                             len(events) == max_new),
-            "tokens_per_s": len(events) / seconds,
-            **drafted(counters, len(events)),
-            "cycles_per_token": _cycles_per_token(counters, len(events)),
-            "bytes_per_token": _bytes_per_token(image, len(tokens), passes),
-            "host_messages": messages, "clock_mhz": which.clock_mhz, "counters": counters}
+            "model": chip.image.name, "board": chip.board.name, "target": target,
+            "seed": drawing.seed, "prompt_tokens": done.prompt_tokens,
+            "tokens": list(done.tokens), "text": done.text if numbers is None else None,
+            "end": done.ended, "tokens_per_s": done.tokens_per_s, **drafted(done),
+            "cycles_per_token": done.cycles_per_token if len(done.tokens) > 1 else cycles,
+            "bytes_per_token": chip.bytes_per_token(done),
+            "host_messages": chip.target.messages, "clock_mhz": chip.board.clock_mhz,
+            "counters": dict(done.counters)}
         if trace:
             trace.write(progress)
-        verdict = None
-        if check:
-            golden = GoldenTarget(which, progress=progress)
-            golden.load(source)
-            verdict = compare(events, golden.generate(tokens, draw, max_new=most, stop_ids=stops,
-                                                      drafts=drafts),
-                              whole=not out.stopped, counters=(counters, golden.counters),
-                              progress=progress)
-            result["bit_exact"] = verdict.bit_exact
-            result["first_difference"] = verdict.first_difference
+        verdict = chip.verify() if check else None
+        if verdict is not None:
+            result |= {"bit_exact": verdict.bit_exact,
+                       "first_difference": verdict.first_difference}
     write_json(result, json_to)
     say(_summary(result))
     if trace:
         trace.tell()
     if waves:
         say(waves.told())
-    tell_saturated(counters)
+    tell_saturated(done.counters)
     if verdict is None:
         return 0
     say(f"bit-exact with the golden model over {verdict.tokens} tokens" if verdict.bit_exact
@@ -175,14 +140,10 @@ def generate(prompt: str | None, text: str | None, file: str | None, ids: str | 
     return 0 if verdict.bit_exact else DIFFERENT
 
 
-class _Ids:
-    """What :class:`.terminal.Text` writes instead of text: ids, each behind a comma."""
-
-    def push(self, token: int) -> str:
-        return f",{token}"
-
-    def flush(self) -> str:
-        return ""
+def _as_id(step: Step, chip: Chip, ignore_eos: bool) -> str:
+    """What is written of a token where ids are, and not text."""
+    ends = step.token is None or not ignore_eos and step.token in chip.image.stop_ids
+    return "" if ends else f",{step.token}"
 
 
 def _numbers(text: str) -> list[int]:
@@ -215,29 +176,10 @@ def _prompt(prompt: str | None, text: str | None, file: str | None, ids: str | N
         raise UserError(f"the prompt in {name} is not UTF-8 (byte {error.start})") from error
 
 
-def drafted(counters: dict[str, int], tokens: int) -> dict[str, Any]:
-    """What drafts brought a run that gave so many tokens. tokens_per_pass: of the passes behind the
-    prompt's last one, which gives the first token; 1 where there were none."""
-    accepted = counters.get("accepted", 0)
-    passes = max(tokens - 1 - accepted, 1)
-    return {"tokens_per_pass": 1 + accepted / passes, "drafted": counters.get("drafted", 0),
-            "accepted": accepted}
-
-
-def _cycles_per_token(counters: dict[str, int], tokens: int) -> float | None:
-    """Of the decode passes; of the whole run if there was none; None without counters."""
-    if "cycles" not in counters:
-        return None
-    if tokens < 2:
-        return float(counters["cycles"])
-    return (counters["cycles"] - counters["cycles_first_token"]) / (tokens - 1)
-
-
-def _bytes_per_token(image: Image, prompt: int, passes: range) -> float:
-    """Useful bytes of a decode pass, averaged over the run; of the next one if there was none."""
-    if not passes:
-        return float(image.bytes_per_token(prompt))
-    return sum(image.bytes_per_token(position + 1) for position in passes) / len(passes)
+def drafted(done: Completion) -> dict[str, Any]:
+    """What drafts brought a run."""
+    return {"tokens_per_pass": done.tokens_per_pass, "drafted": done.drafted,
+            "accepted": done.accepted}
 
 
 def _summary(result: dict) -> str:

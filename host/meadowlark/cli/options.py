@@ -17,21 +17,9 @@ from ..errors import UserError
 from .terminal import Progress, warn
 
 if TYPE_CHECKING:
-    from meadowlark_boards import Board
-    from meadowlark_hdl.sampler.sampler_golden import Sampling
 
-    from ..compile.image import Image
-    from ..run.prepare import Source
-    from ..run.targets import Drafting, Target
-
-
-def board_named(name: str) -> Board:
-    """A board; :class:`UserError` if there is none of the name."""
-    from meadowlark_boards import get_board
-    try:
-        return get_board(name)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    from ..api import Chip, LoadedModel, Message
+    from ..api.results import DrawingOptions
 
 
 def given(name: str) -> bool:
@@ -46,8 +34,8 @@ def board_option(default: str, text: str) -> Callable[[Callable], Callable]:
 
 
 def sizes_option(behind: str = "") -> Callable[[Callable], Callable]:
-    """``-p``, ``-n`` and ``-d``, texts: sizes of the tests of a bench, see
-    :func:`meadowlark.run.bench.sizes`. behind: more of the help of ``-d``."""
+    """``-p``, ``-n`` and ``-d``, texts: sizes of the tests of a bench, see :func:`counts` and
+    :func:`positions_of`. behind: more of the help of ``-d``."""
     options = (
         click.option("-p", "--n-prompt", "prompts", default="128", show_default=True, metavar="N",
                      help="Tokens of the prompt; several numbers with commas between them make "
@@ -63,6 +51,36 @@ def sizes_option(behind: str = "") -> Callable[[Callable], Callable]:
             command = option(command)
         return command
     return decorate
+
+
+def _numbers(text: str, option: str, what: str) -> list[int]:
+    """What stands between commas, each once; what: end of the sentence that refuses it."""
+    try:
+        numbers = [int(x) for x in text.split(",")]
+    except ValueError:
+        numbers = [-1]
+    if any(x < 0 for x in numbers):
+        raise UserError(f"{option} {text!r} is no {what}")
+    return list(dict.fromkeys(numbers))
+
+
+def counts(text: str, option: str) -> list[int]:
+    """ "128" or "16,128" -> numbers of tokens; 0 leaves a test out.
+
+    Raises
+    ------
+    UserError
+        Not whole numbers.
+    """
+    return [n for n in _numbers(
+        text, option, "number of tokens; give one such as 128, several with commas between them, "
+        "or 0 to leave the test out") if n]
+
+
+def positions_of(text: str) -> list[int]:
+    """ "2000" or "0,2000" -> positions; raises as :func:`counts`."""
+    return _numbers(text, "--position", "position; give one such as 2000, or several with commas "
+                    "between them; 0 is the beginning")
 
 
 def target_option(*names: str) -> Callable[[Callable], Callable]:
@@ -104,9 +122,15 @@ system_option = click.option(
          "template knows none, it stands in front of that question.")
 
 
+def messages(question: str, system: str) -> list[Message]:
+    """A conversation that asks a question."""
+    said = [{"role": "system", "content": system}] if system else []
+    return [*said, {"role": "user", "content": question}]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """The model that was asked for, and in which form; see :class:`..prepare.Source`."""
+    """The model that was asked for, and in which form; see :func:`..api.load`."""
     name: str
     context: int | None
     weights: str
@@ -117,18 +141,22 @@ class Asked:
     fuse_ffn: str
     drop_attention: str
 
-    def open(self, board: Board, progress: Progress, *, draft: str = "auto",
-             images: bool | None = False) -> Source:
-        """images: the command is about a model of those, or None: about any."""
-        from ..run.prepare import Source
-        source = Source(
-            self.name, board, context=self.context, weights=self.weights,
-            packing=self.packing, all_tokens=self.all_tokens, bits=self.bits,
-            target_ppl=self.target_ppl, draft=draft, fuse_ffn=self.fuse_ffn,
-            drop_attention=self.drop_attention, progress=progress, warn=warn)
-        if images is not None:
-            source.check_reads(images=images)
-        return source
+    def load(self, progress: Progress, *, draft: str = "auto") -> LoadedModel:
+        """The model; draft: its table of drafts."""
+        from ..api.model import load
+        return load(self.name, context=self.context, weights=self.weights, packing=self.packing,
+                    all_tokens=self.all_tokens, bits=self.bits, target_ppl=self.target_ppl,
+                    draft=draft, fuse_ffn=self.fuse_ffn, drop_attention=self.drop_attention,
+                    progress=progress, warn=warn)
+
+    def on(self, target: str, board: str, progress: Progress, **options: Any) -> Chip:
+        """The model on a target, which is there before anything is read or compiled for it.
+
+        Without --board that is the one at the port; for a simulation the one that an image was made
+        for, or the default. options: of :meth:`.LoadedModel.on`.
+        """
+        return self.load(progress).on(target, board=board if given("board") else None, load=False,
+                                      **options)
 
 
 def model_options(*, argument: bool = False, default: str | None = "stories", image: bool = True,
@@ -186,15 +214,6 @@ def model_options(*, argument: bool = False, default: str | None = "stories", im
                       target_ppl: float | None, fuse_ffn: str, drop_attention: str,
                       context: int | None = None, packing: str = "auto",
                       all_tokens: bool = False, **kw):
-            from ..compile.packing import PACKINGS
-            from ..models.fusion import check_fusion, layers_of
-            from ..quant.budget import check_budget
-            check_fusion(fuse_ffn)
-            layers_of(drop_attention)
-            if packing not in PACKINGS:
-                raise UserError(f"there is no packing {packing!r}; give one of "
-                                f"{', '.join(PACKINGS)}")
-            check_budget(bits, target_ppl)
             return command(*args, **kw, asked=Asked(
                 name=model, context=context, weights=weights, packing=packing,
                 all_tokens=all_tokens, bits=bits, target_ppl=target_ppl,
@@ -203,42 +222,12 @@ def model_options(*, argument: bool = False, default: str | None = "stories", im
     return decorate
 
 
-def open_runner(target: str, board: str, asked: Asked, progress: Progress, *,
-                trace: bool = False, waves: bool = False) -> Target:
-    """The target, before anything is read or compiled for it; it says for which board.
-
-    Without --board that is the one at the port; for a simulation the one that an image was made
-    for, or the default. trace, waves: what the units of a simulated board do can be recorded, or
-    its signals.
-    """
-    from ..run.prepare import made_for
-    from ..run.targets import SIMULATED, open_target
-    which = board_named(board)          # a wrong name is one on any target
-    if not given("board"):
-        which = (made_for(asked.name) or which) if target in SIMULATED else None
-    return open_target(target, which, trace=trace, waves=waves, progress=progress)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """How many tokens are drawn (None: until the text ends), and how. draft: see
-    :func:`..run.drafting.parse`."""
-    max_new: int | None
-    temperature: float
-    top_k: int
-    top_p: float
+    """How tokens are drawn, and how many: options of :meth:`..api.Chip.steps`."""
+    how: DrawingOptions
     seed: int
-    draft: int | None
-
-    def sampling(self, board: Board) -> Sampling:
-        from ..quant.sampling import sampling
-        return sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p,
-                        seed=self.seed, max_top_k=board.config.topk)
-
-    def drafting(self, draw: Sampling, image: Image, runner: Target) -> Drafting:
-        """draw: of :meth:`sampling`."""
-        from ..run.drafting import drafting
-        return drafting(self.draft, draw, image, runner)
+    draft: str
 
 
 def drawing_options(command: Callable) -> Callable:
@@ -267,10 +256,10 @@ def drawing_options(command: Callable) -> Callable:
     @functools.wraps(command)
     def collected(*args, max_new: int | None, temperature: float, top_k: int, top_p: float,
                   seed: int, draft: str, **kw):
-        from ..run.drafting import parse
         if max_new is not None and max_new < 1:
             raise UserError(f"the number of tokens must be at least 1, not {max_new}")
         return command(*args, **kw, drawing=Drawing(
-            max_new=max_new, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
-            draft=parse(draft)))
+            how={"max_tokens": max_new, "temperature": temperature, "top_k": top_k,
+                 "top_p": top_p},
+            seed=seed, draft=draft))
     return collected

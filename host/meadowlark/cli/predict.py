@@ -5,9 +5,9 @@ import click
 
 from ..errors import UserError
 from ..files import check_outputs, write_atomic
-from .options import (Asked, board_named, board_option, html_option, json_option,
-                      model_options, sizes_option)
-from .terminal import Progress, show, warn, write_json
+from .options import (Asked, board_option, counts, html_option, json_option,
+                      model_options, positions_of, sizes_option)
+from .terminal import Progress, show, write_json
 
 
 @click.command()
@@ -29,20 +29,16 @@ def predict(prompts: str, generates: str, positions: str, layers: bool, exact: b
 
     Nothing is run. Tests have the names that `meadowlark bench` gives them.
     """
-    from ..api.model import load
-    from ..run import bench as benching
     from ..api import predicted as predicting
+    from ..api.model import board_named
     check_outputs(json_to, html_to, inputs=[asked.name, counted])
-    sizes = benching.sizes(prompts=benching.counts(prompts, "-p"),
-                           generates=benching.counts(generates, "-n"),
-                           positions=benching.positions_of(positions))
+    sizes = predicting.sizes(prompts=counts(prompts, "-p"),
+                             generates=counts(generates, "-n"),
+                             positions=positions_of(positions))
     of, where, cycles = (None, None, {}) if counted is None else predicting.counted_in(counted)
     results, found = {}, None
     with Progress() as progress:
-        model = load(asked.name, context=asked.context, weights=asked.weights,
-                     packing=asked.packing, bits=asked.bits, target_ppl=asked.target_ppl,
-                     fuse_ffn=asked.fuse_ffn, drop_attention=asked.drop_attention,
-                     progress=progress, warn=warn)
+        model = asked.load(progress)
         for size in sizes:
             progress(f"predicting {size.name}")
             found = model.predict(board=board, prompt=size.prompt, generate=size.generate,

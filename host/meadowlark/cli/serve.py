@@ -55,8 +55,6 @@ def serve(host: str, port: int, api_key: str, origins: tuple[str, ...], queue: i
     the model is at /. Ctrl-C ends it when what runs is answered, and a second one at once.
     """
     _check_installed()
-    from ..api.model import load
-    from ..run.targets import SIMULATED
     from ..serve.app import Limits, Service
     from ..serve.scheduler import Shared
     from ..serve.server import is_local, listening
@@ -64,12 +62,8 @@ def serve(host: str, port: int, api_key: str, origins: tuple[str, ...], queue: i
     sock = listening(host, port)
     try:
         with Progress() as progress:
-            model = load(asked.name, context=asked.context, weights=asked.weights,
-                         packing=asked.packing, bits=asked.bits, target_ppl=asked.target_ppl,
-                         fuse_ffn=asked.fuse_ffn, drop_attention=asked.drop_attention,
-                         progress=progress, warn=warn)
-            on = board if target in SIMULATED or given("board") else None
-            chip = model.on(target, board=on)
+            model = asked.load(progress)
+            chip = model.on(target, board=board if given("board") else None)
     except BaseException:
         sock.close()
         raise

@@ -13,13 +13,11 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from threading import RLock
 from typing import TYPE_CHECKING, TextIO
 
 from ..files import write_atomic
-from ..text.stopped import Decoder, StoppedText
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -211,29 +209,19 @@ def _word(value: object) -> str:
 
 
 class Text:
-    """Generated text on its way out: held back where a stop text could begin.
+    """Generated text on its way out.
 
-    prompt: written in front of the first token. quiet: stdout is for JSON, so the text goes to
+    prompt: written in front of the first piece. quiet: stdout is for JSON, so the text goes to
     stderr.
     """
 
-    def __init__(self, prompt: str, decoder: Decoder, stop: Sequence[str], *, quiet: bool) -> None:
-        self._text = StoppedText(decoder, stop)
+    def __init__(self, prompt: str, *, quiet: bool) -> None:
         self._to = sys.stderr if quiet else sys.stdout
         self._owns = quiet or self._to.isatty()
         self._prompt, self.at_start = prompt, True
 
-    @property
-    def text(self) -> str:
-        """All that was generated, up to a stop text."""
-        return self._text.text
-
-    @property
-    def stopped(self) -> bool:
-        """A stop text is complete."""
-        return self._text.stopped
-
-    def _write(self, text: str) -> None:
+    def write(self, text: str) -> None:
+        """A piece of it, perhaps an empty one."""
         global _writing
         with _lock:
             if self._owns and _writing is not self:
@@ -244,17 +232,11 @@ class Text:
                 _write(self._to, text)
                 self.at_start = text.endswith("\n")
 
-    def push(self, token: int) -> bool:
-        """Take a token; False when a stop text is complete."""
-        self._write(self._text.push(token))
-        return not self.stopped
-
     def end(self) -> None:
-        """No more tokens; the rest of the text and the end of its line."""
+        """No more of it; the end of its line."""
         global _writing
         with _lock:
-            self._write(self._text.flush())
-            self._write("\n")
+            self.write("\n")
             if _writing is self:
                 _writing = None
 
@@ -263,6 +245,6 @@ class Text:
         global _writing
         with _lock:
             if not self.at_start:
-                self._write("\n")
+                self.write("\n")
             if _writing is self:
                 _writing = None

@@ -12,6 +12,7 @@ import numpy as np
 from .. import cache
 from ..models.checkpoint import Model
 from ..models.float_model import FloatModel
+from ..progress import Progress
 from ..text.chat import Conversation
 from .conversations import Conversations
 
@@ -19,9 +20,6 @@ from .conversations import Conversations
 AT_ONCE = 32
 #: Tokens of a question at most, and of the beginning of a text.
 QUESTION, BEGINNING = 48, 8
-
-#: Gets a sentence, steps done and steps in all.
-Progress = Callable[[str, int, int], None]
 
 
 def _frame(model: Model) -> tuple[list[int], list[int]] | None:

@@ -5,19 +5,19 @@
 """
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, brief
+
+if TYPE_CHECKING:
+    from ..progress import Progress
 
 PREFIX = "hf:"
 #: What a folder needs; a file of a repository is fetched alone.
 FOLDER = ("*.json", "*.safetensors", "*.jinja")
 #: Of a repository's other folders nothing is needed: ONNX, other frameworks.
 NOT = ("*/*",)
-#: Gets a sentence, the bytes there, and the bytes in all.
-Progress = Callable[[str, int, int], None]
 
 
 def is_hub(name: str) -> bool:

@@ -7,7 +7,7 @@ from meadowlark_boards import get_board
 
 from ..models.fusion import layers_of, runs
 from ..models.rewrite import fold_layer_norms
-from ..run.evaluate import perplexity
+from ..run.evaluate import perplexity, validation_text
 from .lab import DECODE, PREFILL, Lab
 from .rows import Row, Value
 
@@ -64,6 +64,7 @@ def _perplexity(lab: Lab, drop: str, asked: str) -> tuple[float, float] | None:
     if not lab.measure:
         return None
     source = lab.source(get_board("virtual"), fuse_ffn=asked, drop_attention=drop)
-    found = perplexity(source.model, source.quantised, lab.text, progress=lambda n: lab.progress(
+    lines = validation_text() if lab.text is None else lab.text
+    found = perplexity(source.model, source.quantised, lines, progress=lambda n: lab.progress(
         "predicting", n, 0) if lab.progress else None)
     return found.ppl_float, found.ppl_fixed

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..compile.cycles import Prediction, predict
 from ..compile.image import Image
+from ..errors import UserError
+from ..models.fusion import layers_of
 from ..run import bench
 from ..run.prepare import Source
 from ..run.targets import open_target
@@ -17,6 +19,8 @@ from .rows import Value
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
+
+    from ..progress import Progress
 
 #: Tests by name: tokens of the prompt, and those generated.
 PREFILL, DECODE = (64, 1), (1, 4)
@@ -26,16 +30,21 @@ PREFILL, DECODE = (64, 1), (1, 4)
 class Lab:
     """What rows are made with.
 
-    model: by path or name. drop_attention: layers of it without attention, for
-    :mod:`.ffn_fusion`. text: lines to predict. measure: run the simulated chip and texts, not only
-    the cycle model. progress: as everywhere.
+    model: by path or name. drop_attention: layers of it without attention, for :mod:`.ffn_fusion`,
+    two at least. text: lines to predict, or None: the packaged ones. measure: run the simulated
+    chip and texts, not only the cycle model. progress: as everywhere.
     """
     model: str = "stories"
     drop_attention: str = "3-4"
-    text: Sequence[str] = ()
+    text: Sequence[str] | None = None
     measure: bool = False
-    progress: Callable[[str, int, int], None] | None = None
+    progress: Progress | None = None
     _images: dict[tuple, Source] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if len(layers_of(self.drop_attention)) < 2:
+            raise UserError("--drop-attention names fewer than two layers, and so there is nothing "
+                            "to fuse; give some such as 3-4")
 
     @property
     def name(self) -> str:

@@ -19,14 +19,13 @@ from ..errors import UserError
 from ..models.checkpoint import Model
 from ..models.float_model import FloatModel
 from ..models.graph import Head, Linear
+from ..progress import Progress
 from .feedback import Moments, feedback, round_rows
 from .own_text import first
 from .plan import plan
 from .quantise import Ranges, Rounded, int8_codes, int8_scale, observe
 from .sensitivity import Sensitivity
 
-#: Gets a sentence and, where it is known, the steps done and the steps in all.
-Progress = Callable[[str, int, int], None]
 #: Weight -> float64[rows]; without one: 1.
 Shares = Mapping[str, np.ndarray]
 

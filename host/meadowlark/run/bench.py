@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from meadowlark_boards import Board
 
     from ..compile.image import Image
+    from ..progress import Progress
     from .targets import Target
 
 
@@ -59,17 +60,13 @@ class Drafted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """Result of a test.
+class Speed:
+    """How fast a test is.
 
     position: of the first token. cycles: of the whole test, from start to its last token. tokens:
-    through the model. bytes:
-    useful ones (weights, scales, cache, embedding, tables, each once a pass).
-    memory_utilisation: bytes / (time x peak of the memory). mac_utilisation: unmasked products /
-    (cycles x W x P). stalls: cycles in which the array got no beat, by cause. tokens_per_s: at the
-    board's clock. predicted_cycles: by :mod:`meadowlark.compile.cycles`, before the run;
-    None for a board of which no times are known. drafts: of a test of :mod:`.bench_drafts`, whose
-    cycles and tokens are those behind the prompts' own.
+    through the model. bytes: useful ones (weights, scales, cache, embedding, tables, each once a
+    pass). memory_utilisation: bytes / (time x peak of the memory). mac_utilisation: unmasked
+    products / (cycles x W x P). tokens_per_s: at the board's clock.
     """
     position: int
     cycles: int
@@ -77,41 +74,22 @@ class Measured:
     bytes: int
     memory_utilisation: float
     mac_utilisation: float
-    stalls: dict[str, int]
     tokens_per_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Speed):
+    """Result of a test.
+
+    stalls: cycles in which the array got no beat, by cause. predicted_cycles: by
+    :mod:`meadowlark.compile.cycles`, before the run; None for a board of which no times are known.
+    drafts: of a test of :mod:`.bench_drafts`, whose cycles and tokens are those behind the prompts'
+    own.
+    """
+    stalls: dict[str, int]
     predicted_cycles: int | None
     counters: dict[str, int]
     drafts: Drafted | None = None
-
-
-def _numbers(text: str, option: str, what: str) -> list[int]:
-    """What stands between commas, each once; what: end of the sentence that refuses it."""
-    try:
-        numbers = [int(x) for x in text.split(",")]
-    except ValueError:
-        numbers = [-1]
-    if any(x < 0 for x in numbers):
-        raise UserError(f"{option} {text!r} is no {what}")
-    return list(dict.fromkeys(numbers))
-
-
-def counts(text: str, option: str) -> list[int]:
-    """ "128" or "16,128" -> numbers of tokens; 0 leaves a test out.
-
-    Raises
-    ------
-    UserError
-        Not whole numbers.
-    """
-    return [n for n in _numbers(
-        text, option, "number of tokens; give one such as 128, several with commas between them, "
-        "or 0 to leave the test out") if n]
-
-
-def positions_of(text: str) -> list[int]:
-    """ "2000" or "0,2000" -> positions; raises as :func:`counts`."""
-    return _numbers(text, "--position", "position; give one such as 2000, or several with commas "
-                    "between them; 0 is the beginning")
 
 
 class Size(NamedTuple):
@@ -174,7 +152,7 @@ def plan(image: Image, *, prompts: Sequence[int], generates: Sequence[int],
 
 def run(target: Target, image: Image, board: Board, tests: Sequence[Test], *,
         record: Callable[[str], AbstractContextManager] = nullcontext,
-        progress: Callable[[str, int, int], None] | None = None) -> dict[str, Measured]:
+        progress: Progress | None = None) -> dict[str, Measured]:
     """Run tests on a target that holds the image; results by name, in order. Behind one of a batch
     the caches hold anything.
 

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from meadowlark_boards import Board
 
     from ..compile.image import Image
+    from ..progress import Progress
     from .prepare import Source
 
 #: Tokens of a line that are the prompt, for a model that answers no questions.
@@ -58,7 +59,7 @@ def replay(image: Image, prompt: Sequence[int], tokens: Sequence[int], drafts: D
 
 
 def run(target: Target, image: Image, board: Board, begun: Sequence[list[int]], generate: int, *,
-        progress: Callable[[str, int, int], None] | None = None) -> dict[str, Measured]:
+        progress: Progress | None = None) -> dict[str, Measured]:
     """Go on with prompts greedily, with drafts (``sg32``) and without (``sg32 off``).
 
     Each is measured from its first token to its last: the prompt is no part of it.

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..progress import Progress
 from ..quant.quantise import LOGIT_FRAC
-from .targets import Check, GoldenTarget, Progress, Target
+from .targets import Check, GoldenTarget, Target
 from .targets import check as compare
 
 if TYPE_CHECKING:
@@ -42,6 +43,21 @@ class Classified:
                 "logits_crc": self.crc, "cycles": self.counters.get("cycles_first_token")}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Classification:
+    """Pictures on a target.
+
+    images: up to where the golden model differs, if the target shows no logits. labels: of all
+    classes. check: what a comparison with the golden model said, or None: nothing was compared.
+    speed: of the core by its counters, {} without: cycles_per_image, images_per_s, and
+    mac_utilisation and bytes_per_image of what a picture needs at least.
+    """
+    images: list[Classified]
+    labels: Sequence[str]
+    check: Check | None
+    speed: Mapping[str, float]
+
+
 def opened(source: Source, files: Sequence[str]) -> list[np.ndarray]:
     """What each file shows an encoder: int16[tokens, width]. UserError: one cannot be read."""
     vision = source.image.vision
@@ -51,7 +67,7 @@ def opened(source: Source, files: Sequence[str]) -> list[np.ndarray]:
 
 def classify(runner: Target, source: Source, files: Sequence[str], codes: Sequence[np.ndarray], *,
              always: bool = False, progress: Progress | None = None,
-             ) -> tuple[list[Classified], Check | None]:
+             ) -> Classification:
     """One run a picture, one after the other.
 
     A chip tells the class and a CRC of all logits. Where these have not been seen themselves they
@@ -69,13 +85,6 @@ def classify(runner: Target, source: Source, files: Sequence[str], codes: Sequen
     always : bool
         Compare with the golden model in any case.
     progress : callable, optional
-
-    Returns
-    -------
-    list of Classified
-    Check or None
-        None: nothing was compared. Where it is not bit-exact, the list ends at the difference if
-        logits were not seen.
     """
     tell = progress or (lambda *_: None)
     events, counters = [], []
@@ -92,18 +101,20 @@ def classify(runner: Target, source: Source, files: Sequence[str], codes: Sequen
         same = len(events) if verdict.bit_exact else verdict.tokens
         seen = [want.logits if logits is None and at < same else logits
                 for at, (logits, want) in enumerate(zip(seen, wanted))]
-    vision = source.image.vision
-    assert vision is not None
-    found = [Classified(file=file, token=event.token, label=vision.pictures.labels[event.token],
-                        crc=event.crc, logits=logits, counters=count)
+    image = source.image
+    assert image.vision is not None
+    labels = image.vision.pictures.labels
+    found = [Classified(file=file, token=event.token, label=labels[event.token], crc=event.crc,
+                        logits=logits, counters=count)
              for file, event, logits, count in zip(files, events, seen, counters)
              if logits is not None]
-    return found, verdict
+    return Classification(images=found, labels=labels, check=verdict,
+                          speed=_speed(found, image, runner.board.clock_mhz))
 
 
-def speed(found: Sequence[Classified], image: Image, mhz: float) -> dict[str, float]:
+def _speed(found: Sequence[Classified], image: Image, mhz: float) -> dict[str, float]:
     """Of the core at a clock, by its own counters, from the start of a run to the class; {} without
-    them. mac_utilisation and bytes_per_image: of what a picture needs at least."""
+    them."""
     cycles = [one.counters.get("cycles_first_token", 0) for one in found]
     if not any(cycles):
         return {}

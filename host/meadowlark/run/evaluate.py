@@ -1,11 +1,9 @@
 """Perplexity of the exact integer arithmetic beside that of float32, on the same tokens."""
 from __future__ import annotations
 
-import lzma
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import exp, sqrt
-from pathlib import Path
 
 import numpy as np
 
@@ -16,20 +14,19 @@ from ..models.float_model import FloatModel
 from ..quant.golden import GoldenModel
 from ..quant.quantise import LOGIT_FRAC, QuantModel
 
-#: Longest text that is read, in bytes, uncompressed.
-MAX_TEXT = 256 << 20
-
 
 @dataclass(frozen=True, kw_only=True)
 class Perplexity:
     """Result of :func:`perplexity`.
 
-    ppl_float, ppl_fixed: exp of the mean negative log-likelihood a token, of float32 and of the
-    integer arithmetic. delta_pct: 100 * (ppl_fixed/ppl_float - 1). delta_se: its standard error in
-    the same unit, from the differences token by token (they are paired: the choice of text
-    cancels). ppl_se: standard error of ppl_float, from the choice of text. tokens: predicted.
-    saturated: share of the values of each node of the integer model that met their limit.
+    model: its name. ppl_float, ppl_fixed: exp of the mean negative log-likelihood a token, of
+    float32 and of the integer arithmetic. delta_pct: 100 * (ppl_fixed/ppl_float - 1). delta_se: its
+    standard error in the same unit, from the differences token by token (they are paired: the
+    choice of text cancels). ppl_se: standard error of ppl_float, from the choice of text. tokens:
+    predicted. saturated: share of the values of each node of the integer model that met their
+    limit.
     """
+    model: str
     ppl_float: float
     ppl_fixed: float
     delta_pct: float
@@ -45,27 +42,6 @@ class Perplexity:
 def validation_text() -> list[str]:
     """The packaged held-out text of the model "stories", a story a line."""
     return (DATA / "validation.txt").read_text(encoding="utf-8").splitlines()
-
-
-def read_text(path: str | Path) -> list[str]:
-    """The lines of a text file in UTF-8, compressed if its name ends in .xz.
-
-    Raises
-    ------
-    UserError
-        It cannot be read, is damaged, is not UTF-8, or has more than :data:`MAX_TEXT` bytes.
-    """
-    try:
-        with (lzma.open if str(path).endswith(".xz") else open)(path, "rb") as file:
-            raw = file.read(MAX_TEXT + 1)
-        if len(raw) > MAX_TEXT:
-            raise UserError(f"the text {path} has more than {MAX_TEXT:,} bytes; give a part of it")
-        return raw.decode().splitlines()
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read the text {path}: {reason}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"the text {path} is not UTF-8; convert it") from error
 
 
 def negative_log_likelihood(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -145,7 +121,8 @@ def perplexity(model: Model, qm: QuantModel, lines: Iterable[str], max_tokens: i
     ppl_float, ppl_fixed = exp(exact.mean()), exp(rounded.mean())
     root = sqrt(done)
     return Perplexity(
-        ppl_float=ppl_float, ppl_fixed=ppl_fixed, delta_pct=100 * (ppl_fixed / ppl_float - 1),
+        model=model.name, ppl_float=ppl_float, ppl_fixed=ppl_fixed,
+        delta_pct=100 * (ppl_fixed / ppl_float - 1),
         # d exp(x) = exp(x) dx turns errors of mean losses into errors of perplexities
         delta_se=100 * ppl_fixed / ppl_float * float((rounded - exact).std()) / root,
         ppl_se=ppl_float * float(exact.std()) / root, tokens=done,

@@ -16,6 +16,7 @@ from meadowlark_hdl.weights.modes import Packing
 
 from ..compile.image import Image, board_of, is_image
 from ..errors import UserError
+from ..progress import Progress
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from ..quant.quantise import QuantModel
     from ..text.chat import Conversation
     from ..text.tokenizer import Tokenizer
-
-#: Gets a sentence and, where it is known, the steps done and the steps in all.
-Progress = Callable[[str, int, int], None]
 
 
 def check_text(text: str, what: str) -> None:
@@ -95,7 +93,8 @@ class Source:
         """The name is that of an image file."""
         return is_image(self.name)
 
-    def _tell(self, text: str, done: int = 0, total: int = 0) -> None:
+    def tell(self, text: str, done: int = 0, total: int = 0) -> None:
+        """What is being done, to ``progress``."""
         if self.progress:
             self.progress(text, done, total)
 
@@ -107,8 +106,8 @@ class Source:
             raise UserError(f"{self.name} is an image of {image.name} and holds no checkpoint; "
                             "give the model itself")
         from ..models.registry import load_model
-        self._tell("reading the model")
-        return load_model(self.name, progress=self._tell)
+        self.tell("reading the model")
+        return load_model(self.name, progress=self.tell)
 
     @cached_property
     def model(self) -> Model:
@@ -121,7 +120,7 @@ class Source:
         from ..quant.own_text import own_text
         return altered(model, fuse_ffn=self.fuse_ffn, drop_attention=self.drop_attention,
                        whole=lambda: self._stored, texts=lambda on: own_text(
-                           on, progress=lambda n: self._tell("writing a text, tokens:", n)))
+                           on, progress=lambda n: self.tell("writing a text, tokens:", n)))
 
     @cached_property
     def outline(self) -> Model:
@@ -129,7 +128,7 @@ class Source:
         if self.is_image:
             return self.model       # says why not
         from ..models.registry import load_model
-        model = load_model(self.name, outline=True, progress=self._tell)
+        model = load_model(self.name, outline=True, progress=self.tell)
         if self.warn is not None:
             for sentence in model.warnings:
                 self.warn(sentence)
@@ -198,15 +197,15 @@ class Source:
             from ..quant.budget import choose
             from ..quant.equalise import equalise
             from ..quant.own_text import own_text
-            texts = own_text(model, progress=lambda n: self._tell("writing a text, tokens:", n))
+            texts = own_text(model, progress=lambda n: self.tell("writing a text, tokens:", n))
             model = equalise(
-                model, texts, progress=lambda n: self._tell("evening out columns, tokens:", n))
+                model, texts, progress=lambda n: self.tell("evening out columns, tokens:", n))
             rounded, ranges = choose(model, texts, bits=self.bits, target_ppl=self.target_ppl,
-                                     progress=self._tell)
+                                     progress=self.tell)
             made = quantise(model, ranges, weights="int8", rounded=rounded, head_pad=head_pad)
         else:
             made = quantise(model, weights=weights, head_pad=head_pad,
-                            progress=lambda n: self._tell("calibrating, tokens:", n))
+                            progress=lambda n: self.tell("calibrating, tokens:", n))
         cache.keep(name, integers.dump(made))
         return made
 
@@ -255,7 +254,7 @@ class Source:
         from ..compile.compiler import compile_model
         self.check_fits()
         table, qm = self.table, self.quantised
-        self._tell("compiling")
+        self.tell("compiling")
         image = compile_model(qm, self.board, context=self.context, packing=self.packing,
                               all_tokens=self.all_tokens, draft=table)
         if table is not None and image.draft is None:

@@ -16,6 +16,7 @@ from meadowlark_hdl.draft.drafter_golden import draft
 from meadowlark_hdl.sampler.sampler_golden import Sampling, logits_crc, sample
 
 from ..errors import UserError
+from ..progress import Progress
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from ..sim import SimBoard
     from .prepare import Source
 
-#: Gets a sentence and, where it is known, the steps done and the steps in all.
-Progress = Callable[[str, int, int], None]
 #: Tokens between two signs of progress while a cache is computed.
 CACHED_AT_ONCE = 256
 

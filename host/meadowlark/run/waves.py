@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 from meadowlark_hdl.isa import FIELDS, MODEL_REGS, Op
 
 from ..compile.disassemble import line, subjects
-from ..errors import UserError
 from ..files import temporary_folder, write_atomic
 from .targets import SimTarget, Target
 
@@ -49,16 +48,6 @@ _ASIDE = re.compile(r"\$|\].*\[|clk$|^(?:restart|flush)_")
 #: Of the instruction that Issue works on: its place in the program, and its fields.
 _COUNTER = f"{_TOP}.issue.pc"
 _DISPATCH = f"{_TOP}.issue.dispatch"
-
-
-def cycles_of(text: str) -> tuple[int, int]:
-    """``FROM:TO`` -> first cycle, and the one behind the last."""
-    found = re.fullmatch(r"(\d{1,18}):(\d{1,18})", text)
-    first, last = map(int, found.groups()) if found else (0, 0)
-    if first >= last:
-        raise UserError(f"--waves-cycles is FROM:TO, two numbers with FROM below TO, such as "
-                        f"0:10000, not {text!r}")
-    return first, last
 
 
 class Waves:

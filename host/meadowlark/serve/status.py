@@ -20,7 +20,7 @@ def of_a_token(model: LoadedModel, board: Board) -> dict:
     """A token in the middle of the context: tokens a second, the share of the memory's bandwidth,
     and its cycles by layer and by operator."""
     found = model.predict(board=board, prompt=1, generate=1,
-                          position=model.compile(board).context // 2)
+                          position=model.image_for(board)[1].context // 2)
     by = found.prediction
     return {"tokens_per_s": found.clock_mhz * 1e6 / by.cycles, "cycles": by.cycles,
             "memory": by.memory_utilisation, "bound": found.whole.bound,

@@ -17,7 +17,7 @@ class TextStream:
 
     A character of UTF-8 can be split over tokens, and some decoders treat the first token of a
     text specially (they drop its leading space); so each piece is the difference of two decodings
-    that begin at the same earlier token.
+    that begin at the same earlier token. Of a model without a tokenizer nothing comes.
     """
 
     def __init__(self, tokenizer: Tokenizer, after: Sequence[int] = ()) -> None:
@@ -35,6 +35,8 @@ class TextStream:
         return self._take(final=True)
 
     def _take(self, *, final: bool) -> str:
+        if self._tokenizer.missing:
+            return ""
         before = self._tokenizer.decode(self._ids[:self._given])
         text = self._tokenizer.decode(self._ids)
         held = len(self._ids) - self._given

@@ -9,7 +9,7 @@ import csv
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from ..compile.image import Image
     from ..models.checkpoint import Model
+    from ..progress import Progress
 
 #: Columns behind those of a point's place.
 RESULTS = ("multipliers", "bandwidth", "prefill_tokens_per_s", "decode_tokens_per_s", "cycles",
@@ -78,6 +79,18 @@ class Space:
                         "mbytes_per_s": f"{mbytes:g}", "bits": f"{self.bits:g}",
                         "prompt": self.prompt, "generate": self.generate}
                     yield Point({k: str(v) for k, v in place.items()}, model, board, sizes, mbytes)
+
+
+def outlines(names: Sequence[str], progress: Progress | None = None) -> list[Model]:
+    """Models by name or path, without their weights.
+
+    Raises
+    ------
+    UserError
+        There is no such model.
+    """
+    from ..models.registry import load_model
+    return [load_model(name, outline=True, progress=progress) for name in names]
 
 
 class Point(NamedTuple):
@@ -181,7 +194,7 @@ def _lines(space: Space, groups: Sequence[Sequence[int]], jobs: int,
 
 
 def sweep(space: Space, path: str | Path,
-          progress: Callable[[str, int, int], None] | None = None, jobs: int = 1,
+          progress: Progress | None = None, jobs: int = 1,
           ) -> list[dict[str, str]]:
     """All points, in the order of the space; those that the file has are not computed again.
 
