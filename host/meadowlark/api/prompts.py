@@ -131,11 +131,10 @@ class Taker:
         if not messages or len(messages) != len(prompt) or messages[-1].get("role") != "user":
             raise UserError("a conversation ends with a message of the user, which is to be "
                             "answered; add one")
-        before = messages[:-1]
-        what, remedy = "the conversation", "leave out the oldest messages"
-        if all(message.get("role") == "system" for message in before):
-            what, remedy = "the prompt", "shorten the prompt"
-        for name, said in (("the system message", before[:1]), (what, messages)):
+        system = [message for message in messages if message.get("role") == "system"]
+        what, remedy = ("the prompt", "shorten the prompt") if len(messages) == len(system) + 1 \
+            else ("the conversation", "leave out the oldest messages")
+        for name, said in (("the system message", system), (what, messages)):
             check_text("".join(str(message.get("content")) for message in said), name)
         if not str(messages[-1].get("content")).strip():
             raise UserError("the question is empty; give at least one word")
