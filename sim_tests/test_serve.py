@@ -298,7 +298,9 @@ def test_bodies_that_make_no_sense(stories, body, words):
     ([{"role": "assistant", "content": "a"}], "ends with a message of the user"),
     ([{"role": "user", "content": " "}], "empty"),
     ([{"role": "user", "content": "a"}, {"role": "user", "content": "a"}], "in turn"),
-    ([{"role": "user", "content": "word " * 500}], "leave out the oldest")])
+    ([{"role": "user", "content": "word " * 500}], "shorten the prompt"),
+    ([{"role": "user", "content": "word " * 400}, {"role": "assistant", "content": "a"},
+      {"role": "user", "content": "word " * 400}], "leave out the oldest")])
 def test_conversations_that_make_no_sense(answering, messages, words):
     status, _, text = ask(answering[1], "/v1/chat/completions", dict(messages=messages))
     assert words in sentence(status, text, 400, 400)
