@@ -13,7 +13,7 @@ from meadowlark.models.registry import load_model
 from meadowlark.quant.golden import GoldenModel
 from meadowlark.quant.quantise import quantise
 from meadowlark.quant.sampling import sampling
-from meadowlark.run.bench_drafts import replay
+from meadowlark.run.bench_drafts import replay, worst
 from meadowlark.run.drafting import drafting, parse
 from meadowlark.run.prepare import Source
 from meadowlark.run.targets import (OFF, BoardTarget, Drafting, Event, GoldenTarget, SimTarget,
@@ -84,6 +84,29 @@ def test_prices(stories):
         assert chosen.price == max(1, round(256 * prices[chosen.most - 1]))
         # No other number takes less time for a token that is as easy to guess.
         assert (chosen.most == board.config.P - 1) is (name == "ulx3s_85f")
+
+
+@pytest.mark.parametrize(("name", "position"), [("ulx3s_85f", 16), ("ulx3s_85f", 400),
+                                                ("kv260", 16)])
+def test_nothing_is_accepted(stories, name, position, seed):
+    """A run is hardly slower for it: 100 tokens, of which the account's first pass is one."""
+    board, image = get_board(name), stories[name]
+    way = drafting(None, Sampling(), image, GoldenTarget(board))
+    left = worst(image, board, way, position=position, generate=100, seed=seed)
+    print(f"{name}, position {position}: {left:.4f} of the speed without drafts, none accepted")
+    assert way.most and 0.97 < left < 1
+    each = worst(image, board, replace(way, price=0), position=position, generate=100, seed=seed)
+    assert each < 0.75 if name == "kv260" else each <= left
+
+
+def test_nothing_of_smollm2_is_accepted(seed, smollm2):
+    board = get_board("ecpix5_85f")
+    image = Source("smollm2", board).image
+    way = drafting(None, Sampling(), image, GoldenTarget(board))
+    for position in (16, 400):
+        left = worst(image, board, way, position=position, generate=64, seed=seed)
+        print(f"{board.name}, SmolLM2, position {position}: {left:.4f}")
+        assert 0.97 < left < 1
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,13 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from meadowlark_hdl.draft.drafter_golden import draft
 from meadowlark_hdl.draft.run_golden import Turn, turns
 from meadowlark_hdl.sampler.sampler_golden import Sampling
 
+from ..compile.cycles import predict
 from ..errors import UserError
 from .bench import Drafted, Measured
 from .drafting import drafting
@@ -56,6 +59,33 @@ def replay(image: Image, prompt: Sequence[int], tokens: Sequence[int], drafts: D
     return list(turns(prompt, lambda position, _: text[position + 1:], drafter, most=drafts.most,
                       price=drafts.price, max_new=max_new, stop_ids=stop_ids,
                       limit=image.context))
+
+
+def worst(image: Image, board: Board, drafts: Drafting, *, position: int, generate: int,
+          seed: int = 1) -> float:
+    """Share of the speed without drafts that is left where none is right, by the cycle model.
+
+    Text and drafts are random, and each draft is wrong.
+
+    Parameters
+    ----------
+    drafts : Drafting
+        Of :func:`.drafting.drafting`.
+    position : int, 1..
+        Of the first generated token, which is no part of it.
+    generate : int, 2..
+        Tokens; ``position + generate - 1`` of them fit the context.
+    """
+    rng, vocab = np.random.default_rng(seed), image.model_regs["vocab"]
+
+    def drawn(_: int, guesses: list[int]) -> list[int]:
+        return [*((guess + 1) % vocab for guess in guesses), int(rng.integers(vocab))]
+    found = list(turns([0] * position, drawn, lambda _, k: rng.integers(vocab, size=k).tolist(),
+                       most=drafts.most, price=drafts.price, max_new=generate,
+                       limit=image.context))
+    off, on = (predict(image, board, prompt=1, generate=generate, start_pos=position - 1,
+                       turns=way).decode_cycles for way in (None, found))
+    return off / on
 
 
 def run(target: Target, image: Image, board: Board, begun: Sequence[list[int]], generate: int, *,
@@ -104,7 +134,6 @@ def _measured(image: Image, board: Board, runs: Sequence[tuple[list[int], list[i
               counters: Counter[str], way: Drafting) -> Measured:
     from meadowlark_boards import BOARDS
 
-    from ..compile.cycles import predict
     cycles = counters["cycles"] - counters["cycles_first_token"]
     behind = [turn for *_, found in runs for turn in found[1:]]
     tokens, config = sum(len(turn.tokens) for turn in behind), board.config
