@@ -6,6 +6,8 @@ from . import families
 #: model_type in config.json, architecture in GGUF ("" if none) -> what it needs.
 _NEEDS = {
     ("beit", ""): "biases of scores by position, and means over tokens",
+    ("bitnet", "bitnet"): "weights of three values, squares behind ReLU, and norms before the last "
+                          "matrices of attention and MLP",
     ("deit", ""): "a token of distillation and, with a teacher, the mean of two heads; a DeiT "
                   "without distillation is a vit",
     ("dinov2", ""): "means over tokens beside the class token, and scales behind a block",
@@ -15,6 +17,8 @@ _NEEDS = {
     ("granitemoehybrid", "granitehybrid"): "layers of a state space model, and experts",
     ("lfm2", "lfm2"): "short convolutions",
     ("mixtral", ""): "experts",
+    ("timm_wrapper", ""): "the families of timm; a ViT of transformers is a vit, and with a mean "
+                          "over patches an ijepa",
     ("qwen2_moe", "qwen2moe"): "experts",
     ("qwen3_moe", "qwen3moe"): "experts"}
 
