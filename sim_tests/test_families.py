@@ -118,6 +118,8 @@ def test_gguf_latents(tmp_path, seed):
     assert {name: w.shape for name, w in outline.weights.items()} == want.graph.shapes
     for values, message in (
             ({"deepseek2.leading_dense_block_count": 1}, "a model with 4 experts is not supported"),
+            ({"deepseek2.rope.scaling.type": "yarn", "deepseek2.rope.scaling.factor": 4.0,
+              "deepseek2.rope.scaling.yarn_log_multiplier": 1e30}, "1.39e.30 times larger"),
             ({"deepseek2.rope.scaling.type": "yarn", "deepseek2.rope.scaling.factor": 4.0},
              "yarn without deepseek2.rope.scaling.yarn_log_multiplier is not supported"),
             ({f"{at}kv_lora_rank": None}, "attention.kv_lora_rank is missing"),
@@ -543,6 +545,8 @@ def test_deepseek(tmp_path, seed):
             ({"first_k_dense_replace": 1}, "layers from 1 on have experts"),
             ({"attention_bias": True}, "attention_bias is not supported with latents"),
             ({"qk_rope_head_dim": 7}, "heads of 7 dimensions have no pairs"),
+            ({"rope_scaling": {"rope_type": "yarn", "factor": 4, "mscale": 1e300,
+                               "mscale_all_dim": 1e300}}, "1.39e.299 times larger"),
             ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "without equal mscale")):
         path.write_text(json.dumps(config | changes))
         with pytest.raises(UserError, match=message):

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 FULL, SLIDING = "full_attention", "sliding_attention"
 #: Fastest that a pair turns, in radians a position; 1 is common. Its angles have to be numbers.
 MAX_RATE = 1e6
+#: Most that a scaling makes queries and keys larger or smaller; 1.1 is common.
+MAX_TIMES = 1e3
 #: Scalings that are known and not run where a GGUF file has them, and what each needs.
 UNSUPPORTED = {
     "longrope": "two sets of rates, chosen by the length of the text, and a factor on queries and "
@@ -40,7 +42,15 @@ def _refuse(config: Metadata, kind: str | None, factor: float | None, where: str
 def _checked(source: Metadata, found: Rates) -> Rates:
     if not found.values.max() <= MAX_RATE:
         raise source.refuse(f"RoPE turns by {found.values.max():.3g} radians a position")
+    _colder(source, found.longer)
     return found
+
+
+def _colder(source: Metadata, times: float) -> float:
+    """What queries, keys or scores are multiplied by, in a range that float32 has room for."""
+    if not 1 / MAX_TIMES <= times <= MAX_TIMES:
+        raise source.refuse(f"RoPE scaling makes queries and keys {times:.3g} times larger")
+    return times
 
 
 def llama3(plain: np.ndarray, *, factor: float, low: float, high: float, original: float,
@@ -121,8 +131,13 @@ def latent_temperature(config: Metadata) -> float:
             kind = rope.word("rope_type", None) or rope.word("type", None)
             times, factor = rope.number("mscale_all_dim", None), rope.number("factor", None)
             plain = kind in (None, "default") or not (times and factor)
-            found = 1.0 if plain else temperature(factor, times)**2
+            found = 1.0 if plain else latent_scores(config, factor, times)
     return found
+
+
+def latent_scores(source: Metadata, factor: float, times: float) -> float:
+    """What scores of DeepSeek are multiplied by besides, from its mscale_all_dim."""
+    return _colder(source, temperature(factor, times))**2
 
 
 def _longrope(rope: Metadata, plain: np.ndarray, original: int, context: int) -> Rates:

@@ -8,7 +8,7 @@ from typing import Any
 from gguf import MODEL_ARCH
 
 from ..metadata import Metadata
-from ..rope import latent_temperature, temperature
+from ..rope import latent_scores, latent_temperature
 from .decoder import Decoder
 from .family import MAX_HEAD_DIM, Tensors
 from .latent import LatentDecoder
@@ -77,7 +77,7 @@ class DeepseekV2(Llama):
             if times is None:
                 raise meta.refuse(f"yarn without {log_multiplier} is not supported with latents",
                                   "use another model")
-            colder = temperature(meta.number(f"{at}rope.scaling.factor"), 10 * times)**2
+            colder = latent_scores(meta, meta.number(f"{at}rope.scaling.factor"), 10 * times)
         return _with_latents(
             made, latent, key - turning, value, divisor=sqrt(key) / colder,
             rank=meta.whole(f"{at}attention.q_lora_rank", None),
