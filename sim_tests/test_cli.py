@@ -894,7 +894,7 @@ def test_many_prompts_as_text(run, tmp_path):
     assert status == 0 and out == "\n".join(texts)
 
 
-def test_many_prompts_that_are_refused(run, tmp_path):
+def test_many_prompts_that_are_refused(run, tmp_path, monkeypatch):
     good, bad, empty = (tmp_path / name for name in ("a.txt", "b.jsonl", "c.txt"))
     good.write_text("Once\n")
     bad.write_text('"Once"\n{"prompt": 3}\n')
@@ -907,6 +907,10 @@ def test_many_prompts_that_are_refused(run, tmp_path):
     refused(run("generate", "--prompts", good, "--trace", tmp_path / "t.json"), "--trace records")
     refused(run("generate", "--prompts", good, "--waves", tmp_path / "w.vcd"), "--waves records")
     refused(run("generate", "--prompts", good, "--parallel", "9999", *ways), "not 9999")
+    monkeypatch.setattr(GoldenTarget, "load", lambda *_: pytest.fail("options come first"))
+    refused(run("generate", "--prompts", good, "--top-p", "2", *ways), "top_p")
+    refused(run("generate", "--prompts", good, "--temp", "1", "--top-k", "5", "--draft", "2",
+                *ways), "there are no drafts")
     assert run("generate", "Once", "--prompts", good, *ways)[0] == 2
 
 

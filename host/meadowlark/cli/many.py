@@ -63,9 +63,11 @@ def generate_many(file: str, parallel: int | None, drawing: Drawing, stop: Seque
     order."""
     lines = read_prompts(file)
     with Progress() as progress, asked.on(target, board, progress) as chip:
+        draw, _ = chip.check(seed=drawing.seed, stop=stop, draft=drawing.draft, **drawing.how)
         prompts = [chip.encode(messages(line.prompt, system) if chat else line.prompt)
                    for line in lines]
         seeds = [drawing.seed if line.seed is None else line.seed & 0xFFFFFFFF for line in lines]
+        chip.drafting(drawing.draft, draw)          # refused before anything runs
         written, more = 0, True
         with chip.together(parallel=parallel, draft=drawing.draft) as together:
             started = time.monotonic()
