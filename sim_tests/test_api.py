@@ -145,6 +145,12 @@ def test_options_out_of_range(stories, options, sentence):
     (lambda: ml.load().on("sim", board="nobody"), "nobody"),
     (lambda: ml.load().on("/dev/nothing"), "/dev/nothing"),
     (lambda: ml.load().predict(prompt=0), "at least 1"),
+    (lambda: ml.load().compile(attention="tphd"), "one of tphs and gemm, not 'tphd'"),
+    (lambda: ml.load().compile(fence="x"), "give one of operators, layers"),
+    (lambda: ml.load().on("golden").bench(), "no clock to measure"),
+    (lambda: ml.load().on("sim", load=False).bench(generates=[], texts=["a"]), "above 0"),
+    (lambda: ml.build(seeds=0), "^seeds must be at least 1, not 0"),
+    (lambda: ml.load().drafts.own(1, prompts=[" "]), "all prompts are empty"),
     (lambda: ml.load().perplexity("\n"), "no tokens")])
 def test_refused(call, sentence):
     with pytest.raises(ml.UserError, match=sentence):
@@ -179,7 +185,7 @@ def test_predicted_as_by_the_cycle_model():
 def test_image(tmp_path):
     path = tmp_path / "stories.mlk"
     image = ml.load("stories", context=64).compile(path=path)
-    assert image.context == 64
+    assert image.context == 64 and repr(image).startswith("<image of stories for virtual, 2,")
     with ml.load(path).on("golden") as chip:
         again = chip.generate(START, max_tokens=4)
     with ml.load("stories", context=64).on("golden") as chip:

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 from meadowlark import cli
+from meadowlark.api import explore
 from meadowlark.compile.forecast import forecast
 from meadowlark.compile.sketch import sketch
 from meadowlark.errors import UserError
-from meadowlark.run import explore
 from meadowlark.api.explore import RESULTS, Space, check_sizes, pareto, sweep
 from meadowlark_boards import get_board
 from random_model import outlined, random_model

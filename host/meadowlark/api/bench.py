@@ -72,7 +72,7 @@ def measure(target: Target, source: Source, *, load: Callable[[], None],
     tests = bench.plan(image, prompts=prompts, generates=generates, batches=batches,
                        positions=positions)
     if texts is not None and not generates:
-        raise UserError("--text is gone on with for the tokens of -n; give that a number above 0")
+        raise UserError("texts are gone on with for numbers of tokens; give generates one above 0")
     begun = [] if texts is None else [(bench_drafts.prompts(source, texts, n), n)
                                       for n in generates]
 

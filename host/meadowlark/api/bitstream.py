@@ -71,7 +71,7 @@ def build(board: str | Board = "ulx3s_85f", folder: str | Path | None = None, *,
     from ..chip import build as building
     from ..chip import vivado
     if seeds < 1:
-        raise UserError(f"--seeds must be at least 1, not {seeds}")
+        raise UserError(f"seeds must be at least 1, not {seeds}")
     which = board_named(board)
     place = Path(folder or f"build/{which.name}")
     if is_vendors(which):

@@ -27,7 +27,7 @@ class Forecast:
     position: int
     board: str
     clock_mhz: float
-    prediction: Prediction
+    prediction: Prediction = field(repr=False)
     subjects: Sequence[str] = field(repr=False)
 
     @property

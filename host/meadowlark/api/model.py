@@ -180,6 +180,8 @@ class LoadedModel:
         if fence is not None:
             from ..compile.fences import fenced
             image = fenced(image, fence)
+        if attention not in ("tphs", "gemm"):
+            raise UserError(f"attention is one of tphs and gemm, not {attention!r}")
         if attention == "gemm":
             from ..compile.gemm import spilled
             image = spilled(image, which.config)

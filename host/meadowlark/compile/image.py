@@ -249,6 +249,10 @@ class Image:
         """Bytes of the file."""
         return sum(map(len, self._parts()))
 
+    def __repr__(self) -> str:
+        """One line: all of it is as long as its memory."""
+        return f"<image of {self.name} for {self.board}, {self.size:,} bytes>"
+
     @property
     def parameters(self) -> int:
         """Parameters of the model; a tied head counts once."""
