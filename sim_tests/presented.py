@@ -36,14 +36,16 @@ def packed_lots(lots: Lots) -> dict[str, int]:
             "keys": len(lots.keys), "begin": lots.begin, "again": lots.again}
 
 
-def repeated(c: Config, p: Pass, i: Instruction, svs: int = 1,
+def repeated(c: Config, p: Pass, i: Instruction, svs: int = 1, *, less: int = 0,
              ) -> list[tuple[Instruction, Lots | None]]:
     """An instruction as Fetch queues it: a QK or SV as a QK and so many SVs, a power of two, that
-    share the beats of a row; once for each subgroup. Keys without a window may have a word less.
+    share the beats of a row; once for each subgroup. less: words of a key fewer than of its query,
+    where it has several and no window.
     """
     if i["op"] not in (Op.QK, Op.SV):
         return [(i, None)]
-    less = i["x"] % 2 if i["back"] == NO_WINDOW and i["row_beats"] > 1 else 0
+    if i["back"] != NO_WINDOW or i["row_beats"] == 1:
+        less = 0
     qk, sv = (Instruction(**dict(i) | fields) for fields in (
         {"op": Op.QK, "row_beats": i["row_beats"] - less},
         {"op": Op.SV, "row_beats": i["row_beats"] // svs}))

@@ -44,7 +44,7 @@ async def beats(dut, stall):
         model = of_heads(bench.model, c, work)
         dut.model.value = pack(ModelLayout, **model)
         svs = work["row_beats"] if work["op"] != Op.LINEAR and rng.integers(2) else 1
-        for i, lots in repeated(c, p, work, svs):
+        for i, lots in repeated(c, p, work, svs, less=work["x"] % 2):
             count = tiles_of(i, lots)
             bench.tiles = [Tile(np.zeros((1, c.W), int)) for _ in range(count)]
             await bench.execute(i, lots)

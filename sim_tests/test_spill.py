@@ -181,7 +181,8 @@ def test_what_cannot_be_spilled(tmp_path, narrow, spilled):
     """Cores without bases for caches, heads of one word, and all tokens through the last layer."""
     board = get_board("virtual")
     shapes = Shapes.of_model(load_model(narrow, outline=True))
-    for change in (dict(batches=False), dict(W=32, P=5, sv_cycles=8, residual_values=4096)):
+    for change in (dict(batches=False), dict(W=32, P=5, sv_cycles=8, residual_values=4096,
+                                             gemm=False)):
         other = replace(board, config=board.config.replace(**change))
         on = limits.suited(shapes, other).plan
         assert spill.can(on, other.config) is ("W" in change)
