@@ -172,6 +172,8 @@ class LoadedModel:
         UserError
             The model is an image, or does not fit the board, or the file cannot be written.
         """
+        if attention not in ("tphs", "gemm"):
+            raise UserError(f"attention is one of tphs and gemm, not {attention!r}")
         which = self._board(board)
         source = self._source(which)
         with one_thread():
@@ -180,8 +182,6 @@ class LoadedModel:
         if fence is not None:
             from ..compile.fences import fenced
             image = fenced(image, fence)
-        if attention not in ("tphs", "gemm"):
-            raise UserError(f"attention is one of tphs and gemm, not {attention!r}")
         if attention == "gemm":
             from ..compile.gemm import spilled
             image = spilled(image, which.config)

@@ -529,10 +529,15 @@ class Machine:
                 self.memory.write(at + first, n, self.storing)
         self._lose(spent, Stores.TURN - Dispatch.START - Dispatch.SETTLE)
 
+    def _seen(self, i: Instruction, p: Pass, lots: Lots) -> list[range]:
+        """The keys that each lot sees."""
+        sees = [lots.keys] if i["heads"] else [p.sees(self.c, i, block) for block in lots.blocks]
+        return sees * len(lots.heads)
+
     def _lots(self, i: Instruction, p: Pass, spent: Spent, lots: Lots):
         """Reads the cache; yields (lot, keys that it sees of the tile, whether they are its last
         ones), tile after tile."""
-        sees = [lots.keys] if i["heads"] else [p.sees(self.c, i, block) for block in lots.blocks]
+        sees = self._seen(i, p, lots)
         self._lose(spent, Keys.SPAN)
         for first in lots.keys[::i["rows"]]:
             n = min(i["rows"], lots.keys.stop - first)
@@ -540,7 +545,7 @@ class Machine:
                 spent, i, i["addr"] + lots.base + first * i["row_beats"], n * i["row_beats"],
                 max(self.fetch, self.memory.written())))
             self._lose(spent, Keys.TILE)
-            for lot, keys in enumerate(sees * len(lots.heads)):
+            for lot, keys in enumerate(sees):
                 seen = range(max(first, keys.start), min(first + n, keys.stop))
                 yield lot, len(seen), first < keys.stop <= first + n
             self.memory.release(self.now)
@@ -568,13 +573,9 @@ class Machine:
                 self.drains.lot(self.now - 1, i["row_beats"] * self.c.W)
             self._lose(spent, 1)
 
-    def _spilled(self, i: Instruction, p: Pass, lots: Lots) -> list[int]:
-        """Keys of each lot."""
-        sees = [lots.keys] if i["heads"] else [p.sees(self.c, i, block) for block in lots.blocks]
-        return [len(keys) for keys in sees * len(lots.heads)]
-
     def _spill(self, i: Instruction, p: Pass, spent: Spent, lots: Lots) -> None:
-        c, began, lots_keys = self.c, self.now, self._spilled(i, p, lots)
+        c, began = self.c, self.now
+        lots_keys = [len(keys) for keys in self._seen(i, p, lots)]
         self._lose(spent, Keys.SPAN + Keys.TILE)
         for keys in lots_keys:
             self._lose(spent, Keys.BLOCK)
@@ -590,7 +591,7 @@ class Machine:
                               + took * (first + n) // words)
 
     def _fill(self, i: Instruction, p: Pass, spent: Spent, lots: Lots) -> None:
-        c, keys, addr = self.c, sum(self._spilled(i, p, lots)), i["addr"]
+        c, keys, addr = self.c, sum(map(len, self._seen(i, p, lots))), i["addr"]
         beats = -(-keys // c.spilled_keys)
         for first in range(0, beats, i["chunks"] // 2):
             n = min(i["chunks"] // 2, beats - first)
