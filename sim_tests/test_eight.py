@@ -91,7 +91,7 @@ def alone(chip, prompt, count):
         text = together.begin(prompt, max_tokens=count, ignore_eos=True)
         while together.step():
             pass
-    return [(event.token, event.crc) for event in text.events]
+    return [(event.token, event.crc) for event in text.run.events]
 
 
 @pytest.mark.skipif(not os.environ.get("EIGHT"), reason="minutes; a part of `make long`")
@@ -114,7 +114,7 @@ def test_eight_against_one_counted(chip):
                          for prompt in prompts]
                 while together.step():
                     pass
-            assert [[(event.token, event.crc) for event in text.events]
+            assert [[(event.token, event.crc) for event in text.run.events]
                     for text in texts] == wanted[:len(prompts)]
     print(f"one: {spent[0]} cycles; eight: {spent[1]}; {8 * spent[0] / spent[1]:.2f}x")
     assert count < TOKENS or 8 * spent[0] >= 4 * spent[1]
