@@ -124,8 +124,8 @@ def test_keys_have_no_more_words_than_values(models, config, shape, seed):
         image, widths, a_key = measured(has)
         assert a_key == heads * (width + plan.value_pad)
         assert sorted(widths) == sorted(heads * [width] + heads * [plan.value_pad])
-        assert image.needs_tight == has.tight_keys
-    with pytest.raises(UserError, match="keys of a number of words that the board virtual cannot"):
+        assert ("tight_keys" in image.extras) == has.tight_keys
+    with pytest.raises(UserError, match="any number of words, which the board virtual cannot"):
         image.check_board(board(config))
     with pytest.raises(ProgramError, match="a STORE of"):
         golden_core(image, config, seed).forward([3])

@@ -130,7 +130,7 @@ class Bench:
         self.tokens = [random.choice([0, VOCAB - 1, 2**17, 2**18, random.randrange(VOCAB)])
                        for _ in range(CONFIG.context)]
         # STORE instructions completed; how often each is.
-        self.stored, self.each = 0, 1
+        self.stored, self.each, self.started = 0, 1, 0
 
     async def setup(self):
         await start(self.dut)
@@ -166,7 +166,7 @@ class Bench:
             name: int(getattr(p, name)) for name in PassLayout().members if name != "batch"},
             batch=int(bool(p.batch)))
         dut.model.value = pack(ModelLayout, stream_addr=stream_addr, vocab=vocab)
-        dut.start_pc.value, dut.start.value = pc, 1
+        dut.start_pc.value, dut.start.value, self.started = pc, 1, cycles(dut)
         await RisingEdge(dut.clk)
         dut.start.value, dut.start_pc.value = 0, random.getrandbits(16)
         dut.model.value = 0                     # counts only with start
@@ -313,6 +313,8 @@ async def jobs_come_at_set_distances(dut, kind):
         program = [i for _ in range(3) for i in pair(1, heads=0, **fields[kind])]
     times = []
     await run(bench, [*program, END], 0, pass_, 0.0, times)
+    if kind == "stream":
+        assert times[0] - bench.started == Fetch.START
     each = len(times) // (12 if kind == "kv" else 6)
     for n, (a, b) in enumerate(zip(times, times[1:])):
         assert b - a == (between if (n + 1) % each == 0 else within)

@@ -18,7 +18,8 @@ BOARD = Board(
         tile_beats=512,             # 4 rows of FFN 1,536 (96 beats) and more; 128 keys of head 64
         prog_depth=4096,            # 32 layers, both lists, up to 64 instructions a layer
         context=2048,
-        gemm=True, tight_keys=True,     # so that they are simulated with all the others
+        # So that they are simulated with all the others.
+        gemm=True, tight_keys=True, fences=True,
     ),
     clock_mhz=100.0,
     memory=MemoryTiming(

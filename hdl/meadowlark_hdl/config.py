@@ -75,6 +75,10 @@ class Config:
     tight_keys : bool
         A key takes as many words of memory as it has, not a power of two: fewer bytes of a latent,
         or of heads of 48 or 80 values. Takes two multipliers of 13 x 7 bits in Scratch.
+    fences : bool
+        Fetch stops in front of an instruction that says so until all before it is done, as in a
+        machine that loads weights operator by operator: the baseline of FlashFormer, and no use but
+        to be measured.
     only : Only, optional
         The core runs this model's images alone, and knows of them what never changes.
     """
@@ -101,6 +105,7 @@ class Config:
     batches: bool = True
     gemm: bool = False
     tight_keys: bool = False
+    fences: bool = False
     only: Only | None = None
 
     def __post_init__(self) -> None:
@@ -136,14 +141,14 @@ class Config:
              f"power of two in 2..W/2={self.W // 2}, not {self.sv_cycles!r}")
         need(self.vector_products in (8, 23),
              f"vector_products must be 8 or 23, not {self.vector_products!r}")
-        for name in ("block_modes", "batches", "gemm", "tight_keys"):
+        for name in ("block_modes", "batches", "gemm", "tight_keys", "fences"):
             need(getattr(self, name) in (0, 1),
                  f"{name} must be True or False, not {getattr(self, name)!r}")
         need(not self.gemm or self.block_modes and _pow2(self.P) and 2 * self.P <= self.W,
              f"gemm needs block_modes and P a power of two of at most W / 2, not {self.P!r}")
 
     #: What most cores have not, and images need by name.
-    EXTRAS = ("gemm", "tight_keys")
+    EXTRAS = ("gemm", "tight_keys", "fences")
     # Widths that follow from the numerics (docs/numerics.md); facts live here once.
     X_BITS = 16         # an activation
     ACC_BITS = 45       # 18 + 16 + log2(2048)

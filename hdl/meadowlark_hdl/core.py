@@ -65,6 +65,12 @@ def _sampled(sequencer, sampler):
         yield getattr(sequencer, f"sample_{name}").eq(getattr(sampler, name))
 
 
+def _done(config, fetch, issue):
+    """What Fetch hears of the engine, if it stops for that."""
+    if config.fences:
+        yield from (fetch.retired.eq(issue.retired), fetch.drained.eq(issue.drained))
+
+
 def _stores(store, scratch, issue, vector):
     """The way to the store unit is in use."""
     return (~store.idle | store.cmd.valid | ~scratch.idle | issue.store_cmd.valid
@@ -214,7 +220,8 @@ class Core(wiring.Component):
             vector.norm_job.eq(issue.norm_job), vector.norm_start.eq(issue.norm_start),
             vector.gamma.eq(issue.gamma), vector.clear.eq(sequencer.run_start),
             engine.clear.eq(sequencer.run_start), issue.norm_done.eq(vector.norm_done),
-            issue.gamma_addr.eq(vector.gamma_addr), issue.vector_busy.eq(vector.busy)]
+            issue.gamma_addr.eq(vector.gamma_addr), issue.vector_busy.eq(vector.busy),
+            *_done(config, fetch, issue)]
 
         # Control
         for block in (issue, vector, fetch, scratch):
@@ -222,9 +229,8 @@ class Core(wiring.Component):
         m.d.comb += [
             fetch.start.eq(sequencer.fetch_start), fetch.start_pc.eq(sequencer.fetch_pc),
             sequencer.token_addr.eq(fetch.token_addr), fetch.token_data.eq(sequencer.token_data),
-            sequencer.pass_end.eq(issue.pass_end),
-            sampler.run.eq(link.seq.run), link.counter_data.eq(counters.data),
-            *_sampled(sequencer, sampler)]
+            sequencer.pass_end.eq(issue.pass_end), sampler.run.eq(link.seq.run),
+            link.counter_data.eq(counters.data), *_sampled(sequencer, sampler)]
 
         # What crosses the chip, (sink, source, registers on the way): blocks have none for it.
         faults = {Error.BAD_INSTRUCTION: issue.bad_op, Error.PROGRAM_END: fetch.program_end,

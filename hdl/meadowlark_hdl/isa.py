@@ -130,8 +130,9 @@ FIELDS = (
     Field("ahead", 1, "QK, SV: a token sees all keys behind its own, too",
           (Op.QK, Op.SV, Op.SPILL, Op.FILL)),
     Field("packed", 1, "STREAM: tiles are packed behind their row headers (docs/packing.md)"),
-    Field("more", 1, "SV: another SV follows, for other columns of the values",
-          (Op.SV, Op.SPILL, Op.FILL)),
+    Field("more", 1, "SV: another SV follows, for other columns of the values; NORM, LINEAR, with "
+                     "fences: its tiles are read when all before it is done",
+          (Op.SV, Op.SPILL, Op.FILL, Op.NORM, Op.LINEAR)),
     Field("add", 1, "EMBED: adds its rows to the residual, in place of writing them",
           (Op.EMBED,)),
     Field("beside", 1, "NORM: of values beside the residual, row_beats * W of a token; SPILL: "

@@ -23,11 +23,15 @@ class Fetch(wiring.Component):
     its tiles arrive; :class:`.tile_jobs.TileJobs` makes them. An unknown ``src`` makes no jobs. A
     token beyond ``model.vocab`` and a list that runs past the program memory stop the walk until
     ``flush``: nothing is read that is not the model's. A QK and the SVs behind it are repeated for
-    one subgroup of lots after the other (:class:`.subgroups.Subgroups`).
+    one subgroup of lots after the other (:class:`.subgroups.Subgroups`). With ``config.fences`` a
+    NORM or LINEAR with ``more`` is queued when all before it is done, so nothing of it is read
+    ahead.
 
-    Timing: the next instruction is fetched while jobs are made (5 cycles each, QK 9). The first job
-    of an instruction comes ``FIRST`` cycles after the last one of the instruction before (TOKEN:
-    ``TOKEN`` more); further ones follow every 2 cycles (TOKEN: 6).
+    Timing: the first job comes ``START`` cycles after ``start``. The next instruction is fetched
+    while jobs are made (5 cycles each, QK 9). The first job of an instruction comes ``FIRST``
+    cycles after the last one of the instruction before (TOKEN: ``TOKEN`` more); further ones follow
+    every 2 cycles (TOKEN: 6). An instruction behind a fence is queued ``QUEUED`` cycles after
+    ``retired``, its first job comes ``FENCE`` cycles after it; both 2 sooner after ``drained``.
 
     Parameters
     ----------
@@ -57,6 +61,9 @@ class Fetch(wiring.Component):
         One cycle for each STORE instruction whose data is in memory; in a batch for each token.
     spilled : In(13)
         Only with ``config.gemm``. Scores that the latest SPILL writes.
+    retired, drained : In(1)
+        Only with ``config.fences``. One cycle for each queued instruction that is done; what SV
+        leaves behind it is done, too.
     flush : In(1)
         While high, as in reset; the program stays.
     busy : Out(1)
@@ -68,7 +75,7 @@ class Fetch(wiring.Component):
     """
 
     QUEUE = 8
-    FIRST, TOKEN = 10, 1
+    START, FIRST, TOKEN, FENCE, QUEUED = 13, 10, 1, 11, 3
 
     def __init__(self, config: Config):
         self.config = config
@@ -82,7 +89,8 @@ class Fetch(wiring.Component):
             "token_addr": Out(range(config.context)), "token_data": In(Config.TOKEN_BITS),
             "store_done": In(1), "flush": In(1), "busy": Out(1), "pc": Out(16),
             "bad_token": Out(1), "program_end": Out(1)}
-            | ({"spilled": In(13)} if config.gemm else {}))
+            | ({"spilled": In(13)} if config.gemm else {})
+            | ({"retired": In(1), "drained": In(1)} if config.fences else {}))
 
     def elaborate(self, platform):
         m = Module()
@@ -138,6 +146,9 @@ class Fetch(wiring.Component):
             is_store.eq(word.op == Op.STORE), is_qk.eq(word.op == Op.QK),
             is_last_sv.eq((word.op == Op.SV) & ~word.more),
             room.eq(queue.i.ready), rest.eq(tiles.work.ready)]
+        goes = room & ~(has_jobs & ~rest)
+        if c.fences:
+            goes &= ~self._fence(m, word, queue.i)
         m.d.comb += [queue.i.payload.instr.eq(word), queue.i.payload.pc.eq(pc),
                      queue.i.payload.lots.eq(subgroups.lots),
                      tiles.work.payload.instr.eq(word), tiles.work.payload.stores.eq(stores),
@@ -167,7 +178,7 @@ class Fetch(wiring.Component):
                 with m.Elif(skipped):
                     m.d.sync += pc.eq(pc + 1)
                     m.next = "ADDRESS"
-                with m.Elif(room & ~(has_jobs & ~rest)):
+                with m.Elif(goes):
                     m.d.comb += [queue.i.valid.eq(1), tiles.work.valid.eq(has_jobs)]
                     m.d.sync += stores.eq(stores + stored)
                     with m.If(ends):
@@ -185,3 +196,14 @@ class Fetch(wiring.Component):
                 m.d.sync += self.program_end.eq(1)
         m.d.comb += self.busy.eq(~walk.ongoing("STOPPED") | tiles.busy | queue.o.valid)
         return ResetInserter(self.flush)(m)
+
+    def _fence(self, m: Module, word, queued):
+        """Whether an instruction waits for those before it; a register, as old as its word."""
+        waits, retired = reg(1, "waits"), Signal(init=1)
+        under_way = Signal(range(self.QUEUE + 4))       # with those that Issue has
+        # What an SV leaves is seen in ``drained`` a cycle after it is retired.
+        m.d.sync += [
+            waits.eq(word.more & ((word.op == Op.NORM) | (word.op == Op.LINEAR))),
+            under_way.eq(under_way + (queued.valid & queued.ready) - self.retired),
+            retired.eq(under_way == 0)]
+        return waits & ~(retired & self.drained)

@@ -71,6 +71,8 @@ class Issue(wiring.Component):
                                             ``config.gemm``.
     pass_end : Out(1)                       One cycle: END executed, everything before it written.
     retired : Out(1)                        One cycle an instruction.
+    drained : Out(1)                        Nothing of an SV is left to do; only with
+                                            ``config.fences``.
     pc : Out(16)                            Of the instruction in execution.
     bad_op : Out(1)                         High while an instruction with an unknown op stands.
     array_active, wait_tile, wait_vector, wait_store : Out(1)   For the counters.
@@ -96,7 +98,8 @@ class Issue(wiring.Component):
             "array_active": Out(1), "wait_tile": Out(1), "wait_vector": Out(1),
             "wait_store": Out(1),
         } | ({"spill_start": Out(1), "spill_addr": Out(27), "spill_rows": Out(13),
-              "spill_room": In(1)} if config.gemm else {}))
+              "spill_room": In(1)} if config.gemm else {})
+            | ({"drained": Out(1)} if config.fences else {}))
 
     def elaborate(self, platform):
         m = Module()
@@ -116,6 +119,8 @@ class Issue(wiring.Component):
                 self.spill_addr.eq(keys.job.instr.addr), self.spill_rows.eq(keys.rows),
                 keys.room.eq(self.spill_room), fill.rows.eq(keys.rows),
                 stores.spills.eq(self.spill_start)]
+        if config.fences:
+            m.d.comb += self.drained.eq(drain.settled)
         m.submodules.dispatch = dispatch = Dispatch(config, settle=[w.settle for w in walkers])
         m.submodules.reader = reader = TileReader(config)
         m.submodules.join = join = ResultJoin(config)

@@ -156,8 +156,8 @@ CONFIG_REGS = (
     Field("sv_cycles", 4, "cycles that a lane takes for a beat in SV"),
     Field("vector_products", 5, "multipliers of the vector unit"),
     Field("block_modes", 1, "1: reads blocks of GGUF files"),
-    Field("batches", 3, "bit 0: passes with logits of each token: batches, drafts; bit 1: gemm, "
-                        "scores may go to memory and back; bit 2: keys of any number of words"),
+    Field("batches", 8, "bit 0: passes with logits of each token: batches, drafts; from bit 1 on, "
+                        "what most cores have not: " + ", ".join(Config.EXTRAS)),
 )
 NAME_BYTES = 16
 

@@ -162,8 +162,9 @@ class LoadedModel:
                 fence: str | None = None, attention: str = "tphs") -> Image:
         """The image for a board, written to a file if a path is given.
 
-        fence: "operators" or "layers", before which the memory side does not run ahead in decode,
-        to measure what running ahead brings: see :mod:`meadowlark.compile.fences`.
+        fence: "operators" or "layers", before which the memory side does not run ahead, to measure
+        what running ahead brings, on a board with a core for that: see
+        :mod:`meadowlark.compile.fences`.
         attention: "gemm" for scores that go to memory and come back, which a board with a core for
         that can, to measure what this costs: see :mod:`meadowlark.compile.gemm`.
 
@@ -181,7 +182,7 @@ class LoadedModel:
             image = source.image
         if fence is not None:
             from ..compile.fences import fenced
-            image = fenced(image, fence)
+            image = fenced(image, fence, which.config)
         if attention == "gemm":
             from ..compile.gemm import spilled
             image = spilled(image, which.config)

@@ -18,7 +18,7 @@ from .terminal import Progress, say, write_json
               help="Table of drafts to put into the image, as `meadowlark draft` makes it; none "
                    "leaves it out. By default the one that comes with the model, if any.")
 @click.option("--fence", metavar="PLACE", hidden=True,
-              help="Let the memory side not run ahead over operators, or layers, in decode.")
+              help="Let the memory side not run ahead over operators, or layers.")
 @click.option("--attention", type=click.Choice(("tphs", "gemm")), default="tphs", show_default=True,
               help="With gemm scores and probabilities go to memory and come back, to measure what "
                    "keeping them on the chip (tphs) is worth.")

@@ -477,7 +477,8 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
         _fit(name, value, MODEL_REGS)
     return Image(
         name=qm.name, board=board.name, config=config.replace(
-            gemm=False, tight_keys=lists.key != qm.plan.key_pad).as_dict(),
+            **dict.fromkeys(Config.EXTRAS, False) | {
+                "tight_keys": lists.key != qm.plan.key_pad}).as_dict(),
         needs=dict(act_words=_act_words(program, blocks * act.block_words, lists),
                    scratch_bytes=blocks * P * regs["token_words"] * W,
                    residual_values=blocks * P * regs["stride"],

@@ -321,7 +321,7 @@ class Machine:
         self.by_pc: dict[int, Spent] = {}
         self.now = Core.START           # engine
         self.stream = 0                 # pointer into the weight stream
-        self.fetch = 0                  # time Fetch has reached the instruction
+        self.fetch = 0                  # time Fetch has reached the instruction: jobs are later
         self.storing = 0                # time the StoreUnit has taken all chunks so far
         self.stores: deque[int] = deque()   # times at which the last STOREs began
         self.started: deque[int] = deque()  # those of the instructions that fill the queue
@@ -348,6 +348,10 @@ class Machine:
         if available > self.now:
             spent.memory += available - self.now
             self.now = available
+
+    def _drained(self) -> int:
+        """When nothing of the SVs before is left to do."""
+        return self.drains.last + 1 + self.array + self.c.P + self._effect()
 
     def _work(self, spent: Spent, cycles: int) -> None:
         spent.work += cycles
@@ -386,6 +390,10 @@ class Machine:
             if len(self.started) > Fetch.QUEUE:
                 self.fetch = max(self.fetch, self.started.popleft())
             self.fetch += Fetch.FIRST
+            if self.c.fences and i["more"] and i["op"] in (Op.NORM, Op.LINEAR):
+                done = max(self.now, self._drained())
+                self.fetch = max(self.fetch, done + Fetch.FENCE - Fetch.START + Fetch.FIRST)
+                self._lose(spent, max(done + Fetch.QUEUED - self.now, 0))
             self.started.append(self.now)
             self._execute(spent, i, p, lots)
         self.now += Sequencer.TURN
@@ -417,8 +425,7 @@ class Machine:
         if i["op"] in (Op.END, Op.SPILL):
             self._wait(spent, self.memory.written())
         if i["op"] != Op.QK:            # all others wait for the drains
-            drained = self.drains.last + 1 + self.array + self.c.P + self._effect()
-            self._lose(spent, max(drained + Dispatch.DRAINED - self.now, 0))
+            self._lose(spent, max(self._drained() + Dispatch.DRAINED - self.now, 0))
         if i["op"] == Op.END:
             return
         if i["last"]:                   # looks for the last block

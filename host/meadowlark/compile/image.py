@@ -51,6 +51,12 @@ EXACT = ("W", "P", "tile_beats")
 #: What a core must have at least, by Config field; ``memory_bytes`` is of the board.
 NEEDS = ("act_words", "scratch_bytes", "residual_values", "rope_pairs", "score_depth", "context",
          "prog_depth", "tile_rows", "memory_bytes")
+#: What an image that needs one of :data:`.Config.EXTRAS` does, and what helps who has none.
+_EXTRAS = {
+    "gemm": ("does attention by GEMM", "compile the model without --attention"),
+    "tight_keys": ("has keys of any number of words", "compile the model for that board"),
+    "fences": ("stops in front of operators", "compile the model without --fence"),
+}
 _SHAPE = ("hidden", "layers", "heads", "kv_heads", "head_dim", "value_dim", "head_pad", "ffn",
           "vocab", "context")
 _FACTS = ("parameters", "layer_bytes", "tail_bytes", "embedding_bytes", "layer_macs", "tail_macs",
@@ -314,14 +320,9 @@ class Image:
         return any(i["src"] != Src.NONE and i["mode"] in BLOCK_MODES for i in self.listed)
 
     @property
-    def needs_gemm(self) -> bool:
-        """Attention writes scores and probabilities to memory."""
-        return bool(self.config.get("gemm"))
-
-    @property
-    def needs_tight(self) -> bool:
-        """Keys have a number of words in memory that is no power of two."""
-        return bool(self.config.get("tight_keys"))
+    def extras(self) -> set[str]:
+        """Of :data:`.Config.EXTRAS`, those that it needs."""
+        return {name for name in Config.EXTRAS if self.config.get(name)}
 
     @property
     def bits_per_weight(self) -> float:
@@ -421,12 +422,10 @@ class Image:
         if self.needs_packing and lanes != config.unpack_lanes:
             raise UserError(f"the image holds weights packed for {lanes} lanes, but {core} unpacks "
                             f"{config.unpack_lanes}; compile the model for that board")
-        if self.needs_gemm and not config.gemm:
-            raise UserError(f"the image does attention by GEMM, which {core} cannot; compile the "
-                            "model without --attention")
-        if self.needs_tight and not config.tight_keys:
-            raise UserError(f"the image has keys of a number of words that {core} cannot store; "
-                            "compile the model for that board")
+        for name in sorted(self.extras):
+            if not getattr(config, name):
+                what, instead = _EXTRAS[name]
+                raise UserError(f"the image {what}, which {core} cannot; {instead}")
         if self.needs_blocks and not config.block_modes:
             raise UserError(f"the image holds weights in blocks, as GGUF files have them, that "
                             f"{core} cannot read; compile the model for that board")

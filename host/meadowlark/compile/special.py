@@ -42,9 +42,9 @@ def special(board: Board, image: Image) -> Board:
     was, needs = board.config, image.needs
     sizes = {name: max(least, _power(needs[name])) for name, least in _POWERS.items()}
     sizes |= {name: max(step, -(-needs[name] // step) * step) for name, step in _ANY.items()}
-    small = was.replace(**sizes, packing=image.needs_packing, gemm=image.needs_gemm,
-                        tight_keys=image.needs_tight, only=image.only,
-                        block_modes=image.needs_blocks or image.needs_gemm)
+    small = was.replace(**sizes, packing=image.needs_packing, only=image.only,
+                        block_modes=image.needs_blocks or "gemm" in image.extras,
+                        **{name: name in image.extras for name in Config.EXTRAS})
     depth, cycles = _power(needs["score_depth"]), _cycles(image, board, was)
     # Fewer scores would be enough for a query, but then keys are read more often.
     while depth < was.score_depth and _cycles(

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 from meadowlark_boards import get_board
@@ -18,20 +19,17 @@ def rows(lab: Lab) -> Iterator[Row]:
     for name in "ulx3s_85f", "ecpix5_85f", "kv260":
         board = get_board(name)
         image = lab.source(board, packing="raw").image
-        now = lab.cycles(image, board, DECODE)
-        for where in PLACES:
-            yield Row(
-                paper="flash-former", mechanism=f"run-ahead over {where}", unit="cycles a token",
-                on=f"{lab.name}, {name}, decode",
-                without=lab.cycles(fenced(image, where), board, DECODE), with_=now,
-                command=f"meadowlark compile {lab.name} --board {name} --packing raw "
-                        f"--fence {where} -o IMAGE && meadowlark bench -m IMAGE --board {name} "
-                        f"-p 0 -n {DECODE[1]}",
-                remark="a fence is a STORE and a QK whose tile waits for it, which take time of "
-                       "their own, so this is a bound from above")
-    yield Row(paper="flash-former", mechanism="run-ahead in prefill",
-              needs="a fence in Fetch: the fence of programs has no place for its results where "
-                    "all blocks are resident")
+        stops = replace(board, config=board.config.replace(fences=True))
+        for test, what, unit in ((DECODE, "decode", "cycles a token"),
+                                 (PREFILL, f"prefill of {PREFILL[0]}", "cycles")):
+            now = lab.cycles(image, stops, test)
+            for where in PLACES:
+                yield Row(
+                    paper="flash-former", mechanism=f"run-ahead over {where}", unit=unit,
+                    on=f"{lab.name}, {name}, {what}", with_=now,
+                    without=lab.cycles(fenced(image, where, stops.config), stops, test),
+                    command="meadowlark ablate --paper flash-former --measure",
+                    remark=f"of a core with fences, which {name} has not")
     yield from _special(lab)
 
 
