@@ -69,6 +69,8 @@ class ArrayUnderTest(wiring.Component):
             engine.clear.eq(self.clear), self.saturations.eq(engine.saturations)]
         if self.config.gemm:
             m.d.comb += issue.spill_room.eq(1)
+        if self.config.unified:
+            m.d.comb += issue.missed.eq(engine.missed)
         for name in ("valid", "addr", "cos", "sin"):
             m.d.comb += getattr(self.rope, name).eq(getattr(issue.rope, name))
         for name in ("valid", "lane", "addr", "mask", "data"):

@@ -79,6 +79,9 @@ class Config:
         Fetch stops in front of an instruction that says so until all before it is done, as in a
         machine that loads weights operator by operator: the baseline of FlashFormer, and no use but
         to be measured.
+    unified : bool
+        A QK may have a unified maximum: its SV begins beside its last scores, and once more where a
+        row's own maximum turns out to be elsewhere. To be measured; it takes a comparison a lane.
     only : Only, optional
         The core runs this model's images alone, and knows of them what never changes.
     """
@@ -106,6 +109,7 @@ class Config:
     gemm: bool = False
     tight_keys: bool = False
     fences: bool = False
+    unified: bool = False
     only: Only | None = None
 
     def __post_init__(self) -> None:
@@ -141,14 +145,14 @@ class Config:
              f"power of two in 2..W/2={self.W // 2}, not {self.sv_cycles!r}")
         need(self.vector_products in (8, 23),
              f"vector_products must be 8 or 23, not {self.vector_products!r}")
-        for name in ("block_modes", "batches", "gemm", "tight_keys", "fences"):
+        for name in ("block_modes", "batches", *self.EXTRAS):
             need(getattr(self, name) in (0, 1),
                  f"{name} must be True or False, not {getattr(self, name)!r}")
         need(not self.gemm or self.block_modes and _pow2(self.P) and 2 * self.P <= self.W,
              f"gemm needs block_modes and P a power of two of at most W / 2, not {self.P!r}")
 
     #: What most cores have not, and images need by name.
-    EXTRAS = ("gemm", "tight_keys", "fences")
+    EXTRAS = ("gemm", "tight_keys", "fences", "unified")
     # Widths that follow from the numerics (docs/numerics.md); facts live here once.
     X_BITS = 16         # an activation
     ACC_BITS = 45       # 18 + 16 + log2(2048)

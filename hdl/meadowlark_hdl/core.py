@@ -77,6 +77,12 @@ def _stores(store, scratch, issue, vector):
             | vector.scratch.valid | scratch.places.en)
 
 
+def _judged(issue, engine):
+    """What Issue hears of unified maxima."""
+    if issue.config.unified:
+        yield issue.missed.eq(engine.missed)
+
+
 def _written(seq, fetch, scratch, sampler):
     """What the host writes long before a run needs it: sinks and their sources."""
     for name in ("prog_en", "prog_addr", "prog_data"):
@@ -216,7 +222,7 @@ class Core(wiring.Component):
             fetch.store_done.eq(store.done), issue.store_done.eq(store.done),
             engine.control.eq(issue.control), engine.lanes.eq(issue.lanes),
             engine.attending.eq(issue.attending), engine.beat.eq(tiles.read.beat),
-            engine.scale.eq(tiles.read.scale),
+            engine.scale.eq(tiles.read.scale), *_judged(issue, engine),
             vector.norm_job.eq(issue.norm_job), vector.norm_start.eq(issue.norm_start),
             vector.gamma.eq(issue.gamma), vector.clear.eq(sequencer.run_start),
             engine.clear.eq(sequencer.run_start), issue.norm_done.eq(vector.norm_done),

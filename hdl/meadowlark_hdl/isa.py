@@ -122,8 +122,10 @@ FIELDS = (
     Field("y", 15, "output: element address in the activation memory, within a block, or in "
                    "scratch memory, within a token"),
     Field("shift", 6, "NORM, QK, pair, fn: right shift; SV: shift of mant"),
-    Field("mant", 16, "SV: 16-bit mantissa of v scale / output scale, in 2**15..2**16-1",
-          (Op.SV,)),
+    Field("mant", 16, "SV: 16-bit mantissa of v scale / output scale, in 2**15..2**16-1; QK: 0, or "
+                      "a unified maximum in whole log2 units, 8 bits of two's complement, and 256 "
+                      "times the code of its window, 1 to 3 for 4, 8 and 16 such units",
+          (Op.QK, Op.SV)),
     Field("wait", 1, "starts when all earlier STOREs have completed"),
     Field("back", 13, "QK, SV: how many keys before its own a token sees; 8191: all of them",
           (Op.QK, Op.SV, Op.SPILL, Op.FILL)),

@@ -320,7 +320,7 @@ class GoldenCore(GoldenRuns):
                 slots = self._heads(qk) if qk["heads"] else np.arange(
                     lots.blocks.start * self.config.P, min(lots.blocks.stop * self.config.P, p.n))
                 found = self._qk(qk, slots, lots)
-                peak = found.max(axis=-1, keepdims=True)
+                peak = self._peaks(qk, self.program[pc + 1:end + 1], found)
             for at in range(pc + 1, end + 1):
                 with blamed(at):
                     i = self.program[at]

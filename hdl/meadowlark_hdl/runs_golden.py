@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from .compute.softmax_golden import of_field, peaks
 from .config import Config
 from .control.fetch_golden import ProgramError, need
 from .control.sequencer_golden import (Pass, Place, batch_pass, context_limit, draft_pass,
@@ -14,13 +15,15 @@ from .control.sequencer_golden import (Pass, Place, batch_pass, context_limit, d
 from .draft.drafter_golden import draft
 from .draft.run_golden import turns
 from .draft.table_lookup_golden import BUCKET_BYTES, SLOTS
+from .isa import Instruction, Op
 from .sampler.sampler_golden import Sampling, sample
 
 
 class GoldenRuns(ABC):
     """What a core does with tokens, from what it makes of a pass (:meth:`run`).
 
-    config, model, memory: as of :class:`.isa_golden.GoldenCore`.
+    config, model, memory: as of :class:`.isa_golden.GoldenCore`. rows, redone: of scores with a
+    unified maximum, and those of them that have another.
     """
     memory: np.ndarray
 
@@ -32,8 +35,22 @@ class GoldenRuns(ABC):
 
     def clear(self) -> None:
         """Set the counters to 0."""
+        self.rows = self.redone = 0
         self._counts = dict.fromkeys(("bus_write_words", "passes", "instructions", "saturations",
                                       "score_saturations", "drafted", "accepted"), 0)
+
+    def _peaks(self, qk: Instruction, svs: Sequence[Instruction], found: np.ndarray) -> np.ndarray:
+        """What stands for the maximum of each row of scores: int64[heads, slots, 1]."""
+        phi, window = of_field(qk["mant"])
+        need(not window or self.config.unified, "a unified maximum on a core without")
+        for sv in svs if window else ():
+            need(sv["op"] == Op.SV and sv["rows"] >= qk["rows"] and qk["row_beats"] <= max(
+                self.config.ACC_TURN, sv["row_beats"] * self.config.sv_cycles),
+                "an SV that could read scores before they are there")
+        peak, good = peaks(found.max(axis=-1, keepdims=True), phi, window)
+        if window:
+            self.rows, self.redone = self.rows + good.size, self.redone + np.count_nonzero(~good)
+        return peak
 
     @abstractmethod
     def run(self, p: Pass, tokens: Sequence[int]) -> np.ndarray | None:

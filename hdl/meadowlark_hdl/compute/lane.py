@@ -45,7 +45,11 @@ def lane_schedule(config: Config) -> dict[str, tuple[object, int]]:
         "raw": (1, 1),                               # scores are probabilities, or shall leave
         "fill": (1, 9),                              # multiply by 4 what is for this lane
         "sc_keep": (1, 17 + tree),                   # the score as it is, and the maximum
-    } if config.gemm else {})
+    } if config.gemm else {}) | ({
+        "phi": (signed(8), 1), "window": (2, 1),     # constant from a QK to the end of its SVs
+        "assumed": (1, 2),                           # the maximum is phi, whatever it is
+        "sc_end": (1, 17 + tree),                    # the block's last key
+    } if config.unified else {})
 
 
 BEAT_CYCLE = 10         #: cycle in which the beat stands in lane 0's register
@@ -100,6 +104,7 @@ class Lane(wiring.Component):
     act, act_out : ActWrite       Write chain of the activation memories.
     result : Out(signed(45))      0 except in the cycle of a result: lanes are OR-ed together.
     saturated : Out(1)            A score of this lane was, see :class:`.SoftmaxUnit`.
+    missed : Out(1)               Only with ``config.unified``, likewise.
     """
 
     def __init__(self, config: Config, *, index: int, attention: str = "sync"):
@@ -112,7 +117,7 @@ class Lane(wiring.Component):
             "act": In(ActWrite(config)), "act_out": Out(ActWrite(config)),
             "result": Out(signed(Config.ACC_BITS)),
             "saturated": Out(1),
-        })
+        } | ({"missed": Out(1)} if config.unified else {}))
 
     def elaborate(self, platform):
         m = Module()
@@ -267,6 +272,10 @@ class Lane(wiring.Component):
                      block.eq(Mux(self.c.sc_en, self.c.sc_block, self.c.m_block))]
         if self.config.gemm:
             m.d.comb += [softmax.raw.eq(c.raw), softmax.w_keep.eq(c.sc_keep)]
+        if self.config.unified:
+            m.d.comb += [softmax.phi.eq(c.phi), softmax.window.eq(c.window),
+                         softmax.assumed.eq(c.assumed), softmax.w_end.eq(c.sc_end),
+                         self.missed.eq(softmax.missed)]
         m.d.comb += [
             softmax.acc.eq(acc), softmax.shift.eq(c.shift),
             softmax.w_en.eq(c.sc_en), softmax.w_addr.eq(c.sc_addr),

@@ -10,7 +10,7 @@ from ..lib.saturate import beyond, limit
 from ..fixed import EXP2_TABLE
 from ..tech.cells import GatedAdder
 from ..lib.pipe import Pipe, Piped, Timed, delay, mix, mux, reg
-from .softmax_golden import MASKED
+from .softmax_golden import MASKED, SCORE_FRACTION, WINDOWS
 
 
 class SoftmaxUnit(Piped):
@@ -19,9 +19,11 @@ class SoftmaxUnit(Piped):
     Write side (QK): a dot product becomes a score, ``round(acc / 2**shift)`` saturated to 18 bits
     but above MASKED, is stored and takes part in the maximum of its block. Read side (SV): a score
     becomes the probability ``2**(score - maximum)``, u1.15, and is added to the sum of its block.
+    With ``config.unified`` the maximum may be a constant, which takes the place of a block's own
+    where that lies in the window below it.
 
     Source: deferred normalisation and one shared maximum as in FlashDecoding++, arXiv:2311.01282,
-    section 3; here the maximum is exact, because the row stays on the chip.
+    section 3; the maximum is exact by default, because the row stays on the chip.
     Golden: :mod:`.softmax_golden`, bit-exact.
     Timing: rigid, one score and one probability a cycle. acc in cycle 0 meets its ``w_*`` in cycle
     3 (``WRITE_LATENCY``) and can be read from cycle 7 (``TURN``) on. A block's scores follow each
@@ -51,10 +53,20 @@ class SoftmaxUnit(Piped):
     w_keep, raw : In(1)           Only with ``config.gemm``. The score is stored as it is and the
                                   maximum stays; p is not that of the score read, but its upper 16
                                   bits + 32768.
+    w_end : In(1)                 Only with ``config.unified``, as all below. With w_en: the last
+                                  key of the block; none of another one comes in the next cycle.
+    phi, window : In(signed(8)), In(2)   See :func:`.softmax_golden.of_field`; constant from the
+                                  first score that is stored to the last one that is read.
+    assumed : In(1)               With the block of a score that is read: the maximum is phi. Else
+                                  it is what w_end has found, or the exact one.
+    missed : Out(1)               The block's maximum is not phi, though there is a window and a
+                                  query, ``MISSED_LATENCY`` cycles after w_end; a cycle before, what
+                                  stands for the maximum is in its table.
     """
 
     WRITE_LATENCY = 3
     SATURATED_LATENCY = 2   #: from w_en to ``saturated``
+    MISSED_LATENCY = 6      #: from w_end to ``missed``
     TURN = 7                #: from acc to the first r_addr
 
     def __init__(self, config: Config):
@@ -69,7 +81,9 @@ class SoftmaxUnit(Piped):
             "p": Out(16),
             "sum_en": In(1), "sum_keep": In(1), "sum_read": In(1), "sum_block": In(block),
             "total": Out(28),
-        } | ({"w_keep": In(1), "raw": In(1)} if config.gemm else {}))
+        } | ({"w_keep": In(1), "raw": In(1)} if config.gemm else {})
+          | ({"w_end": In(1), "phi": In(signed(8)), "window": In(2), "assumed": In(1),
+              "missed": Out(1)} if config.unified else {}))
 
     def stages(self, pipe: Pipe) -> None:
         m, bits = pipe.m, Config.SCORE_BITS
@@ -153,8 +167,12 @@ class SoftmaxUnit(Piped):
                           delay(m, candidate, 1, name="candidate").as_signed()))]
         with m.If(anew | compare & (larger > running)):
             m.d.sync += running.eq(larger)
+        peak = max_rd.data
+        if self.config.unified:
+            self._judge(m, running, block, max_wr)
+            peak = Mux(self.assumed, self.phi << SCORE_FRACTION, peak)
 
-        p = self._probability(pipe, rd, max_rd)
+        p = self._probability(pipe, rd, peak)
         total = reg(28, "total_reg")
         m.d.comb += self.total.eq(total)
         pipe.give(self, p=p)
@@ -172,15 +190,36 @@ class SoftmaxUnit(Piped):
         with m.If(self.sum_read):
             m.d.sync += total.eq(sum_rd.data)
 
-    def _probability(self, pipe: Pipe, scores, maxima) -> Timed:
+    def _judge(self, m, running, block, max_wr) -> None:
+        """When a block's maximum is final, phi takes its place in the table, or it was missed.
+
+        running, block: in cycles 4 and 1 of the last key. max_wr: taken in cycle 5.
+        """
+        ended = delay(m, self.w_en & self.w_end, self.MISSED_LATENCY - 1, name="ended", reset=True)
+        used = delay(m, self.w_used, self.MISSED_LATENCY - 1, name="ended_used")
+        at = delay(m, block, self.MISSED_LATENCY - 2, name="at_ended")
+        apart, good = reg(signed(Config.SCORE_BITS + 2), "apart"), Signal()
+        m.d.sync += apart.eq((self.phi << SCORE_FRACTION) - running)
+        units = apart >> SCORE_FRACTION         # of log2; negative where phi is exceeded
+        with m.Switch(self.window):
+            for code, size in enumerate(WINDOWS):
+                with m.Case(code):
+                    m.d.comb += good.eq((units >= 0) & (units < size))
+        with m.If(ended & good):
+            m.d.comb += [max_wr.en.eq(1), max_wr.data.eq(self.phi << SCORE_FRACTION),
+                         max_wr.addr.eq(at)]
+        m.d.sync += self.missed.eq(ended & used & ~good & (self.window != 0))
+
+    def _probability(self, pipe: Pipe, scores, peak) -> Timed:
         """2**(score - maximum), the exponent to 8 bits below the point; the 2 that the maximum gets
         beforehand rounds it.
 
-        scores, maxima: read ports; the address comes in cycle 0, the block in cycle 1.
+        scores: read port, the address comes in cycle 0. peak: what stands for the maximum, in cycle
+        1.
         """
         bits = Config.SCORE_BITS
         score = pipe.read(scores, pipe.at(0, self.r_addr)).reg("s", signed(bits))
-        peak = (pipe.at(1, maxima.data, name="maximum") + 2).reg("peak", signed(bits + 1))
+        peak = (pipe.at(1, peak, name="maximum") + 2).reg("peak", signed(bits + 1))
         x8 = ((peak - score) >> 2).reg("x8", bits - 1)
         pipe.m.submodules.exp2 = exp2 = memory.Memory(shape=16, depth=256,
                                                       init=EXP2_TABLE.tolist())

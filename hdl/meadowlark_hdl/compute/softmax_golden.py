@@ -1,4 +1,5 @@
-"""Golden model of the softmax unit: base 2, exact maximum, unnormalised, one division a row."""
+"""Golden model of the softmax unit: base 2, exact or unified maximum, unnormalised, one division a
+row."""
 import numpy as np
 
 from ..config import Config
@@ -6,6 +7,10 @@ from ..fixed import exp2_neg, recip, rshift, saturate
 
 #: What a key that is not seen has for a score; a visible one is always above it.
 MASKED = -(1 << Config.SCORE_BITS - 1)
+#: Fractional bits of a score, which is in log2 units.
+SCORE_FRACTION = 10
+#: Log2 units of the window of a unified maximum, by its code in an instruction; 0: there is none.
+WINDOWS = (0, 4, 8, 16)
 
 
 def scores(acc, shift):
@@ -26,13 +31,36 @@ def probabilities(s, peak=None):
     """s[..., keys] with MASKED where hidden -> (p u1.15 [..., keys], sum of p [...]).
 
     The maximum of a row is exact (taken while the scores are written), so no p exceeds 1 and the
-    largest is exactly 32768. A masked score gives p = 0. peak: the maximum [..., 1], where scores
-    have been in memory since, see :func:`spilled`.
+    largest is exactly 32768. A masked score gives p = 0. peak: what stands for the maximum
+    [..., 1], where scores have been in memory since, see :func:`spilled`, or is unified, see
+    :func:`peaks`.
     """
     s = np.asarray(s, np.int64)
     peak = s.max(axis=-1, keepdims=True) if peak is None else peak
     p = np.where(s == MASKED, 0, exp2_neg(peak - s))
     return p, p.sum(axis=-1)
+
+
+def peaks(maxima, phi, window):
+    """Exact maxima of rows -> (what stands for each, whether it is phi).
+
+    A row whose maximum is at most phi, and less than ``window`` below it, takes phi; another one is
+    done again with its own. phi: whole log2 units. window: of :data:`WINDOWS`; 0: none takes phi.
+    Source: softmax with a unified maximum, FlashDecoding++, arXiv:2311.01282, section 3.
+    """
+    maxima, phi = np.asarray(maxima, np.int64), np.asarray(phi, np.int64) << SCORE_FRACTION
+    good = (0 <= phi - maxima) & (phi - maxima < window << SCORE_FRACTION)
+    return np.where(good, phi, maxima), good
+
+
+def unified_field(phi, window):
+    """Field ``mant`` of QK: phi, -128..127, and the window's code; 0 without one."""
+    return WINDOWS.index(window) << 8 | phi & 255 if window else 0
+
+
+def of_field(mant):
+    """Inverse of :func:`unified_field`: (phi, window)."""
+    return (mant & 255 ^ 128) - 128, WINDOWS[mant >> 8 & 3]
 
 
 def spilled(s):

@@ -9,7 +9,8 @@ from ..config import Config
 from ..lib.pipe import Pipe, Timed, reg, struct
 from ..signatures import ActWrite, Beat, Destination, ResultPort, RowScale, Weights
 from ..sleep import nap, napping
-from .lane import BEAT_CYCLE, Lane, LaneControl, lane_schedule, result_cycle
+from .lane import BEAT_CYCLE, Lane, LaneControl, lane_schedule, result_cycle, score_cycle
+from .softmax import SoftmaxUnit
 
 
 def EngineControl(config: Config) -> data.StructLayout:
@@ -27,6 +28,11 @@ def EngineControl(config: Config) -> data.StructLayout:
 def or_levels(config: Config) -> int:
     """Register levels of the tree that gathers the lanes' results, four at a time."""
     return -(-ceil_log2(config.P) // 2)
+
+
+def missed_cycle(config: Config) -> int:
+    """Cycle in which all lanes have told whether they missed a unified maximum."""
+    return score_cycle(config) + SoftmaxUnit.MISSED_LATENCY + config.P
 
 
 def first_result(config: Config) -> int:
@@ -67,6 +73,9 @@ class TilingEngine(wiring.Component):
                                         cycles later.
     clear : In(1)                       Sets saturations to 0.
     saturations : Out(32)               Visible scores that were saturated.
+    missed : Out(1)                     Only with ``config.unified``: a lane's maximum was not the
+                                        unified one, ``missed_cycle`` cycles after the control of
+                                        its last key.
     """
 
     def __init__(self, config: Config, *, sleep: bool = False):
@@ -78,7 +87,7 @@ class TilingEngine(wiring.Component):
             "beat": In(Beat(config)), "scale": In(RowScale()),
             "result": Out(ResultPort(config)), "act": In(ActWrite(config)),
             "clear": In(1), "saturations": Out(32),
-        })
+        } | ({"missed": Out(1)} if config.unified else {}))
 
     def elaborate(self, platform):
         m = Module()
@@ -113,7 +122,7 @@ class TilingEngine(wiring.Component):
         # the first control of the next: the gates open and close in that order too.
         attention = nap(m, "attention", self.attending, sleep=self.sleep, linger=P + 32)
         beat, act, results = self._beat(pipe, fields), self.act, []
-        saturated = Const(0, 1)
+        saturated = missed = Const(0, 1)
         for k in range(P):
             lane = Lane(config, index=k, attention=attention)
             in_use = pipe.at(0, self.lanes > k, name=f"in_use{k}").at(k)
@@ -126,6 +135,12 @@ class TilingEngine(wiring.Component):
             counted = reg(range(k + 2), f"saturated{k}")
             m.d.sync += counted.eq(saturated + lane.saturated)
             saturated = counted
+            if config.unified:
+                some = reg(1, f"missed{k}")
+                m.d.sync += some.eq(missed | lane.missed)
+                missed = some
+        if config.unified:
+            m.d.comb += self.missed.eq(missed)
         return results, saturated
 
     def _beat(self, pipe: Pipe, fields: dict[str, Timed]):

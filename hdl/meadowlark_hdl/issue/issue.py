@@ -69,6 +69,8 @@ class Issue(wiring.Component):
     spill_start, spill_addr, spill_rows, spill_room : Out(1), Out(27), Out(13), In(1)
                                             As those of :class:`.Spiller`; only with
                                             ``config.gemm``.
+    missed : In(1)                          As that of :class:`.TilingEngine`; only with
+                                            ``config.unified``.
     pass_end : Out(1)                       One cycle: END executed, everything before it written.
     retired : Out(1)                        One cycle an instruction.
     drained : Out(1)                        Nothing of an SV is left to do; only with
@@ -99,7 +101,8 @@ class Issue(wiring.Component):
             "wait_store": Out(1),
         } | ({"spill_start": Out(1), "spill_addr": Out(27), "spill_rows": Out(13),
               "spill_room": In(1)} if config.gemm else {})
-            | ({"drained": Out(1)} if config.fences else {}))
+            | ({"drained": Out(1)} if config.fences else {})
+            | ({"missed": In(1)} if config.unified else {}))
 
     def elaborate(self, platform):
         m = Module()
@@ -121,6 +124,8 @@ class Issue(wiring.Component):
                 stores.spills.eq(self.spill_start)]
         if config.fences:
             m.d.comb += self.drained.eq(drain.settled)
+        if config.unified:
+            m.d.comb += keys.missed.eq(self.missed)
         m.submodules.dispatch = dispatch = Dispatch(config, settle=[w.settle for w in walkers])
         m.submodules.reader = reader = TileReader(config)
         m.submodules.join = join = ResultJoin(config)

@@ -129,6 +129,8 @@ def _keys(config: Config, model: Mapping[str, int], p: Pass, i: Instruction, lot
                             "sc_until": top if i["heads"] else min(key - position + i["back"], top),
                             "sc_last": (i["lanes"] if i["heads"] else min(
                                 config.P, p.ctx - position)) - 1}
+                        if config.unified:
+                            presented["sc_end"] = int(key == sees.stop - 1)
                     yield presented
             if i["op"] == Op.SV and base < sees.stop <= end:
                 summed.append((slot, head, block))

@@ -31,6 +31,8 @@ class KeyBeats(wiring.Component):
     idle : Out(1)
     done : Out(1)           The last beat is presented.
     taken : In(1)           SV pauses for this cycle: another reads the accumulators, or a sum.
+    again : In(1)           Only with ``config.unified``. This beat is the block's last one, and it
+                            may begin again in the next cycle.
     room : In(1)            Only with ``config.gemm``: SPILL, a row of results a key, pauses
                             without.
     first, skip : In(13), In(7)     Position of the first key; keys of the tile before it.
@@ -57,6 +59,7 @@ class KeyBeats(wiring.Component):
             "first": In(13), "skip": In(7), "anew": In(1), "until": In(range(config.P)),
             "position": In(14), "behind": In(8), "one": In(1),
             **({"room": In(1)} if config.gemm else {}),
+            **({"again": In(1)} if config.unified else {}),
             "score": In(range(2 * config.score_depth)), "x": In(13),
             "slot": In(range(config.acc_slots)),
             "control": Out(data.StructLayout({name: shapes[name] for name in self.PRESENTS}))})
@@ -137,4 +140,7 @@ class KeyBeats(wiring.Component):
                     with m.If(is_spill):
                         m.d.comb += [c.sc_en.eq(0), c.res_en.eq(1)]
                         m.d.sync += turn.load(config.row_cycles - 1)
+        if config.unified:
+            with m.If(self.again):
+                m.d.sync += [self.idle.eq(1), first.eq(1)]
         return m

@@ -13,6 +13,7 @@ from ..lib.pipe import reg
 from ..lib.queues import Queue
 from .drain import SummedLot
 from .fill import Fill
+from .judgement import Judgement
 from .key_beats import KeyBeats
 from .seen_keys import SeenKeys
 from .span import Span
@@ -33,8 +34,14 @@ class Keys(Walker):
     drained yet waits. Those of several tiles all have places of their own. SV begins when all lots
     before it are drained.
 
+    With ``config.unified`` :class:`.Judgement` knows when SV may begin, and the first lot of an SV
+    that was wrong about its maximum begins once more. By then nothing is drained, and its tile is
+    still there.
+
     Timing: ``SPAN`` cycles, ``TILE`` a tile, ``BLOCK`` a lot of a tile, and what KeyBeats takes. A
     lot that waits for its place may begin ``ROOM`` cycles after the place's last row was presented.
+    With ``config.unified`` QK has settled when it is idle. A lot that begins again does so
+    ``AGAIN`` cycles after :func:`.judged_cycle`.
 
     Parameters
     ----------
@@ -45,11 +52,12 @@ class Keys(Walker):
     (those of :class:`Walker`, and)
     summed : Out(stream of SummedLot)   Lots to drain; the oldest stays until it is drained.
     taken : In(1)                       See :class:`.KeyBeats`.
+    missed : In(1)                      Only with ``config.unified``. See :class:`.TilingEngine`.
     room, rows : In(1), Out(13)         Only with ``config.gemm``. See :class:`.KeyBeats`; scores of
                                         all lots of the latest QK, one behind the other.
     """
 
-    SPAN, TILE, BLOCK, ROOM = 1, 1, SeenKeys.LATENCY + 2, 3
+    SPAN, TILE, BLOCK, ROOM, AGAIN = 1, 1, SeenKeys.LATENCY + 2, 3, 2
     PRESENTS = (*KeyBeats.PRESENTS, "shift", "sel_p", "sc_block", "sc_last", "m_block", "release",
                 "wait_tile", "wait_vector")
 
@@ -59,6 +67,9 @@ class Keys(Walker):
         if config.gemm:
             self.PRESENTS = (*self.PRESENTS, "res_en", "raw", "one")
             settle[Op.SPILL], ports = results_settle(config), {"room": In(1), "rows": Out(13)}
+        if config.unified:
+            self.PRESENTS = (*self.PRESENTS, "phi", "window", "assumed", "sc_end")
+            settle[Op.QK], ports = 0, ports | {"missed": In(1)}
         super().__init__(config, settle=settle, summed=Out(stream.Signature(SummedLot(config))),
                          taken=In(1), **ports)
 
@@ -81,14 +92,16 @@ class Keys(Walker):
         lot = reg(range(Config.SUM_BLOCKS), "lot")
         score = reg(range(2 * config.score_depth), "score")     # where the lot's begin
         slot = reg(range(config.acc_slots), "slot")             # its first slice
-        oldest = summed.o.payload.slot
+        oldest, over, done = summed.o.payload.slot, beats.idle, beats.done
+        if config.unified:
+            over, done = Signal(), Signal()     # for good
         m.d.sync += [is_sv.eq(instr.op == Op.SV), last_keys.eq(keys_left == tile_keys),
                      end.eq(lots.first + lots.keys),
                      full.eq(is_sv & summed.o.valid & (oldest == slot))]
 
         connect(m, summed.o, flipped(self.summed))
         m.d.comb += [
-            summed.i.valid.eq(beats.done & is_sv & seen.all), summed.i.payload.slot.eq(slot),
+            summed.i.valid.eq(done & is_sv & seen.all), summed.i.payload.slot.eq(slot),
             summed.i.payload.head.eq(span.head), summed.i.payload.block.eq(span.block),
             span.job.eq(self.job), span.goes_on.eq(self.req & (instr.op == Op.QK)),
             seen.instr.eq(instr), seen.end.eq(end), seen.position.eq(span.position),
@@ -106,17 +119,11 @@ class Keys(Walker):
         next_score, front, is_spill = score + pass_.ctx, self.front, Signal()
         if config.gemm:
             next_score, front = score + seen.limit, self.front | is_spill
-            m.d.sync += is_spill.eq(instr.op == Op.SPILL)
-            m.d.comb += [beats.room.eq(self.room), c.raw.eq(is_spill ^ instr.beside),
-                         c.one.eq(is_spill), c.sel_p.eq(is_sv | is_spill)]
-            is_fill = Signal()          # who presents these as well
-            m.d.sync += is_fill.eq(instr.op == Op.FILL)
-            with m.If(is_fill):
-                m.d.comb += [c[name].eq(0) for name in Fill.PRESENTS if name in c.shape().members]
+            self._spill(m, beats, is_sv, is_spill)
 
         with m.If(self.idle):
             m.d.sync += [keys_left.eq(lots.keys), base.eq(lots.first), first_tile.eq(1)]
-        with m.FSM():
+        with m.FSM() as fsm:
             with m.State("IDLE"):
                 with m.If(self.req):
                     m.d.sync += self.idle.eq(0)
@@ -140,7 +147,10 @@ class Keys(Walker):
                     m.d.comb += beats.req.eq(~seen.none)
                     m.next = "LOT"
             with m.State("LOT"):
-                with m.If(beats.idle):
+                if config.unified:
+                    with m.If(beats.again):
+                        m.next = "BEGIN"
+                with m.If(over):
                     m.d.comb += span.next.eq(1)
                     m.d.sync += [
                         lot.eq(lot + 1), score.eq(next_score),
@@ -157,4 +167,38 @@ class Keys(Walker):
                         with m.If(last_keys):
                             m.d.sync += self.idle.eq(1)
                             m.next = "IDLE"
+        if config.unified:
+            self._judge(m, beats, over=over, done=done, begins=fsm.ongoing("TILE") & front,
+                        at_lot=fsm.ongoing("LOT"), last=span.last & last_keys)
+            m.d.comb += c.sc_end.eq(beats.done & seen.all)
         return m
+
+    def _spill(self, m, beats, is_sv, is_spill) -> None:
+        """What SPILL and FILL change of what is presented."""
+        c, instr = self.control, self.job.instr
+        m.d.sync += is_spill.eq(instr.op == Op.SPILL)
+        m.d.comb += [beats.room.eq(self.room), c.raw.eq(is_spill ^ instr.beside),
+                     c.one.eq(is_spill), c.sel_p.eq(is_sv | is_spill)]
+        is_fill = Signal()              # who presents these as well
+        m.d.sync += is_fill.eq(instr.op == Op.FILL)
+        with m.If(is_fill):
+            m.d.comb += [c[name].eq(0) for name in Fill.PRESENTS if name in c.shape().members]
+
+    def _judge(self, m, beats, *, over, done, begins, at_lot, last) -> None:
+        """A lot is over, done, or begins again, as Judgement has it."""
+        c, late = self.control, Signal()        # late: the lot's last beat is presented, but waits
+        m.submodules.judge = judge = Judgement(self.config)
+        m.d.comb += [
+            judge.req.eq(self.req), judge.instr.eq(self.job.instr), judge.tile.eq(begins),
+            judge.done.eq(beats.done), judge.last.eq(last), judge.missed.eq(self.missed),
+            beats.again.eq(at_lot & judge.again), over.eq(at_lot & beats.idle & ~judge.waits),
+            done.eq(beats.done & ~judge.waits | over & late), c.phi.eq(judge.phi),
+            c.window.eq(judge.window), c.assumed.eq(judge.assumed)]
+        with m.If(judge.window != 0):           # scores of QK are on their way in SV
+            m.d.comb += c.shift.eq(judge.shift)
+        with m.If(beats.again | over):
+            m.d.sync += late.eq(0)
+        with m.Elif(beats.done):
+            m.d.sync += late.eq(judge.waits)
+        with m.If(at_lot & beats.idle & judge.waits):
+            m.d.comb += c.wait_vector.eq(1)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def load(name: str | Path = "stories", *, context: int | None = None, weights: str = "auto",
          packing: str = "auto", bits: float | None = None, target_ppl: float | None = None,
          draft: str = "auto", fuse_ffn: str = "none", drop_attention: str = "",
-         all_tokens: bool = False, progress: Progress | None = None,
+         all_tokens: bool = False, maximum: str = "exact", progress: Progress | None = None,
          warn: Callable[[str], None] | None = None) -> LoadedModel:
     """A model by name.
 
@@ -38,7 +38,7 @@ def load(name: str | Path = "stories", *, context: int | None = None, weights: s
         file, a checkpoint of llama2.c, or an image file.
     context : int, optional
         Tokens the KV cache holds; by default as many as model and board allow.
-    weights, packing, bits, target_ppl, draft, fuse_ffn, drop_attention, all_tokens
+    weights, packing, bits, target_ppl, draft, fuse_ffn, drop_attention, all_tokens, maximum
         As the options of ``meadowlark compile``.
     progress : callable, optional
         Told what takes long.
@@ -55,10 +55,13 @@ def load(name: str | Path = "stories", *, context: int | None = None, weights: s
     from ..models.registry import find_model
     from ..models.fusion import check_fusion, layers_of
     from ..quant.budget import check_budget
+    from ..run.prepare import MAXIMA
     if packing not in PACKINGS:
         raise UserError(f"there is no packing {packing!r}; give one of {', '.join(PACKINGS)}")
     if weights not in ("auto", "int8"):
         raise UserError(f"there are no weights {weights!r}; give auto or int8")
+    if maximum not in MAXIMA:
+        raise UserError(f"there is no maximum {maximum!r}; give one of {', '.join(MAXIMA)}")
     check_budget(bits, target_ppl)
     check_fusion(fuse_ffn)
     layers_of(drop_attention)
@@ -67,7 +70,8 @@ def load(name: str | Path = "stories", *, context: int | None = None, weights: s
     return LoadedModel(str(name), dict(context=context, weights=weights, packing=packing,
                                        bits=bits, target_ppl=target_ppl, draft=draft,
                                        fuse_ffn=fuse_ffn, drop_attention=drop_attention,
-                                       all_tokens=all_tokens, progress=progress, warn=warn))
+                                       all_tokens=all_tokens, maximum=maximum,
+                                       progress=progress, warn=warn))
 
 
 def board_named(board: str | Board) -> Board:

@@ -19,7 +19,7 @@ from .terminal import Progress, show, write_json
 @click.option("-c", "--ctx", "--ctx-size", "context", type=int, metavar="N",
               help="Tokens of a window: longer texts are cut into several. By default as many as "
                    "the model allows.")
-@model_options(image=False)
+@model_options(image=False, measures=True)
 @board_option("virtual", "Board whose arithmetic it is: not every one reads blocks of GGUF files.")
 @json_option
 def eval_(text: str | None, tokens: int | None, asked: Asked, board: str,
@@ -38,5 +38,7 @@ def eval_(text: str | None, tokens: int | None, asked: Asked, board: str,
              f"integers  {found.ppl_fixed:.4f} ({found.delta_pct:+.3f} % +- "
              f"{found.delta_se:.3f})\n"
              f"tokens    {found.tokens:,}")
+        if found.redone is not None:
+            show(f"redone    {found.redone:.3%} of the rows of scores have another maximum")
     tell_saturated({"score_saturations": found.saturated["scores"]})
     return 0

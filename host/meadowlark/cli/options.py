@@ -14,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from ..errors import UserError
+from ..run.prepare import MAXIMA
 from .terminal import Progress, warn
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ class Asked:
     target_ppl: float | None
     fuse_ffn: str
     drop_attention: str
+    maximum: str
 
     def load(self, progress: Progress, *, draft: str = "auto") -> LoadedModel:
         """The model; draft: its table of drafts."""
@@ -147,6 +149,7 @@ class Asked:
         return load(self.name, context=self.context, weights=self.weights, packing=self.packing,
                     all_tokens=self.all_tokens, bits=self.bits, target_ppl=self.target_ppl,
                     draft=draft, fuse_ffn=self.fuse_ffn, drop_attention=self.drop_attention,
+                    maximum=self.maximum,
                     progress=progress, warn=warn)
 
     def on(self, target: str, board: str, progress: Progress, **options: Any) -> Chip:
@@ -184,6 +187,11 @@ def model_options(*, argument: bool = False, default: str | None = "stories", im
         "--all-tokens", is_flag=True,
         help="Take all tokens of a prompt through all of the last layer, to measure what leaving "
              "that out brings.")
+    maximum = click.option(
+        "--maximum", type=click.Choice(MAXIMA), default="exact", show_default=True,
+        help="With unified a constant stands for the maximum of each row of scores, to measure "
+             "what waiting for it costs. Rows whose maximum is not in the 16 log2 units below it "
+             "(8, 4) are done again.")
     options = [
         model, *([context] if image else []),
         click.option("--weights", type=click.Choice(("auto", "int8")), default="auto",
@@ -203,7 +211,8 @@ def model_options(*, argument: bool = False, default: str | None = "stories", im
         click.option("--drop-attention", default="", metavar="LAYERS",
                      help="Leave the attention of some layers out, such as 3-6, counted from 0: "
                           "another model. FFNs without attention between them can be fused."),
-        *([packing] if image else []), *([all_tokens] if measures else [])]
+        *([packing] if image else []), *([all_tokens] if image and measures else []),
+        *([maximum] if measures else [])]
 
     def decorate(command: Callable) -> Callable:
         for option in reversed(options):
@@ -213,11 +222,11 @@ def model_options(*, argument: bool = False, default: str | None = "stories", im
         def collected(*args, model: str, weights: str, bits: float | None,
                       target_ppl: float | None, fuse_ffn: str, drop_attention: str,
                       context: int | None = None, packing: str = "auto",
-                      all_tokens: bool = False, **kw):
+                      all_tokens: bool = False, maximum: str = "exact", **kw):
             return command(*args, **kw, asked=Asked(
                 name=model, context=context, weights=weights, packing=packing,
                 all_tokens=all_tokens, bits=bits, target_ppl=target_ppl,
-                fuse_ffn=fuse_ffn, drop_attention=drop_attention))
+                fuse_ffn=fuse_ffn, drop_attention=drop_attention, maximum=maximum))
         return collected
     return decorate
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from meadowlark_hdl.compute.softmax_golden import unified_field
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import sv_log2, tile_rows
 from meadowlark_hdl.draft.context_match_golden import SHORTEST
@@ -255,7 +256,8 @@ class _Lists:
                             row_beats=beats, chunks=keys * beats, back=back,
                             ahead=int(op.ahead), **lanes)
             self._relative(code, Op.QK, self.tables.kv(step.cache, 0, kv_head), x=at,
-                           shift=numbers.score_shift, **kv(self.key))
+                           shift=numbers.score_shift, mant=_unified(numbers, kv_head),
+                           **kv(self.key))
             for column in range(0, self.plan.value_pad, self.columns):
                 self._relative(code, Op.SV, self.tables.kv(step.cache, 1, kv_head, column),
                                y=self.act.at[step.name] * config.W + first * pad + column,
@@ -436,6 +438,9 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
                             "layer, since its tokens are more than a pass takes; leave "
                             "--all-tokens out")
         qm, shapes = with_spill(qm, needs.plan), needs.shapes
+    unified = any(qm.numbers[step.name].window for step in qm.plan.attends)
+    if unified:
+        check_unified(qm, board)
     lists = _Lists(qm, shapes, config, context, stream(
         config, packing, max(P, limits.heads_at_once(qm.plan, config, context))), all_tokens)
     act, tables, blocks = lists.act, lists.tables, lists.blocks
@@ -478,7 +483,7 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
     return Image(
         name=qm.name, board=board.name, config=config.replace(
             **dict.fromkeys(Config.EXTRAS, False) | {
-                "tight_keys": lists.key != qm.plan.key_pad}).as_dict(),
+                "tight_keys": lists.key != qm.plan.key_pad, "unified": unified}).as_dict(),
         needs=dict(act_words=_act_words(program, blocks * act.block_words, lists),
                    scratch_bytes=blocks * P * regs["token_words"] * W,
                    residual_values=blocks * P * regs["stride"],
@@ -488,10 +493,23 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
         model_regs=regs, shape=asdict(Shape.of(qm.plan, context)),
         program=b"".join(map(encode, program)), memory=memory, tokenizer=qm.tokenizer_json,
         chat=qm.chat, bos_id=qm.bos_id, stop_ids=tuple(qm.stop_ids),
-        facts=_facts(qm, lists.stream.tensors, all_tokens) | {"batch": lists.batch},
+        facts=_facts(qm, lists.stream.tensors, all_tokens) | {"batch": lists.batch} | (
+            {"missed": _missed(qm)} if unified else {}),
         tensors=tuple(lists.stream.tensors), vision=vision, visits=visits,
         draft=None if draft is None else dict(
             model=draft.model, made_of=draft.made_of, entries=draft.used))
+
+
+def check_unified(qm: QuantModel, board: Board) -> None:
+    """Raise :class:`UserError` unless a board can do with a unified maximum for the model."""
+    config = board.config
+    if not config.unified:
+        raise UserError(f"the core of the board {board.name} has exact maxima alone; leave "
+                        "--maximum out, or take the board virtual")
+    columns = 1 << sv_log2(config, qm.plan.value_pad.bit_length() - 1)
+    if qm.plan.key_row(config) > columns * config.sv_cycles:
+        raise UserError(f"keys of {qm.name} take longer than their values, which a unified maximum "
+                        "has no time for; leave --maximum out")
 
 
 def _vision(qm: QuantModel, tables: Tables, before: int, W: int) -> Vision | None:
@@ -502,6 +520,18 @@ def _vision(qm: QuantModel, tables: Tables, before: int, W: int) -> Vision | Non
     assert qm.pictures is not None
     return Vision(at=before + table.at, stride=table.chunks * W,
                   fraction=qm.numbers[step.name].fraction, pictures=qm.pictures)
+
+
+def _unified(numbers: QuantAttend, kv_head: int) -> int:
+    """Field ``mant`` of QK."""
+    return 0 if numbers.phi is None else unified_field(int(numbers.phi[kv_head]), numbers.window)
+
+
+def _missed(qm: QuantModel) -> int:
+    """Of a million rows of scores those that have another maximum than the unified one, in
+    calibration."""
+    missed = [qm.numbers[step.name].missed for step in qm.plan.attends]
+    return round(sum(missed) / len(missed))
 
 
 def _last(matrix: Matrix, norm: Normed | None) -> Matrix:

@@ -34,6 +34,7 @@ from meadowlark_hdl.isa import Fn, Instruction, Mode, Op, Pair, Sink, Src
 from meadowlark_hdl.issue.dispatch import Dispatch
 from meadowlark_hdl.issue.fill import Fill
 from meadowlark_hdl.issue.gammas import Gammas
+from meadowlark_hdl.issue.judgement import judged_cycle
 from meadowlark_hdl.issue.keys import Keys
 from meadowlark_hdl.issue.rows import Rows
 from meadowlark_hdl.issue.stores import Stores
@@ -328,6 +329,10 @@ class Machine:
         # From the last beat of an instruction to the last result of lane 0.
         self.array = first_result(self.c) - 1
         self.drains = Drains(self.c, self.vector.sum_gap)
+        # Of a unified maximum: when the latest QK's is judged; SVs that began before they were, as
+        # a share of one to come, and the share of rows that have another, by calibration.
+        self.judged, self.again, self.missed = 0, 0.0, image.facts.get("missed", 0) / 1e6
+        self.tile_at = 0                # when the latest tile of keys began
 
     def _read(self, spent: Spent, i: Instruction, addr: int, chunks: int, earliest: int,
               unpack: int = 0) -> int:
@@ -414,7 +419,7 @@ class Machine:
         """See :meth:`_Memory.shift`."""
         self.memory.shift(cycles, words, ahead)
         self.drains.shift(cycles)
-        for name in ("now", "fetch", "storing"):
+        for name in ("now", "fetch", "storing", "judged"):
             setattr(self, name, getattr(self, name) + cycles)
         self.stores = deque(when + cycles for when in self.stores)
         self.started = deque(when + cycles for when in self.started)
@@ -552,6 +557,7 @@ class Machine:
                 spent, i, i["addr"] + lots.base + first * i["row_beats"], n * i["row_beats"],
                 max(self.fetch, self.memory.written())))
             self._lose(spent, Keys.TILE)
+            self.tile_at = self.now
             for lot, keys in enumerate(sees):
                 seen = range(max(first, keys.start), min(first + n, keys.stop))
                 yield lot, len(seen), first < keys.stop <= first + n
@@ -561,11 +567,29 @@ class Machine:
         for _, keys, _ in self._lots(i, p, spent, lots):
             self._lose(spent, Keys.BLOCK)
             self._work(spent, keys * i["row_beats"])
-        self._lose(spent, score_cycle(self.c) - 1)
+        if not i["mant"]:
+            self._lose(spent, score_cycle(self.c) - 1)
+            return
+        self.judged = self.now - 2 + judged_cycle(self.c)       # the last beat was 2 cycles ago
+        begins = self.tile_at + score_cycle(self.c) + i["row_beats"] - Dispatch.START
+        self._lose(spent, max(begins - Dispatch.SETTLE - self.now, 0) - Dispatch.SETTLE)
+
+    def _assumed(self, spent: Spent, rows: int, work: int) -> None:
+        """The first lot of an SV, that is over by now after so much work, assumed its maximum."""
+        began = self.now - work
+        if began > self.judged:
+            return
+        self.again += 1 - (1 - self.missed) ** rows
+        if self.again >= 1:
+            self.again -= 1
+            self._lose(spent, self.judged + Keys.AGAIN - began)
+        self._lose(spent, max(self.judged + 1 - self.now, 0))
 
     def _sv(self, i: Instruction, p: Pass, spent: Spent, lots: Lots) -> None:
         steps = i["row_beats"] * self.c.sv_cycles       # of a key
         places = self.c.acc_slots // steps
+        rows, first = i["lanes"] if i["heads"] else len(lots.heads) * sum(
+            min(self.c.P, p.n - block * self.c.P) for block in lots.blocks), True
         self.drains.begin()
         for lot, keys, last in self._lots(i, p, spent, lots):
             self._lose(spent, Keys.BLOCK - 1)
@@ -576,6 +600,9 @@ class Machine:
                 end = self.drains.beats(self.now, work)
                 self._lose(spent, end - self.now - work)
                 self._work(spent, work)
+                if lot == 0 and first:
+                    first = False
+                    self._assumed(spent, rows, work)
             if last:
                 self.drains.lot(self.now - 1, i["row_beats"] * self.c.W)
             self._lose(spent, 1)

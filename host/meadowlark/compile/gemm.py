@@ -45,6 +45,8 @@ def spilled(image: Image, config: Config) -> Image:
     if not config.gemm:
         raise UserError(f"the core of the board {image.board} keeps attention on the chip: it "
                         "cannot do it by GEMM; take the board virtual")
+    if "unified" in image.extras:
+        raise UserError("attention by GEMM has exact maxima; leave --maximum out")
     program, decode_pc = image.instructions, image.model_regs["decode_pc"]
     keys = min([MAX_TILE_KEYS] + [i["rows"] for i in program if i["op"] == Op.QK])
     if image.context > keys:

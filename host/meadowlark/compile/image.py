@@ -56,11 +56,14 @@ _EXTRAS = {
     "gemm": ("does attention by GEMM", "compile the model without --attention"),
     "tight_keys": ("has keys of any number of words", "compile the model for that board"),
     "fences": ("stops in front of operators", "compile the model without --fence"),
+    "unified": ("has a unified maximum", "compile the model without --maximum"),
 }
 _SHAPE = ("hidden", "layers", "heads", "kv_heads", "head_dim", "value_dim", "head_pad", "ffn",
           "vocab", "context")
 _FACTS = ("parameters", "layer_bytes", "tail_bytes", "embedding_bytes", "layer_macs", "tail_macs",
           "tail_attends", "batch")
+#: Facts of images with a unified maximum alone.
+_OF_SOME = ("missed",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -514,7 +517,8 @@ class Image:
             name=_text(header, "name"), board=_text(header, "board"), config=config,
             needs={key: _whole(header["needs"], key) for key in NEEDS}, model_regs=regs,
             shape={key: _whole(header["shape"], key) for key in _SHAPE},
-            facts={key: _whole(header["facts"], key) for key in _FACTS},
+            facts={key: _whole(header["facts"], key) for key in (*_FACTS, *(
+                name for name in _OF_SOME if name in header["facts"]))},
             bos_id=None if header["bos_id"] is None else _whole(header, "bos_id"),
             stop_ids=tuple(_whole(ids, i) for ids in [header["stop_ids"]] for i in range(len(ids))),
             chat=ChatTemplate.from_json(chat, name) if chat else None,

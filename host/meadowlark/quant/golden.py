@@ -14,8 +14,8 @@ import numpy as np
 from meadowlark_hdl.compute.norm_golden import add_residual, rmsnorm, sum_of_squares
 from meadowlark_hdl.compute.requant_golden import requant
 from meadowlark_hdl.compute.rope_golden import rope
-from meadowlark_hdl.compute.softmax_golden import (MASKED, output_scale, probabilities, saturated,
-                                                   scores, spilled)
+from meadowlark_hdl.compute.softmax_golden import (MASKED, output_scale, peaks, probabilities,
+                                                   saturated, scores, spilled)
 from meadowlark_hdl.compute.glu_golden import alone, glu
 from meadowlark_hdl.compute.tiling_engine_golden import FLOATS_KEPT, dot, product
 from meadowlark_hdl.config import Config
@@ -34,6 +34,9 @@ from .quantise import QuantAttend, QuantLinear, QuantModel
 GATE_BITS = 18
 #: Called with (edge, int array) as a forward pass goes.
 Tracer = Callable[[str, np.ndarray], None]
+#: Called with an attention's name, the first of some KV heads, and maxima of their rows of scores,
+#: int64[KV heads, ...].
+Maxima = Callable[[str, int, np.ndarray], None]
 #: (text, k) -> 0..k drafts of what comes behind it.
 Drafter = Callable[[list[int], int], list[int]]
 
@@ -62,6 +65,8 @@ class GoldenModel:
     trace : callable, optional
         Gets the edges that steps make, in order, and before attention those of its queries, keys
         and values (as stored: int16, int8, int8, [n, heads, values of a head]).
+    maxima : callable, optional
+        Gets the maxima of all rows of scores.
 
     Attributes
     ----------
@@ -73,6 +78,8 @@ class GoldenModel:
         Positions that the cache holds.
     turns : list of Turn
         The passes of the latest :meth:`generate`, from the one that gave the first token on.
+    rows, redone : int
+        Rows of scores with a unified maximum, and those of them that have another.
     saturations, counted : dict[str, int]
         Values that met the limit of their format, and all values, by what they are: "norm", "q",
         "k", "v", "scores", "attention", "gate", "up", "h", "residual".
@@ -84,8 +91,9 @@ class GoldenModel:
     SCORES = 1 << 20
 
     def __init__(self, qm: QuantModel, *, context: int | None = None, gemm: bool = False,
-                 trace: Tracer | None = None) -> None:
-        self.qm, self._gemm = qm, gemm
+                 trace: Tracer | None = None, maxima: Maxima | None = None) -> None:
+        self.qm, self._gemm, self._maxima = qm, gemm, maxima
+        self.rows = self.redone = 0
         self.context = qm.context if context is None else context
         if not 1 <= self.context <= qm.context:
             raise ValueError(f"context must be in 1..{qm.context}, not {context!r}")
@@ -371,12 +379,23 @@ class GoldenModel:
             self._count("scores", saturated(acc[limit], numbers.score_shift),
                         acc[..., 0, 0].size * int((~hidden).sum()))
             s = np.where(hidden, MASKED, s)
-            p, total = probabilities(spilled(s) << 2, s.max(axis=-1, keepdims=True)) \
-                if self._gemm else probabilities(s)
+            peak = self._peaks(step, numbers, some, s.max(axis=-1, keepdims=True))
+            p, total = probabilities(spilled(s) << 2 if self._gemm else s, peak)
             mant, shift = output_scale(total, *(x[some, None, None].astype(np.int64) for x in (
                 numbers.v_mant, numbers.v_shift)))
             out[some, ..., columns] = requant(product(p, v), mant[..., None], shift[..., None])
         return self._saturate(out, 16, "attention").transpose(2, 0, 1, 3).reshape(n, -1)
+
+    def _peaks(self, step: AttendStep, numbers: QuantAttend, heads: slice, maxima: np.ndarray,
+               ) -> np.ndarray:
+        """What stands for the maxima[KV heads, heads of each, n, 1] of rows of some KV heads."""
+        if self._maxima is not None:
+            self._maxima(step.name, heads.start, maxima)
+        if numbers.phi is None:
+            return maxima
+        peak, good = peaks(maxima, numbers.phi[heads, None, None, None], numbers.window)
+        self.rows, self.redone = self.rows + good.size, self.redone + np.count_nonzero(~good)
+        return peak
 
     # ---- Matrices
 

@@ -24,7 +24,7 @@ from .shapes import Shapes
 
 _TYPES = {"codes": "int8", "mant": "uint16", "shift": "uint8", "bias": "int32", "scale": "float16",
           "minimum": "float16", "gamma": "int16", "v_mant": "uint16", "v_shift": "uint8",
-          "rope": "int16"}
+          "rope": "int16", "phi": "int8"}
 
 
 def _of_model(model: Model) -> dict[str, Any]:
@@ -60,6 +60,9 @@ def _check(qm: QuantModel) -> None:
     wanted += [(norm.op.out, numbers[norm.op.out].gamma, (norm.width,)) for norm in steps.norms]
     wanted += [(step.name, getattr(numbers[step.name], name), (step.op.kv_heads,))
                for step in steps.attends for name in ("v_mant", "v_shift")]
+    wanted += [(step.name, numbers[step.name].phi,
+                (step.op.kv_heads,) if numbers[step.name].window else None)
+               for step in steps.attends]
     for name, value, shape in wanted:
         if shape != (None if value is None else value.shape):
             raise ValueError(f"{name} has another shape")

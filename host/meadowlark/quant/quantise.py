@@ -102,13 +102,18 @@ class QuantAttend:
 
     score_shift: shift of QK. v_mant, v_shift: uint16[G], uint8[G], fields mant and shift of SV:
     value scale / scale of what attention gives. q_shift, k_shift: of the rotation of queries and
-    keys, 0 where they are not rotated.
+    keys, 0 where they are not rotated. phi: int8[G], unified maxima in log2 units, and their
+    window; None and 0 for exact ones. missed: of a million rows of calibration those that have
+    another one, see :mod:`meadowlark.quant.maximum`.
     """
     score_shift: int
     v_mant: np.ndarray
     v_shift: np.ndarray
     q_shift: int
     k_shift: int
+    phi: np.ndarray | None = None
+    window: int = 0
+    missed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -24,7 +24,8 @@ class Perplexity:
     standard error in the same unit, from the differences token by token (they are paired: the
     choice of text cancels). ppl_se: standard error of ppl_float, from the choice of text. tokens:
     predicted. saturated: share of the values of each node of the integer model that met their
-    limit.
+    limit. redone: share of the rows of scores that have another maximum than the unified one; None
+    where maxima are exact.
     """
     model: str
     ppl_float: float
@@ -34,6 +35,7 @@ class Perplexity:
     ppl_se: float
     tokens: int
     saturated: dict[str, float]
+    redone: float | None = None
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -127,4 +129,5 @@ def perplexity(model: Model, qm: QuantModel, lines: Iterable[str], max_tokens: i
         delta_se=100 * ppl_fixed / ppl_float * float((rounded - exact).std()) / root,
         ppl_se=ppl_float * float(exact.std()) / root, tokens=done,
         saturated={node: count / golden.counted[node]
-                   for node, count in golden.saturations.items()})
+                   for node, count in golden.saturations.items()},
+        redone=golden.redone / golden.rows if golden.rows else None)

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from ..text.tokenizer import Tokenizer
 
 
+#: Ways to the maximum of a row of scores: :class:`Source` and :mod:`meadowlark.quant.maximum`.
+MAXIMA = ("exact", "unified", "unified-8", "unified-4")
+
+
 def check_text(text: str, what: str) -> None:
     """Raise :class:`UserError` unless it is text; what: a name for it."""
     try:
@@ -69,6 +73,8 @@ class Source:
     fuse_ffn, drop_attention : str
         FFNs to fuse and layers to take the attention from, before all else: see
         :func:`meadowlark.models.fusion.groups` and :func:`meadowlark.models.fusion.layers_of`.
+    maximum : str
+        Of rows of scores: "exact" or one of :data:`meadowlark.quant.maximum.WINDOW_OF`.
     progress : callable, optional
     warn : callable, optional
         Gets each sentence of :attr:`meadowlark.models.checkpoint.Model.warnings`, and one where
@@ -85,6 +91,7 @@ class Source:
     draft: str = "auto"
     fuse_ffn: str = "none"
     drop_attention: str = ""
+    maximum: str = "exact"
     progress: Progress | None = None
     warn: Callable[[str], None] | None = None
 
@@ -177,23 +184,51 @@ class Source:
     @cached_property
     def quantised(self) -> QuantModel:
         """The integer model, for the context asked for at least."""
+        if self.maximum == "exact":
+            return self._exact
+        from ..compile.compiler import check_unified
+        from ..quant.maximum import PRODUCTS, TOKENS, WINDOW_OF, unified
+        from ..quant.quantise import calibration_tokens
+        check_unified(self._exact, self.board)
+
+        def make() -> QuantModel:
+            most = min(TOKENS, PRODUCTS // self.model.parameters)
+            return unified(self._exact, calibration_tokens(self.model, max_tokens=most),
+                           window=WINDOW_OF[self.maximum], progress=lambda n: self.tell(
+                               "calibrating maxima, tokens:", n))
+        return self._kept(self.maximum, make)
+
+    @cached_property
+    def _exact(self) -> QuantModel:
+        """The integer model with exact maxima."""
+        return self._kept("", self._quantise)
+
+    def _kept(self, maximum: str, make: Callable[[], QuantModel]) -> QuantModel:
+        """An integer model of the cache, or made and kept there. maximum: of which kind, if not
+        exact."""
         from .. import cache
         from ..quant import integers
         from ..quant.plan import plan
         # A missing or damaged one is an error before anything else.
         outline, head_pad = self._suited(self.outline), self.board.config.W
-        weights = self.weights if self.board.config.block_modes else "int8"
+        weights = self._weights
         budget = "" if self.bits is self.target_ppl is None else f"{self.bits} {self.target_ppl}"
-        how = f"{weights}{budget} {plan(outline.graph, head_pad=head_pad).head_pad}"
+        how = f"{weights}{budget}{maximum} {plan(outline.graph, head_pad=head_pad).head_pad}"
         name = f"integers-{_digest(self.name, f'{how} {outline.graph}')}.safetensors"
         if kept := cache.find(name):
             try:
                 return integers.load(kept.read_bytes(), outline, "int8" if budget else weights)
             except (OSError, ValueError):
                 pass                # make it again
-        model = self._suited(self.model)
+        made = make()
+        cache.keep(name, integers.dump(made))
+        return made
+
+    def _quantise(self) -> QuantModel:
+        """The checkpoint in integers."""
         from ..quant.quantise import quantise
-        if budget:
+        model, head_pad = self._suited(self.model), self.board.config.W
+        if not self.bits is self.target_ppl is None:
             from ..quant.budget import choose
             from ..quant.equalise import equalise
             from ..quant.own_text import own_text
@@ -202,12 +237,14 @@ class Source:
                 model, texts, progress=lambda n: self.tell("evening out columns, tokens:", n))
             rounded, ranges = choose(model, texts, bits=self.bits, target_ppl=self.target_ppl,
                                      progress=self.tell)
-            made = quantise(model, ranges, weights="int8", rounded=rounded, head_pad=head_pad)
-        else:
-            made = quantise(model, weights=weights, head_pad=head_pad,
-                            progress=lambda n: self.tell("calibrating, tokens:", n))
-        cache.keep(name, integers.dump(made))
-        return made
+            return quantise(model, ranges, weights="int8", rounded=rounded, head_pad=head_pad)
+        return quantise(model, weights=self._weights, head_pad=head_pad,
+                        progress=lambda n: self.tell("calibrating, tokens:", n))
+
+    @property
+    def _weights(self) -> str:
+        """As asked, if the board can."""
+        return self.weights if self.board.config.block_modes else "int8"
 
     @cached_property
     def table(self) -> DraftTable | None:
@@ -244,7 +281,8 @@ class Source:
                                        ("table of drafts", "--draft", self.draft == "auto"),
                                        ("FFN fusion", "--fuse-ffn", self.fuse_ffn == "none"),
                                        ("attention", "--drop-attention",
-                                        not self.drop_attention)):
+                                        not self.drop_attention),
+                                       ("maximum", "--maximum", self.maximum == "exact")):
                 if not free:
                     raise UserError(f"the {what} of {self.name} was fixed when it was compiled; "
                                     f"leave {option} out or compile again with {option}")
