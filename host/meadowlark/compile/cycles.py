@@ -57,6 +57,7 @@ from meadowlark_hdl.weights.unpacker import Unpacker
 from ..errors import UserError
 from .disassemble import results
 from .drains import Drains
+from .passes import prompt_regs
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
@@ -739,7 +740,7 @@ def predict(image: Image, board: Board, *, prompt: int, generate: int,
     """
     check_test(image, board, prompt, generate, start_pos)
     machine = Machine(image, board, halves)
-    regs = image.model_regs
+    regs = prompt_regs(image, board, prompt)
     plan = list(prompt_passes(board.config, regs, start_pos, prompt, generate > 0))
     end = start_pos + prompt
     passes = [(p, machine.run(p)) for p in plan]

@@ -20,6 +20,7 @@ from meadowlark_hdl.control.sequencer_golden import Lots, Pass, decode_pass, pro
 from meadowlark_hdl.isa import Instruction, Op
 
 from .cycles import Machine, Prediction, Spent, check_test
+from .passes import prompt_regs
 
 if TYPE_CHECKING:
     from meadowlark_boards import Board
@@ -156,7 +157,7 @@ def forecast(image: Image, board: Board, *, prompt: int, generate: int, start_po
         The tokens do not fit the image's context, or the board does not fit the image.
     """
     check_test(image, board, prompt, generate, start_pos)
-    machine, regs, end = _Fast(image, board), image.model_regs, start_pos + prompt
+    machine, regs, end = _Fast(image, board), prompt_regs(image, board, prompt), start_pos + prompt
     prefill = list(prompt_passes(board.config, regs, start_pos, prompt, generate > 0))
     decode = [decode_pass(board.config, regs, end + k) for k in range(generate - 1)]
     began = machine.now

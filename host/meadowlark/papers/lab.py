@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from meadowlark_hdl.sampler.sampler_golden import Sampling
 
 from ..compile.cycles import Prediction, predict
 from ..compile.image import Image
@@ -14,7 +16,7 @@ from ..errors import UserError
 from ..models.fusion import layers_of
 from ..run import bench
 from ..run.prepare import Source
-from ..run.targets import open_target
+from ..run.targets import Target, open_target
 from .rows import Value
 
 if TYPE_CHECKING:
@@ -71,6 +73,25 @@ class Lab:
         return Value(predicted=predicted,
                      measured=self._counted(image, board, test) / tokens if self.measure else None)
 
+    def parts(self, image: Image, board: Board, sizes: Sequence[int]) -> Value:
+        """Cycles of a prompt and its first token, cut into runs of so many tokens, each of them a
+        pass."""
+        starts = [sum(sizes[:k]) for k in range(len(sizes))]
+        ends = [int(k == len(sizes) - 1) for k in range(len(sizes))]
+        predicted = sum(predict(image, board, prompt=n, generate=end, start_pos=start).cycles
+                        for n, end, start in zip(sizes, ends, starts, strict=True))
+        if not self.measure:
+            return Value(predicted=predicted)
+        measured = 0
+        with self._loaded(image, board) as target:
+            for n, end, start in zip(sizes, ends, starts, strict=True):
+                with closing(target.run(range(2 + start, 2 + start + n), Sampling(),
+                                        start_pos=start, max_new=end, stop_ids=())) as events:
+                    for _ in events:
+                        pass
+                measured += target.counters()["cycles"]
+        return Value(predicted=predicted, measured=measured)
+
     def cells(self, board: Board) -> dict[str, int]:
         """Cells of the board's chip by kind, after synthesis: minutes; {} unless that is asked
         for.
@@ -90,13 +111,19 @@ class Lab:
 
     def _counted(self, image: Image, board: Board, test: tuple[int, int]) -> int:
         """Cycles by the chip's own counter."""
+        with self._loaded(image, board) as target:
+            plan = bench.Test(name="ablate", prompt=tuple(range(2, 2 + test[0])), generate=test[1])
+            return bench.run(target, image, board, [plan], progress=self.progress)["ablate"].cycles
+
+    @contextmanager
+    def _loaded(self, image: Image, board: Board) -> Iterator[Target]:
+        """The simulated chip with an image."""
         with tempfile.TemporaryDirectory() as folder, closing(
                 open_target("sim", board, progress=self.progress)) as target:
             path = Path(folder) / "image.mlk"
             image.save(path)
             target.load(Source(str(path), board))
-            plan = bench.Test(name="ablate", prompt=tuple(range(2, 2 + test[0])), generate=test[1])
-            return bench.run(target, image, board, [plan], progress=self.progress)["ablate"].cycles
+            yield target
 
 
 def at_bandwidth(board: Board, bytes_per_cycle: float) -> Board:

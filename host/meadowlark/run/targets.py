@@ -15,6 +15,7 @@ import numpy as np
 from meadowlark_hdl.draft.drafter_golden import draft
 from meadowlark_hdl.sampler.sampler_golden import Sampling, logits_crc, sample
 
+from ..compile.passes import pass_blocks, prompt_regs
 from ..errors import UserError
 from ..progress import Progress
 
@@ -313,6 +314,8 @@ class GoldenTarget(Target):
             ways["drafter"] = partial(draft, table=self._image.draft_entries,
                                       least=self._image.draft_least)
         else:
+            if not self._image.visits:
+                self._turn(prompt_regs(self._image, self._board, len(tokens)))
             ways["base"] = self._image.base(cache) + base
         with self._sound():
             for token, logits in runs.generate(tokens, sampling, **ways):
@@ -434,6 +437,7 @@ class BoardTarget(Target):
                            name=info.name, only=info.only)
         self._write(image)
         self._image, self.driver.places = image, image.place
+        self._blocks, self._stated = image.model_regs["blocks"], self.board
 
     def _show(self, codes: np.ndarray) -> None:
         assert self._image is not None, "load() comes first"
@@ -455,6 +459,11 @@ class BoardTarget(Target):
             stop_ids: Sequence[int], drafts: Drafting = OFF, cache: int = 0, base: int = 0,
             before: Sequence[int] = ()) -> Generator[Event, None, None]:
         assert self._image is not None, "load() comes first"
+        if not self._image.visits:
+            blocks = pass_blocks(self._image, self._stated, len(tokens))
+            if blocks != self._blocks:
+                self.driver.write_registers({"blocks": blocks})
+            self._blocks = blocks
         # The board knows the size of its own memories, not of this image's KV cache.
         room = self._image.context - start_pos - len(tokens) + 1
         with closing(self.driver.run(
