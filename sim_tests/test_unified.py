@@ -1,27 +1,46 @@
 """A unified maximum: the softmax unit, the walker that may begin again, programs, and the forecast
 of their cycles, against the golden models."""
 import random
+from contextlib import closing
+from dataclasses import replace
+from types import SimpleNamespace
 
+import meadowlark as ml
 import numpy as np
 import pytest
 from amaranth import Module
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
-
+from meadowlark.compile.compiler import check_unified, compile_model
+from meadowlark.compile.cycles import predict
+from meadowlark.compile.gemm import spilled
+from meadowlark.errors import UserError
+from meadowlark.models.registry import load_model
+from meadowlark.quant import integers
+from meadowlark.quant.golden import GoldenModel
+from meadowlark.quant.maximum import best, unified
+from meadowlark.quant.quantise import QuantAttend, quantise
+from meadowlark.quant.sampling import sampling
+from meadowlark.run.prepare import Source
+from meadowlark.run.targets import GoldenTarget, SimTarget, golden_core
+from meadowlark_boards import get_board
 from meadowlark_hdl.compute.lane import score_cycle
 from meadowlark_hdl.compute.softmax import SoftmaxUnit
 from meadowlark_hdl.compute.softmax_golden import (MASKED, WINDOWS, of_field, peaks, probabilities,
                                                    scores, unified_field)
 from meadowlark_hdl.config import Config
-from meadowlark_hdl.isa import Instruction, Op
+from meadowlark_hdl.control.fetch_golden import ProgramError
+from meadowlark_hdl.isa import Instruction, Op, encode
 from meadowlark_hdl.issue import issue_golden
 from meadowlark_hdl.issue.drain import Drain
 from meadowlark_hdl.issue.dispatch import Dispatch
 from meadowlark_hdl.issue.judgement import Judgement, judged_cycle
 from meadowlark_hdl.issue.keys import Keys
 from meadowlark_hdl.issue.walker import Job, presentable
+from meadowlark_hdl.sampler.sampler_golden import Sampling
 from presented import a_pass, check, of_heads, random_work, repeated
+from random_model import random_model
 from test_walkers import walk
 
 CONFIGS = {name: Config(W=W, P=P, bus_bytes=2, act_words=64, score_depth=64, tile_beats=32,
@@ -298,3 +317,129 @@ def test_walker(case, seed):
                 check(config, trace, wanted)
                 before = []
     run(walker, bench)
+
+
+# ---- Programs
+
+def a_model(tmp_path, seed, **sizes):
+    rng = np.random.default_rng(seed)
+    model = load_model(random_model(tmp_path, seed=seed, **sizes))
+    return quantise(model, rng.integers(0, model.vocab, (6, 40)).tolist(), head_pad=16), rng
+
+
+def with_phi(qm, phi, window):
+    """The same for all heads."""
+    numbers = {name: replace(one, phi=np.full(len(one.v_mant), phi, np.int8), window=window)
+               if isinstance(one, QuantAttend) else one for name, one in qm.numbers.items()}
+    return replace(qm, numbers=numbers)
+
+
+def same_logits(image, golden, tokens, seed=0):
+    core = golden_core(image, seed=seed)
+    for at, end in ((0, 50), (50, 51), (51, len(tokens))):
+        np.testing.assert_array_equal(core.forward(tokens[at:end], at),
+                                      golden.forward(tokens[at:end], at))
+    return core
+
+
+def test_best(seed):
+    """Of all whole numbers none is taken by more rows, and of those that are the smallest."""
+    rng = np.random.default_rng(seed)
+    for window in WINDOWS[1:]:
+        maxima = (rng.normal(rng.integers(-40, 40), rng.integers(1, 12), 200) * 1024).astype(int)
+        good = [int(peaks(maxima, phi, window)[1].sum()) for phi in range(-128, 128)]
+        phi, missed = best(maxima, window)
+        assert phi == int(np.argmax(good)) - 128 and missed == 1 - max(good) / 200
+    assert best(np.array([-131071, -131071]), 4) == (-127, 0.0)
+
+
+def test_program(tmp_path, seed):
+    """Calibrated, or so that all rows are done again: then the logits are those of exact maxima."""
+    board = get_board("virtual")
+    qm, rng = a_model(tmp_path, seed, heads=4, kv_heads=2, context=100)
+    plain = compile_model(qm, board, context=100)
+    tokens = rng.integers(0, qm.vocab, 61).tolist()
+    for window in WINDOWS[1:]:
+        made = unified(qm, rng.integers(0, qm.vocab, (3, 40)).tolist(), window=window)
+        golden = GoldenModel(made)
+        core = same_logits(compile_model(made, board, context=100), golden, tokens, seed)
+        assert 0 <= golden.redone <= golden.rows and 0 <= core.redone <= core.rows
+        assert core.rows > 0
+        loaded = integers.load(integers.dump(made), load_model(tmp_path), "auto")
+        assert [loaded.numbers[s.name].phi.tolist() for s in made.plan.attends] == [
+            made.numbers[s.name].phi.tolist() for s in made.plan.attends]
+    bad = with_phi(qm, -128, 16)
+    image, exact = compile_model(bad, board, context=100), GoldenModel(qm)
+    core = same_logits(image, exact, tokens, seed)
+    assert core.redone == core.rows > 0 and exact.rows == 0
+    # Nothing else is different.
+    assert image.config["unified"] and "unified" not in plain.config
+    assert image.memory == plain.memory
+    assert [i for i in image.instructions if i["op"] != Op.QK] == [
+        i for i in plain.instructions if i["op"] != Op.QK]
+    assert all(i["mant"] == 0 for i in plain.instructions if i["op"] == Op.QK)
+
+
+def test_forecast():
+    """A fixed case, in which not every SV waits for a drain or for memory: quicker with all rows
+    good, slower with all of them bad than exact maxima; how many are comes from calibration."""
+    board = get_board("virtual")
+    exact = Source("stories", board, draft="none").sketch
+    program = b"".join(encode(Instruction(**dict(i) | (
+        {"mant": unified_field(5, 16)} if i["op"] == Op.QK else {}))) for i in exact.instructions)
+    good, bad = (replace(exact, program=program, facts=exact.facts | {"missed": missed})
+                 for missed in (0, 10**6))
+    least, middle, most = (predict(one, board, prompt=1, generate=2, start_pos=120).cycles
+                           for one in (good, exact, bad))
+    assert least < middle < most
+
+
+def test_simulated_board(tmp_path, seed):
+    """Tokens, logits and cycles of the chip: some rows done again, or all of them."""
+    board = get_board("virtual")
+    folder = random_model(tmp_path / "m", seed=seed, context=100)
+    qm = Source(str(folder), board, draft="none", maximum="unified-4").quantised
+    prompt = np.random.default_rng(seed).integers(2, 128, 37).tolist()
+    with closing(SimTarget(board)) as target:
+        for number, one in enumerate((qm, with_phi(qm, 127, 4))):
+            path = tmp_path / f"{number}.mlk"
+            image = compile_model(one, board, context=100)
+            replace(image, facts=image.facts | {"missed": 10**6 if number else 0}).save(path)
+            source, golden = Source(str(path), board), GoldenTarget(board)
+            for each in (golden, target):
+                each.load(source)
+            events = [[(e.token, e.crc) for e in each.generate(
+                prompt, sampling(temperature=1.0, seed=7) if number else Sampling(), max_new=4,
+                stop_ids=())] for each in (golden, target)]
+            assert events[0] == events[1]
+            counted, told = golden.counters(), target.counters()
+            assert {name: told[name] for name in counted} == counted
+            cycles = predict(source.image, board, prompt=37, generate=4).cycles
+            assert abs(cycles / told["cycles"] - 1) < 0.02
+
+
+def test_refused(tmp_path):
+    board, other = get_board("virtual"), get_board("ulx3s_85f")
+    qm, _ = a_model(tmp_path, 1, context=50)
+    made = with_phi(qm, 3, 8)
+    with pytest.raises(UserError, match="board ulx3s_85f has exact maxima alone"):
+        compile_model(made, other, context=50)
+    image = compile_model(made, board, context=50)
+    less = board.config.replace(unified=False)
+    with pytest.raises(UserError, match="has a unified maximum, which the board virtual cannot"):
+        image.check_board(replace(board, config=less))
+    with pytest.raises(UserError, match="attention by GEMM has exact maxima"):
+        spilled(image, board.config)
+    long = SimpleNamespace(name="m", plan=SimpleNamespace(value_pad=64, key_row=lambda config: 129))
+    with pytest.raises(UserError, match="keys of m take longer than their values"):
+        check_unified(long, board)
+    with pytest.raises(ProgramError, match="a unified maximum on a core without"):
+        golden_core(image, less).forward([1, 2, 3])
+    program = [Instruction(**dict(i) | ({"rows": 1} if i["op"] == Op.SV else {}))
+               for i in image.instructions]
+    with pytest.raises(ProgramError, match="read scores before they are there"):
+        golden_core(replace(image, program=b"".join(map(encode, program)))).forward([1, 2, 3])
+    with pytest.raises(ValueError, match="window must be one of"):
+        unified(qm, [[1]], window=5)
+    with pytest.raises(UserError, match="there is no maximum 'x'"):
+        ml.load("stories", maximum="x")

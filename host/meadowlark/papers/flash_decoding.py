@@ -2,33 +2,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 from meadowlark_boards import get_board
-from meadowlark_hdl.compute.lane import score_cycle
 
+from ..quant.maximum import WINDOW_OF
+from ..run.evaluate import Perplexity, perplexity, validation_text
 from .lab import DECODE, Lab
 from .rows import Row, Value
 
 _BOARDS = "ulx3s_85f", "kv260"
 _TESTS = (("prefill of 128", (128, 1)), ("decode", DECODE))
+#: Boards with a unified maximum, and tests of it: at some positions too.
+_UNIFIED = "virtual", "kv260"
+_POSITIONS = 0, 120, 250, 500
+#: Tokens of the text that are predicted.
+TOKENS = 2000
 
 
 def rows(lab: Lab) -> Iterator[Row]:
+    yield from _unified(lab)
     for name in _BOARDS:
         board = get_board(name)
         image = lab.source(board, packing="raw").image
         for what, test in _TESTS:
             found, tokens = lab.predict(image, board, test), test[1]
             on = f"{lab.name}, {name}, {what}"
-            waits = found.by_kind()["QK"].count * (score_cycle(board.config) - 1)
             now = lab.cycles(image, board, test)
-            yield Row(
-                paper="flash-decoding", mechanism="unified maximum", unit="cycles", on=on,
-                without=now, with_=Value(predicted=(found.cycles - waits) / tokens),
-                needs="a softmax unit with a maximum of its own and rows that are done again",
-                remark="at most this: a QK ends without waiting for the last score, and no row is "
-                       "done again. The exact maximum is taken while QK writes its scores",
-                command="meadowlark ablate --paper flash-decoding")
             yield Row(
                 paper="flash-decoding", mechanism="deferred division", unit="divisions", on=on,
                 without=Value(predicted=_probabilities(image.shape, found.passes)),
@@ -52,6 +52,57 @@ def rows(lab: Lab) -> Iterator[Row]:
                 remark=f"without, passes take {largest} tokens each, the last one the rest; with, "
                        "as shape, tokens and bandwidth say (`host/meadowlark/compile/passes.py`)",
                 command="meadowlark ablate --paper flash-decoding --measure")
+
+
+def _unified(lab: Lab) -> Iterator[Row]:
+    """Cycles with an exact and a unified maximum, and what the second costs."""
+    options = f"-m {lab.model}"
+    for name in _UNIFIED:
+        board = get_board(name)
+        exact = lab.source(board, packing="raw")
+        text = list(chain.from_iterable(map(exact.model.text_tokens, validation_text())))
+        tests = [("cycles", "prefill of 128", (128, 1), "-p 128 -n 0"), *(
+            ("cycles a token", f"decode at {at}" if at else "decode", (*DECODE, at),
+             f"-p 0 -n {DECODE[1]} -d {at}") for at in _POSITIONS)]
+        for unit, words, test, sizes in tests:
+            if sum(test) > exact.image.context:
+                continue
+            without = lab.cycles(exact.image, board, test, text=text)
+            for how in ("unified", "unified-8"):
+                yield Row(
+                    paper="flash-decoding", unit=unit, on=f"{lab.name}, {name}, {words}",
+                    mechanism=f"unified maximum, window of {WINDOW_OF[how]}", without=without,
+                    with_=lab.cycles(lab.source(board, packing="raw", maximum=how).image, board,
+                                     test, text=text),
+                    remark="SV begins beside the last scores of QK, and its first lot again where "
+                           "a row has another maximum. The cycle model takes the share of such "
+                           "rows from calibration; counted is on the packaged stories. SVs wait "
+                           "for the drain of the one before, too, which hides most of what is "
+                           "gained",
+                    command=f"meadowlark bench {options} --board {name} --packing raw --maximum "
+                            f"{how} {sizes}")
+    plain = _perplexity(lab, "exact")
+    for how, window in WINDOW_OF.items():
+        found = _perplexity(lab, how)
+        if plain is None or found is None or found.redone is None:
+            continue
+        same: dict = dict(
+            paper="flash-decoding", mechanism=f"unified maximum, window of {window}", on=lab.name,
+            command=f"meadowlark eval {options} --maximum {how} -n {TOKENS}")
+        yield Row(unit="perplexity, integers", without=Value(measured=plain.ppl_fixed),
+                  with_=Value(measured=found.ppl_fixed), **same)
+        yield Row(unit="rows of scores done again, per cent", without=Value(measured=0.0),
+                  with_=Value(measured=100 * found.redone), **same)
+
+
+def _perplexity(lab: Lab, maximum: str) -> Perplexity | None:
+    """On the lab's text; None where nothing is measured."""
+    if not lab.measure:
+        return None
+    source = lab.source(get_board("virtual"), maximum=maximum)
+    lines = validation_text() if lab.text is None else lab.text
+    return perplexity(source.model, source.quantised, lines, TOKENS,
+                      progress=lambda n: source.tell("predicting", n, TOKENS))
 
 
 def _probabilities(shape: dict[str, int], passes: list, *, rows_: bool = False) -> int:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from ..progress import Progress
 
-#: Tests by name: tokens of the prompt, and those generated.
+#: Tests by name: tokens of the prompt, and those generated; behind them may be the position of the
+#: first, by default 0.
 PREFILL, DECODE = (64, 1), (1, 4)
 
 
@@ -61,17 +62,20 @@ class Lab:
                                        **options)
         return self._images[key]
 
-    def predict(self, image: Image, board: Board, test: tuple[int, int], *, halves: int = 2,
+    def predict(self, image: Image, board: Board, test: tuple[int, ...], *, halves: int = 2,
                 ) -> Prediction:
         """A test by the cycle model; halves: of the tile buffer."""
-        return predict(image, board, prompt=test[0], generate=test[1], halves=halves)
+        return predict(image, board, prompt=test[0], generate=test[1], start_pos=sum(test[2:]),
+                       halves=halves)
 
-    def cycles(self, image: Image, board: Board, test: tuple[int, int]) -> Value:
-        """Cycles of a test, a token where it is one of decode; counted if that is asked for."""
+    def cycles(self, image: Image, board: Board, test: tuple[int, ...], *,
+               text: Sequence[int] | None = None) -> Value:
+        """Cycles of a test, a token where it is one of decode; counted if that is asked for. text:
+        ids from position 0 on, where cycles depend on them."""
         tokens = test[1]
         predicted = self.predict(image, board, test).cycles / tokens
-        return Value(predicted=predicted,
-                     measured=self._counted(image, board, test) / tokens if self.measure else None)
+        counted = self._counted(image, board, test, text) / tokens if self.measure else None
+        return Value(predicted=predicted, measured=counted)
 
     def parts(self, image: Image, board: Board, sizes: Sequence[int]) -> Value:
         """Cycles of a prompt and its first token, cut into runs of so many tokens, each of them a
@@ -109,10 +113,13 @@ class Lab:
             return synthesise(board, Path(folder), None if progress is None
                               else lambda line: progress(line, 0, 0))
 
-    def _counted(self, image: Image, board: Board, test: tuple[int, int]) -> int:
+    def _counted(self, image: Image, board: Board, test: tuple[int, ...],
+                 text: Sequence[int] | None) -> int:
         """Cycles by the chip's own counter."""
+        at = sum(test[2:])
+        ids = tuple(range(2, 2 + at + test[0]) if text is None else text[:at + test[0]])
         with self._loaded(image, board) as target:
-            plan = bench.Test(name="ablate", prompt=tuple(range(2, 2 + test[0])), generate=test[1])
+            plan = bench.Test(name="ablate", filled=ids[:at], prompt=ids[at:], generate=test[1])
             return bench.run(target, image, board, [plan], progress=self.progress)["ablate"].cycles
 
     @contextmanager
