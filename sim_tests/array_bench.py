@@ -73,7 +73,7 @@ class ArrayUnderTest(wiring.Component):
             m.d.comb += issue.missed.eq(engine.missed)
         for name in ("valid", "addr", "cos", "sin"):
             m.d.comb += getattr(self.rope, name).eq(getattr(issue.rope, name))
-        for name in ("valid", "lane", "addr", "mask", "data"):
+        for name in self.act.signature.members:
             m.d.comb += getattr(engine.act, name).eq(getattr(self.act, name))
         return m
 
@@ -154,13 +154,16 @@ class Bench:
                     assert self.halves[i] is not None, "released an empty half"
                     self.halves[i] = None
 
-    async def write_acts(self, values: np.ndarray, word: int):
-        """int16[blocks, lanes, n] to the lanes' memories from ``word`` of each block on."""
+    async def write_acts(self, values: np.ndarray, word: int, *, paired: int = 0):
+        """int16[blocks, lanes, n] to the lanes' memories from ``word`` of each block on. paired:
+        lanes are heads, all of whose lanes take it."""
         dut, W = self.dut, self.config.W
         layout = [(b, k, j) for b in range(values.shape[0]) for k in range(values.shape[1])
                   for j in range(0, values.shape[2], 4)]
         for b, k, j in layout:
             dut.act__valid.value = 1
+            if paired:
+                dut.act__paired.value = 1
             dut.act__lane.value = k
             dut.act__addr.value = b * self.model["block_words"] + word + j // W
             dut.act__mask.value = 0b1111 << j % W
@@ -168,6 +171,8 @@ class Bench:
                                       for i, v in enumerate(values[b, k, j:j + 4]))
             await RisingEdge(dut.clk)
         dut.act__valid.value = 0
+        if paired:
+            dut.act__paired.value = 0
         for _ in range(self.config.P + 2):
             await RisingEdge(dut.clk)
 

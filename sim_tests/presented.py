@@ -109,6 +109,8 @@ def random_work(rng, c: Config, *ops: Op, several: bool = False) -> tuple[Pass, 
                     row_beats=row_beats, x=int(rng.integers(8)), shift=int(rng.integers(64)),
                     addr=int(rng.integers(1 << 20)), back=back, ahead=int(rng.random() < 0.2),
                     group=1 if heads else int(rng.integers(1 + several, 5)))
+    if heads and c.lane_pairs:
+        i["add"] = int(rng.integers(2))
     if p.ctx > rows:                    # lots of several tiles have slices of their own
         most = max(c.acc_slots // (row_beats * c.sv_cycles), 1)
         sub_heads = min(p.sub_heads, most)

@@ -20,6 +20,7 @@ from presented import a_pass, check, of_heads, random_work, repeated, tiles_of
 
 CONFIGS = {f"w{w}p{p}": Config(W=w, P=p, bus_bytes=2, act_words=64, score_depth=64, tile_beats=32,
                                tile_rows=8, rope_pairs=256) for w, p in ((4, 3), (8, 6), (16, 4))}
+CONFIGS["w8p6pairs"] = CONFIGS["w8p6"].replace(lane_pairs=True)
 
 
 def bench_of(dut, n):

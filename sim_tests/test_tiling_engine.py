@@ -27,6 +27,9 @@ CONFIGS = {"w8p16": Config(W=8, P=16, bus_bytes=2, act_words=64, score_depth=256
                              tile_rows=16, sv_cycles=4),
            "w4p3": Config(W=4, P=3, bus_bytes=4, act_words=64, score_depth=256, tile_beats=64,
                           tile_rows=16)}
+PAIRS = {f"{name}pairs": CONFIGS[name].replace(lane_pairs=True)
+         for name in ("w16p4", "w8p5sv4", "w4p3")}
+CONFIGS |= PAIRS
 #: More lanes than cycles from a sum to its drain.
 CONFIGS["w4p24"] = CONFIGS["w4p3"].replace(P=24, score_depth=512)
 
@@ -202,10 +205,56 @@ async def attention_of_heads(dut, stall, ctx):
         assert [drained[j, 0, k]["acc"] for j in range(head_dim)] == want[k].tolist()
 
 
+@cocotb.test(timeout_time=300, timeout_unit="us")
+@cocotb.parametrize(stall=[0.0, 0.9], row_beats=[1, 2, 4])
+async def attention_of_pairs(dut, stall, row_beats):
+    """Decode: a head has neighbouring lanes, of which each has another element of a row; then lanes
+    are heads again."""
+    c, rng = config(), generator()
+    each, per_tile, ctx = c.sv_cycles, 16, int(rng.integers(1, 40))
+    heads, head_dim = c.P // each, row_beats * c.W
+    bench = Bench(dut, c, model=model(c, head_dim), pass_=one_pass(c, ctx - 1, 1))
+    await bench.begin(stall)
+    lots, saturations = Lots(range(1), range(1), range(ctx), True, True), 0
+    for paired in (1, 0, 1):
+        lanes, own = (heads * each, each) if paired else (c.P, 1)
+        x = rng.integers(-2**12, 2**12, (1, lanes // own, head_dim))
+        x[:, [0, -1]] *= 8          # some of these saturate
+        keys, values = rng.integers(-128, 128, (2, ctx, head_dim))
+        await bench.write_acts(x, 0, paired=paired)
+        flat = [[Tile(cache[i:i + per_tile].reshape(-1, c.W)) for i in range(0, ctx, per_tile)]
+                for cache in (keys, values)]
+        both = dict(src=Src.KV, rows=per_tile, row_beats=row_beats, heads=1, lanes=lanes, group=1,
+                    back=NO_WINDOW, add=paired)
+        bench.tiles, bench.active = flat[0], 0
+        await bench.execute(Instruction(Op.QK, shift=6, **both), lots)
+        bench.tiles, bench.results = flat[1], []
+        sv = await bench.execute(Instruction(Op.SV, **both), lots)
+        await bench.execute(Instruction(Op.END))
+        acc = dot(keys, x[0])
+        prob, total = probabilities(scores(acc, 6))
+        want = broadcast(prob, values)
+        saturations += np.count_nonzero(saturated(acc, 6))
+        assert int(dut.saturations.value) == saturations
+        assert bench.active == ctx * row_beats * (1 + (1 if paired else each))
+        if not stall and paired:
+            count = -(-ctx // per_tile)
+            assert sv <= ctx * max(row_beats, c.ACC_TURN) + 8 * count + 8
+        sums, drained = bench.table(Kind.SUM), bench.table(Kind.DRAIN)
+        assert len(drained) == head_dim // own * c.P
+        for k in range(lanes):
+            assert sums[0, 0, k]["acc"] == total[k // own]
+            assert [drained[j, 0, k]["acc"] for j in range(0, head_dim, own)] == \
+                want[k // own, k % own::own].tolist()
+            assert {drained[j, 0, k]["to"]["paired"] for j in range(0, head_dim, own)} == {paired}
+
+
 @pytest.mark.parametrize("case", CONFIGS)
 def test_tiling_engine(case, seed):
     simulate(ArrayUnderTest(CONFIGS[case]), __name__, seed=seed, case=case,
-             testcase="attention_of_heads" if case == "w4p24" else None)
+             testcase="attention_of_pairs" if case in PAIRS else
+             "attention_of_heads" if case == "w4p24" else
+             "(linear|attention_of_tokens|attention_of_heads)")
 
 
 def test_icarus_too(sim, seed):

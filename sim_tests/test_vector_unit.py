@@ -30,6 +30,9 @@ CONFIGS = {
 }
 CONFIGS |= {f"{name}-shared": config.replace(vector_products=8)
             for name, config in CONFIGS.items()}
+PAIRS = {"w8p16-pairs": CONFIGS["w8p16"].replace(lane_pairs=True, sv_cycles=4),
+         "w16p4-shared-pairs": CONFIGS["w16p4-shared"].replace(lane_pairs=True)}
+CONFIGS |= PAIRS
 DRAIN_CYCLES = 60       # more than anything takes
 WIDE = 34               # bits of what is narrowed: with as many nothing is saturated
 
@@ -71,10 +74,13 @@ class Bench:
                 assert dut.busy.value, "write while not busy"
                 lane, addr = int(dut.act__lane.value), int(dut.act__addr.value)
                 mask, data = int(dut.act__mask.value), int(dut.act__data.value)
+                lanes, each = slice(lane, lane + 1), self.config.sv_cycles
+                if self.config.lane_pairs and dut.act__paired.value:
+                    lanes = slice(lane * each, lane * each + each)
                 for i in range(W):
                     if mask >> i & 1:
                         raw = data >> 16 * (i % 4) & 0xffff
-                        self.act[lane, addr * W + i] = raw - (raw >> 15 << 16)
+                        self.act[lanes, addr * W + i] = raw - (raw >> 15 << 16)
                         self.written += 1
                 self.last_write = cycles(dut)
             if dut.scratch__valid.value:
@@ -196,7 +202,8 @@ class Bench:
 
     def to(self, row, block):
         """Where a row of LINEAR goes."""
-        return destination(self.model, self.instr, block, row)
+        paired = {"paired": self.instr["add"]} if self.config.lane_pairs else {}
+        return destination(self.model, self.instr, block, row) | paired
 
     def exists(self, blocks):
         """bool[block, lane]: the pass has this token."""
@@ -468,11 +475,14 @@ async def logits_of_the_last_token(dut):
 
 
 def _attention(bench, blocks, mant, shift):
-    """Rows of SUM and DRAIN -> (items, y[block, lane, element])."""
+    """Rows of SUM and DRAIN -> (items, y[block, lane, row]); a row of elements has one for each
+    lane of a head."""
     instr = bench.instr
     config, rng, dim = bench.config, bench.rng, 1 << bench.model["head_log2"]
-    P = config.P
-    y, items = np.zeros((len(blocks), P, dim), np.int64), []
+    P, each, paired = config.P, 1, {}
+    if config.lane_pairs:
+        each, paired = config.sv_cycles if instr["add"] else 1, {"paired": instr["add"]}
+    y, items = np.zeros((len(blocks), P, dim // each), np.int64), []
     for at, block in enumerate(blocks):
         total = rng.integers(2**15, 2**rng.integers(16, 28), P)
         sums = [dict(acc=int(total[k]), lane=k, kind=Kind.SUM,
@@ -480,11 +490,11 @@ def _attention(bench, blocks, mant, shift):
         gap = bench.unit.sum_gap
         items += [*sums, *[gap - P] * (P < gap)]
         scale, down = output_scale(total, mant, shift)
-        for row in range(dim):
+        for row in range(dim // each):
             acc = rng.integers(-128, 128, P) * total + rng.integers(-2**15, 2**15, P)
             y[at, :, row] = requant(acc, scale, down)
-            to = dict(sink=Sink.ACT, wide=1, block=block, element=instr["y"] + row,
-                      heads=instr["heads"], to_lane=max(instr["lanes"] - 1, 0))
+            to = dict(sink=Sink.ACT, wide=1, block=block, element=instr["y"] + row * each,
+                      heads=instr["heads"], to_lane=max(instr["lanes"] - 1, 0), **paired)
             items += [dict(acc=int(acc[k]), lane=k, kind=Kind.DRAIN, add=1, to=to,
                            scale=dict(mant=1, shift=2, bias=3)) for k in range(P)]
             items += bench.apart
@@ -519,30 +529,32 @@ async def lanes_are_heads(dut, head_log2):
     bench, config, rng = await _prepared(dut, head_log2=head_log2)
     P, half, dim = config.P, 1 << bench.model["head_log2"] - 1, 1 << bench.model["head_log2"]
     cos, sin = await _angles(bench)
-    used, total = P - 1, 0
+    each = config.sv_cycles if config.lane_pairs else 1
+    used, total = (P - 1) // each * each, 0
+    heads, paired = used // each, int(each > 1)
     most = min(P, (config.act_words * config.W - 2) // dim)     # tokens whose queries there is
     for pair, shift, n in ((Pair.NONE, 0, int(rng.integers(1, most + 1))), (Pair.ROPE, 14, most),
                            (Pair.ROPE, 14, 1))[:3 if head_log2 == 4 else 2]:
         await bench.instruction(Op.LINEAR, _pass(n, P, 77), sink=Sink.ACT, pair=pair, wide=1, y=2,
-                                shift=shift, heads=1, lanes=used)
+                                shift=shift, heads=1, lanes=used, add=paired)
         before = bench.act.copy()
-        items, rows = bench.rows(used * dim, [0], dim, bits=14, gaps=False)
+        items, rows = bench.rows(heads * dim, [0], dim, bits=14, gaps=False)
         await bench.results(items)
         await bench.finish()
         for token in range(n):          # one behind the other in the lane of each head
             angle = (each[token * half:(token + 1) * half] for each in (cos, sin))
-            y, (cos_s, sin_s) = rows[0, token].reshape(used, dim), angle
+            y, (cos_s, sin_s) = rows[0, token].reshape(heads, dim), angle
             want, exact = (
                 saturate(y, limit) if pair == Pair.NONE else np.stack(
-                    rope(y[:, ::2], y[:, 1::2], cos_s, sin_s, shift, limit), -1).reshape(used, dim)
+                    rope(y[:, ::2], y[:, 1::2], cos_s, sin_s, shift, limit), -1).reshape(heads, dim)
                 for limit in (16, WIDE))
-            before[:used, 2 + token * dim:2 + (token + 1) * dim] = want
+            before[:used, 2 + token * dim:2 + (token + 1) * dim] = np.repeat(want, each, 0)
             total += (want != exact).sum()
         np.testing.assert_array_equal(bench.act, before)
         assert await bench.saturations() == total
     for n in (1, P):
-        await bench.instruction(Op.SV, _pass(n, P, 77), sink=Sink.ACT, wide=1, y=7, mant=40000,
-                                shift=2, heads=1, lanes=used)
+        await bench.instruction(Op.SV, _pass(n, P, 77), sink=Sink.ACT, wide=1, y=8, mant=40000,
+                                shift=2, heads=1, lanes=used, add=paired)
         tokens = sorted(set(rng.integers(0, n, 3).tolist()))
         before = bench.act.copy()
         items, y = _attention(bench, tokens, 40000, 2)      # a token in the place of a block
@@ -550,7 +562,8 @@ async def lanes_are_heads(dut, head_log2):
         await bench.finish()
         for found, token in zip(y, tokens):
             want = saturate(found[:used], 16)
-            before[token, 7:7 + used * dim] = want.reshape(-1)
+            before[token, 8:8 + heads * dim] = np.moveaxis(
+                want.reshape(heads, each, -1), 1, 2).reshape(-1)
             total += (want != found[:used]).sum()
         np.testing.assert_array_equal(bench.act, before)
         assert await bench.saturations() == total
@@ -558,7 +571,8 @@ async def lanes_are_heads(dut, head_log2):
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_vector_unit(config, seed):
-    simulate(VectorUnit(CONFIGS[config]), __name__, seed=seed, config=config)
+    simulate(VectorUnit(CONFIGS[config]), __name__, seed=seed, config=config,
+             testcase="lanes_are_heads" if config in PAIRS else None)
 
 
 def test_payload_fits_the_layout():

@@ -28,28 +28,28 @@ from presented import (a_batch, a_pass, check, first_block, of_heads, packed_lot
 CONFIGS = {name: Config(W=W, P=P, bus_bytes=2, act_words=64, score_depth=64, tile_beats=32,
                         tile_rows=8, rope_pairs=256, sv_cycles=sv_cycles)
            for name, W, P, sv_cycles in (("w4p3", 4, 3, 2), ("w8p4", 8, 4, 4), ("w16p6", 16, 6, 2))}
+CONFIGS |= {f"{name} pairs": CONFIGS[name].replace(lane_pairs=True) for name in ("w8p4", "w16p6")}
 SUM_GAP = 9
 #: What more than one of them presents.
 SHARED = {name for name, count in Counter(
     name for walker in (TokenTiles, Gammas, Rows, Keys, Drain, Stores) for name in walker.PRESENTS
-).items() if count > 1}
+).items() if count > 1} | {"paired"}
 
 
 class KeysAndDrain(wiring.Component):
     """Both as Issue wires them, as a walker that is idle when the drains have settled."""
 
-    PRESENTS = tuple(dict.fromkeys((*Keys.PRESENTS, *Drain.PRESENTS)))
-
     def __init__(self, config: Config):
         self.config, shapes = config, presentable(config)
+        self.keys, self.drain = Keys(config), Drain(config, sum_gap=SUM_GAP)
+        self.PRESENTS = tuple(dict.fromkeys((*self.keys.PRESENTS, *self.drain.PRESENTS)))
         super().__init__({
             "req": In(1), "idle": Out(1), "job": In(Job()), "front": In(1),
             "control": Out(data.StructLayout({name: shapes[name] for name in self.PRESENTS}))})
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.keys = keys = Keys(self.config)
-        m.submodules.drain = drain = Drain(self.config, sum_gap=SUM_GAP)
+        m.submodules.keys, m.submodules.drain = keys, drain = self.keys, self.drain
         wiring.connect(m, keys.summed, drain.lots)
         m.d.comb += [
             keys.req.eq(self.req), keys.job.eq(self.job), keys.front.eq(self.front),
@@ -225,7 +225,10 @@ def cycles(config, p, i, lots) -> int:
                 now = max(now, free)
                 now, free = now + i["row_beats"], now + period
         return now
-    now, steps = Keys.SPAN, i["row_beats"] * config.sv_cycles
+    now, parts = Keys.SPAN, config.sv_cycles
+    steps, elements = i["row_beats"] * parts, i["row_beats"] * config.W
+    if i["add"]:
+        steps, elements = i["row_beats"], elements // parts
     drains = Drains(config, SUM_GAP)
     for base in lots.keys[::i["rows"]]:
         now += Keys.TILE
@@ -242,36 +245,43 @@ def cycles(config, p, i, lots) -> int:
                     now = max(now, drains.room(lot - config.acc_slots // steps))
                 now = drains.beats(now, (keys - 1) * max(steps, config.ACC_TURN) + steps)
                 if limit <= end:
-                    drains.lot(now - 1, i["row_beats"] * config.W)
+                    drains.lot(now - 1, elements)
             now += 1
     return now if i["op"] == Op.QK else drains.last + 1 + results_settle(config)
 
 
-@pytest.mark.parametrize("case", CONFIGS)
-def test_drain(case, seed):
+@pytest.mark.parametrize("case, pairs", [*((case, 0) for case in CONFIGS), *(
+    (case, 1) for case, config in CONFIGS.items() if config.lane_pairs)])
+def test_drain(case, pairs, seed):
     """The sums, then every element once, in order, P cycles apart, with its slice in a cycle that
-    is taken; then the next lot. A QK that follows is none of its business."""
+    is taken; then the next lot. A QK that follows is none of its business. In pairs a row has an
+    element for each lane of a head, and a beat one slice."""
     config, rng = CONFIGS[case], random.Random(seed)
-    drain = Drain(config, sum_gap=SUM_GAP)
+    drain, parts = Drain(config, sum_gap=SUM_GAP), config.sv_cycles
+    each = parts if pairs else 1
 
     async def bench(ctx):
         beats, t, rows, addr = 2, 0, [], {}
         lots = [{"slot": rng.randrange(config.acc_slots // config.sv_cycles) * config.sv_cycles,
                  "head": beats * head, "block": rng.randrange(64)} for head in (0, 3, 1)]
+        if pairs:           # one lot alone, of one token
+            lots = [lot | {"slot": 0, "head": 0} for lot in lots]
         sv, qk = (dict(Instruction(
             op, row_beats=length, y=rng.randrange(1 << 14), mant=rng.randrange(1 << 16),
-            shift=rng.randrange(64), wide=rng.randrange(2), heads=rng.randrange(2),
-            lanes=rng.randrange(1, config.P + 1)))
-                 for op, length in ((Op.SV, beats), (Op.QK, 8)))
+            shift=rng.randrange(64), wide=rng.randrange(2), heads=pairs or rng.randrange(2),
+            lanes=rng.randrange(1, config.P + 1), add=add))
+                 for op, length, add in ((Op.SV, beats, pairs), (Op.QK, 8, 1 - pairs)))
         of_all = {name: sv[name] for name in ("wide", "heads")} | {"sink": Sink.ACT, "by": 0}
         of_sums = {"sink": 0, "wide": 0, "heads": 0, "by": sv["shift"]}
+        if config.lane_pairs:
+            of_all, of_sums = of_all | {"paired": pairs}, of_sums | {"paired": 0}
         ctx.set(drain.instr, sv)
         await ctx.tick()
         drains = Drains(config, SUM_GAP)
         for lot in lots:
             ctx.set(drain.lots.payload, lot)
             ctx.set(drain.lots.valid, 1)
-            drains.lot(t - 1, beats * config.W)
+            drains.lot(t - 1, beats * config.W // each)
             rows, taken = [], False
             while not taken:
                 c = drain.control
@@ -296,8 +306,8 @@ def test_drain(case, seed):
             first = rows[0][0] + max(SUM_GAP, config.row_cycles)
             begins = sv["y"] + lot["head"] * config.W
             assert rows == [(rows[0][0], Kind.SUM, sv["mant"], lot["block"])] + [
-                (first + k * config.row_cycles, Kind.DRAIN, begins + k, lot["block"])
-                for k in range(beats * config.W)]
+                (first + k * config.row_cycles, Kind.DRAIN, begins + k * each, lot["block"])
+                for k in range(beats * config.W // each)]
             assert rows[-1][0] == drains.last == t - 1
             ctx.set(drain.lots.valid, 0)
             for _ in range(rng.choice([0, 1, config.P - 1, config.P, config.P + 9])):
@@ -312,7 +322,7 @@ def test_drain(case, seed):
         assert t == drains.last + 1 + results_settle(config)
         for at, _, k, _ in rows[1:]:
             beat, value = divmod(k - begins, config.W)
-            slot = lot["slot"] + beat * config.sv_cycles + value % config.sv_cycles
+            slot = lot["slot"] + (beat if pairs else beat * parts + value % parts)
             assert addr.pop(at + DRAIN_LATER) == (slot % config.acc_slots, 1)
         assert not any(at for t, (at, _) in addr.items() if t > rows[0][0] + DRAIN_LATER)
     run(drain, bench)

@@ -82,6 +82,9 @@ class Config:
     unified : bool
         A QK may have a unified maximum: its SV begins beside its last scores, and once more where a
         row's own maximum turns out to be elsewhere. To be measured; it takes a comparison a lane.
+    lane_pairs : bool
+        In decode a query head may have ``sv_cycles`` lanes, each with another part of a beat of SV,
+        which then takes one cycle: for models whose KV heads have few query heads.
     only : Only, optional
         The core runs this model's images alone, and knows of them what never changes.
     """
@@ -110,6 +113,7 @@ class Config:
     tight_keys: bool = False
     fences: bool = False
     unified: bool = False
+    lane_pairs: bool = False
     only: Only | None = None
 
     def __post_init__(self) -> None:
@@ -152,7 +156,7 @@ class Config:
              f"gemm needs block_modes and P a power of two of at most W / 2, not {self.P!r}")
 
     #: What most cores have not, and images need by name.
-    EXTRAS = ("gemm", "tight_keys", "fences", "unified")
+    EXTRAS = ("gemm", "tight_keys", "fences", "unified", "lane_pairs")
     # Widths that follow from the numerics (docs/numerics.md); facts live here once.
     X_BITS = 16         # an activation
     ACC_BITS = 45       # 18 + 16 + log2(2048)

@@ -105,7 +105,7 @@ FIELDS = (
     Field("stats", 1, "RESIDUAL, BESIDE: collects each token's sum of squares, for NORM"),
     Field("last", 1, "only the block of the pass's last token. END: conditional"),
     Field("heads", 1, "lanes are query heads (decode attention), not tokens"),
-    Field("lanes", 6, "heads=1: number of lanes in use"),
+    Field("lanes", 6, "heads=1: number of lanes in use; with add, sv_cycles for each head"),
     Field("group", 6, "QK, SV: query heads, one behind the other; heads=1: 1",
           (Op.QK, Op.SV, Op.SPILL, Op.FILL)),
     Field("addr", 27, "memory address in chunks (TABLE, TOKEN, KV, STORE)"),
@@ -135,8 +135,9 @@ FIELDS = (
     Field("more", 1, "SV: another SV follows, for other columns of the values; NORM, LINEAR, with "
                      "fences: its tiles are read when all before it is done",
           (Op.SV, Op.SPILL, Op.FILL, Op.NORM, Op.LINEAR)),
-    Field("add", 1, "EMBED: adds its rows to the residual, in place of writing them",
-          (Op.EMBED,)),
+    Field("add", 1, "EMBED: adds its rows to the residual, in place of writing them; LINEAR, QK, "
+                    "SV: a head has sv_cycles lanes (docs/architecture.md, lane pairs)",
+          (Op.EMBED, Op.LINEAR, Op.QK, Op.SV)),
     Field("beside", 1, "NORM: of values beside the residual, row_beats * W of a token; SPILL: "
                        "probabilities, not scores; SV: scores are probabilities",
           (Op.NORM, Op.SPILL, Op.SV)),
@@ -203,8 +204,10 @@ def fault(i: Instruction) -> str | None:
             (i["wide"] and sink != Sink.ACT, "only activations have 16 bits"),
             (i["stats"] and sink not in (Sink.RESIDUAL, Sink.BESIDE),
              "sums of squares are of the residual alone, or of values beside it"),
-            (i["add"] and (op, sink) != (Op.EMBED, Sink.RESIDUAL),
-             "only an EMBED to the residual can be told to add"),
+            (i["add"] and (op, sink) != (Op.EMBED, Sink.RESIDUAL) and not (
+                i["heads"] and op in (Op.LINEAR, Op.QK, Op.SV)),
+             "only an EMBED to the residual can be told to add, and only lanes that are heads can "
+             "be pairs"),
             (i["heads"] and sink == Sink.SCRATCH, "scratch memory has no lanes"),
             (i["beside"] and op not in (Op.NORM, Op.SPILL, Op.SV),
              "only a NORM reads beside the residual, only SPILL and SV know probabilities"),

@@ -13,7 +13,7 @@ from itertools import takewhile
 import numpy as np
 
 from .compute.glu_golden import alone, glu
-from .compute.norm_golden import add_residual, rmsnorm, sum_of_squares
+from .compute.norm_golden import rmsnorm
 from .compute.requant_golden import requant
 from .compute.rope_golden import rope
 from .compute.softmax_golden import (MASKED, output_scale, probabilities, saturated, scores,
@@ -23,15 +23,14 @@ from .config import Config
 from .control.fetch_golden import (GoldenTiles, blamed, check_model, last_sv, need,
                                    stream_chunks)
 from .control.sequencer_golden import Lots, Pass, subgroups
-from .fixed import saturate
-from .runs_golden import GoldenRuns
+from .memories_golden import GoldenMemories
 from .isa import Fn, Instruction, Op, Pair, Sink, Src, fault
 
 #: Bits that hold what an operator of the vector unit gives before its last saturation.
 WIDE = 34
 
 
-class GoldenCore(GoldenRuns):
+class GoldenCore(GoldenMemories):
     """A core with an image loaded.
 
     Its memories start full of noise, so that what is read before it is written shows. STOREs take
@@ -69,7 +68,6 @@ class GoldenCore(GoldenRuns):
         super().__init__(config, model, memory_bytes)
         self.program = program
         self.head = 1 << model["head_log2"]
-        self.slots = model["blocks"] * config.P         # tokens of a pass, at most
         need(len(memory) <= memory_bytes, "model registers that cannot be: memory")
         check_model(config, model)
         rng = np.random.default_rng(seed)
@@ -80,13 +78,7 @@ class GoldenCore(GoldenRuns):
         weights = config.W * sum(i["tiles"] * i["rows"] * i["row_beats"]
                                  for i in program[model["decode_pc"]:] if i["src"] == Src.STREAM)
         self.tiles = GoldenTiles(config, self.memory, floats=weights <= FLOATS_KEPT)
-        self._act = rng.integers(-1 << 15, 1 << 15, (config.P, config.act_words * config.W),
-                                 np.int16)
-        self._scratch = rng.integers(-128, 128, (self.slots, model["token_words"] * config.W),
-                                     np.int8)
-        values = rng.integers(-1 << 26, 1 << 26, (self.slots, model["stride"]))
-        self._residual, self._beside = np.split(values, [model["hidden"]], axis=1)
-        self._sums = rng.integers(0, 1 << 63, self.slots, np.uint64)    # of its squares
+        self._fill_memories(rng)
         self._rope = rng.integers(-1 << 15, 1 << 15, (self.slots, self.head // 2, 2))
         self._stores: list[tuple[Instruction, Pass]] = []       # still under way
         self._execute: dict[Op, Callable[[Instruction], None]] = {
@@ -159,51 +151,6 @@ class GoldenCore(GoldenRuns):
                     progress(done, total)
         self.clear()
 
-    # ---- Activation and scratch memories
-
-    def _words(self, slots: np.ndarray, element: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where ``count`` elements lie, from one of the block's on, for token slots int[n]:
-        indices (lane, element), which broadcast to [n, count]."""
-        block, lane = np.divmod(slots[:, None], self.config.P)
-        at = block * self.model["block_words"] * self.config.W + element + np.arange(count)
-        need(int(at.max()) < self._act.shape[1], "activations beyond their memory")
-        return lane, at
-
-    def _read(self, slots: np.ndarray, word: int, count: int) -> np.ndarray:
-        """int16[n, count], from a word of each slot's block on."""
-        return self._act[self._words(slots, word * self.config.W, count)]
-
-    def _write(self, i: Instruction, slots: np.ndarray, element: int, wide: np.ndarray) -> None:
-        """int16[n, count], or int8, of wider values, from an element of each slot's block on."""
-        self._act[self._words(slots, element, wide.shape[1])] = self._saturated(
-            wide, 16 if i["wide"] else 8)
-
-    def _write_scratch(self, slots: np.ndarray, element: int, wide: np.ndarray) -> None:
-        """int8[n, count] of wider values, from an element of each slot's part on."""
-        end = element + wide.shape[1]
-        need(end <= self._scratch.shape[1], "values beyond a token's part of scratch memory")
-        self._scratch[slots, element:end] = self._saturated(wide, 8)
-
-    def _saturated(self, wide: np.ndarray, bits: int) -> np.ndarray:
-        y = saturate(wide, bits)
-        self._counts["saturations"] += int(np.count_nonzero(y != wide))
-        return y
-
-    def _of_pass(self, i: Instruction) -> np.ndarray:
-        """Token slots of an instruction: all of the pass, or with ``last`` those of its last
-        block."""
-        n, P = self._pass.n, self.config.P
-        return np.arange((n - 1) // P * P if i["last"] else 0, n)
-
-    def _write_residual(self, i: Instruction, slots: np.ndarray, y: np.ndarray) -> None:
-        """Rows y[slots, rows] for its first values, or for the first ones beside it."""
-        beside, n = i["sink"] == Sink.BESIDE, y.shape[1]
-        to = self._beside if beside else self._residual
-        need(n <= to.shape[1], f"rows beyond {'values beside ' if beside else ''}the residual")
-        r = to[slots, :n] = add_residual(0 if beside else to[slots, :n], y)
-        if i["stats"]:
-            self._sums[slots] = sum_of_squares(r)
-
     # ---- Instructions: Issue, TilingEngine and VectorUnit
 
     def _embed(self, i: Instruction) -> None:
@@ -267,17 +214,27 @@ class GoldenCore(GoldenRuns):
         elif not i["heads"]:
             self._write(i, slots, i["y"], y)
         else:
-            lanes = self._heads(i)
-            need(y.shape[1] == len(lanes) * self.head, "not a head for each lane")
+            lanes, each = self._heads(i), self._lanes(i)
+            heads = lanes[::each]
+            need(y.shape[1] == len(heads) * self.head, "not a head for each lane")
             for token, row in zip(slots, y):
-                self._write(i, lanes, i["y"] + int(token) * self.head,
-                            row.reshape(len(lanes), self.head))
+                at, of_heads = i["y"] + int(token) * self.head, row.reshape(-1, self.head)
+                self._write(i, heads, at, of_heads)
+                self._act[self._words(lanes, at, self.head)] = np.repeat(
+                    self._act[self._words(heads, at, self.head)], each, axis=0)
 
     def _heads(self, i: Instruction) -> np.ndarray:
         """Lanes that are heads, as slots: those of block 0."""
         need(0 < i["lanes"] <= self.config.P and self._pass.nb == 1,
              f"{i['lanes']} heads of {self._pass.n} tokens")
         return np.arange(i["lanes"])
+
+    def _lanes(self, i: Instruction) -> int:
+        """How many lanes each of those heads has: neighbours."""
+        each = self.config.sv_cycles if i["add"] else 1
+        need(not i["add"] or self.config.lane_pairs, "lanes in pairs on a core without")
+        need(i["lanes"] % each == 0, "a head with fewer lanes than others")
+        return each
 
     def _store(self, i: Instruction) -> None:
         self._stores.append((i, self._pass))
@@ -312,7 +269,7 @@ class GoldenCore(GoldenRuns):
                 sv = self._fetched(at)
                 need(sv["op"] in (Op.SV, Op.SPILL, Op.FILL) and all(
                     sv[name] == qk[name]
-                    for name in ("group", "heads", "lanes", "last", "back", "ahead")),
+                    for name in ("group", "heads", "lanes", "last", "back", "ahead", "add")),
                     "a QK without its SV")
                 need(sv["op"] == Op.SV or self.config.gemm, "a SPILL on a core without gemm")
         for lots in subgroups(self.config, p, qk):
@@ -344,7 +301,7 @@ class GoldenCore(GoldenRuns):
         behind = np.array(lots.keys) - p.pos0 - slots[:, None]
         hidden = ((behind > 0) & (not i["ahead"]) | (behind < -i["back"])) & (not i["heads"])
         self._counts["score_saturations"] += int(np.count_nonzero(
-            saturated(acc, i["shift"]) & ~hidden))
+            (saturated(acc, i["shift"]) & ~hidden)[:, ::self._lanes(i)]))
         return np.where(hidden, MASKED, scores(acc, i["shift"]))
 
     def _lanes_of(self, i: Instruction, slots: np.ndarray, lots: Lots,
@@ -397,7 +354,9 @@ class GoldenCore(GoldenRuns):
             mant, shift = output_scale(total, i["mant"], i["shift"])
             y = requant(broadcast(p, values), mant[:, None], shift[:, None])
             if i["heads"]:                  # to the token's lane, one behind the other
-                for lane, row in enumerate(y):
-                    self._write(i, np.array([h]), i["y"] + lane * self.head, row[None])
+                each = self._lanes(i)       # lane k of a head has each k-th element
+                y = np.stack([y[k::each, k::each] for k in range(each)], -1).reshape(-1, width)
+                for head, row in enumerate(y):
+                    self._write(i, np.array([h]), i["y"] + head * self.head, row[None])
             else:
                 self._write(i, slots, i["y"] + h * self.head, y)

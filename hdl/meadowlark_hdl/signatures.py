@@ -175,12 +175,13 @@ def Destination(config: Config) -> data.StructLayout:
     the second row. angle: pair within its head. heads: lanes are heads. to_lane: with heads where
     the results go, of each lane head_dim elements behind those of the one before; of DRAIN the
     last lane that has one, and block is the lane where they go. SUM: element and by are the
-    mantissa and the shift of the output scale.
+    mantissa and the shift of the output scale. paired (with ``config.lane_pairs``): a head has
+    sv_cycles lanes, which take what goes to to_lane; of DRAIN each has the next element.
     """
     return data.StructLayout({
         "sink": 3, "pair": 2, "fn": 3, "wide": 1, "stats": 1, "by": 6, "heads": 1,
         "to_lane": range(config.P), "block": 6, "element": Config.ROW_BITS,
-        "angle": Config.MAX_HEAD_LOG2 - 1})
+        "angle": Config.MAX_HEAD_LOG2 - 1} | ({"paired": 1} if config.lane_pairs else {}))
 
 
 def Result(config: Config) -> data.StructLayout:
@@ -210,14 +211,16 @@ class ActWrite(Signature):
     """Vector unit -> activation memories; one word of one lane a cycle, never stalled.
 
     data[i % 4] goes to element i of the word where mask[i] is set. Takes effect at most P + 2
-    cycles later (the write travels from lane to lane).
+    cycles later (the write travels from lane to lane). paired (with ``config.lane_pairs``): lane is
+    the number of a head, and all lanes of that head take it.
     """
 
     def __init__(self, config: Config) -> None:
         super().__init__({
             "valid": Out(1), "lane": Out(range(config.P)),
             "addr": Out(range(config.act_words)), "mask": Out(config.W),
-            "data": Out(data.ArrayLayout(signed(Config.X_BITS), 4))})
+            "data": Out(data.ArrayLayout(signed(Config.X_BITS), 4)),
+            **({"paired": Out(1)} if config.lane_pairs else {})})
 
 
 class WordWrite(Signature):

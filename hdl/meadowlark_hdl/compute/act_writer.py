@@ -14,10 +14,11 @@ def Place(config: Config) -> data.StructLayout:
     """Of an activation: word, lane, element in the word (in scratch memory: the four values, and
     which of them, as :class:`.Addresses` has it); whether anybody will read it (else its
     saturations do not count); that it is scratch memory; the shift, and that there are 8
-    bits; whether it ends its NORM."""
+    bits; whether it ends its NORM; with ``config.lane_pairs`` that all lanes of a head take it."""
     return data.StructLayout({"word": range(to_words(config)), "lane": range(config.P),
                               "sub": range(config.W), "exists": 1, "scratch": 1, "shift": 6,
-                              "small": 1, "ending": 1})
+                              "small": 1, "ending": 1}
+                             | ({"paired": 1} if config.lane_pairs else {}))
 
 
 class ActWriter(Piped):
@@ -83,6 +84,8 @@ class ActWriter(Piped):
             self.act.lane.eq(place.lane.at(done)), self.act.mask.eq(mask.value),
             *(data.eq(narrows[k % len(narrows)].o.value) for k, data in enumerate(self.act.data)),
             self.norm_done.eq(writes & place.ending.at(done))]
+        if self.config.lane_pairs:
+            m.d.comb += self.act.paired.eq(place.paired.at(done))
 
         # One value of a write, two of a pair, all of the norm's.
         pair, norm = pair.at(done), norm.at(done)

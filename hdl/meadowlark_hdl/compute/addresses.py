@@ -1,6 +1,7 @@
 """Where a result goes: from lane, block and row to words of the memories."""
 from amaranth import Module, Mux
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from ..config import Config
 from ..lib.pipe import Pipe, Piped, Timed, kept, mix, mux
@@ -37,6 +38,8 @@ class Addresses(Piped):
     is_drain, is_glu, is_scratch, is_resid, is_beside : In(1)
         It is a drain of SV; part of a GLU; goes to scratch memory; to the residual or beside it;
         beside it. All are 0, and so is heads, in NORM.
+    paired : In(1)
+        Only with ``config.lane_pairs``, see :func:`.signatures.Destination`.
     valid : In(1)
         There is one.
     goes_to, word, sub : Out(range(P)), Out(most of act_words and scratch_bytes / 4), Out(range(W))
@@ -66,7 +69,7 @@ class Addresses(Piped):
             "lane": In(lane), "block": In(6), "element": In(Config.ROW_BITS), "heads": In(1),
             "to_lane": In(lane), "angle": In(Config.MAX_HEAD_LOG2 - 1), "is_drain": In(1),
             "is_glu": In(1), "is_scratch": In(1), "is_resid": In(1), "is_beside": In(1),
-            "valid": In(1),
+            "valid": In(1), **({"paired": In(1)} if config.lane_pairs else {}),
             "goes_to": Out(lane), "word": Out(range(to_words(config))),
             "sub": Out(range(config.W)), "pair": Out(range(config.rope_pairs)),
             "slot": Out(slot), "resid_word": Out(word), "exists": Out(1),
@@ -82,8 +85,12 @@ class Addresses(Piped):
         log2_words = kept(m, "log2_words", head_log2 - at)[:3]     # of a head
         last_slot, last_lane, last_block = self._last(m)
         # A lane's queries go behind those of the lane before; heads lie one behind the other.
-        offset = mux(self.norm, self.y, mux(heads, mix(
-            lambda x: x << log2_words << at, lane), 0)).reg("offset", 15)
+        behind = mix(lambda x: x << log2_words << at, lane)
+        if self.config.lane_pairs:      # of a drain each lane of a head has the next element
+            log2_lanes, (paired,) = exact_log2(self.config.sv_cycles), pipe.inputs(self.paired)
+            behind = mux(paired & is_drain, mix(
+                lambda x: (x >> log2_lanes) << log2_words << at | x[:log2_lanes], lane), behind)
+        offset = mux(self.norm, self.y, mux(heads, behind, 0)).reg("offset", 15)
         element = (mux(is_glu, row[1:], row).reg("whole") + offset)[:15] \
             .reg("element")
         goes_to = mux(heads, mux(is_drain, block[:len(self.lane)], to_lane), lane).reg("to")

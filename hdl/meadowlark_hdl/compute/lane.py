@@ -49,7 +49,10 @@ def lane_schedule(config: Config) -> dict[str, tuple[object, int]]:
         "phi": (signed(8), 1), "window": (2, 1),     # constant from a QK to the end of its SVs
         "assumed": (1, 2),                           # the maximum is phi, whatever it is
         "sc_end": (1, 17 + tree),                    # the block's last key
-    } if config.unified else {})
+    } if config.unified else {}) | ({
+        "own_part": (1, 10),                         # of the beat the part of this lane of a pair
+        "sc_paired": (1, 17 + tree),                 # of a pair's scores the first lane's count
+    } if config.lane_pairs else {})
 
 
 BEAT_CYCLE = 10         #: cycle in which the beat stands in lane 0's register
@@ -82,6 +85,8 @@ class Lane(wiring.Component):
     Dot mode (LINEAR, QK): ``acc = sum(beat * x)`` over the beats of a row by an adder tree.
     Broadcast mode (SV): the ``sv_columns`` accumulators of a slice, one for every ``sv_cycles``
     columns, take ``beat * p``, p a probability of this lane's SoftmaxUnit; 16 slices in LUTRAM.
+    With ``config.lane_pairs`` ``sv_cycles`` neighbouring lanes may be for one query head: they take
+    the same queries, and in SV each takes the part of the beat that is its place among them.
     The first adders of both are those of :class:`.ProductPair`.
     Source: parallel and broadcasting PEs of MEADOW, arXiv:2503.11663, section IV, on the same
     multipliers.
@@ -111,6 +116,8 @@ class Lane(wiring.Component):
         self.config, self.index, self.attention = config, index, attention
         if index not in range(config.P):
             raise ValueError(f"index must be in 0..{config.P - 1}, not {index!r}")
+        # Which of the lanes of a head it is, and which head's.
+        self.head, self.part = divmod(index, config.sv_cycles) if config.lane_pairs else (index, 0)
         super().__init__({
             "c": In(LaneControl(config)), "c_out": Out(LaneControl(config)),
             "beat": In(Weights(config)), "beat_out": Out(Weights(config)),
@@ -146,11 +153,14 @@ class Lane(wiring.Component):
         if config.gemm:
             with m.If(c.fill):
                 m.d.sync += [x[i].eq(4 * (i == self.index)) for i in range(W)]
-        pairs = []
+        pairs, taken = [], [beat[i] for i in range(W)]
+        if self.part:
+            for i in with_sum:
+                taken[i] = Mux(c.own_part, beat[i + self.part], beat[i])
         for i in range(0, W, 2):
             m.submodules[f"pair{i // 2}"] = pair = ProductPair()
-            m.d.comb += [pair.a0.eq(x[i]), pair.b0.eq(beat[i]),
-                         pair.a1.eq(x[i + 1]), pair.b1.eq(beat[i + 1])]
+            m.d.comb += [pair.a0.eq(x[i]), pair.b0.eq(taken[i]),
+                         pair.a1.eq(x[i + 1]), pair.b1.eq(taken[i + 1])]
             pairs.append(pair)
         acc = self._dot(m, pairs, c.dot_keep)
         drained = self._drain(m, c, {
@@ -182,8 +192,9 @@ class Lane(wiring.Component):
         config, W = self.config, self.config.W
         act = reg(data.StructLayout({
             "valid": 1, "lane": range(config.P), "mask": W, "addr": range(config.act_words),
-            "data": data.ArrayLayout(signed(Config.X_BITS), 4)}), "act_reg")
-        for name in ("valid", "lane", "mask", "addr", "data"):
+            "data": data.ArrayLayout(signed(Config.X_BITS), 4),
+            **({"paired": 1} if config.lane_pairs else {})}), "act_reg")
+        for name in act.shape().members:
             m.d.sync += act[name].eq(getattr(self.act, name))
             m.d.comb += getattr(self.act_out, name).eq(act[name])
         m.submodules.acts = acts = memory.Memory(
@@ -197,9 +208,13 @@ class Lane(wiring.Component):
         # Whether something is for this lane is known as soon as it stands in the lane's register, a
         # bit for each four columns.
         m.d.sync += [here.eq(act.addr), words.eq(act.data)]
+
+        def is_mine():
+            alone = self.act.lane == self.index
+            return Mux(self.act.paired, self.act.lane == self.head, alone) \
+                if config.lane_pairs else alone
         for i in range(0, W, 4):
-            mine = near(m, self.act.valid & (self.act.lane == self.index),
-                        name=f"act_mine_{i // 4}")
+            mine = near(m, self.act.valid & is_mine(), name=f"act_mine_{i // 4}")
             m.d.sync += mask[i:i + 4].eq(act.mask[i:i + 4] & mine.replicate(4))
         m.d.comb += [rd.addr.eq(address), wr.addr.eq(here), wr.en.eq(mask)]
         for i in range(W):
@@ -267,8 +282,11 @@ class Lane(wiring.Component):
         masked, used = reg(1, "masked"), reg(1, "used")
         block = reg(softmax.block.shape(), "block")
         sums = near(m, self._part(SUM_CONTROL), name="sums")
+        has_query = self.c.sc_last >= self.index
+        if self.part:
+            has_query &= ~self.c.sc_paired
         m.d.sync += [masked.eq((self.c.sc_from > self.index) | (self.c.sc_until < self.index)),
-                     used.eq(self.c.sc_last >= self.index),
+                     used.eq(has_query),
                      block.eq(Mux(self.c.sc_en, self.c.sc_block, self.c.m_block))]
         if self.config.gemm:
             m.d.comb += [softmax.raw.eq(c.raw), softmax.w_keep.eq(c.sc_keep)]

@@ -167,10 +167,14 @@ class VectorUnit(Piped):
         m.submodules.addresses = addresses = Addresses(config)
         m.d.comb += [addresses.norm.eq(norming), addresses.y.eq(self.norm_job.y),
                      addresses.model.eq(self.model), addresses.pass_.eq(self.pass_)]
+        pairs, taken = {}, {}
+        if config.lane_pairs:
+            pairs["paired"] = either("paired", to.paired, 0)
+            taken["paired"] = pairs["paired"] & ~is_drain
         at = pipe.through(
             addresses, lane=lane, block=block, element=element, heads=heads, to_lane=to.to_lane,
             angle=to.angle, is_drain=is_drain, is_glu=glu, is_scratch=scratch, is_resid=resid,
-            is_beside=beside, valid=valid)
+            is_beside=beside, valid=valid, **pairs)
         self._norm(m, norm, residual, addresses)
 
         # To the residual, and to the sampler.
@@ -193,7 +197,7 @@ class VectorUnit(Piped):
         product = pipe.through(gate, fn=to.fn, gate=a, up=b).o
         place = struct(Place(config), word=at.word, lane=at.goes_to, sub=at.sub, exists=at.exists,
                        scratch=scratch, shift=either("by", to.by, self.norm_job.shift),
-                       small=~either("wide", to.wide, self.norm_job.wide), ending=ending)
+                       small=~either("wide", to.wide, self.norm_job.wide), ending=ending, **taken)
         writes = valid & at.used & (plain | (rotated | gated) & (odd | alone))
         values = [pipe.at(value.cycle, Mux(norming, norm.o[k % config.norm_width], value.value),
                           name=f"plain_{k}") for k in range(max(2, config.norm_width))]

@@ -27,7 +27,8 @@ def sum_row(config: Config, sum_gap: int) -> int:
 
 
 class Drain(wiring.Component):
-    """Of each lot a row of sums of probabilities, then a row for each element of the head.
+    """Of each lot a row of sums of probabilities, then a row for each element of the head; where
+    heads have ``sv_cycles`` lanes, for as many elements.
 
     It waits for nobody. The lanes have one way to read their accumulators, and one to their sums:
     when it needs them it takes the cycle, and :class:`.KeyBeats` pauses. That is once a row.
@@ -66,6 +67,8 @@ class Drain(wiring.Component):
         self.config = config
         self.sum_row = sum_row(config, sum_gap)
         shapes = presentable(config)
+        if config.lane_pairs:
+            self.PRESENTS = (*self.PRESENTS, "paired")
         super().__init__({
             "lots": In(stream.Signature(SummedLot(config))), "instr": In(InstructionLayout),
             "takes": Out(1),
@@ -84,13 +87,20 @@ class Drain(wiring.Component):
         part, column = reg(log2_parts, "part"), reg(log2_w - log2_parts, "column")  # of the beat
         beat, at = reg(len(lot.slot) - log2_parts, "beat"), reg(15, "at")   # at: element
         copy = {name: reg(self.instr[name].shape(), f"of_{name}")
-                for name in ("wide", "heads", "lanes", "y", "mant", "shift", "row_beats")}
+                for name in ("wide", "heads", "lanes", "y", "mant", "shift", "row_beats",
+                             *(["add"] if config.lane_pairs else []))}
         with m.If(self.settled):
             m.d.sync += [copied.eq(self.instr[name]) for name, copied in copy.items()]
         last_lane = kept(m, "last_lane", copy["lanes"] - 1)
         # Values follow each other in the slices of a beat before they do in a slice.
         coming = delay(m, element, DRAIN_LATER - 1, name="coming", reset=True)
-        addr = delay(m, Cat(part, beat), DRAIN_LATER - 1, name="addr")
+        elements, rows, slice_ = 1, copy["row_beats"] << log2_w, Cat(part, beat)
+        if config.lane_pairs:           # of a row; there is one lot then, and a slice has a beat
+            pairs = copy["add"]
+            elements, slice_ = Mux(pairs, config.sv_cycles, elements), Mux(pairs, beat, slice_)
+            rows = Mux(pairs, copy["row_beats"] << log2_w - log2_parts, rows)
+            m.d.comb += c.paired.eq(element & pairs)
+        addr = delay(m, slice_, DRAIN_LATER - 1, name="addr")
         own_addr = reg(c.acc_addr.shape(), "own_addr")
         m.d.sync += [sums.eq(begin), element.eq(0), self.takes.eq(begin | coming),
                      own_addr.eq(Mux(coming, addr, 0))]
@@ -107,7 +117,8 @@ class Drain(wiring.Component):
         with m.If(wait.some):
             m.d.sync += wait.step()
         with m.If(element):
-            m.d.sync += [Cat(part, column, beat).eq(Cat(part, column, beat) + 1), at.eq(at + 1)]
+            m.d.sync += [Cat(part, column, beat).eq(Cat(part, column, beat) + elements),
+                         at.eq(at + elements)]
         with m.FSM():
             with m.State("SETTLE"):
                 with m.If(self.lots.valid):
@@ -130,7 +141,7 @@ class Drain(wiring.Component):
                         m.next = "NEXT"
         with m.If(begin):
             m.d.sync += [wait.load(self.sum_row - 1), part.eq(0), column.eq(0),
-                         left.load((copy["row_beats"] << log2_w) - 1),
+                         left.load(rows - 1),
                          beat.eq(lot.slot[log2_parts:]),
                          at.eq(copy["y"] + Cat(Const(0, log2_w), lot.head)), self.settled.eq(0)]
         return m

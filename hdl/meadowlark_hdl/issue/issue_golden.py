@@ -68,7 +68,8 @@ def _linear(config: Config, model: Mapping[str, int], p: Pass, i: Instruction,
                         presented["x_addr"] += (tile * i["rows"] + row) // config.W
                     if beat == i["row_beats"] - 1:
                         presented |= {"res_en": 1, "res_kind": Kind.ROW, "tile_row": row,
-                                      **destination(model, i, block, tile * i["rows"] + row)}
+                                      **destination(model, i, block, tile * i["rows"] + row),
+                                      **_paired(config, "paired", i)}
                     yield presented
 
 
@@ -79,6 +80,11 @@ def destination(model: Mapping[str, int], i: Instruction, block: int, row: int) 
         "by": i["shift"] if i["pair"] or i["fn"] else 0, "to_lane": head if i["heads"] else 0,
         "element": (i["y"] << (i["pair"] == Pair.GLU)) + (in_head if i["heads"] else row),
         "angle": in_head // 2, "block": block}
+
+
+def _paired(config: Config, name: str, i: Instruction) -> Presented:
+    """A field that says whether heads have several lanes, of a core where they may."""
+    return {name: i["add"] & i["heads"]} if config.lane_pairs else {}
 
 
 def _dot(model: Mapping[str, int], i: Instruction, block: int, tile: int, row: int, beat: int,
@@ -120,7 +126,8 @@ def _keys(config: Config, model: Mapping[str, int], p: Pass, i: Instruction, lot
                 for beat in range(i["row_beats"]):
                     presented = _dot(model, i, block, tile, key - base, beat)
                     presented["x_addr"] += head * (head_values // config.W)
-                    presented["shift"] = i["shift"]
+                    presented |= {"shift": i["shift"]} | (
+                        {"own_part": 0} if config.lane_pairs else {})
                     if beat == i["row_beats"] - 1:
                         presented |= {
                             "sc_en": 1, "sc_addr": score, "sc_block": lot,
@@ -128,7 +135,8 @@ def _keys(config: Config, model: Mapping[str, int], p: Pass, i: Instruction, lot
                             "sc_from": 0 if i["heads"] or i["ahead"] else max(key - position, 0),
                             "sc_until": top if i["heads"] else min(key - position + i["back"], top),
                             "sc_last": (i["lanes"] if i["heads"] else min(
-                                config.P, p.ctx - position)) - 1}
+                                config.P, p.ctx - position)) - 1,
+                            **_paired(config, "sc_paired", i)}
                         if config.unified:
                             presented["sc_end"] = int(key == sees.stop - 1)
                     yield presented
@@ -141,12 +149,14 @@ def _keys(config: Config, model: Mapping[str, int], p: Pass, i: Instruction, lot
 def _products(config: Config, i: Instruction, lot: int, tile: int, keep: bool, row: int,
               score: int, slot: int) -> Iterator[Presented]:
     """A key's values times its probability. keep: add to what is there."""
+    parts = 1 if i["add"] else config.sv_cycles
     for beat in range(i["row_beats"]):
-        for part in range(config.sv_cycles):
-            at = slot + beat * config.sv_cycles + part
+        for part in range(parts):
+            at = slot + beat * parts + part
             presented = {"array_active": 1, "tile": tile, "beat": row * i["row_beats"] + beat,
                          "part": part, "sel_p": 1, "s_addr": score, "m_block": lot, "acc_en": 1,
-                         "acc_keep": int(keep), "acc_addr": at, "acc_to": at}
+                         "acc_keep": int(keep), "acc_addr": at, "acc_to": at,
+                         **_paired(config, "own_part", i)}
             if beat == part == 0:
                 presented |= {"sum_en": 1, "sum_keep": int(keep), "sum_block": slot // 2}
             yield presented
@@ -156,17 +166,18 @@ def _drain(config: Config, i: Instruction, head_values: int, slot: int, head: in
            ) -> Iterator[Presented]:
     """A lot's sums of probabilities, then its elements; head_values: results of a head. If lanes
     are heads, ``head`` is the token, whose lane takes the place of the block."""
-    elements = i["row_beats"] * config.W
+    elements, parts = i["row_beats"] * config.W, config.sv_cycles
     if i["heads"]:
         head, block = 0, head
     yield {"sum_read": 1, "sum_block": slot // 2, "res_en": 1, "res_kind": Kind.SUM, "sink": 0,
            "block": block, "element": i["mant"], "by": i["shift"]}
-    for element in range(elements):
+    for element in range(0, elements, parts if i["add"] else 1):
         beat, value = divmod(element, config.W)
-        column, part = divmod(value, config.sv_cycles)
+        column, part = divmod(value, parts)
         yield {"dr_en": 1, "dr_sel": column, "res_en": 1, "res_kind": Kind.DRAIN,
                "sink": Sink.ACT, "pair": 0, "fn": 0, "wide": i["wide"], "by": 0,
                "heads": i["heads"], "block": block,
                **({"to_lane": i["lanes"] - 1} if i["heads"] else {}),
                "element": i["y"] + head * head_values + element,
-               "acc_addr": slot + beat * config.sv_cycles + part}
+               "acc_addr": slot + (beat if i["add"] else beat * parts + part),
+               **_paired(config, "paired", i)}

@@ -14,11 +14,12 @@ from .walker import Job, presentable
 
 
 class KeyBeats(wiring.Component):
-    """Each key of a block, each beat; in SV ``sv_cycles`` parts of it, one a cycle.
+    """Each key of a block, each beat; in SV ``sv_cycles`` parts of it, one a cycle, or where that
+    many lanes are a head all of them at once.
 
-    Timing: row_beats cycles a key, in SV row_beats * sv_cycles and ACC_TURN at least, and the
-    cycles that are taken. The first beat is presented in the cycle after ``req``; what the block is
-    must stand in that of ``req``.
+    Timing: row_beats cycles a key, in SV row_beats * sv_cycles (of pairs row_beats) and ACC_TURN at
+    least, and the cycles that are taken. The first beat is presented in the cycle after ``req``;
+    what the block is must stand in that of ``req``.
 
     Parameters
     ----------
@@ -54,6 +55,8 @@ class KeyBeats(wiring.Component):
         shapes = presentable(config)
         if config.gemm:
             self.PRESENTS = (*self.PRESENTS, "res_en")
+        if config.lane_pairs:
+            self.PRESENTS = (*self.PRESENTS, "own_part")
         super().__init__({
             "job": In(Job()), "req": In(1), "idle": Out(1, init=1), "done": Out(1), "taken": In(1),
             "first": In(13), "skip": In(7), "anew": In(1), "until": In(range(config.P)),
@@ -69,6 +72,11 @@ class KeyBeats(wiring.Component):
         config, c, instr = self.config, self.control, self.job.instr
         log2_parts = ceil_log2(config.sv_cycles)
         is_sv, first = Signal(), Signal(init=1)     # first: beat of the key
+        parted = is_sv                              # it takes a beat in parts
+        if config.lane_pairs:
+            parted = Signal()
+            m.d.sync += parted.eq((instr.op == Op.SV) & ~instr.add)
+            m.d.comb += c.own_part.eq(is_sv & ~parted)
         keys = Countdown(m, 8, name="keys", behind=True, reset=False)
         anew, age = reg(1, "anew"), reg(signed(15), "age")      # the first key; key - position
         until, everyone = reg(self.until.shape(), "until"), reg(1, "everyone")
@@ -79,12 +87,12 @@ class KeyBeats(wiring.Component):
         # bits in the last part of a beat.
         steps = Countdown(m, 11, name="steps", behind=True, reset=False)
         steps_behind, one_step = reg(11, "steps_behind"), Signal()
-        part, beat_done = ~steps.left[:log2_parts], ~is_sv | ~steps.left[:log2_parts].any()
+        part, beat_done = ~steps.left[:log2_parts], ~parted | ~steps.left[:log2_parts].any()
         one_beat = instr.row_beats == 1
         m.d.sync += [
-            is_sv.eq(instr.op == Op.SV), one_step.eq(one_beat & ~is_sv),
+            is_sv.eq(instr.op == Op.SV), one_step.eq(one_beat & ~parted),
             steps_behind.eq(Mux(
-                is_sv, Cat(Const(1).replicate(log2_parts), instr.row_beats - 1),
+                parted, Cat(Const(1).replicate(log2_parts), instr.row_beats - 1),
                 instr.row_beats - 1))]
         # The slices of the next key are those of this one: not sooner than the accumulators allow.
         turn = Countdown(m, range(config.row_cycles) if config.gemm else 2, name="turn", last=False)
@@ -92,6 +100,10 @@ class KeyBeats(wiring.Component):
         short, mine = Signal(), Signal()
         m.d.sync += [short.eq(is_sv & one_beat & (too_soon > 0)),
                      everyone.eq(instr.heads | instr.ahead)]
+        if config.lane_pairs:           # rows there are short of 1, 2 or 3 beats
+            of_parts, too_soon, is_short = too_soon, Signal(2), instr.row_beats < Config.ACC_TURN
+            m.d.sync += [too_soon.eq(Mux(parted, of_parts, Config.ACC_TURN - instr.row_beats)),
+                         short.eq(is_sv & Mux(parted, one_beat & (of_parts > 0), is_short))]
         is_spill, pauses = Signal(), is_sv & self.taken
         if config.gemm:
             m.d.sync += is_spill.eq(instr.op == Op.SPILL)
@@ -106,7 +118,7 @@ class KeyBeats(wiring.Component):
         m.d.comb += [
             mine.eq(is_sv & ~self.taken & ~self.idle),
             c.x_addr.eq(x_addr), c.dot_keep.eq(~first), c.beat.eq(tile_beat),
-            c.part.eq(Mux(is_sv, part, 0)), c.s_addr.eq(score), c.sc_addr.eq(score),
+            c.part.eq(Mux(parted, part, 0)), c.s_addr.eq(score), c.sc_addr.eq(score),
             c.sc_from.eq(Mux(everyone | (age < 0), 0, age)), c.sc_until.eq(until),
             c.sc_first.eq(anew), c.sum_keep.eq(~anew), c.sum_block.eq(Mux(mine, self.slot[1:], 0)),
             c.acc_keep.eq(is_sv & ~anew), c.acc_addr.eq(Mux(mine, slice_, 0)),

@@ -70,6 +70,8 @@ class Keys(Walker):
         if config.unified:
             self.PRESENTS = (*self.PRESENTS, "phi", "window", "assumed", "sc_end")
             settle[Op.QK], ports = 0, ports | {"missed": In(1)}
+        if config.lane_pairs:
+            self.PRESENTS = (*self.PRESENTS, "own_part", "sc_paired")
         super().__init__(config, settle=settle, summed=Out(stream.Signature(SummedLot(config))),
                          taken=In(1), **ports)
 
@@ -116,6 +118,8 @@ class Keys(Walker):
             *(c[name].eq(beats.control[name]) for name in beats.PRESENTS),
             c.shift.eq(instr.shift), c.sel_p.eq(is_sv), c.sc_block.eq(lot),
             c.sc_last.eq(seen.last_query), c.m_block.eq(lot)]
+        if config.lane_pairs:
+            m.d.comb += c.sc_paired.eq(instr.heads & instr.add)
         next_score, front, is_spill = score + pass_.ctx, self.front, Signal()
         if config.gemm:
             next_score, front = score + seen.limit, self.front | is_spill

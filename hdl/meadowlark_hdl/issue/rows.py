@@ -31,6 +31,8 @@ class Rows(Walker):
                 "array_active", "wait_tile", "wait_vector")
 
     def __init__(self, config: Config):
+        if config.lane_pairs:
+            self.PRESENTS = (*self.PRESENTS, "paired")
         super().__init__(config, settle={Op.LINEAR: results_settle(config)})
 
     def elaborate(self, platform):
@@ -79,6 +81,8 @@ class Rows(Walker):
                   for name in ("sink", "pair", "fn", "wide", "stats", "heads")),
                 c.by.eq(by), c.to_lane.eq(to_lane), c.block.eq(block), c.element.eq(element),
                 c.angle.eq(in_head[1:])]
+            if config.lane_pairs:
+                m.d.comb += c.paired.eq(instr.heads & instr.add)
 
         with m.If(self.idle):
             m.d.sync += [

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 def load(name: str | Path = "stories", *, context: int | None = None, weights: str = "auto",
          packing: str = "auto", bits: float | None = None, target_ppl: float | None = None,
          draft: str = "auto", fuse_ffn: str = "none", drop_attention: str = "",
-         all_tokens: bool = False, maximum: str = "exact", progress: Progress | None = None,
+         all_tokens: bool = False, maximum: str = "exact", lanes: str = "auto",
+         progress: Progress | None = None,
          warn: Callable[[str], None] | None = None) -> LoadedModel:
     """A model by name.
 
@@ -38,7 +39,8 @@ def load(name: str | Path = "stories", *, context: int | None = None, weights: s
         file, a checkpoint of llama2.c, or an image file.
     context : int, optional
         Tokens the KV cache holds; by default as many as model and board allow.
-    weights, packing, bits, target_ppl, draft, fuse_ffn, drop_attention, all_tokens, maximum
+    weights, packing, bits, target_ppl, draft, fuse_ffn, drop_attention, all_tokens, maximum,
+    lanes
         As the options of ``meadowlark compile``.
     progress : callable, optional
         Told what takes long.
@@ -52,6 +54,7 @@ def load(name: str | Path = "stories", *, context: int | None = None, weights: s
     """
     from ..compile.image import is_image
     from ..compile.packing import PACKINGS
+    from ..compile.pairs import LANES
     from ..models.registry import find_model
     from ..models.fusion import check_fusion, layers_of
     from ..quant.budget import check_budget
@@ -62,6 +65,8 @@ def load(name: str | Path = "stories", *, context: int | None = None, weights: s
         raise UserError(f"there are no weights {weights!r}; give auto or int8")
     if maximum not in MAXIMA:
         raise UserError(f"there is no maximum {maximum!r}; give one of {', '.join(MAXIMA)}")
+    if lanes not in LANES:
+        raise UserError(f"there are no lanes {lanes!r}; give one of {', '.join(LANES)}")
     check_budget(bits, target_ppl)
     check_fusion(fuse_ffn)
     layers_of(drop_attention)
@@ -70,7 +75,7 @@ def load(name: str | Path = "stories", *, context: int | None = None, weights: s
     return LoadedModel(str(name), dict(context=context, weights=weights, packing=packing,
                                        bits=bits, target_ppl=target_ppl, draft=draft,
                                        fuse_ffn=fuse_ffn, drop_attention=drop_attention,
-                                       all_tokens=all_tokens, maximum=maximum,
+                                       all_tokens=all_tokens, maximum=maximum, lanes=lanes,
                                        progress=progress, warn=warn))
 
 

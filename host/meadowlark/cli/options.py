@@ -137,6 +137,7 @@ class Asked:
     weights: str
     packing: str
     all_tokens: bool
+    lanes: str
     bits: float | None
     target_ppl: float | None
     fuse_ffn: str
@@ -147,7 +148,8 @@ class Asked:
         """The model; draft: its table of drafts."""
         from ..api.model import load
         return load(self.name, context=self.context, weights=self.weights, packing=self.packing,
-                    all_tokens=self.all_tokens, bits=self.bits, target_ppl=self.target_ppl,
+                    all_tokens=self.all_tokens, lanes=self.lanes, bits=self.bits,
+                    target_ppl=self.target_ppl,
                     draft=draft, fuse_ffn=self.fuse_ffn, drop_attention=self.drop_attention,
                     maximum=self.maximum,
                     progress=progress, warn=warn)
@@ -192,6 +194,11 @@ def model_options(*, argument: bool = False, default: str | None = "stories", im
         help="With unified a constant stands for the maximum of each row of scores, to measure "
              "what waiting for it costs. Rows whose maximum is not in the 16 log2 units below it "
              "(8, 4) are done again.")
+    lanes = click.option(
+        "--lanes", type=click.Choice(("direct", "pairs", "auto")), default="auto",
+        show_default=True,
+        help="Lanes that a query head has in decode: one (direct), or several where lanes are free "
+             "(pairs). With auto those that are quicker. Only some boards can have several.")
     options = [
         model, *([context] if image else []),
         click.option("--weights", type=click.Choice(("auto", "int8")), default="auto",
@@ -211,7 +218,7 @@ def model_options(*, argument: bool = False, default: str | None = "stories", im
         click.option("--drop-attention", default="", metavar="LAYERS",
                      help="Leave the attention of some layers out, such as 3-6, counted from 0: "
                           "another model. FFNs without attention between them can be fused."),
-        *([packing] if image else []), *([all_tokens] if image and measures else []),
+        *([packing] if image else []), *([all_tokens, lanes] if image and measures else []),
         *([maximum] if measures else [])]
 
     def decorate(command: Callable) -> Callable:
@@ -222,10 +229,11 @@ def model_options(*, argument: bool = False, default: str | None = "stories", im
         def collected(*args, model: str, weights: str, bits: float | None,
                       target_ppl: float | None, fuse_ffn: str, drop_attention: str,
                       context: int | None = None, packing: str = "auto",
-                      all_tokens: bool = False, maximum: str = "exact", **kw):
+                      all_tokens: bool = False, maximum: str = "exact", lanes: str = "auto",
+                      **kw):
             return command(*args, **kw, asked=Asked(
                 name=model, context=context, weights=weights, packing=packing,
-                all_tokens=all_tokens, bits=bits, target_ppl=target_ppl,
+                all_tokens=all_tokens, lanes=lanes, bits=bits, target_ppl=target_ppl,
                 fuse_ffn=fuse_ffn, drop_attention=drop_attention, maximum=maximum))
         return collected
     return decorate

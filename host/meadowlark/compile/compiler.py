@@ -27,6 +27,7 @@ from . import limits
 from .image import Image, Vision, Visit
 from .layout import (ALIGN, Shape, Tables, act_map, cuts, packed_jobs, round_up, stride,
                      token_words)
+from .pairs import Pairs, check_lanes
 from .spill import digit_name, with_spill
 from .stream import ROWS, Stream
 
@@ -47,7 +48,7 @@ class _Lists:
     """
 
     def __init__(self, qm: QuantModel, shapes: Shapes, config: Config, context: int, stream: Stream,
-                 all_tokens: bool) -> None:
+                 all_tokens: bool, lanes: str) -> None:
         self.qm, self.plan, self.config, W = qm, qm.plan, config, config.W
         self.at_once = limits.heads_at_once(qm.plan, config, context)
         self.act = act_map(qm.plan, W, self.at_once)
@@ -61,6 +62,7 @@ class _Lists:
         self.stream = stream
         self.tables = Tables(shapes, config, context)
         self.all_tokens, self.last = all_tokens, 0
+        self.pairs = Pairs(lanes, config, self.columns // W)
         self.batch = config.turns                       # tokens of a batch, at most
         self.spill = qm.plan.spill
         # How many rows behind its position a token's keys and values go. A spilled pass stands at
@@ -289,12 +291,12 @@ class _Lists:
                     attend(self.prefill, one, first, n)
             for g, (first, n) in enumerate(groups):
                 if first in range(head, head + group):
-                    queries(self.decode, at[g], first, n, heads=1, lanes=n)
+                    queries(self.decode, at[g], first, n, **self.pairs.fields(n))
                     if not early:
-                        attend(self.decode, at[g], first, 1, heads=1, lanes=n)
+                        attend(self.decode, at[g], first, 1, **self.pairs.fields(n))
         if early:
             for g, (first, n) in enumerate(groups):
-                attend(self.decode, at[g], first, 1, heads=1, lanes=n)
+                attend(self.decode, at[g], first, 1, **self.pairs.fields(n))
 
     def _stores(self, step: AttendStep, which: int, at: int) -> None:
         """Keys (which: 0) or values (1) of all KV heads, from a word of scratch memory on, to the
@@ -383,7 +385,7 @@ _LOWER: dict[type[Step], Callable[..., None]] = {
 
 def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
                   packing: str = "auto", all_tokens: bool = False,
-                  draft: DraftTable | None = None,
+                  draft: DraftTable | None = None, lanes: str = "auto",
                   stream: Callable[[Config, str, int], Stream] = Stream) -> Image:
     """Lay a model out for a board.
 
@@ -406,6 +408,8 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
     draft : DraftTable, optional
         Goes into the memory. It is left out where the board's memory has no room for it, or its
         core no drafts (:attr:`.Image.draft` is then None).
+    lanes : str
+        One of :data:`meadowlark.compile.pairs.LANES`.
     stream : callable
         Makes what packs the weights, of the same parameters as :class:`.stream.Stream`.
 
@@ -429,6 +433,7 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
                         "them; quantise the model to int8 (--weights int8)")
     if qm.head_pad < W:
         raise ValueError(f"heads padded to {qm.head_pad}, but the core takes {W} values at a time")
+    check_lanes(lanes, board, shapes.plan)
     limits.check(shapes, board, context=context, least=limits.least_bits(board, packing))
     needs = limits.need(shapes, board, context)
     context = needs.context
@@ -440,9 +445,10 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
         qm, shapes = with_spill(qm, needs.plan), needs.shapes
     unified = any(qm.numbers[step.name].window for step in qm.plan.attends)
     if unified:
-        check_unified(qm, board)
+        check_unified(qm, board, lanes)
+        lanes = "direct"
     lists = _Lists(qm, shapes, config, context, stream(
-        config, packing, max(P, limits.heads_at_once(qm.plan, config, context))), all_tokens)
+        config, packing, max(P, limits.heads_at_once(qm.plan, config, context))), all_tokens, lanes)
     act, tables, blocks = lists.act, lists.tables, lists.blocks
     lists.make()
 
@@ -483,7 +489,8 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
     return Image(
         name=qm.name, board=board.name, config=config.replace(
             **dict.fromkeys(Config.EXTRAS, False) | {
-                "tight_keys": lists.key != qm.plan.key_pad, "unified": unified}).as_dict(),
+                "tight_keys": lists.key != qm.plan.key_pad, "unified": unified,
+                "lane_pairs": any(i["add"] and i["heads"] for i in program)}).as_dict(),
         needs=dict(act_words=_act_words(program, blocks * act.block_words, lists),
                    scratch_bytes=blocks * P * regs["token_words"] * W,
                    residual_values=blocks * P * regs["stride"],
@@ -500,9 +507,12 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
             model=draft.model, made_of=draft.made_of, entries=draft.used))
 
 
-def check_unified(qm: QuantModel, board: Board) -> None:
+def check_unified(qm: QuantModel, board: Board, lanes: str) -> None:
     """Raise :class:`UserError` unless a board can do with a unified maximum for the model."""
     config = board.config
+    if lanes == "pairs":
+        raise UserError("a unified maximum takes a lane for each query head; leave --maximum or "
+                        "--lanes out")
     if not config.unified:
         raise UserError(f"the core of the board {board.name} has exact maxima alone; leave "
                         "--maximum out, or take the board virtual")

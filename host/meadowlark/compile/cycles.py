@@ -587,7 +587,8 @@ class Machine:
         self._lose(spent, max(self.judged + 1 - self.now, 0))
 
     def _sv(self, i: Instruction, p: Pass, spent: Spent, lots: Lots) -> None:
-        steps = i["row_beats"] * self.c.sv_cycles       # of a key
+        pairs = self.c.sv_cycles if i["add"] else 1     # lanes of a head
+        steps = i["row_beats"] * self.c.sv_cycles // pairs      # of a key
         places = self.c.acc_slots // steps
         rows, first = i["lanes"] if i["heads"] else len(lots.heads) * sum(
             min(self.c.P, p.n - block * self.c.P) for block in lots.blocks), True
@@ -605,7 +606,7 @@ class Machine:
                     first = False
                     self._assumed(spent, rows, work)
             if last:
-                self.drains.lot(self.now - 1, i["row_beats"] * self.c.W)
+                self.drains.lot(self.now - 1, i["row_beats"] * self.c.W // pairs)
             self._lose(spent, 1)
 
     def _spill(self, i: Instruction, p: Pass, spent: Spent, lots: Lots) -> None:

@@ -31,9 +31,9 @@ def line(i: Instruction) -> str:
         parts.append("if-more" if op == Op.END else "last")
     if i["wait"]:
         parts.append("wait")
-    parts += [name for name in ("add", "beside", "diagonal") if i[name]]
+    parts += [name for name in ("add", "beside", "diagonal") if i[name] and not i["heads"]]
     if i["heads"]:
-        parts.append(f"heads {i['lanes']}")
+        parts.append(f"heads {i['lanes']}{' in pairs' if i['add'] else ''}")
     if op == Op.END:
         return " ".join(parts)
     if op != Op.STORE:

@@ -39,8 +39,8 @@ def spilled(image: Image, config: Config) -> Image:
     Raises
     ------
     UserError
-        The core has no SPILL; the program has no room; a token sees only a window; or the keys of a
-        context are more than a tile.
+        The core has no SPILL; the program has no room; a token sees only a window; the keys of a
+        context are more than a tile; or query heads have several lanes.
     """
     if not config.gemm:
         raise UserError(f"the core of the board {image.board} keeps attention on the chip: it "
@@ -54,6 +54,9 @@ def spilled(image: Image, config: Config) -> Image:
                         f"{image.context}; compile with --ctx {keys}")
     if any(i["back"] != NO_WINDOW for i in program if i["op"] == Op.QK):
         raise UserError(f"{image.name} has layers with a window, which attention by GEMM has not")
+    if "lane_pairs" in image.extras:
+        raise UserError("attention by GEMM has a lane for each query head; compile with --lanes "
+                        "direct")
     at = round_up(image.needs["memory_bytes"], ALIGN)
     out: list[Instruction] = []
     begins = decode_pc              # of what is decode's

@@ -57,6 +57,8 @@ _EXTRAS = {
     "tight_keys": ("has keys of any number of words", "compile the model for that board"),
     "fences": ("stops in front of operators", "compile the model without --fence"),
     "unified": ("has a unified maximum", "compile the model without --maximum"),
+    "lane_pairs": ("has query heads on several lanes",
+                   "compile the model for that board, or with --lanes direct"),
 }
 _SHAPE = ("hidden", "layers", "heads", "kv_heads", "head_dim", "value_dim", "head_pad", "ffn",
           "vocab", "context")
@@ -426,7 +428,9 @@ class Image:
             raise UserError(f"the image holds weights packed for {lanes} lanes, but {core} unpacks "
                             f"{config.unpack_lanes}; compile the model for that board")
         for name in sorted(self.extras):
-            if not getattr(config, name):
+            # How many lanes is in the instructions.
+            if not getattr(config, name) or name == "lane_pairs" and (
+                    config.sv_cycles != self.config["sv_cycles"]):
                 what, instead = _EXTRAS[name]
                 raise UserError(f"the image {what}, which {core} cannot; {instead}")
         if self.needs_blocks and not config.block_modes:

@@ -93,14 +93,14 @@ class Sketch(Stream):
 
 def sketch(model: Model, board: Board, *, context: int | None = None, packing: str = "auto",
            weights: str = "auto", bits: float = 8.0, all_tokens: bool = False,
-           draft: DraftTable | None = None) -> Image:
+           draft: DraftTable | None = None, lanes: str = "auto") -> Image:
     """The image of a model for a board, with zeros in place of its weights.
 
     Parameters
     ----------
     model : Model
         It may be an outline.
-    board, context, packing, all_tokens, draft : see :func:`.compiler.compile_model`
+    board, context, packing, all_tokens, draft, lanes : see :func:`.compiler.compile_model`
     weights : str
         See :func:`meadowlark.quant.quantise.quantise`.
     bits : float, 1..8
@@ -113,7 +113,8 @@ def sketch(model: Model, board: Board, *, context: int | None = None, packing: s
     """
     needs = limits.need(Shapes.of_model(model, weights), board, context)
     return compile_model(stand_in(model, needs.shapes), board, context=context, packing=packing,
-                         all_tokens=all_tokens, draft=draft, stream=partial(Sketch, bits=bits))
+                         all_tokens=all_tokens, draft=draft, lanes=lanes,
+                         stream=partial(Sketch, bits=bits))
 
 
 def stand_in(model: Model, shapes: Shapes) -> QuantModel:

@@ -65,6 +65,8 @@ class Source:
         See :func:`meadowlark.compile.compiler.compile_model`.
     all_tokens : bool
         See :func:`meadowlark.compile.compiler.compile_model`.
+    lanes : str
+        See :func:`meadowlark.compile.compiler.compile_model`.
     bits, target_ppl : float, optional
         Bits a weight, or per cent of perplexity, that int8 weights may cost (then all are int8);
         see :mod:`meadowlark.quant.budget`.
@@ -86,6 +88,7 @@ class Source:
     weights: str = "auto"
     packing: str = "auto"
     all_tokens: bool = False
+    lanes: str = "auto"
     bits: float | None = None
     target_ppl: float | None = None
     draft: str = "auto"
@@ -276,6 +279,7 @@ class Source:
                                        ("weights", "--weights", self.weights == "auto"),
                                        ("packing", "--packing", self.packing == "auto"),
                                        ("last layer", "--all-tokens", not self.all_tokens),
+                                       ("lanes", "--lanes", self.lanes == "auto"),
                                        ("grid", "--bits and --target-ppl",
                                         self.bits is self.target_ppl is None),
                                        ("table of drafts", "--draft", self.draft == "auto"),
@@ -294,7 +298,7 @@ class Source:
         table, qm = self.table, self.quantised
         self.tell("compiling")
         image = compile_model(qm, self.board, context=self.context, packing=self.packing,
-                              all_tokens=self.all_tokens, draft=table)
+                              all_tokens=self.all_tokens, draft=table, lanes=self.lanes)
         if table is not None and image.draft is None:
             sentence = (f"the memory of the board {self.board.name} has no room for {table.size:,} "
                         "bytes of drafts beside the model")
@@ -335,7 +339,8 @@ class Source:
         self.check_fits()
         return sketch(self.outline, self.board, context=self.context, packing=self.packing,
                       weights=self.weights if self.bits is None else "int8",
-                      bits=self.bits_per_code, all_tokens=self.all_tokens, draft=self.table)
+                      bits=self.bits_per_code, all_tokens=self.all_tokens, draft=self.table,
+                      lanes=self.lanes)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
