@@ -44,8 +44,9 @@ class GoldenRuns(ABC):
         phi, window = of_field(qk["mant"])
         need(not window or self.config.unified, "a unified maximum on a core without")
         for sv in svs if window else ():
-            need(sv["op"] == Op.SV and not sv["add"] and sv["rows"] >= qk["rows"] and qk["row_beats"] <= max(
-                self.config.ACC_TURN, sv["row_beats"] * self.config.sv_cycles),
+            need(sv["op"] == Op.SV and not sv["add"] and sv["rows"] >= qk["rows"]
+                 and qk["row_beats"] <= max(
+                     self.config.ACC_TURN, sv["row_beats"] * self.config.sv_cycles),
                 "an SV that could read scores before they are there")
         peak, good = peaks(found.max(axis=-1, keepdims=True), phi, window)
         if window:
