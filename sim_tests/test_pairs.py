@@ -22,6 +22,7 @@ from meadowlark_hdl.control.fetch_golden import ProgramError
 from meadowlark_hdl.isa import Instruction, Op, Sink, fault
 from meadowlark_hdl.link.protocol import config_facts, config_of
 from meadowlark_hdl.sampler.sampler_golden import Sampling
+from batches import alone_and_together
 from random_model import random_model
 
 #: Heads of 64: a row of values is four beats of 16.
@@ -135,12 +136,22 @@ def test_simulated_board(tmp_path, seed):
     assert counts["pairs"][1]["cycles"] < counts["direct"][1]["cycles"]
 
 
-def test_batches_are_quicker(tmp_path):
+def test_batches(tmp_path, seed):
+    """Tokens of several sequences attend one after the other, in pairs: as each would alone, and as
+    with a lane a head. It takes fewer cycles."""
     board = get_board("virtual")
-    qm, _ = a_model(tmp_path, 3)
-    direct, pairs = (predict_batch(compile_model(qm, board, context=100, lanes=lanes), board,
-                                   sequences=4, position=60, passes=2).cycles
-                     for lanes in ("direct", "pairs"))
+    qm, _ = a_model(tmp_path, seed)
+    images = [compile_model(qm, board, context=64, lanes=lanes) for lanes in ("direct", "pairs")]
+    found = []
+    for image in images:
+        alone, logits, together, tokens, places = alone_and_together(
+            image, board.config, seed, 3, 40)
+        np.testing.assert_array_equal(together.batch(tokens, places), logits)
+        np.testing.assert_array_equal(together.memory, alone.memory)
+        found.append(logits)
+    np.testing.assert_array_equal(*found)
+    direct, pairs = (predict_batch(image, board, sequences=4, position=60, passes=2).cycles
+                     for image in images)
     assert pairs < direct
 
 
