@@ -192,7 +192,7 @@ class Source:
         from ..compile.compiler import check_unified
         from ..quant.maximum import PRODUCTS, TOKENS, WINDOW_OF, unified
         from ..quant.quantise import calibration_tokens
-        check_unified(self._exact, self.board)
+        check_unified(self._exact, self.board, self.lanes)
 
         def make() -> QuantModel:
             most = min(TOKENS, PRODUCTS // self.model.parameters)
