@@ -14,7 +14,6 @@ import click
 from click.core import ParameterSource
 
 from ..errors import UserError
-from ..run.prepare import MAXIMA
 from .terminal import Progress, warn
 
 if TYPE_CHECKING:
@@ -190,7 +189,8 @@ def model_options(*, argument: bool = False, default: str | None = "stories", im
         help="Take all tokens of a prompt through all of the last layer, to measure what leaving "
              "that out brings.")
     maximum = click.option(
-        "--maximum", type=click.Choice(MAXIMA), default="exact", show_default=True,
+        "--maximum", type=click.Choice(("exact", "unified", "unified-8", "unified-4")),
+        default="exact", show_default=True,
         help="With unified a constant stands for the maximum of each row of scores, to measure "
              "what waiting for it costs. Rows whose maximum is not in the 16 log2 units below it "
              "(8, 4) are done again.")
