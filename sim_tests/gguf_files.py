@@ -159,8 +159,11 @@ def metadata(model: Model, theta: float, *, pre: str = "gpt-2") -> dict[str, obj
                 "embedding_scale": next(graph.of(Embed)).scale,
                 "residual_scale": next(graph.of(Add)).scale,
                 "logit_scale": 1 / next(graph.of(Head)).scale}
-    if arch == "gemma3":
+    if arch in ("gemma2", "gemma3"):
         out["attention.sliding_window"] = max(op.window or 0 for op in attends)
+    if arch == "gemma2":
+        out |= {"attn_logit_softcapping": one.cap,
+                "final_logit_softcapping": next(graph.of(Head)).cap}
     if arch == "phi3":
         out["attention.sliding_window"] = one.window or 0
         out["rope.scaling.original_context_length"] = model.context

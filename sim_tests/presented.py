@@ -48,7 +48,7 @@ def repeated(c: Config, p: Pass, i: Instruction, svs: int = 1, *, less: int = 0,
         less = 0
     qk, sv = (Instruction(**dict(i) | fields) for fields in (
         {"op": Op.QK, "row_beats": i["row_beats"] - less},
-        {"op": Op.SV, "row_beats": i["row_beats"] // svs}))
+        {"op": Op.SV, "fn": 0, "row_beats": i["row_beats"] // svs}))
     return [(each, lots) for lots in subgroups(c, p, i) for each in (qk, *[sv] * svs)]
 
 
@@ -98,9 +98,14 @@ def random_work(rng, c: Config, *ops: Op, several: bool = False) -> tuple[Pass, 
             p, sink = decode, Sink.ACT
         pair, fn = rng.choice([(Pair.NONE, Fn.NONE), (Pair.NONE, Fn.RELU), (Pair.ROPE, Fn.NONE),
                                (Pair.GLU, Fn.TANH)][:3 if heads else 4])
+        if c.softcap and sink == Sink.LOGIT:
+            pair, fn = Pair.NONE, rng.choice([Fn.NONE, Fn.TANH])
         what = {"sink": sink, "pair": int(pair), "fn": int(fn), "stats": int(rng.integers(2))}
     else:
-        what = {"sink": Sink.ACT, "mant": int(rng.integers(1 << 15, 1 << 16))}
+        what = {"sink": Sink.ACT}
+        if c.softcap:                   # of the QK
+            what["fn"] = int(rng.choice([Fn.NONE, Fn.TANH]))
+    what["mant"] = int(rng.integers(1 << 15, 1 << 16))
     i = Instruction(op, **what, wide=wide, y=int(rng.integers(1 << 14)), heads=heads,
                     lanes=int(rng.integers(1, c.P + 1)),
                     last=int(not several and (op == Op.LINEAR or not sliding) and rng.integers(2)),

@@ -27,7 +27,8 @@ CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
            "qwen3": "Qwen3ForCausalLM", "opt": "OPTForCausalLM", "gpt2": "GPT2LMHeadModel",
            "gpt_neox": "GPTNeoXForCausalLM", "gptj": "GPTJForCausalLM", "phi": "PhiForCausalLM",
            "gpt_neo": "GPTNeoForCausalLM", "gemma3_text": "Gemma3ForCausalLM",
-           "gemma": "GemmaForCausalLM", "deepseek_v2": "DeepseekV2ForCausalLM",
+           "gemma": "GemmaForCausalLM", "gemma2": "Gemma2ForCausalLM",
+           "deepseek_v2": "DeepseekV2ForCausalLM",
            "deepseek_v3": "DeepseekV3ForCausalLM", "olmo2": "Olmo2ForCausalLM",
            "nemotron-nas": "DeciLMForCausalLM"}
 #: Likewise, of those that read images.
@@ -146,13 +147,14 @@ def of_family(family: str, tensors: dict[str, np.ndarray], head_dim: int,
         out |= norms(out, "self_attn.q_proj", "self_attn.q_norm", head_dim)
         out |= norms(out, "self_attn.k_proj", "self_attn.k_norm", head_dim)
     if family == "gemma3_text":
-        for matrix, name, width in (
-                ("self_attn.q_proj", "self_attn.q_norm", head_dim),
-                ("self_attn.k_proj", "self_attn.k_norm", head_dim),
-                ("self_attn.o_proj", "post_attention_layernorm", None),
-                ("mlp.down_proj", "post_feedforward_layernorm", None),
-                ("mlp.down_proj", "pre_feedforward_layernorm", None)):
-            out |= norms(out, matrix, name, width)
+        out |= norms(out, "self_attn.q_proj", "self_attn.q_norm", head_dim)
+        out |= norms(out, "self_attn.k_proj", "self_attn.k_norm", head_dim)
+    if family in ("gemma2", "gemma3_text"):
+        for matrix, name in (
+                ("self_attn.o_proj", "post_attention_layernorm"),
+                ("mlp.down_proj", "post_feedforward_layernorm"),
+                ("mlp.down_proj", "pre_feedforward_layernorm")):
+            out |= norms(out, matrix, name)
     if family == "olmo2":
         out = {n: v for n, v in out.items() if "input_layernorm" not in n}
         for matrix, name in (("self_attn.q_proj", "self_attn.q_norm"),
@@ -259,9 +261,10 @@ def random_model(folder: str | Path, *, seed: int, hidden: int = 32, layers: int
         attention_bias=attention_bias, mlp_bias=mlp_bias)
     save_file(of_family(family, tensors, head_dim or hidden // heads),
               folder / "model.safetensors")
-    if family in ("gemma", "gemma3_text"):
+    if family in ("gemma", "gemma2", "gemma3_text"):
         del values["hidden_act"]
-    if head_dim is not None or family in ("qwen3", "gemma", "gemma3_text"):  # with another one
+    # of another one by default
+    if head_dim is not None or family in ("qwen3", "gemma", "gemma2", "gemma3_text"):
         values["head_dim"] = head_dim or hidden // heads
     (folder / "config.json").write_text(json.dumps({**values, **config}))
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(vocab)))

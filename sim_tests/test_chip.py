@@ -225,11 +225,14 @@ def test_functions_alone(target, tmp_path, seed):
     (40, dict(family="gpt_neox", hidden=96, heads=3, ffn=70, context=96, hidden_act="gelu_new")),
     (40, dict(family="gemma3_text", hidden=38, layers=4, heads=4, kv_heads=1, head_dim=24, ffn=70,
               context=96, _sliding_window_pattern=2, sliding_window=16)),
+    (40, dict(family="gemma2", hidden=38, layers=2, heads=4, kv_heads=1, head_dim=24, ffn=70,
+              context=96, sliding_window=16, attn_logit_softcapping=9.0,
+              final_logit_softcapping=7.5)),
     (70, dict(family="deepseek_v2", hidden=54, heads=6, ffn=70, context=96, kv_lora_rank=56)),
     (40, dict(family="deepseek_v3", hidden=38, heads=3, ffn=70, context=96)),
     (70, dict(family="olmo2", hidden=54, heads=3, kv_heads=1, head_dim=24, ffn=70, context=96)),
 ], ids=["9 heads, two passes", "12 heads, window", "stories260K", "heads of 256", "OPT", "NeoX",
-        "Gemma 3", "latents", "latents, low rank", "OLMo 2"])
+        "Gemma 3", "Gemma 2", "latents", "latents, low rank", "OLMo 2"])
 def test_shapes(target, tmp_path, seed, length, shape):
     """Some of shapes_check.py, and the shape of the smallest model that people have."""
     chip = Chip(target, get_board("virtual"), str(random_model(

@@ -19,7 +19,7 @@ from meadowlark_boards import get_board
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.fetch_golden import ProgramError
 from meadowlark_hdl.draft.table_lookup_golden import EMPTY
-from meadowlark_hdl.isa import NO_WINDOW, Header, Mode, Op, Sink, Src
+from meadowlark_hdl.isa import NO_WINDOW, Header, Mode, Op, Sink, Src, cap_of
 from random_model import outlined, random_model, random_texts
 
 NARROW = Config(W=8, P=4, bus_bytes=2, act_words=128, residual_values=4096, score_depth=128,
@@ -129,6 +129,45 @@ def test_keys_have_no_more_words_than_values(models, config, shape, seed):
         image.check_board(board(config))
     with pytest.raises(ProgramError, match="a STORE of"):
         golden_core(image, config, seed).forward([3])
+
+
+def test_soft_caps(tmp_path, seed):
+    """The program gives what the model in integers does, with a small cap of each kind and with
+    one alone; a core without them is told by name, and images without them know of none."""
+    has, has_not = (board(NARROW.replace(softcap=on)) for on in (True, False))
+    tokens = np.random.default_rng(seed).integers(0, 128, 20).tolist()
+    for scores, logits in ((5.0, 4.0), (3.0, None), (None, 2.5), (None, None)):
+        model = load_model(random_model(
+            tmp_path, seed=seed, family="gemma2", attn_logit_softcapping=scores,
+            final_logit_softcapping=logits, query_pre_attn_scalar=8, context=64))
+        qm = quantise(model, random_texts(model, seed=2))
+        image, golden = compile_model(qm, has), GoldenModel(qm)
+        chip = golden_core(image, has.config, seed)
+        want = golden.forward(tokens)
+        np.testing.assert_array_equal(chip.forward(tokens), want)
+        np.testing.assert_array_equal(chip.forward([7], 20), golden.forward([7], 20))
+        assert ("softcap" in image.extras) == bool(scores or logits)
+        for op, cap in ((Op.QK, scores), (Op.LINEAR, logits)):
+            found = [i for i in image.instructions if i["op"] == op and cap_of(i)]
+            assert bool(found) == bool(cap)
+        if not image.extras:
+            assert image == compile_model(qm, has_not)
+            continue
+        if logits:
+            assert np.abs(want).max() <= logits * 4096
+        kinds = bool(scores) + bool(logits)
+        with pytest.raises(UserError, match=f"soft caps {kinds} kinds, at most 0 .softcap."):
+            compile_model(qm, has_not)
+        with pytest.raises(UserError, match="has soft caps of .* the board virtual cannot; comp"):
+            image.check_board(has_not)
+        with pytest.raises(ProgramError, match="a soft cap on a core without softcap"):
+            golden_core(image, has_not.config, seed).forward(tokens)
+    # beyond the formats of what is capped
+    for values, what in ((dict(attn_logit_softcapping=89.0), "attention: a soft cap of 89"),
+                         (dict(final_logit_softcapping=32.0), "logits: a soft cap of 32")):
+        model = load_model(random_model(tmp_path, seed=seed, family="gemma2", **values))
+        with pytest.raises(UserError, match=f"{what} does not fit the format"):
+            quantise(model, random_texts(model, seed=2))
 
 
 def test_lists_use_the_stream_alike(models):

@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CLOSE = 1e-4
 #: Models of families whose programs differ in more than sizes from Llama's.
 INTEGERS = ("deepseek_v2", "deepseek_v3", "gpt2", "gpt_neo", "gpt_neox", "gptj", "olmo2", "opt",
-            "phi", "qwen3", "gemma3")
+            "phi", "qwen3", "gemma2", "gemma3")
 
 
 def close(got, want):
@@ -146,6 +146,7 @@ def test_gguf_weights(tmp_path, seed, family):
     """Bit for bit those of the folder; biases, heads and scales too."""
     more = {"granite": dict(attention_multiplier=0.2, embedding_multiplier=3.0,
                             residual_multiplier=0.5, logits_scaling=2.0),
+            "gemma2": dict(query_pre_attn_scalar=8),
             "gemma3_text": dict(query_pre_attn_scalar=8)}.get(family, {})
     folder = random_model(tmp_path / "m", seed=seed, family=family, layers=5, kv_heads=1,
                           tied=family != "phi3", rope_theta=100.0, **more)
@@ -356,6 +357,8 @@ def test_defaults(tmp_path, seed):
                     "layer_types", "rope_local_base_freq", "rope_parameters",
                     "attn_logit_softcapping", "hidden_activation"),
     "gemma": ("hidden_act", "hidden_activation", "head_dim", "num_key_value_heads"),
+    "gemma2": ("query_pre_attn_scalar", "sliding_window", "layer_types", "rope_parameters",
+               "attn_logit_softcapping", "final_logit_softcapping"),
     "gptj": ("rotary_dim", "n_inner", "rotary"),
     "phi": ("partial_rotary_factor", "num_key_value_heads", "qk_layernorm"),
     "gpt_neo": ("attention_types", "attention_layers", "window_size"),
@@ -503,6 +506,45 @@ def test_gemma3(tmp_path, seed):
                             (dict(rope_parameters={**nested, "x": 1}), "rope_parameters.x = 1")):
         with pytest.raises(UserError, match=message):
             graph(folder, **values)
+
+
+def test_gemma2(tmp_path, seed):
+    """Which layers have a window, what caps there are, and that they are of use."""
+    folder = random_model(tmp_path / "m", seed=seed, family="gemma2", layers=3, head_dim=4)
+    assert windows(graph(folder)) == [4096, None, 4096]
+    kinds = dict(layer_types=["full_attention", "sliding_attention", "full_attention"])
+    assert windows(graph(folder, sliding_window=7, **kinds)) == [None, 7, None]
+
+    def caps(**values):
+        found = graph(folder, **values)
+        return {op.cap for op in found.of(Attend)}, {op.cap for op in found.of(Head)}
+    assert caps() == ({50.0}, {30.0})
+    assert caps(attn_logit_softcapping=3.5, final_logit_softcapping=None) == ({3.5}, {None})
+    assert caps(attn_logit_softcapping=None, final_logit_softcapping=7) == ({None}, {7.0})
+    assert {op.divisor for op in graph(folder).of(Attend)} == {16.0}
+    assert {op.divisor for op in graph(folder, query_pre_attn_scalar=9).of(Attend)} == {3.0}
+    for values, message in (
+            (dict(final_logit_softcapping=-1), "must be a positive number"),
+            (dict(attn_logit_softcapping=1e9), "must be from 1e-06 to 1e.06"),
+            (dict(layer_types=["x"] * 3), "must name 3 layers")):
+        with pytest.raises(UserError, match=message):
+            graph(folder, **values)
+
+
+def test_gemma2_gguf(tmp_path, seed):
+    """Keys that older files have not, and the one model that divides scores by something else."""
+    folder = random_model(tmp_path / "m", seed=seed, family="gemma2", query_pre_attn_scalar=8)
+    missing_keys = {f"gemma2.{key}": None for key in (
+        "attn_logit_softcapping", "final_logit_softcapping", "attention.sliding_window")}
+    got = load_gguf(write_gguf(tmp_path / "m.gguf", folder, values=missing_keys))
+    want = load_model(folder)
+    for kind in (Attend, Head):
+        assert list(got.graph.of(kind)) == list(want.graph.of(kind))
+    deep = random_model(tmp_path / "d", seed=seed, family="gemma2", layers=46, head_dim=4,
+                        query_pre_attn_scalar=8, final_logit_softcapping=9.0)
+    model = load_gguf(write_gguf(tmp_path / "d.gguf", deep))
+    assert {op.divisor for op in model.graph.of(Attend)} == {(32 / 4) ** 0.5}
+    assert {op.cap for op in model.graph.of(Head)} == {9.0}
 
 
 def test_gptj(tmp_path, seed):

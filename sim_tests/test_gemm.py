@@ -113,7 +113,7 @@ def test_the_maximum_stays():
 
     async def write(ctx, base, scores, **fields):
         for t in range(len(scores) + 24):
-            at = t - SoftmaxUnit.WRITE_LATENCY
+            at = t - softmax.write_latency
             on = int(0 <= at < len(scores))
             ctx.set(softmax.acc, scores[t] if t < len(scores) else 0)
             for name, value in ({"w_en": on, "w_used": 1, "w_addr": base + at if on else 0,

@@ -66,6 +66,10 @@ def test_listing_names_what_counts():
     assert line(Instruction(Op.QK, src=Src.KV, heads=1, lanes=3, addr=256, rows=128, row_beats=4,
                             chunks=512, x=9, shift=6, back=NO_WINDOW)) == (
         "QK heads 3 kv @0x100 [128x4 int8, 512 chunks] x 9 shift 6")
+    assert line(Instruction(Op.QK, src=Src.KV, fn=Fn.TANH, mant=70, shift=6)).endswith(
+        "x 0 cap 70 shift 6 back 0")
+    assert line(Instruction(Op.LINEAR, sink=Sink.LOGIT, fn=Fn.TANH, mant=70)).endswith(
+        "x 0 cap 70")
     assert line(Instruction(Op.SV, src=Src.KV, rows=128, row_beats=1, chunks=128, back=7, ahead=1,
                             sink=Sink.ACT, wide=1)).endswith(
         "[128x1 int8, 128 chunks] y 0 mant 0 shift 0 back 7 ahead")
@@ -99,6 +103,16 @@ def test_listing_names_what_counts():
     (Op.SV, dict(sink=Sink.ACT, pair=Pair.ROPE), "SV pairs no rows and has no function"),
     (Op.LINEAR, dict(sink=Sink.LOGIT, pair=Pair.ROPE), "neither pair nor function"),
     (Op.LINEAR, dict(sink=Sink.ACT, fn=Fn.GELU), None),
+    (Op.LINEAR, dict(sink=Sink.ACT, fn=Fn.TANH), None),
+    (Op.LINEAR, dict(sink=Sink.LOGIT, fn=Fn.TANH, mant=1), None),
+    (Op.QK, dict(row_beats=4, fn=Fn.TANH, mant=1), None),
+    (Op.QK, dict(row_beats=4, mant=1), None),
+    (Op.LINEAR, dict(sink=Sink.LOGIT, fn=Fn.TANH), "a soft cap is at least 1"),
+    (Op.QK, dict(row_beats=4, fn=Fn.TANH), "a soft cap is at least 1"),
+    (Op.QK, dict(row_beats=4, fn=Fn.GELU, mant=1), "neither pair nor function, but for a soft cap"),
+    (Op.LINEAR, dict(sink=Sink.LOGIT, fn=Fn.SILU, mant=1), "neither pair nor function, but for"),
+    (Op.LINEAR, dict(sink=Sink.RESIDUAL, fn=Fn.TANH, mant=1), "neither pair nor function"),
+    (Op.SV, dict(sink=Sink.ACT, fn=Fn.TANH, mant=1), "SV pairs no rows and has no function"),
     (Op.LINEAR, dict(sink=Sink.ACT, pair=Pair.ROPE, fn=Fn.SILU), "rotated have no function"),
     (Op.LINEAR, dict(sink=Sink.ACT, pair=Pair.GLU), "a GLU has a function"),
     (Op.LINEAR, dict(sink=Sink.SCRATCH, wide=1), "only activations have 16 bits"),

@@ -12,8 +12,16 @@ from meadowlark_hdl.compute.softmax_golden import (MASKED, output_scale, probabi
                                                    scores)
 from meadowlark_hdl.config import Config
 
-CONFIG = Config(W=8, P=4, bus_bytes=2, score_depth=64)
-LATENCY = SoftmaxUnit(CONFIG).latency       # from r_addr to p
+CONFIGS = {"plain": Config(W=8, P=4, bus_bytes=2, score_depth=64)}
+CONFIGS["softcap"] = CONFIGS["plain"].replace(softcap=True)
+UNITS = {name: SoftmaxUnit(config) for name, config in CONFIGS.items()}
+CONFIG = CONFIGS["plain"]
+LATENCY = UNITS["plain"].latency            # from r_addr to p
+
+
+def unit_of(dut):
+    """The block that is simulated."""
+    return UNITS["softcap" if hasattr(dut, "cap") else "plain"]
 
 
 async def play(dut, schedule, length):
@@ -37,20 +45,21 @@ def put(schedule, cycle, **values):
     schedule.setdefault(cycle, {}).update(values)
 
 
-async def block(dut, acc, shift, masked, *, base, number, gap, used=1):
+async def block(dut, acc, shift, masked, *, base, number, gap, used=1, cap=0):
     """Write a row of scores (one every ``gap`` cycles), read it back as probabilities, at the rate
     that the sum of one block allows.
 
     Returns the probabilities, their sum, and which scores were reported as saturated.
     """
     schedule: dict = {}
-    put(schedule, 0, shift=shift)
+    unit = unit_of(dut)
+    put(schedule, 0, shift=shift, **({"cap": cap} if hasattr(dut, "cap") else {}))
     at = [gap * i for i in range(len(acc))]
     for i, cycle in enumerate(at):
         put(schedule, cycle, acc=acc[i])
-        put(schedule, cycle + SoftmaxUnit.WRITE_LATENCY, w_en=1, w_addr=base + i,
+        put(schedule, cycle + unit.write_latency, w_en=1, w_addr=base + i,
             w_masked=masked[i], w_used=used, w_first=i == 0, block=number)
-    read = at[-1] + SoftmaxUnit.TURN            # the earliest one
+    read = at[-1] + unit.turn                   # the earliest one
     for i, cycle in enumerate(range(read, read + 2 * len(acc), 2)):
         put(schedule, cycle, r_addr=base + i)
         put(schedule, cycle + 1, block=number)
@@ -60,7 +69,7 @@ async def block(dut, acc, shift, masked, *, base, number, gap, used=1):
     put(schedule, end, sum_read=1, sum_block=number)
     seen = await play(dut, schedule, end + 2)
     first = read + LATENCY
-    late = SoftmaxUnit.WRITE_LATENCY + SoftmaxUnit.SATURATED_LATENCY
+    late = unit.write_latency + SoftmaxUnit.SATURATED_LATENCY
     reported = [bool(seen[cycle + late][2]) for cycle in at]
     assert sum(int(s) for _, _, s in seen[late:]) == sum(reported), "reported in another cycle"
     return [int(p) for p, _, _ in seen[first:first + 2 * len(acc):2]], int(seen[end + 1][1]), \
@@ -90,13 +99,16 @@ async def matches_golden(dut, gap):
             acc[rng.integers(n)] = 0
         masked = rng.random(n) < 0.3
         masked[acc.argmax() if trial % 4 == 2 else rng.integers(n)] = False
-        s = np.where(masked, MASKED, scores(acc, shift))
+        # Half of the blocks, where there is a cap: none, the least, the largest, any.
+        cap = 0 if trial % 2 or not hasattr(dut, "cap") else int(rng.choice(
+            [1, 36933, 65535, rng.integers(1, 65536)]))
+        s = np.where(masked, MASKED, scores(acc, shift, cap))
         p, total = probabilities(s)
         number = int(rng.integers(16))
         base = int(rng.integers(0, CONFIG.score_depth - n + 1))
         used = trial % 5 != 4
         got, got_total, reported = await block(dut, acc.tolist(), shift, masked, base=base,
-                                               number=number, gap=gap, used=used)
+                                               number=number, gap=gap, used=used, cap=cap)
         np.testing.assert_array_equal(got, p, f"trial {trial}, shift {shift}")
         assert got_total == total
         assert reported == (saturated(acc, shift) & ~masked & used).tolist()
@@ -113,11 +125,12 @@ async def visible_keys_are_never_taken_for_hidden_ones(dut):
                         ([2**17 - 1, lowest + 1], [0, 0]), ([lowest, 5, 2**17], [1, 0, 1])):
         hidden = np.array(masked, bool)
         want = saturated(acc, 0) & ~hidden
-        p, total = probabilities(np.where(hidden, MASKED, scores(acc, 0)))
-        assert await block(dut, acc, 0, masked, base=3, number=2, gap=1) == (
-            p.tolist(), total, want.tolist())
-        assert total >= 32768
-        assert not np.any(p[hidden])
+        for cap in (0, 36933, 65535) if hasattr(dut, "cap") else (0,):
+            p, total = probabilities(np.where(hidden, MASKED, scores(acc, 0, cap)))
+            assert await block(dut, acc, 0, masked, base=3, number=2, gap=1, cap=cap) == (
+                p.tolist(), total, want.tolist())
+            assert total >= 32768
+            assert not np.any(p[hidden])
     assert await block(dut, [lowest] * 2, 0, [0, 0], base=0, number=0, gap=2) == (
         [32768] * 2, 65536, [True] * 2)
 
@@ -134,13 +147,17 @@ async def blocks_keep_their_own_maximum_and_sum(dut, lowest):
     masked = rng.random((2, 12)) < 0.5
     masked[:, 0] = False
     schedule: dict = {}
+    unit, cap = unit_of(dut), 0
+    if hasattr(dut, "cap"):
+        cap = random.choice([0, 36933, 65535])
+        put(schedule, 0, cap=cap)
     put(schedule, 0, shift=1)
     order = [(b, k) for turn in range(0, 12, 4) for b in (0, 1) for k in range(turn, turn + 4)]
     for i, (b, k) in enumerate(order):
         put(schedule, i, acc=acc[b, k])
-        put(schedule, i + 3, w_en=1, w_addr=16 * b + k, w_masked=masked[b, k], w_used=1,
-            w_first=k == 0, block=b)
-    read = len(order) - 1 + SoftmaxUnit.TURN
+        put(schedule, i + unit.write_latency, w_en=1, w_addr=16 * b + k, w_masked=masked[b, k],
+            w_used=1, w_first=k == 0, block=b)
+    read = len(order) - 1 + unit.turn
     order = [(b, k) for k in range(12) for b in (0, 1)]         # one probability a cycle
     for i, (b, k) in enumerate(order):
         put(schedule, read + i, r_addr=16 * b + k)
@@ -150,14 +167,15 @@ async def blocks_keep_their_own_maximum_and_sum(dut, lowest):
     put(schedule, end, sum_read=1, sum_block=0)
     put(schedule, end + 1, sum_read=1, sum_block=1)
     seen = await play(dut, schedule, end + 3)
-    p, total = probabilities(np.where(masked, MASKED, scores(acc, 1)))
+    p, total = probabilities(np.where(masked, MASKED, scores(acc, 1, cap)))
     for i, (b, k) in enumerate(order):
         assert int(seen[read + i + LATENCY][0]) == p[b, k]
     assert [int(seen[end + 1][1]), int(seen[end + 2][1])] == total.tolist()
 
 
-def test_softmax(sim, seed):
-    simulate(SoftmaxUnit(CONFIG), __name__, seed=seed, sim=sim)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_softmax(sim, seed, name):
+    simulate(SoftmaxUnit(CONFIGS[name]), __name__, seed=seed, sim=sim)
 
 
 def test_golden_against_float():

@@ -117,7 +117,7 @@ def test_softmax(gap, seed):
             for r in range(rows):
                 for k in range(keys):
                     put(t, acc=acc[r, k])
-                    at = t + SoftmaxUnit.WRITE_LATENCY
+                    at = t + softmax.write_latency
                     put(at, w_en=1, w_end=k == keys - 1, w_addr=8 * r + k, w_masked=masked[r, k],
                         w_used=used[r], w_first=k == 0, block=blocks[r])
                     t += gap

@@ -14,12 +14,13 @@ from meadowlark_hdl.compute.norm import Norm
 from meadowlark_hdl.compute.norm_golden import add_residual, rmsnorm, sum_of_squares
 from meadowlark_hdl.compute.requant_golden import requant
 from meadowlark_hdl.compute.rope_golden import rope
+from meadowlark_hdl.compute.softcap_golden import softcap
 from meadowlark_hdl.compute.softmax_golden import output_scale
 from meadowlark_hdl.compute.vector_unit import VectorUnit
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.fixed import saturate
 from meadowlark_hdl.functions import FUNCTIONS
-from meadowlark_hdl.isa import Fn, Instruction, Kind, Op, Pair, Sink
+from meadowlark_hdl.isa import Fn, Instruction, Kind, Op, Pair, Sink, cap_of
 from meadowlark_hdl.issue.issue_golden import destination
 from meadowlark_hdl.signatures import Beat, ModelLayout, NormJob, PassLayout, Result
 
@@ -33,6 +34,7 @@ CONFIGS |= {f"{name}-shared": config.replace(vector_products=8)
 PAIRS = {"w8p16-pairs": CONFIGS["w8p16"].replace(lane_pairs=True, sv_cycles=4),
          "w16p4-shared-pairs": CONFIGS["w16p4-shared"].replace(lane_pairs=True)}
 CONFIGS |= PAIRS
+CAPPED = {"w16p4-softcap": CONFIGS["w16p4"].replace(softcap=True)}
 DRAIN_CYCLES = 60       # more than anything takes
 WIDE = 34               # bits of what is narrowed: with as many nothing is saturated
 
@@ -202,8 +204,10 @@ class Bench:
 
     def to(self, row, block):
         """Where a row of LINEAR goes."""
-        paired = {"paired": self.instr["add"]} if self.config.lane_pairs else {}
-        return destination(self.model, self.instr, block, row) | paired
+        some = {"paired": self.instr["add"]} if self.config.lane_pairs else {}
+        if self.config.softcap:
+            some["cap"] = cap_of(self.instr)
+        return destination(self.model, self.instr, block, row) | some
 
     def exists(self, blocks):
         """bool[block, lane]: the pass has this token."""
@@ -216,7 +220,7 @@ def _pass(n, P, pos0=0):
 
 
 async def _prepared(dut, **model):
-    config = CONFIGS[os.environ["CONFIG"]]
+    config = (CONFIGS | CAPPED)[os.environ["CONFIG"]]
     rng = np.random.default_rng(cocotb.RANDOM_SEED)
     bench = Bench(dut, config, rng)
     await bench.begin(**model)
@@ -461,17 +465,21 @@ async def logits_of_the_last_token(dut):
     for n in (1, P - 1, P, P + 1, 3 * P - 1):
         p = _pass(n, P)
         for each, only in product((0, 1), (0, 1)):      # with rows of the blocks before, too
-            await bench.instruction(Op.LINEAR, p | {"each": each}, sink=Sink.LOGIT, last=only)
+            cap = int(rng.choice([0, 1, 61440, 65535])) if config.softcap else 0
+            await bench.instruction(Op.LINEAR, p | {"each": each}, sink=Sink.LOGIT, last=only,
+                                    **dict(fn=Fn.TANH, mant=cap) if cap else {})
             bench.logits.clear()
             blocks = range(p["nb"] - 1 if only else 0, p["nb"])
-            items, y = bench.rows(10, list(blocks), 4, bits=34, gaps=True)
+            items, y = bench.rows(10, list(blocks), 4, bits=18 if cap else 34, gaps=True)
+            y = softcap(y, cap) if cap else y
             await bench.results(items)
-            await bench.finish()
+            finished = await bench.finish() + 1
             assert bench.written == 0
             last = (n - 1) % P
             assert bench.logits == [(r, y[-1, lane, r]) for r in range(10)
                                     for lane in range(0 if each else last, last + 1)]
             assert bench.last_write - bench.last_result <= bench.latency(Sink.LOGIT)
+            assert bench.last_write < finished
 
 
 def _attention(bench, blocks, mant, shift):
@@ -573,6 +581,13 @@ async def lanes_are_heads(dut, head_log2):
 def test_vector_unit(config, seed):
     simulate(VectorUnit(CONFIGS[config]), __name__, seed=seed, config=config,
              testcase="lanes_are_heads" if config in PAIRS else None)
+
+
+def test_soft_caps(seed):
+    """Of logits; one that has none comes as it is, and as late. No other way changes."""
+    config, = CAPPED
+    simulate(VectorUnit(CAPPED[config]), __name__, seed=seed, config=config,
+             testcase="logits_of_the_last_token")
 
 
 def test_payload_fits_the_layout():

@@ -4,7 +4,7 @@ import pytest
 
 from meadowlark.models import graph as operators
 from meadowlark.models.checkpoint import Model
-from meadowlark.models.float_model import FORWARD, FloatModel
+from meadowlark.models.float_model import FORWARD, FloatModel, capped, matrix
 from meadowlark.models.graph import Builder, Graph, Head, Operator, Rates, rates
 from meadowlark.models.vjp import VJP, gradients
 from meadowlark_hdl.isa import Fn
@@ -21,7 +21,8 @@ def every_operator() -> Graph:
     k = b.norm(b.linear(x, "k", 2 * 6), "k_norm", 1e-3, head_dim=6)
     k = b.rope(k, 6, Rates(rates(2, 50.0)), "partial")
     v = b.linear(x, "v", 2 * 6, bias=True)
-    a = b.attend(q, k, v, "attention", heads=4, kv_heads=2, head_dim=6, divisor=1.7, window=4)
+    a = b.attend(q, k, v, "attention", heads=4, kv_heads=2, head_dim=6, divisor=1.7, window=4,
+                 cap=1.5)
     r = b.add(r, b.linear(a, "o", HIDDEN), scale=0.3)
     x = b.norm(r, "norm2", 1e-3, beta=True, centred=True)
     y = b.linear(b.gate(b.linear(x, "gate", 10), b.linear(x, "up", 10), "h"), "down", HIDDEN)
@@ -33,7 +34,7 @@ def every_operator() -> Graph:
     a = b.attend(b.linear(x, "q2", 4 * 8), b.linear(x, "k2", 2 * 3), c, "latent", heads=4,
                  kv_heads=2, head_dim=8, latent=5)
     r = b.add(r, b.linear(a, "o2", HIDDEN))
-    b.head(b.norm(r, "final_norm", 1e-5), VOCAB, scale=0.5)
+    b.head(b.norm(r, "final_norm", 1e-5), VOCAB, scale=0.5, cap=0.8)
     return b.graph()
 
 
@@ -81,11 +82,13 @@ def test_gradients(model, seed, monkeypatch):
         op, ends = model.graph.maker[name], []
         direction, plain = rng.normal(size=gradient.shape), FORWARD[type(op)]
         for step in (1e-6, -1e-6):
-            # Of the head, the gradient is that of the matrix' own output, before its scale.
-            step *= op.scale if isinstance(op, Head) else 1
-
             def moved(run, by, *inputs, plain=plain, op=op, move=step * direction):
-                return plain(run, by, *inputs) + (move if by is op else 0)
+                if by is not op:
+                    return plain(run, by, *inputs)
+                if not isinstance(op, Head):
+                    return plain(run, by, *inputs) + move
+                # Of the head, the gradient is that of the matrix' own output, before scale and cap.
+                return capped(op.scale * (matrix(run.weights, op, *inputs) + move), op.cap)
             with monkeypatch.context() as patch:
                 patch.setitem(FORWARD, type(op), moved)
                 ends.append((weights * FloatModel(model).forward(tokens)).sum())

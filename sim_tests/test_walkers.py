@@ -13,7 +13,7 @@ from meadowlark.compile.drains import Drains
 from meadowlark_hdl.compute.lane import DRAIN_LATER
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import subgroups
-from meadowlark_hdl.isa import NO_WINDOW, Instruction, Kind, Op, Sink
+from meadowlark_hdl.isa import NO_WINDOW, Fn, Instruction, Kind, Op, Sink
 from meadowlark_hdl.issue import issue_golden
 from meadowlark_hdl.issue.drain import Drain
 from meadowlark_hdl.issue.gammas import Gammas
@@ -29,6 +29,7 @@ CONFIGS = {name: Config(W=W, P=P, bus_bytes=2, act_words=64, score_depth=64, til
                         tile_rows=8, rope_pairs=256, sv_cycles=sv_cycles)
            for name, W, P, sv_cycles in (("w4p3", 4, 3, 2), ("w8p4", 8, 4, 4), ("w16p6", 16, 6, 2))}
 CONFIGS |= {f"{name} pairs": CONFIGS[name].replace(lane_pairs=True) for name in ("w8p4", "w16p6")}
+CAPPED = {"w8p4-softcap": CONFIGS["w8p4"].replace(softcap=True)}
 SUM_GAP = 9
 #: What more than one of them presents.
 SHARED = {name for name, count in Counter(
@@ -104,15 +105,15 @@ async def walk(ctx, walker, p, i, model, lots=None, *, each=lambda: None, front=
     return trace
 
 
-@pytest.mark.parametrize("case", CONFIGS)
+@pytest.mark.parametrize("case", [*CONFIGS, *CAPPED])
 @pytest.mark.parametrize("ops", [(Op.LINEAR,), (Op.QK, Op.SV)], ids=lambda ops: ops[0].name)
 def test_as_the_golden_model(case, ops, seed):
     """Beats, releases and counted activity; with tiles at once, and now and then."""
-    config, rng, chance = CONFIGS[case], np.random.default_rng(seed), random.Random(seed)
+    config, rng, chance = (CONFIGS | CAPPED)[case], np.random.default_rng(seed), random.Random(seed)
     walker = Rows(config) if ops[0] == Op.LINEAR else KeysAndDrain(config)
 
     async def bench(ctx):
-        for k in range(10):
+        for k in range(10 if case in CONFIGS else 5):
             p, work = random_work(rng, config, *ops, several=k in (0, 1))
             stall = (0, 0.7)[k % 2]
             model = of_heads({"block_words": 9}, config, work)
@@ -151,6 +152,35 @@ def test_rows_of_logits(case, seed):
                 assert len(trace) - 8 == cycles(config, p, i, None)
                 for _ in range(Config.LOGIT_CYCLES * config.P):     # for the last row as well
                     await ctx.tick()
+    run(walker, bench)
+
+
+@pytest.mark.parametrize("op", [Op.LINEAR, Op.QK], ids=lambda op: op.name)
+def test_soft_caps(op, seed):
+    """Of rows of logits and of scores with their function; nothing else has one, whatever ``mant``
+    is, and what has one has no other function."""
+    (config,), mant = CAPPED.values(), random.Random(seed).randrange(1, 1 << 16)
+    walker, model = Rows(config) if op == Op.LINEAR else KeysAndDrain(config), {
+        "block_words": 9, "head_log2": 4}
+    name = {Op.LINEAR: "cap", Op.QK: "score_cap"}[op]
+
+    async def bench(ctx):
+        for fn, sink, want in (
+                (Fn.TANH, Sink.LOGIT, mant), (Fn.NONE, Sink.LOGIT, 0), (Fn.TANH, Sink.ACT, 0),
+                (Fn.SILU, Sink.ACT, 0), (Fn.NONE, Sink.RESIDUAL, 0))[:2 if op == Op.QK else 5]:
+            i = Instruction(op, sink=sink if op == Op.LINEAR else Sink.NONE, fn=fn, mant=mant,
+                            tiles=1, rows=4, last_rows=4, row_beats=2, group=1, back=NO_WINDOW)
+            p = a_pass(config.P, 3, 0)
+            for each, lots in repeated(config, p, i)[:1]:
+                trace = await walk(ctx, walker, p, each, model, lots)
+                beats = list(issue_golden.beats(config, model, p, each, lots))
+                check(config, trace, beats)
+                ends = [beat for beat in beats if "res_en" in beat or "sc_en" in beat]
+                assert {beat[name] for beat in ends} == {want}
+                if op == Op.LINEAR:
+                    assert {beat["fn"] for beat in ends} == {0 if want else fn}
+            for _ in range(Config.LOGIT_CYCLES * config.P):
+                await ctx.tick()
     run(walker, bench)
 
 

@@ -14,7 +14,7 @@ BOARD = Board(
     config=Config(
         W=16, P=8, bus_bytes=16,
         act_words=512, residual_values=16384, score_depth=2048, rope_pairs=2048, tile_beats=512,
-        prog_depth=4096, context=2048, tight_keys=True, lane_pairs=True,
+        prog_depth=4096, context=2048, tight_keys=True, lane_pairs=True, softcap=True,
         unified=True,       # where decode waits for the array, what it waits for can be measured
     ),
     clock_mhz=200.0,                    # a target: no tool has placed it

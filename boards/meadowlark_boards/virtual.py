@@ -19,7 +19,7 @@ BOARD = Board(
         prog_depth=4096,            # 32 layers, both lists, up to 64 instructions a layer
         context=2048,
         # So that they are simulated with all the others.
-        gemm=True, tight_keys=True, fences=True, unified=True, lane_pairs=True,
+        gemm=True, tight_keys=True, fences=True, unified=True, lane_pairs=True, softcap=True,
     ),
     clock_mhz=100.0,
     memory=MemoryTiming(

@@ -85,6 +85,9 @@ class Config:
     lane_pairs : bool
         In decode a query head may have ``sv_cycles`` lanes, each with another part of a beat of SV,
         which then takes one cycle: for models whose KV heads have few query heads.
+    softcap : bool
+        Scores and logits may have a soft cap. Takes a table of 512 words of 29 bits and two
+        multipliers in each lane, and in front of the sampler; and cycles from each QK to its SV.
     only : Only, optional
         The core runs this model's images alone, and knows of them what never changes.
     """
@@ -114,6 +117,7 @@ class Config:
     fences: bool = False
     unified: bool = False
     lane_pairs: bool = False
+    softcap: bool = False
     only: Only | None = None
 
     def __post_init__(self) -> None:
@@ -156,7 +160,7 @@ class Config:
              f"gemm needs block_modes and P a power of two of at most W / 2, not {self.P!r}")
 
     #: What most cores have not, and images need by name.
-    EXTRAS = ("gemm", "tight_keys", "fences", "unified", "lane_pairs")
+    EXTRAS = ("gemm", "tight_keys", "fences", "unified", "lane_pairs", "softcap")
     # Widths that follow from the numerics (docs/numerics.md); facts live here once.
     X_BITS = 16         # an activation
     ACC_BITS = 45       # 18 + 16 + log2(2048)

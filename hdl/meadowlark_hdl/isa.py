@@ -49,7 +49,7 @@ class Pair(IntEnum):
 
 
 class Fn(IntEnum):
-    """Function of a row of LINEAR."""
+    """Function of a row of LINEAR. Of one for the sampler, and of a score, TANH is a soft cap."""
     NONE = 0        #: the row itself
     SILU = 1        #: x * sigmoid(x)
     RELU = 2        #: x, or 0 for what is negative
@@ -85,11 +85,17 @@ class Header(IntEnum):
 
 
 class Field(NamedTuple):
-    """ops: operators that it is of; of others it may be anything. (): of all."""
+    """ops: operators that it is of, and with fn those with this function; of others it may be
+    anything. (): of all."""
     name: str
     bits: int
     doc: str
     ops: tuple[Op, ...] = ()
+    fn: Fn = Fn.NONE
+
+    def of(self, op: int, fn: int) -> bool:
+        """Whether it is of an operator with a function."""
+        return not self.ops or op in self.ops or self.fn != Fn.NONE and fn == self.fn
 
 
 #: Fields from bit 0 up; all unsigned.
@@ -100,7 +106,7 @@ FIELDS = (
     Field("header", 2, "row header (Header)"),
     Field("sink", 3, "where results go (Sink)"),
     Field("pair", 2, "LINEAR: what is made of two rows (Pair)"),
-    Field("fn", 3, "LINEAR: function of a row (Fn)"),
+    Field("fn", 3, "LINEAR: function of a row; QK: of a score (Fn)"),
     Field("wide", 1, "ACT: saturated to 16 bits, else 8"),
     Field("stats", 1, "RESIDUAL, BESIDE: collects each token's sum of squares, for NORM"),
     Field("last", 1, "only the block of the pass's last token. END: conditional"),
@@ -122,10 +128,11 @@ FIELDS = (
     Field("y", 15, "output: element address in the activation memory, within a block, or in "
                    "scratch memory, within a token"),
     Field("shift", 6, "NORM, QK, pair, fn: right shift; SV: shift of mant"),
-    Field("mant", 16, "SV: 16-bit mantissa of v scale / output scale, in 2**15..2**16-1; QK: 0, or "
-                      "a unified maximum in whole log2 units, 8 bits of two's complement, and 256 "
-                      "times the code of its window, 1 to 3 for 4, 8 and 16 such units",
-          (Op.QK, Op.SV)),
+    Field("mant", 16, "SV: 16-bit mantissa of v scale / output scale, in 2**15..2**16-1; QK, and "
+                      "LINEAR to the sampler, with fn TANH: half the soft cap, in units of scores "
+                      "or of logits; QK without: 0, or a unified maximum in whole log2 units, 8 "
+                      "bits of two's complement, and 256 times the code of its window, 1 to 3 for "
+                      "4, 8 and 16 such units", (Op.QK, Op.SV), Fn.TANH),
     Field("wait", 1, "starts when all earlier STOREs have completed"),
     Field("back", 13, "QK, SV: how many keys before its own a token sees; 8191: all of them",
           (Op.QK, Op.SV, Op.SPILL, Op.FILL)),
@@ -196,9 +203,12 @@ def fault(i: Instruction) -> str | None:
             (sink not in sinks, f"{name} has no results for sink {sink}"),
             (pair not in Pair._value2member_map_, f"there is no pair {pair}"),
             (fn not in Fn._value2member_map_, f"there is no function {fn}"),
-            ((pair or fn) and op != Op.LINEAR, f"{name} pairs no rows and has no function"),
-            ((pair or fn) and not to_memory,
-             "rows for residual or sampler have neither pair nor function"),
+            (pair and op != Op.LINEAR or fn and op not in (Op.LINEAR, Op.QK),
+             f"{name} pairs no rows and has no function"),
+            ((pair or fn) and not to_memory and not _caps(i),
+             "rows for residual or sampler, and scores, have neither pair nor function, but for a "
+             "soft cap of scores and logits"),
+            (_caps(i) and not i["mant"], "a soft cap is at least 1"),
             (pair == Pair.GLU and not fn, "a GLU has a function"),
             (pair == Pair.ROPE and fn, "rows that are rotated have no function"),
             (i["wide"] and sink != Sink.ACT, "only activations have 16 bits"),
@@ -223,6 +233,22 @@ def fault(i: Instruction) -> str | None:
         if wrong:
             return what
     return None
+
+
+def _caps(i: Instruction) -> bool:
+    """It has a soft cap."""
+    return i["fn"] == Fn.TANH and not i["pair"] and (
+        i["op"] == Op.QK or i["op"] == Op.LINEAR and i["sink"] == Sink.LOGIT)
+
+
+def cap_of(i: Instruction) -> int:
+    """Its soft cap, as :func:`.compute.softcap_golden.softcap` takes it; 0: it has none."""
+    return i["mant"] if _caps(i) else 0
+
+
+def unified_of(qk: Instruction) -> int:
+    """Its unified maximum, see :func:`.compute.softmax_golden.of_field`; 0: it has none."""
+    return 0 if _caps(qk) else qk["mant"]
 
 
 #: Registers that hold for a model: written once after its image is loaded.

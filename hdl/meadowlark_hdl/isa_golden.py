@@ -16,15 +16,16 @@ from .compute.glu_golden import alone, glu
 from .compute.norm_golden import rmsnorm
 from .compute.requant_golden import requant
 from .compute.rope_golden import rope
+from .compute.softcap_golden import softcap
 from .compute.softmax_golden import (MASKED, output_scale, probabilities, saturated, scores,
                                      spilled)
 from .compute.tiling_engine_golden import FLOATS_KEPT, broadcast, diagonal, dot
 from .config import Config
-from .control.fetch_golden import (GoldenTiles, blamed, check_model, last_sv, need,
-                                   stream_chunks)
+from .control.fetch_golden import (GoldenTiles, blamed, check_instruction, check_model, last_sv,
+                                   need, stream_chunks)
 from .control.sequencer_golden import Lots, Pass, subgroups
 from .memories_golden import GoldenMemories
-from .isa import Fn, Instruction, Op, Pair, Sink, Src, fault
+from .isa import Fn, Instruction, Op, Pair, Sink, Src, cap_of
 
 #: Bits that hold what an operator of the vector unit gives before its last saturation.
 WIDE = 34
@@ -128,8 +129,7 @@ class GoldenCore(GoldenMemories):
     def _fetched(self, pc: int) -> Instruction:
         """An instruction, if there is one whose results can be as it asks."""
         need(pc < len(self.program), "the list runs past the program's end")
-        why = fault(self.program[pc])
-        need(why is None, why or "")
+        check_instruction(self.config, self.program[pc])
         return self.program[pc]
 
     def read_stream(self, progress: Callable[[int, int], None] | None = None) -> None:
@@ -200,6 +200,8 @@ class GoldenCore(GoldenMemories):
                             axis=-1).reshape(y.shape)
         if i["pair"] == Pair.GLU:
             return glu(Fn(i["fn"]), y[:, 0::2], y[:, 1::2], i["shift"], WIDE)
+        if cap := cap_of(i):
+            return softcap(y, cap)
         return alone(Fn(i["fn"]), y, i["shift"], WIDE) if i["fn"] else y
 
     def _to_sink(self, i: Instruction, slots: np.ndarray, y: np.ndarray) -> None:
@@ -242,8 +244,6 @@ class GoldenCore(GoldenMemories):
     def _complete_stores(self) -> None:
         for i, p in self._stores:
             count = i["row_beats"] * self.config.W
-            need(self.config.tight_keys or i["row_beats"].bit_count() == 1,
-                 f"a STORE of {i['row_beats']} words of a token")
             at = np.array([(i["addr"] + place.base) * self.config.W + place.position * count
                            for place in p.places()])
             need(self._loaded <= at.min() and at.max() + count <= len(self.memory),
@@ -271,7 +271,6 @@ class GoldenCore(GoldenMemories):
                     sv[name] == qk[name]
                     for name in ("group", "heads", "lanes", "last", "back", "ahead", "add")),
                     "a QK without its SV")
-                need(sv["op"] == Op.SV or self.config.gemm, "a SPILL on a core without gemm")
         for lots in subgroups(self.config, p, qk):
             with blamed(pc):
                 slots = self._heads(qk) if qk["heads"] else np.arange(
@@ -302,7 +301,7 @@ class GoldenCore(GoldenMemories):
         hidden = ((behind > 0) & (not i["ahead"]) | (behind < -i["back"])) & (not i["heads"])
         self._counts["score_saturations"] += int(np.count_nonzero(
             (saturated(acc, i["shift"]) & ~hidden)[:, ::self._lanes(i)]))
-        return np.where(hidden, MASKED, scores(acc, i["shift"]))
+        return np.where(hidden, MASKED, scores(acc, i["shift"], cap_of(i)))
 
     def _lanes_of(self, i: Instruction, slots: np.ndarray, lots: Lots,
                   ) -> Iterator[tuple[int, np.ndarray, np.ndarray, int]]:

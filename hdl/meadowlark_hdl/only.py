@@ -43,7 +43,7 @@ class Only:
         everywhere, anywhere = (1 << INSTRUCTION_BITS) - 1, 0
         for at in range(0, len(program), INSTRUCTION_BYTES):
             word = int.from_bytes(program[at:at + INSTRUCTION_BYTES], "little")
-            other = _others(word & (1 << FIELDS[0].bits) - 1)
+            other = _others(*(word >> at & (1 << bits) - 1 for at, bits in _KINDS))
             everywhere, anywhere = everywhere & (word | other), anywhere | word & ~other
         return cls(everywhere & anywhere, (1 << INSTRUCTION_BITS) - 1 & ~anywhere,
                    tuple((f.name, registers[f.name]) for f in MODEL_REGS))
@@ -66,11 +66,16 @@ class Only:
         return [held.get(k, self.ones >> k & 1) for k in range(INSTRUCTION_BITS)]
 
 
+#: First bit and bits of the operator, and of its function.
+_KINDS = tuple((sum(f.bits for f in FIELDS[:k]), field.bits) for k, field in enumerate(FIELDS)
+               if field.name in ("op", "fn"))
+
+
 @lru_cache
-def _others(op: int) -> int:
-    """Bits of fields that are not of an operator."""
+def _others(op: int, fn: int) -> int:
+    """Bits of fields that are not of an operator with a function."""
     mask = at = 0
     for f in FIELDS:
-        mask |= ((1 << f.bits) - 1 << at) * bool(f.ops and op not in f.ops)
+        mask |= ((1 << f.bits) - 1 << at) * (not f.of(op, fn))
         at += f.bits
     return mask

@@ -15,7 +15,7 @@ from .control.sequencer_golden import (Pass, Place, batch_pass, context_limit, d
 from .draft.drafter_golden import draft
 from .draft.run_golden import turns
 from .draft.table_lookup_golden import BUCKET_BYTES, SLOTS
-from .isa import Instruction, Op
+from .isa import Instruction, Op, unified_of
 from .sampler.sampler_golden import Sampling, sample
 
 
@@ -41,7 +41,7 @@ class GoldenRuns(ABC):
 
     def _peaks(self, qk: Instruction, svs: Sequence[Instruction], found: np.ndarray) -> np.ndarray:
         """What stands for the maximum of each row of scores: int64[heads, slots, 1]."""
-        phi, window = of_field(qk["mant"])
+        phi, window = of_field(unified_of(qk))
         need(not window or self.config.unified, "a unified maximum on a core without")
         for sv in svs if window else ():
             need(sv["op"] == Op.SV and not sv["add"] and sv["rows"] >= qk["rows"]

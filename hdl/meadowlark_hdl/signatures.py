@@ -8,6 +8,7 @@ from amaranth.hdl import ShapeLike, signed, unsigned
 from amaranth.lib import data, stream
 from amaranth.lib.wiring import In, Out, Signature
 
+from .compute.softcap_golden import FACTOR_BITS
 from .config import Config
 from .isa import FIELDS, INSTRUCTION_BITS, MODEL_REGS
 from .run_table import RUN_REGS, STOP_IDS
@@ -176,12 +177,15 @@ def Destination(config: Config) -> data.StructLayout:
     the results go, of each lane head_dim elements behind those of the one before; of DRAIN the
     last lane that has one, and block is the lane where they go. SUM: element and by are the
     mantissa and the shift of the output scale. paired (with ``config.lane_pairs``): a head has
-    sv_cycles lanes, which take what goes to to_lane; of DRAIN each has the next element.
+    sv_cycles lanes, which take what goes to to_lane; of DRAIN each has the next element. cap
+    (with ``config.softcap``): of logits the factor of their soft cap, 0 without.
     """
     return data.StructLayout({
         "sink": 3, "pair": 2, "fn": 3, "wide": 1, "stats": 1, "by": 6, "heads": 1,
         "to_lane": range(config.P), "block": 6, "element": Config.ROW_BITS,
-        "angle": Config.MAX_HEAD_LOG2 - 1} | ({"paired": 1} if config.lane_pairs else {}))
+        "angle": Config.MAX_HEAD_LOG2 - 1} | (
+            {"paired": 1} if config.lane_pairs else {}) | (
+            {"cap": FACTOR_BITS} if config.softcap else {}))
 
 
 def Result(config: Config) -> data.StructLayout:

@@ -11,7 +11,8 @@ from ..signatures import ActWrite, Weights
 from ..lib.pipe import reg
 from ..tech.cells import GatedAdder, ProductPair
 from ..tech.generic import technology_of
-from .softmax import SoftmaxUnit
+from .softcap_golden import FACTOR_BITS
+from .softmax import SoftmaxUnit, write_latency
 
 
 def lane_schedule(config: Config) -> dict[str, tuple[object, int]]:
@@ -22,6 +23,7 @@ def lane_schedule(config: Config) -> dict[str, tuple[object, int]]:
     :data:`BEAT_CYCLE`.
     """
     tree = ceil_log2(config.W)
+    scored = 14 + tree + write_latency(config)
     block, slice_ = range(Config.SUM_BLOCKS), range(config.acc_slots)
     return {
         "shift": (6, 1),                             # constant during an instruction
@@ -36,23 +38,25 @@ def lane_schedule(config: Config) -> dict[str, tuple[object, int]]:
         "acc_to": (slice_, 13), "acc_en": (1, 13),    # slice to write
         "dr_en": (1, 14), "dr_sel": (range(config.sv_columns), 14),
         "res_en": (1, 14 + tree), "res_kind": (2, 14 + tree),
-        "sc_en": (1, 17 + tree), "sc_addr": (range(config.score_depth), 17 + tree),
-        "sc_from": (range(config.P), 17 + tree),     # the first lane that sees the key,
-        "sc_until": (range(config.P), 17 + tree),    # and the last one, or one beyond all
-        "sc_first": (1, 17 + tree), "sc_block": (block, 17 + tree),
-        "sc_last": (range(config.P), 17 + tree),     # last lane with a query
+        "sc_en": (1, scored), "sc_addr": (range(config.score_depth), scored),
+        "sc_from": (range(config.P), scored),        # the first lane that sees the key,
+        "sc_until": (range(config.P), scored),       # and the last one, or one beyond all
+        "sc_first": (1, scored), "sc_block": (block, scored),
+        "sc_last": (range(config.P), scored),        # last lane with a query
     } | ({
         "raw": (1, 1),                               # scores are probabilities, or shall leave
         "fill": (1, 9),                              # multiply by 4 what is for this lane
-        "sc_keep": (1, 17 + tree),                   # the score as it is, and the maximum
+        "sc_keep": (1, scored),                      # the score as it is, and the maximum
     } if config.gemm else {}) | ({
         "phi": (signed(8), 1), "window": (2, 1),     # constant from a QK to the end of its SVs
         "assumed": (1, 2),                           # the maximum is phi, whatever it is
-        "sc_end": (1, 17 + tree),                    # the block's last key
+        "sc_end": (1, scored),                       # the block's last key
     } if config.unified else {}) | ({
         "own_part": (1, 10),                         # of the beat the part of this lane of a pair
-        "sc_paired": (1, 17 + tree),                 # of a pair's scores the first lane's count
-    } if config.lane_pairs else {})
+        "sc_paired": (1, scored),                    # of a pair's scores the first lane's count
+    } if config.lane_pairs else {}) | ({
+        "score_cap": (FACTOR_BITS, 1),               # as shift
+    } if config.softcap else {})
 
 
 BEAT_CYCLE = 10         #: cycle in which the beat stands in lane 0's register
@@ -294,6 +298,8 @@ class Lane(wiring.Component):
             m.d.comb += [softmax.phi.eq(c.phi), softmax.window.eq(c.window),
                          softmax.assumed.eq(c.assumed), softmax.w_end.eq(c.sc_end),
                          self.missed.eq(softmax.missed)]
+        if self.config.softcap:
+            m.d.comb += softmax.cap.eq(c.score_cap)
         m.d.comb += [
             softmax.acc.eq(acc), softmax.shift.eq(c.shift),
             softmax.w_en.eq(c.sc_en), softmax.w_addr.eq(c.sc_addr),

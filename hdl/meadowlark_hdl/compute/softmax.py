@@ -9,27 +9,35 @@ from ..lib.fanout import near
 from ..lib.saturate import beyond, limit
 from ..fixed import EXP2_TABLE
 from ..tech.cells import GatedAdder
-from ..lib.pipe import Pipe, Piped, Timed, delay, mix, mux, reg
+from ..lib.pipe import Pipe, Piped, Timed, delay, kept, mix, mux, reg
+from .softcap import SoftCap, cap_cycles
+from .softcap_golden import FACTOR_BITS
 from .softmax_golden import MASKED, SCORE_FRACTION, WINDOWS
+
+
+def write_latency(config: Config) -> int:
+    """Cycles from a dot product to the control that belongs to its score."""
+    return 3 + cap_cycles(config)
 
 
 class SoftmaxUnit(Piped):
     """Score memory, running maximum, 2^x and sum of a lane.
 
     Write side (QK): a dot product becomes a score, ``round(acc / 2**shift)`` saturated to 18 bits
-    but above MASKED, is stored and takes part in the maximum of its block. Read side (SV): a score
-    becomes the probability ``2**(score - maximum)``, u1.15, and is added to the sum of its block.
-    With ``config.unified`` the maximum may be a constant, which takes the place of a block's own
-    where that lies in the window below it.
+    but above MASKED, capped or not, is stored and takes part in the maximum of its block. Read side
+    (SV): a score becomes the probability ``2**(score - maximum)``, u1.15, and is added to the sum
+    of its block. With ``config.unified`` the maximum may be a constant, which takes the place of a
+    block's own where that lies in the window below it.
 
     Source: deferred normalisation and one shared maximum as in FlashDecoding++, arXiv:2311.01282,
     section 3; the maximum is exact by default, because the row stays on the chip.
     Golden: :mod:`.softmax_golden`, bit-exact.
     Timing: rigid, one score and one probability a cycle. acc in cycle 0 meets its ``w_*`` in cycle
-    3 (``WRITE_LATENCY``) and can be read from cycle 7 (``TURN``) on. A block's scores follow each
-    other at once, or after those of other blocks 5 cycles later or more. r_addr in cycle 0 meets
-    its block in cycle 1 and gives p in cycle ``latency``; its ``sum_*`` are due a cycle before, and
-    those of one block at least 2 cycles apart.
+    3 (``write_latency``, with ``config.softcap`` :func:`.cap_cycles` more) and can be read 4 cycles
+    later (``turn``). A block's scores follow each other at once, or after those of other blocks 5
+    cycles later or more. r_addr in cycle 0 meets its block in cycle 1 and gives p in cycle
+    ``latency``; its ``sum_*`` are due a cycle before, and those of one block at least 2 cycles
+    apart.
 
     Parameters
     ----------
@@ -39,6 +47,8 @@ class SoftmaxUnit(Piped):
     -------
     acc : In(signed(45))          Dot product.
     shift : In(6)                 Constant while scores are in flight.
+    cap : In(16)                  Only with ``config.softcap``; likewise. Factor of the soft cap
+                                  (:class:`.SoftCap`), 0: there is none.
     w_en, w_masked, w_first : In(1)  Store; store MASKED instead; first key of the block.
     w_used : In(1)                A query is in the lane: its saturations count.
     saturated : Out(1)            A visible score was, 2 cycles ago (``SATURATED_LATENCY``).
@@ -64,13 +74,13 @@ class SoftmaxUnit(Piped):
                                   stands for the maximum is in its table.
     """
 
-    WRITE_LATENCY = 3
     SATURATED_LATENCY = 2   #: from w_en to ``saturated``
     MISSED_LATENCY = 6      #: from w_end to ``missed``
-    TURN = 7                #: from acc to the first r_addr
 
     def __init__(self, config: Config):
         self.config = config
+        self.write_latency = write_latency(config)
+        self.turn = self.write_latency + 4
         block = range(Config.SUM_BLOCKS)
         super().__init__({
             "acc": In(signed(Config.ACC_BITS)), "shift": In(6),
@@ -83,7 +93,8 @@ class SoftmaxUnit(Piped):
             "total": Out(28),
         } | ({"w_keep": In(1), "raw": In(1)} if config.gemm else {})
           | ({"w_end": In(1), "phi": In(signed(8)), "window": In(2), "assumed": In(1),
-              "missed": Out(1)} if config.unified else {}))
+              "missed": Out(1)} if config.unified else {})
+          | ({"cap": In(FACTOR_BITS)} if config.softcap else {}))
 
     def stages(self, pipe: Pipe) -> None:
         m, bits = pipe.m, Config.SCORE_BITS
@@ -115,6 +126,9 @@ class SoftmaxUnit(Piped):
         # Only rounding up can leave the range.
         with m.Elif(over | (rounded[bits - 1] != rounded[bits])):
             m.d.sync += [score.eq(limit(0, bits)), above.eq(1)]
+        later = cap_cycles(self.config)
+        uncapped, score = score, delay(m, score, later, name="score").as_signed()
+        above = delay(m, above, later, name="above")
 
         m.submodules.scores = scores = memory.Memory(
             shape=signed(bits), depth=self.config.score_depth, init=[],
@@ -127,7 +141,12 @@ class SoftmaxUnit(Piped):
         lowest = Signal()
         m.d.comb += lowest.eq((score == MASKED) & ~self.w_keep if self.config.gemm else
                               score == MASKED)
-        m.d.sync += [candidate.eq(Mux(self.w_masked, MASKED, score | lowest)),
+        visible = score | lowest
+        if self.config.softcap:
+            m.submodules.softcap = softcap = SoftCap()
+            m.d.comb += [softcap.x.eq(uncapped), softcap.factor.eq(self.cap)]
+            visible = Mux(kept(m, "caps", self.cap.any()), softcap.o, visible)
+        m.d.sync += [candidate.eq(Mux(self.w_masked, MASKED, visible)),
                      coming.eq(self.w_en), at.eq(self.w_addr)]
         limited, counts = reg(1, "limited"), reg(1, "counts")
         m.d.sync += [limited.eq(above | lowest),

@@ -4,6 +4,7 @@ import numpy as np
 
 from ..config import Config
 from ..fixed import exp2_neg, recip, rshift, saturate
+from .softcap_golden import softcap
 
 #: What a key that is not seen has for a score; a visible one is always above it.
 MASKED = -(1 << Config.SCORE_BITS - 1)
@@ -13,17 +14,21 @@ SCORE_FRACTION = 10
 WINDOWS = (0, 4, 8, 16)
 
 
-def scores(acc, shift):
+def scores(acc, shift, cap=0):
     """Dot products -> scores: ``round(acc / 2**shift)``, 10 fractional bits, log2 units.
 
     Saturated to 18 bits without the lowest value, which is MASKED: -131071..131071, +-128 log2
     units. log2(e)/sqrt(d) and the key scale are folded into the requantisation of the queries.
+    cap: factor of a soft cap (:func:`.softcap_golden.softcap`), 0: there is none. With one, what is
+    rounded and saturated has 15 fractional bits, of caps.
     """
-    return np.maximum(saturate(rshift(acc, shift), Config.SCORE_BITS), MASKED + 1)
+    s = np.maximum(saturate(rshift(acc, shift), Config.SCORE_BITS), MASKED + 1)
+    return softcap(s, cap) if cap else s
 
 
 def saturated(acc, shift):
-    """Which of :func:`scores` are not what was computed: bool, the shape of acc."""
+    """Which of :func:`scores`, before any cap, are not what was computed: bool, the shape of acc.
+    """
     return scores(acc, shift) != rshift(acc, shift)
 
 

@@ -10,6 +10,7 @@ from ..lib.pipe import Pipe, Timed, reg, struct
 from ..signatures import ActWrite, Beat, Destination, ResultPort, RowScale, Weights
 from ..sleep import nap, napping
 from .lane import BEAT_CYCLE, Lane, LaneControl, lane_schedule, result_cycle, score_cycle
+from .softcap import cap_cycles
 from .softmax import SoftmaxUnit
 
 
@@ -120,7 +121,8 @@ class TilingEngine(wiring.Component):
             m.d.comb += chain[name].eq(fields[name].at(cycle - 1))
         # What an instruction leaves in a lane arrives there in the order of the lanes, and so does
         # the first control of the next: the gates open and close in that order too.
-        attention = nap(m, "attention", self.attending, sleep=self.sleep, linger=P + 32)
+        attention = nap(m, "attention", self.attending, sleep=self.sleep,
+                        linger=P + 32 + cap_cycles(config))
         beat, act, results = self._beat(pipe, fields), self.act, []
         saturated = missed = Const(0, 1)
         for k in range(P):

@@ -23,6 +23,8 @@ from .products import share
 from .norm import Norm
 from .requant import Requant
 from .residual import Residual
+from .softcap import SoftCap
+from .softcap_golden import ARGUMENT_BITS
 
 
 def _way(sink: Sink, pair: Pair, fn: Fn) -> str:
@@ -185,9 +187,12 @@ class VectorUnit(Piped):
                      word=at.resid_word, element=element[:2], slot=at.slot, value=value)
         m.d.comb += residual.norm.eq(near(m, norming, name="reads"))
         logit = (at.counts & valid & logit).reg("logit")
-        m.d.comb += [self.logit.valid.eq(logit.value),
-                     self.logit.row.eq(element.reg("logit_row").value),
-                     self.logit.value.eq(value.reg("logit_value").value)]
+        row, number = element.reg("logit_row"), value.reg("logit_value")
+        if config.softcap:
+            number = self._capped(pipe, number, to.cap)
+            logit, row = logit.until(number.cycle), row.until(number.cycle)
+        m.d.comb += [self.logit.valid.eq(logit.value), self.logit.row.eq(row.value),
+                     self.logit.value.eq(number.value)]
 
         # To activation or scratch memory, as it is or as one of a pair.
         odd, alone = element[0], asked.alone
@@ -210,6 +215,14 @@ class VectorUnit(Piped):
                 ("plain", value.cycle), ("rotate", turned.o_a.cycle), ("gate", product.cycle),
                 ("norm", norm.cycles["o"]))}
         self._busy(m, asked, come, pipe.cycles)
+
+    def _capped(self, pipe: Pipe, number: Timed, factor: Timed) -> Timed:
+        """A logit behind its soft cap, if it has one; a factor of 0 says that it has none."""
+        pipe.m.submodules.softcap = softcap = SoftCap()
+        over = mix(beyond, number, ARGUMENT_BITS)
+        x = mux(over, mix(limit, number[-1], ARGUMENT_BITS), number[:ARGUMENT_BITS].as_signed())
+        found = pipe.through(softcap, x=x.reg("to_cap"), factor=factor).o
+        return mux(factor.any().reg("caps"), found, number).reg("capped", signed(Config.LOGIT_BITS))
 
     def _units(self, pipe: Pipe, asked: Asked, norming: Signal, come: Timed, is_sum: Timed):
         """Those that work for some results only, and the scales of the lanes."""
@@ -328,6 +341,8 @@ class VectorUnit(Piped):
         """So many cycles from the latest result, whatever it is those of a write at least."""
         rotated, gated, resid, plain = (cycles[name] - 1 for name in (
             "rotate", "gate", "residual", "plain"))
+        plain = Mux(asked.logit.value, max(plain, cycles["logit"] - 1), plain) if \
+            self.config.softcap else plain
         left, in_norm = Signal(range(max(cycles.values()) + 1)), Signal()
         with m.If(come.value):
             m.d.sync += left.eq(Mux(asked.gate.value, gated, Mux(

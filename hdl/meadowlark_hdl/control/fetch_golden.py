@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..config import Config
-from ..isa import Header, Instruction, Mode, Op, Src
+from ..isa import Header, Instruction, Mode, Op, Src, cap_of, fault
 from ..weights.decoder_golden import decode_tile, header_chunks, tile_chunks
 from ..weights.modes import BLOCK, MODES
 from ..weights.packing_golden import PackingError, Unpacker
@@ -78,6 +78,16 @@ def check_model(config: Config, model: Mapping[str, int]) -> None:
             ("activations", model["blocks"] * model["block_words"], config.act_words),
             ("scratch", slots * model["token_words"] * config.W, config.scratch_bytes)):
         need(has <= limit, f"model registers that cannot be: {what}, {has} > {limit}")
+
+
+def check_instruction(config: Config, i: Instruction) -> None:
+    """Raises ProgramError unless a core can do what an instruction asks for."""
+    why = fault(i)
+    need(why is None, why or "")
+    need(i["op"] != Op.STORE or config.tight_keys or i["row_beats"].bit_count() == 1,
+         f"a STORE of {i['row_beats']} words of a token")
+    need(i["op"] not in (Op.SPILL, Op.FILL) or config.gemm, "a SPILL on a core without gemm")
+    need(not cap_of(i) or config.softcap, "a soft cap on a core without softcap")
 
 
 def last_sv(program: Sequence[Instruction], pc: int) -> int:

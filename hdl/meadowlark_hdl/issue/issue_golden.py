@@ -11,7 +11,7 @@ from itertools import accumulate
 
 from ..config import Config
 from ..control.sequencer_golden import Lots, Pass
-from ..isa import Instruction, Kind, Op, Pair, Sink
+from ..isa import Instruction, Kind, Op, Pair, Sink, cap_of
 
 #: What is presented in a cycle: fields of the control by name, as :func:`.walker.presentable` has
 #: them, and ``tile``: number of the tile, for this instruction, that ``beat`` and ``tile_row`` are
@@ -70,13 +70,16 @@ def _linear(config: Config, model: Mapping[str, int], p: Pass, i: Instruction,
                         presented |= {"res_en": 1, "res_kind": Kind.ROW, "tile_row": row,
                                       **destination(model, i, block, tile * i["rows"] + row),
                                       **_paired(config, "paired", i)}
+                        if config.softcap:
+                            presented["cap"] = cap_of(i)
                     yield presented
 
 
 def destination(model: Mapping[str, int], i: Instruction, block: int, row: int) -> Presented:
     """Where a row of LINEAR goes."""
     head, in_head = divmod(row, 1 << model["head_log2"])
-    return {name: i[name] for name in ("sink", "pair", "fn", "wide", "stats", "heads")} | {
+    return {name: i[name] for name in ("sink", "pair", "wide", "stats", "heads")} | {
+        "fn": 0 if cap_of(i) else i["fn"],
         "by": i["shift"] if i["pair"] or i["fn"] else 0, "to_lane": head if i["heads"] else 0,
         "element": (i["y"] << (i["pair"] == Pair.GLU)) + (in_head if i["heads"] else row),
         "angle": in_head // 2, "block": block}
@@ -128,6 +131,8 @@ def _keys(config: Config, model: Mapping[str, int], p: Pass, i: Instruction, lot
                     presented["x_addr"] += head * (head_values // config.W)
                     presented |= {"shift": i["shift"]} | (
                         {"own_part": 0} if config.lane_pairs else {})
+                    if config.softcap:
+                        presented["score_cap"] = cap_of(i)
                     if beat == i["row_beats"] - 1:
                         presented |= {
                             "sc_en": 1, "sc_addr": score, "sc_block": lot,

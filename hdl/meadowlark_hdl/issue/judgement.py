@@ -84,6 +84,9 @@ class Judgement(wiring.Component):
             with m.If(instr.op == Op.QK):
                 m.d.sync += [self.phi.eq(instr.mant[:8]), self.window.eq(instr.mant[8:10]),
                              self.shift.eq(instr.shift), missed.eq(0)]
+                if self.config.softcap:         # one that has a soft cap has exact maxima
+                    with m.If(instr.fn.any()):
+                        m.d.sync += self.window.eq(0)
         m.d.comb += [self.again.eq(self.assumed & ~judged.some & (missed | heard)),
                      self.waits.eq(self.assumed | is_qk & self.last & hold.some)]
         return m

@@ -64,6 +64,8 @@ class Keys(Walker):
     def __init__(self, config: Config):
         # SV reads no score in its first cycles. What becomes of it is up to Drain.
         settle, ports = {Op.QK: score_cycle(config) + 1, Op.SV: 0}, {}
+        if config.softcap:
+            self.PRESENTS = (*self.PRESENTS, "score_cap")
         if config.gemm:
             self.PRESENTS = (*self.PRESENTS, "res_en", "raw", "one")
             settle[Op.SPILL], ports = results_settle(config), {"room": In(1), "rows": Out(13)}
@@ -120,6 +122,8 @@ class Keys(Walker):
             c.sc_last.eq(seen.last_query), c.m_block.eq(lot)]
         if config.lane_pairs:
             m.d.comb += c.sc_paired.eq(instr.heads & instr.add)
+        if config.softcap:
+            m.d.comb += c.score_cap.eq(Mux(instr.fn.any(), instr.mant, 0))
         next_score, front, is_spill = score + pass_.ctx, self.front, Signal()
         if config.gemm:
             next_score, front = score + seen.limit, self.front | is_spill

@@ -33,6 +33,8 @@ class Rows(Walker):
     def __init__(self, config: Config):
         if config.lane_pairs:
             self.PRESENTS = (*self.PRESENTS, "paired")
+        if config.softcap:
+            self.PRESENTS = (*self.PRESENTS, "cap")
         super().__init__(config, settle={Op.LINEAR: results_settle(config)})
 
     def elaborate(self, platform):
@@ -81,8 +83,7 @@ class Rows(Walker):
                   for name in ("sink", "pair", "fn", "wide", "stats", "heads")),
                 c.by.eq(by), c.to_lane.eq(to_lane), c.block.eq(block), c.element.eq(element),
                 c.angle.eq(in_head[1:])]
-            if config.lane_pairs:
-                m.d.comb += c.paired.eq(instr.heads & instr.add)
+            self._extras(m)
 
         with m.If(self.idle):
             m.d.sync += [
@@ -142,6 +143,15 @@ class Rows(Walker):
                                     m.d.sync += self.idle.eq(1)
                                     m.next = "IDLE"
         return m
+
+    def _extras(self, m: Module) -> None:
+        """What only some cores present."""
+        instr, c = self.job.instr, self.control
+        if self.config.lane_pairs:
+            m.d.comb += c.paired.eq(instr.heads & instr.add)
+        if self.config.softcap:         # the function of a row of logits is a soft cap
+            with m.If(instr.sink == Sink.LOGIT):
+                m.d.comb += [c.fn.eq(0), c.cap.eq(Mux(instr.fn.any(), instr.mant, 0))]
 
     def _apart(self, m: Module):
         """Cycles between the beginnings of two rows, at least, less 1."""

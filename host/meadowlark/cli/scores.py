@@ -14,6 +14,6 @@ def tell_saturated(counters: Mapping[str, int | float]) -> None:
     found = counters.get("score_saturations", 0)
     if found:
         amount = f"{found:,}" if isinstance(found, int) else f"{found:.2g} of all"
-        say(f"attention scores beyond +-128 log2 units, saturated: {amount}. The model asks for "
-            "more than its scores can hold, so the text may differ from that of float32; "
-            "`meadowlark eval` says by how much")
+        say(f"attention scores beyond +-128 log2 units or 4 soft caps, saturated: {amount}. The "
+            "model asks for more than its scores can hold, so the text may differ from that of "
+            "float32; `meadowlark eval` says by how much")

@@ -11,17 +11,19 @@ from meadowlark_hdl.compute.softmax_golden import unified_field
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.sequencer_golden import sv_log2, tile_rows
 from meadowlark_hdl.draft.context_match_golden import SHORTEST
-from meadowlark_hdl.isa import (FIELDS, MODEL_REGS, NO_WINDOW, Field, Header, Instruction,
-                                Mode, Op, Pair, Sink, Src, encode)
+from meadowlark_hdl.isa import (FIELDS, MODEL_REGS, NO_WINDOW, Field, Fn, Header,
+                                Instruction, Mode, Op, Pair, Sink, Src, encode)
 from meadowlark_hdl.weights.decoder_golden import (HEADER_BYTES, code_bytes, encode_tile,
                                                    row_headers, scale_bytes)
 from meadowlark_hdl.weights.modes import BLOCK, BLOCK_MODES, MODES, Packing
 
 from ..draft.table import DraftTable
 from ..errors import UserError
+from ..models.graph import Attend
 from ..quant.plan import (AddStep, AttendStep, EmbedStep, GateStep, HeadStep, Matrix, Normed,
                           NormStep, Order, PatchStep, ReadStep, Spill, Step)
-from ..quant.quantise import QuantAttend, QuantGate, QuantLinear, QuantModel, QuantNorm
+from ..quant.quantise import (QuantAttend, QuantGate, QuantLinear, QuantModel, QuantNorm,
+                              logit_cap, score_cap)
 from ..quant.shapes import Shapes
 from . import limits
 from .image import Image, Vision, Visit
@@ -187,7 +189,7 @@ class _Lists:
 
     def _head(self, step: HeadStep) -> None:
         # Nothing pairs its rows, and the sampler counts exactly ``vocab`` of them.
-        self._linear(step.matrix, False, sink=Sink.LOGIT)
+        self._linear(step.matrix, False, sink=Sink.LOGIT, **_capped(logit_cap(step.op)))
 
     def _attend(self, step: AttendStep) -> None:
         """Keys and values, then in prefill some query heads of a KV head at a time. In decode
@@ -258,7 +260,7 @@ class _Lists:
                             row_beats=beats, chunks=keys * beats, back=back,
                             ahead=int(op.ahead), **lanes)
             self._relative(code, Op.QK, self.tables.kv(step.cache, 0, kv_head), x=at,
-                           shift=numbers.score_shift, mant=_unified(numbers, kv_head),
+                           shift=numbers.score_shift, **_of_scores(op, numbers, kv_head),
                            **kv(self.key))
             for column in range(0, self.plan.value_pad, self.columns):
                 self._relative(code, Op.SV, self.tables.kv(step.cache, 1, kv_head, column),
@@ -490,7 +492,8 @@ def compile_model(qm: QuantModel, board: Board, *, context: int | None = None,
         name=qm.name, board=board.name, config=config.replace(
             **dict.fromkeys(Config.EXTRAS, False) | {
                 "tight_keys": lists.key != qm.plan.key_pad, "unified": unified,
-                "lane_pairs": any(i["add"] and i["heads"] for i in program)}).as_dict(),
+                "lane_pairs": any(i["add"] and i["heads"] for i in program),
+                "softcap": qm.plan.caps > 0}).as_dict(),
         needs=dict(act_words=_act_words(program, blocks * act.block_words, lists),
                    scratch_bytes=blocks * P * regs["token_words"] * W,
                    residual_values=blocks * P * regs["stride"],
@@ -532,9 +535,11 @@ def _vision(qm: QuantModel, tables: Tables, before: int, W: int) -> Vision | Non
                   fraction=qm.numbers[step.name].fraction, pictures=qm.pictures)
 
 
-def _unified(numbers: QuantAttend, kv_head: int) -> int:
-    """Field ``mant`` of QK."""
-    return 0 if numbers.phi is None else unified_field(int(numbers.phi[kv_head]), numbers.window)
+def _of_scores(op: Attend, numbers: QuantAttend, kv_head: int) -> dict[str, int]:
+    """Fields of a QK: a soft cap, or a unified maximum."""
+    if numbers.phi is None:
+        return _capped(score_cap(op))
+    return dict(mant=unified_field(int(numbers.phi[kv_head]), numbers.window))
 
 
 def _missed(qm: QuantModel) -> int:
@@ -553,6 +558,11 @@ def _act_words(program: list[Instruction], blocks: int, lists: _Lists) -> int:
     """Activation words in use: resident blocks, or decode's queries behind the first one."""
     return max(blocks, *(i["x"] + (lists.batch if i["heads"] else 1) * lists.head
                          for i in program if i["op"] == Op.QK))
+
+
+def _capped(cap: int) -> dict[str, int]:
+    """Fields of a soft cap, 0: there is none."""
+    return dict(fn=Fn.TANH, mant=cap) if cap else {}
 
 
 def _of(fields: dict, sizes: list[int]) -> dict:

@@ -30,7 +30,7 @@ from meadowlark_hdl.draft.drafter import Drafter
 from meadowlark_hdl.draft.run_golden import Turn
 from meadowlark_hdl.draft.table_lookup import TableLookup
 from meadowlark_hdl.draft.table_lookup_golden import BUCKET_BYTES, LENGTHS
-from meadowlark_hdl.isa import Fn, Instruction, Mode, Op, Pair, Sink, Src
+from meadowlark_hdl.isa import Fn, Instruction, Mode, Op, Pair, Sink, Src, unified_of
 from meadowlark_hdl.issue.dispatch import Dispatch
 from meadowlark_hdl.issue.fill import Fill
 from meadowlark_hdl.issue.gammas import Gammas
@@ -568,7 +568,7 @@ class Machine:
         for _, keys, _ in self._lots(i, p, spent, lots):
             self._lose(spent, Keys.BLOCK)
             self._work(spent, keys * i["row_beats"])
-        if not i["mant"]:
+        if not unified_of(i):
             self._lose(spent, score_cycle(self.c) - 1)
             return
         self.judged = self.now - 2 + judged_cycle(self.c)       # the last beat was 2 cycles ago

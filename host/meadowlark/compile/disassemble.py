@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from meadowlark_hdl.isa import (MODEL_REGS, NO_WINDOW, Field, Fn, Header, Instruction, Mode, Op,
-                                Pair, Sink, Src)
+                                Pair, Sink, Src, cap_of)
 
 if TYPE_CHECKING:
     from .image import Image
@@ -56,7 +56,9 @@ def line(i: Instruction) -> str:
         parts.append(f"y {i['y']}")
     if op == Op.SV:
         parts.append(f"mant {i['mant']}" + (" more" if i["more"] else ""))
-    if op in (Op.NORM, Op.QK, Op.SV) or i["pair"] or i["fn"]:
+    if cap := cap_of(i):
+        parts.append(f"cap {cap}")
+    if op in (Op.NORM, Op.QK, Op.SV) or i["pair"] or i["fn"] and not cap:
         parts.append(f"shift {i['shift']}")
     if op in (Op.QK, Op.SV):
         parts += [f"back {i['back']}"] if i["back"] < NO_WINDOW else []

@@ -59,6 +59,7 @@ _EXTRAS = {
     "unified": ("has a unified maximum", "compile the model without --maximum"),
     "lane_pairs": ("has query heads on several lanes",
                    "compile the model for that board, or with --lanes direct"),
+    "softcap": ("has soft caps of scores or logits", "compile the model for a board that has"),
 }
 _SHAPE = ("hidden", "layers", "heads", "kv_heads", "head_dim", "value_dim", "head_pad", "ffn",
           "vocab", "context")

@@ -253,6 +253,8 @@ LIMITS = (
           lambda b: b.config.tile_rows, "tile_rows"),
     Limit("word", "values", "of a core that takes keys with latents, whose parts are whole words",
           lambda n: n.config.W if n.plan.latent else 0, lambda b: WORD, "W"),
+    Limit("soft caps", "kinds", "of scores, of logits", lambda n: n.plan.caps,
+          lambda b: 2 * b.config.softcap, "softcap"),
     Limit("widest matrix row", "weights",
           "the larger of hidden size, and of query heads times padded head dimension; an FFN that "
           "is wider is cut into slices",

@@ -66,9 +66,8 @@ def _read(_: _Run, op: Read, x: np.ndarray) -> np.ndarray:
     return x
 
 
-def _linear(run: _Run, op: Linear | Head, x: np.ndarray) -> np.ndarray:
-    y = x @ run.weights[op.weight].T
-    return y if op.bias is None else y + run.weights[op.bias]
+def _linear(run: _Run, op: Linear, x: np.ndarray) -> np.ndarray:
+    return matrix(run.weights, op, x)
 
 
 def _rope(run: _Run, op: Rope, x: np.ndarray) -> np.ndarray:
@@ -89,7 +88,7 @@ def _add(_: _Run, op: Add, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _head(run: _Run, op: Head, x: np.ndarray) -> np.ndarray:
-    return scaled(_linear(run, op, x), op.scale)
+    return head(run.weights, op, x)
 
 
 #: How an operator is run; a row each.
@@ -98,9 +97,25 @@ FORWARD: Mapping[type[Operator], Callable[..., np.ndarray]] = {
     Attend: _attend, Gate: _gate, Add: _add, Head: _head}
 
 
+def matrix(weights: Mapping[str, np.ndarray], op: Linear | Head, x: np.ndarray) -> np.ndarray:
+    """weight @ x + bias, of rows."""
+    y = x @ weights[op.weight].T
+    return y if op.bias is None else y + weights[op.bias]
+
+
+def head(weights: Mapping[str, np.ndarray], op: Head, x: np.ndarray) -> np.ndarray:
+    """Logits of rows."""
+    return capped(scaled(matrix(weights, op, x), op.scale), op.cap)
+
+
 def scaled(x: np.ndarray, scale: float) -> np.ndarray:
     """x * scale, of x's type."""
     return x if scale == 1 else x * x.dtype.type(scale)
+
+
+def capped(x: np.ndarray, cap: float | None) -> np.ndarray:
+    """cap * tanh(x / cap), of x's type."""
+    return x if cap is None else x.dtype.type(cap) * np.tanh(x / x.dtype.type(cap))
 
 
 def in_heads(x: np.ndarray, op: Norm) -> np.ndarray:
@@ -230,7 +245,8 @@ class _Sequence:
             keys = len(q) if op.ahead else stop
             hidden = unseen(op, np.arange(start, stop), keys)
             for h in range(op.heads):
-                s = q[start:stop, h] @ k[:keys, h // group].T / q.dtype.type(op.divisor)
+                s = capped(q[start:stop, h] @ k[:keys, h // group].T / q.dtype.type(op.divisor),
+                           op.cap)
                 s[hidden] = -np.inf
                 p = np.exp(s - s.max(axis=-1, keepdims=True))
                 out[start:stop, h] = p @ v[:keys, h // group] / p.sum(axis=-1, keepdims=True)
@@ -271,6 +287,6 @@ class Stepper:
         keys[:, :, t], values[:, :, t] = k, v
         q = q.reshape(len(q), op.kv_heads, -1, op.head_dim)
         s = q @ keys[:, :, start:t + 1].swapaxes(-1, -2)
-        s /= np.float32(op.divisor)
+        s = capped(s / np.float32(op.divisor), op.cap)
         p = np.exp(s - s.max(axis=-1, keepdims=True))
         return p / p.sum(axis=-1, keepdims=True) @ values[:, :, start:t + 1]

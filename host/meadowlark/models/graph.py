@@ -127,7 +127,8 @@ class Attend(Operator):
     Attention (arXiv:1706.03762) with grouped queries (arXiv:2305.13245): query head h sees
     the keys of head ``h * kv_heads // heads``; scores are ``q.k / divisor``. k and v are what the
     cache holds. window: a query at position p sees keys p - window < position <= p; None: all.
-    ahead: it sees all keys behind its own, too; else attention is causal.
+    ahead: it sees all keys behind its own, too; else attention is causal. cap: scores become
+    ``cap * tanh(score / cap)`` (soft capping, arXiv:2408.00118, section 2), or None.
     latent: 0, or so many dimensions of a value, which is a part of its key as well: behind what k
     has of it (latent attention with its projections absorbed, arXiv:2405.04434, section 2.1).
     """
@@ -141,6 +142,7 @@ class Attend(Operator):
     window: int | None = None
     ahead: bool = False
     latent: int = 0
+    cap: float | None = None
     edges = ("q", "k", "v")
 
     @property
@@ -175,11 +177,13 @@ class Add(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class Head(Operator):
-    """values -> logits: weight[vocab, hidden] @ x + bias[vocab], times scale."""
+    """values -> logits: weight[vocab, hidden] @ x + bias[vocab], times scale. cap: a logit then
+    becomes ``cap * tanh(logit / cap)``, or None."""
     x: str
     weight: str
     bias: str | None = None
     scale: float = 1.0
+    cap: float | None = None
     edges = ("x",)
     arrays = ("weight", "bias")
 
@@ -381,9 +385,10 @@ def _rope(graph: Graph, op: Rope, inputs: list[Edge]) -> Edge:
 def _attend(_: Graph, op: Attend, inputs: list[Edge]) -> Edge:
     q, k, v = inputs
     if op.heads % op.kv_heads or op.window is not None and op.window < 1 or not op.divisor > 0 \
-            or not 0 <= op.latent < op.head_dim:
+            or not 0 <= op.latent < op.head_dim or not _caps(op.cap):
         raise GraphError(f"{op.out}: {op.heads} heads, {op.kv_heads} KV heads, a window of "
-                         f"{op.window} and a divisor of {op.divisor} do not go together")
+                         f"{op.window}, a divisor of {op.divisor} and a cap of {op.cap} do not go "
+                         "together")
     _kind(op, q, Kind.VALUES, op.heads * op.head_dim)
     for edge, width in ((k, op.key_dim), (v, op.value_dim)):
         _kind(op, edge, Kind.VALUES, op.kv_heads * width)
@@ -411,7 +416,13 @@ def _head(graph: Graph, op: Head, inputs: list[Edge]) -> Edge:
     vocab = graph.shapes[op.weight][0]
     _shape(graph, op, op.weight, vocab, x.width)
     _shape(graph, op, op.bias, vocab)
+    if not _caps(op.cap):
+        raise GraphError(f"{op.out} has a cap of {op.cap}")
     return Edge(Kind.LOGITS, vocab)
+
+
+def _caps(cap: float | None) -> bool:
+    return cap is None or cap > 0
 
 
 _EDGE = {Embed: _embed, Patches: _patches, Norm: _norm, Read: _read, Linear: _linear, Rope: _rope,
@@ -486,13 +497,13 @@ class Builder:
 
     def attend(self, q: str, k: str, v: str, name: str, *, heads: int, kv_heads: int,
                head_dim: int, divisor: float | None = None, window: int | None = None,
-               ahead: bool = False, latent: int = 0) -> str:
-        """Attention; divisor: the root of head_dim unless it is given. window, ahead, latent: see
-        :class:`Attend`."""
+               ahead: bool = False, latent: int = 0, cap: float | None = None) -> str:
+        """Attention; divisor: the root of head_dim unless it is given. window, ahead, latent, cap:
+        see :class:`Attend`."""
         return self._put(Attend(
             out=name, q=q, k=k, v=v, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
             divisor=float(np.sqrt(head_dim)) if divisor is None else divisor, window=window,
-            ahead=ahead, latent=latent), heads * (latent or head_dim))
+            ahead=ahead, latent=latent, cap=cap), heads * (latent or head_dim))
 
     def gate(self, gate: str, up: str | None, name: str, *, fn: Fn = Fn.SILU) -> str:
         """fn(gate) * up, or fn(gate) where there is no up."""
@@ -503,11 +514,12 @@ class Builder:
         return self._put(Add(out=f"{y}.residual", x=r, y=y, scale=scale), self._width[r])
 
     def head(self, x: str, vocab: int, *, weight: str = "head", bias: bool = False,
-             scale: float = 1.0) -> str:
-        """Logits. weight: "embedding" where the head is tied. bias: weight "head.bias"."""
+             scale: float = 1.0, cap: float | None = None) -> str:
+        """Logits. weight: "embedding" where the head is tied. bias: weight "head.bias". cap: see
+        :class:`Head`."""
         return self._put(Head(
             out="logits", x=x, weight=self._array(weight, vocab, self._width[x]), scale=scale,
-            bias=self._array("head.bias", vocab) if bias else None), vocab)
+            bias=self._array("head.bias", vocab) if bias else None, cap=cap), vocab)
 
     def graph(self) -> Graph:
         """All of it, checked."""

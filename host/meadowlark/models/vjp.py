@@ -8,7 +8,7 @@ import numpy as np
 from meadowlark_hdl.functions import FUNCTIONS
 
 from .checkpoint import Model
-from .float_model import in_heads, rotate, scaled, split, turns, unseen
+from .float_model import capped, head, in_heads, rotate, scaled, split, turns, unseen
 from .graph import Add, Attend, Embed, Gate, Head, Linear, Norm, Operator, Patches, Read, Rope
 
 #: Called with a matrix's operator, its inputs [n, columns] and the gradient of its outputs
@@ -43,9 +43,10 @@ def gradients(model: Model, values: Mapping[str, np.ndarray], logits: np.ndarray
             at, *others = (parts[by.out] for by in graph.readers[op.out])
             for other in others:
                 at = at + other
+        if isinstance(op, Head):            # from here on that of the matrix' own outputs
+            at = _of_logits(model, op, at, values[op.x])
         if observe is not None and isinstance(op, (Linear, Head)):
-            scale = op.scale if isinstance(op, Head) else 1
-            observe(op, values[op.x], scaled(at, scale))
+            observe(op, values[op.x], at)
         inputs = [values[name] for name in op.inputs]
         for name, part in zip(op.inputs, VJP[type(op)](model, op, at, *inputs), strict=True):
             given[name][op.out] = part
@@ -76,7 +77,7 @@ def _read(_: Model, op: Read, d: np.ndarray, x: np.ndarray) -> Sequence[np.ndarr
     return d,
 
 
-def _linear(model: Model, op: Linear, d: np.ndarray, x: np.ndarray) -> Sequence[np.ndarray]:
+def _linear(model: Model, op: Linear | Head, d: np.ndarray, x: np.ndarray) -> Sequence[np.ndarray]:
     return d @ model.weights[op.weight],
 
 
@@ -92,13 +93,14 @@ def _attend(_: Model, op: Attend, d: np.ndarray, *inputs: np.ndarray) -> Sequenc
     dq, dk, dv = np.empty_like(q), np.zeros_like(k), np.zeros_like(v)
     for h in range(op.heads):
         g = h // group
-        s = q[:, h] @ k[:, g].T / divisor
+        s = capped(q[:, h] @ k[:, g].T / divisor, op.cap)
+        slope = _slope(s, op.cap)
         s[hidden] = -np.inf
         p = np.exp(s - s.max(axis=1, keepdims=True))
         p /= p.sum(axis=1, keepdims=True)
         dv[:, g] += p.T @ d[:, h]
         dp = d[:, h] @ v[:, g].T
-        ds = p * (dp - (dp * p).sum(axis=1, keepdims=True)) / divisor
+        ds = p * (dp - (dp * p).sum(axis=1, keepdims=True)) * slope / divisor
         dq[:, h] = ds @ k[:, g]
         dk[:, g] += ds.T @ q[:, h]
     if op.latent:           # what a key has of the value
@@ -117,11 +119,19 @@ def _add(_: Model, op: Add, d: np.ndarray, x: np.ndarray, y: np.ndarray) -> Sequ
     return d, scaled(d, op.scale)
 
 
-def _head(model: Model, op: Head, d: np.ndarray, x: np.ndarray) -> Sequence[np.ndarray]:
-    return scaled(d, op.scale) @ model.weights[op.weight],
+def _slope(y: np.ndarray, cap: float | None) -> np.ndarray | float:
+    """Of the soft cap that gave y."""
+    return 1.0 if cap is None else 1 - np.square(y / y.dtype.type(cap))
+
+
+def _of_logits(model: Model, op: Head, d: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Gradient of what the head's matrix gives, before scale and cap."""
+    if op.cap is not None:
+        d = d * _slope(head(model.weights, op, x), op.cap)
+    return scaled(d, op.scale)
 
 
 #: How the gradient of an operator is found; a row each.
 VJP: Mapping[type[Operator], Callable[..., Sequence[np.ndarray]]] = {
     Embed: _no_inputs, Patches: _no_inputs, Norm: _norm, Read: _read, Linear: _linear, Rope: _rope,
-    Attend: _attend, Gate: _gate, Add: _add, Head: _head}
+    Attend: _attend, Gate: _gate, Add: _add, Head: _linear}

@@ -14,6 +14,7 @@ import numpy as np
 from meadowlark_hdl.compute.norm_golden import add_residual, rmsnorm, sum_of_squares
 from meadowlark_hdl.compute.requant_golden import requant
 from meadowlark_hdl.compute.rope_golden import rope
+from meadowlark_hdl.compute.softcap_golden import softcap
 from meadowlark_hdl.compute.softmax_golden import (MASKED, output_scale, peaks, probabilities,
                                                    saturated, scores, spilled)
 from meadowlark_hdl.compute.glu_golden import alone, glu
@@ -28,7 +29,7 @@ from ..errors import UserError
 from ..models.float_model import unseen
 from .plan import (AddStep, AttendStep, EmbedStep, GateStep, HeadStep, Matrix, Normed, NormStep,
                    PatchStep, ReadStep, Step)
-from .quantise import QuantAttend, QuantLinear, QuantModel
+from .quantise import QuantAttend, QuantLinear, QuantModel, logit_cap, score_cap
 
 #: Format of the gate in glu_golden, which saturates to it by itself: here it is only counted.
 GATE_BITS = 18
@@ -320,7 +321,8 @@ class GoldenModel:
         return self._at_limit(h, "h")
 
     def _head(self, step: HeadStep, state: _Pass) -> np.ndarray:
-        return self._linear(step.matrix, state)
+        y, cap = self._linear(step.matrix, state), logit_cap(step.op)
+        return softcap(y, cap) if cap else y
 
     # ---- Attention
 
@@ -378,6 +380,8 @@ class GoldenModel:
             limit = ~hidden & (np.abs(s) == -MASKED - 1)
             self._count("scores", saturated(acc[limit], numbers.score_shift),
                         acc[..., 0, 0].size * int((~hidden).sum()))
+            if cap := score_cap(step.op):
+                s = softcap(s, cap)
             s = np.where(hidden, MASKED, s)
             peak = self._peaks(step, numbers, some, s.max(axis=-1, keepdims=True))
             p, total = probabilities(spilled(s) << 2 if self._gemm else s, peak)

@@ -40,13 +40,16 @@ def unified(qm: QuantModel, calibration: Sequence[Sequence[int]], *, window: int
     Raises
     ------
     UserError
-        The model reads images.
+        The model reads images, or its scores have a soft cap.
     """
     if window not in WINDOWS[1:]:
         raise ValueError(f"window must be one of {WINDOWS[1:]}, not {window!r}")
     if qm.pictures is not None:
         raise UserError(f"{qm.name} reads images, and a unified maximum is of models of text; "
                         "leave --maximum out")
+    if any(step.op.cap is not None for step in qm.plan.attends):
+        raise UserError(f"scores of {qm.name} have a soft cap, and a unified maximum is of models "
+                        "without; leave --maximum out")
     found: dict[tuple[str, int], list[np.ndarray]] = {}
 
     def observe(name: str, first: int, maxima: np.ndarray) -> None:

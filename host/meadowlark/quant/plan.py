@@ -306,6 +306,12 @@ class Plan:
         op = self.attends[0].op
         return _latent_pad(op) if op.latent else self.head_pad
 
+    @property
+    def caps(self) -> int:
+        """Kinds of soft caps: of scores, of logits."""
+        return any(step.op.cap is not None for step in self.attends) + (
+            self.head.op.cap is not None)
+
     def of(self, *types: type[Step]) -> Iterator:
         """Steps of these types, in order."""
         return (step for step in self.steps if isinstance(step, types))

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from meadowlark_hdl.compute.softcap_golden import ARGUMENT_FRACTION as CAP_FRAC
+from meadowlark_hdl.compute.softcap_golden import factor
 from meadowlark_hdl.config import Config
 from meadowlark_hdl.functions import ARGUMENT_FRACTION, FUNCTIONS, Function
 from meadowlark_hdl.isa import Header, Mode
@@ -615,6 +617,7 @@ class _Quantiser:
 
     def _attend(self, step: AttendStep) -> None:
         op, graph = step.op, self.plan.graph
+        _fits(score_cap, op)
         # Keys: int8 in the cache; before their rotation int16 with up to 7 bits more (fewer if
         # rotation shrinks the largest key, which it can by sqrt(2)).
         k_scale = _floor_of(self._most(op.k)) / INT8
@@ -623,13 +626,14 @@ class _Quantiser:
             before = self._most(before_rotation(graph, op.k))
             spare = INT16 / float(np.max(np.maximum(before / k_scale, INT8)))
             k_extra = max(0, min(K_EXTRA, floor(log2(spare))))
-        # Queries: score = q.k * log2(e)/divisor, 10 fractional bits after a shift; the largest
+        # Queries: score = q.k * log2(e)/divisor, 10 fractional bits after a shift, or with a cap
+        # q.k / divisor / cap, 15 of them; the largest
         # shift that leaves the queries of every head a bit of headroom.
         v_scale = _floor_of(self._most(op.v)) / INT8
         fold = np.repeat(k_scale, self.plan.key_pad).reshape(op.kv_heads, -1)
         if op.latent:           # which is in the key as in the value
             fold[:, step.k.rows:] = v_scale[:, None]
-        fold = fold * LOG2_E / op.divisor * 2.0**SCORE_FRAC                # [kv_heads, head]
+        fold = fold * _score_unit(op)                                      # [kv_heads, head]
         fold = np.repeat(fold, op.heads // op.kv_heads, axis=0)
         most = np.maximum(self._most(op.q), self._most(before_rotation(graph, op.q)))
         q_most = float(np.max(_floor_of(most) * fold.max(axis=1)))
@@ -671,7 +675,37 @@ class _Quantiser:
 
     def _head(self, step: HeadStep) -> None:
         make = self._matrix if step.matrix.parts else partial(self._table, head=True)
-        make(step.matrix, self.scales[step.matrix.x], 2.0**-LOGIT_FRAC / step.op.scale)
+        unit = 2.0**-LOGIT_FRAC
+        if step.op.cap is not None:
+            _fits(logit_cap, step.op)
+            unit = step.op.cap * 2.0**-CAP_FRAC
+        make(step.matrix, self.scales[step.matrix.x], unit / step.op.scale)
+
+
+def score_cap(op: Attend) -> int:
+    """Factor of the soft cap of scores, 0: there is none. Raises ValueError, see
+    :func:`meadowlark_hdl.compute.softcap_golden.factor`."""
+    return 0 if op.cap is None else factor(op.cap * LOG2_E * 2.0**SCORE_FRAC)
+
+
+def logit_cap(op: Head) -> int:
+    """Likewise, of logits."""
+    return 0 if op.cap is None else factor(op.cap * 2.0**LOGIT_FRAC)
+
+
+def _score_unit(op: Attend) -> float:
+    """Of what is made of a dot product of a query and a key."""
+    if op.cap is None:
+        return LOG2_E / op.divisor * 2.0**SCORE_FRAC
+    return 2.0**CAP_FRAC / (op.divisor * op.cap)
+
+
+def _fits(cap: Callable[[Any], int], op: Attend | Head) -> None:
+    try:
+        cap(op)
+    except ValueError as error:
+        raise UserError(f"{op.out}: a soft cap of {op.cap:g} does not fit the format of what it "
+                        "caps; use another checkpoint.") from error
 
 
 _STEPS: dict[type[Step], Callable[..., None]] = {

@@ -42,6 +42,8 @@ class Decoder(Hyperparameters):
     ``Head``. qk_norm: queries and keys are normed before they rotate, each :data:`HEAD` alone or
     all of a :data:`PROJECTION`; None: they are not. behind: attention and MLP are normed behind,
     too, before they are added. before: they read the residual through a norm, else as it is.
+    score_cap, logit_cap: soft caps of scores and logits, see
+    :class:`meadowlark.models.graph.Attend`; None: there is none.
     """
     hidden: int
     heads: int
@@ -68,6 +70,8 @@ class Decoder(Hyperparameters):
     qk_norm: str | None = None
     behind: bool = False
     before: bool = True
+    score_cap: float | None = None
+    logit_cap: float | None = None
 
     def __post_init__(self) -> None:
         most = [table.most for table in (self.rope, self.local) if table and table.most]
@@ -104,7 +108,8 @@ class Decoder(Hyperparameters):
             h = b.gate(parts[0], parts[1] if self.gated else None, f"{at}.h", fn=self.fn)
             r = add(r, linear(h, f"{at}.down", self.hidden), f"{at}.norm2_behind")
         b.head(self.end(b, norm(r, "final_norm")), self.vocab, scale=self.logit_scale,
-               weight="embedding" if self.tied else "head", bias="head" in self.biases)
+               cap=self.logit_cap, weight="embedding" if self.tied else "head",
+               bias="head" in self.biases)
         return b.graph()
 
     def begin(self, b: Builder) -> str:
@@ -140,7 +145,8 @@ class Decoder(Hyperparameters):
                 divisor = (divisor or sqrt(self.head_dim)) / table.longer**2
         return b.attend(q, k, v, f"{at}.attention", heads=self.heads, kv_heads=self.kv_heads,
                         head_dim=self.head_dim, divisor=divisor,
-                        window=(self.windows or {}).get(i), ahead=self.ahead)
+                        window=(self.windows or {}).get(i), ahead=self.ahead,
+                        cap=self.score_cap)
 
 
 def of_layers(layers: int, parts: Collection[str]) -> frozenset[str]:

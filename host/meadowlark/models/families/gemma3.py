@@ -13,11 +13,10 @@ from ..metadata import Metadata
 from .decoder import FULL, HEAD, SLIDING, Decoder, multiplier, sliding
 from .family import Tensors
 from .gemma import Gemma
+from .gemma2 import BEHIND
 
 #: Norms of a layer.
-_NORMS = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm",
-          "norm1_behind": "post_attention_layernorm", "norm2": "pre_feedforward_layernorm",
-          "norm2_behind": "post_feedforward_layernorm"}
+_NORMS = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm", **BEHIND}
 _NORMED: Any = dict(qk_norm=HEAD, behind=True)
 
 

@@ -11,7 +11,6 @@ _NEEDS = {
     ("deit", ""): "a token of distillation and, with a teacher, the mean of two heads; a DeiT "
                   "without distillation is a vit",
     ("dinov2", ""): "means over tokens beside the class token, and scales behind a block",
-    ("gemma2", "gemma2"): "soft caps of scores and logits",
     ("gemma3", ""): "an encoder of images; its text alone is gemma3_text",
     ("gpt_bigcode", "starcoder"): "a family of its own",
     ("granitemoehybrid", "granitehybrid"): "layers of a state space model, and experts",
