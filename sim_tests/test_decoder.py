@@ -116,7 +116,7 @@ async def take_items(dut, config, count, stall=0.0, times=None):
     cycle after its tile's last item; with ``stall`` both halves are kept for a while, at random.
     """
     clock, settled, got, kept = RisingEdge(dut.clk), ReadOnly(), [], []
-    begun, free = False, 2
+    begun, free = False, int(os.environ.get("HALVES", "2"))
     while len(got) < count or kept:
         await settled
         if dut.items__valid.value:
@@ -288,3 +288,10 @@ def test_decoder(w, parts, seed):
 def test_decoder_without_blocks(w, seed):
     config = Config(W=w, block_modes=False, **CONFIG)
     simulate(PackedWeightDecoder(config), __name__, seed=seed, w=w, parts=1, blocks=0)
+
+
+def test_one_half(seed):
+    """A tile begins when the one before is given back."""
+    config = Config(W=8, one_half=True, **CONFIG)
+    simulate(PackedWeightDecoder(config), __name__, seed=seed, testcase="matches_golden", w=8,
+             parts=1, blocks=1, halves=1)

@@ -88,6 +88,9 @@ class Config:
     softcap : bool
         Scores and logits may have a soft cap. Takes a table of 512 words of 29 bits and two
         multipliers in each lane, and in front of the sampler; and cycles from each QK to its SV.
+    one_half : bool
+        A tile is decoded when the one before is used up, as into a tile buffer that is not double:
+        the baseline of double buffers, and no use but to be measured.
     only : Only, optional
         The core runs this model's images alone, and knows of them what never changes.
     """
@@ -118,6 +121,7 @@ class Config:
     unified: bool = False
     lane_pairs: bool = False
     softcap: bool = False
+    one_half: bool = False
     only: Only | None = None
 
     def __post_init__(self) -> None:
@@ -160,7 +164,7 @@ class Config:
              f"gemm needs block_modes and P a power of two of at most W / 2, not {self.P!r}")
 
     #: What most cores have not, and images need by name.
-    EXTRAS = ("gemm", "tight_keys", "fences", "unified", "lane_pairs", "softcap")
+    EXTRAS = ("gemm", "tight_keys", "fences", "unified", "lane_pairs", "softcap", "one_half")
     # Widths that follow from the numerics (docs/numerics.md); facts live here once.
     X_BITS = 16         # an activation
     ACC_BITS = 45       # 18 + 16 + log2(2048)

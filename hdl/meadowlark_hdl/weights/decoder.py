@@ -86,7 +86,8 @@ class PackedWeightDecoder(wiring.Component):
         tile = tiles.o.payload
 
         # Halves of the tile buffer that no tile has been begun for.
-        halves, some_half, begun = Signal(range(3), init=2), Signal(init=1), Signal()
+        halves, some_half, begun = Signal(range(3), init=2 - config.one_half), \
+            Signal(init=1), Signal()
         halves_after = Signal.like(halves)
         m.d.comb += halves_after.eq(halves + items.freed[0] + items.freed[1] - begun)
         m.d.sync += [halves.eq(halves_after), some_half.eq(halves_after != 0)]

@@ -42,8 +42,8 @@ class Course:
 class _WatchedMemory(_Memory):
     """Keeps each burst: (its first cycle, words)."""
 
-    def __init__(self, board: Board, halves: int) -> None:
-        super().__init__(board, halves)
+    def __init__(self, board: Board) -> None:
+        super().__init__(board)
         self.bursts: list[tuple[float, int]] = []
 
     def _burst(self, at: int, n: int, command: float, *, write: bool) -> tuple[float, float]:
@@ -57,7 +57,7 @@ class _Watched(Machine):
 
     def __init__(self, image: Image, board: Board) -> None:
         super().__init__(image, board)
-        self.memory = self.watched = _WatchedMemory(board, 2)
+        self.memory = self.watched = _WatchedMemory(board)
         self.slices: list[Slice] = []
         self._pc = 0
 

@@ -156,7 +156,7 @@ class _Memory:
     #: From the last bus word of a tile to the cycle in which Issue knows of it.
     DECODE = Reader.CHUNK + PackedWeightDecoder.LATENCY + TileBuffer.LATENCY + TileReader.FRONT
 
-    def __init__(self, board: Board, halves: int) -> None:
+    def __init__(self, board: Board) -> None:
         self.c, self.t = board.config, board.memory
         ticks = board.memory.ticks(board.clock_mhz, board.config.bus_bytes)
 
@@ -183,7 +183,8 @@ class _Memory:
         self.writes: deque[tuple[float, int, int]] = deque()    # (ready, address, words)
         self.fence: float = 0       # time the last write was in memory
         self.level = 0              # words reserved in the FIFO
-        self.halves = deque([0] * halves)   # times the halves of the tile buffer are free
+        # Times the halves of the tile buffer are free.
+        self.halves = deque([0] * (2 - self.c.one_half))
         self.words = 0
 
     def tile(self, addr: int, chunks: int, earliest: int, idle: int = 0, more: int = 0,
@@ -313,13 +314,13 @@ def _vector_unit(config: Config) -> VectorUnit:
 class Machine:
     """Both timelines; runs passes. run: of an image, whose registers and ids it has."""
 
-    def __init__(self, image: Image, board: Board, halves: int = 2, run: Run | None = None) -> None:
+    def __init__(self, image: Image, board: Board, run: Run | None = None) -> None:
         self.c, self.vector = board.config, _vector_unit(board.config)
         self.program = image.listed
         self.regs = image.model_regs if run is None else run.model_regs
         self.ids = None if run is None else run.tokens
         self.data = image.memory
-        self.memory = _Memory(board, halves)
+        self.memory = _Memory(board)
         self.by_pc: dict[int, Spent] = {}
         self.now = Core.START           # engine
         self.stream = 0                 # pointer into the weight stream
@@ -716,8 +717,7 @@ def check_test(image: Image, board: Board, prompt: int, generate: int, start_pos
 
 
 def predict(image: Image, board: Board, *, prompt: int, generate: int,
-            start_pos: int = 0, turns: Sequence[Turn] | None = None,
-            halves: int = 2) -> Prediction:
+            start_pos: int = 0, turns: Sequence[Turn] | None = None) -> Prediction:
     """Predict a test: a prompt of ``prompt`` tokens at ``start_pos``, then ``generate`` tokens.
 
     The last prompt pass gives the first token, so ``generate`` tokens take ``generate - 1`` passes
@@ -731,8 +731,6 @@ def predict(image: Image, board: Board, *, prompt: int, generate: int,
         Tokens whose keys and values are in the cache already.
     turns : sequence of Turn, optional
         Of a run with drafts: its passes from the prompt's last one on, by the golden model.
-    halves : int, 1..
-        Of the tile buffer: the gateware has 2, others are to see what these bring.
 
     Raises
     ------
@@ -740,7 +738,7 @@ def predict(image: Image, board: Board, *, prompt: int, generate: int,
         The tokens do not fit the image's context, or the board does not fit the image.
     """
     check_test(image, board, prompt, generate, start_pos)
-    machine = Machine(image, board, halves)
+    machine = Machine(image, board)
     regs = prompt_regs(image, board, prompt)
     plan = list(prompt_passes(board.config, regs, start_pos, prompt, generate > 0))
     end = start_pos + prompt

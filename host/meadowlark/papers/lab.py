@@ -62,11 +62,9 @@ class Lab:
                                        **options)
         return self._images[key]
 
-    def predict(self, image: Image, board: Board, test: tuple[int, ...], *, halves: int = 2,
-                ) -> Prediction:
-        """A test by the cycle model; halves: of the tile buffer."""
-        return predict(image, board, prompt=test[0], generate=test[1], start_pos=sum(test[2:]),
-                       halves=halves)
+    def predict(self, image: Image, board: Board, test: tuple[int, ...]) -> Prediction:
+        """A test by the cycle model."""
+        return predict(image, board, prompt=test[0], generate=test[1], start_pos=sum(test[2:]))
 
     def cycles(self, image: Image, board: Board, test: tuple[int, ...], *,
                text: Sequence[int] | None = None) -> Value:
