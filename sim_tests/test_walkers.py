@@ -206,6 +206,25 @@ def test_lots_that_wait_for_their_places(case, seed):
     run(walker, bench)
 
 
+@pytest.mark.parametrize("case", [case for case, config in CONFIGS.items() if config.lane_pairs])
+def test_keys_of_pairs(case, seed):
+    """Lanes of a head take a beat at once; short keys wait until their slices may be read again."""
+    config, rng = CONFIGS[case], random.Random(seed)
+    walker = KeysAndDrain(config)
+
+    async def bench(ctx):
+        for beats in (1, 2, 4):
+            p = a_pass(config.P, 1, rng.randrange(8, 40))
+            work = Instruction(Op.SV, heads=1, lanes=config.P, add=1, group=1, back=NO_WINDOW,
+                               rows=config.tile_rows, row_beats=beats, sink=Sink.ACT)
+            model = of_heads({"block_words": 9}, config, work)
+            for i, lots in repeated(config, p, work):
+                trace = await walk(ctx, walker, p, i, model, lots)
+                check(config, trace, list(issue_golden.beats(config, model, p, i, lots)))
+                assert len(trace) - 8 == cycles(config, p, i, lots)
+    run(walker, bench)
+
+
 @pytest.mark.parametrize("case", CONFIGS)
 def test_windows_of_heads(case, seed):
     """Lanes that are query heads of one token all see the first key of its window."""
