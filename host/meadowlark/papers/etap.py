@@ -44,9 +44,19 @@ def model_of(group: int) -> Model:
         "tie_word_embeddings": True}, f"llama-{group}")
 
 
+def smollm2() -> Model:
+    """SmolLM2-135M."""
+    return outline_of({
+        "model_type": "llama", "hidden_size": 576, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536,
+        "vocab_size": 49152, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
+        "hidden_act": "silu", "rope_theta": 1e5, "tie_word_embeddings": True}, "SmolLM2-135M")
+
+
 def rows(lab: Lab) -> Iterator[Row]:
     board = board_of()
     yield from _pairs(lab, board)
+    yield from _whole(lab)
     yield from _by_arithmetic(board)
 
 
@@ -79,6 +89,18 @@ def _pairs(lab: Lab, board: Board) -> Iterator[Row]:
                      "pairs. SmolLM2-135M has 3 query heads a KV head, so 6 of kv260's 8 lanes. "
                      "Where memory gives a word of W bytes in 1.5 cycles or more, as on all "
                      "ECP5 boards, attention takes as long without pairs")
+
+
+def _whole(lab: Lab) -> Iterator[Row]:
+    """All of a model, whose weights memory reads as well."""
+    board, model = get_board("kv260"), smollm2()
+    direct, pairs = (sketch(model, board, lanes=lanes) for lanes in ("direct", "auto"))
+    lab = replace(lab, measure=False)
+    for context in 512, 2048:
+        yield Row(paper="etap", mechanism="lane pairs", unit="cycles a token", command=_COMMAND,
+                  on=f"{model.name}, kv260, context {context:,}",
+                  without=lab.cycles(direct, board, (1, 1, context - 1)),
+                  with_=lab.cycles(pairs, board, (1, 1, context - 1)))
 
 
 def _attention(lab: Lab, image: Image, board: Board, context: int) -> int:
