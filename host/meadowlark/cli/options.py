@@ -189,11 +189,11 @@ def model_options(*, argument: bool = False, default: str | None = "stories", im
         help="Take all tokens of a prompt through all of the last layer, to measure what leaving "
              "that out brings.")
     maximum = click.option(
-        "--maximum", type=click.Choice(("exact", "unified", "unified-8", "unified-4")),
+        "--maximum", type=click.Choice(("exact", "unified", "unified-16", "unified-4")),
         default="exact", show_default=True,
         help="With unified a constant stands for the maximum of each row of scores, to measure "
-             "what waiting for it costs. Rows whose maximum is not in the 16 log2 units below it "
-             "(8, 4) are done again.")
+             "what waiting for it costs. Rows whose maximum is not in the 8 log2 units below it "
+             "(16, 4) are done again.")
     lanes = click.option(
         "--lanes", type=click.Choice(("direct", "pairs", "auto")), default="auto",
         show_default=True,

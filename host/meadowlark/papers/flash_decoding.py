@@ -70,7 +70,7 @@ def _unified(lab: Lab) -> Iterator[Row]:
             if sum(test) > exact.image.context:
                 continue
             without = lab.cycles(exact.image, board, test, text=text)
-            for how in ("unified", "unified-8"):
+            for how in ("unified", "unified-16"):
                 yield Row(
                     paper="flash-decoding", unit=unit, on=f"{lab.name}, {name}, {words}",
                     mechanism=f"unified maximum, window of {WINDOW_OF[how]}", without=without,

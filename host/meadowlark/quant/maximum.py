@@ -18,7 +18,7 @@ from .golden import GoldenModel
 from .quantise import QuantAttend, QuantModel
 
 #: Names of unified maxima, and their windows in log2 units.
-WINDOW_OF = {"unified": 16, "unified-8": 8, "unified-4": 4}
+WINDOW_OF = {"unified": 8, "unified-16": 16, "unified-4": 4}
 #: Tokens of calibration at most, and products: the integer model is slower than float32.
 TOKENS, PRODUCTS = 4096, 1 << 38
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 #: Ways to the maximum of a row of scores: :class:`Source` and :mod:`meadowlark.quant.maximum`.
-MAXIMA = ("exact", "unified", "unified-8", "unified-4")
+MAXIMA = ("exact", "unified", "unified-16", "unified-4")
 
 
 def check_text(text: str, what: str) -> None:
