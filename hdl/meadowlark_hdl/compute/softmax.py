@@ -64,7 +64,7 @@ class SoftmaxUnit(Piped):
                                   maximum stays; p is not that of the score read, but its upper 16
                                   bits + 32768.
     w_end : In(1)                 Only with ``config.unified``, as all below. With w_en: the last
-                                  key of the block; none of another one comes in the next cycle.
+                                  key of the block; those of another one come 5 cycles later or more.
     phi, window : In(signed(8)), In(2)   See :func:`.softmax_golden.of_field`; constant from the
                                   first score that is stored to the last one that is read.
     assumed : In(1)               With the block of a score that is read: the maximum is phi. Else
@@ -212,11 +212,11 @@ class SoftmaxUnit(Piped):
     def _judge(self, m, running, block, max_wr) -> None:
         """When a block's maximum is final, phi takes its place in the table, or it was missed.
 
-        running, block: in cycles 4 and 1 of the last key. max_wr: taken in cycle 5.
+        running, block: in cycles 4 and 1 of the last key, then until the next one's. max_wr: taken
+        in cycle 5.
         """
         ended = delay(m, self.w_en & self.w_end, self.MISSED_LATENCY - 1, name="ended", reset=True)
         used = delay(m, self.w_used, self.MISSED_LATENCY - 1, name="ended_used")
-        at = delay(m, block, self.MISSED_LATENCY - 2, name="at_ended")
         apart, good = reg(signed(Config.SCORE_BITS + 2), "apart"), Signal()
         m.d.sync += apart.eq((self.phi << SCORE_FRACTION) - running)
         units = apart >> SCORE_FRACTION         # of log2; negative where phi is exceeded
@@ -226,7 +226,7 @@ class SoftmaxUnit(Piped):
                     m.d.comb += good.eq((units >= 0) & (units < size))
         with m.If(ended & good):
             m.d.comb += [max_wr.en.eq(1), max_wr.data.eq(self.phi << SCORE_FRACTION),
-                         max_wr.addr.eq(at)]
+                         max_wr.addr.eq(block)]
         m.d.sync += self.missed.eq(ended & used & ~good & (self.window != 0))
 
     def _probability(self, pipe: Pipe, scores, peak) -> Timed:
