@@ -21,13 +21,20 @@ from meadowlark_hdl.signatures import FetchedInstruction, PassLayout
 from presented import a_pass, packed_lots
 
 CONFIGS = {f"w{W}p{P}": Config(W=W, P=P, bus_bytes=4, act_words=64, score_depth=256,
-                               tile_beats=64, tile_rows=16, sv_cycles=sv, unified=True)
+                               tile_beats=64, tile_rows=16, sv_cycles=sv, unified=True,
+                               softcap=W == 8)
            for W, P, sv in ((8, 3, 4), (16, 4, 2), (4, 9, 2))}
 
 
 async def queued(dut, work):
-    """Offer one instruction behind the other; returns when the last is taken."""
+    """Offer one instruction behind the other, some of them late, behind what is none; returns when
+    the last is taken."""
     for i, lots in work:
+        dut.instr__valid.value = 0
+        dut.instr__payload.value = pack(FetchedInstruction(), instr=dict(Instruction(
+            Op.LINEAR, fn=1, shift=random.randrange(64), mant=random.randrange(1 << 16))), lots={})
+        for _ in range(random.choice([0, 0, random.randrange(12)])):
+            await RisingEdge(dut.clk)
         dut.instr__payload.value = pack(FetchedInstruction(), instr=dict(i),
                                         lots=packed_lots(lots) if lots else {})
         dut.instr__valid.value = 1

@@ -64,7 +64,7 @@ class SoftmaxUnit(Piped):
                                   maximum stays; p is not that of the score read, but its upper 16
                                   bits + 32768.
     w_end : In(1)                 Only with ``config.unified``, as all below. With w_en: the last
-                                  key of the block; those of another one come 5 cycles later or more.
+                                  key of the block; another's first comes 5 cycles later or more.
     phi, window : In(signed(8)), In(2)   See :func:`.softmax_golden.of_field`; constant from the
                                   first score that is stored to the last one that is read.
     assumed : In(1)               With the block of a score that is read: the maximum is phi. Else

@@ -204,6 +204,8 @@ class Keys(Walker):
             c.window.eq(judge.window), c.assumed.eq(judge.assumed)]
         with m.If(judge.window != 0):           # scores of QK are on their way in SV
             m.d.comb += c.shift.eq(judge.shift)
+            if self.config.softcap:
+                m.d.comb += c.score_cap.eq(0)
         with m.If(beats.again | over):
             m.d.sync += late.eq(0)
         with m.Elif(beats.done):
