@@ -51,6 +51,7 @@ PARTS = [
     Part("eight", f"{PYTEST} sim_tests/test_eight.py", (("EIGHT", "32"),)),
     Part("shapes", f"{PYTEST} sim_tests/shapes_check.py"),
     Part("cycles", f"{PYTEST} -s sim_tests/cycles_check.py"),
+    Part("choices", f"{PYTEST} -s sim_tests/choices_check.py"),
     Part("link-faults", "scripts/link_faults.py"),
     Part("prove", "scripts/prove.py"),
     Part("netlist", f"{PYTEST} sim_tests/netlist_check.py"),

@@ -15,7 +15,7 @@ from meadowlark_hdl.sampler.sampler_golden import Sampling
 from random_model import random_model
 
 #: Prompts of stories on ulx3s_85f, whose passes have 16 blocks of 8 tokens, and what they take.
-FOUND = {127: 16, 128: 16, 129: 9, 168: 16, 257: 11, 300: 16, 385: 13, 500: 16}
+FOUND = {127: 16, 128: 16, 129: 9, 168: 11, 257: 12, 300: 16, 385: 13, 500: 16}
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +51,7 @@ def test_against_all_sizes(name, sketch, seed):
     for tokens in rng.integers(most * board.config.P + 1, image.context - 1, 3).tolist():
         took = {}
         for blocks in range(most // 2, most + 1):
-            # A prompt that fits one pass of an image is never cut, so this one has no choice.
-            fixed = replace(image, model_regs=image.model_regs | {"blocks": blocks},
-                            vision=image.vision or object())
-            took[blocks] = forecast(fixed, board, prompt=tokens, generate=1).cycles
+            took[blocks] = forecast(image, board, prompt=tokens, generate=1, blocks=blocks).cycles
         chosen = took[pass_blocks(image, board, tokens)]
         assert chosen <= 1.02 * min(took.values()) and chosen <= 1.005 * took[most], (tokens, took)
 

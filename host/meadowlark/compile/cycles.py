@@ -717,7 +717,8 @@ def check_test(image: Image, board: Board, prompt: int, generate: int, start_pos
 
 
 def predict(image: Image, board: Board, *, prompt: int, generate: int,
-            start_pos: int = 0, turns: Sequence[Turn] | None = None) -> Prediction:
+            start_pos: int = 0, turns: Sequence[Turn] | None = None,
+            blocks: int | None = None) -> Prediction:
     """Predict a test: a prompt of ``prompt`` tokens at ``start_pos``, then ``generate`` tokens.
 
     The last prompt pass gives the first token, so ``generate`` tokens take ``generate - 1`` passes
@@ -731,6 +732,8 @@ def predict(image: Image, board: Board, *, prompt: int, generate: int,
         Tokens whose keys and values are in the cache already.
     turns : sequence of Turn, optional
         Of a run with drafts: its passes from the prompt's last one on, by the golden model.
+    blocks : int, optional
+        Of the prompt's passes; as the driver takes them by default.
 
     Raises
     ------
@@ -739,7 +742,7 @@ def predict(image: Image, board: Board, *, prompt: int, generate: int,
     """
     check_test(image, board, prompt, generate, start_pos)
     machine = Machine(image, board)
-    regs = prompt_regs(image, board, prompt)
+    regs = prompt_regs(image, board, prompt, start_pos, blocks)
     plan = list(prompt_passes(board.config, regs, start_pos, prompt, generate > 0))
     end = start_pos + prompt
     passes = [(p, machine.run(p)) for p in plan]

@@ -46,11 +46,11 @@ def rows(lab: Lab) -> Iterator[Row]:
                 command="meadowlark ablate --paper flash-decoding --measure")
         largest = image.model_regs["blocks"] * board.config.P
         for tokens in (largest + 1, 2 * largest + 1, 3 * largest + 16):
-            cut = [min(largest, tokens - start) for start in range(0, tokens, largest)]
             yield Row(
                 paper="flash-decoding", mechanism="dataflow by shape: even passes", unit="cycles",
                 on=f"{lab.name}, {name}, first token of {tokens}",
-                without=lab.parts(image, board, cut), with_=lab.cycles(image, board, (tokens, 1)),
+                with_=lab.cycles(image, board, (tokens, 1)), without=lab.cycles(
+                    image, board, (tokens, 1), blocks=image.model_regs["blocks"]),
                 remark=f"without, passes take {largest} tokens each, the last one the rest; with, "
                        "as shape, tokens and bandwidth say (`host/meadowlark/compile/passes.py`)",
                 command="meadowlark ablate --paper flash-decoding --measure")

@@ -2,13 +2,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from meadowlark_hdl.sampler.sampler_golden import Sampling
 
 from ..compile.cycles import Prediction, predict
 from ..compile.image import Image
@@ -16,7 +14,7 @@ from ..errors import UserError
 from ..models.fusion import layers_of
 from ..run import bench
 from ..run.prepare import Source
-from ..run.targets import Target, open_target
+from ..run.targets import open_target
 from .rows import Value
 
 if TYPE_CHECKING:
@@ -62,37 +60,21 @@ class Lab:
                                        **options)
         return self._images[key]
 
-    def predict(self, image: Image, board: Board, test: tuple[int, ...]) -> Prediction:
+    def predict(self, image: Image, board: Board, test: tuple[int, ...],
+                blocks: int | None = None) -> Prediction:
         """A test by the cycle model."""
-        return predict(image, board, prompt=test[0], generate=test[1], start_pos=sum(test[2:]))
+        return predict(image, board, prompt=test[0], generate=test[1], start_pos=sum(test[2:]),
+                       blocks=blocks)
 
     def cycles(self, image: Image, board: Board, test: tuple[int, ...], *,
-               text: Sequence[int] | None = None) -> Value:
+               text: Sequence[int] | None = None, blocks: int | None = None) -> Value:
         """Cycles of a test, a token where it is one of decode; counted if that is asked for. text:
-        ids from position 0 on, where cycles depend on them."""
+        ids from position 0 on, where cycles depend on them. blocks: of a prompt's passes."""
         tokens = test[1]
-        predicted = self.predict(image, board, test).cycles / tokens
-        counted = self._counted(image, board, test, text) / tokens if self.measure else None
+        predicted = self.predict(image, board, test, blocks).cycles / tokens
+        counted = self._counted(image, board, test, text, blocks) / tokens \
+            if self.measure else None
         return Value(predicted=predicted, measured=counted)
-
-    def parts(self, image: Image, board: Board, sizes: Sequence[int]) -> Value:
-        """Cycles of a prompt and its first token, cut into runs of so many tokens, each of them a
-        pass."""
-        starts = [sum(sizes[:k]) for k in range(len(sizes))]
-        ends = [int(k == len(sizes) - 1) for k in range(len(sizes))]
-        predicted = sum(predict(image, board, prompt=n, generate=end, start_pos=start).cycles
-                        for n, end, start in zip(sizes, ends, starts, strict=True))
-        if not self.measure:
-            return Value(predicted=predicted)
-        measured = 0
-        with self._loaded(image, board) as target:
-            for n, end, start in zip(sizes, ends, starts, strict=True):
-                with closing(target.run(range(2 + start, 2 + start + n), Sampling(),
-                                        start_pos=start, max_new=end, stop_ids=())) as events:
-                    for _ in events:
-                        pass
-                measured += target.counters()["cycles"]
-        return Value(predicted=predicted, measured=measured)
 
     def cells(self, board: Board) -> dict[str, int]:
         """Cells of the board's chip by kind, after synthesis: minutes; {} unless that is asked
@@ -112,23 +94,18 @@ class Lab:
                               else lambda line: progress(line, 0, 0))
 
     def _counted(self, image: Image, board: Board, test: tuple[int, ...],
-                 text: Sequence[int] | None) -> int:
+                 text: Sequence[int] | None, blocks: int | None) -> int:
         """Cycles by the chip's own counter."""
         at = sum(test[2:])
         ids = tuple(range(2, 2 + at + test[0]) if text is None else text[:at + test[0]])
-        with self._loaded(image, board) as target:
-            plan = bench.Test(name="ablate", filled=ids[:at], prompt=ids[at:], generate=test[1])
-            return bench.run(target, image, board, [plan], progress=self.progress)["ablate"].cycles
-
-    @contextmanager
-    def _loaded(self, image: Image, board: Board) -> Iterator[Target]:
-        """The simulated chip with an image."""
         with tempfile.TemporaryDirectory() as folder, closing(
                 open_target("sim", board, progress=self.progress)) as target:
             path = Path(folder) / "image.mlk"
             image.save(path)
             target.load(Source(str(path), board))
-            yield target
+            target.blocks = blocks
+            plan = bench.Test(name="ablate", filled=ids[:at], prompt=ids[at:], generate=test[1])
+            return bench.run(target, image, board, [plan], progress=self.progress)["ablate"].cycles
 
 
 def at_bandwidth(board: Board, bytes_per_cycle: float) -> Board:

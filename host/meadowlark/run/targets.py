@@ -73,9 +73,13 @@ class Target(ABC):
         Tokens at the front of the latest prompt that the KV cache held already.
     board : Board
         What a model has to be compiled for.
+    blocks : int, optional
+        Of P tokens, of the passes of a prompt. None: as many as are quickest
+        (:func:`meadowlark.compile.passes.pass_blocks`).
     """
     name: str
     cached: int = 0
+    blocks: int | None = None
 
     def __init__(self) -> None:
         self._held: list[int] = []      # tokens whose keys and values the cache surely holds
@@ -315,7 +319,8 @@ class GoldenTarget(Target):
                                       least=self._image.draft_least)
         else:
             if not self._image.visits:
-                self._turn(prompt_regs(self._image, self._board, len(tokens)))
+                self._turn(prompt_regs(self._image, self._board, len(tokens), start_pos,
+                                       self.blocks))
             ways["base"] = self._image.base(cache) + base
         with self._sound():
             for token, logits in runs.generate(tokens, sampling, **ways):
@@ -460,7 +465,8 @@ class BoardTarget(Target):
             before: Sequence[int] = ()) -> Generator[Event, None, None]:
         assert self._image is not None, "load() comes first"
         if not self._image.visits:
-            blocks = pass_blocks(self._image, self._stated, len(tokens))
+            blocks = self.blocks or pass_blocks(
+                self._image, self._stated, len(tokens), start_pos)
             if blocks != self._blocks:
                 self.driver.write_registers({"blocks": blocks})
             self._blocks = blocks
