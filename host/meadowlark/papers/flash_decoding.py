@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from dataclasses import replace
 from itertools import chain
 
 from meadowlark_boards import get_board
