@@ -1,7 +1,7 @@
 """The cycle model against the whole chip: cores of 4 to 32 lanes and weights a beat, three
 bandwidths, attention on the chip and by GEMM.
 
-Half an hour, most of it C++ compiled for nine cores, so it is a part of ``make long``;
+Half an hour, most of it C++ compiled for ten cores, so it is a part of ``make long``;
 test_cycles.py has the boards. What was counted is in build/cycles.json, a point a core, bandwidth
 and kind of attention.
 """
@@ -22,8 +22,8 @@ from meadowlark_boards import get_board
 from meadowlark_hdl.sampler.sampler_golden import Sampling
 from random_model import random_model
 
-#: (P, W). GEMM takes P a power of two of at most W / 2.
-CORES = ((4, 4), (4, 8), (8, 8), (4, 16), (8, 16), (4, 32), (8, 32), (16, 32), (32, 32))
+#: (P, W): at W = 32 at least 5 lanes. GEMM takes P a power of two of at most W / 2.
+CORES = ((4, 4), (16, 4), (4, 8), (8, 8), (4, 16), (8, 16), (6, 32), (8, 32), (16, 32), (32, 32))
 #: Shares of a chunk that memory moves in a cycle.
 BANDWIDTHS = (1 / 8, 1 / 2, 1)
 PROMPT, GENERATE, CONTEXT = 70, 6, 100
