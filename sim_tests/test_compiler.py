@@ -12,6 +12,7 @@ from meadowlark.models.graph import Graph, Rope
 from meadowlark.models.registry import load_model
 from meadowlark.models.rewrite import cut_ffn
 from meadowlark.quant.golden import GoldenModel
+from meadowlark.quant.maximum import unified
 from meadowlark.quant.quantise import quantise
 from meadowlark.quant.shapes import Shapes
 from meadowlark.run.targets import golden_core
@@ -155,6 +156,9 @@ def test_soft_caps(tmp_path, seed):
             continue
         if logits:
             assert np.abs(want).max() <= logits * 4096
+        if scores:
+            with pytest.raises(UserError, match="have a soft cap, and a unified maximum is"):
+                unified(qm, [tokens], window=16)
         kinds = bool(scores) + bool(logits)
         with pytest.raises(UserError, match=f"soft caps {kinds} kinds, at most 0 .softcap."):
             compile_model(qm, has_not)
