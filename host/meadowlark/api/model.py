@@ -39,9 +39,10 @@ def load(name: str | Path = "stories", *, context: int | None = None, weights: s
         file, a checkpoint of llama2.c, or an image file.
     context : int, optional
         Tokens the KV cache holds; by default as many as model and board allow.
-    weights, packing, bits, target_ppl, draft, fuse_ffn, drop_attention, all_tokens, maximum,
-    lanes
+    weights, packing, bits, target_ppl, draft
         As the options of ``meadowlark compile``.
+    fuse_ffn, drop_attention, all_tokens, maximum, lanes
+        Likewise.
     progress : callable, optional
         Told what takes long.
     warn : callable, optional
