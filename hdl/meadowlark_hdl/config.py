@@ -170,6 +170,7 @@ class Config:
     ACC_BITS = 45       # 18 + 16 + log2(2048)
     PV_BITS = 36        # int8 value times a probability of at most 2**15, over 4096 keys
     SCORE_BITS = 18     # 10 fractional bits
+    CAP_BITS = 16       # half a soft cap, in units of what is capped
     RESID_BITS = 27     # residual, saturating (stored in 32)
     SUMSQ_BITS = 64
     LOGIT_BITS = 32     # 12 fractional bits

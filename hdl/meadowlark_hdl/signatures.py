@@ -8,7 +8,6 @@ from amaranth.hdl import ShapeLike, signed, unsigned
 from amaranth.lib import data, stream
 from amaranth.lib.wiring import In, Out, Signature
 
-from .compute.softcap_golden import FACTOR_BITS
 from .config import Config
 from .isa import FIELDS, INSTRUCTION_BITS, MODEL_REGS
 from .run_table import RUN_REGS, STOP_IDS
@@ -185,7 +184,7 @@ def Destination(config: Config) -> data.StructLayout:
         "to_lane": range(config.P), "block": 6, "element": Config.ROW_BITS,
         "angle": Config.MAX_HEAD_LOG2 - 1} | (
             {"paired": 1} if config.lane_pairs else {}) | (
-            {"cap": FACTOR_BITS} if config.softcap else {}))
+            {"cap": Config.CAP_BITS} if config.softcap else {}))
 
 
 def Result(config: Config) -> data.StructLayout:

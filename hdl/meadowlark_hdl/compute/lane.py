@@ -11,7 +11,6 @@ from ..signatures import ActWrite, Weights
 from ..lib.pipe import reg
 from ..tech.cells import GatedAdder, ProductPair
 from ..tech.generic import technology_of
-from .softcap_golden import FACTOR_BITS
 from .softmax import SoftmaxUnit, write_latency
 
 
@@ -55,7 +54,7 @@ def lane_schedule(config: Config) -> dict[str, tuple[object, int]]:
         "own_part": (1, 10),                         # of the beat the part of this lane of a pair
         "sc_paired": (1, scored),                    # of a pair's scores the first lane's count
     } if config.lane_pairs else {}) | ({
-        "score_cap": (FACTOR_BITS, 1),               # as shift
+        "score_cap": (Config.CAP_BITS, 1),               # as shift
     } if config.softcap else {})
 
 

@@ -8,7 +8,7 @@ from ..config import Config
 from ..lib.pipe import Pipe, mux
 from .function import Interpolated
 from .products import product
-from .softcap_golden import (ARGUMENT_BITS, FACTOR_BITS, REST_BITS, TANH_FRACTION, TANH_TABLE)
+from .softcap_golden import ARGUMENT_BITS, REST_BITS, TANH_FRACTION, TANH_TABLE
 
 
 class SoftCap(Interpolated):
@@ -31,7 +31,7 @@ class SoftCap(Interpolated):
     BASE_BITS, STEP_BITS = TANH_FRACTION, 12    # below 1; the steepest segment climbs by 1024
 
     def __init__(self) -> None:
-        super().__init__({"x": In(signed(ARGUMENT_BITS)), "factor": In(FACTOR_BITS),
+        super().__init__({"x": In(signed(ARGUMENT_BITS)), "factor": In(Config.CAP_BITS),
                           "o": Out(signed(ARGUMENT_BITS))}, shared=False)
 
     def stages(self, pipe: Pipe) -> None:
@@ -40,9 +40,9 @@ class SoftCap(Interpolated):
         lowest = x == -1 << bits
         magnitude = mux(lowest, (1 << bits) - 1, mux(negative, -x, x)).reg("magnitude", bits)
         t = self.interpolate_in(pipe, (TANH_TABLE,), magnitude[REST_BITS:], magnitude[:REST_BITS])
-        by = mux(negative, -factor, factor).reg("by", signed(FACTOR_BITS + 1))
+        by = mux(negative, -factor, factor).reg("by", signed(Config.CAP_BITS + 1))
         scaled = product(pipe, self, "scaled", t[REST_BITS:].reg("t", TANH_FRACTION), by)
-        pipe.give(self, o=(scaled[FACTOR_BITS:].as_signed() + scaled[FACTOR_BITS - 1])[
+        pipe.give(self, o=(scaled[Config.CAP_BITS:].as_signed() + scaled[Config.CAP_BITS - 1])[
             :ARGUMENT_BITS].as_signed())
 
 

@@ -1,6 +1,7 @@
 """Golden model of soft caps: ``cap * tanh(x / cap)`` of scores and of logits, 18 bits each."""
 import numpy as np
 
+from ..config import Config
 from ..fixed import interpolate, rshift, saturate
 
 #: Fractional bits of the argument, in caps: 18 bits are +-4 of them.
@@ -12,17 +13,15 @@ TANH_FRACTION = 17
 REST_BITS = 8
 #: tanh(i / 128), i = 0..512.
 TANH_TABLE = np.round(2.0**TANH_FRACTION * np.tanh(np.arange(513) / 128)).astype(np.int64)
-#: ``factor`` of a cap is half of it, in units of what is given.
-FACTOR_BITS = 16
 #: The largest cap, in units of what is given.
-LARGEST = (1 << FACTOR_BITS) - 1 << 1
+LARGEST = (1 << Config.CAP_BITS) - 1 << 1
 
 
 def factor(cap: float) -> int:
     """What :func:`softcap` multiplies by for a cap in units of what it gives. Raises ValueError: it
     is not in 1..LARGEST."""
     found = round(cap / 2)
-    if not 1 <= found < 1 << FACTOR_BITS:
+    if not 1 <= found < 1 << Config.CAP_BITS:
         raise ValueError(f"a soft cap is from 1 to {LARGEST} units, not {cap!r}")
     return found
 
@@ -37,4 +36,4 @@ def softcap(x, factor):
     x = np.maximum(saturate(x, ARGUMENT_BITS), -top)
     a = np.abs(x)
     t = interpolate(TANH_TABLE, a >> REST_BITS, a & (1 << REST_BITS) - 1, REST_BITS)
-    return rshift(np.where(x < 0, -t, t) * factor, FACTOR_BITS)
+    return rshift(np.where(x < 0, -t, t) * factor, Config.CAP_BITS)

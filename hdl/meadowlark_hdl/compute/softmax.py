@@ -11,7 +11,6 @@ from ..fixed import EXP2_TABLE
 from ..tech.cells import GatedAdder
 from ..lib.pipe import Pipe, Piped, Timed, delay, kept, mix, mux, reg
 from .softcap import SoftCap, cap_cycles
-from .softcap_golden import FACTOR_BITS
 from .softmax_golden import MASKED, SCORE_FRACTION, WINDOWS
 
 
@@ -94,7 +93,7 @@ class SoftmaxUnit(Piped):
         } | ({"w_keep": In(1), "raw": In(1)} if config.gemm else {})
           | ({"w_end": In(1), "phi": In(signed(8)), "window": In(2), "assumed": In(1),
               "missed": Out(1)} if config.unified else {})
-          | ({"cap": In(FACTOR_BITS)} if config.softcap else {}))
+          | ({"cap": In(Config.CAP_BITS)} if config.softcap else {}))
 
     def stages(self, pipe: Pipe) -> None:
         m, bits = pipe.m, Config.SCORE_BITS
