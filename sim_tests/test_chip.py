@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from batches import alone_and_together
 from gguf_files import write_gguf
 from meadowlark.compile.cycles import predict
+from meadowlark.compile.passes import prompt_regs
 from meadowlark.link.driver import BoardError
 from meadowlark.models.families import families
 from meadowlark.models.families.decoder import FUNCTION_NAMES, PROJECTION
@@ -65,7 +66,9 @@ class Chip:
         self.golden.saturations.clear()
         want = list(self.golden.generate(tokens, draw, max_new=max_new, stop_ids=stop_ids))
         assert [e.token for e in events] == [token for token, _ in want]
-        room = self.source.image.context - len(tokens) + 1
+        image = self.source.image
+        room = image.context - len(tokens) + 1
+        self.core.model = prompt_regs(image, self.target.board, len(tokens), 0)
         by_program = list(self.core.generate(tokens, draw, max_new=min(max_new, room),
                                              stop_ids=stop_ids))
         for event, (_, logits), (token, same) in zip(events, want, by_program, strict=True):
