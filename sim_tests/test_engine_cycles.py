@@ -51,7 +51,7 @@ class Executor(ArrayUnderTest):
 
 def machine_of(config: Config, model: dict) -> Machine:
     """One whose memory is never waited for."""
-    machine = Machine(SimpleNamespace(listed=[], model_regs=model, memory=b""),
+    machine = Machine(SimpleNamespace(listed=[], model_regs=model, memory=b"", facts={}),
                        replace(get_board("virtual"), config=config))
     machine._wait = lambda *tile: None
     return machine
