@@ -334,6 +334,8 @@ def test_results_that_cannot_be(image):
 def test_other_cores_are_refused(image):
     image.check_board(board())
     image.check_board(board(CONFIG.replace(act_words=1024, bus_bytes=4)))
+    # What no image needs, and some file says.
+    replace(image, config=image.config | {"one_half": True}).check_board(board())
     for change in (dict(W=16), dict(P=5), dict(tile_beats=128)):
         (field, has), = change.items()
         with pytest.raises(UserError, match=f"compiled for a core with {field} = .* the board "

@@ -328,7 +328,7 @@ class Image:
     @property
     def extras(self) -> set[str]:
         """Of :data:`.Config.EXTRAS`, those that it needs."""
-        return {name for name in Config.EXTRAS if self.config.get(name)}
+        return {name for name in _EXTRAS if self.config.get(name)}
 
     @property
     def bits_per_weight(self) -> float:
