@@ -6,11 +6,9 @@ lengths and tokens behind them: 60 points by the cycle model, all choices of eac
 chip's counters. Minutes to an hour, so it is a part of ``make long``. Results are in
 build/choices.json.
 """
-import json
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,18 +19,17 @@ from meadowlark.compile.image import Image
 from meadowlark.compile.passes import pass_blocks
 from meadowlark.compile.sketch import sketch
 from meadowlark.errors import UserError
-from meadowlark.files import write_atomic
 from meadowlark.models.outline import outline_of
 from meadowlark.papers.lab import at_bandwidth
 from meadowlark.run.prepare import Source
 from meadowlark.run.targets import SimTarget
 from meadowlark_boards import Board, get_board
 from meadowlark_hdl.sampler.sampler_golden import Sampling
+from points import kept
 
 POINTS, COUNTED = 60, 12
 #: Tokens behind the prompt.
 GENERATE = 4
-RESULTS = Path(__file__).resolve().parents[1] / "build" / "choices.json"
 
 
 class Point(NamedTuple):
@@ -70,20 +67,18 @@ class Way(NamedTuple):
 
 def ways(point: Point) -> dict[Way, Image]:
     """Every way to run a point."""
-    found: dict[Way, Image] = {}
-    most = laid_out(point, "direct").model_regs["blocks"]
+    direct = laid_out(point, "direct")
+    most = direct.model_regs["blocks"]
     blocks = -(-point.tokens // point.board.config.P)
     sizes = range(max(most // 2, 1), most + 1) if blocks > most else [most]
-    for lanes in ("direct", "pairs"):
-        try:
-            image = laid_out(point, lanes)
-        except UserError:       # all lanes have heads
-            continue
-        if lanes == "direct" or image.program != laid_out(point, "direct").program:
-            found |= {Way("tphs", lanes, size): image for size in sizes}
-        if lanes == "direct" and point.context <= 128:
-            by_gemm = spilled(image, point.board.config)
-            found |= {Way("gemm", lanes, size): by_gemm for size in sizes}
+    found = {Way("tphs", "direct", size): direct for size in sizes}
+    if point.context <= 128:
+        by_gemm = spilled(direct, point.board.config)
+        found |= {Way("gemm", "direct", size): by_gemm for size in sizes}
+    with suppress(UserError):           # all lanes have heads
+        pairs = laid_out(point, "pairs")
+        if pairs.program != direct.program:
+            found |= {Way("tphs", "pairs", size): pairs for size in sizes}
     return found
 
 
@@ -105,17 +100,14 @@ def judge(kind: str, k: int, point: Point, took: dict[Way, int], least: float) -
     if way not in took:         # pairs where they change nothing are direct
         way = way._replace(lanes="direct")
     off = took[way] / took[best] - 1
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    known[f"{kind} {k}"] = dict(
-        board=point.board.name, bytes_per_cycle=point.board.bytes_per_cycle, shape=point.shape,
-        context=point.context, tokens=point.tokens, chosen=way, best=best, off=off, ways=len(took),
-        worst_way=max(took.values()) / took[best] - 1)
-    RESULTS.parent.mkdir(exist_ok=True)
-    write_atomic(RESULTS, (json.dumps(known, indent=1) + "\n").encode())
-    worst = max((name for name in known if name.startswith(kind)),
-                key=lambda name: known[name]["off"])
-    print(f"{kind} {k}: of {len(took)} ways {way}, {off:+.2%}; the worst way "
-          f"{known[f'{kind} {k}']['worst_way']:+.1%}; worst choice {known[worst]['off']:+.2%}")
+    worst_way = max(took.values()) / took[best] - 1
+    known = kept("choices", f"{kind} {k}", board=point.board.name, shape=point.shape,
+                 bytes_per_cycle=point.board.bytes_per_cycle, context=point.context,
+                 tokens=point.tokens, chosen=way, best=best, off=off, ways=len(took),
+                 worst_way=worst_way)
+    worst = max(found["off"] for name, found in known.items() if name.startswith(kind))
+    print(f"{kind} {k}: of {len(took)} ways {way}, {off:+.2%}; the worst way {worst_way:+.1%}; "
+          f"worst choice {worst:+.2%}")
     assert off < least
 
 

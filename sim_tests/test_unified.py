@@ -8,9 +8,7 @@ from types import SimpleNamespace
 import meadowlark as ml
 import numpy as np
 import pytest
-from amaranth import Module, Shape
-from amaranth.lib import data, wiring
-from amaranth.lib.wiring import In, Out
+from amaranth import Shape
 from amaranth.sim import Simulator
 from meadowlark.compile.compiler import check_unified, compile_model
 from meadowlark.compile.cycles import predict
@@ -33,15 +31,14 @@ from meadowlark_hdl.config import Config
 from meadowlark_hdl.control.fetch_golden import ProgramError
 from meadowlark_hdl.isa import Instruction, Op, encode
 from meadowlark_hdl.issue import issue_golden
-from meadowlark_hdl.issue.drain import Drain
 from meadowlark_hdl.issue.dispatch import Dispatch
 from meadowlark_hdl.issue.judgement import Judgement, judged_cycle
 from meadowlark_hdl.issue.keys import Keys
-from meadowlark_hdl.issue.walker import Job, presentable
+from meadowlark_hdl.issue.walker import presentable
 from meadowlark_hdl.sampler.sampler_golden import Sampling
 from presented import a_pass, check, of_heads, random_work, repeated
 from random_model import random_model
-from test_walkers import walk
+from test_walkers import KeysAndDrain, walk
 
 CONFIGS = {name: Config(W=W, P=P, bus_bytes=2, act_words=64, score_depth=64, tile_beats=32,
                         tile_rows=8, rope_pairs=256, sv_cycles=sv_cycles, unified=True)
@@ -228,39 +225,12 @@ def test_judgement(case, seed):
     run(judge, bench)
 
 
-class Walker(wiring.Component):
-    """Keys and Drain as Issue wires them, and what Keys hears of the lanes."""
-
-    def __init__(self, config):
-        self.config, self.keys = config, Keys(config)
-        self.drain = Drain(config, sum_gap=9)
-        self.PRESENTS = tuple(dict.fromkeys((*self.keys.PRESENTS, *Drain.PRESENTS)))
-        shapes = presentable(config)
-        super().__init__({
-            "req": In(1), "idle": Out(1), "job": In(Job()), "front": In(1), "missed": In(1),
-            "control": Out(data.StructLayout({name: shapes[name] for name in self.PRESENTS}))})
-
-    def elaborate(self, platform):
-        m = Module()
-        m.submodules.keys, m.submodules.drain = keys, drain = self.keys, self.drain
-        wiring.connect(m, keys.summed, drain.lots)
-        m.d.comb += [
-            keys.req.eq(self.req), keys.job.eq(self.job), keys.front.eq(self.front),
-            keys.missed.eq(self.missed), keys.taken.eq(drain.takes),
-            drain.instr.eq(self.job.instr),
-            self.idle.eq(keys.idle & drain.settled & ~keys.summed.valid)]
-        for name in self.PRESENTS:
-            m.d.comb += self.control[name].eq(
-                sum((w.control[name] for w in (keys, drain) if name in w.PRESENTS), 0))
-        return m
-
-
 @pytest.mark.parametrize("case", CONFIGS)
 def test_walker(case, seed):
     """QK tells each lot's last key and holds its shift; an SV that was wrong begins its first lot
     again, and does all of it then; until it is judged no lot ends, and no tile is given back."""
     config, rng = CONFIGS[case], np.random.default_rng(seed)
-    walker, chance = Walker(config), random.Random(seed)
+    walker, chance = KeysAndDrain(config), random.Random(seed)
     judged = judged_cycle(config)
     widths = {name: Shape.cast(shape).width for name, shape in presentable(config).items()}
 

@@ -38,7 +38,8 @@ SHARED = {name for name, count in Counter(
 
 
 class KeysAndDrain(wiring.Component):
-    """Both as Issue wires them, as a walker that is idle when the drains have settled."""
+    """Both as Issue wires them, as a walker that is idle when the drains have settled. missed: what
+    Keys hears of the lanes, with ``config.unified``."""
 
     def __init__(self, config: Config):
         self.config, shapes = config, presentable(config)
@@ -46,16 +47,20 @@ class KeysAndDrain(wiring.Component):
         self.PRESENTS = tuple(dict.fromkeys((*self.keys.PRESENTS, *self.drain.PRESENTS)))
         super().__init__({
             "req": In(1), "idle": Out(1), "job": In(Job()), "front": In(1),
-            "control": Out(data.StructLayout({name: shapes[name] for name in self.PRESENTS}))})
+            "control": Out(data.StructLayout({name: shapes[name] for name in self.PRESENTS})),
+            **({"missed": In(1)} if config.unified else {})})
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.keys, m.submodules.drain = keys, drain = self.keys, self.drain
         wiring.connect(m, keys.summed, drain.lots)
+        rests = keys.idle & drain.settled
+        if self.config.unified:         # a lot may be done as late as it is over
+            rests &= ~keys.summed.valid
+            m.d.comb += keys.missed.eq(self.missed)
         m.d.comb += [
             keys.req.eq(self.req), keys.job.eq(self.job), keys.front.eq(self.front),
-            keys.taken.eq(drain.takes), drain.instr.eq(self.job.instr),
-            self.idle.eq(keys.idle & drain.settled)]
+            keys.taken.eq(drain.takes), drain.instr.eq(self.job.instr), self.idle.eq(rests)]
         for name in self.PRESENTS:
             m.d.comb += self.control[name].eq(
                 sum((w.control[name] for w in (keys, drain) if name in w.PRESENTS), 0))

@@ -65,21 +65,17 @@ def _sampled(sequencer, sampler):
         yield getattr(sequencer, f"sample_{name}").eq(getattr(sampler, name))
 
 
-def _done(config, fetch, issue):
-    """What Fetch hears of the engine, if it stops for that."""
-    if config.fences:
-        yield from (fetch.retired.eq(issue.retired), fetch.drained.eq(issue.drained))
-
-
 def _stores(store, scratch, issue, vector):
     """The way to the store unit is in use."""
     return (~store.idle | store.cmd.valid | ~scratch.idle | issue.store_cmd.valid
             | vector.scratch.valid | scratch.places.en)
 
 
-def _judged(issue, engine):
-    """What Issue hears of unified maxima."""
-    if issue.config.unified:
+def _of_some(config, fetch, issue, engine):
+    """What only some cores have: Fetch stops for the engine, Issue hears of unified maxima."""
+    if config.fences:
+        yield from (fetch.retired.eq(issue.retired), fetch.drained.eq(issue.drained))
+    if config.unified:
         yield issue.missed.eq(engine.missed)
 
 
@@ -222,12 +218,12 @@ class Core(wiring.Component):
             fetch.store_done.eq(store.done), issue.store_done.eq(store.done),
             engine.control.eq(issue.control), engine.lanes.eq(issue.lanes),
             engine.attending.eq(issue.attending), engine.beat.eq(tiles.read.beat),
-            engine.scale.eq(tiles.read.scale), *_judged(issue, engine),
+            engine.scale.eq(tiles.read.scale),
             vector.norm_job.eq(issue.norm_job), vector.norm_start.eq(issue.norm_start),
             vector.gamma.eq(issue.gamma), vector.clear.eq(sequencer.run_start),
             engine.clear.eq(sequencer.run_start), issue.norm_done.eq(vector.norm_done),
             issue.gamma_addr.eq(vector.gamma_addr), issue.vector_busy.eq(vector.busy),
-            *_done(config, fetch, issue)]
+            *_of_some(config, fetch, issue, engine)]
 
         # Control
         for block in (issue, vector, fetch, scratch):

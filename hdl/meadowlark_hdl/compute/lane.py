@@ -54,7 +54,7 @@ def lane_schedule(config: Config) -> dict[str, tuple[object, int]]:
         "own_part": (1, 10),                         # of the beat the part of this lane of a pair
         "sc_paired": (1, scored),                    # of a pair's scores the first lane's count
     } if config.lane_pairs else {}) | ({
-        "score_cap": (Config.CAP_BITS, 1),               # as shift
+        "score_cap": (Config.CAP_BITS, 1),           # as shift
     } if config.softcap else {})
 
 

@@ -198,7 +198,7 @@ class Fetch(wiring.Component):
         return ResetInserter(self.flush)(m)
 
     def _fence(self, m: Module, word, queued):
-        """Whether an instruction waits for those before it; a register, as old as its word."""
+        """Whether an instruction waits for those before it."""
         waits, retired = reg(1, "waits"), Signal(init=1)
         under_way = Signal(range(self.QUEUE + 4))       # with those that Issue has
         # What an SV leaves is seen in ``drained`` a cycle after it is retired.

@@ -59,7 +59,7 @@ def load(name: str | Path = "stories", *, context: int | None = None, weights: s
     from ..models.registry import find_model
     from ..models.fusion import check_fusion, layers_of
     from ..quant.budget import check_budget
-    from ..run.prepare import MAXIMA
+    from ..quant.maximum import MAXIMA
     if packing not in PACKINGS:
         raise UserError(f"there is no packing {packing!r}; give one of {', '.join(PACKINGS)}")
     if weights not in ("auto", "int8"):

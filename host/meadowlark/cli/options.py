@@ -148,9 +148,8 @@ class Asked:
         from ..api.model import load
         return load(self.name, context=self.context, weights=self.weights, packing=self.packing,
                     all_tokens=self.all_tokens, lanes=self.lanes, bits=self.bits,
-                    target_ppl=self.target_ppl,
-                    draft=draft, fuse_ffn=self.fuse_ffn, drop_attention=self.drop_attention,
-                    maximum=self.maximum,
+                    target_ppl=self.target_ppl, draft=draft, fuse_ffn=self.fuse_ffn,
+                    drop_attention=self.drop_attention, maximum=self.maximum,
                     progress=progress, warn=warn)
 
     def on(self, target: str, board: str, progress: Progress, **options: Any) -> Chip:

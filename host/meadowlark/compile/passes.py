@@ -31,16 +31,19 @@ def pass_blocks(image: Image, board: Board, tokens: int, start_pos: int = 0) -> 
     if -(-tokens // config.P) <= most or image.vision is not None or config.only is not None:
         return most
 
+    width = sum(width for _, width in image.caches) / len(image.backs)      # of an attention's
+
     def cycles(size: int) -> float:
-        return sum(_cycles(image, board, p) for p in prompt_passes(
+        return sum(_cycles(image, board, width, p) for p in prompt_passes(
             config, image.model_regs | {"blocks": size}, start_pos, tokens))
     took = {size: cycles(size) for size in range(max(most // 2, 1), most + 1)}
     best = min(took, key=lambda size: took[size])
     return best if took[best] < (1 - LEAST) * took[most] else most
 
 
-def _cycles(image: Image, board: Board, p: Pass) -> float:
-    """Of a pass, at least: matrices, then attention, each as long as memory or the array takes."""
+def _cycles(image: Image, board: Board, width: float, p: Pass) -> float:
+    """Of a pass, at least: matrices, then attention, each as long as memory or the array takes.
+    width: bytes of a key and its value, of all KV heads."""
     config, shape = board.config, image.shape
     W, P = config.W, config.P
     weights = image.facts["layer_bytes"] / board.bytes_per_cycle
@@ -51,7 +54,6 @@ def _cycles(image: Image, board: Board, p: Pass) -> float:
         ends = [min(p.pos0 + (first + blocks) * P, p.ctx) for first in range(0, p.nb, blocks)]
         return sum(min(end, back + blocks * P) for back in image.backs for end in ends)
     read = keys(p.sub_blocks) * -(-image.model_regs["group"] // p.sub_heads)
-    width = sum(width for _, width in image.caches) / len(image.backs)
     attention = max(read * width / board.bytes_per_cycle,
                     keys(1) * shape["heads"] * shape["head_pad"] / W * (1 + config.sv_cycles))
     return matrices + attention

@@ -19,6 +19,8 @@ from .quantise import QuantAttend, QuantModel
 
 #: Names of unified maxima, and their windows in log2 units.
 WINDOW_OF = {"unified": 8, "unified-16": 16, "unified-4": 4}
+#: Ways to the maximum of a row of scores.
+MAXIMA = ("exact", *WINDOW_OF)
 #: Tokens of calibration at most, and products: the integer model is slower than float32.
 TOKENS, PRODUCTS = 4096, 1 << 38
 

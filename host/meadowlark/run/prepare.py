@@ -29,10 +29,6 @@ if TYPE_CHECKING:
     from ..text.tokenizer import Tokenizer
 
 
-#: Ways to the maximum of a row of scores: :class:`Source` and :mod:`meadowlark.quant.maximum`.
-MAXIMA = ("exact", "unified", "unified-16", "unified-4")
-
-
 def check_text(text: str, what: str) -> None:
     """Raise :class:`UserError` unless it is text; what: a name for it."""
     try:
@@ -76,7 +72,7 @@ class Source:
         FFNs to fuse and layers to take the attention from, before all else: see
         :func:`meadowlark.models.fusion.groups` and :func:`meadowlark.models.fusion.layers_of`.
     maximum : str
-        Of rows of scores: "exact" or one of :data:`meadowlark.quant.maximum.WINDOW_OF`.
+        Of rows of scores: one of :data:`meadowlark.quant.maximum.MAXIMA`.
     progress : callable, optional
     warn : callable, optional
         Gets each sentence of :attr:`meadowlark.models.checkpoint.Model.warnings`, and one where

@@ -15,7 +15,7 @@ import numpy as np
 from meadowlark_hdl.draft.drafter_golden import draft
 from meadowlark_hdl.sampler.sampler_golden import Sampling, logits_crc, sample
 
-from ..compile.passes import pass_blocks, prompt_regs
+from ..compile.passes import prompt_regs
 from ..errors import UserError
 from ..progress import Progress
 
@@ -465,8 +465,8 @@ class BoardTarget(Target):
             before: Sequence[int] = ()) -> Generator[Event, None, None]:
         assert self._image is not None, "load() comes first"
         if not self._image.visits:
-            blocks = self.blocks or pass_blocks(
-                self._image, self._stated, len(tokens), start_pos)
+            blocks = prompt_regs(self._image, self._stated, len(tokens), start_pos,
+                                 self.blocks)["blocks"]
             if blocks != self._blocks:
                 self.driver.write_registers({"blocks": blocks})
             self._blocks = blocks
