@@ -95,7 +95,7 @@ def load_blocks() -> list[Block]:
     """All blocks that have mutants.
 
     Tests are files or parts of them (``test_x.py::test_y[z]``) in sim_tests, the quickest first; a
-    mutant may have its own.
+    mutant may have its own. ``{sim}`` in one is the simulator.
     """
     blocks = []
     for path in sorted((ROOT / MUTANTS).rglob("*.toml")):
@@ -162,7 +162,8 @@ class Tree:
         limit = "unlimited" if limit_s is None else math.ceil(limit_s)
         process = subprocess.Popen(
             ["sh", "-c", f'ulimit -S -t {limit} && exec "$@"', "sh", sys.executable, "-m",
-             "pytest", "-x", "-q", "-p", "no:cacheprovider", str(TESTS / test)], cwd=self.path,
+             "pytest", "-x", "-q", "-p", "no:cacheprovider",
+             str(TESTS / test.replace("{sim}", self.sim))], cwd=self.path,
             env=os.environ | {
                 "SIM": self.sim, "PYTHONPATH": path, "SEED": str(self.seed),
                 "PYTHONDONTWRITEBYTECODE": "1", "MEADOWLARK_CACHE": str(self.cache),
