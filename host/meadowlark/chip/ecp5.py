@@ -22,6 +22,7 @@ from meadowlark_hdl.lib.fanout import KEEP_APART
 from ..errors import UserError, how_to_add
 from ..files import write_atomic
 from .carry_chains import trim_carry_chains
+from .delay_lines import fold_delay_lines
 from .floorplan import PLANNED, place_hard_blocks
 from .ram_registers import fold_ram_registers
 from .toolchain import PathStep, Progress, Report, Unroutable
@@ -129,7 +130,7 @@ def synthesise(rtlil: str, directory: Path, *, top: str = "top", options: Sequen
     verilog : sequence of Path
         Modules that the design only names.
     dense : bool
-        Few LUTs and wires come before speed.
+        Few LUTs, flip-flops and wires come before speed; see also :mod:`.delay_lines`.
 
     Returns
     -------
@@ -152,6 +153,8 @@ def synthesise(rtlil: str, directory: Path, *, top: str = "top", options: Sequen
     module = netlist["modules"][top]
     fold_ram_registers(module)
     trim_carry_chains(module)
+    if dense:
+        fold_delay_lines(module)
     canonical(netlist, top)
     write_atomic(directory / "top.json", json.dumps(netlist).encode())
     return dict(collections.Counter(cell["type"] for cell in module["cells"].values()))

@@ -1,0 +1,146 @@
+"""Long delay lines of flip-flops become distributed RAM, on an ECP5 that is short of flip-flops.
+
+A chain of L flip-flops that hear nothing but each other is a RAM of N = L - 1 words and one
+flip-flop: in each cycle the word of N cycles ago goes to the flip-flop, and the one that comes in
+takes its place. Four chains are one TRELLIS_DPR16X4, which takes six LUTs, and lines of one length
+and block share the counter of their address. Nothing is earlier or later than before, nor when the
+chip starts: the RAM begins with what the flip-flops begin with.
+"""
+from __future__ import annotations
+
+import collections
+import itertools
+from typing import NamedTuple
+
+_REGISTER, _RAM = "TRELLIS_FF", "TRELLIS_DPR16X4"
+#: Chains of a RAM, and the cycles that it can hold.
+_WIDTH, _DEPTH = 4, 16
+#: Shorter ones stay: below, a RAM has hardly fewer wires than what it takes the place of.
+_SHORTEST = 6
+#: RAMs that share a counter, so that its wires stay short.
+_SHARE = 6
+#: What enables a flip-flop in each cycle.
+_ALWAYS = (("1", ["1"]), ("CE", ["1"]))
+#: Parts of a hierarchical name, its own apart, that say where a chain is: lines of one RAM come from
+#: one place.
+_PLACE = 3
+
+
+class Line(NamedTuple):
+    """A chain: its clock, where it is, and the names of its flip-flops, first to last."""
+    clock: object
+    place: str
+    registers: list[str]
+
+
+def fold_delay_lines(module: dict) -> int:
+    """Fold them in a module of a flat Yosys JSON netlist, in place.
+
+    Returns
+    -------
+    int
+        Flip-flops that are gone, less those of the new counters.
+    """
+    cells = module["cells"]
+    lines = sorted(_lines(module), key=lambda line: (str(line.clock), line.place,
+                                                     -min(len(line.registers), _DEPTH + 1),
+                                                     line.registers))
+    free = itertools.count(1 + max(
+        (bit for cell in cells.values() for bits in cell["connections"].values()
+         for bit in bits if isinstance(bit, int)), default=1))
+    counters: dict[tuple, tuple[list[int], int]] = {}
+    before = sum(cell["type"] == _REGISTER for cell in cells.values())
+    for (clock, place), found in itertools.groupby(lines, lambda line: (line.clock, line.place)):
+        for four in zip(*[iter(found)] * _WIDTH, strict=False):
+            words = min(_DEPTH, *(len(line.registers) - 1 for line in four))
+            key = clock, place, words
+            address, users = counters.get(key, ([], _SHARE))
+            if users == _SHARE:
+                address, users = _counter(cells, clock, words, free), 0
+            counters[key] = address, users + 1
+            _fold(cells, four, words, address, free)
+    return before - sum(cell["type"] == _REGISTER for cell in cells.values())
+
+
+def _lines(module: dict) -> list[Line]:
+    """All chains that are long enough."""
+    cells = module["cells"]
+    heard: collections.Counter[object] = collections.Counter(
+        bit for port in module["ports"].values() for bit in port["bits"])
+    for cell in cells.values():
+        for port, bits in cell["connections"].items():
+            if cell["port_directions"][port] != "output":
+                heard.update(bits)
+    plain = {name: cell for name, cell in cells.items() if _plain(cell)}
+    of_output = {cell["connections"]["Q"][0]: name for name, cell in plain.items()}
+    before = {}
+    for name, cell in plain.items():
+        wire = cell["connections"]["DI"][0]
+        source = of_output.get(wire)
+        if source and heard[wire] == 1 and (
+                cells[source]["connections"]["CLK"] == cell["connections"]["CLK"]):
+            before[name] = source
+    lines = []
+    for last in plain.keys() - set(before.values()):
+        chain = [last]
+        while source := before.get(chain[-1]):
+            chain.append(source)
+        if len(chain) >= _SHORTEST:
+            place = ".".join(last.split(".")[:-1][:_PLACE])
+            lines.append(Line(cells[last]["connections"]["CLK"][0], place, chain[::-1]))
+    return lines
+
+
+def _plain(cell: dict) -> bool:
+    """It takes its input at each rising edge of its clock, and does nothing else."""
+    wires, options = cell["connections"], cell["parameters"]
+    return (cell["type"] == _REGISTER and options.get("CLKMUX", "CLK") == "CLK"
+            and (options.get("CEMUX", "CE").strip(), wires.get("CE", ["1"])) in _ALWAYS
+            and options.get("LSRMUX", "LSR") == "LSR" and wires.get("LSR", ["0"]) == ["0"]
+            and not {"keep", "ioff_dir", "syn_useioff"} & cell["attributes"].keys())
+
+
+def _cell(kind: str, parameters: dict, outputs: dict, inputs: dict) -> dict:
+    return {"hide_name": 0, "type": kind, "parameters": parameters, "attributes": {},
+            "port_directions": {port: "output" for port in outputs} | {
+                port: "input" for port in inputs},
+            "connections": outputs | inputs}
+
+
+def _counter(cells: dict, clock: object, words: int, free: itertools.count) -> list[int]:
+    """Wires of a counter from 0 to ``words`` - 1, lowest bit first."""
+    address = [next(free) for _ in range(4)]
+    after = [(k + 1) % words if k < words else 0 for k in range(_DEPTH)]
+    for bit, wire in enumerate(address):
+        table = "".join(str(after[k] >> bit & 1) for k in reversed(range(_DEPTH)))
+        following = next(free)
+        cells[f"delay_count_{wire}_LUT"] = _cell(
+            "LUT4", {"INIT": table}, {"Z": [following]},
+            {port: [of] for port, of in zip("ABCD", address, strict=True)})
+        cells[f"delay_count_{wire}"] = _cell(
+            _REGISTER, {"CEMUX": "1 ", "CLKMUX": "CLK", "GSR": "DISABLED", "LSRMUX": "LSR",
+                        "REGSET": "RESET", "SRMODE": "LSR_OVER_CE"},
+            {"Q": [wire]}, {"CLK": [clock], "DI": [following], "LSR": ["0"]})
+    return address
+
+
+def _fold(cells: dict, four: tuple[Line, ...], words: int, address: list[int],
+          free: itertools.count) -> None:
+    """The first ``words`` flip-flops of four chains become a RAM; the next one hears it."""
+    inputs = [cells[line.registers[0]]["connections"]["DI"][0] for line in four]
+    outputs = [next(free) for _ in four]
+    states = [[_initial(cells[name]) for name in line.registers[:words]] for line in four]
+    # Address 0 is read first: it holds what the last of the flip-flops holds.
+    begins = "".join(states[k][words - 1 - word] if word < words else "x"
+                     for word in reversed(range(_DEPTH)) for k in reversed(range(_WIDTH)))
+    cells[f"{four[0].registers[0]}_delay"] = _cell(
+        _RAM, {"INITVAL": begins, "WCKMUX": "WCK", "WREMUX": "WRE"}, {"DO": outputs},
+        {"DI": inputs, "RAD": address, "WAD": address, "WCK": [four[0].clock], "WRE": ["1"]})
+    for line, output in zip(four, outputs, strict=True):
+        cells[line.registers[words]]["connections"]["DI"] = [output]
+        for name in line.registers[:words]:
+            del cells[name]
+
+
+def _initial(register: dict) -> str:
+    return "1" if register["parameters"].get("REGSET") == "SET" else "0"
