@@ -21,8 +21,8 @@ _SHORTEST = 6
 _SHARE = 6
 #: What enables a flip-flop in each cycle.
 _ALWAYS = (("1", ["1"]), ("CE", ["1"]))
-#: Parts of a hierarchical name, its own apart, that say where a chain is: lines of one RAM come from
-#: one place.
+#: Parts of a hierarchical name, its own apart, that say where a chain is: lines of one RAM come
+#: from one place.
 _PLACE = 3
 
 
