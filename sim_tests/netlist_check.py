@@ -3,8 +3,8 @@
 The netlist of issue stage and engine for an ECP5 (LUTs, carry chains, flip-flops, MULT18X18D,
 ALU54B) goes through the bench of test_tiling_engine, dot and broadcast mode; that of the vector
 unit through its own, as for a dense chip, with delay lines in distributed RAM. Their memories are
-in distributed RAM: Yosys has no model of the block RAM. ``make setup-synth`` installs what this needs,
-and Icarus Verilog runs it (Verilator compiles a netlist for many minutes).
+in distributed RAM: Yosys has no model of the block RAM. ``make setup-synth`` installs what this
+needs, and Icarus Verilog runs it (Verilator compiles a netlist for many minutes).
 """
 import json
 import subprocess
