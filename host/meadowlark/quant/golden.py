@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from meadowlark_hdl.compute.fused_golden import fused
 from meadowlark_hdl.compute.norm_golden import add_residual, rmsnorm, sum_of_squares
 from meadowlark_hdl.compute.requant_golden import requant
 from meadowlark_hdl.compute.rope_golden import rope
@@ -63,6 +64,10 @@ class GoldenModel:
         Positions of the cache, at most qm.context (the default).
     gemm : bool
         Scores are in memory before their softmax, see :mod:`meadowlark.compile.gemm`.
+    tile : int, optional
+        Attention goes tile by tile of so many keys, see
+        :func:`meadowlark_hdl.compute.fused_golden.fused`; of models without windows, unified
+        maxima and gemm. No core does yet.
     trace : callable, optional
         Gets the edges that steps make, in order, and before attention those of its queries, keys
         and values (as stored: int16, int8, int8, [n, heads, values of a head]).
@@ -92,8 +97,13 @@ class GoldenModel:
     SCORES = 1 << 20
 
     def __init__(self, qm: QuantModel, *, context: int | None = None, gemm: bool = False,
-                 trace: Tracer | None = None, maxima: Maxima | None = None) -> None:
-        self.qm, self._gemm, self._maxima = qm, gemm, maxima
+                 tile: int | None = None, trace: Tracer | None = None,
+                 maxima: Maxima | None = None) -> None:
+        self.qm, self._gemm, self._tile, self._maxima = qm, gemm, tile, maxima
+        if tile is not None and (tile < 1 or gemm or any(
+                step.op.window is not None or qm.numbers[step.name].phi is not None
+                for step in qm.plan.attends)):
+            raise ValueError(f"no fused tiles of {tile!r} keys with windows, phi or gemm")
         self.rows = self.redone = 0
         self.context = qm.context if context is None else context
         if not 1 <= self.context <= qm.context:
@@ -384,10 +394,14 @@ class GoldenModel:
                 s = softcap(s, cap)
             s = np.where(hidden, MASKED, s)
             peak = self._peaks(step, numbers, some, s.max(axis=-1, keepdims=True))
-            p, total = probabilities(spilled(s) << 2 if self._gemm else s, peak)
+            if self._tile is not None:
+                sums, total = fused(s, v, self._tile)
+            else:
+                p, total = probabilities(spilled(s) << 2 if self._gemm else s, peak)
+                sums = product(p, v)
             mant, shift = output_scale(total, *(x[some, None, None].astype(np.int64) for x in (
                 numbers.v_mant, numbers.v_shift)))
-            out[some, ..., columns] = requant(product(p, v), mant[..., None], shift[..., None])
+            out[some, ..., columns] = requant(sums, mant[..., None], shift[..., None])
         return self._saturate(out, 16, "attention").transpose(2, 0, 1, 3).reshape(n, -1)
 
     def _peaks(self, step: AttendStep, numbers: QuantAttend, heads: slice, maxima: np.ndarray,
