@@ -273,9 +273,12 @@ async def whole_run(dut, chip, stall=0.0):
     price = random.choice([0, 100, 256, 257, 1023])
     # Several small ids, so that stop ids do come up; 1 stands in unused places
     rare = random.random() < 0.5
-    text = [1 if rare and random.random() < 0.9 else random.randrange(2, 120)
-            for _ in range(limit + CONFIG.P + 2)]
-    chip.token_of = text.__getitem__
+
+    def some_token(position=0):
+        return 1 if rare and random.random() < 0.9 else random.randrange(2, 120)
+    text = [some_token() for _ in range(limit + CONFIG.P + 2)]
+    # Sequences of a batch know nothing of each other: what one writes is not what the next had.
+    chip.token_of = some_token if batch else text.__getitem__
     await write_tokens(dut, chip, start_pos, text[start_pos:start_pos + prompt])
     for kept in (chip.passes, chip.kinds, chip.samples, chip.guesses, chip.guessed, chip.batches):
         kept.clear()
@@ -324,28 +327,25 @@ async def whole_run(dut, chip, stall=0.0):
 
 
 async def batch_run(dut, chip, model, text, n, max_new, stop_ids, stall):
-    """A run of n sequences, all of it checked -> why it ended. text: what is drawn, by address in
-    the token memory."""
+    """A run of n sequences, all of it checked -> why it ended. text: what they have had."""
     await begin(dut, model, start_pos=0, prompt=n, max_new=max_new, stop_ids=stop_ids, batch=1)
     accepted = cocotb.start_soon(count_accepted(dut))
     events = await collect(dut, stall)
     assert await error_of(dut) == (0, 0)
     assert accepted.result() == 0 and set(chip.kinds) == {1}
-    passes, reason = 0, 0 if max_new else 5
-    while not reason:
-        passes += 1
-        drawn = text[passes:passes + n]
-        reason = (1 if set(drawn) & set(stop_ids) else 2 if passes == max_new else
-                  3 if passes + n - 1 == context_limit(CONFIG) else 0)
+    drawn = [[token for token, _ in pass_] for pass_ in chip.batches]
+    reasons = [1 if set(tokens) & set(stop_ids) else 2 if passes == max_new else
+               3 if passes + n - 1 == context_limit(CONFIG) else 0
+               for passes, tokens in enumerate(drawn, 1)] if max_new else [5]
+    assert all(reasons[-1:]) and not any(reasons[:-1])
     if max_new:
-        assert len(chip.batches) == passes
         assert [(e["token"], e["crc"]) for e in events] == [
-            item for drawn in chip.batches for item in drawn]
-    assert [e["reason"] for e in events] == [0] * (len(events) - 1) + [reason]
+            item for pass_ in chip.batches for item in pass_]
+    assert [e["reason"] for e in events] == [0] * (len(events) - 1) + reasons[-1:]
     assert chip.passes == [
         (replace(pass_of(CONFIG, model, before, n, final=max_new > 0, decode=True), each=True),
-         text[before:before + n]) for before in range(max(1, passes))]
-    return reason
+         tokens) for before, tokens in enumerate([text[:n], *drawn[:-1]])]
+    return reasons[-1]
 
 
 async def count_accepted(dut):
