@@ -15,7 +15,7 @@ from meadowlark.models.blocks import BlockTensor
 from meadowlark.quant.quantise import quantise
 from meadowlark.run.prepare import Source
 from meadowlark_boards import get_board
-from random_model import outlined, random_texts
+from random_model import outlined, random_model, random_texts
 from test_shapes_of_models import SHAPES, built
 
 import meadowlark as ml
@@ -208,6 +208,18 @@ def test_command(run, tmp_path):
                            "4", "--exact", "--json", "-")[1])["tests"]["tg4"]
     assert exact["cycles"] == model.predict(board="ulx3s_85f", prompt=1, generate=4,
                                             exact=True).prediction.cycles
+
+
+def test_an_image_has_a_board(run, tmp_path):
+    """Without --board that is what it is predicted for, as it is what it runs on."""
+    model, image = random_model(tmp_path / "model", seed=1), tmp_path / "of.image"
+    assert run("compile", model, "--board", "ulx3s_85f", "-o", image)[0] == 0
+    args = ("predict", "-m", image, "-p", "0", "-n", "2")
+    page = tmp_path / "page.html"
+    assert json.loads(run(*args, "--html", page, "--json", "-")[1])["board"] == "ulx3s_85f"
+    assert "ULX3S" in page.read_text()
+    status, _, err = run(*args, "--board", "virtual")
+    assert status == 2 and "compiled for a core with" in err
 
 
 def counted(tmp_path, **fields):

@@ -5,7 +5,7 @@ import click
 
 from ..errors import UserError
 from ..files import check_outputs, write_atomic
-from .options import (Asked, board_option, counts, html_option, json_option,
+from .options import (Asked, board_option, counts, given, html_option, json_option,
                       model_options, positions_of, sizes_option)
 from .terminal import Progress, show, write_json
 
@@ -20,7 +20,7 @@ from .terminal import Progress, show, write_json
               help="Show beside it what `meadowlark bench --json FILE` counted.")
 @html_option
 @model_options()
-@board_option("virtual", "Board to predict.")
+@board_option("virtual", "Board to predict. An image has its own.")
 @json_option
 def predict(prompts: str, generates: str, positions: str, layers: bool, exact: bool,
             counted: str | None, html_to: str | None, asked: Asked, board: str,
@@ -36,12 +36,13 @@ def predict(prompts: str, generates: str, positions: str, layers: bool, exact: b
                              generates=counts(generates, "-n"),
                              positions=positions_of(positions))
     of, where, cycles = (None, None, {}) if counted is None else predicting.counted_in(counted)
+    of_board = board if given("board") else None        # None: an image's own, or the default
     results, found = {}, None
     with Progress() as progress:
         model = asked.load(progress)
         for size in sizes:
             progress(f"predicting {size.name}")
-            found = model.predict(board=board, prompt=size.prompt, generate=size.generate,
+            found = model.predict(board=of_board, prompt=size.prompt, generate=size.generate,
                                   position=size.position, exact=exact)
             for what, has, wants in (("model", of, found.model), ("board", where, found.board)):
                 if has not in (None, wants):
@@ -53,7 +54,8 @@ def predict(prompts: str, generates: str, positions: str, layers: bool, exact: b
     write_json(predicting.as_json(results, *facts), json_to)
     if html_to is not None:
         from ..report.tests import report
-        write_atomic(html_to, report(results, found.model, board_named(board)).encode())
+        which = board_named(of_board or found.board)
+        write_atomic(html_to, report(results, found.model, which).encode())
     if json_to != "-":
         show(predicting.as_table(results, *facts, layers=layers))
     return 0
