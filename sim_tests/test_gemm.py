@@ -4,6 +4,7 @@ import random
 from collections import deque
 from contextlib import closing
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -102,6 +103,8 @@ def test_fill(case, seed):
             check(c, trace, wanted)
             tiles = -(-rows // (beats * c.spilled_keys))
             assert sum(shown["release"] for shown in trace) == tiles
+            assert not any(before["wait_tile"] and shown["array_active"]
+                           for before, shown in pairwise(trace))
             if not stall:
                 assert len(trace) - 8 == rows + tiles * Fill.TILE
     run(fill, of_fill)

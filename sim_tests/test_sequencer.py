@@ -46,7 +46,7 @@ class Chip:
         self.token_of = lambda position: random.getrandbits(19)
         self.samples = {}           # position -> (token, crc)
         self.batches = []           # of each pass of a batch, those
-        self.hang = self.stuck = False
+        self.hang, self.stuck = None, False         # hang: pass or drafter
         self.fault = None           # (pass number, bits, pc)
         self.busy = self.dead = False
         self.flushes = 0
@@ -55,6 +55,7 @@ class Chip:
         self.guesses = {}           # position of a text's last token -> drafts
         self.guess = lambda position: [9]
         self.guessed = []           # positions, in order
+        self.begins = 0             # position from which on the token memory is the run's
         cocotb.start_soon(self.clean())
         cocotb.start_soon(self.answer())
         self.work = cocotb.start_soon(self.serve())
@@ -113,12 +114,13 @@ class Chip:
             if not begins:
                 continue
             self.guessed.append(position)
-            await ClockCycles(dut.clk, self.some(60))
-            dut.draft_addr.value = position
-            await ClockCycles(dut.clk, TokenMemory.LATENCY)
-            await ReadOnly()
-            assert int(dut.token_data.value) == self.token_of(position)
-            await RisingEdge(dut.clk)
+            await ClockCycles(dut.clk, 10**9 if self.hang == "drafter" else self.some(60))
+            for at in position, random.randrange(self.begins, position + 1):
+                dut.draft_addr.value = at
+                await ClockCycles(dut.clk, TokenMemory.LATENCY)
+                await ReadOnly()
+                assert int(dut.token_data.value) == self.token_of(at)
+                await RisingEdge(dut.clk)
             drafts = self.guess(position)
             for j, token in enumerate(drafts, 1):
                 dut.draft_write__addr.value, dut.draft_write__data.value = position + j, token
@@ -173,7 +175,7 @@ class Chip:
                 if random.random() < 0.5:
                     await self.pulse("pass_end")
                 await ClockCycles(dut.clk, 10**9)
-            if self.hang:
+            if self.hang == "pass":
                 await ClockCycles(dut.clk, 10**9)
             assert unpack(PassLayout(), int(dut.pass_.value)) == values
             await self.pulse("pass_end")
@@ -275,10 +277,11 @@ async def whole_run(dut, chip, stall=0.0):
     rare = random.random() < 0.5
 
     def some_token(position=0):
-        return 1 if rare and random.random() < 0.9 else random.randrange(2, 120)
+        return (1 if rare and random.random() < 0.9 else
+                random.choice([*[random.randrange(2, 120)] * 4, random.getrandbits(19)]))
     text = [some_token() for _ in range(limit + CONFIG.P + 2)]
     # Sequences of a batch know nothing of each other: what one writes is not what the next had.
-    chip.token_of = some_token if batch else text.__getitem__
+    chip.token_of, chip.begins = some_token if batch else text.__getitem__, start_pos
     await write_tokens(dut, chip, start_pos, text[start_pos:start_pos + prompt])
     for kept in (chip.passes, chip.kinds, chip.samples, chip.guesses, chip.guessed, chip.batches):
         kept.clear()
@@ -378,23 +381,45 @@ async def aborts_between_the_tokens_of_a_pass(dut):
     await start(dut)
     chip = Chip(dut, quick=True)
     chip.token_of, chip.guess = lambda position: 9, lambda position: [9]
-    for _ in range(30):
+    for i in range(32):
         await write_tokens(dut, chip, 0, [9] * CONFIG.P)
-        kind = random.choice(["batch", "draft_most"])
+        kind = ["batch", "draft_most"][i % 2]
         # The first token of a batch is a stop id, which counts no more in the next run.
         await begin(dut, {**some_model(), "head_log2": 3}, prompt=CONFIG.P, max_new=20,
                     stop_ids=[9] * (kind == "batch"), **{kind: 1})
         while not int(dut.link__events__valid.value):
             await RisingEdge(dut.clk)
-        events, wait = cocotb.start_soon(collect(dut)), random.randrange(20)
+        events, wait = cocotb.start_soon(collect(dut)), random.randrange(20) * (i % 4 > 1)
         await ClockCycles(dut.clk, wait)
         dut.link__abort.value = 1
         await RisingEdge(dut.clk)
         dut.link__abort.value = 0
         got = await events
-        assert len(got) < CONFIG.P + 2 and got[-1]["reason"] == (
+        # A token takes six cycles; the one under way when it comes, and the end.
+        assert len(got) <= min(2 + -(-wait // 6), CONFIG.P + 1) and got[-1]["reason"] == (
             1 if kind == "batch" and len(got) == CONFIG.P and got[-1]["reason"] == 1 else 4)
     chip.quick = False
+    await whole_run(dut, chip)
+
+
+@cocotb.test(timeout_time=10, timeout_unit="ms")
+async def an_abort_does_not_wait_for_drafts(dut):
+    await start(dut)
+    chip = Chip(dut, quick=True)
+    chip.token_of, chip.hang = lambda position: 9, "drafter"
+    for _ in range(5):
+        chip.guessed.clear()
+        await write_tokens(dut, chip, 0, [9])
+        await begin(dut, {**some_model(), "head_log2": 3}, prompt=1, max_new=20, draft_most=1)
+        events = cocotb.start_soon(collect(dut))
+        while not chip.guessed:
+            await RisingEdge(dut.clk)
+        await ClockCycles(dut.clk, random.randrange(100))
+        dut.link__abort.value = 1
+        await RisingEdge(dut.clk)
+        dut.link__abort.value = 0
+        assert [event["reason"] for event in await events] == [0, 4]
+    chip.hang, chip.quick = None, False
     await whole_run(dut, chip)
 
 
@@ -570,14 +595,14 @@ async def watchdog(dut):
     await start(dut)
     chip = Chip(dut)
     for _ in range(3):
-        chip.hang = True
+        chip.hang = "pass"
         dut.fault_pc.value = 77
         begun = cycles(dut)
         await begin(dut, some_model(), prompt=2, max_new=1)
         assert [e["reason"] for e in await collect(dut)] == [4]
         assert await error_of(dut) == (Error.WATCHDOG, 77)
         assert 1 << WATCHDOG < cycles(dut) - begun < (1 << WATCHDOG) + 500
-        chip.hang = False
+        chip.hang = None
         await whole_run(dut, chip)
 
 
@@ -601,7 +626,7 @@ async def a_core_that_cannot_be_emptied(dut, cause):
     await start(dut)
     chip = Chip(dut)
     await begin(dut, some_model(), prompt=2, max_new=1)
-    chip.hang = True
+    chip.hang = "pass"
     await ClockCycles(dut.clk, 80)
     chip.stuck = True
     if cause == "abort":
