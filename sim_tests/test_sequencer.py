@@ -299,7 +299,7 @@ async def whole_run(dut, chip, stall=0.0):
                        price=price, max_new=max_new, stop_ids=stop_ids, limit=limit))
     await begin(dut, model, start_pos=start_pos, prompt=prompt, max_new=max_new,
                 top_k=0 if most else 16, stop_ids=stop_ids, draft_most=most, draft_price=price)
-    accepted = cocotb.start_soon(count_accepted(dut))
+    pulses = cocotb.start_soon(count_pulses(dut))
     events = await collect(dut, stall)
     assert await error_of(dut) == (0, 0)
 
@@ -318,7 +318,8 @@ async def whole_run(dut, chip, stall=0.0):
         else:
             reason = 3 if position == limit else 0
         assert event["reason"] == reason
-    assert set(chip.kinds) == {0} and accepted.result() == sum(turn.accepted for turn in found)
+    assert set(chip.kinds) == {0}
+    assert pulses.result() == [sum(turn.accepted for turn in found), 1]
     assert chip.guessed == ([turn.position for turn in found[1:]] if most else [])
     assert [p for p, _ in chip.passes] == expected_passes(
         CONFIG, model, start_pos, prompt, max_new, found[1:])
@@ -332,10 +333,10 @@ async def whole_run(dut, chip, stall=0.0):
 async def batch_run(dut, chip, model, text, n, max_new, stop_ids, stall):
     """A run of n sequences, all of it checked -> why it ended. text: what they have had."""
     await begin(dut, model, start_pos=0, prompt=n, max_new=max_new, stop_ids=stop_ids, batch=1)
-    accepted = cocotb.start_soon(count_accepted(dut))
+    pulses = cocotb.start_soon(count_pulses(dut))
     events = await collect(dut, stall)
     assert await error_of(dut) == (0, 0)
-    assert accepted.result() == 0 and set(chip.kinds) == {1}
+    assert pulses.result() == [0, 1] and set(chip.kinds) == {1}
     drawn = [[token for token, _ in pass_] for pass_ in chip.batches]
     reasons = [1 if set(tokens) & set(stop_ids) else 2 if passes == max_new else
                3 if passes + n - 1 == context_limit(CONFIG) else 0
@@ -351,16 +352,17 @@ async def batch_run(dut, chip, model, text, n, max_new, stop_ids, stall):
     return reasons[-1]
 
 
-async def count_accepted(dut):
-    """Until the run has ended, and a cycle."""
-    count = 0
+async def count_pulses(dut):
+    """-> drafts accepted and first tokens, until the run has ended, and a cycle."""
+    counts = [0, 0]
     while True:
         await ReadOnly()
         busy = int(dut.link__busy.value)
-        count += int(dut.accepted.value)
+        counts[0] += int(dut.accepted.value)
+        counts[1] += int(dut.first_token.value)
         await RisingEdge(dut.clk)
         if not busy:
-            return count
+            return counts
 
 
 @cocotb.test(timeout_time=100, timeout_unit="ms")
