@@ -1,6 +1,7 @@
 """What the tests are held to: mutants of every block, and no case that ends without a word."""
 import ast
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -40,7 +41,7 @@ def test_mutants_name_tests():
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider",
          *(f"{HERE.name}/{name}" for name in files)], cwd=HERE.parent, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"SIM": "verilator"})
     assert done.returncode == 0, done.stdout[-2000:]
     found = {line.partition("/")[2] for line in done.stdout.splitlines()}
     parts = {name.partition(mark)[0] for name in found for mark in ("[", "::")} | found
