@@ -5,9 +5,10 @@ it by another one behind it, whether anybody hears of it or not. Each takes two 
 """
 from __future__ import annotations
 
-import collections
 from collections.abc import Mapping
 from typing import NamedTuple
+
+from . import netlist
 
 _INPUTS = "ABCD"
 #: As a netlist says it: nextpnr fails where a port is left out.
@@ -39,12 +40,7 @@ def trim_carry_chains(module: dict) -> int:
         LUTs that a chip has more than without.
     """
     cells = {name: cell for name, cell in module["cells"].items() if cell["type"] == "CCU2C"}
-    heard: collections.Counter[object] = collections.Counter(
-        bit for port in module["ports"].values() for bit in port["bits"])
-    for cell in module["cells"].values():
-        for port, bits in cell["connections"].items():
-            if cell["port_directions"][port] != "output":
-                heard.update(bits)
+    heard = netlist.users(module)
     carried = {cell["connections"]["CIN"][0]: cell for cell in cells.values()}
     spared = 0
     for name, first in cells.items():
@@ -100,9 +96,7 @@ def _only_carry(cell: dict) -> dict | None:
     cell["connections"]["CIN"] = _UNCONNECTED
     _set_half(cell, 0, Half([*ab, _ONE, _ONE], _UNCONNECTED, carries[::-1].rjust(16, "0")))
     wires = dict(zip(_INPUTS, [*ab, _ONE, _ONE], strict=True)) | {"Z": sum_}
-    return {"type": "LUT4", "hide_name": 0, "attributes": {},
-            "parameters": {"INIT": sums[::-1] * 4}, "connections": wires,
-            "port_directions": {port: "output" if port == "Z" else "input" for port in wires}}
+    return netlist.cell(netlist.LUT, {"INIT": sums[::-1] * 4}, wires, output="Z")
 
 
 def _half(cell: dict, k: int) -> Half:

@@ -12,15 +12,16 @@ import collections
 import itertools
 from typing import NamedTuple
 
-_REGISTER, _RAM = "TRELLIS_FF", "TRELLIS_DPR16X4"
+from . import netlist
+
 #: Chains of a RAM, and the cycles that it can hold.
 _WIDTH, _DEPTH = 4, 16
 #: Shorter ones stay: below, a RAM has hardly fewer wires than what it takes the place of.
 _SHORTEST = 6
 #: RAMs that share a counter, so that its wires stay short.
 _SHARE = 6
-#: What enables a flip-flop in each cycle.
-_ALWAYS = (("1", ["1"]), ("CE", ["1"]))
+#: Attributes of a flip-flop that belongs to a pin.
+_AT_A_PIN = {"ioff_dir", "syn_useioff"}
 #: Parts of a hierarchical name, its own apart, that say where a chain is: lines of one RAM come
 #: from one place.
 _PLACE = 3
@@ -48,29 +49,24 @@ def fold_delay_lines(module: dict) -> int:
     free = itertools.count(1 + max(
         (bit for cell in cells.values() for bits in cell["connections"].values()
          for bit in bits if isinstance(bit, int)), default=1))
-    counters: dict[tuple, tuple[list[int], int]] = {}
-    before = sum(cell["type"] == _REGISTER for cell in cells.values())
+    rams: collections.Counter[tuple] = collections.Counter()    # of a clock, place and length
+    addresses: dict[tuple, list[int]] = {}
+    before = sum(cell["type"] == netlist.REGISTER for cell in cells.values())
     for (clock, place), found in itertools.groupby(lines, lambda line: (line.clock, line.place)):
         for four in zip(*[iter(found)] * _WIDTH, strict=False):
             words = min(_DEPTH, *(len(line.registers) - 1 for line in four))
             key = clock, place, words
-            address, users = counters.get(key, ([], _SHARE))
-            if users == _SHARE:
-                address, users = _counter(cells, clock, words, free), 0
-            counters[key] = address, users + 1
-            _fold(cells, four, words, address, free)
-    return before - sum(cell["type"] == _REGISTER for cell in cells.values())
+            if rams[key] % _SHARE == 0:
+                addresses[key] = _counter(cells, clock, words, free)
+            rams[key] += 1
+            _fold(cells, four, words, addresses[key], free)
+    return before - sum(cell["type"] == netlist.REGISTER for cell in cells.values())
 
 
 def _lines(module: dict) -> list[Line]:
     """All chains that are long enough."""
     cells = module["cells"]
-    heard: collections.Counter[object] = collections.Counter(
-        bit for port in module["ports"].values() for bit in port["bits"])
-    for cell in cells.values():
-        for port, bits in cell["connections"].items():
-            if cell["port_directions"][port] != "output":
-                heard.update(bits)
+    heard = netlist.users(module)
     plain = {name: cell for name, cell in cells.items() if _plain(cell)}
     of_output = {cell["connections"]["Q"][0]: name for name, cell in plain.items()}
     before = {}
@@ -93,18 +89,8 @@ def _lines(module: dict) -> list[Line]:
 
 def _plain(cell: dict) -> bool:
     """It takes its input at each rising edge of its clock, and does nothing else."""
-    wires, options = cell["connections"], cell["parameters"]
-    return (cell["type"] == _REGISTER and options.get("CLKMUX", "CLK") == "CLK"
-            and (options.get("CEMUX", "CE").strip(), wires.get("CE", ["1"])) in _ALWAYS
-            and options.get("LSRMUX", "LSR") == "LSR" and wires.get("LSR", ["0"]) == ["0"]
-            and not {"keep", "ioff_dir", "syn_useioff"} & cell["attributes"].keys())
-
-
-def _cell(kind: str, parameters: dict, outputs: dict, inputs: dict) -> dict:
-    return {"hide_name": 0, "type": kind, "parameters": parameters, "attributes": {},
-            "port_directions": {port: "output" for port in outputs} | {
-                port: "input" for port in inputs},
-            "connections": outputs | inputs}
+    return (cell["type"] == netlist.REGISTER and netlist.enable_of(cell) == ["1"]
+            and not _AT_A_PIN & cell["attributes"].keys())
 
 
 def _counter(cells: dict, clock: object, words: int, free: itertools.count) -> list[int]:
@@ -114,13 +100,13 @@ def _counter(cells: dict, clock: object, words: int, free: itertools.count) -> l
     for bit, wire in enumerate(address):
         table = "".join(str(after[k] >> bit & 1) for k in reversed(range(_DEPTH)))
         following = next(free)
-        cells[f"delay_count_{wire}_LUT"] = _cell(
-            "LUT4", {"INIT": table}, {"Z": [following]},
-            {port: [of] for port, of in zip("ABCD", address, strict=True)})
-        cells[f"delay_count_{wire}"] = _cell(
-            _REGISTER, {"CEMUX": "1 ", "CLKMUX": "CLK", "GSR": "DISABLED", "LSRMUX": "LSR",
-                        "REGSET": "RESET", "SRMODE": "LSR_OVER_CE"},
-            {"Q": [wire]}, {"CLK": [clock], "DI": [following], "LSR": ["0"]})
+        cells[f"delay_count_{wire}_LUT"] = netlist.cell(
+            netlist.LUT, {"INIT": table}, {"Z": [following]} | {
+                port: [of] for port, of in zip("ABCD", address, strict=True)}, output="Z")
+        cells[f"delay_count_{wire}"] = netlist.cell(
+            netlist.REGISTER, {"CEMUX": "1 ", "CLKMUX": "CLK", "GSR": "DISABLED", "LSRMUX": "LSR",
+                               "REGSET": "RESET", "SRMODE": "LSR_OVER_CE"},
+            {"Q": [wire], "CLK": [clock], "DI": [following], "LSR": ["0"]}, output="Q")
     return address
 
 
@@ -133,9 +119,10 @@ def _fold(cells: dict, four: tuple[Line, ...], words: int, address: list[int],
     # Address 0 is read first: it holds what the last of the flip-flops holds.
     begins = "".join(states[k][words - 1 - word] if word < words else "x"
                      for word in reversed(range(_DEPTH)) for k in reversed(range(_WIDTH)))
-    cells[f"{four[0].registers[0]}_delay"] = _cell(
-        _RAM, {"INITVAL": begins, "WCKMUX": "WCK", "WREMUX": "WRE"}, {"DO": outputs},
-        {"DI": inputs, "RAD": address, "WAD": address, "WCK": [four[0].clock], "WRE": ["1"]})
+    cells[f"{four[0].registers[0]}_delay"] = netlist.cell(
+        netlist.DISTRIBUTED_RAM, {"INITVAL": begins, "WCKMUX": "WCK", "WREMUX": "WRE"},
+        {"DO": outputs, "DI": inputs, "RAD": address, "WAD": address, "WCK": [four[0].clock],
+         "WRE": ["1"]}, output="DO")
     for line, output in zip(four, outputs, strict=True):
         cells[line.registers[words]]["connections"]["DI"] = [output]
         for name in line.registers[:words]:

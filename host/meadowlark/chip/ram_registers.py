@@ -9,7 +9,9 @@ from __future__ import annotations
 import collections
 from collections.abc import Mapping
 
-_RAM, _REGISTER = "DP16KD", "TRELLIS_FF"
+from .netlist import REGISTER, enable_of
+
+_RAM = "DP16KD"
 _DATA = {port: [f"DO{port}{k}" for k in range(18)] for port in "AB"}
 
 
@@ -31,7 +33,7 @@ def fold_ram_registers(module: dict) -> int:
         for port, bits in cell["connections"].items():
             if cell["port_directions"][port] != "output":
                 for bit in bits:
-                    heard[bit].append(name if cell["type"] == _REGISTER and port == "DI" else None)
+                    heard[bit].append(name if cell["type"] == REGISTER and port == "DI" else None)
     for port in module["ports"].values():
         for bit in port["bits"]:
             heard[bit].append(None)
@@ -53,7 +55,9 @@ def _fold(ram: dict, ports: str, cells: dict, heard: Mapping) -> int:
             if not users:
                 continue
             register = cells.get(users[0]) if len(users) == 1 and users[0] else None
-            enable = register and _enable(register, wires[f"CLK{ports[-1]}"])
+            if register is None or register["connections"]["CLK"] != wires[f"CLK{ports[-1]}"]:
+                return 0
+            enable = enable_of(register)
             if not enable:
                 return 0
             found[name] = users[0]
@@ -67,13 +71,3 @@ def _fold(ram: dict, ports: str, cells: dict, heard: Mapping) -> int:
     for name, register in found.items():
         wires[name] = cells.pop(register)["connections"]["Q"]
     return len(found)
-
-
-def _enable(register: dict, clock: list) -> list | None:
-    """What enables it, as a connection; None if it does more than take its input."""
-    wires, options = register["connections"], register["parameters"]
-    enable = {"1": ["1"], "CE": wires.get("CE")}.get(options.get("CEMUX", "").strip())
-    plain = (wires["CLK"] == clock and options.get("CLKMUX", "CLK") == "CLK"
-             and options.get("LSRMUX", "LSR") == "LSR" and wires.get("LSR", ["0"]) == ["0"]
-             and not register.get("attributes", {}).get("keep"))
-    return enable if plain else None

@@ -33,6 +33,12 @@ def board_option(default: str, text: str) -> Callable[[Callable], Callable]:
                              "is one of its own.")
 
 
+def asked_board(board: str) -> str | None:
+    """What ``--board`` says. None if it is not given: then an image has its own, a port as well,
+    and else it is the default."""
+    return board if given("board") else None
+
+
 def sizes_option(behind: str = "") -> Callable[[Callable], Callable]:
     """``-p``, ``-n`` and ``-d``, texts: sizes of the tests of a bench, see :func:`counts` and
     :func:`positions_of`. behind: more of the help of ``-d``."""
@@ -158,8 +164,7 @@ class Asked:
         Without --board that is the one at the port; for a simulation the one that an image was made
         for, or the default. options: of :meth:`.LoadedModel.on`.
         """
-        return self.load(progress).on(target, board=board if given("board") else None, load=False,
-                                      **options)
+        return self.load(progress).on(target, board=asked_board(board), load=False, **options)
 
 
 def model_options(*, argument: bool = False, default: str | None = "stories", image: bool = True,

@@ -5,7 +5,7 @@ import click
 
 from ..errors import UserError
 from ..files import check_outputs, write_atomic
-from .options import (Asked, board_option, counts, given, html_option, json_option,
+from .options import (Asked, asked_board, board_option, counts, html_option, json_option,
                       model_options, positions_of, sizes_option)
 from .terminal import Progress, show, write_json
 
@@ -36,7 +36,7 @@ def predict(prompts: str, generates: str, positions: str, layers: bool, exact: b
                              generates=counts(generates, "-n"),
                              positions=positions_of(positions))
     of, where, cycles = (None, None, {}) if counted is None else predicting.counted_in(counted)
-    of_board = board if given("board") else None        # None: an image's own, or the default
+    of_board = asked_board(board)
     results, found = {}, None
     with Progress() as progress:
         model = asked.load(progress)

@@ -11,7 +11,7 @@ import click
 
 from ..errors import UserError, how_to_add
 from . import interrupts
-from .options import Asked, board_option, given, model_options, target_option
+from .options import Asked, asked_board, board_option, model_options, target_option
 from .terminal import Progress, say, warn
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def serve(host: str, port: int, api_key: str, origins: tuple[str, ...], queue: i
     try:
         with Progress() as progress:
             model = asked.load(progress)
-            chip = model.on(target, board=board if given("board") else None)
+            chip = model.on(target, board=asked_board(board))
     except BaseException:
         sock.close()
         raise
